@@ -1,0 +1,1 @@
+"""Storage backends; the registry knows their names, protocol.py what they promise."""

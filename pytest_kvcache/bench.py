@@ -1,0 +1,194 @@
+"""One pytest session's benchmark: plans on demand, one controller, gates at the end.
+
+The pytest side's only way to the controller; imports neither pytest-benchmark nor MPI.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import shlex
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from pytest_kvcache.compare import (
+    Baseline,
+    Judgement,
+    check_rule,
+    judge,
+    judge_slo,
+    load_baseline,
+)
+from pytest_kvcache.controller import Controller, Progress
+from pytest_kvcache.errors import OptionError
+from pytest_kvcache.metrics import METRICS
+from pytest_kvcache.planning import Case, CaseName, Planner, name_cases
+from pytest_kvcache.registry import build_registry
+from pytest_kvcache.report import describe_plan
+from pytest_kvcache.results import RunResult
+from pytest_kvcache.version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from pytest_kvcache.options import Options
+    from pytest_kvcache.plan import Plan
+    from pytest_kvcache.results import CaseResult
+
+
+class Bench:
+    """Lazy: a session that never asks for a case creates and touches nothing."""
+
+    def __init__(
+        self,
+        options: Options,
+        *,
+        command: Sequence[str],
+        progress: Progress,
+        modify_plan: Callable[[Plan], Plan],
+        max_trials: int | None,
+    ) -> None:
+        self.options = options
+        self.registry = build_registry(options.plugin)
+        self.names = name_cases(options, self.registry)
+        run_id = new_run_id()
+        self._planner = Planner(self.registry, run_id)
+        self._modify_plan = modify_plan
+        self._cases: dict[tuple[CaseName, int], tuple[Options, Case]] = {}
+        self._baseline: Baseline | None = None
+        self.controller = Controller(
+            options=options,
+            registry=self.registry,
+            run=RunResult(
+                run_id=run_id,
+                started_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                command=tuple(command),
+                version=VERSION,
+                commit=commit_of(os.getcwd()),  # noqa: PTH109  as git sees it
+                environment=environment(),
+            ),
+            environ=dict(os.environ),
+            progress=progress,
+            max_trials=max_trials,
+        )
+
+    def plan(self, name: CaseName, options: Options | None = None) -> Case:
+        """The planned case; the same object for the same question."""
+        options = options or self.options
+        key = (name, id(options))  # the options are kept with it, or the id would be used again
+        if key not in self._cases:
+            case = self._planner.plan(options, name)
+            self._cases[key] = options, replace(case, plan=self._modify_plan(case.plan))
+        return self._cases[key][1]
+
+    def check(self, names: Sequence[CaseName]) -> None:
+        """Plan and check every case, and find the baseline, before anything is launched."""
+        cases = [self.plan(name) for name in names]
+        for case in cases:
+            self.controller.check(self.options, case.plan)
+        if cases:
+            self.controller.note_launcher()
+        self._check_baseline([case.plan.case for case in cases])
+        if cases and not self.options.dry_run:
+            self.controller.take_lock()
+
+    def run(self, name: CaseName, options: Options | None = None) -> CaseResult:
+        """All trials of a case, launched at most once."""
+        chosen = options or self.options
+        return self.controller.run_case(chosen, self.plan(name, options))
+
+    def dry_run(self, name: CaseName) -> Iterator[str]:
+        """The plan and the exact launcher command, line by line."""
+        plan = self.plan(name).plan
+        directory = self.controller.directory / plan.case / "trial-0"
+        yield f"{plan.case}: {describe_plan(plan)}"
+        for key, value in sorted(plan.to_json().items()):
+            origin = plan.origins.get(key, "derived")
+            shown = plan.model.name if key == "model" else json.dumps(value)
+            if key != "origins":
+                yield f"  {key:<18}{shown} ({origin})"
+        yield "  " + shlex.join(self.controller.argv(self.options, plan, directory))
+
+    def judge(self) -> list[Judgement]:
+        """Every gate on every case that ran."""
+        found: list[Judgement] = []
+        for case in self.controller.run.cases:
+            for rule in self.options.fail:
+                assert self._baseline is not None
+                before = self._baseline.find(case.name, rule.metric)
+                found.append(judge(rule, before, case.series(rule.metric), case=case.name))
+            found.extend(
+                judge_slo(slo, case.series(slo.metric), case=case.name) for slo in self.options.slo
+            )
+        return found
+
+    def differing(self) -> tuple[str, ...]:
+        """Cases whose plan differs from the baseline's."""
+        if self._baseline is None:
+            return ()
+        digests = {case.name: case.plan.workload_digest for case in self.controller.run.cases}
+        return self._baseline.differing(digests)
+
+    def _check_baseline(self, cases: Sequence[str]) -> None:
+        if self.options.compare is None:
+            return
+        self._baseline = baseline = load_baseline(self.options.compare)
+        for case in cases:
+            for rule in self.options.fail:
+                before = baseline.find(case, rule.metric)
+                if before is None:
+                    raise OptionError(
+                        f"--kv-compare={self.options.compare} has no {rule.metric} of {case}; a"
+                        " gate needs its baseline, record one or drop the --kv-fail"
+                    )
+                check_rule(rule, before)
+                metric = METRICS[rule.metric]
+                if (before.unit, before.better) != (metric.unit, metric.better):
+                    raise OptionError(
+                        f"--kv-compare={self.options.compare} has {rule.metric} in"
+                        f" {before.unit!r}, {before.better} better; it must be in"
+                        f" {metric.unit!r}, {metric.better} better, record it anew"
+                    )
+
+
+def new_run_id() -> str:
+    """Sortable by time, unique without a clock."""
+    return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+
+
+def commit_of(directory: str) -> str | None:
+    """The commit checked out in ``directory``, with ``-dirty`` for changes; None: no git."""
+    command = [
+        "git",
+        "-C",
+        directory,
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def environment() -> dict[str, Any]:
+    """What produced the numbers, as far as this process knows it."""
+    return {
+        "python": platform.python_version(),
+        "implementation": sys.implementation.name,
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "hosts": [socket.gethostname()],
+        "mpi": None,
+        "launcher": None,
+    }

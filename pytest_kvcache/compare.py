@@ -1,0 +1,502 @@
+"""Baseline against now: the gates, their direction, their noise, their table.
+
+Pure except ``load_baseline``; imports neither pytest nor MPI. Controller side.
+
+How a ``--kv-fail`` gate decides. The *change* is that of the medians over trials,
+positive when worse. The *noise* is half the width of Welch's 95 % confidence interval
+for the difference of the two means; both are ratios of the baseline's median.
+
+==============  =============================================  ==================
+change          the interval of the difference                 verdict
+==============  =============================================  ==================
+above limit     is wholly on the bad side of zero              worse
+above limit     reaches zero                                   inconclusive
+up to limit     ends below the limit, or noise is up to limit  ok
+up to limit     anything else                                  inconclusive
+any             a side has fewer than 2 trials                 inconclusive
+==============  =============================================  ==================
+
+Why the interval of the difference and not two intervals that don't overlap: overlap
+is conservative, it misses differences that the same data prove (N. Schenker and
+J. F. Gentleman, The American Statistician 55 (2001) 182-186,
+doi:10.1198/000313001317097960). Why a small change may still be inconclusive: where
+the noise exceeds the limit, a regression as large as the limit would have come out as
+noise too, so "ok" would say nothing. More trials or a wider limit make it say something.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+import re
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
+
+from pytest_kvcache.errors import OptionError, ResultError
+from pytest_kvcache.summary import MetricSeries, difference_ci95
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from os import PathLike
+
+RUN_SCHEMA: Final = "pytest-kvcache/run/1"
+"""The run files that ``load_baseline`` reads."""
+
+Operator = Literal["<", "<=", ">", ">="]
+Status = Literal["ok", "worse", "inconclusive", "missing"]
+
+_METRIC = r"(?P<metric>[A-Za-z][\w.]*)"
+_NUMBER = r"(?P<number>[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?)"
+_FAIL: Final = re.compile(rf"{_METRIC}\s*:\s*{_NUMBER}\s*%", re.ASCII)
+_SLO: Final = re.compile(rf"{_METRIC}\s*(?P<op><=|>=|<|>)\s*{_NUMBER}", re.ASCII)
+_COMPARE: Final[Mapping[str, Any]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+_EXTRA_KEYS: Final = frozenset({"case", "metric", "unit", "better", "values", "plan_digest"})
+_WIDTH: Final = 80
+_COLUMNS: Final = {  # heading: width; with single spaces between they make 80
+    "metric": 21,
+    "baseline": 9,
+    "now": 9,
+    "change": 13,
+    "limit": 11,
+    "verdict": 12,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailRule:
+    """``--kv-fail``: the metric may get worse than the baseline by so much, not more."""
+
+    metric: str
+    limit_ratio: float
+    """Largest allowed worsening as a ratio of the baseline, above 0: 0.1 is 10 %."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.limit_ratio < math.inf:
+            raise OptionError(
+                f"--kv-fail for {self.metric} has limit {self.limit_ratio * 100:g}%; "
+                "it must be above 0%, e.g. 10%"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.metric}:{self.limit_ratio * 100:.12g}%"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SloRule:
+    """``--kv-slo``: what the metric's median over trials must satisfy, in its own unit."""
+
+    metric: str
+    op: Operator
+    value: float
+
+    def __post_init__(self) -> None:
+        if self.op not in _COMPARE or not math.isfinite(self.value):
+            raise OptionError(
+                f"--kv-slo for {self.metric} is {self.op}{self.value!r}; "
+                "it must be <, <=, > or >= and a finite number, e.g. <20"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.metric}{self.op}{self.value!r}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """What ``--kv-compare`` names: earlier results, by case and metric."""
+
+    source: str
+    """The file, as the user gave it."""
+    cases: Mapping[str, Mapping[str, MetricSeries]]
+    """Case name to metric name to its values."""
+    digests: Mapping[str, str | None]
+    """Case name to the digest of its plan; None where the file states none."""
+
+    def find(self, case: str, metric: str) -> MetricSeries | None:
+        """Return the series of this case and metric, None where there is none."""
+        return self.cases.get(case, {}).get(metric)
+
+    def differing(self, digests: Mapping[str, str]) -> tuple[str, ...]:
+        """Return the cases of both sides whose plans differ or can't be shown equal."""
+        return tuple(c for c in digests if c in self.cases and self.digests.get(c) != digests[c])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What one rule says about one metric of one case."""
+
+    rule: FailRule | SloRule
+    case: str
+    status: Status
+    reason: str
+    """Why, in one sentence without its subject; it gives the fix where there is one."""
+    baseline: float | None = None
+    """The baseline's median; None without one and for an SLO."""
+    now: float | None = None
+    """This run's median; None when it has none."""
+    change_ratio: float | None = None
+    """Positive is worse, in the metric's own direction; None without two sides."""
+    noise_ratio: float | None = None
+    """Half the 95 % interval of the change; None with fewer than 2 trials on a side."""
+
+    def closes(self, *, allow_inconclusive: bool) -> bool:
+        """Whether the run fails for it: always, except for ok and an allowed inconclusive."""
+        if self.status == "inconclusive":
+            return not allow_inconclusive
+        return self.status != "ok"
+
+
+def parse_fail(text: str) -> FailRule:
+    """Read ``METRIC:N%`` (``read.p99_ms:2.5%``); OptionError names --kv-fail."""
+    match = _FAIL.fullmatch(text.strip())
+    ratio = float(match["number"]) / 100 if match else 0.0
+    if match is None or not 0 < ratio < math.inf:
+        raise OptionError(
+            f"--kv-fail is {text!r}; it must be METRIC:N% with N above 0, "
+            "e.g. --kv-fail=read.p99_ms:10%"
+        )
+    return FailRule(metric=match["metric"], limit_ratio=ratio)
+
+
+def parse_slo(text: str) -> SloRule:
+    """Read ``METRIC<VALUE`` (also <=, >, >=); OptionError names --kv-slo."""
+    match = _SLO.fullmatch(text.strip())
+    if match is None or not math.isfinite(float(match["number"])):
+        raise OptionError(
+            f"--kv-slo is {text!r}; it must be METRIC, one of < <= > >=, and a number, "
+            "e.g. --kv-slo='read.p95_ms<20'"
+        )
+    op = cast("Operator", match["op"])  # the pattern admits no other
+    return SloRule(metric=match["metric"], op=op, value=float(match["number"]))
+
+
+def load_baseline(path: str | PathLike[str]) -> Baseline:
+    """Read a run file or a pytest-benchmark JSON; OptionError names --kv-compare and it.
+
+    Entries of a pytest-benchmark file that carry none of our extra_info are other
+    people's benchmarks and are left out.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise OptionError(
+            f"--kv-compare is {path}; it must be a readable JSON file, and is not ({cause}): "
+            "give the run.json or the --benchmark-json file of an earlier run"
+        ) from error
+    try:
+        digests, cases = _index(_entries(data))
+    except ResultError as error:
+        raise OptionError(
+            f"--kv-compare is {path}; it must be an intact run file or pytest-benchmark "
+            f"JSON of this plugin, and is not ({error}): record the baseline anew"
+        ) from error
+    return Baseline(source=str(path), cases=cases, digests=digests)
+
+
+def check_rule(rule: FailRule, baseline: MetricSeries) -> None:
+    """Raise OptionError for a limit the metric can't exceed; callable before the run.
+
+    What is better when higher falls by 100 % at most, so such a gate would never close.
+    """
+    if baseline.better == "higher" and rule.limit_ratio >= 1:
+        raise OptionError(
+            f"--kv-fail is {rule}; {rule.metric} is better when higher, so it can get worse "
+            f"by 100% at most and the gate would never close: give less, "
+            f"e.g. --kv-fail={rule.metric}:10%"
+        )
+
+
+def judge(
+    rule: FailRule, baseline: MetricSeries | None, now: MetricSeries | None, *, case: str = ""
+) -> Judgement:
+    """Apply the table of the module's docstring.
+
+    An absent side is ``missing``, which closes the gate. Raises OptionError when the two
+    sides have different units or directions, or the limit can't be exceeded.
+    """
+    if baseline is None or now is None:
+        return _missing(rule, baseline, now, case)
+    _check_sides(rule, baseline, now)
+    check_rule(rule, baseline)
+    worse_by = now.median - baseline.median
+    change = _ratio(worse_by if now.better == "lower" else -worse_by, baseline.median)
+    interval = _bad_interval(baseline, now)
+    if interval is None:
+        noise = None
+        status, reason = _too_few(baseline, now)
+    else:
+        noise = _ratio((interval[1] - interval[0]) / 2, baseline.median)
+        low, high = (_ratio(bound, baseline.median) for bound in interval)
+        status, reason = _verdict(rule.limit_ratio, change, noise, low, high)
+    return Judgement(
+        rule=rule,
+        case=case,
+        status=status,
+        reason=reason,
+        baseline=baseline.median,
+        now=now.median,
+        change_ratio=change,
+        noise_ratio=noise,
+    )
+
+
+def judge_slo(rule: SloRule, now: MetricSeries | None, *, case: str = "") -> Judgement:
+    """Judge the run alone, by the median over its trials: ok, worse or missing."""
+    if now is None:
+        reason = "this run has no such entry: judge a metric that it measures"
+        return Judgement(rule=rule, case=case, status="missing", reason=reason)
+    _check_name(rule, now)
+    kept = bool(_COMPARE[rule.op](now.median, rule.value))
+    reason = (
+        f"the median over {_trials(now)} is {now.median:.6g} {now.unit}, "
+        f"which {'keeps' if kept else 'breaks'} {rule}"
+    )
+    status: Status = "ok" if kept else "worse"
+    return Judgement(rule=rule, case=case, status=status, reason=reason, now=now.median)
+
+
+def gate_table(judgements: Sequence[Judgement], *, digests_differ: Sequence[str]) -> str:
+    """Return the verdicts as text of at most 80 columns, "" when there is nothing to say.
+
+    One block per case, then why for everything that is not ok, then the cases whose
+    plan is not the baseline's.
+    """
+    lines: list[str] = []
+    if judgements:
+        lines.append(_row(dict(zip(_COLUMNS, _COLUMNS, strict=True))))
+    for case in dict.fromkeys(judgement.case for judgement in judgements):
+        lines += textwrap.wrap(case, _WIDTH, break_on_hyphens=False)
+        for judgement in judgements:
+            if judgement.case == case:
+                lines += _rows(judgement)
+    for judgement in judgements:
+        if judgement.status != "ok":
+            where = f"{judgement.rule.metric} of {judgement.case}".removesuffix(" of ")
+            lines += _paragraph(f"{where} is {judgement.status}: {judgement.reason}")
+    if digests_differ:
+        lines += _paragraph(
+            "the plan differs from the baseline's (plan_digest), so these cases compare "
+            f"different settings: {', '.join(digests_differ)}"
+        )
+    return "\n".join(lines)
+
+
+# -- verdicts --
+
+
+def _missing(
+    rule: FailRule, baseline: MetricSeries | None, now: MetricSeries | None, case: str
+) -> Judgement:
+    side = "the baseline" if baseline is None else "this run"
+    return Judgement(
+        rule=rule,
+        case=case,
+        status="missing",
+        reason=f"{side} has no such entry: compare runs that both have it",
+        baseline=baseline.median if baseline else None,
+        now=now.median if now else None,
+    )
+
+
+def _verdict(
+    limit: float, change: float, noise: float, low: float, high: float
+) -> tuple[Status, str]:
+    """Judge ratios: the change, half its interval, and the interval's bounds."""
+    told = f"it is {_change(change)} (noise {_percent(noise)}, limit {_limit(limit)})"
+    if change > limit * (1 + 1e-9):  # not for the rounding of 1.1 / 1.0
+        if low > 0:
+            return "worse", f"{told}: the difference is beyond the noise of the trials"
+        return "inconclusive", f"{told}: this may be noise; add trials (--kv-trials)"
+    if high <= limit or noise <= limit:
+        return "ok", told
+    return "inconclusive", (
+        f"{told}: a worsening by the limit would be lost in this noise; "
+        "add trials (--kv-trials) or widen the limit"
+    )
+
+
+def _too_few(baseline: MetricSeries, now: MetricSeries) -> tuple[Status, str]:
+    return "inconclusive", (
+        f"the baseline has {_trials(baseline)} and this run {_trials(now)}; "
+        "noise needs at least 2 on both sides: raise --kv-trials"
+    )
+
+
+def _bad_interval(baseline: MetricSeries, now: MetricSeries) -> tuple[float, float] | None:
+    """Interval of the difference in the metric's unit, positive is worse."""
+    interval = difference_ci95(baseline, now)
+    if interval is None or now.better == "lower":
+        return interval
+    return -interval[1], -interval[0]
+
+
+def _ratio(difference: float, base: float) -> float:
+    """Difference as a ratio of the baseline; any difference from 0 is infinite."""
+    if difference == 0:
+        return 0.0
+    return difference / abs(base) if base else math.copysign(math.inf, difference)
+
+
+def _check_name(rule: FailRule | SloRule, series: MetricSeries) -> None:
+    if series.name != rule.metric:
+        raise ResultError(f"{rule} is applied to {series.name}; it must be {rule.metric}")
+
+
+def _check_sides(rule: FailRule, baseline: MetricSeries, now: MetricSeries) -> None:
+    _check_name(rule, baseline)
+    _check_name(rule, now)
+    if (baseline.unit, baseline.better) != (now.unit, now.better):
+        raise OptionError(
+            f"--kv-compare has {rule.metric} in {baseline.unit!r}, {baseline.better} better, "
+            f"this run in {now.unit!r}, {now.better} better; they must be the same: "
+            "record the baseline with this version"
+        )
+
+
+def _trials(series: MetricSeries) -> str:
+    count = len(series.values)
+    return f"{count} trial{'s' if count > 1 else ''}"
+
+
+# -- the table --
+
+
+def _rows(judgement: Judgement) -> Iterator[str]:
+    rule, change = judgement.rule, judgement.change_ratio
+    if isinstance(rule, FailRule):
+        limit = _limit(rule.limit_ratio)
+    else:
+        limit = f"{rule.op}{_figure(rule.value)}"
+    metric = rule.metric
+    if len(metric) > _COLUMNS["metric"]:
+        yield from textwrap.wrap(metric, _WIDTH)
+        metric = ""
+    cells = {
+        "metric": metric,
+        "baseline": _figure(judgement.baseline),
+        "now": _figure(judgement.now),
+        "change": "-" if change is None else _change(change),
+        "limit": limit,
+        "verdict": judgement.status if judgement.status == "ok" else judgement.status.upper(),
+    }
+    yield _row(cells)
+
+
+def _row(cells: Mapping[str, str]) -> str:
+    """Text left, figures right."""
+    texts = [
+        cells[name].ljust(width) if name in ("metric", "verdict") else cells[name].rjust(width)
+        for name, width in _COLUMNS.items()
+    ]
+    return " ".join(texts).rstrip()
+
+
+def _paragraph(text: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _figure(value: float | None) -> str:
+    """At most 9 characters."""
+    if value is None:
+        return "-"
+    if 1000 <= abs(value) < 1e8:  # noqa: PLR2004  # what fits without an exponent
+        return f"{value:.0f}"
+    text = f"{value:.4g}"
+    return text if len(text) <= _COLUMNS["now"] else f"{value:.2g}"
+
+
+def _change(ratio: float) -> str:
+    """Name the direction, as a sign would mean two things; at most 13 characters."""
+    if ratio == 0:
+        return "unchanged"
+    return f"{_percent(abs(ratio))} {'worse' if ratio > 0 else 'better'}"
+
+
+def _percent(ratio: float) -> str:
+    """Return a ratio of at least 0 as a percentage of at most 6 characters."""
+    percent = ratio * 100
+    if percent < 999.95:  # noqa: PLR2004  # what rounds to one digit more
+        return f"{percent:.1f}%"
+    return f"{percent:.0f}%" if percent < 9999.5 else ">9999%"  # noqa: PLR2004
+
+
+def _limit(ratio: float) -> str:
+    return f"{ratio * 100:.4g}%"
+
+
+# -- reading a baseline --
+
+
+def _entries(data: object) -> Iterator[tuple[str, str | None, dict[str, MetricSeries]]]:
+    """Yield (case, plan digest, its metrics) of either kind of file; ResultError if neither."""
+    if isinstance(data, Mapping) and data.get("schema") == RUN_SCHEMA:
+        return _run_entries(data)
+    if isinstance(data, Mapping) and "schema" in data:
+        raise ResultError(f"its schema is {data['schema']!r}, this version reads {RUN_SCHEMA!r}")
+    if isinstance(data, Mapping) and "benchmarks" in data:
+        return _benchmark_entries(data)
+    raise ResultError('it has neither "schema" nor "benchmarks"')
+
+
+def _run_entries(data: Mapping[str, object]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    for case in _objects(data, "cases"):
+        name, summary = case.get("name"), case.get("summary")
+        if not isinstance(summary, Mapping):
+            raise ResultError(f"case {name!r} has no summary")
+        yield (
+            cast("str", name),  # checked by _index, like the digest
+            case.get("plan_digest"),
+            {metric: MetricSeries.from_json(metric, summary[metric]) for metric in summary},
+        )
+
+
+def _benchmark_entries(data: Mapping[str, object]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    for entry in _objects(data, "benchmarks"):
+        info = entry.get("extra_info")
+        if not isinstance(info, Mapping) or not set(info) >= _EXTRA_KEYS:
+            continue
+        if not isinstance(info["values"], list):
+            raise ResultError(f"values of {info['metric']} are {info['values']!r}")
+        series = MetricSeries(
+            name=info["metric"],
+            unit=info["unit"],
+            better=info["better"],
+            values=tuple(info["values"]),
+        )
+        yield info["case"], info["plan_digest"], {series.name: series}
+
+
+def _index(
+    entries: Iterator[tuple[str, str | None, dict[str, MetricSeries]]],
+) -> tuple[dict[str, str | None], dict[str, dict[str, MetricSeries]]]:
+    """Join entries by case; ResultError when there are none or they contradict each other."""
+    digests: dict[str, str | None] = {}
+    cases: dict[str, dict[str, MetricSeries]] = {}
+    for name, digest, metrics in entries:
+        if not isinstance(name, str) or not (digest is None or isinstance(digest, str)):
+            raise ResultError(f"a case has name {name!r} and plan_digest {digest!r}")
+        known = cases.setdefault(name, {})
+        if digests.setdefault(name, digest) != digest:
+            raise ResultError(f"case {name!r} has two plan digests")
+        if twice := known.keys() & metrics.keys():
+            raise ResultError(f"case {name!r} has {', '.join(sorted(twice))} twice")
+        known.update(metrics)
+    if not any(cases.values()):
+        raise ResultError("it holds no result of this plugin")
+    return digests, cases
+
+
+def _objects(data: Mapping[str, object], key: str) -> list[Mapping[str, object]]:
+    items = data.get(key)
+    if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
+        raise ResultError(f"its {key!r} is no list of objects")
+    return items

@@ -1,0 +1,358 @@
+"""Runs cases: launches their trials, believes only complete records, keeps the run file.
+
+Controller side; imports neither pytest nor MPI. Every finished trial is written into
+the run file at once, so that nothing that follows can lose it.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_kvcache.atomic import write_json
+from pytest_kvcache.cachedir import remove_run_dir
+from pytest_kvcache.errors import KVCacheError, LaunchError, ResultError, StorageError
+from pytest_kvcache.events import EventTail
+from pytest_kvcache.hostlock import HostLock
+from pytest_kvcache.launchers.protocol import LaunchJob
+from pytest_kvcache.localhost import is_local
+from pytest_kvcache.postmortem import cause_of_death, telling_lines
+from pytest_kvcache.preflight import check_plan, check_results_dir, find_setup
+from pytest_kvcache.results import CaseResult, TrialRecord, TrialResult
+from pytest_kvcache.sharedmemory import Segments
+from pytest_kvcache.supervise import LaunchExit, supervise, tail_lines
+from pytest_kvcache.verdicts import evaluate_trial
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pytest_kvcache.options import Options
+    from pytest_kvcache.plan import Plan
+    from pytest_kvcache.planning import Case
+    from pytest_kvcache.preflight import LaunchSetup
+    from pytest_kvcache.registry import Registry
+    from pytest_kvcache.results import RunResult
+
+_RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+_YIELD = "OMPI_MCA_mpi_yield_when_idle"
+_TAIL_LINES = 12  # of the launcher's output, shown with a failure
+_LOG_LINES = 200  # of it, searched for the cause
+
+
+class Progress:
+    """What the controller tells about a run while it runs; the default is silence."""
+
+    def trial_started(self, case: CaseResult, trial: int) -> None:
+        """A launch begins."""
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """The coordinator wrote an event."""
+
+    def trial_finished(self, case: CaseResult, trial: TrialResult) -> None:
+        """A launch is over."""
+
+
+class Controller:
+    """One run: its launches, its lock, its run file."""
+
+    def __init__(
+        self,
+        *,
+        options: Options,
+        registry: Registry,
+        run: RunResult,
+        environ: Mapping[str, str],
+        progress: Progress,
+        max_trials: int | None = None,
+    ) -> None:
+        self.run = run
+        self._options = options
+        self._registry = registry
+        self._environ = environ
+        self._progress = progress
+        self._max_trials = max_trials
+        self._setup: LaunchSetup | None = None
+        self._lock: HostLock | None = None
+        self._done: dict[tuple[str, str, float | None], CaseResult] = {}
+
+    @property
+    def directory(self) -> Path:
+        """Where this run's files are."""
+        return Path(self._options.results_dir).absolute() / self.run.run_id
+
+    @property
+    def run_file(self) -> Path:
+        """The run file."""
+        return self.directory / "run.json"
+
+    def setup(self) -> LaunchSetup:
+        """Launcher and interpreter, found once."""
+        if self._setup is None:
+            self._setup = find_setup(self._options, self._registry, self._environ)
+        return self._setup
+
+    def note_launcher(self) -> None:
+        """Write launcher and MPI library into the run's environment."""
+        setup = self.setup()
+        found = {
+            "mpi": setup.mpi_library,
+            "launcher": f"{setup.launcher_path} ({setup.launcher_version})",
+        }
+        self.run = replace(self.run, environment={**self.run.environment, **found})
+
+    def check(self, options: Options, plan: Plan) -> None:
+        """Refuse what this machine can't run, before anything is started."""
+        check_results_dir(options.results_dir)
+        check_plan(options, plan, self.setup(), self._environ)
+        self.argv(options, plan, self.directory)  # refuses launcher parameters that contradict it
+
+    def argv(self, options: Options, plan: Plan, directory: Path) -> list[str]:
+        """The exact launcher command of one trial."""
+        hosts = tuple((host.name, host.ranks) for host in plan.layout.hosts)
+        local = frozenset(name for name, _ranks in hosts if is_local(name))
+        setup = self.setup()
+        job = LaunchJob(
+            hosts=hosts,
+            controller_host=hosts[0][0] if len(local) == len(hosts) else socket.gethostname(),
+            local_hosts=local,
+            program=(
+                setup.python, "-m", "mpi4py", "-m", "pytest_kvcache.worker",
+                str(directory), str(plan.world_size),
+            ),
+            env={**_RANK_ENVIRONMENT, **self._yielding()},
+            params=options.mpi_params,
+            allow_run_as_root=options.allow_run_as_root,
+        )  # fmt: skip
+        return setup.launcher.argv(job)
+
+    def run_case(self, options: Options, case: Case) -> CaseResult:
+        """All trials of a case, once: asked again, it gives the same result.
+
+        An interruption is remembered as the case's failure before it goes on.
+        """
+        key = (case.plan.identity, str(options.trials), options.target_ci)
+        if key in self._done:
+            return self._done[key]
+        result = CaseResult(plan=case.plan)
+        self._done[key] = result
+        directory = self._new_directory(case.plan)
+        try:
+            self.take_lock()
+            for index in range(self._trial_limit(options)):
+                self._progress.trial_started(result, index)
+                trial = self._run_trial(options, case, index, directory)
+                result = self._done[key] = self._keep(result.with_trial(trial))
+                self._progress.trial_finished(result, trial)
+                if not trial.ok or _is_settled(options, result):
+                    break
+        except BaseException as error:
+            text = f"the run was interrupted ({type(error).__name__})"
+            if isinstance(error, KVCacheError):
+                text = str(error)
+            index = len(result.trials)
+            failed = result.with_trial(TrialResult(index=index, error=text))
+            self._done[key] = self._keep(failed)
+            if not isinstance(error, KVCacheError):
+                raise
+        return self._done[key]
+
+    def _new_directory(self, plan: Plan) -> Path:
+        """Where this case's trials go; other options may give another case of the same name."""
+        names = [
+            plan.case,
+            *(f"{plan.case}-{number}" for number in range(2, 1 + 2 + len(self._done))),
+        ]
+        return next(self.directory / name for name in names if not (self.directory / name).exists())
+
+    def close(self) -> None:
+        """Give the host back."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _yielding(self) -> dict[str, str]:
+        """Waiting ranks leave the core to others, unless the user has said otherwise."""
+        return {} if _YIELD in self._environ else {_YIELD: "1"}
+
+    def _trial_limit(self, options: Options) -> int:
+        limit = options.trials.high
+        return limit if self._max_trials is None else min(limit, self._max_trials)
+
+    def take_lock(self) -> None:
+        """Have this host for the run alone; PreflightError names who has it."""
+        if self._lock is None:
+            lock = HostLock(socket.gethostname(), run_id=self.run.run_id)
+            lock.acquire()
+            self._lock = lock
+
+    def _keep(self, case: CaseResult) -> CaseResult:
+        self.run = self.run.with_case(case)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_json(self.run_file, self.run.to_json())
+        return case
+
+    def _run_trial(
+        self, options: Options, case: Case, index: int, case_directory: Path
+    ) -> TrialResult:
+        plan = case.plan.for_trial(index)
+        directory = case_directory / f"trial-{index}"
+        directory.mkdir(parents=True)
+        write_json(directory / "plan.json", plan.to_json())
+        if case.trace is not None:
+            case.trace.save(directory / "trace.npz")
+        launch = _Launch(self.argv(options, plan, directory), plan, directory, self._progress)
+        try:
+            record = launch.record(self._environ)
+        except (LaunchError, ResultError) as error:
+            return TrialResult(index=index, error=str(error))
+        finally:
+            (directory / "trace.npz").unlink(missing_ok=True)
+        return _judged(options, plan, record)
+
+
+def _is_settled(options: Options, case: CaseResult) -> bool:
+    """Whether enough trials were made: the count, or the confidence that was asked for."""
+    if len(case.trials) < options.trials.low:
+        return False
+    if options.target_ci is None:
+        return True
+    found = [case.series(metric) for metric in options.metrics]
+    for series in found:
+        interval = None if series is None else series.ci95
+        if series is None or interval is None:
+            return False
+        if (interval[1] - interval[0]) / 2 > options.target_ci * abs(series.mean):
+            return False
+    return True
+
+
+def _judged(options: Options, plan: Plan, record: TrialRecord) -> TrialResult:
+    """A trial's result: its data, its verdicts, and what makes it fail."""
+    data, verdicts = evaluate_trial(record, plan)
+    invalid = [verdict for verdict in verdicts if verdict.severity == "invalid"]
+    error = _storage_error(record, data)
+    if error is None and invalid and not options.allow_invalid:
+        first = invalid[0]
+        error = f"{first.code}: {first.text} (--kv-allow-invalid reports it all the same)"
+    return TrialResult(index=plan.trial, error=error, verdicts=verdicts, data=data)
+
+
+def _storage_error(record: TrialRecord, data: Mapping[str, Any]) -> str | None:
+    for rank in record.ranks:
+        if rank.error is not None or rank.cleanup_error is not None:
+            failed = rank.read_failed + rank.write_failed
+            what = f"{failed} failed operation{'s' * (failed != 1)}, the first: {rank.error}"
+            if rank.error is None:
+                what = f"clean-up failed: {rank.cleanup_error}"
+            return f"rank {rank.rank} on host {rank.host}: {what}"
+    if not data["read"]["count"] + data["write"]["count"]:
+        return (
+            "the storage tier completed no operation in the window; lengthen --kv-duration, add"
+            " --kv-num-users, or use shorter blocks (--kv-block-tokens)"
+        )
+    return None
+
+
+def _stuck(ended: LaunchExit) -> str | None:
+    """Processes that not even SIGKILL could end would disturb whatever comes next."""
+    if not ended.survivors:
+        return None
+    pids = ", ".join(map(str, ended.survivors))
+    return f"processes {pids} of the launch can't be ended: they are stuck in the kernel"
+
+
+class _Launch:
+    """One launch of all ranks, from the command to the checked record."""
+
+    def __init__(
+        self, argv: Sequence[str], plan: Plan, directory: Path, progress: Progress
+    ) -> None:
+        self._argv = list(argv)
+        self._plan = plan
+        self._directory = directory
+        self._log = directory / "mpirun.log"
+        self._progress = progress
+        self._tail = EventTail(directory / "events.jsonl")
+        self._failed: Mapping[str, Any] | None = None
+        self._ranks: list[Mapping[str, Any]] = []
+
+    def record(self, environ: Mapping[str, str]) -> TrialRecord:
+        """Launch, wait, read the record. Raises LaunchError or ResultError."""
+        segments = Segments.now()
+        try:
+            ended = supervise(
+                self._argv,
+                log_path=self._log,
+                cwd=self._directory,
+                env=environ,
+                deadline_s=self._plan.deadline_s,
+                on_poll=self._poll,
+            )
+            self._poll()
+        except BaseException:
+            self._tidy(segments)
+            raise
+        problem = self._problem(ended) or _stuck(ended)
+        if problem is not None:
+            self._tidy(segments)
+            raise LaunchError(
+                problem,
+                argv=self._argv,
+                exit_code=ended.exit_code,
+                tail=tail_lines(self._log, _TAIL_LINES),
+            )
+        return self._read_record()
+
+    def _poll(self) -> None:
+        for event in self._tail.poll():
+            if event["event"] == "failed" and self._failed is None:
+                self._failed = event
+            elif event["event"] == "ranks":
+                self._ranks = event["ranks"]
+            self._progress.event(event)
+
+    def _tidy(self, segments: Segments) -> None:
+        """What a launch that went wrong may leave behind on this host."""
+        segments.remove_new()
+        if self._plan.needs_directory and not self._plan.keep:
+            try:
+                remove_run_dir(self._plan.cache_dir, self._plan.run_id)
+            except StorageError as error:
+                with self._log.open("a", encoding="utf-8") as log:
+                    log.write(f"kvcache: {error}\n")
+
+    def _problem(self, ended: LaunchExit) -> str | None:
+        """Why the launch failed, in one sentence and the last lines; None: it did not."""
+        cause = None
+        if self._failed is not None:
+            rank, host = self._failed["rank"], self._failed["host"]
+            cause = f"rank {rank} on host {host}: {self._failed['error']}"
+        elif ended.ended_by == "deadline":
+            cause = (
+                f"the launch was not over after {self._plan.deadline_s:g} s and was ended; look"
+                " for a rank that hangs, or raise --kv-deadline"
+            )
+        elif ended.exit_code != 0:
+            died = cause_of_death(tail_lines(self._log, _LOG_LINES), self._ranks)
+            ended_how = f"the launcher ended with exit code {ended.exit_code}"
+            if ended.exit_code is not None and ended.exit_code < 0:
+                ended_how = f"the launcher was killed by signal {-ended.exit_code}"
+            cause = died or ended_how
+        elif not (self._directory / "trial.json").is_file():
+            cause = "the launcher ended with exit code 0, but the ranks left no record"
+        if cause is None:
+            return None
+        tail = telling_lines(tail_lines(self._log, _LOG_LINES), _TAIL_LINES)
+        shown = "".join(f"\n    {line}" for line in tail)
+        return f"{cause}\n  last lines of {self._log}:{shown or ' (empty)'}"
+
+    def _read_record(self) -> TrialRecord:
+        path = self._directory / "trial.json"
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ResultError(f"{path} is no whole record: {error}") from error
+        return TrialRecord.from_json(data, self._plan)

@@ -1,0 +1,237 @@
+"""What world rank 0 does instead of I/O: broadcast, watch, gather, record.
+
+Rank-side; never imports pytest. It runs on the controller's own host, reads the plan
+and the trace from the run directory, and writes ``events.jsonl`` and ``trial.json``
+there. It sleeps instead of spinning.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pytest_kvcache.atomic import write_json
+from pytest_kvcache.comm import Comm, clock_ns
+from pytest_kvcache.errors import ResultError
+from pytest_kvcache.events import EventWriter
+from pytest_kvcache.latency import Histogram
+from pytest_kvcache.plan import Plan
+from pytest_kvcache.recorder import SECTIONS
+from pytest_kvcache.results import TrialRecord
+from pytest_kvcache.version import VERSION
+from pytest_kvcache.workloads.deal import deal
+from pytest_kvcache.workloads.trace_file import Trace
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+STALLED_EXIT = 97
+_LEAD_NS = 50_000_000  # from the agreement on a start to the start
+_SILENCE_S = 10.0
+_PROGRESS_S = 1.0
+_SELF_KILL_GRACE_S = 60.0
+
+
+class _Watch:
+    """Reads the ranks' heartbeats, tells the controller, and notices who is silent."""
+
+    def __init__(self, comm: Comm, plan: Plan, events: EventWriter, hosts: list[str]) -> None:
+        self._comm = comm
+        self._plan = plan
+        self._events = events
+        self._hosts = hosts
+        self._began = time.monotonic()
+        self._told = 0.0
+        self._stopped = False
+        self._reports: dict[int, dict[str, Any]] = {}
+        self._heard: dict[int, float] = {}
+        self.phase = "set-up"
+
+    def elapsed_s(self) -> float:
+        """Since the ranks were together."""
+        return time.monotonic() - self._began
+
+    def enter(self, phase: str, **facts: int) -> None:
+        """A new phase: who was silent before gets a new chance."""
+        self.phase = phase
+        self._heard = dict.fromkeys(range(1, self._comm.size), time.monotonic())
+        self._events.write("phase", t_s=self.elapsed_s(), phase=phase, **facts)
+
+    def tick(self) -> None:
+        """Read what has arrived; stop everyone if a rank failed; abort if one is silent."""
+        now = time.monotonic()
+        for rank, report in self._comm.progress_reports():
+            self._heard[rank] = now
+            self._reports[rank] = report
+            if report["phase"] == "dying":
+                self.fail(rank - 1, report["error"])
+            elif report["error"] is not None and not self._stopped:
+                self._stopped = True
+                self._comm.order_stop()
+        if now - self._told >= _PROGRESS_S:
+            self._told = now
+            self._tell()
+        self._notice_silence(now)
+
+    def _notice_silence(self, now: float) -> None:
+        if self.phase not in ("population", "window"):
+            return
+        for rank, heard in self._heard.items():
+            if now - heard > _SILENCE_S:
+                host = self._hosts[rank - 1]
+                self.fail(rank - 1, f"has not reported for {_SILENCE_S:g} s (host {host})")
+                self._comm.abort(STALLED_EXIT)
+
+    def fail(self, rank: int, error: str) -> None:
+        """Tell the controller why this trial can't succeed."""
+        host = self._hosts[rank]
+        self._events.write("failed", t_s=self.elapsed_s(), rank=rank, host=host, error=error)
+
+    def _tell(self) -> None:
+        reports = [report for report in self._reports.values() if "read_bytes" in report]
+        totals = {
+            name: sum(report[name] for report in reports)
+            for name in (
+                "read_bytes", "write_bytes", "completed",
+                "prompt_blocks", "hit_blocks", "cached_blocks",
+            )
+        }  # fmt: skip
+        self._events.write("progress", t_s=self.elapsed_s(), phase=self.phase, **totals)
+
+
+def coordinate(comm: Comm, run_dir: Path) -> int:
+    """The coordinator's whole life; returns the exit code."""
+    text = _read_plan(run_dir)
+    plan = Plan.from_json(json.loads(text))
+    faulthandler.dump_traceback_later(plan.deadline_s + _SELF_KILL_GRACE_S, exit=True)
+    comm.broadcast(text)
+    ranks = comm.gather(None)
+    assert ranks is not None
+    events = EventWriter(run_dir / "events.jsonl")
+    try:
+        watch = _Watch(comm, plan, events, [rank["host"] for rank in ranks[1:]])
+        events.write("ranks", t_s=0.0, coordinator_pid=os.getpid(), ranks=ranks[1:])
+        problem = _mismatch(plan, ranks[1:])
+        if problem is not None:
+            watch.fail(*problem)
+        comm.broadcast(problem is None)
+        if problem is not None:
+            return 1
+        if plan.trace is not None:
+            _deal_trace(comm, plan, run_dir)
+        return _conduct(comm, plan, run_dir, watch)
+    finally:
+        events.close()
+
+
+def _read_plan(run_dir: Path) -> str:
+    try:
+        return (run_dir / "plan.json").read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ResultError(
+            f"there is no {run_dir}/plan.json on {socket.gethostname()}; world rank 0 must run on"
+            " the host that pytest runs on"
+        ) from error
+
+
+def _mismatch(plan: Plan, ranks: list[dict[str, Any]]) -> tuple[int, str] | None:
+    """The first rank that does not run the same thing as we do."""
+    for number, rank in enumerate(ranks):
+        if rank["version"] != VERSION:
+            return number, (
+                f"has pytest-kvcache {rank['version']}, the controller {VERSION};"
+                " install the same version on every host"
+            )
+        if rank["digest"] != plan.digest:
+            return (
+                number,
+                "read another plan than the coordinator; use the same version everywhere",
+            )
+    return None
+
+
+def _deal_trace(comm: Comm, plan: Plan, run_dir: Path) -> None:
+    trace = Trace.load(run_dir / "trace.npz")
+    for number, indices in enumerate(deal(trace, plan.np)):
+        comm.send_part(number + 1, trace.select(indices))
+
+
+def _agreed(comm: Comm, watch: _Watch, deadline_s: float) -> bool:
+    """Wait for all ranks to end a phase; tell the controller of the first error."""
+    comm.wait_all(what=watch.phase, deadline_s=deadline_s, tick=watch.tick)
+    errors = comm.gather(None)
+    assert errors is not None
+    failed = [(number, error) for number, error in enumerate(errors[1:]) if error is not None]
+    if failed:
+        watch.fail(*failed[0])
+    comm.broadcast(not failed)
+    return not failed
+
+
+def _conduct(comm: Comm, plan: Plan, run_dir: Path, watch: _Watch) -> int:
+    for phase in ("set-up", "population"):
+        watch.enter(phase)
+        if not _agreed(comm, watch, plan.deadline_s):
+            _leave(comm, watch, plan)
+            return 1
+    offsets_ns = comm.measure_offsets_ns()
+    start_ns = clock_ns() + _LEAD_NS
+    watch.enter("window", start_ns=start_ns)
+    comm.scatter([start_ns + offset for offset in offsets_ns])
+    comm.wait_all(what="drain", deadline_s=plan.deadline_s, tick=watch.tick)
+    watch.enter("clean-up")
+    record = _gather(comm, plan)
+    _leave(comm, watch, plan)
+    write_json(run_dir / "trial.json", record.to_json())
+    return 0
+
+
+def _gather(comm: Comm, plan: Plan) -> TrialRecord:
+    """The common window ends where the first rank stopped; then everything is summed."""
+    spans = comm.gather(None)
+    assert spans is not None
+    slice_ns = max(slice_ns for _span, slice_ns in spans[1:])
+    span_ns = min(span for span, _slice in spans[1:])
+    if plan.duration_s is not None:
+        span_ns = min(span_ns, int(plan.duration_s * 1e9))
+    window_ns = max(0, span_ns // slice_ns * slice_ns)
+    comm.broadcast((window_ns, slice_ns))
+    empty = np.stack([Histogram().counts for _name in SECTIONS])
+    counts = comm.sum_arrays(empty)
+    gathered = comm.gather(None)
+    assert counts is not None
+    assert gathered is not None
+    results = [result for result, _extremes in gathered[1:]]
+    return TrialRecord(
+        plan_digest=plan.digest,
+        trial=plan.trial,
+        window_s=window_ns / 1e9,
+        ranks=tuple(results),
+        histograms={
+            name: _merged(counts[row], [extremes[row] for _result, extremes in gathered[1:]])
+            for row, name in enumerate(SECTIONS)
+        },
+    )
+
+
+def _merged(counts: Any, extremes: list[tuple[int, int | None, int | None]]) -> Histogram:
+    lows = [low for _sum, low, _high in extremes if low is not None]
+    highs = [high for _sum, _low, high in extremes if high is not None]
+    return Histogram.from_counts(
+        counts,
+        sum_ns=sum(total for total, _low, _high in extremes),
+        min_ns=min(lows, default=None),
+        max_ns=max(highs, default=None),
+    )
+
+
+def _leave(comm: Comm, watch: _Watch, plan: Plan) -> None:
+    comm.wait_all(what="clean-up", deadline_s=plan.deadline_s, tick=watch.tick)
+    comm.wait_all(what="end", deadline_s=plan.deadline_s, tick=watch.tick)
+    comm.drain_messages()

@@ -1,0 +1,454 @@
+"""One rank's measured loop: workload × cache × storage → rows of a log.
+
+Rank-side; imports neither pytest nor MPI. What a finished operation leads to (the next
+phase of its request, an admission, a user's next turn) is decided under one lock by the
+thread that finished it. The main thread fires timers and ticks; it never touches the
+storage.
+
+A request goes: arrive → admit (hits, room and victims are decided at once, in order of
+arrival) → load → compute → respond → store (victims are deleted before anything is
+written, so that the storage never holds more than the capacity).
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_kvcache.cache.index import Admission, CacheIndex
+from pytest_kvcache.errors import StalledError
+from pytest_kvcache.recorder import ADMIT, LOAD, READ, REQUEST, WRITE, Recorder
+from pytest_kvcache.transfers import DELETE, Operation, TransferPool, TransferSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_kvcache.backends.protocol import Backend
+    from pytest_kvcache.cache.index import Slot
+    from pytest_kvcache.payload import Payload
+    from pytest_kvcache.workloads.protocol import Request, Workload
+
+MAX_BACKLOG = 10_000  # open loop: requests under way per rank; what comes beyond is dropped
+_STORES_PER_DEPTH = 4  # objects waiting to be stored per queue depth, before users wait
+_TICK_NS = 100_000_000
+
+
+class _Flight:
+    """A request under way; ``left`` operations of its present phase are not done yet."""
+
+    __slots__ = (
+        "admission", "failed", "intended_ns", "issued_ns", "left", "loaded_ns", "request",
+    )  # fmt: skip
+
+    admission: Admission
+
+    def __init__(self, request: Request, intended_ns: int) -> None:
+        self.request = request
+        self.intended_ns = intended_ns
+        self.issued_ns = 0
+        self.loaded_ns = 0
+        self.left = 0
+        self.failed = False
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the engine counts beside the log, from the start of the run on."""
+
+    read_failed: int = 0
+    write_failed: int = 0
+    read_bytes: int = 0
+    write_bytes: int = 0
+    offered: int = 0
+    completed: int = 0
+    dropped: int = 0
+    backlog: int = 0
+    stall_ns: int = 0
+
+
+class Engine:
+    """Drives one backend with one workload; ``populate``, ``run``, ``close``, once each."""
+
+    def __init__(
+        self,
+        *,
+        settings: TransferSettings,
+        block_tokens: int,
+        generation_s_per_token: float,
+        backend: Backend,
+        index: CacheIndex,
+        workload: Workload,
+        payload: Payload | None,
+        recorder: Recorder,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.counters = Counters()
+        self.began_ns = 0
+        self._settings = settings
+        self._block_tokens = block_tokens
+        self._generation_s_per_token = generation_s_per_token
+        self._index = index
+        self._workload = workload
+        self._recorder = recorder
+        self._clock = clock
+        lock = threading.Lock()
+        self._lock = lock
+        self._main = threading.Condition(lock)
+        self.pool = TransferPool(
+            settings=settings,
+            backend=backend,
+            payload=payload,
+            recorder=recorder,
+            lock=lock,
+            clock=clock,
+            on_complete=self._complete,
+            on_idle=self._on_idle,
+        )
+        self._log = recorder.new_log()
+        self._waiting: deque[_Flight] = deque()
+        self._stalled: deque[tuple[int, int]] = deque()
+        self._timers: list[tuple[int, int, _Flight | None, Request | None]] = []
+        self._order = itertools.count()
+        self._start_ns = 0
+        self._end_ns: int | None = None
+        self._all_arrived = False
+        self._flights = 0
+        self._stores = 0
+        self._max_stores = _STORES_PER_DEPTH * settings.queue_depth
+        self._populating = True
+        self._stopping = False
+        self._pumping = False
+        self._blocked_on: Slot | None = None
+
+    @property
+    def first_error(self) -> str | None:
+        """The first failed operation's message; it ends the run."""
+        return self.pool.first_error
+
+    # --- phases, called by the main thread ------------------------------------------------
+
+    def populate(self, tick: Callable[[], bool]) -> None:
+        """Store every user's context until all are in or the cache is full.
+
+        ``tick`` is called a few times a second; true means: stop early.
+        """
+        self.pool.start()
+        for request in self._workload.population():
+            with self._lock:
+                if not self._index.has_room_for(request.keys):
+                    break
+                self._arrive(request, self._clock())
+                self._pump()
+            if not self._wait_while(self._store_queue_is_full, tick):
+                break
+        self._wait_while(self._has_flights, tick)
+
+    def run(
+        self, *, start_ns: int, end_ns: int | None, drain_s: float, tick: Callable[[], bool]
+    ) -> int:
+        """Issue requests from ``start_ns`` until ``end_ns`` or the workload's end; drain.
+
+        Returns the moment at which issuing ended. Raises StalledError if operations in
+        flight do not end within ``drain_s`` after it.
+        """
+        self.counters = Counters()
+        self._populating = False
+        self._end_ns = end_ns
+        while (early_ns := start_ns - self._clock()) > 0:
+            time.sleep(early_ns / 1e9)
+        with self._lock:
+            self.began_ns = self._clock()
+            self._begin(start_ns)
+            self._pump()
+        self._wait_while(self._has_work, tick, until_ns=end_ns)
+        stopped_ns = self._clock()
+        with self._lock:
+            self._stop()
+        self._drain(stopped_ns + int(drain_s * 1e9), drain_s, tick)
+        return stopped_ns
+
+    def close(self) -> None:
+        """End the threads; raises what a thread died of."""
+        self.pool.close()
+        self._raise_crash()
+
+    def _drain(self, deadline_ns: int, drain_s: float, tick: Callable[[], bool]) -> None:
+        def keep_ticking() -> bool:
+            tick()
+            return False
+
+        self._wait_while(self._is_draining, keep_ticking, until_ns=deadline_ns)
+        if self._is_draining():
+            raise StalledError(
+                f"operations in flight did not end within {drain_s:g} s after the window;"
+                " lower --kv-num-users or --kv-queue-depth, or look at the device"
+            )
+
+    # --- waiting and timers ---------------------------------------------------------------
+
+    def _wait_while(
+        self, busy: Callable[[], bool], tick: Callable[[], bool], until_ns: int | None = None
+    ) -> bool:
+        """Fire timers and tick while ``busy``; false if a tick or an error said stop."""
+        ticked_ns = self._clock()
+        while True:
+            with self._lock:
+                now = self._fire_timers()
+                if not busy() or (until_ns is not None and now >= until_ns):
+                    return self.first_error is None
+                self._main.wait(self._sleep_s(now, until_ns))
+            self._raise_crash()
+            if self._clock() - ticked_ns >= _TICK_NS:
+                ticked_ns = self._clock()
+                self._recorder.absorb()
+                if tick():
+                    return False
+
+    def _sleep_s(self, now: int, until_ns: int | None) -> float:
+        wake_ns = now + _TICK_NS
+        if self._timers:
+            wake_ns = min(wake_ns, self._timers[0][0])
+        if until_ns is not None:
+            wake_ns = min(wake_ns, until_ns)
+        return max(0.0, (wake_ns - now) / 1e9)
+
+    def _fire_timers(self) -> int:
+        """Start what is due; returns the time."""
+        now = self._clock()
+        while self._timers and self._timers[0][0] <= now:
+            due_ns, _order, flight, request = heapq.heappop(self._timers)
+            if flight is not None:
+                self._respond(flight, now)
+            elif request is not None:
+                self._arrive(request, due_ns)
+                if self._workload.open_loop:
+                    self._schedule_arrival()
+            self._pump()
+            now = self._clock()
+        return now
+
+    def _at(self, due_ns: int, flight: _Flight | None, request: Request | None) -> None:
+        heapq.heappush(self._timers, (due_ns, next(self._order), flight, request))
+        if self._timers[0][0] == due_ns:
+            self._main.notify()
+
+    def _store_queue_is_full(self) -> bool:
+        full = self._stores > self._max_stores or bool(self._waiting)
+        return full and not self._stopping
+
+    def _has_flights(self) -> bool:
+        return self._flights > 0 and not self._stopping
+
+    def _has_work(self) -> bool:
+        return bool(self._flights or self._timers) and not self._stopping
+
+    def _is_draining(self) -> bool:
+        return self.pool.busy or bool(self._timers)
+
+    def _raise_crash(self) -> None:
+        if self.pool.crash is not None:
+            raise self.pool.crash
+
+    # --- the life of a request, under the lock --------------------------------------------
+
+    def _begin(self, start_ns: int) -> None:
+        self._start_ns = start_ns
+        if self._workload.open_loop:
+            self._schedule_arrival()
+        else:
+            for user in range(self._workload.users):
+                self._next_turn(user, start_ns)
+
+    def _stop(self) -> None:
+        """Nothing new from here: what is loading is finished, what is not begun is left."""
+        if self._stopping:
+            return
+        self._stopping = True
+        if not self._all_arrived:
+            self._note_backlog()
+        now = self._clock()
+        self.counters.stall_ns += sum(now - since_ns for _user, since_ns in self._stalled)
+        self._waiting.clear()
+        self._stalled.clear()
+        self._timers = [timer for timer in self._timers if timer[2] is not None]
+        heapq.heapify(self._timers)
+        self.pool.keep_only(READ)
+        self._main.notify()
+
+    def _note_backlog(self) -> None:
+        """What is under way when the last request has come: by then, or at the stop."""
+        counters = self.counters
+        counters.backlog = counters.offered - counters.dropped - counters.completed
+
+    def _schedule_arrival(self) -> None:
+        request = self._workload.next_request(0)
+        if request is None:
+            self._all_arrived = True
+            self._note_backlog()
+        else:
+            assert request.arrival_ns is not None
+            self._at(self._start_ns + request.arrival_ns, None, request)
+
+    def _next_turn(self, user: int, since_ns: int) -> None:
+        """The user thinks, then asks again."""
+        if self._stopping or self._populating or self._workload.open_loop:
+            return
+        if self._end_ns is not None and since_ns >= self._end_ns:
+            return  # requests without I/O would go on without an end
+        request = self._workload.next_request(user)
+        if request is None:
+            return
+        if request.think_s > 0:
+            self._at(since_ns + int(request.think_s * 1e9), None, request)
+        else:
+            self._arrive(request, since_ns)
+
+    def _arrive(self, request: Request, intended_ns: int) -> None:
+        self.counters.offered += 1
+        if self._flights >= MAX_BACKLOG and self._workload.open_loop:
+            self.counters.dropped += 1
+            return
+        self._flights += 1
+        self._waiting.append(_Flight(request, intended_ns))
+
+    def _pump(self) -> None:
+        """Admit waiting requests in their order, while the first one can be decided."""
+        if self._pumping:  # a request without I/O ends, and its user's next one arrives, in here
+            return
+        self._pumping = True
+        while self._waiting:
+            flight = self._waiting[0]
+            admission = self._index.admit(flight.request.keys, flight.request.prompt_blocks)
+            if not isinstance(admission, Admission):
+                self._blocked_on = admission.slot
+                break
+            self._blocked_on = None
+            self._waiting.popleft()
+            flight.admission = admission
+            self._admit(flight)
+        self._pumping = False
+        if not self._flights:
+            self._main.notify()
+
+    def _admit(self, flight: _Flight) -> None:
+        hits = flight.admission.hits
+        flight.issued_ns = flight.loaded_ns = self._clock()
+        if self._populating:
+            self._index.release(flight.admission)
+            self._store(flight)
+            return
+        flight.left = len(hits)
+        if hits:
+            self.pool.submit(READ, hits, flight)
+        else:
+            self._loaded(flight)
+
+    def _loaded(self, flight: _Flight) -> None:
+        self._index.release(flight.admission)
+        if not flight.failed:
+            self._log_load(flight)
+        compute_s = flight.request.output_tokens * self._generation_s_per_token
+        if compute_s > 0:
+            self._at(flight.loaded_ns + int(compute_s * 1e9), flight, None)
+        else:
+            self._respond(flight, flight.loaded_ns)
+
+    def _log_load(self, flight: _Flight) -> None:
+        request, hits = flight.request, len(flight.admission.hits)
+        hit_tokens = min(hits * self._block_tokens, request.prompt_tokens)
+        self._log.add(
+            ADMIT, request.prompt_blocks, flight.issued_ns, hits,
+            request.prompt_tokens, hit_tokens,
+        )  # fmt: skip
+        if hits:
+            loaded_bytes = hits * self._settings.object_bytes
+            self._log.add(LOAD, 0, flight.issued_ns, flight.loaded_ns, loaded_bytes, 0)
+
+    def _respond(self, flight: _Flight, done_ns: int) -> None:
+        request = flight.request
+        if not flight.failed:
+            if not self._stopping:  # what ends while draining was the backlog
+                self.counters.completed += 1
+            self._log.add(
+                REQUEST, 0, flight.intended_ns, done_ns,
+                request.prompt_tokens, request.output_tokens,
+            )  # fmt: skip
+        self._store(flight)
+        if self._stores > self._max_stores:
+            self._stalled.append((request.user, self._clock()))
+        else:
+            self._next_turn(request.user, done_ns)
+
+    def _store(self, flight: _Flight) -> None:
+        admission = flight.admission
+        self._stores += len(admission.inserts)
+        if self._stopping:
+            return
+        if admission.victims:
+            flight.left = len(admission.victims)
+            self.pool.submit(DELETE, admission.victims, flight)
+        else:
+            self._write(flight)
+
+    def _write(self, flight: _Flight) -> None:
+        inserts = flight.admission.inserts
+        flight.left = len(inserts)
+        if not inserts:
+            self._flights -= 1
+        elif not self._stopping:
+            self.pool.submit(WRITE, inserts, flight)
+
+    def _on_idle(self) -> None:
+        if self._stopping or self.pool.crash is not None:
+            self._main.notify()
+
+    # --- ends of operations, under the lock, called by the pool's threads ------------------
+
+    def _complete(self, operation: Operation) -> None:
+        flight: _Flight = operation.owner
+        flight.left -= 1
+        if operation.failed:
+            self._stop()  # at once: what follows would be another workload
+        if operation.kind == READ:
+            self._complete_read(operation, flight)
+        elif operation.kind == WRITE:
+            self._complete_write(operation, flight)
+        elif not flight.left:
+            self._write(flight)
+        blocker = self._blocked_on  # admission is asked again only when it can have changed
+        if blocker is None or blocker is operation.slot or (blocker.present and not blocker.pins):
+            self._pump()
+
+    def _complete_read(self, operation: Operation, flight: _Flight) -> None:
+        if operation.failed:
+            self.counters.read_failed += 1
+            flight.failed = True
+            self._index.drop(operation.slot)
+        else:
+            self.counters.read_bytes += self._settings.stored_bytes
+            flight.loaded_ns = max(flight.loaded_ns, operation.done_ns)
+        if not flight.left:
+            self._loaded(flight)
+
+    def _complete_write(self, operation: Operation, flight: _Flight) -> None:
+        if operation.failed:
+            self.counters.write_failed += 1
+            self._index.roll_back(operation.slot)
+        else:
+            self.counters.write_bytes += self._settings.stored_bytes
+            self._index.commit(operation.slot)
+        self._stores -= 1
+        if not flight.left:
+            self._flights -= 1
+        while self._stalled and self._stores <= self._max_stores:
+            user, since_ns = self._stalled.popleft()
+            now = self._clock()
+            self.counters.stall_ns += now - since_ns
+            self._next_turn(user, now)
+        if self._populating:
+            self._main.notify()

@@ -1,0 +1,103 @@
+"""The exception tree of the whole package; imports nothing.
+
+::
+
+    KVCacheError
+    ├── OptionError            a value the user gave breaks a rule      (exit 4)
+    │   ├── UnknownNameError   a name nobody registered; lists the known ones
+    │   ├── UnavailableError   an option whose capability does not exist yet
+    │   └── TraceError         a trace file that can't be used; file and line
+    ├── PreflightError         this machine can't run the plan as it is (exit 4)
+    ├── LaunchError            a launch of ranks failed; argv, exit code, output tail
+    ├── StorageError           the storage failed; host and path
+    ├── StalledError           a rank did not arrive or report in time
+    └── ResultError            a record is absent, incomplete or contradicts the plan
+
+Usage errors become ``pytest.UsageError`` at the edge (plugin.py), nowhere else.
+Messages name the thing, its value, the rule and the fix, in one sentence.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+
+class KVCacheError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class OptionError(KVCacheError):
+    """A value the user gave breaks a rule."""
+
+
+class UnknownNameError(OptionError):
+    """A name that nobody registered.
+
+    ``kind`` is the noun (``scenario``), ``name`` the culprit, ``known`` what exists.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], *, option: str) -> None:
+        self.kind = kind
+        self.name = name
+        self.known = tuple(sorted(known))
+        super().__init__(
+            f"{option} is {name!r}; it must name a known {kind}: {', '.join(self.known)}"
+        )
+
+
+class UnavailableError(OptionError):
+    """An option whose capability does not exist in this version."""
+
+    def __init__(self, option: str, value: object, hint: str) -> None:
+        self.option = option
+        super().__init__(f"{option} is {value}; this is not available yet: {hint}")
+
+
+class TraceError(OptionError):
+    """A trace file that can't be used; ``line`` counts from 1, 0 means the whole file."""
+
+    def __init__(self, path: str, line: int, problem: str) -> None:
+        self.path = path
+        self.line = line
+        where = f"{path}, line {line}" if line else path
+        super().__init__(f"--kv-trace {where}: {problem}")
+
+
+class PreflightError(KVCacheError):
+    """This machine can't run the plan as it is."""
+
+
+class LaunchError(KVCacheError):
+    """A launch of ranks failed.
+
+    Carries the exact command, the launcher's exit code (None: it was killed by us
+    before it ended) and the last lines of its output.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        argv: Sequence[str] = (),
+        exit_code: int | None = None,
+        tail: Sequence[str] = (),
+    ) -> None:
+        self.argv = tuple(argv)
+        self.exit_code = exit_code
+        self.tail = tuple(tail)
+        super().__init__(message)
+
+
+class StorageError(KVCacheError):
+    """The storage failed; the message names the host, the path and the cause."""
+
+
+class StalledError(KVCacheError):
+    """A rank did not arrive or report in time."""
+
+
+class ResultError(KVCacheError):
+    """A record is absent, incomplete or contradicts the plan."""

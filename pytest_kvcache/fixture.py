@@ -1,0 +1,210 @@
+"""The ``kvcache`` fixture; the only module that touches pytest-benchmark.
+
+pytest-benchmark times a callable with a timer of our choice. Our latencies were measured
+on the ranks, so the timer is a clock that we set: the callable moves it forward by the
+trial's value, one round per trial, which makes StdDev the noise between trials.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_kvcache.errors import KVCacheError, OptionError
+from pytest_kvcache.metrics import METRICS
+from pytest_kvcache.options import OPTIONS, build_options, describe_value
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from pytest_kvcache.bench import Bench
+    from pytest_kvcache.options import Options
+    from pytest_kvcache.planning import CaseName
+    from pytest_kvcache.results import CaseResult
+
+BENCH_KEY: pytest.StashKey[Bench] = pytest.StashKey()
+MAKE_BENCH_KEY: pytest.StashKey[Callable[[], Bench]] = pytest.StashKey()
+OPTIONS_KEY: pytest.StashKey[Options] = pytest.StashKey()
+_TOLD_KEY: pytest.StashKey[set[str]] = pytest.StashKey()
+
+
+def bench_of(config: pytest.Config) -> Bench:
+    """The session's benchmark, made when it is first asked for."""
+    if BENCH_KEY not in config.stash:
+        config.stash[BENCH_KEY] = config.stash[MAKE_BENCH_KEY]()
+    return config.stash[BENCH_KEY]
+
+
+# What one test can't have for itself.
+_OF_THE_SESSION = frozenset(
+    {
+        "allow_inconclusive",
+        "compare",
+        "datasize",
+        "dry_run",
+        "fail",
+        "metrics",
+        "mpi_bin",
+        "plugin",
+        "python",
+        "results_dir",
+        "slo",
+    }
+)
+
+
+class ReplayClock:
+    """A timer that shows what it was set to, and otherwise the real time."""
+
+    __name__ = "kvcache-replay"  # pytest-benchmark prints a timer's name
+
+    def __init__(self) -> None:
+        self.now_s: float | None = None
+
+    def __call__(self) -> float:
+        """Seconds; only differences mean something."""
+        return time.perf_counter() if self.now_s is None else self.now_s
+
+
+REPLAY_CLOCK_KEY: pytest.StashKey[ReplayClock] = pytest.StashKey()
+
+
+class Run:
+    """A case that ran: what ``kvcache.run()`` gives to a test."""
+
+    def __init__(self, result: CaseResult) -> None:
+        self.result = result
+
+    def metric(self, name: str) -> float:
+        """The median over all trials; fails the test if a trial does not have it."""
+        if name not in METRICS:
+            known = ", ".join(METRICS)
+            pytest.fail(f"{name!r} is no metric; it must be one of {known}", pytrace=False)
+        series = self.result.series(name)
+        if series is None:
+            why = why_absent(self.result, name)
+            pytest.fail(f"{self.result.name} has no {name}: {why}", pytrace=False)
+        return series.median
+
+
+class KVCache:
+    """Runs cases from a test; ``kvcache`` is one per test, all share one launch per case."""
+
+    def __init__(self, request: pytest.FixtureRequest, bench: Bench) -> None:
+        self._request = request
+        self._bench = bench
+
+    def run(self, **overrides: Any) -> Run:
+        """Run one case with the session's options, some of them overridden by name.
+
+        ``kvcache.run(scenario="agent", model="llama3.1-70b-instruct", np=4, duration=30)``;
+        names are the options' without ``--kv-``, with underscores. The case must be one:
+        a list of counts, scenarios or models is refused. Fails the test if a trial fails.
+        """
+        from pytest_kvcache.planning import name_cases  # noqa: PLC0415  see plugin.py
+
+        options = self._override(overrides) if overrides else self._bench.options
+        try:
+            names = name_cases(options, self._bench.registry)
+            if len(names) != 1:
+                listed = ", ".join(map(str, names))
+                raise OptionError(f"kvcache.run() runs one case, the options ask for {listed}")
+            case = self._bench.plan(names[0], options)
+            self._bench.controller.check(options, case.plan)
+            self._bench.controller.note_launcher()
+        except KVCacheError as error:
+            pytest.fail(str(error), pytrace=False)
+        return Run(self._finished(self._bench.run(names[0], options)))
+
+    def record(self, benchmark: Any, name: CaseName, metric: str) -> None:
+        """Run the case (once for all of its metrics) and record one metric.
+
+        ``benchmark`` is pytest-benchmark's fixture, still unused in this test.
+        """
+        result = self._finished(self._bench.run(name))
+        series = result.series(metric)
+        spec = METRICS[metric]
+        if series is None:
+            pytest.fail(f"{metric}: {why_absent(result, metric)}", pytrace=False)
+        benchmark.name = f"{result.name}-{metric}"
+        benchmark.fullname = benchmark.name
+        benchmark.group = benchmark.group or f"{metric}, {spec.round_unit}"
+        benchmark.extra_info.update(
+            case=result.name,
+            metric=metric,
+            plan_digest=result.plan.workload_digest,
+            **series.to_json(),
+        )
+        try:
+            rounds_s = [spec.round_s(value) for value in series.values]
+        except KVCacheError as error:
+            pytest.fail(str(error), pytrace=False)
+        replay(benchmark, self._request.config.stash[REPLAY_CLOCK_KEY], rounds_s)
+
+    def _override(self, overrides: dict[str, Any]) -> Options:
+        given = dict(self._bench.options.texts)
+        kinds = {spec.name: spec.kind for spec in OPTIONS}
+        try:
+            for name, value in overrides.items():
+                if name in _OF_THE_SESSION:
+                    raise OptionError(
+                        f"--kv-{name.replace('_', '-')} is decided for the whole session; give it"
+                        " on the command line or in an ini, not to kvcache.run()"
+                    )
+                text = describe_value(value)
+                if kinds.get(name) in ("hosts", "repeat"):
+                    text = [text] if isinstance(text, str) else text
+                elif not isinstance(text, str):
+                    text = ",".join(text)
+                given[name] = (text, "call")
+            return build_options(given)
+        except KVCacheError as error:
+            pytest.fail(str(error), pytrace=False)
+
+    def _finished(self, result: CaseResult) -> CaseResult:
+        """The result of a case that may be used; a fault is told in full once."""
+        if result.error is None:
+            return result
+        told = self._request.config.stash.setdefault(_TOLD_KEY, set())
+        if result.plan.digest in told:
+            first = result.error.splitlines()[0]
+            pytest.fail(f"{result.name} failed, told in full above: {first}", pytrace=False)
+        told.add(result.plan.digest)
+        pytest.fail(f"{result.name} failed: {result.error}", pytrace=False)
+
+
+def why_absent(result: CaseResult, metric: str) -> str:
+    """Why a case that ran lacks a metric."""
+    spec = METRICS[metric]
+    counts = [trial.data[spec.section].get("count") for trial in result.trials if trial.data]
+    if spec.percentile is None or None in counts:
+        return "the trials have no such value"
+    needed = round(1000 / (100 - spec.percentile))
+    return (
+        f"FEW_SAMPLES: p{spec.percentile:g} needs {needed} operations per trial (10 beyond it),"
+        f" the trials had {', '.join(map(str, counts))}; lengthen --kv-duration or add users"
+    )
+
+
+def replay(benchmark: Any, clock: ReplayClock, rounds_s: Sequence[float]) -> None:
+    """Make pytest-benchmark record exactly these rounds."""
+    values: Iterator[float] = iter(rounds_s)
+
+    def reset() -> None:
+        clock.now_s = 0.0  # from 0 the difference of two readings is exact
+
+    def advance() -> None:
+        clock.now_s = next(values)
+
+    try:
+        benchmark.pedantic(advance, setup=reset, rounds=len(rounds_s), iterations=1)
+    finally:
+        clock.now_s = None
+
+
+@pytest.fixture
+def kvcache(request: pytest.FixtureRequest) -> KVCache:
+    """Run KV-cache benchmark cases from a test: ``kvcache.run(np=2).metric("read.p95_ms")``."""
+    return KVCache(request, bench_of(request.config))

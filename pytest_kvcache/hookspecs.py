@@ -1,0 +1,75 @@
+"""Rank-safe hooks (pluggy project ``kvcache``): what a plugin adds to both sides.
+
+They are called on the controller and again on every rank, so the module that
+implements them must be importable on every host: an entry point of the group
+``pytest_kvcache``, or a module named by ``--kv-plugin``. A conftest.py never reaches a
+rank. Imports neither pytest nor MPI.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pytest_kvcache.backends.protocol import Backend
+    from pytest_kvcache.launchers.protocol import Launcher
+    from pytest_kvcache.models import ModelSpec
+    from pytest_kvcache.workloads.protocol import WorkloadFamily
+
+PROJECT = "kvcache"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def kvcache_models() -> Mapping[str, ModelSpec]:  # type: ignore[empty-body]  # a spec has no body
+    """Name → model, for ``--kv-model``. Called once per process, at the start.
+
+    ::
+
+        @pytest_kvcache.hookimpl
+        def kvcache_models():
+            return {"mine": ModelSpec(name="mine", layers=32, kv_heads=8, head_dim=128,
+                                      dtype="float16")}
+    """
+
+
+@hookspec
+def kvcache_backends() -> Mapping[str, Callable[[], Backend]]:  # type: ignore[empty-body]
+    """Name → function that makes a backend, for ``--kv-backend``.
+
+    Called once per process; the function is called once per rank and trial.
+    docs/backends.md shows a whole one::
+
+        @pytest_kvcache.hookimpl
+        def kvcache_backends():
+            return {"mine": MyBackend}
+    """
+
+
+@hookspec
+def kvcache_workloads() -> Mapping[str, WorkloadFamily]:  # type: ignore[empty-body]
+    """Name → workload family, for ``--kv-scenario``.
+
+    Its ``need`` is asked on the controller, its ``build`` on every rank::
+
+        @pytest_kvcache.hookimpl
+        def kvcache_workloads():
+            return {"mine": MyFamily()}
+    """
+
+
+@hookspec
+def kvcache_launchers() -> Mapping[str, Callable[[Mapping[str, str]], Launcher]]:  # type: ignore[empty-body]
+    """Name → function of the environment that makes a launcher, for ``--kv-mpi-bin``.
+
+    Called on the controller only; a name found here is not looked for on the disk::
+
+        @pytest_kvcache.hookimpl
+        def kvcache_launchers():
+            return {"flux": lambda environ: FluxLauncher()}
+    """

@@ -1,0 +1,351 @@
+"""A latency histogram with fixed bins: record, merge, percentile, serialise.
+
+Every rank has the same bins, so adding the counts of two histograms gives exactly
+the histogram of all their values, and a percentile of the merge is a percentile over
+all operations. docs/histogram.md tells how to read the serialised form without us.
+
+The bins are HdrHistogram's idea (http://hdrhistogram.org: linear steps inside each
+power of two) taken from the number format itself: the exponent and the first 9
+mantissa bits of the value as an IEEE 754 float64 are its bin. A power of two thus
+has 512 bins, each at most 1/512 of its value wide, and the middle of a bin is within
+1/1024 (0.098 %) of every value in it.
+
+Runs on ranks and on the controller; imports numpy and the error tree, nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import zlib
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from pytest_kvcache.errors import OptionError, ResultError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    IntArray = npt.NDArray[np.int64]
+    FloatArray = npt.NDArray[np.float64]
+
+SCHEME: Final = "loglinear-9/1"
+"""Name of the bins and of their serialised form; another layout gets another name."""
+MANTISSA_BITS: Final = 9
+"""Bits of the mantissa that choose the bin: 2**9 bins per power of two."""
+LOWEST_NS: Final = 100
+"""Lower edge of the first bin: 100 ns, less than two clock reads of Python take."""
+HIGHEST_NS: Final = 1_000_000_000_000
+"""The last bin holds this value: 1000 s."""
+
+_SHIFT: Final = 52 - MANTISSA_BITS  # a float64 has 52 mantissa bits
+_PAIR: Final = np.dtype([("gap", "<i8"), ("count", "<i8")])
+_FIELDS: Final = ("scheme", "count", "sum_ns", "min_ns", "max_ns", "bins")
+
+
+def _prefix(values_ns: FloatArray) -> IntArray:
+    """Exponent and leading mantissa bits; monotonic, as floats sort like their bits."""
+    bits: IntArray = values_ns.view(np.int64) >> _SHIFT
+    return bits
+
+
+_FIRST: Final = int(_prefix(np.array([LOWEST_NS], dtype=np.float64))[0])
+BIN_COUNT: Final = int(_prefix(np.array([HIGHEST_NS], dtype=np.float64))[0]) - _FIRST + 1
+"""Number of bins, 17,028: 33.2 powers of two between 100 ns and 1000 s."""
+
+
+def bin_index(values_ns: IntArray) -> IntArray:
+    """Return the bin of each value, 0 to BIN_COUNT - 1, in the shape of the input.
+
+    Values outside LOWEST_NS to HIGHEST_NS land in the first and the last bin. Exact:
+    integers of this range have float64s of their own.
+    """
+    inside = np.clip(values_ns, LOWEST_NS, HIGHEST_NS)
+    return _prefix(inside.astype(np.float64)) - _FIRST
+
+
+def bin_low_ns(index: IntArray) -> FloatArray:
+    """Return the lower edge of each bin; ``bin_low_ns(index + 1)`` is its upper edge."""
+    bits: IntArray = (np.asarray(index, dtype=np.int64) + _FIRST) << _SHIFT
+    return bits.view(np.float64)
+
+
+def bin_mid_ns(index: IntArray) -> FloatArray:
+    """Return the middle of each bin, what a percentile reports for it."""
+    middle: FloatArray = (bin_low_ns(index) + bin_low_ns(np.asarray(index) + 1)) / 2
+    return middle
+
+
+class Histogram:
+    """Counts of latencies per bin, with the exact count, sum, minimum and maximum.
+
+    Starts empty; ``record`` and ``merge`` add to it. Not thread-safe: give each thread
+    its own and merge them.
+    """
+
+    __slots__ = ("_counts", "_max_ns", "_min_ns", "_sum_ns")
+
+    def __init__(self) -> None:
+        self._counts: IntArray = np.zeros(BIN_COUNT, dtype=np.int64)
+        self._sum_ns = 0
+        self._min_ns: int | None = None
+        self._max_ns: int | None = None
+
+    @classmethod
+    def from_counts(
+        cls, counts: IntArray, sum_ns: int, min_ns: int | None, max_ns: int | None
+    ) -> Histogram:
+        """Build one from a dense array of BIN_COUNT counts (copied), as MPI reduces it.
+
+        ``sum_ns``, ``min_ns`` and ``max_ns`` are the exact ones over all values; with
+        no values they are 0, None and None. Raises ResultError where they contradict
+        the counts: such a histogram can't come from recorded values.
+        """
+        counts = np.asarray(counts)
+        if counts.shape != (BIN_COUNT,) or counts.dtype.kind not in "iu":
+            raise ResultError(
+                f"histogram counts are {counts.dtype} of shape {counts.shape}; "
+                f"they must be {BIN_COUNT} integers, one per bin"
+            )
+        if int(counts.min()) < 0 or _total(counts) >= 2**63:
+            raise ResultError(
+                f"histogram counts start at {int(counts.min())} and sum to {_total(counts)}; "
+                "they must not be negative or sum to 2**63"
+            )
+        _check_extremes(counts, sum_ns, min_ns, max_ns)
+        histogram = cls()
+        histogram._counts = counts.astype(np.int64)  # a copy
+        histogram._sum_ns, histogram._min_ns, histogram._max_ns = sum_ns, min_ns, max_ns
+        return histogram
+
+    @classmethod
+    def from_json(cls, data: object) -> Histogram:
+        """Rebuild what ``to_json`` wrote; ResultError names what is wrong with it."""
+        if not isinstance(data, Mapping) or set(data) != set(_FIELDS):
+            raise ResultError(
+                f"a histogram is {_short(data)}; it must be an object of {', '.join(_FIELDS)}"
+            )
+        if data["scheme"] != SCHEME:
+            raise ResultError(
+                f"histogram scheme is {data['scheme']!r}; this version reads {SCHEME!r} only"
+            )
+        counts = _unpack(data["bins"])
+        count = _integer(data, "count")
+        if count != _total(counts):
+            raise ResultError(
+                f"histogram count is {count}, but its bins hold {_total(counts)}; "
+                "they must be equal"
+            )
+        extremes = [_integer(data, k) if count else data[k] for k in ("min_ns", "max_ns")]
+        return cls.from_counts(counts, _integer(data, "sum_ns"), *extremes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dict of JSON values, a few kB; docs/histogram.md describes it."""
+        return {
+            "scheme": SCHEME,
+            "count": self.count,
+            "sum_ns": self._sum_ns,
+            "min_ns": self._min_ns,
+            "max_ns": self._max_ns,
+            "bins": _pack(self._counts),
+        }
+
+    @property
+    def counts(self) -> IntArray:
+        """The dense int64 counts, BIN_COUNT of them: a read-only view, for a reduction."""
+        view = self._counts.view()
+        view.flags.writeable = False
+        return view
+
+    @property
+    def count(self) -> int:
+        """How many values were recorded."""
+        return int(self._counts.sum())
+
+    @property
+    def sum_ns(self) -> int:
+        """Exact sum of the values."""
+        return self._sum_ns
+
+    @property
+    def min_ns(self) -> int | None:
+        """Exact smallest value; None when empty."""
+        return self._min_ns
+
+    @property
+    def max_ns(self) -> int | None:
+        """Exact largest value; None when empty."""
+        return self._max_ns
+
+    def record(self, values_ns: IntArray) -> None:
+        """Add values in ns, an integer array of any length (a large one costs least each).
+
+        Raises ResultError on a negative value or on floats, and then adds none.
+        """
+        values = np.asarray(values_ns)
+        if values.size == 0:
+            return
+        if values.dtype.kind not in "iu":
+            raise ResultError(f"latencies are {values.dtype}; they must be integer ns")
+        lowest, highest = int(values.min()), int(values.max())
+        if lowest < 0:
+            raise ResultError(
+                f"a latency is {lowest} ns; it must not be negative: "
+                "its clock ran backwards or its stamps are swapped"
+            )
+        self._counts += np.bincount(bin_index(values.ravel()), minlength=BIN_COUNT)
+        self._widen(_exact_sum(values, highest), lowest, highest)
+
+    def merge(self, other: Histogram) -> None:
+        """Add everything ``other`` holds, exactly as if it had been recorded here."""
+        if other._min_ns is None or other._max_ns is None:
+            return
+        self._counts += other._counts
+        self._widen(other._sum_ns, other._min_ns, other._max_ns)
+
+    def mean_ns(self) -> float | None:
+        """Exact mean; None when empty."""
+        count = self.count
+        return self._sum_ns / count if count else None
+
+    def percentile_ns(self, q: float) -> float | None:
+        """Return the q-th percentile (0 to 100), within 0.1 %; None when empty.
+
+        Nearest rank: the smallest value with at least q % of all values at or below it.
+        It is the middle of that value's bin, held inside the exact minimum and maximum.
+        Outside the range of the bins it errs on the slow side: values below it count as
+        100 ns, and a percentile in the last bin is the maximum if that is beyond 1000 s.
+        Raises OptionError for a q outside 0 to 100.
+        """
+        rank = self._rank(q)
+        if self._min_ns is None or self._max_ns is None:
+            return None
+        index = int(np.searchsorted(np.cumsum(self._counts), rank))
+        if index == BIN_COUNT - 1 and self._max_ns > HIGHEST_NS:
+            return float(self._max_ns)
+        middle = float(bin_mid_ns(np.array([index]))[0])
+        return min(max(middle, float(self._min_ns)), float(self._max_ns))
+
+    def samples_beyond(self, q: float) -> int:
+        """How many values rank above the q-th percentile: what the percentile rests on."""
+        return self.count - self._rank(q)
+
+    def _rank(self, q: float) -> int:
+        """Rank (from 1) of the q-th percentile; 0 when empty.
+
+        Through the decimal text of q: 99.9 means 999/1000, not the float below or above,
+        which would move the rank by one whenever q % of the count is whole.
+        """
+        if not 0 <= q <= 100:  # noqa: PLR2004  # percent
+            raise OptionError(f"percentile is {q}; it must be between 0 and 100")
+        count = self.count
+        share = Fraction(repr(float(q))) / 100
+        return min(count, max(1, math.ceil(share * count)))
+
+    def _widen(self, sum_ns: int, min_ns: int, max_ns: int) -> None:
+        self._sum_ns += sum_ns
+        self._min_ns = min_ns if self._min_ns is None else min(self._min_ns, min_ns)
+        self._max_ns = max_ns if self._max_ns is None else max(self._max_ns, max_ns)
+
+
+def _exact_sum(values: IntArray, highest: int) -> int:
+    """Sum without overflow; the slow way only for values no clock measures."""
+    if highest * values.size < 2**63:
+        return int(values.sum())
+    return sum(values.ravel().tolist())
+
+
+def _total(counts: IntArray) -> int:
+    """Sum of counts that nobody vouches for: as Python integers, which can't overflow."""
+    return sum(counts.tolist())
+
+
+def _check_extremes(counts: IntArray, sum_ns: int, min_ns: int | None, max_ns: int | None) -> None:
+    """Raise ResultError unless values with these counts can have this sum and extremes."""
+    used = np.flatnonzero(counts)
+    told = f"sum_ns {sum_ns}, min_ns {min_ns} and max_ns {max_ns}"
+    if min_ns is None or max_ns is None or not used.size:
+        if used.size or sum_ns or min_ns is not None or max_ns is not None:
+            raise ResultError(
+                f"a histogram of {_total(counts)} values has {told}; "
+                "an empty one must have 0, null and null, any other one numbers"
+            )
+        return
+    if not 0 <= min_ns <= max_ns < 2**63:
+        raise ResultError(f"a histogram has {told}; it must be 0 <= min_ns <= max_ns < 2**63")
+    ends = bin_index(np.array([min_ns, max_ns]))
+    if list(ends) != [used[0], used[-1]]:
+        raise ResultError(
+            f"a histogram has {told}; min_ns and max_ns must lie in its first and last used bin"
+        )
+    low, high = bin_low_ns(used), bin_low_ns(used + 1)
+    low[0], high[-1] = min_ns, max_ns  # these two bins may hold values beyond their edges
+    weights = counts[used].astype(np.float64)
+    rounding = 1e-9 * float(high @ weights)
+    if not low @ weights - rounding <= sum_ns <= high @ weights + rounding:
+        raise ResultError(
+            f"a histogram has {told}; its bins allow a sum between "
+            f"{low @ weights:.0f} and {high @ weights:.0f} only"
+        )
+
+
+def _pack(counts: IntArray) -> str:
+    """Return the used bins as pairs (gap to the one before, count), deflated, in base64."""
+    used = np.flatnonzero(counts)
+    pairs = np.empty(used.size, dtype=_PAIR)
+    pairs["gap"] = np.diff(used, prepend=0)
+    pairs["count"] = counts[used]
+    return base64.b64encode(zlib.compress(pairs.tobytes(), 9)).decode("ascii")
+
+
+def _unpack(text: object) -> IntArray:
+    """Return the dense counts of ``_pack``'s text; ResultError when it is damaged."""
+    pairs = np.frombuffer(_inflate(text), dtype=_PAIR)
+    gaps = pairs["gap"]
+    # Bounded gaps first: only then can their sum not overflow.
+    if gaps.size and (int(gaps[0]) < 0 or gaps[1:].min(initial=1) < 1 or gaps.max() > BIN_COUNT):
+        raise ResultError("histogram bins do not rise; they were damaged: use an intact file")
+    used = np.cumsum(gaps)
+    if used.size and (int(used[-1]) >= BIN_COUNT or int(pairs["count"].min()) < 1):
+        raise ResultError(
+            f"histogram bins go beyond bin {BIN_COUNT - 1} or hold a count below 1; "
+            "they were damaged: use an intact file"
+        )
+    counts = np.zeros(BIN_COUNT, dtype=np.int64)
+    counts[used] = pairs["count"]
+    return counts
+
+
+def _inflate(text: object) -> bytes:
+    """Return the decoded pairs, a multiple of 16 bytes and at most BIN_COUNT of them."""
+    if not isinstance(text, str):
+        raise ResultError(f"histogram bins are {_short(text)}; they must be base64 text")
+    decoder = zlib.decompressobj()
+    try:
+        data = decoder.decompress(base64.b64decode(text, validate=True), BIN_COUNT * 16 + 1)
+    except (ValueError, binascii.Error, zlib.error) as error:
+        raise ResultError(
+            f"histogram bins are {_short(text)}; they must be zlib data in base64: {error}"
+        ) from error
+    if not decoder.eof or decoder.unused_data or len(data) % _PAIR.itemsize:
+        raise ResultError(
+            f"histogram bins hold {len(data)} bytes, cut short or with more behind them; "
+            "they must be whole pairs of int64: use an intact file"
+        )
+    return data
+
+
+def _integer(data: Mapping[str, object], name: str) -> int:
+    value = data[name]
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ResultError(f"histogram {name} is {_short(value)}; it must be an integer")
+    return value
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."  # noqa: PLR2004  # a readable line

@@ -1,0 +1,29 @@
+"""How ranks are started: one module per launcher family; re-exports, nothing else."""
+
+from __future__ import annotations
+
+from pytest_kvcache.launchers.detect import (
+    LauncherIdentity,
+    check_library,
+    find_launcher,
+    identify,
+    launcher_for,
+    mpi_library,
+)
+from pytest_kvcache.launchers.hydra import HydraLauncher
+from pytest_kvcache.launchers.openmpi import OpenMPILauncher
+from pytest_kvcache.launchers.protocol import Launcher, LaunchJob, remote_shell_script
+
+__all__ = [
+    "HydraLauncher",
+    "LaunchJob",
+    "Launcher",
+    "LauncherIdentity",
+    "OpenMPILauncher",
+    "check_library",
+    "find_launcher",
+    "identify",
+    "launcher_for",
+    "mpi_library",
+    "remote_shell_script",
+]

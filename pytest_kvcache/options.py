@@ -1,0 +1,217 @@
+"""What the user asked for: the frozen ``Options``, validated one by one and together.
+
+Texts come in, validated values go out; nothing in this module looks at the machine.
+Imports neither pytest nor MPI.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from pytest_kvcache.errors import OptionError, UnavailableError, UnknownNameError
+from pytest_kvcache.hosts import HostSpec
+from pytest_kvcache.optiontable import OPTIONS, OptionSpec, Trials
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pytest_kvcache.compare import FailRule, SloRule
+
+__all__ = ["OPTIONS", "OptionSpec", "Options", "Origin", "Trials", "build_options"]
+
+DEFAULT_TRIALS = Trials(3, 3)
+Origin = Literal["default", "scenario", "ini", "command line", "call"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Everything a user can ask for, validated one by one.
+
+    ``texts`` holds the options that were given, as given, and where; one that is not in
+    it carries its default, and a scenario may put its own value in that place.
+    Sizes are bytes, durations seconds, 0 bytes of storage capacity means "decide".
+    """
+
+    hosts: tuple[HostSpec, ...] = (HostSpec(name="127.0.0.1"),)
+    np: tuple[int, ...] | None = None
+    npernode: int | None = None
+    exec_type: str = "mpi"
+    image: str | None = None
+    mpi_bin: str = "mpirun"
+    oversubscribe: bool = False
+    allow_run_as_root: bool = False
+    mpi_params: tuple[str, ...] = ()
+    ssh: tuple[str, ...] | None = None
+    scenario: tuple[str, ...] = ("mixed",)
+    model: tuple[str, ...] = ("llama3.1-8b",)
+    num_users: int = 100
+    duration: float = 60.0
+    ramp: float | None = None
+    trials: Trials = DEFAULT_TRIALS
+    context_scale: float = 1.0
+    gpu_mem_gb: int = 0
+    cpu_mem_gb: int = 0
+    storage_capacity_gb: int = 0
+    cache_dir: str = "/var/tmp"  # noqa: S108  on disk by convention; every run owns a directory in it
+    backend: str = "file"
+    io: str = "direct"
+    sync: str | None = None
+    block_tokens: int | None = None
+    layout: str = "block"
+    store: str = "auto"
+    tensor_parallel: int = 1
+    queue_depth: int = 16
+    generation_mode: str = "none"
+    performance_profile: str = "throughput"
+    phase: str = "both"
+    trace: str | None = None
+    trace_speedup: float = 1.0
+    trace_cycles: int = 1
+    trace_limit: int | None = None
+    request_rate: float | None = None
+    arrival: str | None = None
+    precondition: str | None = None
+    reread_factor: float | None = None
+    workload: str | None = None
+    io_trace: str | None = None
+    gpu_backend: str | None = None
+    disable_multi_turn: bool = False
+    disable_prefix_caching: bool = False
+    enable_rag: bool = False
+    rag_num_docs: int | None = None
+    enable_autoscaling: bool = False
+    autoscaler_mode: str | None = None
+    verify: str = "sample"
+    data: str = "normal"
+    seed: int = 42
+    results_dir: str = "results"
+    closed: bool = False
+    deadline: float | None = None
+    python: str | None = None
+    container_engine: str | None = None
+    keep: bool = False
+    target_ci: float | None = None
+    allow_inconclusive: bool = False
+    html: str | None = None
+    datasize: bool = False
+    dry_run: bool = False
+    allow_invalid: bool = False
+    plugin: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = (
+        "read.p95_ms",
+        "read.gib_per_s",
+        "write.p95_ms",
+        "write.gib_per_s",
+        "load.p50_ms",
+    )
+    compare: str | None = None
+    fail: tuple[FailRule, ...] = ()
+    slo: tuple[SloRule, ...] = ()
+    texts: Mapping[str, tuple[str | Sequence[str], Origin]] = field(default_factory=dict)
+
+    @property
+    def origins(self) -> dict[str, Origin]:
+        """Where each given option came from."""
+        return {name: origin for name, (_text, origin) in self.texts.items()}
+
+    def given(self, name: str) -> bool:
+        """Whether the user gave this option anywhere."""
+        return name in self.texts
+
+    def overrides(self, name: str) -> bool:
+        """Whether it beats a scenario's own value: typed or called, not from an ini.
+
+        An ini serves all scenarios of a checkout; what one of them fixes for itself
+        stands until somebody says otherwise for this run.
+        """
+        return self.origins.get(name) in ("command line", "call")
+
+
+def _parse_one(spec: OptionSpec, raw: str | Sequence[str], origin: Origin) -> Any:
+    name = spec.ini if origin == "ini" else spec.flag
+    value = spec.parse(raw, name)
+    if spec.later is not None and not spec.is_available(value):
+        shown = raw if isinstance(raw, str) else " ".join(raw)
+        raise UnavailableError(name, shown, spec.later)
+    return value
+
+
+def build_options(given: Mapping[str, tuple[str | Sequence[str], Origin]]) -> Options:
+    """Validate given texts into ``Options``.
+
+    ``given`` maps an option's name (``num_users``) to its text, for hosts and
+    repeatable options the list of texts, and where it came from.
+    Raises OptionError (UnknownNameError, UnavailableError) for the first bad one.
+    """
+    by_name = {spec.name: spec for spec in OPTIONS}
+    values: dict[str, Any] = {}
+    for name, (raw, origin) in given.items():
+        if name not in by_name:
+            raise UnknownNameError("option", name, by_name, option="kvcache.run()")
+        values[name] = _parse_one(by_name[name], raw, origin)
+    options = Options(**values, texts=dict(given))
+    _check_together(options)
+    return options
+
+
+def _check_together(options: Options) -> None:
+    """The rules that tie several options together."""
+    if options.trials.low != options.trials.high and options.target_ci is None:
+        raise OptionError(
+            f"--kv-trials is {options.trials}; a range needs --kv-target-ci, such as 5%"
+        )
+    if options.target_ci is not None and options.trials.low == options.trials.high:
+        raise OptionError(
+            f"--kv-target-ci needs a range of trials; --kv-trials is {options.trials},"
+            " write --kv-trials=3..20"
+        )
+    if options.fail and options.compare is None:
+        raise OptionError("--kv-fail needs a baseline; name its file with --kv-compare=FILE")
+    _check_trace(options)
+
+
+def _check_trace(options: Options) -> None:
+    if options.trace is not None and options.given("scenario"):
+        others = [name for name in options.scenario if name != "trace"]
+        if others == list(options.scenario):
+            raise OptionError(
+                f"--kv-trace is given but --kv-scenario is {','.join(others)}; use"
+                " --kv-scenario=trace or leave one of them out"
+            )
+    if options.trace is None:
+        if "trace" in options.scenario:
+            raise OptionError("--kv-scenario is 'trace'; name the file with --kv-trace=FILE")
+        for name in ("trace_speedup", "trace_cycles", "trace_limit"):
+            if options.given(name):
+                flag = "--kv-" + name.replace("_", "-")
+                raise OptionError(f"{flag} needs a trace; name the file with --kv-trace=FILE")
+
+
+def scenario_names(options: Options) -> tuple[str, ...]:
+    """The scenarios to run: a trace given alone selects the scenario ``trace``."""
+    if options.trace is not None and not options.given("scenario"):
+        return ("trace",)
+    return options.scenario
+
+
+def describe_value(value: object) -> str | list[str]:
+    """A Python value of ``kvcache.run()`` as the text that the option's parser takes."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (list, tuple)):
+        return [str(part) for part in value]
+    return str(value)
+
+
+def describe_given(options: Options) -> list[str]:
+    """The report header: every given option, its value and its origin, in 80 columns."""
+    words = []
+    for name, (text, origin) in options.texts.items():
+        shown = text if isinstance(text, str) else ",".join(text)
+        words.append(f"{name}={shown} ({origin})")
+    return textwrap.wrap(
+        "kvcache: " + "; ".join(words), 79, subsequent_indent="  ",
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip

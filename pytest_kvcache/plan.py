@@ -1,0 +1,345 @@
+"""The plan of one case: every effective value, nothing that did not run. Pure.
+
+``Options`` are what the user asked for; a ``Plan`` is what is going to happen on every
+rank, written as JSON into the run directory and broadcast from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from pytest_kvcache.errors import OptionError
+from pytest_kvcache.hosts import RankLayout
+from pytest_kvcache.models import ModelSpec
+from pytest_kvcache.units import MIB, format_bytes
+from pytest_kvcache.workloads.protocol import Need, WorkloadContext
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pytest_kvcache.options import Options
+    from pytest_kvcache.workloads.trace_file import Trace
+
+MAX_CHUNK_BYTES = 4 * MIB
+PAGE_BYTES = 4096
+DEFAULT_BLOCK_TOKENS = 256
+FREE_SHARE = 0.9  # of the free space that a run may fill
+GENERATION_S_PER_TOKEN = {"none": 0.0, "fast": 0.002, "realistic": 0.030}
+_SLOWEST_BYTES_PER_S = 20e6  # of a whole host, for the default deadline
+_START_S = 120.0  # for the default deadline: start of the ranks and their end
+_MIN_DRAIN_S = 30.0
+
+# What may differ between two runs that measure the same thing.
+_NOT_WORKLOAD = (
+    "run_id", "trial", "layout", "cache_dir", "deadline_s", "keep", "origins", "plugins",
+    "need_blocks", "version",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracePlan:
+    """The trace of a replay; ``digest`` is of its columns after ``limit``."""
+
+    name: str
+    format: str
+    digest: str
+    requests: int
+    speedup: float
+    cycles: int
+    limit: int | None
+    one_rank_hit_ratio: float
+    dealt_hit_ratio: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One case, ready to be launched; ``trial`` counts from 0.
+
+    ``duration_s`` None: until the trace ends. ``capacity_blocks`` is per rank.
+    ``need_blocks`` is what one rank would store if nothing were evicted.
+    """
+
+    version: str
+    run_id: str
+    scenario: str
+    model: ModelSpec
+    layout: RankLayout
+    trial: int
+    seed: int
+    users: int
+    duration_s: float | None
+    ramp_s: float
+    context_scale: float
+    block_tokens: int
+    tensor_parallel: int
+    generation_mode: str
+    backend: str
+    io: str
+    sync: str
+    cache_dir: str
+    capacity_blocks: int
+    need_blocks: int
+    queue_depth: int
+    verify: str
+    keep: bool
+    deadline_s: float
+    plugins: tuple[str, ...]
+    trace: TracePlan | None
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.capacity_blocks < 1:
+            raise OptionError(
+                f"the storage capacity per rank holds no block of {format_bytes(self.block_bytes)};"
+                " raise --kv-storage-capacity-gb, free some space, or lower --kv-block-tokens"
+            )
+
+    @property
+    def np(self) -> int:
+        """Ranks that do I/O."""
+        return self.layout.np
+
+    @property
+    def world_size(self) -> int:
+        """Processes under the launcher: the ranks and the coordinator."""
+        return self.np + 1
+
+    @property
+    def case(self) -> str:
+        """The name that makes cases of different runs comparable."""
+        return f"{self.scenario}-{self.model.name}-np{self.np}"
+
+    @property
+    def block_bytes(self) -> int:
+        """Logical bytes of a block on one rank."""
+        return self.model.block_bytes(self.block_tokens, self.tensor_parallel)
+
+    @property
+    def stored_bytes(self) -> int:
+        """The same padded to whole pages: what is transferred."""
+        return -(-self.block_bytes // PAGE_BYTES) * PAGE_BYTES
+
+    @property
+    def chunk_bytes(self) -> int:
+        """The largest transfer."""
+        return min(MAX_CHUNK_BYTES, self.stored_bytes)
+
+    @property
+    def capacity_bytes(self) -> int:
+        """The hard cap on disk of one rank."""
+        return self.capacity_blocks * self.stored_bytes
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Buffers of one rank: a write and a read buffer per transfer in flight."""
+        return 0 if self.backend == "null" else 2 * self.queue_depth * self.chunk_bytes
+
+    @property
+    def needs_directory(self) -> bool:
+        """Whether ranks own a directory; null and memory do not."""
+        return self.backend not in ("null", "memory")
+
+    @property
+    def drain_s(self) -> float:
+        """How long operations in flight may take after the window."""
+        return max(_MIN_DRAIN_S, self.duration_s or 0.0)
+
+    @property
+    def generation_s_per_token(self) -> float:
+        """Simulated generation."""
+        return GENERATION_S_PER_TOKEN[self.generation_mode]
+
+    @property
+    def digest(self) -> str:
+        """Of the whole plan: ranks check that they run the same one."""
+        return _digest(self.to_json())
+
+    @property
+    def identity(self) -> str:
+        """Of what is launched, wherever its values come from: asked for twice, run once."""
+        data = self.to_json()
+        del data["origins"], data["trial"]
+        return _digest(data)
+
+    @property
+    def workload_digest(self) -> str:
+        """Of what is measured: equal in two runs that may be compared."""
+        data = {key: value for key, value in self.to_json().items() if key not in _NOT_WORKLOAD}
+        if data["trace"] is not None:
+            data["trace"] = {k: v for k, v in data["trace"].items() if k != "name"}
+        return _digest({**data, "np": self.np})
+
+    def context(self, rank: int, trace: Trace | None) -> WorkloadContext:
+        """What a rank's workload is made from; ``trace`` is the rank's part."""
+        return WorkloadContext(
+            users=self.users,
+            block_tokens=self.block_tokens,
+            context_scale=self.context_scale,
+            seed=self.seed,
+            trial=self.trial,
+            rank=rank,
+            trace=trace,
+            trace_speedup=self.trace.speedup if self.trace else 0.0,
+            trace_cycles=self.trace.cycles if self.trace else 1,
+        )
+
+    def for_trial(self, trial: int) -> Plan:
+        """The same case, another launch."""
+        return replace(self, trial=trial)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dict; ``from_json`` gives the same plan back."""
+        data = {name: getattr(self, name) for name in Plan.__dataclass_fields__}
+        data["model"] = self.model.to_json()
+        data["layout"] = self.layout.to_json()
+        data["trace"] = None if self.trace is None else asdict(self.trace)
+        data["plugins"] = list(self.plugins)
+        data["origins"] = dict(self.origins)
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        """The inverse of ``to_json``."""
+        values = dict(data)
+        values["model"] = ModelSpec.from_json(values["model"])
+        values["layout"] = RankLayout.from_json(values["layout"])
+        values["plugins"] = tuple(values["plugins"])
+        if values["trace"] is not None:
+            values["trace"] = TracePlan(**values["trace"])
+        return cls(**values)
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseFacts:
+    """What planning needs beside the options; ``available_bytes`` None: unknown or endless.
+
+    ``available_bytes`` is the space free for users where the blocks go, ``sharers`` how
+    many ranks share it.
+    """
+
+    run_id: str
+    version: str
+    need: Need
+    available_bytes: int | None
+    sharers: int
+    trace: TracePlan | None
+
+
+def effective_block_tokens(options: Options, trace: Trace | None) -> int:
+    """The user's, else a trace's own, else 256."""
+    if trace is not None:
+        return trace.block_tokens
+    return options.block_tokens or DEFAULT_BLOCK_TOKENS
+
+
+def build_plan(
+    options: Options,
+    *,
+    scenario: str,
+    model: ModelSpec,
+    layout: RankLayout,
+    block_tokens: int,
+    facts: CaseFacts,
+) -> Plan:
+    """Everything of one case decided; raises OptionError where that is impossible."""
+    replays = facts.trace is not None
+    duration_s = options.duration if options.overrides("duration") or not replays else None
+    ramp_s = options.ramp if options.overrides("ramp") or not replays else 0.0
+    if ramp_s is None:
+        ramp_s = min(30.0, (duration_s or 0.0) / 10)
+    stored = -(-model.block_bytes(block_tokens, options.tensor_parallel) // PAGE_BYTES) * PAGE_BYTES
+    plan = Plan(
+        version=facts.version,
+        run_id=facts.run_id,
+        scenario=scenario,
+        model=model,
+        layout=layout,
+        trial=0,
+        seed=options.seed,
+        users=options.num_users,
+        duration_s=duration_s,
+        ramp_s=ramp_s,
+        context_scale=1.0 if replays else options.context_scale,
+        block_tokens=block_tokens,
+        tensor_parallel=options.tensor_parallel,
+        generation_mode=options.generation_mode,
+        backend=options.backend,
+        io=options.io,
+        sync=options.sync or ("none" if options.io == "direct" else "data"),
+        cache_dir=options.cache_dir,
+        capacity_blocks=_capacity_blocks(options.storage_capacity_gb, stored, facts),
+        need_blocks=facts.need.working_set_blocks,
+        queue_depth=options.queue_depth,
+        verify=options.verify,
+        keep=options.keep,
+        deadline_s=options.deadline or 1.0,
+        plugins=options.plugin,
+        trace=facts.trace,
+        origins=_origins(options, replays=replays),
+    )
+    return (
+        plan if options.deadline else replace(plan, deadline_s=default_deadline_s(plan, facts.need))
+    )
+
+
+# Fields of the plan that are called differently from the option that decides them.
+_OPTION_OF = {
+    "users": "num_users",
+    "duration_s": "duration",
+    "ramp_s": "ramp",
+    "deadline_s": "deadline",
+    "capacity_blocks": "storage_capacity_gb",
+    "plugins": "plugin",
+    "layout": "np",
+}
+# What a replay fixes for itself.
+_REPLAY_OWN = frozenset({"duration_s", "ramp_s", "block_tokens", "context_scale"})
+_DERIVED = frozenset({"run_id", "version", "trial", "need_blocks", "origins"})
+
+
+def _origins(options: Options, *, replays: bool) -> dict[str, str]:
+    """Where the value of each field of the plan comes from."""
+    names = [name for name in Plan.__dataclass_fields__ if name not in _DERIVED]
+    given = options.origins
+    found: dict[str, str] = {
+        name: given.get(_OPTION_OF.get(name, name), "default") for name in names
+    }
+    for name in _REPLAY_OWN if replays else ():
+        if not options.overrides(_OPTION_OF.get(name, name)):
+            found[name] = "scenario"
+    if options.allow_invalid:
+        found["allow_invalid"] = given["allow_invalid"]
+    return found
+
+
+def _capacity_blocks(asked_bytes: int, stored_bytes: int, facts: CaseFacts) -> int:
+    """The user's cap; else the need, or 90 % of the rank's share of the free space."""
+    if asked_bytes:
+        return asked_bytes // stored_bytes
+    need = max(1, facts.need.working_set_blocks)
+    if facts.available_bytes is None:
+        return need
+    share = FREE_SHARE * facts.available_bytes / facts.sharers
+    return min(need, math.floor(share / stored_bytes))
+
+
+def default_deadline_s(plan: Plan, need: Need) -> float:
+    """A wall limit that only a stuck launch exceeds.
+
+    Start and end, the window with its drain, and at 20 MB/s per host everything that is
+    stored before the window or, in a replay, read and written in it.
+    """
+    ranks_per_host = max(host.ranks for host in plan.layout.hosts)
+    blocks = need.accessed_blocks or min(plan.capacity_blocks, need.working_set_blocks)
+    moved_s = blocks * plan.stored_bytes * ranks_per_host / _SLOWEST_BYTES_PER_S
+    window_s = need.span_s if plan.duration_s is None else plan.duration_s
+    return _START_S + plan.ramp_s + window_s + plan.drain_s + moved_s

@@ -1,0 +1,208 @@
+"""Options → cases → plans: reads the trace and looks at this machine's free space.
+
+Controller side; imports neither pytest nor MPI.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from pytest_kvcache.cache.reuse import infinite_hits
+from pytest_kvcache.cachedir import validate_cache_dir
+from pytest_kvcache.errors import OptionError
+from pytest_kvcache.hosts import HostSpec, RankLayout, layout_ranks
+from pytest_kvcache.localhost import available_disk_bytes, available_memory_bytes, is_local
+from pytest_kvcache.options import scenario_names
+from pytest_kvcache.plan import (
+    CaseFacts,
+    Plan,
+    TracePlan,
+    build_plan,
+    effective_block_tokens,
+)
+from pytest_kvcache.version import VERSION
+from pytest_kvcache.workloads.deal import deal
+from pytest_kvcache.workloads.protocol import Need, WorkloadContext
+from pytest_kvcache.workloads.trace_file import Trace, read_trace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from pytest_kvcache.models import ModelSpec
+    from pytest_kvcache.options import Options
+    from pytest_kvcache.registry import Registry
+    from pytest_kvcache.workloads.protocol import WorkloadFamily
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseName:
+    """What identifies a case before it is planned."""
+
+    scenario: str
+    model: ModelSpec
+    layout: RankLayout
+
+    def __str__(self) -> str:
+        return f"{self.scenario}-{self.model.name}-np{self.layout.np}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A planned case; ``trace`` is the whole trace of a replay, as the plan limits it."""
+
+    plan: Plan
+    trace: Trace | None
+
+
+def name_cases(options: Options, registry: Registry) -> tuple[CaseName, ...]:
+    """Every (scenario, model, ranks) the options ask for; OptionError for unknown names."""
+    scenarios = scenario_names(options)
+    for scenario in scenarios:
+        registry.workload(scenario)
+    registry.backend(options.backend)
+    return tuple(
+        CaseName(scenario=scenario, model=model, layout=layout)
+        for scenario, model, layout in itertools.product(
+            scenarios, registry.models_of(options.model), layouts(options)
+        )
+    )
+
+
+def layouts(options: Options) -> tuple[RankLayout, ...]:
+    """One rank layout per count of ``--kv-np``; this machine's ranks come first."""
+    local_first: Sequence[HostSpec] = sorted(options.hosts, key=lambda h: not is_local(h.name))
+    counts: Sequence[int | None] = options.np or (None,)
+    return tuple(layout_ranks(local_first, np=np, npernode=options.npernode) for np in counts)
+
+
+def most_ranks_per_machine(layout: RankLayout) -> int:
+    """The ranks of the fullest machine; this one may be listed under several names."""
+    here = sum(host.ranks for host in layout.hosts if is_local(host.name))
+    return max(here, *(host.ranks for host in layout.hosts))
+
+
+class Planner:
+    """Makes plans; reads a trace once however many cases replay it."""
+
+    def __init__(self, registry: Registry, run_id: str) -> None:
+        self._registry = registry
+        self._run_id = run_id
+        self._traces: dict[tuple[str, int | None, int | None], Trace] = {}
+
+    def plan(self, options: Options, name: CaseName) -> Case:
+        """Decide everything of one case; raises OptionError where that is impossible."""
+        family = self._registry.workload(name.scenario)
+        trace = self._trace(options) if family.needs_trace else None
+        block_tokens = effective_block_tokens(options, trace)
+        parts = _parts(trace, name.layout.np)
+        facts = CaseFacts(
+            run_id=self._run_id,
+            version=VERSION,
+            need=_largest(_needs(options, family, block_tokens, parts)),
+            available_bytes=_available_bytes(options),
+            sharers=most_ranks_per_machine(name.layout),
+            trace=None if trace is None else _trace_plan(options, trace, parts),
+        )
+        plan = build_plan(
+            options,
+            scenario=name.scenario,
+            model=name.model,
+            layout=name.layout,
+            block_tokens=block_tokens,
+            facts=facts,
+        )
+        return Case(plan=plan, trace=trace)
+
+    def size(self, options: Options, name: CaseName) -> tuple[int, int]:
+        """Blocks that the largest rank and that all ranks together would store."""
+        family = self._registry.workload(name.scenario)
+        trace = self._trace(options) if family.needs_trace else None
+        block_tokens = effective_block_tokens(options, trace)
+        needs = _needs(options, family, block_tokens, _parts(trace, name.layout.np))
+        blocks = [need.working_set_blocks for need in needs]
+        total = sum(blocks) if trace is not None else blocks[0] * name.layout.np
+        return max(blocks), total
+
+    def _trace(self, options: Options) -> Trace:
+        if options.trace is None:
+            raise OptionError("--kv-scenario is 'trace'; name the file with --kv-trace=FILE")
+        asked = options.block_tokens if options.overrides("block_tokens") else None
+        key = (options.trace, asked, options.trace_limit)
+        if key not in self._traces:
+            trace = read_trace(options.trace, block_tokens=asked)
+            self._traces[key] = (
+                trace if options.trace_limit is None else trace.limit(options.trace_limit)
+            )
+        return self._traces[key]
+
+
+def _parts(trace: Trace | None, np: int) -> list[Trace | None]:
+    """What each rank replays; one None without a trace."""
+    if trace is None:
+        return [None]
+    dealt = deal(trace, np)
+    if not all(len(indices) for indices in dealt):
+        raise OptionError(
+            f"--kv-np is {np}; the trace has conversations for fewer ranks, lower it or raise"
+            " --kv-trace-limit"
+        )
+    return [trace.select(indices) for indices in dealt]
+
+
+def _trace_plan(options: Options, trace: Trace, parts: Sequence[Trace | None]) -> TracePlan:
+    dealt = sum(infinite_hits(part) for part in parts if part is not None)
+    blocks = len(trace.block_ids)
+    return TracePlan(
+        name=trace.name,
+        format=trace.format,
+        digest=trace.digest,
+        requests=len(trace),
+        speedup=options.trace_speedup,
+        cycles=options.trace_cycles,
+        limit=options.trace_limit,
+        one_rank_hit_ratio=infinite_hits(trace) / blocks if blocks else 0.0,
+        dealt_hit_ratio=dealt / blocks if blocks else 0.0,
+    )
+
+
+def _needs(
+    options: Options, family: WorkloadFamily, block_tokens: int, parts: Iterable[Trace | None]
+) -> list[Need]:
+    """The need of each part's rank; one entry stands for all ranks where there is no trace."""
+    return [
+        family.need(
+            WorkloadContext(
+                users=options.num_users,
+                block_tokens=block_tokens,
+                context_scale=options.context_scale,
+                seed=options.seed,
+                trial=0,
+                rank=rank,
+                trace=part,
+                trace_speedup=options.trace_speedup,
+                trace_cycles=options.trace_cycles,
+            )
+        )
+        for rank, part in enumerate(parts)
+    ]
+
+
+def _largest(needs: Sequence[Need]) -> Need:
+    """The need of the rank that needs most, field by field."""
+    return replace(
+        max(needs, key=lambda need: need.working_set_blocks),
+        accessed_blocks=max(need.accessed_blocks for need in needs),
+        span_s=max(need.span_s for need in needs),
+    )
+
+
+def _available_bytes(options: Options) -> int | None:
+    """Free space where the blocks go, on this machine; None: it does not matter."""
+    if options.backend == "null":
+        return None
+    if options.backend == "memory":
+        return available_memory_bytes()
+    validate_cache_dir(options.cache_dir)
+    return available_disk_bytes(options.cache_dir)

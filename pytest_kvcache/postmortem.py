@@ -1,0 +1,74 @@
+"""Why a launch failed, read from what the launcher printed. Pure.
+
+Only people's text comes from here: whether a launch succeeded is decided by its record,
+never by its output. The launcher's rank counts the coordinator, ours do not.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+# Open MPI 4 and 5, with the line breaks folded.
+_OPENMPI = re.compile(
+    r"process rank (?P<rank>\d+) with PID (?P<pid>\d+) on node (?P<host>\S+?) "
+    r"(?:exited on signal (?P<signal>\d+)|(?P<how>exiting improperly|calling \"abort\"))"
+)
+# hydra (MPICH, Intel MPI).
+_HYDRA = re.compile(r"PID (?P<pid>\d+) RUNNING AT (?P<host>\S+).*?EXIT CODE: (?P<code>\d+)")
+_BOX = re.compile(r"-{20,}")
+
+
+def cause_of_death(lines: Sequence[str], ranks: Sequence[Mapping[str, Any]]) -> str | None:
+    """Which rank died of what, as the launcher tells it; None: it does not tell.
+
+    ``ranks`` are the ranks' identities ({"host", "pid"}) in the order of their numbers,
+    empty if they never got together.
+    """
+    text = re.sub(r"[\s=|]+", " ", " ".join(lines))
+    if match := _OPENMPI.search(text):
+        who = _name(int(match["rank"]) - 1, ranks, match["host"])
+        if match["signal"]:
+            return f"{who} was killed by signal {match['signal']}"
+        if match["how"] == "exiting improperly":
+            return f"{who} ended in the middle of the work"
+        return f"{who} gave up"
+    if match := _HYDRA.search(text):
+        pids = [rank["pid"] for rank in ranks]
+        pid = int(match["pid"])
+        if pid in pids:
+            who = _name(pids.index(pid), ranks, match["host"])
+            return f"{who} ended with exit code {match['code']}"
+        # Often another one than the first to die: hydra ends all and reports one of them.
+        return (
+            f"a process ended with exit code {match['code']}; the launcher names pid {pid} on"
+            f" host {match['host']}"
+        )
+    return None
+
+
+def _name(number: int, ranks: Sequence[Mapping[str, Any]], host: str) -> str:
+    if number < 0:
+        return f"the coordinator on host {host}"
+    if number < len(ranks):
+        return f"rank {number} (pid {ranks[number]['pid']}) on host {ranks[number]['host']}"
+    return f"rank {number} on host {host}"
+
+
+def telling_lines(lines: Sequence[str], count: int) -> list[str]:
+    """The lines that say something about the ranks, at most ``count``.
+
+    Open MPI frames its own explanations with lines of dashes. The ranks' own last lines
+    tell more; where there are none, the beginning of the explanation does.
+    """
+    own: list[str] = []
+    inside = False
+    for line in lines:
+        if _BOX.fullmatch(line.strip()):
+            inside = not inside
+        elif not inside and line.strip():
+            own.append(line)
+    return own[-count:] or [line for line in lines if line.strip()][:count]

@@ -1,0 +1,316 @@
+"""One rank's part of a trial: storage, cache, workload and engine put together.
+
+Rank-side; imports neither pytest nor MPI, so that it runs without a launcher too
+(the unit tests and the harness benchmark do).
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import sys
+import time
+from dataclasses import replace
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
+from pytest_kvcache.cache.index import CacheIndex
+from pytest_kvcache.cachedir import claim_rank_dir, remove_rank_dir, remove_run_dir
+from pytest_kvcache.engine import Engine
+from pytest_kvcache.errors import StorageError
+from pytest_kvcache.janitor import Janitor
+from pytest_kvcache.payload import Payload
+from pytest_kvcache.proof import IoCounters, probe_filesystem, sample_io
+from pytest_kvcache.recorder import Recorder, Window
+from pytest_kvcache.results import RankResult, latencies_ms
+from pytest_kvcache.transfers import TransferSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from pytest_kvcache.backends.protocol import Backend
+    from pytest_kvcache.plan import Plan
+    from pytest_kvcache.registry import Registry
+    from pytest_kvcache.workloads.trace_file import Trace
+
+# The stop stamp of a transfer waits for the GIL; with the default of 5 ms a thread that
+# computes holds it for so long that p99 of 16 KiB reads was measured at over 1 ms.
+_SWITCH_INTERVAL_S = 1e-5
+
+
+class Rank:
+    """Set up, populate, run, close, report; each once, in this order."""
+
+    def __init__(self, plan: Plan, rank: int, host: str, trace: Trace | None) -> None:
+        self.plan = plan
+        self.rank = rank
+        self.host = host
+        self._trace = trace
+        self._sync = plan.sync
+        self._owns_directory = False
+        self._janitor: Janitor | None = None
+        self._backend: Backend | None = None
+        self._facts: BackendFacts | None = None
+        self._filesystem: dict[str, Any] | None = None
+        self._population_s = 0.0
+        self._populated_blocks = 0
+        self._admitted_blocks = (0, 0)  # by the population: asked for, found
+        self._cpu_s = 0.0
+        self._io: IoCounters | None = None
+        self.start_ns = 0
+        self.stopped_ns = 0
+        self.drained_ns = 0
+        self.recorder = Recorder()
+        self.index = CacheIndex(plan.capacity_blocks)
+        self.engine: Engine | None = None
+
+    def set_up(self, registry: Registry) -> None:
+        """Open the storage and touch all buffers. Raises StorageError."""
+        plan = self.plan
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        self._backend, facts = self._opened(registry.backend(plan.backend))
+        self._facts = facts
+        if facts.in_directory:
+            self._filesystem = probe_filesystem(plan.cache_dir, self.host).to_json()
+        payload = Payload(self._payload_seed(), plan.chunk_bytes) if facts.stores_data else None
+        workload = registry.workload(plan.scenario).build(plan.context(self.rank, self._trace))
+        self.engine = Engine(
+            settings=TransferSettings(
+                queue_depth=plan.queue_depth,
+                object_bytes=plan.block_bytes,
+                stored_bytes=plan.stored_bytes,
+                chunk_bytes=plan.chunk_bytes,
+                sync=self._sync == "data",
+                verify=plan.verify,
+            ),
+            block_tokens=plan.block_tokens,
+            generation_s_per_token=plan.generation_s_per_token,
+            backend=self._backend,
+            index=self.index,
+            workload=workload,
+            payload=payload,
+            recorder=self.recorder,
+        )
+
+    def _opened(self, factory: Callable[[], Backend]) -> tuple[Backend, BackendFacts]:
+        """Open the storage; a fallback from direct to buffered brings its default sync.
+
+        Unsynced, what was just written would be read back from the page cache.
+        """
+        backend, asked = factory(), self._backend_plan()
+        facts = backend.open(asked)
+        fell_back = asked.io == "direct" and facts.io_mode == "buffered"
+        if not (fell_back and asked.sync == "none" and self.plan.origins["sync"] == "default"):
+            return backend, facts
+        backend.close()
+        backend = factory()
+        self._sync = "data"
+        buffered = backend.open(replace(asked, io="buffered", sync="data"))
+        return backend, replace(buffered, io_note=facts.io_note)
+
+    def _payload_seed(self) -> int:
+        """Other data on every rank and in every trial, or a storage could deduplicate it."""
+        identity = f"{self.plan.seed}/{self.plan.trial}/{self.rank}".encode()
+        return int.from_bytes(blake2b(identity, digest_size=8).digest(), "big")
+
+    def _backend_plan(self) -> BackendPlan:
+        plan = self.plan
+        directory = None
+        if plan.needs_directory:
+            directory = claim_rank_dir(plan.cache_dir, plan.run_id, self.rank, self.host)
+            self._owns_directory = True
+            if not plan.keep and not plan.layout.local_index(self.rank):
+                self._janitor = Janitor.hire(plan.cache_dir, plan.run_id, os.environ)
+        return BackendPlan(
+            directory=directory,
+            object_bytes=plan.stored_bytes,
+            chunk_bytes=plan.chunk_bytes,
+            io="direct" if plan.io == "direct" else "buffered",
+            sync="data" if plan.sync == "data" else "none",
+            host=self.host,
+        )
+
+    def populate(self, tick: Callable[[], bool]) -> None:
+        """Fill the cache. Raises StorageError with the first failed operation."""
+        assert self.engine is not None
+        began = time.monotonic()
+        self.engine.populate(tick)
+        self._population_s = time.monotonic() - began
+        self._populated_blocks = self.index.present_blocks
+        if self.engine.first_error is not None:
+            raise StorageError(self.engine.first_error)
+
+    def run(self, start_ns: int, tick: Callable[[], bool]) -> None:
+        """Ramp, window and drain, from ``start_ns`` on this host's clock."""
+        assert self.engine is not None
+        plan = self.plan
+        begin_ns = start_ns + int(plan.ramp_s * 1e9)
+        end_ns = None if plan.duration_s is None else begin_ns + int(plan.duration_s * 1e9)
+        self.recorder.open_window(Window(begin_ns, end_ns))
+        self._admitted_blocks = (self.index.prompt_blocks, self.index.hit_blocks)
+        gc.collect()
+        gc.freeze()  # a collection would stop all threads in the middle of the window
+        gc.disable()
+        counters, cpu_s = sample_io(), _cpu_s()
+        try:
+            self.stopped_ns = self.engine.run(
+                start_ns=start_ns, end_ns=end_ns, drain_s=plan.drain_s, tick=tick
+            )
+        finally:
+            gc.enable()
+        self.start_ns = self.engine.began_ns
+        self.drained_ns = time.monotonic_ns()
+        self._cpu_s = _cpu_s() - cpu_s
+        self._io = sample_io().since(counters)
+
+    def progress(self) -> dict[str, Any]:
+        """Counts for the people who wait; since the start of the run, not of its window."""
+        if self.engine is None:
+            return {"error": None}
+        counters, index = self.engine.counters, self.index
+        return {
+            "error": self.engine.first_error,
+            "read_bytes": counters.read_bytes,
+            "write_bytes": counters.write_bytes,
+            "completed": counters.completed,
+            "prompt_blocks": index.prompt_blocks - self._admitted_blocks[0],
+            "hit_blocks": index.hit_blocks - self._admitted_blocks[1],
+            "cached_blocks": index.present_blocks,
+        }
+
+    @property
+    def window_begin_ns(self) -> int:
+        """The window's begin on this host's clock."""
+        return self.recorder.ledger.origin_ns
+
+    def close(self) -> str | None:
+        """End the threads, give the storage back; returns what went wrong in cleaning up."""
+        if self.engine is not None:
+            self.engine.close()
+            self.recorder.finish()
+        return self._clean_up()
+
+    def leave(self) -> None:
+        """After all ranks have closed: the first one of a host removes the run's directory."""
+        if self._janitor is not None:
+            remove_run_dir(self.plan.cache_dir, self.plan.run_id, self.host)
+            self._janitor.dismiss()
+            self._janitor = None
+
+    def _clean_up(self) -> str | None:
+        """Close the backend and remove the rank's directory, unless it is to be kept."""
+        try:
+            if self._backend is not None:
+                self._backend.close()
+            if self._owns_directory and not self.plan.keep:
+                remove_rank_dir(self.plan.cache_dir, self.plan.run_id, self.rank, self.host)
+                self._owns_directory = False
+        except StorageError as error:
+            return str(error)
+        return None
+
+    def result(
+        self, *, origin_ns: int, window_ns: int, slice_ns: int, cleanup_error: str | None
+    ) -> RankResult:
+        """This rank's scalars; ``origin_ns`` is the agreed start on this host's clock.
+
+        The common window is the first ``window_ns`` after the window's begin, a multiple
+        of ``slice_ns``, which all ranks share.
+        """
+        self.recorder.ledger.coarsen(slice_ns)
+        return RankResult(
+            rank=self.rank,
+            host=self.host,
+            pid=os.getpid(),
+            start_s=(self.start_ns - origin_ns) / 1e9,
+            stop_s=(self.stopped_ns - origin_ns) / 1e9,
+            drained_s=(self.drained_ns - origin_ns) / 1e9,
+            population_s=self._population_s,
+            populated_blocks=self._populated_blocks,
+            mean_depth=self._mean_depth(),
+            cpu_s=self._cpu_s,
+            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            cleanup_error=cleanup_error,
+            **self._window_sums(window_ns, window_ns // 2 // slice_ns * slice_ns),
+            **self._operation_counts(),
+            **self._io_facts(),
+        )
+
+    def _window_sums(self, window_ns: int, half_ns: int) -> dict[str, Any]:
+        """What was completed in the common window, and what was looked up, by halves."""
+        ledger = self.recorder.ledger
+        sums, first = ledger.sums(0, window_ns), ledger.sums(0, half_ns)
+        arrived = ledger.sums(0, ledger.end_ns)
+        return {
+            "read_bytes": sums["read_bytes"],
+            "write_bytes": sums["write_bytes"],
+            "completed_in_window": sums["requests"],
+            "prompt_tokens": sums["prompt_tokens"],
+            "generated_tokens": sums["output_tokens"],
+            "prompt_blocks": arrived["prompt_blocks"],
+            "hit_blocks": arrived["hit_blocks"],
+            "arrived_tokens": arrived["arrived_tokens"],
+            "hit_tokens": arrived["hit_tokens"],
+            "first_half_blocks": first["prompt_blocks"],
+            "first_half_hits": first["hit_blocks"],
+            "second_half_blocks": sums["prompt_blocks"] - first["prompt_blocks"],
+            "second_half_hits": sums["hit_blocks"] - first["hit_blocks"],
+        }
+
+    def _operation_counts(self) -> dict[str, Any]:
+        """What the engine, its pool, its log and its index counted."""
+        assert self.engine is not None
+        counters, pool = self.engine.counters, self.engine.pool
+        histograms, section_bytes = self.recorder.histograms, self.recorder.section_bytes
+        return {
+            "read_count": histograms["read"].count,
+            "read_failed": counters.read_failed,
+            "read_p95_ms": latencies_ms(histograms["read"])["p95"],
+            "read_op_bytes": section_bytes["read"],
+            "write_count": histograms["write"].count,
+            "write_failed": counters.write_failed,
+            "write_p95_ms": latencies_ms(histograms["write"])["p95"],
+            "write_op_bytes": section_bytes["write"],
+            "device_bytes": section_bytes["device"],
+            "offered": counters.offered,
+            "completed": counters.completed,
+            "dropped": counters.dropped,
+            "backlog": counters.backlog,
+            "store_stall_s": counters.stall_ns / 1e9,
+            "evictions": self.index.evictions,
+            "cached_blocks": self.index.present_blocks,
+            "checked": pool.checked,
+            "corrupt": pool.corrupt,
+            "error": self.engine.first_error,
+        }
+
+    def _io_facts(self) -> dict[str, Any]:
+        """How the storage was used, and what the kernel counted meanwhile."""
+        assert self.engine is not None
+        assert self._facts is not None
+        assert self._io is not None
+        return {
+            "io_mode": self._facts.io_mode,
+            "io_note": self._facts.io_note,
+            "sync": self._sync,
+            "is_storage": self._facts.is_storage,
+            "filesystem": self._filesystem,
+            "requested_read_bytes": self.engine.counters.read_bytes,
+            "requested_write_bytes": self.engine.counters.write_bytes,
+            "device_read_bytes": self._io.read_bytes,
+            "device_write_bytes": self._io.write_bytes,
+        }
+
+    def _mean_depth(self) -> float | None:
+        """Transfers in flight on average (Little's law: their total time over the span)."""
+        span_ns = self.stopped_ns - self.window_begin_ns
+        busy_ns = self.recorder.histograms["device"].sum_ns
+        return busy_ns / span_ns if span_ns > 0 else None
+
+
+def _cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime

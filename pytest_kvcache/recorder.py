@@ -1,0 +1,225 @@
+"""What happened, when: rows written on the timed path, histograms made off it.
+
+Rank-side; imports neither pytest nor MPI. A row is six int64 in a preallocated buffer,
+one call to write. The main thread turns full buffers into histograms and into the
+ledger, which holds what was completed per slice of time, so that all ranks can cut the
+same common window out of their counts after the fact.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pytest_kvcache.latency import Histogram
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# Kinds of rows; the meaning of the five other columns is given behind each.
+READ = 0  # submitted, started, done, bytes, transfers
+WRITE = 1  # submitted, started, done, bytes, transfers
+TRANSFER = 2  # -, started, done, bytes, -        (one of several of an object)
+LOAD = 3  # -, issued, last byte, bytes, -
+REQUEST = 4  # -, intended, done, prompt tokens, output tokens
+ADMIT = 5  # prompt blocks, arrival, hit blocks, prompt tokens, hit tokens
+
+_COLUMNS = 6
+_ROW = struct.Struct(f"={_COLUMNS}q")
+_ROWS_PER_BUFFER = 4096
+
+SECTIONS = ("read", "write", "queue", "device", "load", "request")
+
+LEDGER_COLUMNS = (
+    "read_bytes",
+    "write_bytes",
+    "requests",
+    "prompt_tokens",
+    "output_tokens",
+    "prompt_blocks",
+    "hit_blocks",
+    "arrived_tokens",
+    "hit_tokens",
+)
+_SLICE_NS = 10_000_000
+_MAX_SLICES = 1 << 16
+
+
+class Log:
+    """One writer's rows. ``add`` is all that the timed path calls."""
+
+    __slots__ = ("_buffer", "_full", "_offset")
+
+    def __init__(self, full: deque[bytes | bytearray]) -> None:
+        self._full = full
+        self._buffer = bytearray(_ROW.size * _ROWS_PER_BUFFER)
+        self._offset = 0
+
+    def add(  # noqa: PLR0917  on the timed path, where keywords cost
+        self, kind: int, a: int, start_ns: int, end_ns: int, b: int, c: int
+    ) -> None:
+        """Write one row; the columns are described at the kinds."""
+        offset = self._offset
+        _ROW.pack_into(self._buffer, offset, kind, a, start_ns, end_ns, b, c)
+        offset += _ROW.size
+        if offset == len(self._buffer):
+            self._full.append(self._buffer)
+            self._buffer = bytearray(len(self._buffer))
+            offset = 0
+        self._offset = offset
+
+    def flush(self) -> None:
+        """Hand over what is left; only when the writer has stopped."""
+        self._full.append(self._buffer[: self._offset])
+        self._offset = 0
+
+
+class Ledger:
+    """Sums per slice of time since ``origin_ns``; slices double when they get too many."""
+
+    def __init__(self, origin_ns: int) -> None:
+        self.origin_ns = origin_ns
+        self.slice_ns = _SLICE_NS
+        self._sums = np.zeros((1024, len(LEDGER_COLUMNS)), dtype=np.int64)
+
+    @property
+    def end_ns(self) -> int:
+        """Where the last slice ends, counted from the origin."""
+        return len(self._sums) * self.slice_ns
+
+    def add(self, at_ns: NDArray[np.int64], columns: dict[str, NDArray[np.int64]]) -> None:
+        """Book values at their times; times before the origin are not booked."""
+        if not at_ns.size:
+            return
+        late = at_ns >= self.origin_ns
+        since_ns = at_ns[late] - self.origin_ns
+        if not since_ns.size:
+            return
+        self._make_room(int(since_ns.max()))
+        slices = since_ns // self.slice_ns
+        for name, values in columns.items():
+            np.add.at(self._sums[:, LEDGER_COLUMNS.index(name)], slices, values[late])
+
+    def _make_room(self, last_ns: int) -> None:
+        while last_ns // self.slice_ns >= _MAX_SLICES:
+            self.coarsen(self.slice_ns * 2)
+        missing = last_ns // self.slice_ns + 1 - len(self._sums)
+        if missing > 0:
+            grown = min(_MAX_SLICES, max(2 * len(self._sums), len(self._sums) + missing))
+            added = np.zeros((grown - len(self._sums), len(LEDGER_COLUMNS)), dtype=np.int64)
+            self._sums = np.concatenate([self._sums, added])
+
+    def coarsen(self, slice_ns: int) -> None:
+        """Make the slices wider, by a power of two."""
+        while self.slice_ns < slice_ns:
+            if len(self._sums) % 2:
+                pad = np.zeros((1, len(LEDGER_COLUMNS)), dtype=np.int64)
+                self._sums = np.concatenate([self._sums, pad])
+            self._sums = self._sums.reshape(-1, 2, len(LEDGER_COLUMNS)).sum(axis=1)
+            self.slice_ns *= 2
+
+    def sums(self, begin_ns: int, end_ns: int) -> dict[str, int]:
+        """Totals from ``begin_ns`` to ``end_ns`` after the origin (multiples of a slice)."""
+        part = self._sums[begin_ns // self.slice_ns : end_ns // self.slice_ns]
+        return dict(zip(LEDGER_COLUMNS, (int(v) for v in part.sum(axis=0)), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The measured span on this rank's clock; ``end_ns`` None: until the work is done."""
+
+    begin_ns: int
+    end_ns: int | None
+
+
+class Recorder:
+    """All logs of a rank, its histograms and its ledger.
+
+    Latency counts every operation *started* in the window, so that a stall at its end
+    is not lost; bytes, requests and tokens count when *completed*, per slice.
+    """
+
+    def __init__(self) -> None:
+        self._full: deque[bytes | bytearray] = deque()
+        self._logs: list[Log] = []
+        self._window: Window | None = None
+        self.histograms = {name: Histogram() for name in SECTIONS}
+        self.section_bytes = dict.fromkeys(("read", "write", "device"), 0)
+        self.ledger = Ledger(0)
+
+    def new_log(self) -> Log:
+        """A log for one more writer."""
+        log = Log(self._full)
+        self._logs.append(log)
+        return log
+
+    def open_window(self, window: Window) -> None:
+        """From now on rows are measured against ``window``; earlier rows are dropped."""
+        self._full.clear()
+        self._window = window
+        self.ledger = Ledger(window.begin_ns)
+
+    def absorb(self) -> None:
+        """Book all full buffers; called by the main thread between its ticks."""
+        while self._full:
+            rows = np.frombuffer(self._full.popleft(), dtype=np.int64).reshape(-1, _COLUMNS)
+            if self._window is not None:
+                self._book(rows, self._window)
+
+    def finish(self) -> None:
+        """Book everything; only when all writers have stopped."""
+        for log in self._logs:
+            log.flush()
+        self.absorb()
+
+    def _book(self, rows: NDArray[np.int64], window: Window) -> None:
+        started = rows[:, 2]
+        inside = started >= window.begin_ns
+        if window.end_ns is not None:
+            inside &= started < window.end_ns
+        kinds = rows[:, 0]
+        for kind, name in ((READ, "read"), (WRITE, "write")):
+            every = rows[kinds == kind]
+            self.ledger.add(every[:, 3], {f"{name}_bytes": every[:, 4]})
+            self._book_operations(name, rows[inside & (kinds == kind)])
+        self._book_device(rows[inside & (kinds == TRANSFER)])
+        loads = rows[inside & (kinds == LOAD)]
+        self.histograms["load"].record(loads[:, 3] - loads[:, 2])
+        self._book_requests(rows[kinds == REQUEST], rows[inside & (kinds == REQUEST)])
+        self._book_arrivals(rows[inside & (kinds == ADMIT)])
+
+    def _book_operations(self, name: str, rows: NDArray[np.int64]) -> None:
+        self.histograms[name].record(rows[:, 3] - rows[:, 2])
+        self.histograms["queue"].record(rows[:, 2] - rows[:, 1])
+        self.section_bytes[name] += int(rows[:, 4].sum())
+        self._book_device(rows[rows[:, 5] == 1])
+
+    def _book_device(self, rows: NDArray[np.int64]) -> None:
+        self.histograms["device"].record(rows[:, 3] - rows[:, 2])
+        self.section_bytes["device"] += int(rows[:, 4].sum())
+
+    def _book_requests(self, every: NDArray[np.int64], inside: NDArray[np.int64]) -> None:
+        self.histograms["request"].record(inside[:, 3] - inside[:, 2])
+        self.ledger.add(
+            every[:, 3],
+            {
+                "requests": np.ones(len(every), dtype=np.int64),
+                "prompt_tokens": every[:, 4],
+                "output_tokens": every[:, 5],
+            },
+        )
+
+    def _book_arrivals(self, rows: NDArray[np.int64]) -> None:
+        self.ledger.add(
+            rows[:, 2],
+            {
+                "prompt_blocks": rows[:, 1],
+                "hit_blocks": rows[:, 3],
+                "arrived_tokens": rows[:, 4],
+                "hit_tokens": rows[:, 5],
+            },
+        )

@@ -1,0 +1,154 @@
+"""What exists by name: models, backends, workloads, launchers.
+
+Built-ins register through the same hooks as plugins do. Rank-safe; imports neither
+pytest nor MPI.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pluggy
+
+from pytest_kvcache import hookspecs
+from pytest_kvcache.backends.file import FileBackend
+from pytest_kvcache.backends.memory import MemoryBackend
+from pytest_kvcache.backends.null import NullBackend
+from pytest_kvcache.errors import OptionError, UnavailableError, UnknownNameError
+from pytest_kvcache.models import MODELS, ModelSpec, load_models
+from pytest_kvcache.scenarios import LATER, SYNTHETIC, TRACE
+from pytest_kvcache.workloads.replay import ReplayFamily
+from pytest_kvcache.workloads.synthetic import SyntheticFamily
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from types import ModuleType
+
+    from pytest_kvcache.backends.protocol import Backend
+    from pytest_kvcache.launchers.protocol import Launcher
+    from pytest_kvcache.workloads.protocol import WorkloadFamily
+
+_T = TypeVar("_T")
+
+ENTRY_POINTS = "pytest_kvcache"
+
+
+class _BuiltIns:
+    """What this package brings, through the public hooks."""
+
+    @hookspecs.hookimpl
+    def kvcache_models(self) -> Mapping[str, ModelSpec]:
+        return MODELS
+
+    @hookspecs.hookimpl
+    def kvcache_backends(self) -> Mapping[str, Callable[[], Backend]]:
+        return {"file": FileBackend, "memory": MemoryBackend, "null": NullBackend}
+
+    @hookspecs.hookimpl
+    def kvcache_workloads(self) -> Mapping[str, WorkloadFamily]:
+        families: dict[str, WorkloadFamily] = {
+            name: SyntheticFamily(weights) for name, weights in SYNTHETIC.items()
+        }
+        families[TRACE] = ReplayFamily()
+        return families
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registry:
+    """Every known name of every kind."""
+
+    models: Mapping[str, ModelSpec]
+    backends: Mapping[str, Callable[[], Backend]]
+    workloads: Mapping[str, WorkloadFamily]
+    launchers: Mapping[str, Callable[[Mapping[str, str]], Launcher]]
+
+    def backend(self, name: str) -> Callable[[], Backend]:
+        """The backend's factory; UnknownNameError lists the known ones."""
+        return _find("backend", name, self.backends)
+
+    def workload(self, name: str) -> WorkloadFamily:
+        """The scenario's family; a name that comes later is refused as such."""
+        if name in LATER and name not in self.workloads:
+            known = ", ".join(sorted(self.workloads))
+            raise UnavailableError("--kv-scenario", name, f"use one of {known}")
+        return _find("scenario", name, self.workloads)
+
+    def models_of(self, names: Sequence[str]) -> tuple[ModelSpec, ...]:
+        """The models behind ``--kv-model``: names, or TOML files with all they define."""
+        chosen: dict[str, ModelSpec] = {}
+        for name in names:
+            found = (
+                load_models(name)
+                if name.endswith(".toml")
+                else {name: _find("model", name, self.models)}
+            )
+            for key, spec in found.items():
+                if key in chosen:
+                    raise OptionError(f"--kv-model names {key!r} twice; every model may come once")
+                chosen[key] = spec
+        return tuple(chosen.values())
+
+
+def _find(kind: str, name: str, known: Mapping[str, _T]) -> _T:
+    if name not in known:
+        raise UnknownNameError(kind, name, known, option=f"--kv-{kind}")
+    return known[name]
+
+
+def _merge(kind: str, mappings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One mapping of all; a name that two plugins register is an error."""
+    merged: dict[str, Any] = {}
+    for mapping in mappings:
+        for name, value in mapping.items():
+            if name in merged:
+                raise OptionError(
+                    f"the {kind} {name!r} is registered twice; names must be unique, known are"
+                    f" {', '.join(sorted(merged))}"
+                )
+            merged[name] = value
+    return merged
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # whatever a stranger's module raises
+        raise OptionError(
+            f"--kv-plugin is {name!r}; it must be importable here and on every host:"
+            f" {type(error).__name__}: {error}"
+        ) from error
+
+
+def build_registry(plugins: Sequence[str] = ()) -> Registry:
+    """Collect all names from the built-ins, the entry points and the given modules.
+
+    Raises OptionError for a module that can't be imported, an implementation of a hook
+    that does not exist, and a duplicate name.
+    """
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    manager.register(_BuiltIns(), "built-in")
+    manager.load_setuptools_entrypoints(ENTRY_POINTS)
+    for name in plugins:
+        module = _import(name)
+        if not manager.is_registered(module):
+            manager.register(module, name)
+        if not manager.get_hookcallers(module):
+            raise OptionError(
+                f"--kv-plugin is {name!r}; it must implement at least one kvcache_… hook, marked"
+                " with @pytest_kvcache.hookimpl"
+            )
+    try:
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        raise OptionError(f"a plugin implements a hook that does not exist: {error}") from error
+    hook = manager.hook
+    # pluggy calls the last registered first; the built-ins come first in messages.
+    return Registry(
+        models=_merge("model", hook.kvcache_models()[::-1]),
+        backends=_merge("backend", hook.kvcache_backends()[::-1]),
+        workloads=_merge("scenario", hook.kvcache_workloads()[::-1]),
+        launchers=_merge("launcher", hook.kvcache_launchers()[::-1]),
+    )

@@ -1,0 +1,172 @@
+"""RunResult → text that fits 80 columns. Pure; prints nothing."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from pytest_kvcache.metrics import METRICS
+from pytest_kvcache.units import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from pytest_kvcache.plan import Plan
+    from pytest_kvcache.results import CaseResult, RunResult, TrialResult
+    from pytest_kvcache.summary import MetricSeries
+
+WIDTH = 80
+_ALWAYS = ("requests.per_s", "cache.hit_ratio")
+_GIB = 1 << 30
+_SHORTEST_S = 0.01  # between two progress events that give a rate
+
+
+def report_run(run: RunResult, metrics: Sequence[str]) -> str:
+    """All cases of a run, one table each."""
+    return "\n\n".join("\n".join(_case(case, metrics)) for case in run.cases)
+
+
+def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
+    plan = case.plan
+    yield case.name
+    yield from _wrapped(describe_plan(plan), indent="  ")
+    good = [trial for trial in case.trials if trial.ok]
+    if len(good) == len(case.trials) and good:
+        yield ""
+        yield from _table(case, [*metrics, *(m for m in _ALWAYS if m not in metrics)])
+        yield from _proof_lines(good)
+    for trial in case.trials:
+        if trial.error is not None:
+            first = trial.error.splitlines()[0]
+            yield from _wrapped(f"trial {trial.index} failed: {first}", indent="  ")
+    yield from _verdict_lines(good)
+
+
+def describe_plan(plan: Plan) -> str:
+    """One sentence on what ran, where."""
+    hosts = ", ".join(f"{host.name}:{host.ranks}" for host in plan.layout.hosts)
+    window = "until the trace ends" if plan.duration_s is None else f"{plan.duration_s:g} s"
+    where = f" in {plan.cache_dir}" if plan.needs_directory else ""
+    durable = "durable" if plan.sync == "data" else "not durable"
+    return (
+        f"{plan.np} rank{'s' * (plan.np > 1)} on {hosts}; {plan.users} users per rank; blocks of"
+        f" {plan.block_tokens} tokens = {format_bytes(plan.block_bytes)};"
+        f" {plan.backend}{where}, {durable}; depth {plan.queue_depth}; window {window}"
+    )
+
+
+def _table(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
+    head = f"  {'metric':<22}{'unit':<11}{'median':>10}{'95 % CI of the mean':>23}"
+    yield f"{head}{'CV':>7}{'n':>4}"
+    for name in metrics:
+        series = case.series(name)
+        yield _row(name, METRICS[name].unit, series)
+
+
+def _row(name: str, unit: str, series: MetricSeries | None) -> str:
+    if series is None:
+        return f"  {name:<22}{unit:<11}{'—':>10}   too few samples, or none"
+    interval = series.ci95
+    spread = "—" if interval is None else f"{figure(interval[0])} … {figure(interval[1])}"
+    cv = "—" if series.cv is None else f"{series.cv:.0%}"
+    count = len(series.values)
+    return f"  {name:<22}{unit:<11}{figure(series.median):>10}{spread:>23}{cv:>7}{count:>4}"
+
+
+def figure(value: float) -> str:
+    """Four significant digits, without exponents."""
+    magnitude = abs(value)
+    if magnitude >= 1000:  # noqa: PLR2004  from here on digits behind the point say nothing
+        return f"{value:,.0f}"
+    for limit, digits in ((100, 1), (10, 2), (1, 3)):
+        if magnitude >= limit:
+            return f"{value:.{digits}f}"
+    return f"{value:.4f}"
+
+
+def _proof_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
+    """Where the bytes went, of the trial with the median read rate (the last one)."""
+    data = trials[-1].data
+    assert data is not None
+    proof, requests = data["proof"], data["requests"]
+    reads = _moved(proof["requested_read_bytes"], proof["device_read_bytes"])
+    writes = _moved(proof["requested_write_bytes"], proof["device_write_bytes"])
+    yield ""
+    yield from _wrapped(
+        f"last trial: {data['read']['count']} reads, {data['write']['count']} writes,"
+        f" {requests['completed']} requests; {proof['io_mode']} I/O, sync {proof['sync']};"
+        f" device moved {reads} of"
+        f" the bytes read, {writes} of those written; {data['integrity']['checked']}"
+        f" transfers verified, {data['integrity']['failed']} wrong;"
+        f" {_cpu(data['harness'])}",
+        indent="  ",
+    )
+    notes = {rank["io_note"] for rank in data["ranks"] if rank["io_note"]}
+    for note in sorted(notes):
+        yield from _wrapped(f"note: {note}", indent="  ")
+
+
+def _moved(asked: int, moved: int | None) -> str:
+    if moved is None:
+        return "an unknown share"
+    return f"{moved / asked:.0%}" if asked else "none"
+
+
+def _cpu(harness: Mapping[str, Any]) -> str:
+    per_gib = harness["cpu_s_per_gib"]
+    return "no CPU figure" if per_gib is None else f"{per_gib:.2f} CPU s per GiB"
+
+
+def _verdict_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
+    """Each verdict once, with the trials it was given on."""
+    given: dict[str, list[int]] = {}
+    texts: dict[str, str] = {}
+    for trial in trials:
+        for verdict in trial.verdicts:
+            given.setdefault(verdict.code, []).append(trial.index)
+            texts[verdict.code] = f"{verdict.severity}: {verdict.text}"
+    for code, indices in given.items():
+        count = "" if len(indices) == len(trials) else f" (trial {', '.join(map(str, indices))})"
+        yield from _wrapped(f"{code}{count} {texts[code]}", indent="  ")
+
+
+def _wrapped(text: str, *, indent: str) -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH - 1, initial_indent=indent, subsequent_indent=indent + "  ",
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+
+
+def describe_progress(
+    case: CaseResult, trial: int, trials: int, event: Mapping[str, Any], rate: ProgressRate
+) -> str:
+    """One line on a running trial; ``rate`` remembers the last event."""
+    where = f"{case.name} trial {trial + 1}/{trials} {event['phase']}"
+    if event["event"] != "progress":
+        return where
+    read, write = rate.gib_per_s(event)
+    parts = [f"{event['t_s']:.0f} s"]
+    if event["phase"] == "population":
+        stored = event["cached_blocks"] * case.plan.stored_bytes
+        parts.append(f"{format_bytes(stored)} stored")
+    elif event["phase"] == "window" and event["prompt_blocks"]:
+        parts.append(f"r {read:.2f} w {write:.2f} GiB/s")
+        parts.append(f"hit {event['hit_blocks'] / event['prompt_blocks']:.0%}")
+    return f"{where} {', '.join(parts)}"
+
+
+class ProgressRate:
+    """Turns the counters of two consecutive progress events into rates."""
+
+    def __init__(self) -> None:
+        self._last: Mapping[str, Any] | None = None
+
+    def gib_per_s(self, event: Mapping[str, Any]) -> tuple[float, float]:
+        """(read, write) since the event before; 0 where there was none."""
+        last, self._last = self._last, event
+        elapsed = 0.0 if last is None else event["t_s"] - last["t_s"]
+        if last is None or elapsed < _SHORTEST_S or event["phase"] != last["phase"]:
+            return 0.0, 0.0
+        read = max(0, event["read_bytes"] - last["read_bytes"]) / elapsed / _GIB
+        write = max(0, event["write_bytes"] - last["write_bytes"]) / elapsed / _GIB
+        return read, write

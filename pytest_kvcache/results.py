@@ -1,0 +1,460 @@
+"""The results of a run: complete or an error. Pure; imports neither pytest nor MPI.
+
+Ranks send a ``RankResult`` each and one set of summed histograms; the coordinator
+writes them as the trial's record; the controller makes a ``TrialResult`` of it. The run
+file holds everything from which its summary can be recomputed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from pytest_kvcache.errors import ResultError
+from pytest_kvcache.latency import Histogram
+from pytest_kvcache.metrics import METRICS, MIN_SAMPLES_BEYOND, PERCENTILES
+from pytest_kvcache.plan import Plan
+from pytest_kvcache.recorder import SECTIONS
+from pytest_kvcache.summary import MetricSeries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+
+RUN_SCHEMA = "pytest-kvcache/run/1"
+TRIAL_SCHEMA = "pytest-kvcache/trial/1"
+_GIB = 1 << 30
+_NS_PER_MS = 1e6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankResult:
+    """One rank's scalars of one trial; bytes and tokens of the common window.
+
+    ``start_s`` and ``stop_s`` are on the coordinator's clock, counted from the agreed
+    start: when the rank began and when it stopped issuing. The I/O counters
+    (``requested_…``, ``device_…``) cover the rank's whole run from start to drained.
+    """
+
+    rank: int
+    host: str
+    pid: int
+    start_s: float
+    stop_s: float
+    drained_s: float
+    read_count: int
+    read_failed: int
+    read_bytes: int
+    read_p95_ms: float | None
+    write_count: int
+    write_failed: int
+    write_bytes: int
+    write_p95_ms: float | None
+    device_bytes: int
+    read_op_bytes: int
+    write_op_bytes: int
+    offered: int
+    completed: int
+    completed_in_window: int
+    dropped: int
+    backlog: int
+    prompt_tokens: int
+    generated_tokens: int
+    prompt_blocks: int
+    hit_blocks: int
+    arrived_tokens: int
+    hit_tokens: int
+    first_half_blocks: int
+    first_half_hits: int
+    second_half_blocks: int
+    second_half_hits: int
+    evictions: int
+    cached_blocks: int
+    populated_blocks: int
+    population_s: float
+    store_stall_s: float
+    mean_depth: float | None
+    io_mode: str
+    io_note: str | None
+    sync: str
+    is_storage: bool
+    filesystem: dict[str, Any] | None
+    requested_read_bytes: int
+    requested_write_bytes: int
+    device_read_bytes: int | None
+    device_write_bytes: int | None
+    checked: int
+    corrupt: int
+    cpu_s: float
+    peak_rss_bytes: int
+    error: str | None
+    cleanup_error: str | None
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RankResult:
+        """The inverse of ``asdict``; ResultError if a field is missing or unknown."""
+        names = {f.name for f in fields(cls)}
+        if set(data) != names:
+            odd = ", ".join(sorted(names.symmetric_difference(data)))
+            raise ResultError(f"a rank's record has other fields than this version's: {odd}")
+        return cls(**data)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """A reason to distrust a trial; ``invalid`` fails it, ``warning`` is shown."""
+
+    code: str
+    severity: Literal["invalid", "warning"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRecord:
+    """What the coordinator wrote: all ranks' scalars and the summed histograms."""
+
+    plan_digest: str
+    trial: int
+    window_s: float
+    ranks: tuple[RankResult, ...]
+    histograms: Mapping[str, Histogram]
+
+    def to_json(self) -> dict[str, Any]:
+        """As written into ``trial.json``."""
+        return {
+            "schema": TRIAL_SCHEMA,
+            "plan_digest": self.plan_digest,
+            "trial": self.trial,
+            "window_s": self.window_s,
+            "ranks": [asdict(rank) for rank in self.ranks],
+            "histograms": {name: h.to_json() for name, h in self.histograms.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], plan: Plan) -> TrialRecord:
+        """Read and check against the plan; ResultError says what is missing."""
+        missing = {"plan_digest", "trial", "window_s", "ranks", "histograms"} - set(data)
+        if missing:
+            raise ResultError(f"the trial's record lacks {', '.join(sorted(missing))}")
+        if data.get("schema") != TRIAL_SCHEMA:
+            raise ResultError(
+                f"the trial's record has schema {data.get('schema')!r}, not {TRIAL_SCHEMA!r}"
+            )
+        if data["plan_digest"] != plan.digest or data["trial"] != plan.trial:
+            raise ResultError("the trial's record belongs to another plan or trial")
+        ranks = tuple(RankResult.from_json(rank) for rank in data["ranks"])
+        if [rank.rank for rank in ranks] != list(range(plan.np)):
+            raise ResultError(f"the trial's record has {len(ranks)} ranks; the plan has {plan.np}")
+        if set(data["histograms"]) != set(SECTIONS):
+            raise ResultError(f"the trial's record has histograms {sorted(data['histograms'])}")
+        histograms = {name: Histogram.from_json(h) for name, h in data["histograms"].items()}
+        return cls(
+            plan_digest=data["plan_digest"],
+            trial=data["trial"],
+            window_s=data["window_s"],
+            ranks=ranks,
+            histograms=histograms,
+        )
+
+
+def latencies_ms(histogram: Histogram) -> dict[str, float | None]:
+    """Mean, percentiles and maximum in ms; None where too few samples lie beyond it."""
+    result: dict[str, float | None] = {"mean": _ms(histogram.mean_ns())}
+    for name, q in PERCENTILES.items():
+        enough = histogram.samples_beyond(q) >= MIN_SAMPLES_BEYOND
+        result[name] = _ms(histogram.percentile_ns(q)) if enough else None
+    result["max"] = _ms(histogram.max_ns)
+    return result
+
+
+def _ms(value_ns: float | None) -> float | None:
+    return None if value_ns is None else value_ns / _NS_PER_MS
+
+
+def ratio(part: float, whole: float) -> float | None:
+    """``part / whole``; None where there is no whole."""
+    return part / whole if whole else None
+
+
+_TRIAL_HEAD = frozenset({"index", "ok", "error", "verdicts"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialResult:
+    """One launch. ``data`` is the trial's JSON as in the run file; None if it gave none."""
+
+    index: int
+    error: str | None
+    verdicts: tuple[Verdict, ...] = ()
+    data: Mapping[str, Any] | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the trial may be used."""
+        return self.error is None
+
+    def value(self, metric: str) -> float | None:
+        """The metric's value, None if the trial has none."""
+        return None if self.data is None else METRICS[metric].of(self.data)
+
+    def to_json(self) -> dict[str, Any]:
+        """The trial as in the run file."""
+        return {
+            "index": self.index,
+            "ok": self.ok,
+            "error": self.error,
+            **(self.data or {}),
+            "verdicts": [asdict(verdict) for verdict in self.verdicts],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TrialResult:
+        """The inverse of ``to_json``."""
+        rest = {key: value for key, value in data.items() if key not in _TRIAL_HEAD}
+        if data["ok"] != (data["error"] is None):
+            raise ResultError(f"trial {data['index']} is ok and has an error, or neither")
+        return cls(
+            index=data["index"],
+            error=data["error"],
+            verdicts=tuple(Verdict(**verdict) for verdict in data["verdicts"]),
+            data=rest or None,
+        )
+
+
+def _sum(ranks: Iterable[RankResult], name: str) -> int:
+    return sum(getattr(rank, name) for rank in ranks)
+
+
+def _sum_or_none(ranks: Sequence[RankResult], name: str) -> int | None:
+    values = [getattr(rank, name) for rank in ranks]
+    return None if any(value is None for value in values) else sum(values)
+
+
+def trial_data(record: TrialRecord, plan: Plan) -> dict[str, Any]:
+    """The trial's part of the run file, from the ranks' records alone."""
+    ranks, window_s = record.ranks, record.window_s
+    operation_bytes = _sum(ranks, "read_op_bytes") + _sum(ranks, "write_op_bytes")
+    return {
+        "window_s": window_s,
+        "ramp_s": plan.ramp_s,
+        "start_skew_s": max(r.start_s for r in ranks) - min(r.start_s for r in ranks),
+        "first_done_s": min(r.drained_s for r in ranks),
+        "last_done_s": max(r.drained_s for r in ranks),
+        **{name: _operations(record, name) for name in ("read", "write")},
+        "queue": _latency_section(record, "queue", operation_bytes),
+        "demote": None,
+        "device": _latency_section(record, "device", _sum(ranks, "device_bytes")),
+        "load": _latency_section(record, "load"),
+        "request": _latency_section(record, "request"),
+        "requests": _requests(ranks, window_s),
+        "tokens": _tokens(ranks, window_s),
+        "cache": _cache(ranks, plan),
+        "proof": _proof(ranks),
+        "harness": _harness(ranks),
+        "integrity": {"checked": _sum(ranks, "checked"), "failed": _sum(ranks, "corrupt")},
+        "ranks": [asdict(rank) for rank in ranks],
+    }  # fmt: skip
+
+
+def _operations(record: TrialRecord, name: str) -> dict[str, Any]:
+    histogram = record.histograms[name]
+    moved = _sum(record.ranks, f"{name}_bytes")
+    return {
+        "count": histogram.count,
+        "failed": _sum(record.ranks, f"{name}_failed"),
+        "bytes": moved,
+        "gib_per_s": ratio(moved / _GIB, record.window_s) if moved else None,
+        "ms": latencies_ms(histogram),
+        "histogram": histogram.to_json(),
+    }
+
+
+def _latency_section(
+    record: TrialRecord, name: str, moved_bytes: int | None = None
+) -> dict[str, Any]:
+    histogram = record.histograms[name]
+    section: dict[str, Any] = {"count": histogram.count}
+    if moved_bytes is not None:
+        section["bytes"] = moved_bytes
+    section["ms"] = latencies_ms(histogram)
+    section["histogram"] = histogram.to_json()
+    return section
+
+
+def _requests(ranks: Sequence[RankResult], window_s: float) -> dict[str, Any]:
+    completed = _sum(ranks, "completed_in_window")
+    return {
+        **{name: _sum(ranks, name) for name in ("offered", "completed", "dropped", "backlog")},
+        "completed_in_window": completed,
+        "per_s": ratio(completed, window_s) if completed else None,
+        "goodput_per_s": None,
+    }
+
+
+def _tokens(ranks: Sequence[RankResult], window_s: float) -> dict[str, Any]:
+    prompt, generated = _sum(ranks, "prompt_tokens"), _sum(ranks, "generated_tokens")
+    total = prompt + generated
+    return {
+        "prompt": prompt,
+        "generated": generated,
+        "per_s": ratio(total, window_s) if total else None,
+    }
+
+
+def _cache(ranks: Sequence[RankResult], plan: Plan) -> dict[str, Any]:
+    blocks, hits = _sum(ranks, "prompt_blocks"), _sum(ranks, "hit_blocks")
+    cached = _sum(ranks, "cached_blocks")
+    storage = {
+        "blocks": cached,
+        "bytes": cached * plan.stored_bytes,
+        "capacity_bytes": plan.capacity_bytes * plan.np,
+        "demoted_in_bytes": 0,
+    }
+    return {
+        "prompt_blocks": blocks,
+        "hit_blocks": hits,
+        "hit_ratio": ratio(hits, blocks),
+        "hit_token_ratio": ratio(_sum(ranks, "hit_tokens"), _sum(ranks, "arrived_tokens")),
+        "half_hit_ratios": [
+            ratio(_sum(ranks, f"{half}_half_hits"), _sum(ranks, f"{half}_half_blocks"))
+            for half in ("first", "second")
+        ],
+        "evictions": _sum(ranks, "evictions"),
+        "populated_blocks": _sum(ranks, "populated_blocks"),
+        "tiers": {"gpu": None, "cpu": None, "storage": storage},
+    }
+
+
+def _proof(ranks: Sequence[RankResult]) -> dict[str, Any]:
+    modes = sorted({rank.io_mode for rank in ranks})
+    filesystems = {rank.host: rank.filesystem for rank in ranks}
+    return {
+        "io_mode": "+".join(modes),
+        "sync": "+".join(sorted({rank.sync for rank in ranks})),
+        "requested_read_bytes": _sum(ranks, "requested_read_bytes"),
+        "device_read_bytes": _sum_or_none(ranks, "device_read_bytes"),
+        "requested_write_bytes": _sum(ranks, "requested_write_bytes"),
+        "device_write_bytes": _sum_or_none(ranks, "device_write_bytes"),
+        "filesystem": filesystems,
+        "verdict": None,
+    }
+
+
+def _harness(ranks: Sequence[RankResult]) -> dict[str, Any]:
+    cpu_s = sum(rank.cpu_s for rank in ranks)
+    moved = _sum(ranks, "requested_read_bytes") + _sum(ranks, "requested_write_bytes")
+    return {
+        "cpu_s": cpu_s,
+        "cpu_s_per_gib": ratio(cpu_s, moved / _GIB),
+        "null_ops_per_s": None,
+        "headroom": None,
+        "client_bound": None,
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseResult:
+    """All trials of one case."""
+
+    plan: Plan
+    trials: tuple[TrialResult, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The benchmark's fullname without the metric."""
+        return self.plan.case
+
+    @property
+    def error(self) -> str | None:
+        """The first failed trial's error."""
+        return next((trial.error for trial in self.trials if trial.error is not None), None)
+
+    def with_trial(self, trial: TrialResult) -> CaseResult:
+        """The case with one more trial."""
+        return replace(self, trials=(*self.trials, trial))
+
+    def series(self, metric: str) -> MetricSeries | None:
+        """The metric over all trials; None if any trial failed or lacks it."""
+        values = [trial.value(metric) for trial in self.trials if trial.ok]
+        known = tuple(value for value in values if value is not None)
+        if not self.trials or len(known) != len(self.trials):
+            return None
+        spec = METRICS[metric]
+        return MetricSeries(name=metric, unit=spec.unit, better=spec.better, values=known)
+
+    def summary(self) -> dict[str, Any]:
+        """Metric → median, mean, cv and confidence interval, where all trials have it."""
+        found = {name: self.series(name) for name in METRICS}
+        return {name: series.to_json() for name, series in found.items() if series is not None}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> CaseResult:
+        """The inverse of ``to_json``; what is derived is not believed but derived again."""
+        trials = tuple(TrialResult.from_json(trial) for trial in data["trials"])
+        return cls(plan=Plan.from_json(data["plan"]), trials=trials)
+
+    def to_json(self) -> dict[str, Any]:
+        """The case as in the run file."""
+        plan = self.plan
+        return {
+            "name": self.name,
+            "scenario": plan.scenario,
+            "model": plan.model.name,
+            "np": plan.np,
+            "hosts": [host.name for host in plan.layout.hosts],
+            "plan_digest": plan.workload_digest,
+            "plan": plan.to_json(),
+            "trials": [trial.to_json() for trial in self.trials],
+            "summary": self.summary(),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """Everything of one pytest invocation: the run file."""
+
+    run_id: str
+    started_at: str
+    command: tuple[str, ...]
+    version: str
+    commit: str | None
+    environment: Mapping[str, Any]
+    cases: tuple[CaseResult, ...] = field(default=())
+
+    def with_case(self, case: CaseResult) -> RunResult:
+        """The run with ``case`` put in place of its earlier state."""
+        others = [known for known in self.cases if known.plan.identity != case.plan.identity]
+        return replace(self, cases=(*others, case))
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RunResult:
+        """The inverse of ``to_json``; ResultError for another schema or a missing part."""
+        if data.get("schema") != RUN_SCHEMA:
+            raise ResultError(f"the schema is {data.get('schema')!r}; it must be {RUN_SCHEMA!r}")
+        if not isinstance(data.get("cases"), list):
+            raise ResultError("a run file's cases must be a list")
+        try:
+            return cls(
+                run_id=data["run_id"],
+                started_at=data["started_at"],
+                command=tuple(data["command"]),
+                version=data["version"],
+                commit=data["commit"],
+                environment=data["environment"],
+                cases=tuple(CaseResult.from_json(case) for case in data["cases"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ResultError(f"a part of the run file is missing or odd: {error!r}") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """The run file."""
+        return {
+            "schema": RUN_SCHEMA,
+            "run_id": self.run_id,
+            "started_at": self.started_at,
+            "command": list(self.command),
+            "version": self.version,
+            "commit": self.commit,
+            "environment": dict(self.environment),
+            "cases": [case.to_json() for case in self.cases],
+        }

@@ -1,0 +1,1 @@
+"""The shipped benchmark: ``pytest --pyargs pytest_kvcache.suite``."""

@@ -1,0 +1,77 @@
+"""Progress of a run on the terminal: one line rewritten on a tty, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from pytest_kvcache.controller import Progress
+from pytest_kvcache.report import WIDTH, ProgressRate, describe_progress
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pytest
+
+    from pytest_kvcache.options import Options
+    from pytest_kvcache.results import CaseResult, TrialResult
+
+_LOG_INTERVAL_S = 15.0
+
+
+class TerminalProgress(Progress):
+    """Writes past pytest's capture, without ``-s``."""
+
+    def __init__(self, config: pytest.Config, options: Options) -> None:
+        self._config = config
+        self._trials = options.trials.high
+        self._case: CaseResult | None = None
+        self._trial = 0
+        self._rate = ProgressRate()
+        self._wrote_s = 0.0
+        self._line_open = False
+
+    def trial_started(self, case: CaseResult, trial: int) -> None:
+        """A launch begins."""
+        self._case, self._trial, self._rate = case, trial, ProgressRate()
+        self._wrote_s = 0.0
+        self._write(f"{case.name} trial {trial + 1}/{self._trials} starting")
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Show what the coordinator says."""
+        if self._case is None or event["event"] not in ("progress", "phase"):
+            return
+        text = describe_progress(self._case, self._trial, self._trials, event, self._rate)
+        self._write(text)
+
+    def trial_finished(self, case: CaseResult, trial: TrialResult) -> None:
+        """A launch is over; tell the plugins."""
+        if self._line_open:
+            self._reporter_write("\r\x1b[K" if self._is_tty else "\n")
+            self._line_open = False
+        self._config.hook.pytest_kvcache_trial_finished(config=self._config, case=case, trial=trial)
+
+    def _write(self, text: str) -> None:
+        line = f"[kv] {text}"[: WIDTH - 1]
+        if self._is_tty:
+            self._reporter_write(f"\r\x1b[K{line}")
+        elif time.monotonic() - self._wrote_s >= _LOG_INTERVAL_S:
+            self._wrote_s = time.monotonic()
+            self._reporter_write(f"\n{line}")
+        self._line_open = True
+
+    @property
+    def _is_tty(self) -> bool:
+        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+        return reporter is not None and bool(reporter.isatty)
+
+    def _reporter_write(self, text: str) -> None:
+        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+        capture = self._config.pluginmanager.get_plugin("capturemanager")
+        if reporter is None:
+            return
+        if capture is None:
+            reporter.write(text, flush=True)
+            return
+        with capture.global_and_fixture_disabled():
+            reporter.write(text, flush=True)

@@ -1,0 +1,333 @@
+"""The threads that do a rank's I/O: each pulls its own transfers from one queue.
+
+Rank-side; imports neither pytest nor MPI. An operation is one get, put or delete of an
+object; it is cut into transfers of at most ``chunk_bytes``, so that a rank's memory does
+not grow with the object and a big object keeps several transfers in flight. The number
+of threads is the queue depth.
+
+Times of an operation: submitted (put into the queue), started (its first transfer was
+issued), done (its last one ended, after the sync if there is one). Stamping before a
+write and verification after a read are outside all of them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pytest_kvcache.errors import StorageError
+from pytest_kvcache.recorder import READ, TRANSFER, WRITE, Log, Recorder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pytest_kvcache.backends.protocol import Backend
+    from pytest_kvcache.cache.index import Slot
+    from pytest_kvcache.payload import Payload
+
+DELETE = 9  # an operation that is carried out but not measured
+PAGE_BYTES = 4096
+_THOROUGH_EVERY = 64  # with sampled verification, one transfer in so many is checked whole
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferSettings:
+    """How operations are carried out.
+
+    ``object_bytes`` is the logical size of every object, ``stored_bytes`` the same
+    padded to whole pages; results count logical bytes.
+    """
+
+    queue_depth: int
+    object_bytes: int
+    stored_bytes: int
+    chunk_bytes: int
+    sync: bool
+    verify: str
+
+    @property
+    def transfers(self) -> int:
+        """Transfers per object."""
+        return -(-self.stored_bytes // self.chunk_bytes)
+
+
+class Operation:
+    """One get, put or delete of an object; ``owner`` is whoever submitted it."""
+
+    __slots__ = (
+        "done_ns",
+        "failed",
+        "kind",
+        "left",
+        "owner",
+        "slot",
+        "stamping_ns",
+        "started_ns",
+        "submitted_ns",
+    )
+
+    def __init__(self, kind: int, slot: Slot, owner: Any, submitted_ns: int, left: int) -> None:
+        self.kind = kind
+        self.slot = slot
+        self.owner = owner
+        self.submitted_ns = submitted_ns
+        self.stamping_ns = 0
+        self.started_ns = 0
+        self.done_ns = 0
+        self.left = left
+        self.failed = False
+
+
+class _Worker:
+    """What one thread owns: its log, its buffers and its verification counts."""
+
+    __slots__ = ("_payload", "_read", "_thorough_every", "_write", "checked", "corrupt", "log")
+
+    def __init__(self, payload: Payload | None, log: Log, verify: str) -> None:
+        self.log = log
+        self.checked = 0
+        self.corrupt = 0
+        self._payload = payload
+        self._thorough_every = {"off": 0, "sample": _THOROUGH_EVERY, "full": 1}[verify]
+        if payload is not None:
+            self._read = payload.read_buffer()
+            self._write = payload.write_buffer()
+
+    def _thorough(self) -> bool:
+        return self.checked % self._thorough_every == 0
+
+    def prepare(self, kind: int, tag: int, offset: int, length: int) -> memoryview:
+        """The buffer to read into (poisoned, so that stale content can't pass) or to write."""
+        payload = self._payload
+        if payload is None or kind == DELETE:
+            return memoryview(b"")
+        if kind == WRITE:
+            payload.stamp(self._write, length, tag, offset // PAGE_BYTES)
+            return self._write.view[:length]
+        if self._thorough_every:
+            payload.poison(self._read, length, thorough=self._thorough())
+        return self._read.view[:length]
+
+    def verify(self, tag: int, offset: int, length: int) -> str | None:
+        """What is wrong with the data just read; None: nothing, or not looked at."""
+        payload = self._payload
+        if payload is None or not self._thorough_every:
+            return None
+        thorough = self._thorough()
+        self.checked += 1
+        problem = payload.verify(self._read, length, tag, offset // PAGE_BYTES, thorough=thorough)
+        if problem is not None:
+            self.corrupt += 1
+        return problem
+
+
+class TransferPool:
+    """The queue and its threads. All methods but ``start`` and ``close`` need ``lock`` held.
+
+    ``on_complete(operation)`` is called under the lock by the thread that ended an
+    operation's last transfer, ``on_idle()`` when nothing is queued or in flight.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: TransferSettings,
+        backend: Backend,
+        payload: Payload | None,
+        recorder: Recorder,
+        lock: threading.Lock,
+        clock: Callable[[], int],
+        on_complete: Callable[[Operation], None],
+        on_idle: Callable[[], None],
+    ) -> None:
+        self.first_error: str | None = None
+        self.crash: BaseException | None = None
+        self._settings = settings
+        self._backend = backend
+        self._lock = lock
+        self._clock = clock
+        self._on_complete = on_complete
+        self._on_idle = on_idle
+        self._work = threading.Condition(lock)
+        self._ready: deque[tuple[Operation, int]] = deque()
+        self._idle = 0
+        self._closed = False
+        self._offsets = range(0, settings.stored_bytes, settings.chunk_bytes)
+        self._workers = [
+            _Worker(payload, recorder.new_log(), settings.verify)
+            for _ in range(settings.queue_depth)
+        ]
+        self._threads = [
+            threading.Thread(target=self._run, args=(worker,), name="kvcache-io", daemon=True)
+            for worker in self._workers
+        ]
+
+    @property
+    def checked(self) -> int:
+        """Transfers whose content was verified."""
+        return sum(worker.checked for worker in self._workers)
+
+    @property
+    def corrupt(self) -> int:
+        """Transfers whose content was wrong."""
+        return sum(worker.corrupt for worker in self._workers)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is queued or in flight."""
+        return bool(self._ready) or self._idle < len(self._threads)
+
+    def start(self) -> None:
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, kind: int, slots: Sequence[Slot], owner: Any) -> None:
+        """Queue one operation per slot."""
+        now = self._clock()
+        offsets = (0,) if kind == DELETE else self._offsets
+        ready = self._ready
+        for slot in slots:
+            operation = Operation(kind, slot, owner, now, len(offsets))
+            for offset in offsets:
+                ready.append((operation, offset))
+        if self._idle:
+            self._work.notify(min(self._idle, len(slots) * len(offsets)))
+
+    def keep_only(self, kind: int) -> None:
+        """Forget queued operations of other kinds that have not begun."""
+        ready, kept = self._ready, []
+        with suppress(IndexError):  # threads go on taking items, so no iteration
+            while True:
+                item = ready.popleft()
+                if item[0].kind == kind or item[0].started_ns:
+                    kept.append(item)
+        ready.extend(kept)
+
+    def close(self) -> None:
+        """Forget what is queued, let transfers in flight end, end the threads."""
+        with self._lock:
+            self._closed = True
+            self._ready.clear()
+            self._work.notify_all()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
+
+    def _run(self, worker: _Worker) -> None:
+        ready = self._ready
+        try:
+            while True:
+                try:
+                    operation, offset = ready.popleft()
+                except IndexError:
+                    item = self._wait()
+                    if item is None:
+                        return
+                    operation, offset = item
+                self._transfer(worker, operation, offset)
+        except BaseException as error:  # noqa: BLE001  the main thread raises it again
+            with self._lock:
+                self.crash = error
+                self._on_idle()
+
+    def _wait(self) -> tuple[Operation, int] | None:
+        """The next transfer, when there is one; None: the pool is closed."""
+        with self._lock:
+            self._idle += 1
+            try:
+                while not self._closed:
+                    with suppress(IndexError):  # a busy thread may have been faster
+                        return self._ready.popleft()
+                    if self._idle == len(self._threads):
+                        self._on_idle()
+                    self._work.wait()
+            finally:
+                self._idle -= 1
+        return None
+
+    def _transfer(self, worker: _Worker, operation: Operation, offset: int) -> None:
+        settings, clock = self._settings, self._clock
+        kind, tag = operation.kind, operation.slot.tag
+        length = min(settings.chunk_bytes, settings.stored_bytes - offset)
+        picked = clock()
+        view = worker.prepare(kind, tag, offset, length)
+        started = clock()
+        if not operation.started_ns:
+            operation.started_ns = started  # it has begun; the lock below finds the earliest
+        error = self._call(kind, operation.slot.object_key, offset, view)
+        done = clock()
+        if kind == READ and error is None:
+            error = self._verify(worker, operation, offset, length)
+        syncs = kind == WRITE and settings.sync
+        with self._lock:
+            if error is not None:
+                self._fail(operation, error)
+            if started <= operation.started_ns:
+                operation.started_ns = started
+                operation.stamping_ns = started - picked
+            operation.done_ns = max(operation.done_ns, done)
+            operation.left -= 1
+            last = not operation.left
+            if last and not syncs:
+                self._on_complete(operation)
+        if last and syncs:
+            done = self._sync(operation)
+        if len(self._offsets) > 1 and not operation.failed and kind != DELETE:
+            worker.log.add(TRANSFER, 0, started, done, length, 0)
+        if last:
+            self._write_log(worker.log, operation)
+
+    def _call(self, kind: int, key: str, offset: int, view: memoryview) -> str | None:
+        """Carry one transfer out; returns the error's text."""
+        try:
+            if kind == READ:
+                self._backend.get_into(key, offset, view)
+            elif kind == WRITE:
+                self._backend.put_from(key, offset, view)
+            else:
+                self._backend.delete(key)
+        except StorageError as error:
+            return str(error)
+        return None
+
+    def _verify(
+        self, worker: _Worker, operation: Operation, offset: int, length: int
+    ) -> str | None:
+        problem = worker.verify(operation.slot.tag, offset, length)
+        if problem is None:
+            return None
+        return f"object {operation.slot.object_key} read back wrong at byte {offset}: {problem}"
+
+    def _sync(self, operation: Operation) -> int:
+        """Make the object durable, unless a transfer of it failed; then it is complete."""
+        error = None
+        try:
+            if not operation.failed:
+                self._backend.sync(operation.slot.object_key)
+        except StorageError as problem:
+            error = str(problem)
+        done = self._clock()
+        with self._lock:
+            if error is not None:
+                self._fail(operation, error)
+            operation.done_ns = done
+            self._on_complete(operation)
+        return done
+
+    def _fail(self, operation: Operation, error: str) -> None:
+        operation.failed = True
+        if self.first_error is None:
+            self.first_error = error
+
+    def _write_log(self, log: Log, operation: Operation) -> None:
+        """One row per operation; queueing excludes the stamping of its first transfer."""
+        if not operation.failed and operation.kind != DELETE:
+            log.add(
+                operation.kind, operation.submitted_ns + operation.stamping_ns,
+                operation.started_ns, operation.done_ns,
+                self._settings.object_bytes, len(self._offsets),
+            )  # fmt: skip

@@ -1,0 +1,160 @@
+"""Reasons to distrust a trial, from its data and its plan. Pure.
+
+Severities are fixed by the run file's documentation: ``invalid`` fails the trial unless
+``--kv-allow-invalid`` is given, ``warning`` is shown.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pytest_kvcache.results import Verdict, trial_data
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pytest_kvcache.plan import Plan
+    from pytest_kvcache.results import TrialRecord
+
+_MOVED_SHARE = 0.9  # of the bytes asked for that the device must have moved
+_SHORT_WINDOW_S = 30.0
+_STEADY_DIFFERENCE = 0.05  # between the hit ratios of the window's halves
+_COMMON_SHARE = 0.9  # of the longest rank's window that all ranks must share
+_SATURATED_SHARE = 0.5  # of the queue depth in flight on average
+_BACKLOG_SHARE = 0.05  # of the offered requests that may be under way at the end
+
+
+_PROOF_CODES = ("TMPFS", "CACHED_READS", "UNPROVEN", "NOT_STORAGE")
+
+
+def evaluate_trial(record: TrialRecord, plan: Plan) -> tuple[dict[str, Any], tuple[Verdict, ...]]:
+    """A trial's part of the run file and all verdicts on it, from the ranks' records alone."""
+    data = trial_data(record, plan)
+    verdicts = _judge(data, plan)
+    codes = {verdict.code for verdict in verdicts}
+    data["proof"]["verdict"] = next((c for c in _PROOF_CODES if c in codes), "PROVEN")
+    return data, verdicts
+
+
+def _judge(data: Mapping[str, Any], plan: Plan) -> tuple[Verdict, ...]:
+    found = [
+        *_where_the_bytes_went(data, plan),
+        *_whether_reads_were_real(data),
+        *_whether_the_window_holds(data, plan),
+        *_whether_the_load_was_right(data, plan),
+    ]
+    return tuple(found)
+
+
+def _filesystems(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [facts for facts in data["proof"]["filesystem"].values() if facts is not None]
+
+
+def _is_storage(data: Mapping[str, Any]) -> bool:
+    return all(rank["is_storage"] for rank in data["ranks"])
+
+
+def _where_the_bytes_went(data: Mapping[str, Any], plan: Plan) -> Iterator[Verdict]:
+    if not _is_storage(data):
+        yield Verdict(
+            code="NOT_STORAGE",
+            severity="warning",
+            text=f"the backend {plan.backend} is no storage; this measures the harness, use"
+            " --kv-backend=file for a result",
+        )
+    for facts in _filesystems(data):
+        if facts["is_tmpfs"]:
+            yield Verdict(
+                code="TMPFS",
+                severity="invalid",
+                text=f"{plan.cache_dir} on {facts['host']} is {facts['type']}, which is memory;"
+                " choose a --kv-cache-dir on the storage",
+            )
+        elif facts["virtual"]:
+            yield Verdict(
+                code="VIRTUAL_DISK",
+                severity="warning",
+                text=f"the disk of {facts['host']} is virtual; a cache below this machine can't"
+                " be excluded from inside",
+            )
+
+
+def _whether_reads_were_real(data: Mapping[str, Any]) -> Iterator[Verdict]:
+    """Rank by rank: one that reads ahead must not stand in for one that reads a cache."""
+    if not _is_storage(data):
+        return
+    ranks = [r for r in data["ranks"] if not (r["filesystem"] and r["filesystem"]["is_tmpfs"])]
+    counted = [rank for rank in ranks if _is_counted(rank)]
+    if len(counted) < len(ranks):
+        yield Verdict(
+            code="UNPROVEN",
+            severity="warning",
+            text="the kernel keeps no byte counter for this storage; whether reads reached the"
+            " device is not proven",
+        )
+    shares = [
+        rank["device_read_bytes"] / rank["requested_read_bytes"]
+        for rank in counted
+        if rank["requested_read_bytes"]
+    ]
+    if shares and min(shares) < _MOVED_SHARE:
+        yield Verdict(
+            code="CACHED_READS",
+            severity="invalid",
+            text=f"the device moved {min(shares):.0%} of the bytes that a rank read; the rest"
+            " came out of a cache, use --kv-io=direct or more data than memory",
+        )
+
+
+def _is_counted(rank: Mapping[str, Any]) -> bool:
+    facts = rank["filesystem"]
+    return bool(facts) and facts["counts_io"] and rank["device_read_bytes"] is not None
+
+
+def _whether_the_window_holds(data: Mapping[str, Any], plan: Plan) -> Iterator[Verdict]:
+    window_s = data["window_s"]
+    if window_s < _SHORT_WINDOW_S:
+        yield Verdict(
+            code="SHORT_WINDOW",
+            severity="warning",
+            text=f"the window is {window_s:.1f} s; {_SHORT_WINDOW_S:g} s or more (--kv-duration)"
+            " let caches and garbage collection of the storage show",
+        )
+    late_s = max(0.0, max(rank["start_s"] for rank in data["ranks"]) - plan.ramp_s)
+    if plan.duration_s is not None and window_s - late_s < _COMMON_SHARE * plan.duration_s:
+        yield Verdict(
+            code="SKEWED",
+            severity="invalid",
+            text=f"all ranks were active together for {max(0.0, window_s - late_s):.1f} s of"
+            f" {plan.duration_s:g} s only; look for a slow or late host",
+        )
+    first, second = data["cache"]["half_hit_ratios"]
+    if first is not None and second is not None and abs(first - second) > _STEADY_DIFFERENCE:
+        yield Verdict(
+            code="NOT_STEADY",
+            severity="warning",
+            text=f"the hit ratio went from {first:.2f} to {second:.2f} within the window; a"
+            " longer --kv-ramp or --kv-duration lets it settle",
+        )
+
+
+def _whether_the_load_was_right(data: Mapping[str, Any], plan: Plan) -> Iterator[Verdict]:
+    requests = data["requests"]
+    under_way = requests["dropped"] + requests["backlog"]
+    open_loop = plan.trace is not None and plan.trace.speedup > 0
+    if open_loop and under_way > max(plan.np, _BACKLOG_SHARE * requests["offered"]):
+        yield Verdict(
+            code="OVERLOADED",
+            severity="invalid",
+            text=f"{under_way} of {requests['offered']} requests were dropped or not done at the"
+            " end; the storage can't follow, lower --kv-trace-speedup",
+        )
+    depths = [rank["mean_depth"] for rank in data["ranks"]]
+    known = [depth for depth in depths if depth is not None]
+    if known and sum(known) / len(known) < _SATURATED_SHARE * plan.queue_depth:
+        yield Verdict(
+            code="UNSATURATED",
+            severity="warning",
+            text=f"{sum(known) / len(known):.1f} of {plan.queue_depth} transfers were in flight"
+            " per rank on average; this is the load's speed, not the storage's limit",
+        )

@@ -1,0 +1,107 @@
+"""Checks a run file against itself: nothing that is derived is believed. Pure.
+
+Sums over ranks, percentiles from histograms, bandwidths, verdicts and summaries are
+computed again from the ranks' scalars and the histograms, and compared.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pytest_kvcache.errors import ResultError
+from pytest_kvcache.latency import Histogram
+from pytest_kvcache.recorder import SECTIONS
+from pytest_kvcache.results import CaseResult, RankResult, RunResult, TrialRecord
+from pytest_kvcache.verdicts import evaluate_trial
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pytest_kvcache.plan import Plan
+    from pytest_kvcache.results import TrialResult
+
+
+def verify_run(data: Mapping[str, Any]) -> list[str]:
+    """Every contradiction as a sentence; empty: the file is sound.
+
+    Raises ResultError if it is no run file of this schema.
+    """
+    run = RunResult.from_json(data)
+    problems = []
+    try:
+        for case, written in zip(run.cases, data["cases"], strict=True):
+            problems += [f"{case.name}: {problem}" for problem in _case(case, written)]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ResultError(f"a part of the run file is missing or odd: {error!r}") from error
+    return problems
+
+
+def _case(case: CaseResult, written: Mapping[str, Any]) -> Iterator[str]:
+    expected = case.to_json()
+    for key in ("name", "scenario", "model", "np", "hosts", "plan_digest", "summary"):
+        yield from _differences(expected[key], written[key], key)
+    if [trial.index for trial in case.trials] != list(range(len(case.trials))):
+        yield "the trials are not numbered 0, 1, 2 …"
+    for trial in case.trials:
+        for problem in _trial(trial, case.plan):
+            yield f"trial {trial.index}: {problem}"
+
+
+def _trial(trial: TrialResult, plan: Plan) -> Iterator[str]:
+    if trial.data is None:
+        if trial.ok:
+            yield "it is ok, but has no data"
+        return
+    record = _record(trial.data, plan)
+    data, verdicts = evaluate_trial(record, plan)
+    yield from _differences(data, trial.data, "")
+    if verdicts != trial.verdicts:
+        codes = [verdict.code for verdict in trial.verdicts]
+        yield f"the verdicts are {codes}; they must be {[v.code for v in verdicts]}"
+    if [rank.rank for rank in record.ranks] != list(range(plan.np)):
+        yield f"it has {len(record.ranks)} ranks; the plan has {plan.np}"
+    for name in ("read", "write"):
+        counted = sum(getattr(rank, f"{name}_count") for rank in record.ranks)
+        if counted != record.histograms[name].count:
+            yield f"its ranks counted {counted} {name}s; the histogram holds {data[name]['count']}"
+    if trial.ok:
+        yield from _why_not_ok(data, plan, {v.code for v in verdicts if v.severity == "invalid"})
+
+
+def _record(data: Mapping[str, Any], plan: Plan) -> TrialRecord:
+    return TrialRecord(
+        plan_digest=plan.digest,
+        trial=plan.trial,
+        window_s=data["window_s"],
+        ranks=tuple(RankResult.from_json(rank) for rank in data["ranks"]),
+        histograms={name: Histogram.from_json(data[name]["histogram"]) for name in SECTIONS},
+    )
+
+
+def _why_not_ok(data: Mapping[str, Any], plan: Plan, invalid: set[str]) -> Iterator[str]:
+    """What a trial that calls itself ok must not have."""
+    failed = data["read"]["failed"] + data["write"]["failed"] + data["integrity"]["failed"]
+    if failed or any(rank["error"] for rank in data["ranks"]):
+        yield f"it is ok, but {failed} operations failed"
+    if any(rank["cleanup_error"] for rank in data["ranks"]):
+        yield "it is ok, but a rank could not clean up"
+    if not data["read"]["count"] + data["write"]["count"]:
+        yield "it is ok, but completed no operation"
+    if invalid and "allow_invalid" not in plan.origins:
+        yield f"it is ok, but its verdicts {sorted(invalid)} invalidate it"
+
+
+def _differences(expected: Any, found: Any, path: str) -> Iterator[str]:
+    """Where two JSON values differ, leaf by leaf."""
+    if isinstance(expected, dict) and isinstance(found, dict):
+        for key in sorted(expected.keys() | found.keys()):
+            below = f"{path}.{key}" if path else key
+            if key not in expected or key not in found:
+                yield f"{below} is {'missing' if key not in found else 'unknown'}"
+            else:
+                yield from _differences(expected[key], found[key], below)
+    elif isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
+        for index, (left, right) in enumerate(zip(expected, found, strict=True)):
+            yield from _differences(left, right, f"{path}[{index}]")
+    elif expected != found:
+        yield f"{path} is {found!r}; computed from the ranks' records it is {expected!r}"

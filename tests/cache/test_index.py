@@ -1,0 +1,456 @@
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from pytest_kvcache.cache.index import Admission, Blocked, CacheIndex, Slot
+from tests.traces import AGENTS, MOONCAKE, REFERENCE, SHAREGPT, real_trace
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+A, B, C, D, E = (bytes([letter]) for letter in b"abcde")
+
+
+class LiteralCache:
+    """The loop of the traces' README, word by word; slow, and obviously right."""
+
+    def __init__(self, capacity_blocks: int) -> None:
+        self.capacity_blocks = capacity_blocks
+        self.keys: OrderedDict[bytes, None] = OrderedDict()
+
+    def serve(self, keys: Sequence[bytes], prompt_blocks: int) -> int:
+        hits = 0
+        for key in keys[:prompt_blocks]:
+            if key not in self.keys:
+                break
+            hits += 1
+        for key in reversed(keys[: self.capacity_blocks]):
+            if key in self.keys:
+                self.keys.move_to_end(key)
+                continue
+            if len(self.keys) == self.capacity_blocks:
+                self.keys.popitem(last=False)
+            self.keys[key] = None
+        return hits
+
+
+def chained(path: Sequence[int]) -> list[bytes]:
+    """Return the keys of a path in a prefix tree: equal keys mean equal whole prefixes."""
+    return [bytes(path[: depth + 1]) for depth in range(len(path))]
+
+
+prefix_tree = st.lists(st.integers(0, 2), max_size=9).map(chained)
+no_tree = st.lists(st.integers(0, 15).map(lambda i: bytes([i])), max_size=9, unique=True)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> tuple[list[bytes], int]:
+    keys = draw(st.one_of(prefix_tree, no_tree))
+    return keys, draw(st.one_of(st.just(len(keys)), st.integers(0, len(keys))))
+
+
+def admit(index: CacheIndex, keys: Sequence[bytes], prompt_blocks: int | None = None) -> Admission:
+    admission = index.admit(keys, len(keys) if prompt_blocks is None else prompt_blocks)
+    assert isinstance(admission, Admission)
+    return admission
+
+
+def serve(index: CacheIndex, keys: Sequence[bytes], prompt_blocks: int | None = None) -> Admission:
+    """Admit one request and finish it at once."""
+    admission = admit(index, keys, prompt_blocks)
+    for slot in admission.inserts:
+        index.commit(slot)
+    index.release(admission)
+    return admission
+
+
+def keys_of(slots: Sequence[Slot]) -> list[bytes]:
+    return [slot.key for slot in slots]
+
+
+def content(index: CacheIndex) -> list[bytes]:
+    """Return the keys, least recently used first."""
+    return list(index._slots)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 12), st.lists(requests(), max_size=40))
+def test_hits_content_and_order_are_those_of_the_literal_loop(
+    capacity_blocks: int, stream: list[tuple[list[bytes], int]]
+) -> None:
+    index, literal = CacheIndex(capacity_blocks), LiteralCache(capacity_blocks)
+    for keys, prompt_blocks in stream:
+        admission = serve(index, keys, prompt_blocks)
+        assert len(admission.hits) == literal.serve(keys, prompt_blocks)
+        assert content(index) == list(literal.keys)
+        assert not set(keys_of(admission.victims)) & set(keys[:capacity_blocks])
+        assert index.used_blocks == index.present_blocks == len(literal.keys)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 12), st.lists(requests(), max_size=40))
+def test_counters_are_the_sums_over_admissions(
+    capacity_blocks: int, stream: list[tuple[list[bytes], int]]
+) -> None:
+    index = CacheIndex(capacity_blocks)
+    admissions = [serve(index, *request) for request in stream]
+    assert index.prompt_blocks == sum(a.prompt_blocks for a in admissions)
+    assert index.prompt_blocks == sum(prompt_blocks for _, prompt_blocks in stream)
+    assert index.hit_blocks == sum(len(a.hits) for a in admissions)
+    assert index.evictions == sum(len(a.victims) for a in admissions)
+
+
+@pytest.fixture(scope="module", params=[MOONCAKE, SHAREGPT, AGENTS])
+def recorded(request: pytest.FixtureRequest) -> tuple[str, list[list[bytes]], list[int]]:
+    trace = real_trace(request.param)
+    ids = [block.to_bytes(16, "big") for block in trace.block_ids.tolist()]
+    bounds = trace.offsets.tolist()
+    prompts = [ids[a:b] for a, b in pairwise(bounds)]
+    return request.param, prompts, trace.input_tokens.tolist()
+
+
+def test_replayed_traces_hit_exactly_as_their_reference_says(
+    recorded: tuple[str, list[list[bytes]], list[int]],
+) -> None:
+    name, prompts, input_tokens = recorded
+    reference = REFERENCE[name]
+    table = reference.lru[::3] if name == AGENTS else reference.lru
+    for capacity_blocks, block_ratio, token_ratio in table:
+        index = CacheIndex(capacity_blocks)
+        hit_tokens = 0
+        for keys, tokens in zip(prompts, input_tokens, strict=True):
+            hits = len(serve(index, keys).hits)
+            hit_tokens += min(hits * reference.block_tokens, tokens)
+        assert index.prompt_blocks == reference.prompt_blocks
+        assert f"{index.hit_blocks / index.prompt_blocks:.6f}" == block_ratio
+        assert f"{hit_tokens / reference.input_tokens:.6f}" == token_ratio
+
+
+def test_a_cache_without_limit_hits_as_an_infinite_one(
+    recorded: tuple[str, list[list[bytes]], list[int]],
+) -> None:
+    name, prompts, _ = recorded
+    index = CacheIndex(None)
+    for keys in prompts:
+        serve(index, keys)
+    assert index.hit_blocks == REFERENCE[name].infinite_hit_blocks
+    assert index.used_blocks == REFERENCE[name].distinct_blocks
+    assert index.evictions == 0
+
+
+def test_a_request_reads_its_leading_run_and_stores_the_rest_in_prompt_order() -> None:
+    index = CacheIndex(10)
+    serve(index, [A, B])
+    admission = admit(index, [A, B, C, D])
+    assert keys_of(admission.hits) == [A, B]
+    assert keys_of(admission.inserts) == [C, D]
+    assert (admission.victims, admission.prompt_blocks) == ([], 4)
+
+
+def test_blocks_after_a_gap_are_touched_but_not_read() -> None:
+    index = CacheIndex(3)
+    serve(index, [A, B, C])
+    index.drop(index._slots[B])
+    admission = serve(index, [A, B, C])
+    assert keys_of(admission.hits) == [A]
+    assert keys_of(admission.inserts) == [B]
+    assert content(index) == [C, B, A]
+
+
+def test_blocks_of_the_output_are_stored_but_are_never_hits() -> None:
+    index = CacheIndex(10)
+    serve(index, [A, B, C], 2)
+    assert keys_of(serve(index, [A, B, C], 2).hits) == [A, B]
+    assert keys_of(serve(index, [A, B, C], 3).hits) == [A, B, C]
+
+
+def test_a_request_longer_than_the_cache_keeps_its_head() -> None:
+    index = CacheIndex(2)
+    serve(index, [D, E])
+    admission = serve(index, [A, B, C])
+    assert keys_of(admission.inserts) == [A, B]
+    assert keys_of(admission.victims) == [E, D]
+    assert admission.prompt_blocks == 3
+    assert keys_of(serve(index, [A, B, C]).hits) == [A, B]
+
+
+def test_a_cache_of_no_blocks_stores_nothing_and_counts_prompts() -> None:
+    index = CacheIndex(0)
+    assert serve(index, [A, B]).inserts == []
+    assert (index.prompt_blocks, index.used_blocks) == (2, 0)
+
+
+def test_no_hit_of_the_request_is_evicted_for_its_own_blocks() -> None:
+    index = CacheIndex(3)
+    serve(index, [A, B])  # the literal loop would evict B here and write it again
+    serve(index, [E])
+    admission = serve(index, [A, B, C])
+    assert keys_of(admission.hits) == [A, B]
+    assert keys_of(admission.victims) == [E]
+
+
+def test_hits_stay_pinned_until_they_are_released() -> None:
+    index = CacheIndex(2)
+    serve(index, [A])
+    first, second = admit(index, [A]), admit(index, [A])
+    assert first.hits[0].pins == 2
+    index.release(first)
+    index.release(second)
+    assert first.hits[0].pins == 0
+    with pytest.raises(ValueError, match="not pinned"):
+        index.release(first)
+
+
+def test_a_block_that_is_being_stored_blocks_the_request_that_would_read_it() -> None:
+    index = CacheIndex(4)
+    storing = admit(index, [A])
+    assert index.admit([A, B], 2) == Blocked(storing.inserts[0])
+    assert (index.prompt_blocks, content(index)) == (1, [A])
+    index.commit(storing.inserts[0])
+    assert keys_of(admit(index, [A, B]).hits) == [A]
+
+
+def test_a_block_that_is_being_stored_after_a_gap_does_not_block() -> None:
+    index = CacheIndex(4)
+    serve(index, [A])
+    pending = admit(index, [A, B, C])
+    index.roll_back(pending.inserts[0])
+    admission = admit(index, [A, B, C])
+    assert keys_of(admission.inserts) == [B]
+
+
+def test_a_victim_that_is_being_read_blocks_until_it_is_released() -> None:
+    index = CacheIndex(2)
+    serve(index, [A])
+    serve(index, [B])
+    reading = admit(index, [A])
+    serve(index, [B])  # A is the least recent one again, and is being read
+    assert index.admit([C], 1) == Blocked(reading.hits[0])
+    assert content(index) == [A, B]
+    index.release(reading)
+    assert keys_of(admit(index, [C]).victims) == [A]
+
+
+def test_a_victim_that_is_being_stored_blocks_until_it_is_committed() -> None:
+    index = CacheIndex(2)
+    storing = admit(index, [A])
+    serve(index, [B])
+    assert index.admit([C], 1) == Blocked(storing.inserts[0])
+    index.commit(storing.inserts[0])
+    assert keys_of(admit(index, [C]).victims) == [A]
+
+
+def test_a_failed_store_gives_its_room_back() -> None:
+    index = CacheIndex(1)
+    failed = admit(index, [A]).inserts[0]
+    index.roll_back(failed)
+    assert index.used_blocks == 0
+    again = admit(index, [A]).inserts[0]
+    index.roll_back(failed)  # the new reservation is not the failed one's to give up
+    assert content(index) == [A]
+    index.commit(again)
+    assert index.present_blocks == 1
+
+
+def test_an_unreadable_object_leaves_once_and_its_readers_still_release_it() -> None:
+    index = CacheIndex(1)
+    serve(index, [A])
+    first, second = admit(index, [A]), admit(index, [A])
+    index.drop(first.hits[0])
+    assert (index.used_blocks, index.present_blocks) == (0, 0)
+    fresh = admit(index, [A]).inserts[0]
+    index.commit(fresh)
+    index.drop(second.hits[0])  # not the object that is stored now
+    assert (index.used_blocks, index.present_blocks) == (1, 1)
+    index.release(first)
+    index.release(second)
+    assert fresh.pins == 0
+
+
+def test_a_slot_is_committed_or_rolled_back_only_while_it_is_reserved() -> None:
+    index = CacheIndex(2)
+    stored, given_up = admit(index, [A, B]).inserts
+    index.commit(stored)
+    index.roll_back(given_up)
+    with pytest.raises(ValueError, match="only a reserved slot"):
+        index.commit(stored)
+    with pytest.raises(ValueError, match="only a reserved slot"):
+        index.commit(given_up)
+    with pytest.raises(ValueError, match="only a reserved slot"):
+        index.roll_back(stored)
+    assert (index.used_blocks, index.present_blocks) == (1, 1)
+
+
+def test_every_stored_object_has_a_name_and_a_tag_of_its_own() -> None:
+    index = CacheIndex(1)
+    keys = [number.to_bytes(16, "big") for number in (0, 1, 2, 2**64, 2**127)] * 50
+    slots = [serve(index, [key]).inserts[0] for key in keys]
+    assert len({slot.object_key for slot in slots}) == len(slots)
+    assert len({slot.tag for slot in slots}) == len(slots)
+    assert all(0 <= slot.tag < 2**64 for slot in slots)
+    assert all(
+        slot.object_key.startswith(key.hex() + ".") for slot, key in zip(slots, keys, strict=True)
+    )
+
+
+def test_equal_streams_name_their_objects_equally() -> None:
+    def names() -> list[tuple[str, int]]:
+        index = CacheIndex(2)
+        streams = [[A, B], [C], [A, D]]
+        return [(s.object_key, s.tag) for keys in streams for s in serve(index, keys).inserts]
+
+    assert names() == names()
+
+
+def test_room_is_what_needs_no_victim() -> None:
+    index = CacheIndex(3)
+    serve(index, [A, B])
+    assert index.has_room_for([A, B, C])
+    assert not index.has_room_for([A, C, D])
+    assert not CacheIndex(1).has_room_for([A, B])
+    assert CacheIndex(None).has_room_for([A, B, C, D])
+
+
+def test_repeated_keys_are_refused() -> None:
+    with pytest.raises(ValueError, match="repeat"):
+        CacheIndex(9).admit([A, B, A], 3)
+
+
+@pytest.mark.parametrize("prompt_blocks", [-1, 3])
+def test_a_prompt_longer_than_its_keys_is_refused(prompt_blocks: int) -> None:
+    with pytest.raises(ValueError, match="prompt_blocks is"):
+        CacheIndex(9).admit([A, B], prompt_blocks)
+
+
+def test_a_negative_capacity_is_refused() -> None:
+    with pytest.raises(ValueError, match="capacity_blocks is -1"):
+        CacheIndex(-1)
+
+
+@dataclass
+class Flight:
+    """One request under way, and how far it is."""
+
+    admission: Admission
+    unwritten: list[Slot]
+    reading: bool = True
+    deleted: bool = False
+
+
+@dataclass
+class Storage:
+    """What a backend holds."""
+
+    objects: set[str] = field(default_factory=set)
+
+
+class RequestsInFlight(RuleBasedStateMachine):
+    """Many requests at once, in any order of deletes, stores, failures and releases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storage = Storage()
+        self.flights: list[Flight] = []
+
+    @initialize(capacity_blocks=st.integers(1, 8))
+    def start(self, capacity_blocks: int) -> None:
+        self.capacity_blocks = capacity_blocks
+        self.index = CacheIndex(capacity_blocks)
+
+    def state(self) -> list[tuple[str, bool, int]]:
+        return [(s.object_key, s.present, s.pins) for s in self.index._slots.values()]
+
+    @rule(request=requests())
+    def arrive(self, request: tuple[list[bytes], int]) -> None:
+        before = self.state(), self.index.prompt_blocks, self.index.hit_blocks
+        admission = self.index.admit(*request)
+        if isinstance(admission, Blocked):
+            assert (self.state(), self.index.prompt_blocks, self.index.hit_blocks) == before
+            assert admission.slot.pins or not admission.slot.present
+            return
+        assert {slot.object_key for slot in admission.hits} <= self.storage.objects
+        assert all(slot.pins > 0 for slot in admission.hits)
+        self.flights.append(Flight(admission, list(admission.inserts)))
+
+    @precondition(lambda self: any(not f.deleted for f in self.flights))
+    @rule(data=st.data())
+    def delete_victims(self, data: st.DataObject) -> None:
+        flight = data.draw(st.sampled_from([f for f in self.flights if not f.deleted]))
+        self.storage.objects -= {slot.object_key for slot in flight.admission.victims}
+        flight.deleted = True
+
+    @precondition(lambda self: any(f.deleted and f.unwritten for f in self.flights))
+    @rule(data=st.data(), fails=st.booleans())
+    def write(self, data: st.DataObject, fails: bool) -> None:  # noqa: FBT001 - drawn
+        ready = [f for f in self.flights if f.deleted and f.unwritten]
+        flight = data.draw(st.sampled_from(ready))
+        slot = data.draw(st.sampled_from(flight.unwritten))
+        flight.unwritten.remove(slot)
+        if fails:
+            self.index.roll_back(slot)
+        else:
+            self.storage.objects.add(slot.object_key)
+            self.index.commit(slot)
+
+    @precondition(lambda self: any(f.reading and f.admission.hits for f in self.flights))
+    @rule(data=st.data())
+    def fail_to_read(self, data: st.DataObject) -> None:
+        readers = [f for f in self.flights if f.reading and f.admission.hits]
+        flight = data.draw(st.sampled_from(readers))
+        slot = data.draw(st.sampled_from(flight.admission.hits))
+        self.storage.objects.discard(slot.object_key)
+        self.index.drop(slot)
+
+    @precondition(lambda self: any(f.reading for f in self.flights))
+    @rule(data=st.data())
+    def finish_reading(self, data: st.DataObject) -> None:
+        flight = data.draw(st.sampled_from([f for f in self.flights if f.reading]))
+        self.index.release(flight.admission)
+        flight.reading = False
+
+    @invariant()
+    def storage_never_holds_more_than_the_capacity(self) -> None:
+        if hasattr(self, "index"):
+            assert len(self.storage.objects) <= self.capacity_blocks
+            assert self.index.used_blocks <= self.capacity_blocks
+
+    @invariant()
+    def what_the_index_calls_present_is_stored(self) -> None:
+        if hasattr(self, "index"):
+            present = [s for s in self.index._slots.values() if s.present]
+            assert {slot.object_key for slot in present} <= self.storage.objects
+            assert self.index.present_blocks == len(present)
+
+    @invariant()
+    def pins_are_the_readers(self) -> None:
+        for flight in self.flights:
+            for slot in flight.admission.hits:
+                readers = [f for f in self.flights if f.reading and slot in f.admission.hits]
+                assert slot.pins == len(readers)
+
+    def teardown(self) -> None:
+        for flight in self.flights:
+            for slot in flight.unwritten:
+                self.index.roll_back(slot)
+            if flight.reading:
+                self.index.release(flight.admission)
+        if hasattr(self, "index"):
+            assert isinstance(self.index.admit([b"last"], 1), Admission)
+
+
+TestRequestsInFlight = RequestsInFlight.TestCase
+TestRequestsInFlight.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)

@@ -1,0 +1,74 @@
+"""What all tests share: a place to call pytest in, and the machine for oneself."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import pytest_kvcache.bench  # noqa: F401  numpy can't be imported twice, so before pytester drops it
+from pytest_kvcache.hostlock import HostLock
+from tests.site import PLUGINS, Site, machine_to_oneself
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ANSWER = "mpi-library: Open MPI v5.0.11, package: of a test"
+
+
+@pytest.fixture
+def fake_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An interpreter that knows which MPI library it would load, and nothing else."""
+    path = tmp_path_factory.mktemp("interpreter") / "python"
+    path.write_text(f"#!/bin/sh\necho '{ANSWER}'\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture
+def site(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, fake_python: str
+) -> Iterator[Site]:
+    """An empty directory to call pytest in, on a host of its own name.
+
+    The name keeps it apart from benchmarks that run at the same time: the lock of the
+    host is taken by name.
+    """
+    for name in ("PYTEST_ADDOPTS", "FORCE_COLOR", "PY_COLORS"):
+        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith("KVCACHE_TEST_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(PLUGINS), *_python_path()]))
+    monkeypatch.syspath_prepend(PLUGINS)
+    name = f"host-{uuid.uuid4().hex[:12]}"
+    monkeypatch.setattr(socket, "gethostname", lambda: name)
+    monkeypatch.setenv("KVCACHE_TEST_HOST", name)  # for canned ranks in other processes
+    yield Site(pytester, fake_python)
+    HostLock(name, run_id="").path.unlink(missing_ok=True)  # of a session that was killed
+
+
+def _python_path() -> list[str]:
+    found = os.environ.get("PYTHONPATH", "")
+    return [found] if found else []
+
+
+@pytest.fixture(scope="session")
+def mpirun() -> str:
+    """The launcher of this interpreter's environment; without one the test is skipped."""
+    path = Path(sys.prefix, "bin", "mpirun")
+    if not path.exists():
+        pytest.skip(f"no {path}: pip install 'pytest-kvcache[mpi]'")
+    return str(path)
+
+
+@pytest.fixture
+def real_site(mpirun: str, site: Site) -> Iterator[Site]:
+    """A site whose ranks are real."""
+    del mpirun
+    with machine_to_oneself():
+        yield site

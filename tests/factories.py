@@ -1,0 +1,765 @@
+"""Small plans, workloads and runs, and backends that the tests hold in their hands.
+
+Not a test module. Nothing here needs MPI or a device; what a test must wait for, it
+waits for by event, at most ``PATIENCE_S``.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+import time
+from collections import defaultdict
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pytest_kvcache.backends.protocol import BackendFacts
+from pytest_kvcache.cache.index import CacheIndex
+from pytest_kvcache.engine import Engine
+from pytest_kvcache.errors import StorageError
+from pytest_kvcache.hosts import HostRanks, RankLayout
+from pytest_kvcache.latency import Histogram
+from pytest_kvcache.models import MODELS, ModelSpec
+from pytest_kvcache.options import build_options
+from pytest_kvcache.plan import Plan
+from pytest_kvcache.rank import Rank
+from pytest_kvcache.recorder import READ, SECTIONS, WRITE, Recorder, Window
+from pytest_kvcache.registry import Registry
+from pytest_kvcache.results import RankResult, TrialRecord
+from pytest_kvcache.scenarios import SYNTHETIC
+from pytest_kvcache.transfers import DELETE, TransferSettings
+from pytest_kvcache.workloads.protocol import Need, Request
+from pytest_kvcache.workloads.synthetic import SyntheticFamily
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from pytest_kvcache.backends.protocol import Backend, BackendPlan
+    from pytest_kvcache.options import Options
+    from pytest_kvcache.payload import Payload
+    from pytest_kvcache.workloads.protocol import Workload, WorkloadContext, WorkloadFamily
+    from pytest_kvcache.workloads.trace_file import Trace
+
+PATIENCE_S = 30.0  # how long a test waits for what must come; never how long it takes
+PAGE = 4096
+S = 1_000_000_000  # ns of a second
+HOST = "test-host"
+
+# Two bytes a token: blocks are as small as a page whatever the block size of a trace.
+SMALL = ModelSpec(name="small", layers=1, kv_heads=1, head_dim=1, dtype="int8")
+
+
+def options(**texts: str | list[str]) -> Options:
+    """The options as if these had been typed."""
+    return build_options({name: (text, "command line") for name, text in texts.items()})
+
+
+def make_plan(**changes: Any) -> Plan:
+    """A plan of one rank on the null backend; no directory, a window of 0.2 s."""
+    values: dict[str, Any] = {
+        "version": "1.0",
+        "run_id": "run",
+        "scenario": "chat",
+        "model": SMALL,
+        "layout": RankLayout(hosts=(HostRanks(name="127.0.0.1", ranks=changes.pop("np", 1)),)),
+        "trial": 0,
+        "seed": 42,
+        "users": 4,
+        "duration_s": 0.2,
+        "ramp_s": 0.0,
+        "context_scale": 0.05,
+        "block_tokens": 4,
+        "tensor_parallel": 1,
+        "generation_mode": "none",
+        "backend": "null",
+        "io": "direct",
+        "sync": "none",
+        "cache_dir": "/nowhere",
+        "capacity_blocks": 10_000,
+        "need_blocks": 10_000,
+        "queue_depth": 4,
+        "verify": "full",
+        "keep": False,
+        "deadline_s": 60.0,
+        "plugins": (),
+        "trace": None,
+    }
+    return Plan(**values | changes)
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Wait until it holds; fail the test if it never does."""
+    until_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < until_s, "it did not come"
+        time.sleep(0.001)
+
+
+# --- requests and workloads ---------------------------------------------------------------
+
+
+def key_of(block: object) -> bytes:
+    """A block key of a name."""
+    return str(block).encode().rjust(16, b".")
+
+
+def name_of(object_key: str) -> str:
+    """The name behind a backend's object key."""
+    return bytes.fromhex(object_key.partition(".")[0]).decode().lstrip(".")
+
+
+def ask(user: int, *blocks: object, output: Sequence[object] = (), **changes: Any) -> Request:
+    """A request for named blocks of one token; those of ``output`` are only stored."""
+    request = Request(
+        user=user,
+        keys=tuple(key_of(block) for block in (*blocks, *output)),
+        prompt_blocks=len(blocks),
+        prompt_tokens=len(blocks),
+        output_tokens=len(output),
+    )
+    return request._replace(**changes)
+
+
+class Script:
+    """A workload that is written down (implements ``Workload``); counts what was asked for.
+
+    ``turns``: per user its requests; in an open loop, one list in order of arrival.
+    """
+
+    def __init__(
+        self,
+        turns: Sequence[Sequence[Request]],
+        *,
+        population: Sequence[Request] = (),
+        open_loop: bool = False,
+    ) -> None:
+        self._turns = [list(requests) for requests in turns]
+        self._population = population
+        self.open_loop = open_loop
+        self.asked = [0] * len(turns)
+
+    @property
+    def users(self) -> int:
+        return len(self._turns)
+
+    def population(self) -> Iterator[Request]:
+        return iter(self._population)
+
+    def next_request(self, user: int) -> Request | None:
+        number = self.asked[user]
+        if number == len(self._turns[user]):
+            return None
+        self.asked[user] += 1
+        return self._turns[user][number]
+
+
+class Watched:
+    """Another workload, and every request that it gave: by user, and in order."""
+
+    def __init__(self, workload: Workload) -> None:
+        self._workload = workload
+        self.given: dict[int, list[Request]] = defaultdict(list)
+        self.order: list[Request] = []
+
+    @property
+    def users(self) -> int:
+        return self._workload.users
+
+    @property
+    def open_loop(self) -> bool:
+        return self._workload.open_loop
+
+    def population(self) -> Iterator[Request]:
+        for request in self._workload.population():
+            self.given[request.user].append(request)
+            yield request
+
+    def next_request(self, user: int) -> Request | None:
+        request = self._workload.next_request(user)
+        if request is not None:
+            self.given[user].append(request)
+            self.order.append(request)
+        return request
+
+
+@dataclass(frozen=True)
+class Family:
+    """A scenario that consists of one finished workload (implements ``WorkloadFamily``)."""
+
+    workload: Workload
+    needs_trace = False
+
+    def need(self, context: WorkloadContext) -> Need:
+        del context
+        return Need(working_set_blocks=1)
+
+    def build(self, context: WorkloadContext) -> Workload:
+        del context
+        return self.workload
+
+
+class _Tireless(Watched):
+    def __init__(self, workload: Workload, turns: int | None) -> None:
+        super().__init__(workload)
+        self._turns = turns
+        self._asked: dict[int, int] = defaultdict(int)
+
+    def next_request(self, user: int) -> Request | None:
+        self._asked[user] += 1
+        if self._turns is not None and self._asked[user] > self._turns:
+            return None
+        request = super().next_request(user)
+        return None if request is None else request._replace(think_s=0.0)
+
+
+@dataclass(frozen=True)
+class Tireless:
+    """A scenario whose users do not think (implements ``WorkloadFamily``).
+
+    ``turns``: each user falls silent after so many, so that the work has an end.
+    """
+
+    family: WorkloadFamily
+    turns: int | None
+    needs_trace = False
+
+    def need(self, context: WorkloadContext) -> Need:
+        return self.family.need(context)
+
+    def build(self, context: WorkloadContext) -> Workload:
+        return _Tireless(self.family.build(context), self.turns)
+
+
+def tireless_scenarios(turns: int | None = None) -> dict[str, WorkloadFamily]:
+    """The known synthetic scenarios, without think time."""
+    return {name: Tireless(SyntheticFamily(w), turns) for name, w in SYNTHETIC.items()}
+
+
+def registry_of(
+    *,
+    backends: Mapping[str, Callable[[], Backend]] | None = None,
+    workloads: Mapping[str, Any] | None = None,
+) -> Registry:
+    """A registry of these and the known models only."""
+    return Registry(models=MODELS, backends=backends or {}, workloads=workloads or {}, launchers={})
+
+
+# --- clocks -------------------------------------------------------------------------------
+
+
+class FakeClock:
+    """Nanoseconds that pass when told."""
+
+    def __init__(self, now_ns: int = 1000 * S) -> None:
+        self.now_ns = now_ns
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+    def advance(self, ns: int) -> None:
+        self.now_ns += ns
+
+
+# --- backends -----------------------------------------------------------------------------
+
+
+@dataclass
+class _Object:
+    parts: dict[int, bytes]
+    length: int = 0
+    synced: bool = False
+
+
+class Bookkeeper:
+    """Keeps objects in memory and writes down every breach of the rules (a ``Backend``).
+
+    ``limit``: how many objects may exist at any time. ``breaches``: sentences.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = limit
+        self.breaches: list[str] = []
+        self.most_objects = 0
+        self.counts: dict[str, int] = defaultdict(int)
+        self.objects: dict[str, _Object] = {}
+        self.ever: set[str] = set()
+        self.lock = threading.Lock()
+        self.object_bytes = 0
+        self.syncs = False
+
+    def prepare(self, object_bytes: int, *, syncs: bool = False) -> None:
+        """What ``open`` does, for an engine without a rank."""
+        self.object_bytes = object_bytes
+        self.syncs = syncs
+
+    def open(self, plan: BackendPlan) -> BackendFacts:
+        self.prepare(plan.object_bytes, syncs=plan.sync == "data")
+        return BackendFacts(
+            io_mode="none", io_note=None, stores_data=True, is_storage=False, in_directory=False
+        )
+
+    def put_from(self, key: str, offset: int, buffer: memoryview) -> None:
+        with self.lock:
+            self.counts["put"] += 1
+            stored = self.objects.get(key)
+            if stored is None:
+                if key in self.ever:
+                    self.breaches.append(f"{key} is put again")
+                self.ever.add(key)
+                stored = self.objects[key] = _Object({})
+                self.most_objects = max(self.most_objects, len(self.objects))
+                if self.limit is not None and len(self.objects) > self.limit:
+                    self.breaches.append(f"{len(self.objects)} objects, {self.limit} allowed")
+            if offset in stored.parts:
+                self.breaches.append(f"{key} is put twice at {offset}")
+            stored.parts[offset] = bytes(buffer)
+            stored.length += len(buffer)
+
+    def get_into(self, key: str, offset: int, buffer: memoryview) -> None:
+        with self.lock:
+            self.counts["get"] += 1
+            stored = self.objects.get(key)
+            if stored is None or not self._is_complete(stored):
+                self.breaches.append(f"{key} is read before it is complete")
+                raise StorageError(f"{HOST}: no such object {key}")
+            buffer[:] = stored.parts[offset]
+
+    def delete(self, key: str) -> None:
+        with self.lock:
+            self.counts["delete"] += 1
+            stored = self.objects.pop(key, None)
+            if stored is None or not self._is_complete(stored):
+                self.breaches.append(f"{key} is deleted and is not there as a whole")
+
+    def sync(self, key: str) -> None:
+        with self.lock:
+            self.counts["sync"] += 1
+            stored = self.objects[key]
+            if stored.length != self.object_bytes or stored.synced:
+                self.breaches.append(f"{key} is synced before it is complete, or again")
+            stored.synced = True
+
+    def close(self) -> None:
+        """Keep everything, so that a test can look."""
+
+    def _is_complete(self, stored: _Object) -> bool:
+        return stored.length == self.object_bytes and stored.synced == self.syncs
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a backend that a `Stage` holds back."""
+
+    kind: int
+    name: str
+    offset: int
+    at_ns: int
+    error: str | None = None
+    released: bool = False
+
+    def __str__(self) -> str:
+        kind = {READ: "get", WRITE: "put", DELETE: "delete"}[self.kind]
+        return f"{kind} {self.name}" + (f" @{self.offset}" if self.offset else "")
+
+
+class Stage:
+    """A backend whose calls last until the test ends them (implements ``Backend``).
+
+    While ``open_ended`` is true, calls end at once. ``calls`` are all calls ever begun.
+    """
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self._clock = clock
+        self._changed = threading.Condition()
+        self.open_ended = False
+        self.calls: list[Call] = []
+
+    def open(self, plan: BackendPlan) -> BackendFacts:
+        del plan
+        return BackendFacts(
+            io_mode="none", io_note=None, stores_data=False, is_storage=False, in_directory=False
+        )
+
+    def put_from(self, key: str, offset: int, buffer: memoryview) -> None:
+        del buffer
+        self._play(WRITE, key, offset)
+
+    def get_into(self, key: str, offset: int, buffer: memoryview) -> None:
+        del buffer
+        self._play(READ, key, offset)
+
+    def delete(self, key: str) -> None:
+        self._play(DELETE, key, 0)
+
+    def sync(self, key: str) -> None:
+        """Nothing to hold back."""
+
+    def close(self) -> None:
+        self.release_all()
+
+    def _play(self, kind: int, key: str, offset: int) -> None:
+        with self._changed:
+            call = Call(kind, name_of(key), offset, self._clock())
+            self.calls.append(call)
+            self._changed.notify_all()
+            while not (call.released or self.open_ended):
+                self._changed.wait()
+            call.released = True
+        if call.error is not None:
+            raise StorageError(f"{HOST}: {call.error}")
+
+    @property
+    def pending(self) -> list[Call]:
+        """Calls that have not ended."""
+        return [call for call in self.calls if not call.released]
+
+    def expect(self, *shown: str) -> list[Call]:
+        """Wait until exactly these calls are pending (in any order); return them so."""
+        wanted = sorted(shown)
+        with self._changed:
+            found = self._changed.wait_for(
+                lambda: sorted(map(str, self.pending)) == wanted, PATIENCE_S
+            )
+            assert found, f"pending are {[str(c) for c in self.pending]}, expected {wanted}"
+            by_name = {str(call): call for call in self.pending}
+        return [by_name[name] for name in shown]
+
+    def release(self, *calls: Call, error: str | None = None) -> None:
+        """End these calls; with ``error`` they fail."""
+        with self._changed:
+            for call in calls:
+                call.error = error
+                call.released = True
+            self._changed.notify_all()
+
+    def release_all(self) -> None:
+        """End every call, from now on at once."""
+        with self._changed:
+            self.open_ended = True
+            self._changed.notify_all()
+
+
+# --- engines ------------------------------------------------------------------------------
+
+
+class Rig:
+    """An engine in a thread of its own, on a clock and a backend that the test moves."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        backend: Backend,
+        *,
+        clock: Callable[[], int],
+        capacity_blocks: int | None = None,
+        payload: Payload | None = None,
+        block_tokens: int = 1,
+        generation_s_per_token: float = 0.0,
+        **changes: Any,
+    ) -> None:
+        values: dict[str, Any] = {
+            "queue_depth": 2,
+            "object_bytes": PAGE,
+            "stored_bytes": PAGE,
+            "chunk_bytes": PAGE,
+            "sync": False,
+            "verify": "off",
+        }
+        self.clock = clock
+        self.recorder = Recorder()
+        self.index = CacheIndex(capacity_blocks)
+        self.engine = Engine(
+            settings=TransferSettings(**values | changes),
+            block_tokens=block_tokens,
+            generation_s_per_token=generation_s_per_token,
+            backend=backend,
+            index=self.index,
+            workload=workload,
+            payload=payload,
+            recorder=self.recorder,
+            clock=clock,
+        )
+        self.error: BaseException | None = None
+        self.stopped_ns = 0
+        self.start_ns = 0
+        self.stop = False
+        self._thread: threading.Thread | None = None
+
+    def populate(self) -> None:
+        """Start the threads and store the workload's population; ends every call."""
+        backend = self.engine.pool._backend
+        if isinstance(backend, Stage):
+            backend.open_ended = True
+        self.engine.populate(lambda: False)
+        if isinstance(backend, Stage):
+            backend.open_ended = False
+            backend.calls.clear()
+
+    def start(
+        self, *, ramp_ns: int = 0, window_ns: int | None = None, drain_s: float = PATIENCE_S
+    ) -> None:
+        """Populate, then run from now on, in the background."""
+        self.populate()
+        if isinstance(self.clock, FakeClock):
+            self.clock.advance(S)
+        self.start_ns = self.clock()
+        begin_ns = self.start_ns + ramp_ns
+        end_ns = None if window_ns is None else begin_ns + window_ns
+        self.recorder.open_window(Window(begin_ns, end_ns))
+
+        def run() -> None:
+            try:
+                self.stopped_ns = self.engine.run(
+                    start_ns=self.start_ns, end_ns=end_ns, drain_s=drain_s, tick=self._tick
+                )
+            except BaseException as error:  # noqa: BLE001  the test's thread looks at it
+                self.error = error
+
+        self._thread = threading.Thread(target=run, daemon=True)
+        self._thread.start()
+
+    def _tick(self) -> bool:
+        return self.stop
+
+    def wake(self) -> None:
+        """Let the main loop look at the clock."""
+        with self.engine._lock:
+            self.engine._main.notify_all()
+
+    def advance(self, ns: int) -> None:
+        """Move the fake clock, and let the main loop see it."""
+        assert isinstance(self.clock, FakeClock)
+        self.clock.advance(ns)
+        self.wake()
+
+    def finish(self) -> None:
+        """Wait for the end of the run, end the threads, book everything."""
+        assert self._thread is not None
+        self._thread.join(PATIENCE_S)
+        assert not self._thread.is_alive(), "the engine did not come to its end"
+        if self.error is not None:
+            raise self.error
+        self.engine.close()
+        self.recorder.finish()
+
+    def run(self, **spans: Any) -> None:
+        """``start`` and ``finish``."""
+        self.start(**spans)
+        self.finish()
+
+    def sums(self, begin_ns: int = 0, end_ns: int | None = None) -> dict[str, int]:
+        """What the ledger holds."""
+        ledger = self.recorder.ledger
+        return ledger.sums(begin_ns, ledger.end_ns if end_ns is None else end_ns)
+
+    def histogram(self, section: str) -> Histogram:
+        """One of the recorder's histograms."""
+        return self.recorder.histograms[section]
+
+
+def extremes(histogram: Histogram) -> tuple[int, int | None, int | None, int]:
+    """Count, smallest, largest and sum: all that is exact."""
+    return histogram.count, histogram.min_ns, histogram.max_ns, histogram.sum_ns
+
+
+# --- whole ranks --------------------------------------------------------------------------
+
+
+@contextmanager
+def unchanged_interpreter() -> Iterator[None]:
+    """Undo what a rank sets for its own process."""
+    interval_s = sys.getswitchinterval()
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval_s)
+        gc.enable()
+        gc.unfreeze()
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A rank that ran, and everything behind its result."""
+
+    rank: Rank
+    origin_ns: int
+    cleanup_error: str | None
+
+    @property
+    def histograms(self) -> dict[str, Histogram]:
+        return self.rank.recorder.histograms
+
+    @property
+    def window_ns(self) -> int:
+        """Its own window, in whole slices, as the coordinator cuts it."""
+        span_ns = self.rank.stopped_ns - self.rank.window_begin_ns
+        if self.rank.plan.duration_s is not None:
+            span_ns = min(span_ns, int(self.rank.plan.duration_s * 1e9))
+        slice_ns = self.rank.recorder.ledger.slice_ns
+        return max(0, span_ns // slice_ns * slice_ns)
+
+    def result_in(self, window_ns: int) -> RankResult:
+        """Its result for the window that it shares with other ranks."""
+        return self.rank.result(
+            origin_ns=self.origin_ns,
+            window_ns=window_ns,
+            slice_ns=self.rank.recorder.ledger.slice_ns,
+            cleanup_error=self.cleanup_error,
+        )
+
+    @cached_property
+    def result(self) -> RankResult:
+        """Its result for its own window."""
+        return self.result_in(self.window_ns)
+
+
+def run_rank(
+    plan: Plan,
+    registry: Registry,
+    *,
+    rank: int = 0,
+    trace: Trace | None = None,
+    tick: Callable[[], bool] = lambda: False,
+) -> Finished:
+    """Do what a worker does, without MPI."""
+    one = Rank(plan, rank, HOST, trace)
+    with unchanged_interpreter():
+        try:
+            one.set_up(registry)
+            one.populate(tick)
+            gc.freeze()  # what the tests hold is much, and would be collected in the window
+            origin_ns = time.monotonic_ns()
+            one.run(origin_ns, tick)
+        except BaseException:
+            one.close()
+            raise
+        cleanup_error = one.close()
+    return Finished(one, origin_ns, cleanup_error)
+
+
+def record_of(plan: Plan, ranks: Sequence[Finished]) -> TrialRecord:
+    """What the coordinator writes of ranks that ran one after another."""
+    window_ns = min(rank.window_ns for rank in ranks)
+    histograms = {name: Histogram() for name in SECTIONS}
+    for rank in ranks:
+        for name, histogram in rank.histograms.items():
+            histograms[name].merge(histogram)
+    return TrialRecord(
+        plan_digest=plan.digest,
+        trial=plan.trial,
+        window_s=window_ns / 1e9,
+        ranks=tuple(rank.result_in(window_ns) for rank in ranks),
+        histograms=histograms,
+    )
+
+
+# --- records ------------------------------------------------------------------------------
+
+FILESYSTEM: dict[str, Any] = {
+    "host": HOST,
+    "type": "ext4",
+    "is_tmpfs": False,
+    "is_network": False,
+    "is_overlay": False,
+    "counts_io": True,
+    "virtual": False,
+}
+
+
+def rank_result(rank: int = 0, **changes: Any) -> RankResult:
+    """A rank without fault: a minute at full depth on a disk of its own."""
+    return replace(
+        RankResult(
+            rank=rank,
+            host=HOST,
+            pid=100 + rank,
+            start_s=0.0,
+            stop_s=60.0,
+            drained_s=60.5,
+            read_count=1_000,
+            read_failed=0,
+            read_bytes=1_000 * PAGE,
+            read_p95_ms=1.0,
+            write_count=500,
+            write_failed=0,
+            write_bytes=500 * PAGE,
+            write_p95_ms=1.0,
+            device_bytes=1_500 * PAGE,
+            read_op_bytes=1_000 * PAGE,
+            write_op_bytes=500 * PAGE,
+            offered=200,
+            completed=200,
+            completed_in_window=190,
+            dropped=0,
+            backlog=0,
+            prompt_tokens=20_000,
+            generated_tokens=2_000,
+            prompt_blocks=2_000,
+            hit_blocks=1_000,
+            arrived_tokens=20_000,
+            hit_tokens=10_000,
+            first_half_blocks=1_000,
+            first_half_hits=500,
+            second_half_blocks=1_000,
+            second_half_hits=500,
+            evictions=0,
+            cached_blocks=500,
+            populated_blocks=100,
+            population_s=1.0,
+            store_stall_s=0.0,
+            mean_depth=4.0,
+            io_mode="direct",
+            io_note=None,
+            sync="none",
+            is_storage=True,
+            filesystem=FILESYSTEM,
+            requested_read_bytes=1_000 * PAGE,
+            requested_write_bytes=500 * PAGE,
+            device_read_bytes=1_000 * PAGE,
+            device_write_bytes=500 * PAGE,
+            checked=1_000,
+            corrupt=0,
+            cpu_s=1.0,
+            peak_rss_bytes=1 << 26,
+            error=None,
+            cleanup_error=None,
+        ),
+        **changes,
+    )
+
+
+def sound_plan(**changes: Any) -> Plan:
+    """The plan that `rank_result` belongs to."""
+    values: dict[str, Any] = {"backend": "file", "cache_dir": "/data", "duration_s": 60.0}
+    return make_plan(**values | changes)
+
+
+def sound_record(plan: Plan, ranks: Sequence[RankResult], **changes: Any) -> TrialRecord:
+    """A trial of these ranks; every read took 1 ms, every write 2 ms."""
+    counts = {
+        "read": (1_000_000, sum(rank.read_count for rank in ranks)),
+        "write": (2_000_000, sum(rank.write_count for rank in ranks)),
+        "queue": (3_000_000, sum(rank.read_count + rank.write_count for rank in ranks)),
+        "device": (1_500_000, sum(rank.read_count + rank.write_count for rank in ranks)),
+        "load": (4_000_000, sum(rank.completed for rank in ranks)),
+        "request": (5_000_000, sum(rank.completed for rank in ranks)),
+    }
+    histograms = {}
+    for name, (value_ns, count) in counts.items():
+        histograms[name] = Histogram()
+        histograms[name].record(np.full(count, value_ns, dtype=np.int64))
+    return replace(
+        TrialRecord(
+            plan_digest=plan.digest,
+            trial=plan.trial,
+            window_s=60.0,
+            ranks=tuple(ranks),
+            histograms=histograms,
+        ),
+        **changes,
+    )

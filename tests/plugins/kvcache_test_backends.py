@@ -1,0 +1,104 @@
+"""Backends that go wrong on purpose, as a plugin: ``--kv-plugin kvcache_test_backends``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest_kvcache
+from pytest_kvcache.backends.memory import MemoryBackend
+from pytest_kvcache.errors import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pytest_kvcache.backends.protocol import Backend, BackendPlan
+
+
+class SlowBackend(MemoryBackend):
+    """Every transfer takes ``KVCACHE_TEST_SLEEP_S`` longer."""
+
+    def _sleep(self) -> None:
+        time.sleep(float(os.environ.get("KVCACHE_TEST_SLEEP_S", "0.001")))
+
+    def put_from(self, key: str, offset: int, buffer: memoryview) -> None:
+        self._sleep()
+        super().put_from(key, offset, buffer)
+
+    def get_into(self, key: str, offset: int, buffer: memoryview) -> None:
+        self._sleep()
+        super().get_into(key, offset, buffer)
+
+
+class _OnRankOne(MemoryBackend):
+    """Misbehaves on rank 1, once it has served some reads."""
+
+    _served = 0
+    _lock = threading.Lock()
+
+    def get_into(self, key: str, offset: int, buffer: memoryview) -> None:
+        super().get_into(key, offset, buffer)
+        if os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK")) != "2":
+            return
+        with self._lock:
+            self._served += 1
+            if self._served == 100:
+                self.misbehave(buffer)
+
+    def misbehave(self, buffer: memoryview) -> None:
+        """What goes wrong."""
+        raise NotImplementedError
+
+
+class RaisingBackend(_OnRankOne):
+    def misbehave(self, buffer: memoryview) -> None:
+        raise RuntimeError("a bug in a backend")
+
+
+class FailingBackend(_OnRankOne):
+    def misbehave(self, buffer: memoryview) -> None:
+        raise StorageError("host h: reading object x: Input/output error")
+
+
+class CorruptBackend(_OnRankOne):
+    def misbehave(self, buffer: memoryview) -> None:
+        buffer[0] ^= 1
+
+
+class KilledBackend(_OnRankOne):
+    def misbehave(self, buffer: memoryview) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class LeavingBackend(_OnRankOne):
+    def misbehave(self, buffer: memoryview) -> None:
+        os._exit(0)
+
+
+class HangingBackend(_OnRankOne):
+    """Hangs in a read; the rank's main thread goes on reporting."""
+
+    def misbehave(self, buffer: memoryview) -> None:
+        time.sleep(600)
+
+
+class EarlyExitBackend(MemoryBackend):
+    def open(self, plan: BackendPlan) -> None:  # type: ignore[override]  # it never returns
+        os._exit(0)
+
+
+@pytest_kvcache.hookimpl
+def kvcache_backends() -> Mapping[str, Callable[[], Backend]]:
+    return {
+        "slow": SlowBackend,
+        "raising": RaisingBackend,
+        "failing": FailingBackend,
+        "corrupt": CorruptBackend,
+        "killed": KilledBackend,
+        "leaving": LeavingBackend,
+        "hanging": HangingBackend,
+        "early-exit": EarlyExitBackend,
+    }

@@ -1,0 +1,173 @@
+"""A launcher without ranks: ``--kv-plugin kvcache_test_launcher --kv-mpi-bin canned``.
+
+Its command, a shell script, leaves the record that ranks would have written, with figures
+that depend on the plan, the trial and the environment alone. What the pytest side and the
+controller make of a launch can then be tested without MPI, at once, and to the last bit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import pytest_kvcache
+from pytest_kvcache.atomic import write_json
+from pytest_kvcache.events import EventWriter
+from pytest_kvcache.latency import Histogram
+from pytest_kvcache.plan import Plan
+from pytest_kvcache.recorder import SECTIONS
+from pytest_kvcache.results import RankResult, TrialRecord, latencies_ms
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pytest_kvcache.launchers.protocol import Launcher, LaunchJob
+
+OPERATIONS = 2_000  # of each kind, in each trial: enough for p99
+BYTES_PER_S = 1 << 30  # of each direction and rank, at KVCACHE_TEST_FACTOR 1, in trial 0
+HOST = os.environ.get("KVCACHE_TEST_HOST")
+BLANKS = {"int": 0, "float": 0.0, "str": "", "bool": False}
+
+
+if HOST:  # a host of its own name has a lock of its own, so that tests need not wait
+    socket.gethostname = lambda: str(HOST)
+
+
+class CannedLauncher:
+    """Launches one script; what it is going to leave is prepared when it is asked for."""
+
+    flavour = "hydra"
+
+    def argv(self, job: LaunchJob) -> list[str]:
+        run_dir = Path(job.program[-2])
+        if (run_dir / "plan.json").exists():  # not for a dry run
+            prepare(run_dir)
+        return ["/bin/sh", str(run_dir / "ranks.sh")]
+
+
+@pytest_kvcache.hookimpl
+def kvcache_launchers() -> Mapping[str, Callable[[Mapping[str, str]], Launcher]]:
+    return {"canned": lambda _environ: CannedLauncher()}
+
+
+def slowness(trial: int) -> float:
+    """How many times as slow the trial is as trial 0 usually is; 1 % more for each trial."""
+    return float(os.environ.get("KVCACHE_TEST_FACTOR", "1")) * (1 + 0.01 * trial)
+
+
+def latencies_ns(trial: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """0.5 to 1.5 ms, evenly."""
+    even = np.linspace(500_000, 1_500_000, OPERATIONS) * slowness(trial)
+    return even.astype(np.int64)
+
+
+def blank_rank(**known: Any) -> RankResult:
+    """A rank's record in which everything that is not given is zero, empty or None."""
+    values = {field.name: BLANKS.get(str(field.type)) for field in fields(RankResult)}
+    return RankResult(**{**values, **known})
+
+
+def canned_rank(plan: Plan, rank: int, histogram: Histogram) -> RankResult:
+    moved = int(BYTES_PER_S * (plan.duration_s or 1.0) / slowness(plan.trial))
+    share = OPERATIONS // plan.np
+    p95_ms = latencies_ms(histogram)["p95"]
+    return blank_rank(
+        rank=rank, host="n1", pid=1000 + rank, stop_s=plan.duration_s, drained_s=plan.duration_s,
+        read_count=share, read_bytes=moved, read_p95_ms=p95_ms, read_op_bytes=moved,
+        write_count=share, write_bytes=moved, write_p95_ms=p95_ms, write_op_bytes=moved,
+        device_bytes=2 * moved, offered=100, completed=100, completed_in_window=100,
+        prompt_blocks=400, hit_blocks=300, first_half_blocks=200, first_half_hits=150,
+        second_half_blocks=200, second_half_hits=150, prompt_tokens=400, generated_tokens=100,
+        arrived_tokens=400, hit_tokens=300, io_mode="direct", sync="none",
+        mean_depth=float(plan.queue_depth),
+        is_storage=plan.backend not in ("memory", "null"),
+        requested_read_bytes=moved, requested_write_bytes=moved, cpu_s=0.1,
+    )  # fmt: skip
+
+
+def canned_record(plan: Plan) -> TrialRecord:
+    """What ranks of this plan would have gathered."""
+    histogram = Histogram()
+    histogram.record(latencies_ns(plan.trial))
+    return TrialRecord(
+        plan_digest=plan.digest,
+        trial=plan.trial,
+        window_s=plan.duration_s or 1.0,
+        ranks=tuple(canned_rank(plan, rank, histogram) for rank in range(plan.np)),
+        histograms=dict.fromkeys(SECTIONS, histogram),
+    )
+
+
+def tell_progress(plan: Plan, path: Path) -> None:
+    events = EventWriter(path)
+    ranks = [{"host": "n1", "pid": 1000 + rank} for rank in range(plan.np)]
+    events.write("ranks", t_s=0.0, coordinator_pid=os.getpid(), ranks=ranks)
+    events.write("phase", t_s=0.1, phase="window")
+    for second in (1, 2):
+        events.write(
+            "progress", t_s=float(second), phase="window", read_bytes=second << 30,
+            write_bytes=second << 30, completed=second, prompt_blocks=4, hit_blocks=3,
+            cached_blocks=4,
+        )  # fmt: skip
+    if os.environ.get("KVCACHE_TEST_FAULT") == "failed":
+        events.write("failed", t_s=3.0, rank=1, host="n1", error="the disk is on fire")
+    events.close()
+
+
+def fault_of(trial: int) -> str:
+    """What is to go wrong in this trial; KVCACHE_TEST_FAULT_TRIAL chooses one of them."""
+    wanted = os.environ.get("KVCACHE_TEST_FAULT_TRIAL", str(trial))
+    return os.environ.get("KVCACHE_TEST_FAULT", "") if wanted == str(trial) else ""
+
+
+def damaged(data: dict[str, Any], fault: str) -> dict[str, Any]:
+    """The record as a launch that went wrong might have left it."""
+    if fault == "missing-rank":
+        data["ranks"].pop()
+    elif fault == "another-plan":
+        data["plan_digest"] = "0" * 16
+    elif fault == "another-schema":
+        data["schema"] = "pytest-kvcache/trial/0"
+    elif fault == "rank-error":
+        data["ranks"][1] |= {"error": "host n1: can't read object x: I/O error", "read_failed": 3}
+    elif fault == "cleanup-error":
+        data["ranks"][1]["cleanup_error"] = "host n1: can't remove /x: Permission denied"
+    elif fault == "short-window":
+        data["window_s"] /= 2
+    elif fault == "no-operation":
+        empty = Histogram().to_json()
+        data["histograms"] = dict.fromkeys(data["histograms"], empty)
+        nothing = dict.fromkeys(("read_count", "write_count", "read_bytes", "write_bytes"), 0)
+        data["ranks"] = [{**rank, **nothing} for rank in data["ranks"]]
+    return data
+
+
+ENDS = {
+    "hang": "sleep 600",
+    "exit-3": "exit 3",
+    "failed": "exit 3",
+    "no-record": "exit 0",
+    "cut-off": "head -c 40 prepared.json > trial.json",
+}
+
+
+def prepare(run_dir: Path) -> None:
+    """Write the script, and what it is going to publish."""
+    plan = Plan.from_json(json.loads((run_dir / "plan.json").read_text()))
+    fault = fault_of(plan.trial)
+    tell_progress(plan, run_dir / "prepared.jsonl")
+    write_json(run_dir / "prepared.json", damaged(canned_record(plan).to_json(), fault))
+    lines = [
+        f"cd {shlex.quote(str(run_dir))} || exit 9",
+        f"echo a line of rank 0 in trial {plan.trial}",
+        "mv prepared.jsonl events.jsonl",
+        ENDS.get(fault, "mv prepared.json trial.json"),
+    ]
+    (run_dir / "ranks.sh").write_text("\n".join(lines) + "\n")

@@ -1,0 +1,370 @@
+"""What a user gets wrong ends with exit code 4, one sentence with the fix, and no launch."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+import pytest_kvcache
+from tests.site import PLUGINS, SUITE, output, refusal, runs_as_root
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.site import Site
+
+REPOSITORY = Path(pytest_kvcache.__file__).parent.parent
+LINE = '{"timestamp": 0, "input_length": 600, "output_length": 3, "hash_ids": [7, 8]}\n'
+TYPED = [
+    # what is unknown, with what is known
+    ("--kv-scenario=nope", ["--kv-scenario is 'nope'", "known scenario", "mixed"]),
+    ("--kv-model=nope", ["--kv-model is 'nope'", "known model", "llama3.1-8b"]),
+    ("--kv-backend=nope", ["--kv-backend is 'nope'", "known backend", "file"]),
+    ("--kv-metrics=nope", ["--kv-metrics is 'nope'", "known metric", "read.p95_ms"]),
+    ("--kv-slo=nope<5", ["--kv-slo is 'nope'", "known metric", "read.p95_ms"]),
+    ("--kv-plugin=nope", ["--kv-plugin is 'nope'", "must be importable"]),
+    ("--kv-model=nope.toml", ["nope.toml"]),
+    # counts
+    ("--kv-np=0", ["--kv-np is 0; it must be at least 1"]),
+    ("--kv-npernode=3", ["--kv-np", "--kv-npernode", "2", "3"]),
+    ("--kv-num-users=0", ["--kv-num-users is 0; it must be at least 1"]),
+    ("--kv-duration=0", ["--kv-duration is 0; it must be above 0"]),
+    ("--kv-trials=0", ["--kv-trials is '0'", "3..20"]),
+    # hosts and sizes
+    ("--kv-hosts=n1:none", ["--kv-hosts", "'none'", "n1:4"]),
+    ("--kv-hosts=n1:1", ["--kv-np", "2", "1"]),
+    ("--kv-hosts=@nope", ["--kv-hosts is @nope", "No such file"]),
+    (f"--kv-hosts={'n' * 64}", ["--kv-hosts", "n" * 64]),
+    ("--kv-storage-capacity-gb=4GG", ["--kv-storage-capacity-gb is '4GG'", "GiB"]),
+    ("--kv-storage-capacity-gb=1KiB", ["--kv-storage-capacity-gb", "no block"]),
+    # what belongs together
+    ("--kv-fail=read.p95_ms:5%", ["--kv-fail needs a baseline", "--kv-compare=FILE"]),
+    ("--kv-trace-limit=5", ["--kv-trace-limit needs a trace", "--kv-trace=FILE"]),
+    ("--kv-compare=nope.json", ["--kv-compare is nope.json", "No such file"]),
+    ("--kv-results-dir=test_mine.py", ["--kv-results-dir is 'test_mine.py'", "no directory"]),
+    ("--kv-python=/no/python", ["--kv-python is '/no/python'", "interpreter"]),
+]
+
+
+def assert_refused(site: Site, result: pytest.RunResult, *fragments: str) -> None:
+    sentence = refusal(result)
+    for fragment in fragments:
+        assert fragment in sentence
+    assert site.launches() == []
+    assert not (site.path / "results").exists()
+
+
+@pytest.mark.parametrize(("argument", "fragments"), TYPED)
+def test_a_bad_value_is_refused_in_one_sentence(
+    site: Site, argument: str, fragments: list[str]
+) -> None:
+    site.pytester.makepyfile(test_mine="")
+    assert_refused(site, site.canned(argument), *fragments)
+
+
+def test_an_unknown_metric_of_a_gate_is_refused(site: Site) -> None:
+    (site.path / "base.json").write_text("{}")
+    result = site.canned("--kv-compare=base.json", "--kv-fail=nope:5%")
+    assert_refused(site, result, "--kv-fail is 'nope'", "known metric", "read.p95_ms")
+
+
+def test_a_misspelt_option_is_refused(site: Site) -> None:
+    assert_refused(site, site.canned("--kv-num-user=5"), "--kv-num-user")
+
+
+# --- hosts ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words", [("n1", "n2", "tests/"), ("n1", "n2", "tests"), ("n1", "n2", "test_a.py::test_b")]
+)
+def test_a_test_path_swallowed_by_the_hosts_is_explained(
+    site: Site, words: tuple[str, ...]
+) -> None:
+    (site.path / "tests").mkdir()
+    sentence = refusal(site.call("--kv-np=2", "--kv-hosts", *words))
+    assert f"{words[-1]!r} is a path, not a host" in sentence
+    assert "give test paths before --kv-hosts, or write --kv-hosts=n1,n2" in sentence
+
+
+def test_a_host_may_be_called_like_a_directory(site: Site) -> None:
+    (site.path / "n1").mkdir()
+    result = site.canned("--kv-dry-run", "--kv-hosts", "n1")
+    assert result.ret == pytest.ExitCode.OK
+
+
+def test_another_host_than_this_one_is_refused_before_anything_is_launched(site: Site) -> None:
+    result = site.canned("--kv-hosts=host.invalid")
+    assert_refused(site, result, "--kv-hosts is host.invalid", "not available yet")
+
+
+# --- traces ---------------------------------------------------------------------------------
+
+
+def replay(site: Site, content: bytes) -> pytest.RunResult:
+    (site.path / "t.jsonl").write_bytes(content)
+    return site.canned("--kv-trace=t.jsonl", "--kv-np=1")
+
+
+@pytest.mark.parametrize(
+    ("content", "fragments"),
+    [
+        (b"", ["t.jsonl", "it is empty"]),
+        (b"time,tokens\n1,2\n", ["t.jsonl, line 1", "no known trace format"]),
+        (b"\x00\x01\x02\xff", ["t.jsonl", "it is binary"]),
+        (LINE.encode() * 2 + LINE.encode()[:40], ["t.jsonl, line 3", "cut off"]),
+        (
+            LINE.encode() + LINE.encode().replace(b"600", b'"x"'),
+            ["t.jsonl, line 2", "input_length"],
+        ),
+        (LINE.encode() + b"\n" + LINE.encode(), ["t.jsonl, line 2", "blank"]),
+    ],
+)
+def test_a_bad_trace_is_refused_with_file_and_line(
+    site: Site, content: bytes, fragments: list[str]
+) -> None:
+    assert_refused(site, replay(site, content), "--kv-trace", *fragments)
+
+
+def test_a_trace_that_is_not_there_is_refused(site: Site) -> None:
+    assert_refused(site, site.canned("--kv-trace=nope.jsonl"), "nope.jsonl", "No such file")
+
+
+def test_a_trace_that_is_a_directory_is_refused(site: Site) -> None:
+    assert_refused(site, site.canned("--kv-trace=cache"), "cache", "directory")
+
+
+def test_a_trace_of_fewer_conversations_than_ranks_is_refused(site: Site) -> None:
+    (site.path / "t.jsonl").write_text(LINE)
+    assert_refused(site, site.canned("--kv-trace=t.jsonl"), "--kv-np is 2", "lower it")
+
+
+# --- directories ----------------------------------------------------------------------------
+
+
+def stored(site: Site, directory: object, *args: str) -> pytest.RunResult:
+    return site.canned("--kv-backend=file", f"--kv-cache-dir={directory}", *args)
+
+
+@pytest.mark.parametrize("directory", ["/etc", "/usr/local/cache", "/", "/var/lib/x", "/proc/1"])
+def test_a_cache_directory_of_the_system_is_refused(site: Site, directory: str) -> None:
+    assert_refused(site, stored(site, directory), "--kv-cache-dir", "system directory")
+
+
+def test_a_link_into_a_system_directory_is_refused(site: Site) -> None:
+    (site.path / "link").symlink_to("/etc")
+    assert_refused(site, stored(site, site.path / "link"), "link (really /etc)", "system directory")
+
+
+def test_a_cache_directory_that_is_not_there_is_refused(site: Site) -> None:
+    assert_refused(site, stored(site, "nowhere"), "nowhere", "does not exist; create it first")
+
+
+def test_a_cache_directory_that_is_a_file_is_refused(site: Site) -> None:
+    (site.path / "file").touch()
+    assert_refused(site, stored(site, "file"), "--kv-cache-dir is file", "must be a directory")
+
+
+def test_more_storage_than_there_is_free_is_refused(site: Site) -> None:
+    result = stored(site, "cache", "--kv-storage-capacity-gb=4000000", "--kv-num-users=100000",
+                    "--kv-model=llama2-7b")  # fmt: skip
+    assert_refused(site, result, "--kv-storage-capacity-gb", "cache", "free", "lower it")
+
+
+def test_more_memory_than_there_is_is_refused(site: Site) -> None:
+    result = site.canned("--kv-backend=memory", "--kv-queue-depth=1024", "--kv-np=1000",
+                         "--kv-num-users=1")  # fmt: skip
+    assert_refused(site, result, "1000 ranks need", "of memory", "lower --kv-np")
+
+
+def without_override(site: Site, *args: str) -> pytest.RunResult:
+    """The same session held to the modes of files, which root alone is not."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *SUITE]
+    if runs_as_root():
+        setpriv = shutil.which("setpriv")
+        if setpriv is None:
+            pytest.skip("root can write everywhere, and there is no setpriv to prevent it")
+        command = [setpriv, "--bounding-set=-dac_override,-dac_read_search", *command]
+    return site.pytester.run(*command, *site.canned_args(), *args)
+
+
+@contextmanager
+def mode(path: Path, bits: int) -> Iterator[None]:
+    before = path.stat().st_mode
+    path.chmod(bits)
+    try:
+        yield
+    finally:
+        path.chmod(before)
+
+
+def test_a_cache_directory_that_is_not_writable_is_refused(site: Site) -> None:
+    with mode(site.cache_dir, 0o555):
+        result = without_override(site, "--kv-backend=file", f"--kv-cache-dir={site.cache_dir}")
+    assert_refused(site, result, f"--kv-cache-dir is {site.cache_dir}; it must be writable by uid")
+
+
+def test_a_results_directory_that_is_not_writable_is_refused(site: Site) -> None:
+    with mode(site.cache_dir, 0o555):
+        result = without_override(site, "--kv-results-dir=cache/results")
+    assert_refused(site, result, "--kv-results-dir is 'cache/results'", "is not writable")
+
+
+# --- MPI ------------------------------------------------------------------------------------
+
+
+def program(site: Site, name: str, body: str) -> str:
+    path = site.path / name
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def with_mpirun(site: Site, says: str, *args: str) -> pytest.RunResult:
+    return site.canned(f"--kv-mpi-bin={program(site, 'mpirun', f'echo {says!r}')}", *args)
+
+
+@pytest.mark.parametrize("name", ["no-such-mpirun", "/no/such/mpirun"])
+def test_a_launcher_that_is_not_there_is_refused_with_the_pip_command(
+    site: Site, name: str
+) -> None:
+    result = site.canned(f"--kv-mpi-bin={name}")
+    assert_refused(site, result, f"--kv-mpi-bin is {name}", "pip install 'pytest-kvcache[mpi]'")
+
+
+def test_no_mpirun_anywhere_is_refused_with_the_pip_command(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bin_dir = site.path / "environment" / "bin"
+    bin_dir.mkdir(parents=True)
+    (bin_dir / "python").symlink_to(Path(sys.executable).resolve())
+    home = Path(sys.executable).resolve().parent
+    (bin_dir.parent / "pyvenv.cfg").write_text(f"home = {home}\n")
+    packages = Path(np.__file__).parent.parent
+    paths = [str(PLUGINS), str(REPOSITORY), str(packages)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    monkeypatch.setenv("PATH", str(bin_dir))
+    result = site.pytester.run(
+        bin_dir / "python", "-m", "pytest", "-p", "no:cacheprovider", "--pyargs",
+        "pytest_kvcache.suite", *site.canned_args(without={"--kv-mpi-bin"}),
+    )  # fmt: skip
+    assert_refused(site, result, "--kv-mpi-bin is mpirun", f"neither in {bin_dir} nor on PATH",
+                   "pip install 'pytest-kvcache[mpi]'")  # fmt: skip
+
+
+def test_an_interpreter_without_mpi4py_is_refused_with_the_pip_command(site: Site) -> None:
+    python = program(
+        site, "python", "echo \"ModuleNotFoundError: No module named 'mpi4py'\" >&2\nexit 1"
+    )
+    result = site.canned(f"--kv-python={python}")
+    assert_refused(site, result, python, "No module named 'mpi4py'",
+                   "pip install 'pytest-kvcache[mpi]'")  # fmt: skip
+
+
+def test_a_launcher_and_a_library_of_two_families_are_refused(site: Site) -> None:
+    result = with_mpirun(site, "HYDRA build details:\n    Version:    5.0.2")
+    assert_refused(site, result, "hydra 5.0.2", "mpi4py loads 'Open MPI v5.0.11", "both must be")
+
+
+def test_a_launcher_of_no_known_family_is_refused(site: Site) -> None:
+    result = with_mpirun(site, "I launch rockets")
+    assert_refused(site, result, "'I launch rockets'", "Open MPI 4 or 5 or of MPICH")
+
+
+def test_launcher_parameters_that_contradict_the_plan_are_refused(site: Site) -> None:
+    result = with_mpirun(site, "mpirun (Open MPI) 5.0.11", "--kv-mpi-params=-n 7",
+                         "--kv-allow-run-as-root")  # fmt: skip
+    assert_refused(site, result, "--kv-mpi-params has the launcher option 'n'", "leave it out")
+
+
+def test_more_ranks_than_cores_are_refused_with_the_flag_that_allows_them(site: Site) -> None:
+    cores = len(os.sched_getaffinity(0))
+    result = site.canned(f"--kv-np={cores + 1}", without={"--kv-oversubscribe"})
+    assert_refused(site, result, f"{cores + 1} ranks on 127.0.0.1", f"{cores} cores",
+                   "--kv-oversubscribe")  # fmt: skip
+
+
+def test_the_coordinator_needs_no_core(site: Site) -> None:
+    cores = len(os.sched_getaffinity(0))
+    result = site.canned("--kv-dry-run", f"--kv-np={cores}", without={"--kv-oversubscribe"})
+    assert result.ret == pytest.ExitCode.OK
+
+
+def test_root_is_refused_with_the_flag_that_allows_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not runs_as_root():
+        pytest.skip("this is not root")
+    for name in ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"):
+        monkeypatch.delenv(name, raising=False)
+    result = with_mpirun(site, "mpirun (Open MPI) 5.0.11")
+    assert_refused(site, result, "this is root", "--kv-allow-run-as-root")
+
+
+@pytest.mark.parametrize("args", [("-n", "2"), ("-nauto",)])
+def test_xdist_together_with_the_benchmark_is_refused(site: Site, args: tuple[str, ...]) -> None:
+    assert_refused(site, site.canned(*args), "--kv-np", "xdist's -n", "drop the -n")
+
+
+def test_xdist_with_workers_named_one_by_one_is_refused_as_well(site: Site) -> None:
+    result = site.pytester.runpytest_subprocess(
+        *SUITE, *site.canned_args(), "--dist=load", "--tx=popen", timeout=30
+    )
+    assert_refused(site, result, "--kv-np", "xdist")
+
+
+# --- ini files ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "fragments"),
+    [
+        ("kv_num_users = many", ["kv_num_users is 'many'", "whole number"]),
+        ("kv_deadline = -5", ["kv_deadline", "-5"]),
+        ("kv_keep = perhaps", ["kv_keep is 'perhaps'", "true, false"]),
+        ("kv_scenario = nope", ["'nope'", "known scenario"]),
+        ("kv_hosts = n1:none", ["kv_hosts", "'none'"]),
+    ],
+)
+def test_a_bad_value_of_an_ini_file_is_refused_by_its_ini_name(
+    site: Site, line: str, fragments: list[str]
+) -> None:
+    site.pytester.makeini(f"[pytest]\n{line}\n")
+    assert_refused(site, site.canned(), *fragments)
+
+
+def test_a_misspelt_ini_name_is_told_by_pytest_itself(site: Site) -> None:
+    site.pytester.makeini("[pytest]\nkv_num_user = 5\n")
+    assert "Unknown config option: kv_num_user" in output(site.canned_apart("--strict-config"))
+
+
+# --- sizes without a run --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--kv-hosts=n1", "--kv-np=2", "--kv-np=1", "--kv-npernode=1", "--kv-exec-type=mpi",
+        "--kv-mpi-bin=mpirun", "--kv-mpi-params=-q", "--kv-oversubscribe",
+        "--kv-allow-run-as-root",
+    ],
+)  # fmt: skip
+def test_the_size_calculation_refuses_every_distributed_option(site: Site, option: str) -> None:
+    flag = option.partition("=")[0]
+    sentence = refusal(site.call("--kv-datasize", option))
+    assert sentence.startswith(f"{flag} is given together with --kv-datasize")
+    assert sentence.endswith(f"drop {flag}")
+
+
+def test_a_damaged_baseline_is_refused(site: Site) -> None:
+    (site.path / "base.json").write_text(json.dumps({"schema": "pytest-kvcache/run/9"}))
+    result = site.canned("--kv-compare=base.json", "--kv-fail=read.p95_ms:5%")
+    assert_refused(site, result, "--kv-compare is base.json", "record the baseline anew")

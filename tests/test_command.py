@@ -1,0 +1,220 @@
+"""``python -m pytest_kvcache``: a run file is read without running anything."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_kvcache.__main__ import main
+from tests.canned import case_of, run_of, trial_of
+from tests.factories import make_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.site import Site
+
+Path_ = tuple[Any, ...]  # of keys and indices into JSON
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> Path:
+    """A sound run file of two cases with two trials each."""
+    path = tmp_path / "run.json"
+    run = run_of(case_of(make_plan(np=2)), case_of(make_plan(np=1)))
+    path.write_text(json.dumps(run.to_json()))
+    return path
+
+
+def places(data: Any, path: Path_ = ()) -> Iterator[Path_]:
+    """Every key of every object, and the first entry of every list."""
+    if isinstance(data, dict):
+        for key, value in data.items():
+            yield (*path, key)
+            yield from places(value, (*path, key))
+    elif isinstance(data, list) and data:
+        yield (*path, 0)
+        yield from places(data[0], (*path, 0))
+
+
+def changed(data: Any, path: Path_, change: Callable[[Any, Any], None]) -> Any:
+    """A deep copy in which ``change(container, key)`` was done at ``path``."""
+    result = copy.deepcopy(data)
+    container = result
+    for key in path[:-1]:
+        container = container[key]
+    change(container, path[-1])
+    return result
+
+
+def remove(container: Any, key: Any) -> None:
+    del container[key]
+
+
+def put(value: Any) -> Callable[[Any, Any], None]:
+    def change(container: Any, key: Any) -> None:
+        container[key] = value
+
+    return change
+
+
+def verify(path: Path, data: Any) -> int:
+    path.write_text(json.dumps(data))
+    return main(["verify", str(path)])
+
+
+def test_a_run_file_is_sound(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["verify", str(run_file)]) == 0
+    assert capsys.readouterr().out == f"{run_file}: sound\n"
+
+
+def test_a_run_is_shown_as_its_session_showed_it(site: Site) -> None:
+    session = site.canned("--kv-metrics=read.p95_ms,read.gib_per_s,write.p95_ms,"
+                          "write.gib_per_s,load.p50_ms")  # fmt: skip
+    shown = site.pytester.run(sys.executable, "-m", "pytest_kvcache", "show", site.run_file())
+    assert shown.ret == 0
+    assert shown.outlines[0] == "mixed-tiny-1b-np2"
+    assert max(map(len, shown.outlines)) <= 80
+    assert shown.stdout.str().strip() in session.stdout.str()
+
+
+def test_a_failed_trial_is_shown_with_its_cause(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KVCACHE_TEST_FAULT", "no-record")
+    site.canned("--kv-metrics=read.p95_ms")
+    capsys.readouterr()
+    assert main(["show", str(site.run_file())]) == 0
+    out = capsys.readouterr().out
+    assert "trial 0 failed: the launcher ended with exit code 0" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+# --- what is not sound ----------------------------------------------------------------------
+
+TRIAL = ("cases", 0, "trials", 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "problem"),
+    [
+        ((*TRIAL, "read", "gib_per_s"), 99.0, "read.gib_per_s is 99.0; computed from the ranks'"),
+        ((*TRIAL, "read", "ms", "p95"), 0.001, "read.ms.p95 is 0.001"),
+        ((*TRIAL, "read", "count"), 7, "read.count is 7"),
+        ((*TRIAL, "requests", "completed"), 10**9, "requests.completed is 1000000000"),
+        ((*TRIAL, "cache", "hit_ratio"), 1.0, "cache.hit_ratio is 1.0"),
+        ((*TRIAL, "window_s"), 0.5, "read.gib_per_s is "),
+        ((*TRIAL, "verdicts"), [], "the verdicts are []; they must be ['NOT_STORAGE'"),
+        ((*TRIAL, "index"), 1, "the trials are not numbered 0, 1, 2"),
+        (("cases", 0, "summary", "read.p95_ms", "median"), 0.1, "summary.read.p95_ms.median"),
+        (("cases", 0, "name"), "another", "name is 'another'"),
+        (("cases", 0, "np"), 8, "np is 8"),
+        (("cases", 0, "plan_digest"), "0" * 16, "plan_digest"),
+        (("schema",), "pytest-kvcache/run/2", "must be 'pytest-kvcache/run/1'"),
+    ],
+)
+def test_a_figure_that_was_changed_by_hand_is_found(
+    run_file: Path, capsys: pytest.CaptureFixture[str], path: Path_, value: Any, problem: str
+) -> None:
+    data = changed(json.loads(run_file.read_text()), path, put(value))
+    capsys.readouterr()
+    assert verify(run_file, data) == 1
+    assert problem in capsys.readouterr().err
+
+
+def test_a_trial_that_lost_a_rank_is_found(
+    run_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = changed(json.loads(run_file.read_text()), (*TRIAL, "ranks", 0), remove)
+    capsys.readouterr()
+    assert verify(run_file, data) == 1
+    assert "it has 1 ranks; the plan has 2" in capsys.readouterr().err
+
+
+def test_a_failure_that_calls_itself_ok_is_found(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KVCACHE_TEST_FAULT", "rank-error")
+    site.canned("--kv-metrics=read.p95_ms")
+    data = json.loads(site.run_file().read_text())
+    data["cases"][0]["trials"][0] |= {"ok": True, "error": None}
+    capsys.readouterr()
+    assert verify(site.run_file(), data) == 1
+    assert "it is ok, but 3 operations failed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "problem"),
+    [
+        ((*TRIAL, "ranks", 0, "read_count"), 7, "read"),
+        ((*TRIAL, "ranks", 0, "write_count"), 7, "write"),
+        ((*TRIAL, "ranks", 0, "cleanup_error"), "can't remove /x", "ok"),
+        ((*TRIAL, "ranks", 0, "host"), "another", "another"),
+        (("cases",), {}, "cases"),
+    ],
+)
+def test_what_ranks_say_must_agree_with_the_whole(
+    run_file: Path, capsys: pytest.CaptureFixture[str], path: Path_, value: Any, problem: str
+) -> None:
+    data = changed(json.loads(run_file.read_text()), path, put(value))
+    capsys.readouterr()
+    assert verify(run_file, data) == 1
+    assert problem in capsys.readouterr().err
+
+
+def test_no_damage_to_a_run_file_ends_in_a_traceback(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    plan = make_plan()
+    data = json.loads(json.dumps(run_of(case_of(plan, trial_of(plan))).to_json()))
+    changes = itertools.cycle([remove, put(None), put("x"), put([]), put({}), put(-1)])
+    crashed = []
+    # Every fifth place, so that with six changes each kind of place gets different ones.
+    for path, change in zip(list(places(data))[::5], changes, strict=False):
+        try:
+            verify(tmp_path / "run.json", changed(data, path, change))
+        except Exception as error:  # noqa: BLE001  each of them is the finding
+            crashed.append((path, error))
+    capsys.readouterr()
+    assert crashed == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"x"', "{}", "\0", '{"schema": null}'])
+@pytest.mark.parametrize("command", ["verify", "show"])
+def test_what_is_no_run_file_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, text: str
+) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(text)
+    assert main([command, str(path)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert str(path) in captured.err
+
+
+def test_a_file_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "/no/run.json"]) == 1
+    assert "No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["verify"], ["show", "a", "b"], ["dance", "x"]])
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+
+
+def test_a_reader_that_stops_early_is_no_error(run_file: Path) -> None:
+    command = f"{sys.executable} -m pytest_kvcache show {run_file} | head -n 1"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "chat-small-np2"
+    assert done.stderr == ""

@@ -1,0 +1,646 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_kvcache.compare import (
+    Baseline,
+    FailRule,
+    Judgement,
+    SloRule,
+    check_rule,
+    gate_table,
+    judge,
+    judge_slo,
+    load_baseline,
+    parse_fail,
+    parse_slo,
+)
+from pytest_kvcache.errors import OptionError, ResultError
+from pytest_kvcache.summary import MetricSeries
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+CASE = "mixed-llama3.1-8b-np2"
+TEN_PERCENT = FailRule(metric="read.p99_ms", limit_ratio=0.1)
+TRIALS = st.lists(st.floats(0.1, 1e6), min_size=2, max_size=6)
+LIMITS = st.floats(0.001, 0.99)
+
+
+def latency(*values: float) -> MetricSeries:
+    return MetricSeries(name="read.p99_ms", unit="ms", better="lower", values=values)
+
+
+def throughput(*values: float) -> MetricSeries:
+    return MetricSeries(name="read.gib_per_s", unit="GiB/s", better="higher", values=values)
+
+
+# -- rules --
+
+
+@pytest.mark.parametrize(
+    ("text", "limit_ratio"),
+    [
+        ("read.p99_ms:10%", 0.1),
+        ("read.p99_ms:2.5%", 0.025),
+        ("read.p99_ms:.5%", 0.005),
+        ("read.p99_ms:250%", 2.5),
+        (" read.p99_ms : 10 % ", 0.1),
+    ],
+)
+def test_a_fail_rule_is_a_metric_and_a_percentage(text: str, limit_ratio: float) -> None:
+    assert parse_fail(text) == FailRule(metric="read.p99_ms", limit_ratio=limit_ratio)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "read.p99_ms",
+        "read.p99_ms:10",
+        "read.p99_ms:%",
+        ":10%",
+        "read.p99_ms:ten%",
+        "read.p99_ms:0%",
+        "read.p99_ms:-5%",
+        "read.p99_ms:nan%",
+        "read.p99_ms:1e999%",
+        "read.p99_ms:10%%",
+        "read p99:10%",
+        "read.p99_ms:10%\nmore",
+    ],
+)
+def test_a_broken_fail_rule_is_told_with_a_correct_one(text: str) -> None:
+    expected = f"--kv-fail is {text!r}; it must be METRIC:N% with N above 0, e.g. "
+    with pytest.raises(OptionError, match=re.escape(expected)) as caught:
+        parse_fail(text)
+    assert parse_fail(str(caught.value).split("--kv-fail=")[1])
+
+
+@pytest.mark.parametrize(
+    ("text", "op", "value"),
+    [
+        ("read.p95_ms<20", "<", 20.0),
+        ("read.p95_ms<=20.5", "<=", 20.5),
+        ("read.p95_ms > 1e-3", ">", 0.001),
+        ("read.p95_ms>=-1", ">=", -1.0),
+    ],
+)
+def test_an_slo_is_a_metric_an_operator_and_a_number(text: str, op: Any, value: float) -> None:
+    assert parse_slo(text) == SloRule(metric="read.p95_ms", op=op, value=value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "read.p95_ms",
+        "read.p95_ms=20",
+        "read.p95_ms<",
+        "<20",
+        "read.p95_ms<20ms",
+        "read.p95_ms<nan",
+        "read.p95_ms<1e999",
+        "read.p95_ms<<20",
+        "read.p95_ms=<20",
+    ],
+)
+def test_a_broken_slo_is_told_with_a_correct_one(text: str) -> None:
+    expected = f"--kv-slo is {text!r}; it must be METRIC, one of < <= > >=, and a number, e.g. "
+    with pytest.raises(OptionError, match=re.escape(expected)) as caught:
+        parse_slo(text)
+    assert parse_slo(str(caught.value).split("'")[-2])
+
+
+@pytest.mark.parametrize("limit_ratio", [0.0, -0.1, float("nan"), float("inf")])
+def test_a_fail_rule_without_a_limit_can_not_exist(limit_ratio: float) -> None:
+    with pytest.raises(OptionError, match="it must be above 0%"):
+        FailRule(metric="a", limit_ratio=limit_ratio)
+
+
+@pytest.mark.parametrize("change", [{"op": "="}, {"value": float("nan")}])
+def test_an_slo_that_nothing_can_keep_can_not_exist(change: dict[str, Any]) -> None:
+    intact: dict[str, Any] = {"metric": "a", "op": "<", "value": 1.0}
+    SloRule(**intact)
+    with pytest.raises(OptionError, match="it must be <, <=, > or >= and a finite number"):
+        SloRule(**{**intact, **change})
+
+
+@given(st.decimals("0.001", "1000", places=3))
+def test_a_fail_rule_reads_back_from_its_text(percent: object) -> None:
+    rule = parse_fail(f"read.p99_ms:{percent}%")
+    assert parse_fail(str(rule)) == rule
+
+
+@given(st.sampled_from(["<", "<=", ">", ">="]), st.floats(allow_nan=False, allow_infinity=False))
+def test_an_slo_reads_back_from_its_text(op: Any, value: float) -> None:
+    rule = SloRule(metric="read.p95_ms", op=op, value=value)
+    assert parse_slo(str(rule)) == rule
+
+
+# -- judging against a baseline --
+
+
+@pytest.mark.parametrize(
+    ("baseline", "now", "status"),
+    [
+        ((10.0, 10.1, 9.9), (10.1, 10.2, 10.0), "ok"),  # 1 % worse, quiet
+        ((10.0, 10.1, 9.9), (10.9, 11.0, 10.8), "ok"),  # 9 % worse, quiet: under the limit
+        ((10.0, 10.1, 9.9), (11.2, 11.3, 11.1), "worse"),  # 12 % worse, quiet
+        ((10.0, 12.0, 8.0), (11.5, 14.0, 9.0), "inconclusive"),  # 15 % worse, noisy
+        ((10.0, 12.0, 8.0), (10.0, 12.0, 8.0), "inconclusive"),  # no change, but it may be
+        ((10.0, 12.0, 8.0), (1.0, 1.2, 0.8), "ok"),  # far better than any noise
+        ((10.0, 12.0, 8.0), (30.0, 32.0, 28.0), "worse"),  # far worse than any noise
+        ((10.0,), (10.0, 10.0), "inconclusive"),
+        ((10.0, 10.0), (10.0,), "inconclusive"),
+        ((10.0,), (5.0,), "inconclusive"),
+        ((10.0,), (50.0,), "inconclusive"),
+        ((10.0, 10.0), (11.0, 11.0), "ok"),  # exactly the limit is not more than it
+        ((1.0, 1.0), (1.1, 1.1), "ok"),  # 1.1 / 1.0 - 1 is a little more in binary
+        ((10.0, 10.0), (11.001, 11.001), "worse"),
+        ((-10.0, -10.0), (-5.0, -5.0), "worse"),  # more is worse below zero too
+        ((0.0, 0.0), (0.0, 0.0), "ok"),
+        ((0.0, 0.0), (1.0, 1.0), "worse"),  # any change from nothing is infinite
+        ((0.0, 0.0), (1.0, 2.0), "inconclusive"),
+    ],
+)
+def test_verdicts_of_a_latency(
+    baseline: tuple[float, ...], now: tuple[float, ...], status: str
+) -> None:
+    assert judge(TEN_PERCENT, latency(*baseline), latency(*now)).status == status
+
+
+@pytest.mark.parametrize(
+    ("now", "status", "change_ratio"),
+    [((2.0, 2.0), "ok", 0.0), ((4.0, 4.0), "ok", -1.0), ((1.0, 1.0), "worse", 0.5)],
+)
+def test_less_throughput_is_worse(now: tuple[float, ...], status: str, change_ratio: float) -> None:
+    rule = FailRule(metric="read.gib_per_s", limit_ratio=0.1)
+    judgement = judge(rule, throughput(2.0, 2.0), throughput(*now))
+    assert (judgement.status, judgement.change_ratio) == (status, change_ratio)
+
+
+def test_a_judgement_carries_medians_change_and_noise() -> None:
+    judgement = judge(TEN_PERCENT, latency(10.0, 12.0, 14.0), latency(18.0, 27.0, 22.0), case=CASE)
+    assert (judgement.case, judgement.baseline, judgement.now) == (CASE, 12.0, 22.0)
+    assert judgement.change_ratio == pytest.approx(10 / 12)
+    half = (judgement.noise_ratio or 0) * 12  # squared errors 4/3 and 61/9
+    assert 2.776 * np.sqrt(4 / 3 + 61 / 9) < half < 4.303 * np.sqrt(4 / 3 + 61 / 9)
+
+
+def test_a_single_trial_has_a_change_but_no_noise() -> None:
+    judgement = judge(TEN_PERCENT, latency(10.0), latency(12.0, 12.0))
+    assert judgement.change_ratio == pytest.approx(0.2)
+    assert judgement.noise_ratio is None
+    assert "the baseline has 1 trial and this run 2 trials" in judgement.reason
+    assert "raise --kv-trials" in judgement.reason
+
+
+@pytest.mark.parametrize("regression", [0.25, 0.5])
+@pytest.mark.parametrize("cv", [0.02, 0.1, 0.3])
+@pytest.mark.parametrize("trials", [2, 3, 5])
+def test_noise_never_lets_a_regression_of_over_twice_the_limit_pass(
+    trials: int, cv: float, regression: float
+) -> None:
+    random = np.random.default_rng(42)
+    passed = 0
+    for _ in range(300):
+        baseline, now = 1 + cv * random.standard_normal((2, trials))
+        now *= 1 + regression
+        verdict = judge(TEN_PERCENT, latency(*baseline.tolist()), latency(*now.tolist()))
+        passed += verdict.status == "ok"
+    assert passed <= 0.04 * 300  # a 95 % interval errs to this side in 2.5 % of the cases
+
+
+@pytest.mark.parametrize("trials", [2, 3, 5])
+def test_noise_alone_seldom_closes_the_gate_as_worse(trials: int) -> None:
+    random = np.random.default_rng(42)
+    closed = 0
+    for _ in range(400):
+        baseline, now = 1 + 0.1 * random.standard_normal((2, trials))
+        verdict = judge(TEN_PERCENT, latency(*baseline.tolist()), latency(*now.tolist()))
+        closed += verdict.status == "worse"
+    assert closed <= 0.04 * 400
+
+
+@given(TRIALS, LIMITS)
+def test_a_run_is_never_worse_than_itself(values: list[float], limit: float) -> None:
+    rule = FailRule(metric="read.p99_ms", limit_ratio=limit)
+    assert judge(rule, latency(*values), latency(*values)).status in ("ok", "inconclusive")
+
+
+@given(TRIALS, TRIALS, LIMITS, st.floats(1e-3, 1e3))
+def test_the_unit_does_not_change_the_verdict(
+    baseline: list[float], now: list[float], limit: float, factor: float
+) -> None:
+    rule = FailRule(metric="read.p99_ms", limit_ratio=limit)
+    told = judge(rule, latency(*baseline), latency(*now))
+    scaled = judge(rule, *(latency(*(v * factor for v in side)) for side in (baseline, now)))
+    assert scaled.change_ratio == pytest.approx(told.change_ratio, rel=1e-6, abs=1e-9)
+    assert scaled.noise_ratio == pytest.approx(told.noise_ratio, rel=1e-6, abs=1e-9)
+
+
+@given(TRIALS, TRIALS, LIMITS)
+def test_both_directions_are_mirror_images(
+    baseline: list[float], now: list[float], limit: float
+) -> None:
+    lower = judge(
+        FailRule(metric="read.p99_ms", limit_ratio=limit), latency(*baseline), latency(*now)
+    )
+    # Turning a higher-is-better metric's values around its baseline makes it lower-is-better.
+    centre = 2 * lower.baseline if lower.baseline else 0.0
+    mirrored = throughput(*(centre - v for v in now))
+    higher = judge(
+        FailRule(metric="read.gib_per_s", limit_ratio=limit),
+        throughput(*(centre - v for v in baseline)),
+        mirrored,
+    )
+    assert higher.change_ratio == pytest.approx(lower.change_ratio, rel=1e-6, abs=1e-9)
+    assert higher.noise_ratio == pytest.approx(lower.noise_ratio, rel=1e-6, abs=1e-9)
+    if abs((lower.change_ratio or 0) - limit) > 1e-6:
+        assert {lower.status, higher.status} != {"ok", "worse"}
+
+
+@given(TRIALS, TRIALS, LIMITS, LIMITS)
+def test_a_wider_limit_never_closes_what_a_narrower_one_let_pass(
+    baseline: list[float], now: list[float], one: float, other: float
+) -> None:
+    narrow, wide = (
+        judge(
+            FailRule(metric="read.p99_ms", limit_ratio=limit), latency(*baseline), latency(*now)
+        ).status
+        for limit in sorted((one, other))
+    )
+    if narrow == "ok":
+        assert wide == "ok"
+    if wide == "worse":
+        assert narrow == "worse"
+
+
+def test_an_absent_side_is_missing() -> None:
+    absent = judge(TEN_PERCENT, None, latency(10.0, 10.0), case=CASE)
+    assert (absent.status, absent.baseline, absent.now) == ("missing", None, 10.0)
+    assert "the baseline has no such entry" in absent.reason
+    absent = judge(TEN_PERCENT, latency(10.0, 10.0), None)
+    assert (absent.status, absent.baseline, absent.now) == ("missing", 10.0, None)
+    assert "this run has no such entry" in absent.reason
+
+
+@pytest.mark.parametrize(
+    ("status", "refused", "allowed"),
+    [
+        ("ok", "passes", "passes"),
+        ("worse", "closes", "closes"),
+        ("missing", "closes", "closes"),
+        ("inconclusive", "closes", "passes"),
+    ],
+)
+def test_only_an_inconclusive_verdict_can_be_allowed(
+    status: Any, refused: str, allowed: str
+) -> None:
+    judgement = Judgement(rule=TEN_PERCENT, case=CASE, status=status, reason="")
+    assert judgement.closes(allow_inconclusive=False) is (refused == "closes")
+    assert judgement.closes(allow_inconclusive=True) is (allowed == "closes")
+
+
+def test_sides_of_different_units_are_not_compared() -> None:
+    seconds = MetricSeries(name="read.p99_ms", unit="s", better="lower", values=(1.0, 1.0))
+    with pytest.raises(OptionError, match=r"--kv-compare has read.p99_ms in 's', lower better"):
+        judge(TEN_PERCENT, seconds, latency(10.0, 10.0))
+
+
+def test_sides_of_different_directions_are_not_compared() -> None:
+    other = MetricSeries(name="read.p99_ms", unit="ms", better="higher", values=(1.0, 1.0))
+    with pytest.raises(OptionError, match="this run in 'ms', higher better; they must be"):
+        judge(TEN_PERCENT, latency(10.0, 10.0), other)
+
+
+def test_a_rule_is_not_applied_to_another_metric() -> None:
+    with pytest.raises(ResultError, match=r"read.p99_ms:10% is applied to read.gib_per_s"):
+        judge(TEN_PERCENT, throughput(1.0), throughput(1.0))
+    other = MetricSeries(name="write.p99_ms", unit="ms", better="lower", values=(1.0,))
+    with pytest.raises(ResultError, match=r"is applied to write.p99_ms"):
+        judge(TEN_PERCENT, other, latency(1.0))
+    with pytest.raises(ResultError, match=r"is applied to read.p99_ms"):
+        judge_slo(SloRule(metric="read.gib_per_s", op=">", value=1.0), latency(2.0))
+
+
+def test_a_limit_that_can_not_be_exceeded_is_refused() -> None:
+    rule = FailRule(metric="read.gib_per_s", limit_ratio=1.0)
+    with pytest.raises(OptionError, match=r"--kv-fail is read.gib_per_s:100%; .* never close"):
+        check_rule(rule, throughput(1.0))
+    with pytest.raises(OptionError, match="never close"):
+        judge(rule, throughput(1.0), throughput(1.0))
+    check_rule(FailRule(metric="read.gib_per_s", limit_ratio=0.99), throughput(1.0))
+    check_rule(FailRule(metric="read.p99_ms", limit_ratio=3.0), latency(1.0))
+
+
+# -- judging the run alone --
+
+
+@pytest.mark.parametrize(
+    ("op", "statuses"),
+    [
+        ("<", ("ok", "worse", "worse")),
+        ("<=", ("ok", "ok", "worse")),
+        (">", ("worse", "worse", "ok")),
+        (">=", ("worse", "ok", "ok")),
+    ],
+)
+def test_an_slo_judges_the_median_over_trials(op: Any, statuses: tuple[str, ...]) -> None:
+    judged = tuple(
+        judge_slo(
+            SloRule(metric="read.p99_ms", op=op, value=value), latency(1.0, 20.0, 900.0)
+        ).status
+        for value in (21.0, 20.0, 19.0)
+    )
+    assert judged == statuses
+
+
+def test_an_slo_says_what_it_measured() -> None:
+    rule = SloRule(metric="read.p99_ms", op="<", value=20.0)
+    broken = judge_slo(rule, latency(25.0), case=CASE)
+    assert broken.reason == "the median over 1 trial is 25 ms, which breaks read.p99_ms<20.0"
+    assert (broken.case, broken.now, broken.baseline) == (CASE, 25.0, None)
+    assert "which keeps" in judge_slo(rule, latency(15.0)).reason
+
+
+def test_an_slo_on_a_metric_the_run_lacks_is_missing() -> None:
+    assert judge_slo(SloRule(metric="a", op="<", value=1.0), None).status == "missing"
+
+
+# -- loading a baseline --
+
+
+def write(folder: Path, data: object) -> Path:
+    path = folder / "base.json"
+    path.write_text(json.dumps(data), "utf-8")
+    return path
+
+
+def run_file() -> dict[str, Any]:
+    return {
+        "schema": "pytest-kvcache/run/1",
+        "run_id": "r1",
+        "cases": [
+            {
+                "name": CASE,
+                "plan_digest": "abc",
+                "summary": {
+                    "read.p99_ms": latency(10.0, 11.0).to_json(),
+                    "read.gib_per_s": throughput(2.0, 2.1).to_json(),
+                },
+            },
+            {"name": "agent-llama3.1-8b-np2", "summary": {}},
+        ],
+    }
+
+
+def benchmark_entry(**change: object) -> dict[str, Any]:
+    info = {
+        "case": CASE,
+        "metric": "read.p99_ms",
+        "unit": "ms",
+        "better": "lower",
+        "values": [10.0, 11.0],
+        "plan_digest": "abc",
+    }
+    return {"name": "x", "stats": {"mean": 0.0105}, "extra_info": {**info, **change}}
+
+
+def test_a_run_file_is_a_baseline(tmp_path: Path) -> None:
+    path = write(tmp_path, run_file())
+    baseline = load_baseline(path)
+    assert baseline.source == str(path)
+    assert baseline.find(CASE, "read.p99_ms") == latency(10.0, 11.0)
+    assert baseline.find(CASE, "read.gib_per_s") == throughput(2.0, 2.1)
+    assert baseline.find(CASE, "write.p99_ms") is None
+    assert baseline.find("other", "read.p99_ms") is None
+    assert baseline.digests == {CASE: "abc", "agent-llama3.1-8b-np2": None}
+
+
+def test_a_benchmark_file_is_a_baseline_and_foreign_entries_are_left_out(
+    tmp_path: Path,
+) -> None:
+    entries = [
+        {"name": "foreign", "extra_info": {}},
+        {"name": "foreign", "extra_info": {"case": "theirs", "metric": 5}},
+        {"name": "foreign"},
+        benchmark_entry(),
+        benchmark_entry(metric="read.gib_per_s", unit="GiB/s", better="higher", values=[2.0, 2.1]),
+        benchmark_entry(case="other", plan_digest=None),
+    ]
+    baseline = load_baseline(write(tmp_path, {"version": "5.3.1", "benchmarks": entries}))
+    assert baseline.find(CASE, "read.p99_ms") == latency(10.0, 11.0)
+    assert baseline.find(CASE, "read.gib_per_s") == throughput(2.0, 2.1)
+    assert baseline.digests == {CASE: "abc", "other": None}
+
+
+def test_what_pytest_benchmark_writes_can_be_loaded(tmp_path: Path) -> None:
+    info = benchmark_entry()["extra_info"]
+    (tmp_path / "test_it.py").write_text(
+        "def test_ours(benchmark):\n"
+        f"    benchmark.extra_info.update({info!r})\n"
+        "    benchmark.pedantic(int)\n"
+        "def test_foreign(benchmark):\n"
+        "    benchmark.pedantic(int)\n",
+        "utf-8",
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "--rootdir=.", "--benchmark-json=out.json"]
+    command += ["-p", "no:cacheprovider", "-p", "no:pytest_kvcache.plugin", "-p", "no:xdist"]
+    subprocess.run([*command, "test_it.py"], cwd=tmp_path, check=True, capture_output=True)
+    baseline = load_baseline(str(tmp_path / "out.json"))
+    assert baseline.cases == {CASE: {"read.p99_ms": latency(10.0, 11.0)}}
+
+
+def changed(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    data = run_file()
+    change(data)
+    return data
+
+
+SERIES = "read.p99_ms"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], 'it has neither "schema" nor "benchmarks"'),
+        ({"machine_info": {}}, 'it has neither "schema" nor "benchmarks"'),
+        (
+            changed(lambda d: d.update(schema="pytest-kvcache/run/2")),
+            "its schema is 'pytest-kv",
+        ),
+        ({"schema": None, "benchmarks": [benchmark_entry()]}, "its schema is None"),
+        (changed(lambda d: d.pop("cases")), "its 'cases' is no list of objects"),
+        (changed(lambda d: d.update(cases=[7])), "its 'cases' is no list of objects"),
+        (changed(lambda d: d.update(cases=[])), "it holds no result of this plugin"),
+        (changed(lambda d: d["cases"].pop(0)), "it holds no result of this plugin"),
+        (changed(lambda d: d["cases"][0].pop("name")), "a case has name None"),
+        (changed(lambda d: d["cases"][0].pop("summary")), "has no summary"),
+        (changed(lambda d: d["cases"][0].update(plan_digest=5)), "plan_digest 5"),
+        (changed(lambda d: d["cases"].append(d["cases"][0])), "has read.gib_per_s, read.p99"),
+        (changed(lambda d: d["cases"][0]["summary"].update(a=None)), "summary of a is None"),
+        (
+            changed(lambda d: d["cases"][0]["summary"][SERIES].update(median=9)),
+            "states median 9",
+        ),
+        ({"benchmarks": {}}, "its 'benchmarks' is no list of objects"),
+        ({"benchmarks": [{"extra_info": {"case": "x"}}]}, "it holds no result of this plugin"),
+        ({"benchmarks": [benchmark_entry(), benchmark_entry()]}, "has read.p99_ms twice"),
+        (
+            {"benchmarks": [benchmark_entry(), benchmark_entry(metric="a", plan_digest="b")]},
+            "has two plan digests",
+        ),
+        ({"benchmarks": [benchmark_entry(values=[])]}, "must have one per trial"),
+        ({"benchmarks": [benchmark_entry(values="10")]}, "values of read.p99_ms are '10'"),
+        ({"benchmarks": [benchmark_entry(values=[float("nan")])]}, "a finite number"),
+        ({"benchmarks": [benchmark_entry(metric=5)]}, "metric name is 5"),
+        ({"benchmarks": [benchmark_entry(case=["x"])]}, r"a case has name \['x'\]"),
+    ],
+)
+def test_a_file_that_is_no_baseline_is_told_with_option_file_and_fix(
+    tmp_path: Path, data: object, message: str
+) -> None:
+    path = write(tmp_path, data)
+    with pytest.raises(OptionError, match=message) as caught:
+        load_baseline(path)
+    assert str(caught.value).startswith(f"--kv-compare is {path}; it must be an intact run file")
+    assert str(caught.value).endswith("record the baseline anew")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
+def test_a_file_that_is_no_json_is_told_with_option_file_and_fix(
+    tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "base.json"
+    path.write_bytes(content)
+    with pytest.raises(OptionError, match="it must be a readable JSON file, and is not") as caught:
+        load_baseline(path)
+    assert str(path) in str(caught.value)
+
+
+def test_an_absent_file_and_a_folder_are_told_as_such(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"is not \(No such file or directory\): give the run"):
+        load_baseline(tmp_path / "none.json")
+    with pytest.raises(OptionError, match=r"is not \(Is a directory\): give the run.json"):
+        load_baseline(tmp_path)
+
+
+def test_cases_whose_plans_differ_or_can_not_be_shown_equal_are_named() -> None:
+    one: dict[str, MetricSeries] = {"read.p99_ms": latency(1.0)}
+    baseline = Baseline(
+        source="base.json",
+        cases={"same": one, "other": one, "unknown": one, "gone": one},
+        digests={"same": "a", "other": "b", "unknown": None, "gone": "a"},
+    )
+    now = {"same": "a", "other": "a", "unknown": "a", "new": "a"}
+    assert baseline.differing(now) == ("other", "unknown")
+
+
+# -- the table --
+
+
+def test_the_table_names_everything_a_reader_needs() -> None:
+    slo = SloRule(metric="read.p99_ms", op="<", value=20.0)
+    speed = FailRule(metric="read.gib_per_s", limit_ratio=0.025)
+    judgements = [
+        judge(TEN_PERCENT, latency(10.0, 10.0), latency(12.5, 12.5), case=CASE),
+        judge(speed, throughput(2.0, 2.0), throughput(2.5, 2.5), case=CASE),
+        judge_slo(slo, latency(12.5, 12.5), case=CASE),
+        judge(TEN_PERCENT, latency(10.0), latency(1234.5), case="agent"),
+        judge(TEN_PERCENT, None, latency(0.0), case="agent"),
+        judge(TEN_PERCENT, latency(10.0, 10.0), latency(10.0, 10.0), case="agent"),
+    ]
+    # The lines of a verdict table, spaces and all.
+    assert gate_table(judgements, digests_differ=["agent"]).splitlines() == [
+        "metric                 baseline       now        change       limit verdict",
+        "mixed-llama3.1-8b-np2",
+        "read.p99_ms                  10      12.5   25.0% worse         10% WORSE",
+        "read.gib_per_s                2       2.5  25.0% better        2.5% ok",
+        "read.p99_ms                   -      12.5             -         <20 ok",
+        "agent",
+        "read.p99_ms                  10      1234  >9999% worse         10% INCONCLUSIVE",
+        "read.p99_ms                   -         0             -         10% MISSING",
+        "read.p99_ms                  10        10     unchanged         10% ok",
+        "read.p99_ms of mixed-llama3.1-8b-np2 is worse: it is 25.0% worse (noise 0.0%,",
+        "  limit 10%): the difference is beyond the noise of the trials",
+        "read.p99_ms of agent is inconclusive: the baseline has 1 trial and this run 1",
+        "  trial; noise needs at least 2 on both sides: raise --kv-trials",
+        "read.p99_ms of agent is missing: the baseline has no such entry: compare runs",
+        "  that both have it",
+        "the plan differs from the baseline's (plan_digest), so these cases compare",
+        "  different settings: agent",
+    ]
+
+
+def test_a_noisy_verdict_says_how_to_get_a_better_one() -> None:
+    noisy = judge(TEN_PERCENT, latency(10.0, 12.0, 8.0), latency(10.0, 12.0, 8.0))
+    text = " ".join(gate_table([noisy], digests_differ=()).split())
+    assert "read.p99_ms is inconclusive: it is unchanged (noise 45.3%, limit 10%)" in text
+    assert "add trials (--kv-trials) or widen the limit" in text
+
+
+@pytest.mark.parametrize(
+    ("now", "cells"),
+    [
+        (0.1, "0.1 95.0% worse"),
+        (1.9, "1.9 5.0% worse"),
+        (2.0, "2 unchanged"),
+        (21.98, "21.98 999.0% better"),
+        (26.68, "26.68 1234% better"),
+        (1e7, "10000000 >9999% better"),
+        (1.2345e-12, "1.235e-12 100.0% worse"),
+    ],
+)
+def test_a_change_names_its_direction_and_fits_its_column(now: float, cells: str) -> None:
+    rule = FailRule(metric="read.gib_per_s", limit_ratio=0.1)
+    row = gate_table([judge(rule, throughput(2.0), throughput(now))], digests_differ=())
+    line = row.splitlines()[1]
+    assert " ".join(line.split()).startswith(f"read.gib_per_s 2 {cells} 10% INCONCLUSIVE")
+    assert len(line) == 80
+
+
+def test_a_metric_too_long_for_its_column_has_a_line_of_its_own() -> None:
+    name = "plugin.a_metric_with_a_very_long_name_ms"
+    series = MetricSeries(name=name, unit="ms", better="lower", values=(1.0, 1.0))
+    rule = FailRule(metric=name, limit_ratio=0.1)
+    lines = gate_table([judge(rule, series, series)], digests_differ=()).splitlines()
+    assert lines[1] == name
+    assert lines[2].split() == ["1", "1", "unchanged", "10%", "ok"]
+
+
+def test_nothing_to_say_is_an_empty_text() -> None:
+    assert gate_table([], digests_differ=()) == ""
+    assert gate_table([], digests_differ=["a"]).startswith("the plan differs")
+
+
+WORDS = st.text("abcdefgh.-_0123456789", min_size=1, max_size=200)
+FIGURES = st.lists(st.floats(-1e150, 1e150), min_size=1, max_size=3)
+
+
+@given(WORDS, WORDS, st.tuples(FIGURES, FIGURES), st.floats(1e-9, 1e9), st.floats(-1e300, 1e300))
+def test_no_line_is_wider_than_80_columns(
+    case: str, metric: str, sides: tuple[list[float], ...], limit: float, value: float
+) -> None:
+    before, after = (
+        MetricSeries(name=metric, unit="ms", better="lower", values=tuple(side)) for side in sides
+    )
+    fail = FailRule(metric=metric, limit_ratio=limit)
+    slo = SloRule(metric=metric, op="<=", value=value)
+    judgements = [judge(fail, before, after, case=case), judge_slo(slo, after, case=case)]
+    text = gate_table(judgements, digests_differ=[case])
+    assert max(map(len, text.splitlines())) <= 80
+    unwrapped = "".join(text.split())
+    assert unwrapped.count(case) >= 2
+    assert metric in unwrapped

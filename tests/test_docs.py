@@ -1,0 +1,361 @@
+"""The documents are true: their examples run, their links lead somewhere, their lists are whole."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_kvcache.metrics import METRICS, PERCENTILES
+from pytest_kvcache.options import Options, build_options
+from pytest_kvcache.optiontable import OPTIONS
+from pytest_kvcache.plan import Plan
+from pytest_kvcache.planning import Planner, name_cases
+from pytest_kvcache.registry import ENTRY_POINTS, build_registry
+from pytest_kvcache.results import RankResult
+from pytest_kvcache.units import GIB
+from tests.site import SMALL, SUITE, output
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_kvcache.options import Origin
+    from tests.site import Site
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")))
+README, RESULTS, BACKENDS, CI = (
+    ROOT / "README.md", DOCS / "results.md", DOCS / "backends.md", DOCS / "ci.md",
+)  # fmt: skip
+WIDTH = 80
+TWO_GB = 2 * 10**9
+TRACE_LINE = {"timestamp": 0, "input_length": 900, "output_length": 3, "hash_ids": [7, 8]}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One fenced block of a page."""
+
+    page: str
+    language: str
+    text: str
+
+
+def examples(page: Path, language: str) -> list[Example]:
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [Example(page.name, kind, block) for kind, block in found if kind == language]
+
+
+def commands(page: Path) -> Iterator[str]:
+    """What a page tells its reader to type, one command each."""
+    for example in examples(page, "console"):
+        for line in example.text.splitlines():
+            assert line.startswith("$ "), f"{page.name}: {line!r} is no command"
+            yield from re.split(r" && | \|\| ", line.removeprefix("$ "))
+
+
+def pytest_arguments(command: str) -> list[str] | None:
+    """What a command gives to pytest; None if it calls something else."""
+    words = shlex.split(re.sub(r"^[A-Z]+=\S+ ", "", command))
+    return words[1:] if words[0] == "pytest" else None
+
+
+PYTEST_COMMANDS = sorted(
+    {command for page in PAGES for command in commands(page) if pytest_arguments(command)}
+)
+
+
+def cells(page: Path, heading: str) -> Iterator[list[str]]:
+    """The rows of all tables between a heading and the next one of its rank."""
+    rank = heading.partition(" ")[0]
+    rest = page.read_text(encoding="utf-8").partition(f"\n{heading}\n")[2]
+    assert rest, f"{page.name} has no {heading!r}"
+    part = re.split(rf"\n#{{1,{len(rank)}}} ", rest)[0]
+    for line in part.splitlines():
+        if line.startswith("| ") and not line.startswith("|--"):
+            yield [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def words_of(text: str) -> set[str]:
+    """What stands in backticks, blocks of code apart."""
+    return set(re.findall(r"`([^`]+)`", prose(text)))
+
+
+def prose(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+# --- every page ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", prose(page.read_text(encoding="utf-8"))):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.is_file(), f"{page.name} links to {target}"
+        assert not anchor or anchor in anchors(file), f"{page.name} links to {target}"
+
+
+def anchors(page: Path) -> set[str]:
+    """Of all headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_option_that_is_named_exists(page: Path) -> None:
+    known = {spec.flag for spec in OPTIONS}
+    named = set(re.findall(r"--kv-[a-z]+(?:-[a-z]+)*", page.read_text(encoding="utf-8")))
+    assert named <= known
+
+
+@pytest.mark.parametrize("command", PYTEST_COMMANDS)
+def test_every_command_is_accepted(command: str, site: Site) -> None:
+    (site.path / "conversation.jsonl").write_text(json.dumps(TRACE_LINE))
+    (site.path / "plain_files.py").write_text(examples(BACKENDS, "python")[0].text)
+    (site.path / "test_plain_files.py").write_text(examples(BACKENDS, "python")[1].text)
+    site.pytester.syspathinsert()
+    site.pytester.makeini("[pytest]\nmarkers =\n  mpi\n  cluster\n")
+    arguments = [word for word in pytest_arguments(command) or () if "--benchmark-" not in word]
+    result = site.call(*arguments, "--collect-only", "-q")
+    assert result.ret in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED), output(result)
+
+
+# --- README ----------------------------------------------------------------------------------
+
+
+def test_the_readme_shows_a_report_as_it_is_printed(site: Site) -> None:
+    (shown,) = (block.text for block in examples(README, "text"))
+    printed = output(site.canned())
+    for pattern in (r"^  metric .*$", r"^-+ kvcache -+$", r"^  OPS: .*$"):
+        (line,) = re.findall(pattern, printed, re.MULTILINE)
+        assert line in shown
+    assert max(map(len, shown.splitlines())) <= WIDTH or "Outliers:" in shown
+    for metric in (*Options().metrics, "requests.per_s", "cache.hit_ratio"):
+        assert re.search(rf"^  {re.escape(metric)} .* 3$", shown, re.MULTILINE), metric
+
+
+def test_the_readme_explains_every_verdict_it_shows() -> None:
+    (shown,) = (block.text for block in examples(README, "text"))
+    explained = words_of(README.read_text(encoding="utf-8"))
+    assert set(re.findall(r"^  ([A-Z_]{5,}) ", shown, re.MULTILINE)) <= explained
+
+
+def test_the_readme_s_own_test_passes(site: Site) -> None:
+    (source,) = (block.text for block in examples(README, "python"))
+    site.canned_tests(source).assert_outcomes(passed=1)
+
+
+def test_run_files_are_shown_and_verified_as_documented(site: Site) -> None:
+    site.canned()
+    lines = [line for line in commands(README) if line.startswith("python -m pytest_kvcache")]
+    assert len(lines) == 2
+    for line in lines:
+        command = line.replace("python", shlex.quote(sys.executable), 1)
+        done = subprocess.run(
+            command, shell=True, cwd=site.path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert "mixed-tiny-1b-np2" in done.stdout or "sound" in done.stdout
+
+
+def test_the_load_of_the_checkout_fits_in_two_gb() -> None:
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    ini = config["tool"]["pytest"]["ini_options"]
+    given: dict[str, tuple[str, Origin]] = {"np": ("2", "command line")}
+    given |= {name[3:]: (text, "ini") for name, text in ini.items() if name.startswith("kv_")}
+    _largest, in_all = need_bytes(build_options(given))
+    assert 0 < in_all < TWO_GB
+
+
+def test_the_readme_says_how_much_the_users_of_an_installed_package_hold() -> None:
+    (said_gib,) = re.findall(r"such users hold (\d+) GiB", README.read_text(encoding="utf-8"))
+    largest, _in_all = need_bytes(Options())
+    assert int(said_gib) == round(largest / GIB)
+
+
+def need_bytes(options: Options) -> tuple[int, int]:
+    """What the only case stores without eviction: per rank, in all."""
+    registry = build_registry()
+    (name,) = name_cases(options, registry)
+    planner = Planner(registry, "test")
+    per_rank, in_all = planner.size(options, name)
+    stored_bytes = planner.plan(options, name).plan.stored_bytes
+    return per_rank * stored_bytes, in_all * stored_bytes
+
+
+# --- docs/options.md, docs/results.md, docs/why.md -------------------------------------------
+
+
+def test_the_page_of_options_is_what_its_generator_writes() -> None:
+    page = runpy.run_path(str(DOCS / "options.py"))["page"]
+    text = (DOCS / "options.md").read_text(encoding="utf-8")
+    assert page(text) == text, "run python docs/options.py"
+
+
+def test_the_ini_file_of_the_page_of_options_is_accepted(site: Site) -> None:
+    (ini,) = (block.text for block in examples(DOCS / "options.md", "ini"))
+    (site.path / "pytest.ini").write_text(ini)
+    result = site.call(*SUITE, "--collect-only", "-q")
+    assert result.ret == pytest.ExitCode.OK, output(result)
+
+
+def keys_of(value: Any, stop: frozenset[str]) -> Iterator[str]:
+    """Every key of a JSON value; below those in ``stop`` keys are names of other things."""
+    if isinstance(value, list):
+        for part in value:
+            yield from keys_of(part, stop)
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            yield key
+            if key not in stop:
+                yield from keys_of(part, stop)
+
+
+def test_every_field_of_a_run_file_is_documented(site: Site) -> None:
+    site.canned()
+    documented = words_of(RESULTS.read_text(encoding="utf-8"))
+    documented |= words_of((DOCS / "histogram.md").read_text(encoding="utf-8"))
+    free = frozenset({"summary", "origins", "filesystem"})
+    assert set(keys_of(site.run(), free)) - documented == set()
+
+
+def test_every_documented_field_is_in_a_run_file(site: Site) -> None:
+    site.canned()
+    known = set(keys_of(site.run(), frozenset())) | set(Plan.__dataclass_fields__)
+    for heading in ("### The run", "### A case", "### A trial", "### A rank", "### The plan"):
+        for first, *_rest in cells(RESULTS, heading):
+            assert words_of(first) <= known, f"{heading}: {first}"
+
+
+def test_every_field_of_a_rank_is_documented() -> None:
+    rows = " ".join(" ".join(row) for row in cells(RESULTS, "### A rank"))
+    assert set(RankResult.__dataclass_fields__) - words_of(rows) == set()
+
+
+def test_every_verdict_is_documented_with_its_severity() -> None:
+    source = (Path(build_options.__code__.co_filename).parent / "verdicts.py").read_text()
+    given = set(re.findall(r'code="(\w+)",\s+severity="(\w+)"', source))
+    assert given
+    assert given == {(row[0].strip("`"), row[1]) for row in [*cells(RESULTS, "## Verdicts")][1:]}
+
+
+def test_every_metric_is_documented() -> None:
+    text = RESULTS.read_text(encoding="utf-8")
+    named = words_of(text)
+    rows = [row for row in cells(RESULTS, "## Metrics") if "→" in row[1]]
+    sections = {section for row in rows for section in words_of(row[0])}
+    latencies = {f"{s}.{p}_ms" for s in sections for p in ("mean", *PERCENTILES, "max")}
+    assert set(METRICS) == latencies | {name for name in named if name in METRICS}
+    assert {f"{statistic}_ms" for statistic in ("mean", *PERCENTILES, "max")} <= named
+
+
+def test_every_dependency_has_its_reason() -> None:
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = config["project"]["optional-dependencies"].values()
+    wanted = [*config["project"]["dependencies"], *(item for extra in extras for item in extra)]
+    text = (DOCS / "why.md").read_text(encoding="utf-8")
+    for requirement in wanted:
+        name = re.split(r"[><=;\[ ]", requirement)[0]
+        assert name in text, f"docs/why.md has no reason for {name}"
+
+
+# --- docs/backends.md ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plain_files(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """A directory with the two modules of docs/backends.md, importable from everywhere."""
+    for example in examples(BACKENDS, "python"):
+        name = example.text.splitlines()[0].removeprefix("# ")
+        (site.path / name).write_text(example.text)
+    monkeypatch.setenv("PYTHONPATH", str(site.path), prepend=":")
+    return site
+
+
+def test_the_documented_backend_keeps_the_contract(plain_files: Site) -> None:
+    first, _second = (line for line in commands(BACKENDS) if "pytest" in line)
+    arguments = pytest_arguments(first)
+    assert arguments is not None
+    result = plain_files.pytester.runpytest_subprocess(*arguments, "-p", "no:cacheprovider")
+    counts = result.parseoutcomes()
+    assert counts.keys() == {"passed"}, output(result)
+    assert counts["passed"] > 10
+
+
+@pytest.mark.mpi
+def test_the_documented_backend_runs_under_mpi(plain_files: Site, real_site: Site) -> None:
+    _first, second = (line for line in commands(BACKENDS) if "pytest" in line)
+    arguments = pytest_arguments(second)
+    assert arguments is not None
+    small = [option for option in SMALL if not option.startswith(("--kv-plugin", "--kv-backend"))]
+    result = real_site.pytester.runpytest_subprocess(
+        *arguments, *small, f"--kv-cache-dir={plain_files.cache_dir}", "--kv-allow-invalid"
+    )
+    assert result.ret == pytest.ExitCode.OK, output(result)
+    assert real_site.case()["plan"]["backend"] == "plain"
+
+
+def test_the_documented_entry_point_is_the_one_that_is_read() -> None:
+    (block,) = (block.text for block in examples(BACKENDS, "toml"))
+    points = tomllib.loads(block)["project"]["entry-points"]
+    assert points == {ENTRY_POINTS: {"plain": "plain_files"}}
+
+
+# --- docs/ci.md ------------------------------------------------------------------------------
+
+
+def canned(site: Site, command: str, *args: str) -> list[str]:
+    """The arguments of a command of the page, with canned ranks."""
+    arguments = pytest_arguments(command)
+    assert arguments is not None
+    return [*arguments, *site.canned_args(), *args]
+
+
+def test_the_recipe_catches_a_slowdown(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    record, compare, *_rest = commands(CI)
+    two, one = "--kv-trials=2", "--kv-trials=1"
+    assert site.call(*canned(site, record, two)).ret == pytest.ExitCode.OK
+    unchanged = site.call(*canned(site, compare, two))
+    assert unchanged.ret == pytest.ExitCode.OK, output(unchanged)
+    monkeypatch.setenv("KVCACHE_TEST_FACTOR", "1.3")
+    slower = site.call(*canned(site, compare, two))
+    assert slower.ret == pytest.ExitCode.TESTS_FAILED, output(slower)
+    slower.stdout.fnmatch_lines(["read.p95_ms *WORSE", "read.gib_per_s *WORSE"])
+    unsure = site.call(*canned(site, compare, one))
+    assert unsure.ret == pytest.ExitCode.TESTS_FAILED, output(unsure)
+    unsure.stdout.fnmatch_lines(["read.p95_ms *INCONCLUSIVE"])
+    allowed = site.call(*canned(site, compare, one, "--kv-allow-inconclusive"))
+    assert allowed.ret == pytest.ExitCode.OK, output(allowed)
+    verdicts = words_of(CI.read_text(encoding="utf-8"))
+    assert {"ok", "WORSE", "INCONCLUSIVE", "MISSING"} <= verdicts
+
+
+def test_pytest_benchmarks_own_comparison_catches_it_too(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, compare = [command for command in commands(CI) if "--benchmark-" in command][1:]
+    assert site.call(*canned(site, save)).ret == pytest.ExitCode.OK
+    assert site.call(*canned(site, compare)).ret == pytest.ExitCode.OK
+    monkeypatch.setenv("KVCACHE_TEST_FACTOR", "1.3")
+    slower = site.call(*canned(site, compare))
+    assert "PerformanceRegression: Performance has regressed" in output(slower)
+    assert slower.ret != pytest.ExitCode.OK

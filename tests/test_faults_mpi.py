@@ -1,0 +1,311 @@
+"""Real ranks that die, fail, hang or are interrupted: what the user is told, what is left."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_kvcache.sharedmemory import Segments
+from tests.site import PATIENCE_S, is_locked, output, refusal, runs_as_root, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.site import Site
+
+pytestmark = pytest.mark.mpi
+
+FILES = ("--kv-backend=file", "--kv-allow-invalid", "--kv-metrics=read.gib_per_s")
+LONG = (*FILES, "--kv-duration=300")
+RANK_1 = r"rank 1 \(pid \d+\) on host \S+|rank 1 on host \S+"
+
+
+def processes_of(path: Path) -> list[str]:
+    """Command lines of processes that have to do with a directory, but for this one's."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if not entry.name.isdigit() or int(entry.name) == os.getpid():
+                continue
+            words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            is_ours = str(path) in words or (entry / "cwd").readlink().is_relative_to(path)
+            if is_ours and words:
+                found.append(words)
+    return found
+
+
+@contextmanager
+def leaving_nothing(site: Site) -> Iterator[None]:
+    """Afterwards no process, lock, shared memory or stored data of the session is left."""
+    before = Segments.now()
+    yield
+    wait_for(lambda: not processes_of(site.path))
+    wait_for(lambda: not [p for p in site.cache_dir.glob("*") if p.name != "ballast"])
+    assert not is_locked(os.uname().nodename)
+    wait_for(lambda: Segments.now().names <= before.names)  # others may run MPI meanwhile
+
+
+def failed(site: Site, *args: str) -> str:
+    """Run two metrics of a case that must fail; return all that was printed."""
+    with leaving_nothing(site):
+        result = site.real(*args)
+    text = output(result)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED, text
+    assert "INTERNALERROR" not in text
+    return text
+
+
+def the_cause(text: str) -> str:
+    """The first line of the fault, told in full once and then referred to."""
+    told = re.findall(r"^chat-tiny-1b-np2 failed: (.*)$", text, re.MULTILINE)
+    referred = re.findall(
+        r"^chat-tiny-1b-np2 failed, told in full above: (.*)$", text, re.MULTILINE
+    )
+    assert len(told) == 1
+    assert referred == told
+    assert text.count("last lines of ") <= 1
+    return str(told[0])
+
+
+# --- ranks that go wrong --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("backend", "cause"),
+    [
+        ("raising", rf"({RANK_1}): RuntimeError: a bug in a backend"),
+        ("failing", rf"({RANK_1}): 1 failed operation, the first: .*Input/output error"),
+        ("corrupt", rf"({RANK_1}): 1 failed operation, the first: .*"),
+        ("killed", rf"({RANK_1}) was killed by signal 9"),
+        ("leaving", rf"({RANK_1}) ended in the middle of the work"),
+    ],
+)
+def test_a_rank_that_goes_wrong_fails_its_case_and_is_named_with_its_host(
+    real_site: Site, backend: str, cause: str
+) -> None:
+    text = failed(real_site, f"--kv-backend={backend}", "--kv-verify=full", "--kv-allow-invalid")
+    assert re.fullmatch(cause, the_cause(text)), the_cause(text)
+    assert os.uname().nodename in the_cause(text)
+    (trial,) = real_site.case()["trials"]
+    assert not trial["ok"]
+
+
+def test_corrupt_data_is_called_so_and_named(real_site: Site) -> None:
+    failed(real_site, "--kv-backend=corrupt", "--kv-verify=full")
+    (trial,) = real_site.case()["trials"]
+    assert trial["integrity"]["failed"] == 1
+    assert trial["read"]["failed"] == 1
+    assert "corrupt" in trial["error"] or "wrong" in trial["error"]
+
+
+def test_a_rank_that_ends_before_it_began_fails_the_case(real_site: Site) -> None:
+    cause = the_cause(failed(real_site, "--kv-backend=early-exit"))
+    assert re.match(r"rank \d", cause), cause
+    assert os.uname().nodename in cause
+
+
+EXIT_AT_START = """
+    import os
+
+    if os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK")) == "2":
+        os._exit(0)
+"""
+
+
+def test_a_rank_that_ends_before_it_joined_fails_the_case(
+    real_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # mpirun waits for it for ever, without a word.
+    real_site.pytester.makepyfile(sitecustomize=EXIT_AT_START)
+    path = os.pathsep.join([str(real_site.path), os.environ["PYTHONPATH"]])
+    monkeypatch.setenv("PYTHONPATH", path)
+    cause = the_cause(failed(real_site, "--kv-deadline=8"))
+    assert "was ended" in cause or "ended in the middle" in cause
+    assert real_site.case()["trials"][0]["ok"] is False
+
+
+def test_the_other_cases_still_run(real_site: Site) -> None:
+    # With one rank there is no rank 1 that could go wrong.
+    with leaving_nothing(real_site):
+        result = real_site.real("--kv-backend=raising", "--kv-np=2,1",
+                                "--kv-metrics=read.gib_per_s")  # fmt: skip
+    result.assert_outcomes(failed=1, passed=1)
+    assert [case["np"] for case in real_site.run()["cases"]] == [2, 1]
+
+
+def test_a_rank_that_is_killed_leaves_no_data(real_site: Site) -> None:
+    with leaving_nothing(real_site), real_site.started(*real_site.real_args(*LONG)) as process:
+        *_others, rank = real_site.wait_for_window(process)
+        os.kill(rank, signal.SIGKILL)
+        text, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == pytest.ExitCode.TESTS_FAILED
+    assert f"rank 1 (pid {rank}) on host {os.uname().nodename} was killed by signal 9" in text
+
+
+def test_a_coordinator_that_is_killed_fails_the_case(real_site: Site) -> None:
+    with leaving_nothing(real_site), real_site.started(*real_site.real_args(*LONG)) as process:
+        coordinator, *_ranks = real_site.wait_for_window(process)
+        os.kill(coordinator, signal.SIGKILL)
+        text, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == pytest.ExitCode.TESTS_FAILED
+    assert f"the coordinator on host {os.uname().nodename} was killed by signal 9" in text
+
+
+def test_a_launcher_that_is_killed_fails_the_case(real_site: Site) -> None:
+    with leaving_nothing(real_site), real_site.started(*real_site.real_args(*LONG)) as process:
+        coordinator, *_ranks = real_site.wait_for_window(process)
+        os.kill(parent_of(coordinator), signal.SIGKILL)
+        text, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == pytest.ExitCode.TESTS_FAILED
+    assert "failed: the launcher was killed by signal 9" in text
+
+
+def parent_of(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[1])
+
+
+def test_a_rank_that_is_stopped_is_noticed_and_named(real_site: Site) -> None:
+    with leaving_nothing(real_site), real_site.started(*real_site.real_args(*LONG)) as process:
+        *_others, rank = real_site.wait_for_window(process)
+        os.kill(rank, signal.SIGSTOP)
+        text, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == pytest.ExitCode.TESTS_FAILED
+    assert f"rank 1 on host {os.uname().nodename}: has not reported for 10 s" in text
+
+
+def test_a_read_that_never_ends_is_ended_by_the_deadline(real_site: Site) -> None:
+    cause = the_cause(failed(real_site, "--kv-backend=hanging", "--kv-deadline=6"))
+    assert cause.startswith("the launch was not over after 6 s and was ended")
+
+
+# --- storage that is full -------------------------------------------------------------------
+
+BALLAST = """
+    import os
+    import pathlib
+
+    def pytest_kvcache_modify_plan(config, plan):
+        free = os.statvfs(plan.cache_dir)
+        with (pathlib.Path(plan.cache_dir) / "ballast").open("wb") as file:
+            file.write(bytes(free.f_bavail * free.f_frsize - {left}))
+"""
+
+
+@contextmanager
+def small_filesystem(directory: Path, options: str) -> Iterator[None]:
+    """A tmpfs; the test is skipped where it can't be mounted."""
+    if not runs_as_root():
+        pytest.skip("only root can mount a small filesystem")
+    command = ["mount", "-t", "tmpfs", "-o", options, "kvcache-test", str(directory)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no tmpfs can be mounted here: {error}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+def test_a_full_disk_is_told_with_host_and_directory(real_site: Site) -> None:
+    # Planned while there was room, which somebody else then took.
+    real_site.pytester.makeconftest(BALLAST.format(left=4 << 20))
+    with small_filesystem(real_site.cache_dir, "size=64m"):
+        text = failed(real_site, *FILES[:2])
+    cause = the_cause(text)
+    assert "is full" in cause
+    assert f" on {os.uname().nodename} " in cause
+    assert str(real_site.cache_dir) in cause
+    assert "No space left on device" in cause
+
+
+def test_no_inodes_left_is_a_full_disk(real_site: Site) -> None:
+    with small_filesystem(real_site.cache_dir, "size=64m,nr_inodes=400"):
+        cause = the_cause(failed(real_site, *FILES[:2]))
+    assert "is full" in cause
+    assert str(real_site.cache_dir) in cause
+
+
+def test_memory_that_looks_like_a_disk_is_no_valid_result(real_site: Site) -> None:
+    with small_filesystem(real_site.cache_dir, "size=256m"):
+        cause = the_cause(failed(real_site, FILES[0]))
+    assert cause.startswith(f"TMPFS: {real_site.cache_dir} on {os.uname().nodename} is tmpfs")
+    assert "--kv-allow-invalid" in cause
+
+
+# --- interruptions --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_session_ends_as_pytests_do_and_leaves_nothing(
+    real_site: Site, number: signal.Signals
+) -> None:
+    with leaving_nothing(real_site), real_site.started(*real_site.real_args(*LONG)) as process:
+        real_site.wait_for_window(process)
+        process.send_signal(number)
+        text, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == pytest.ExitCode.INTERRUPTED, text
+    assert "KeyboardInterrupt" in text
+    assert "INTERNALERROR" not in text
+    (trial,) = real_site.case()["trials"]
+    assert trial["error"] == "the run was interrupted (KeyboardInterrupt)"
+
+
+def test_when_pytest_is_killed_the_ranks_end_by_themselves(real_site: Site) -> None:
+    with leaving_nothing(real_site), real_site.started(*real_site.real_args(*LONG)) as process:
+        pids = real_site.wait_for_window(process)
+        process.kill()
+        process.wait()
+        wait_for(lambda: not any(is_alive(pid) for pid in pids))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in ("Z", "X")
+
+
+def test_a_timeout_in_the_middle_ends_the_launch_and_is_not_repeated(real_site: Site) -> None:
+    metrics = "--kv-metrics=read.p95_ms,read.gib_per_s"
+    timeout = ("--timeout=6", "--timeout-method=signal")
+    with leaving_nothing(real_site):
+        result = real_site.real(*LONG, metrics, *timeout)
+    result.assert_outcomes(failed=2)
+    assert len(real_site.launches()) == 1
+    assert "Timeout" in output(result)
+
+
+def test_a_second_benchmark_on_the_host_is_refused_and_told_of_the_first(real_site: Site) -> None:
+    with leaving_nothing(real_site), real_site.started(*real_site.real_args(*LONG)) as process:
+        real_site.wait_for_window(process)
+        launches = real_site.launches()
+        second = real_site.real()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=PATIENCE_S)
+    sentence = refusal(second)
+    host = os.uname().nodename
+    assert f"host {host} runs a benchmark already (pid {process.pid}, run " in sentence
+    assert real_site.launches() == launches
+
+
+def test_a_finished_trial_outlives_the_killing_of_pytest(real_site: Site) -> None:
+    args = real_site.real_args("--kv-trials=20", "--kv-metrics=read.gib_per_s")
+    with leaving_nothing(real_site), real_site.started(*args) as process:
+        wait_for(lambda: len(real_site.launches()) == 2 or process.poll() is not None)
+        process.kill()
+        process.wait()
+    (trial,) = real_site.case()["trials"]
+    assert trial["ok"]
+    command = [sys.executable, "-m", "pytest_kvcache", "verify", str(real_site.run_file())]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == 0

@@ -1,0 +1,250 @@
+"""The ``kvcache`` fixture in a user's own tests, with canned ranks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_kvcache.bench import Bench
+from pytest_kvcache.controller import Progress
+from pytest_kvcache.fixture import ReplayClock, Run
+from pytest_kvcache.options import build_options, describe_value
+from tests.canned import case_of, trial_of
+from tests.factories import make_plan
+from tests.site import output
+
+if TYPE_CHECKING:
+    from tests.site import Site
+
+
+def test_the_example_of_the_contract_works(site: Site) -> None:
+    source = """
+        def test_my_storage(kvcache):
+            run = kvcache.run(scenario="agent", model="llama3.1-70b-instruct", np=4, duration=30)
+            assert run.metric("read.p95_ms") < 20
+    """
+    site.canned_tests(source).assert_outcomes(passed=1)
+    case = site.case()
+    assert case["name"] == "agent-llama3.1-70b-instruct-np4"
+    assert case["plan"]["duration_s"] == 30.0
+    assert case["plan"]["origins"]["duration_s"] == "call"
+
+
+def test_what_is_not_overridden_is_the_sessions(site: Site) -> None:
+    source = "def test_one(kvcache): kvcache.run(np=1)"
+    site.canned_tests(source, "--kv-seed=77").assert_outcomes(passed=1)
+    assert (site.case()["np"], site.case()["plan"]["seed"]) == (1, 77)
+
+
+def test_without_overrides_the_sessions_case_runs(site: Site) -> None:
+    site.canned_tests("def test_one(kvcache): kvcache.run()").assert_outcomes(passed=1)
+    assert site.case()["name"] == "mixed-tiny-1b-np2"
+
+
+def test_a_metric_is_the_median_over_trials() -> None:
+    plan = make_plan()
+    trials = [trial_of(plan, index) for index in (0, 5, 1)]
+    run = Run(case_of(plan, *trials))
+    values = [trial.value("read.p95_ms") for trial in trials]
+    assert run.metric("read.p95_ms") == sorted(values, key=lambda v: v or 0)[1] == values[2]
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        ("kvcache.run(nump=3)", "kvcache.run() is 'nump'; it must name a known option: "),
+        ("kvcache.run(np=0)", "--kv-np is 0; it must be at least 1"),
+        ("kvcache.run(np='two')", "--kv-np is 'two'; it must be a whole number"),
+        ("kvcache.run(np=None)", "--kv-np"),
+        ("kvcache.run(scenario='nope')", "--kv-scenario is 'nope'; it must name a known scenario"),
+        ("kvcache.run(model='nope')", "--kv-model is 'nope'; it must name a known model"),
+        ("kvcache.run(backend='nope')", "--kv-backend is 'nope'; it must name a known backend"),
+        ("kvcache.run(phase='decode')", "--kv-phase is decode; this is not available yet"),
+        ("kvcache.run(np=[1, 2])", "kvcache.run() runs one case, the options ask for"),
+        ("kvcache.run(model=['tiny-1b', 'qwen3-32b'])", "kvcache.run() runs one case"),
+        ("kvcache.run(scenario='chat,agent')", "kvcache.run() runs one case"),
+        ("kvcache.run(backend='file', cache_dir='/etc')", "--kv-cache-dir is /etc"),
+        ("kvcache.run().metric('read.p96_ms')", "read.p96_ms"),
+        ("kvcache.run().metric('read.p999_ms')", "FEW_SAMPLES: p99.9 needs 10000 operations"),
+    ],
+)
+def test_a_wrong_call_fails_the_test_in_one_sentence(site: Site, call: str, sentence: str) -> None:
+    result = site.canned_tests(f"def test_one(kvcache): {call}")
+    result.assert_outcomes(failed=1)
+    text = output(result)
+    assert sentence in text
+    assert "Traceback" not in text
+    assert "pytest_kvcache/" not in text  # no line of ours is shown
+    assert "KeyError" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "launches"),
+    [
+        (("", ""), 1),
+        (("np=2", ""), 1),  # which the command line says as well
+        (("num_users=3, seed=1", "seed=1, num_users=3"), 1),
+        (("np=1", "np=2"), 2),
+        (("seed=1", "seed=2"), 2),
+    ],
+)
+def test_tests_that_ask_for_the_same_share_a_launch(
+    site: Site, arguments: tuple[str, str], launches: int
+) -> None:
+    first, second = arguments
+    source = f"""
+        def test_first(kvcache): kvcache.run({first})
+        def test_second(kvcache): kvcache.run({second})
+    """
+    site.canned_tests(source).assert_outcomes(passed=2)
+    assert len(site.launches()) == launches
+    assert len(site.run()["cases"]) == launches
+
+
+def test_the_shipped_suite_and_an_own_test_share_a_launch(site: Site) -> None:
+    site.pytester.makepyfile(test_mine="def test_one(kvcache): kvcache.run()")
+    site.canned("test_mine.py", "--kv-metrics=read.p95_ms").assert_outcomes(passed=2)
+    assert len(site.launches()) == 1
+
+
+def test_more_trials_asked_for_later_are_made(site: Site) -> None:
+    source = """
+        def test_one(kvcache): assert len(kvcache.run(trials=1).result.trials) == 1
+        def test_three(kvcache): assert len(kvcache.run(trials=3).result.trials) == 3
+    """
+    site.canned_tests(source).assert_outcomes(passed=2)
+
+
+def test_a_plan_is_never_that_of_other_options(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(site.path)
+    options = build_options({"backend": ("null", "ini"), "model": ("tiny-1b", "ini")})
+    bench = Bench(
+        options, command=(), progress=Progress(), modify_plan=lambda plan: plan, max_trials=None
+    )
+    for users in range(1, 50):  # options that are gone leave their place in memory to others
+        asked = replace(options, num_users=users)
+        assert bench.plan(bench.names[0], asked).plan.users == users
+
+
+def test_values_may_be_given_as_python_has_them(site: Site) -> None:
+    source = """
+        import pathlib
+        import pytest
+
+        @pytest.mark.parametrize("value", [
+            {"hosts": "127.0.0.1"}, {"hosts": ["127.0.0.1"]}, {"np": (2,)}, {"trials": 1},
+            {"model": ["tiny-1b"]}, {"mpi_params": "--map-by slot"},
+            {"mpi_params": ["--map-by slot"]}, {"duration": 1.0}, {"oversubscribe": True},
+            {"cache_dir": pathlib.Path("/var/tmp")},
+        ])
+        def test_one(kvcache, value): kvcache.run(**value)
+    """
+    site.canned_tests(source).assert_outcomes(passed=10)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "results_dir='elsewhere'", "mpi_bin='elsewhere'", "python='/elsewhere'",
+        "plugin=['kvcache_test_backends']", "compare='base.json'", "slo=['read.p95_ms<1']",
+        "datasize=True", "dry_run=True",
+    ],
+)  # fmt: skip
+def test_what_is_decided_for_the_whole_session_is_no_override(site: Site, call: str) -> None:
+    (site.path / "base.json").write_text('{"benchmarks": []}')
+    source = f"def test_one(kvcache): kvcache.run({call})"
+    result = site.canned_tests(source)
+    result.assert_outcomes(failed=1)
+    assert f"--kv-{call.partition('=')[0].replace('_', '-')}" in output(result)
+
+
+@pytest.mark.parametrize("value", [True, False, 3, 0.25, "text", ("a", "b")])
+def test_python_values_become_the_texts_of_options(value: object) -> None:
+    texts = {True: "true", False: "false", 3: "3", 0.25: "0.25", "text": "text"}
+    expected = ["a", "b"] if isinstance(value, tuple) else texts[value]
+    assert describe_value(value) == expected
+
+
+# --- failures -------------------------------------------------------------------------------
+
+
+def test_a_failed_case_fails_every_test_that_asks_for_it_and_is_told_once(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVCACHE_TEST_FAULT", "exit-3")
+    source = """
+        def test_first(kvcache): kvcache.run()
+        def test_second(kvcache): kvcache.run()
+        def test_other(kvcache): kvcache.run(np=1)
+    """
+    result = site.canned_tests(source)
+    result.assert_outcomes(failed=3)
+    assert len(site.launches()) == 2
+    assert output(result).count("last lines of ") == 2
+    assert output(result).count("told in full above") == 1
+
+
+def test_a_missing_launcher_fails_the_test_that_needs_it_and_no_other(site: Site) -> None:
+    source = """
+        def test_needs_it(kvcache): kvcache.run()
+        def test_does_not(): pass
+    """
+    result = site.canned_tests(source, "--kv-mpi-bin=/no/mpirun")
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines("*--kv-mpi-bin is /no/mpirun*pip install*")
+
+
+# --- pytest-benchmark -----------------------------------------------------------------------
+
+
+def test_the_users_own_benchmark_marker_is_kept(site: Site) -> None:
+    source = """
+        import pytest
+
+        @pytest.mark.benchmark(group="mine", min_rounds=7)
+        def test_one(kvcache, request):
+            marker = request.node.get_closest_marker("benchmark")
+            assert marker.kwargs["group"] == "mine"
+            assert marker.kwargs["min_rounds"] == 7
+            kvcache.run()
+    """
+    site.canned_tests(source).assert_outcomes(passed=1)
+
+
+def test_a_group_of_the_users_own_stands(site: Site) -> None:
+    source = """
+        import pytest
+        from pytest_kvcache.suite.test_kvcache import test_kvcache as test_all
+
+        pytestmark = pytest.mark.benchmark(group="mine")
+    """
+    path = site.path / "out.json"
+    site.canned_tests(source, f"--benchmark-json={path}").assert_outcomes(passed=5)
+    groups = {entry["group"] for entry in json.loads(path.read_text())["benchmarks"]}
+    assert groups == {"mine"}
+
+
+def test_a_users_own_function_is_timed_by_a_clock_that_runs(site: Site) -> None:
+    source = """
+        def test_one(benchmark, kvcache):
+            kvcache.run()
+            benchmark(sum, range(10))
+    """
+    quick = ("--benchmark-max-time=0.01", "--benchmark-min-rounds=1")
+    site.canned_tests(source, *quick).assert_outcomes(passed=1)
+
+
+def test_benchmark_skip_launches_nothing_for_a_users_own_test(site: Site) -> None:
+    result = site.canned_tests("def test_one(kvcache): kvcache.run()", "--benchmark-skip")
+    result.assert_outcomes(skipped=1)
+    assert site.launches() == []
+
+
+def test_the_clock_stands_still_when_it_is_set_and_runs_otherwise() -> None:
+    clock = ReplayClock()
+    assert clock() < clock()
+    clock.now_s = 5.0
+    assert clock() == clock() == 5.0

@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_kvcache.errors import PreflightError
+from pytest_kvcache.hostlock import HostLock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NOBODY = 65534
+
+HOLDER = """
+import sys
+from pathlib import Path
+from pytest_kvcache.hostlock import HostLock
+HostLock("n1", run_id="run-of-another", directory=Path(sys.argv[1])).acquire()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def holding_process(directory: Path) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(directory)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def lock(directory: Path, hostname: str = "n1") -> HostLock:
+    return HostLock(hostname, run_id="run-1", directory=directory)
+
+
+def test_second_holder_fails_and_names_the_first(tmp_path: Path) -> None:
+    with holding_process(tmp_path) as process:
+        with pytest.raises(PreflightError) as error:
+            lock(tmp_path).acquire()
+        since = json.loads(lock(tmp_path).path.read_text())["since"]
+
+    assert str(error.value) == (
+        f"host n1 runs a benchmark already (pid {process.pid}, run run-of-another, since"
+        f" {since}); two at a time disturb each other, so wait for its end or stop it"
+    )
+
+
+def test_failed_second_holder_leaves_the_lock_to_the_first(tmp_path: Path) -> None:
+    second = lock(tmp_path)
+    with holding_process(tmp_path):
+        with pytest.raises(PreflightError):
+            second.acquire()
+        second.release()
+        with pytest.raises(PreflightError):
+            second.acquire()
+
+
+def test_lock_of_a_killed_process_is_free_at_once(tmp_path: Path) -> None:
+    with holding_process(tmp_path) as process:
+        process.kill()
+        process.wait()
+
+        with lock(tmp_path) as taken:
+            assert json.loads(taken.path.read_text())["pid"] == os.getpid()
+
+
+def test_holder_that_has_not_written_yet_is_unknown(tmp_path: Path) -> None:
+    with lock(tmp_path) as first:
+        for content in ("", "{half", "[1]"):
+            first.path.write_text(content)
+            with pytest.raises(PreflightError, match="pid unknown, run unknown, since unknown"):
+                lock(tmp_path).acquire()
+
+
+def test_lock_can_be_taken_again_after_its_release(tmp_path: Path) -> None:
+    once = lock(tmp_path)
+    for _ in range(2):
+        with once:
+            pass
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hosts_that_share_a_directory_have_locks_of_their_own(tmp_path: Path) -> None:
+    with lock(tmp_path, "n1"), lock(tmp_path, "n2"):
+        assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_object_that_holds_the_lock_can_not_take_it_twice(tmp_path: Path) -> None:
+    with lock(tmp_path) as held, pytest.raises(RuntimeError, match="held by this very object"):
+        held.acquire()
+
+
+def test_released_lock_is_never_shared_with_one_who_waited_at_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = lock(tmp_path), lock(tmp_path)
+    first.acquire()
+    flock = fcntl.flock
+
+    def flock_after_release(fd: int, operation: int) -> None:
+        """The first holder goes between the second's open and its lock."""
+        first.release()
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock_after_release)
+    second.acquire()
+    monkeypatch.undo()
+
+    with pytest.raises(PreflightError):
+        lock(tmp_path).acquire()
+    second.release()
+
+
+def test_every_user_may_open_the_file(tmp_path: Path) -> None:
+    mask = os.umask(0o077)
+    try:
+        with lock(tmp_path) as held:
+            assert stat.S_IMODE(held.path.stat().st_mode) == 0o666
+    finally:
+        os.umask(mask)
+
+
+def test_lock_is_not_inherited_by_ranks(tmp_path: Path) -> None:
+    with lock(tmp_path):
+        links = subprocess.run(
+            ["/bin/ls", "-l", "/proc/self/fd"],
+            close_fds=False,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+
+    assert ".lock" not in links.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_takes_over_what_a_killed_run_left() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        directory.chmod(0o1777)
+        with holding_process(directory):
+            pass
+        os.seteuid(NOBODY)
+        try:
+            with lock(directory) as taken:
+                assert taken.path.stat().st_uid == 0
+            lock(directory).acquire()
+        finally:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("kind", ["symlink", "directory", "fifo"])
+def test_anything_but_a_regular_file_is_refused(tmp_path: Path, kind: str) -> None:
+    path, target = lock(tmp_path).path, tmp_path / "precious"
+    target.write_text("content")
+    if kind == "symlink":
+        path.symlink_to(target)
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        os.mkfifo(path)
+
+    with pytest.raises(PreflightError, match=r"can't be used .* so remove it or mend its mode"):
+        lock(tmp_path).acquire()
+
+    assert target.read_text() == "content"
+    assert path.lstat()
+
+
+def test_absent_directory_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(PreflightError, match="can't be used"):
+        lock(tmp_path / "absent").acquire()
+
+
+@pytest.mark.parametrize("hostname", ["", "../n1"])
+def test_hostname_that_is_no_part_of_a_file_name_is_refused(hostname: str) -> None:
+    with pytest.raises(ValueError, match="must be usable in a file name"):
+        HostLock(hostname, run_id="run-1")
+
+
+def test_lock_lies_in_shared_memory_unless_told_otherwise() -> None:
+    expected = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
+
+    assert HostLock("n1", run_id="run-1").path == expected / "pytest-kvcache.n1.lock"
+
+
+CONTENDER = """
+import sys
+from pathlib import Path
+from pytest_kvcache.errors import PreflightError
+from pytest_kvcache.hostlock import HostLock
+directory, inside = Path(sys.argv[1]), Path(sys.argv[1], "inside")
+for _ in range(300):
+    try:
+        with HostLock("n1", run_id="run", directory=directory):
+            inside.touch(exist_ok=False)
+            inside.unlink()
+            print("in")
+    except PreflightError:
+        pass
+"""
+
+
+def test_contenders_are_never_inside_together(tmp_path: Path) -> None:
+    contenders = [
+        subprocess.Popen(
+            [sys.executable, "-c", CONTENDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
+    outputs = [contender.communicate()[0] for contender in contenders]
+
+    assert [contender.returncode for contender in contenders] == [0, 0, 0, 0]
+    assert "in" in "".join(outputs)

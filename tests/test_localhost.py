@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_kvcache.localhost import (
+    available_disk_bytes,
+    available_memory_bytes,
+    is_local,
+    is_root,
+    usable_cores,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "127.0.1.1", socket.gethostname()])
+def test_this_machine_is_known_by_its_names_and_addresses(name: str) -> None:
+    assert is_local(name)
+
+
+@pytest.mark.parametrize("name", ["192.0.2.1", "2001:db8::1", "host.invalid"])
+def test_another_machine_is_not_this_one(name: str) -> None:
+    # Addresses for documentation (RFC 5737, RFC 3849) and a name that never resolves (RFC 2606).
+    assert not is_local(name)
+
+
+@pytest.mark.parametrize("name", ["a" * 64, "a..b", "é" * 64 + ".x"])
+def test_a_name_that_no_resolver_takes_is_not_this_machine(name: str) -> None:
+    assert not is_local(name)
+
+
+def test_an_address_of_the_loopback_in_ipv6_is_this_machine() -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    assert is_local("::1")
+
+
+def test_cores_are_those_this_process_may_use() -> None:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert usable_cores() == len(before)
+
+
+def test_memory_is_what_the_kernel_calls_available(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:  4000 kB\nMemFree:   500 kB\nMemAvailable:    3000 kB\n")
+    assert available_memory_bytes(str(meminfo)) == 3000 * 1024
+
+
+@pytest.mark.parametrize("text", ["MemTotal:  4000 kB\n", ""])
+def test_a_kernel_that_does_not_say_is_not_guessed_at(tmp_path: Path, text: str) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text(text)
+    assert available_memory_bytes(str(meminfo)) is None
+    assert available_memory_bytes(str(tmp_path / "absent")) is None
+
+
+def test_free_space_is_what_users_may_take(tmp_path: Path) -> None:
+    facts = os.statvfs(tmp_path)
+    assert 0 < available_disk_bytes(str(tmp_path)) <= facts.f_bfree * facts.f_frsize
+
+
+def test_root_is_told_by_the_effective_user() -> None:
+    assert is_root() == (os.geteuid() == 0)

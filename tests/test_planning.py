@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_kvcache.cache.reuse import infinite_hits
+from pytest_kvcache.errors import OptionError, TraceError, UnavailableError, UnknownNameError
+from pytest_kvcache.hosts import HostRanks, RankLayout
+from pytest_kvcache.planning import Case, CaseName, Planner, layouts, name_cases
+from pytest_kvcache.registry import Registry, build_registry
+from pytest_kvcache.version import VERSION
+from pytest_kvcache.workloads.deal import deal
+from pytest_kvcache.workloads.protocol import Need
+from tests.factories import Family, Script, options, registry_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pytest_kvcache.options import Options
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    return build_registry()
+
+
+def plan_all(asked: Options, registry: Registry) -> list[Case]:
+    planner = Planner(registry, "run-1")
+    return [planner.plan(asked, name) for name in name_cases(asked, registry)]
+
+
+def plan_one(asked: Options, registry: Registry) -> Case:
+    (case,) = plan_all(asked, registry)
+    return case
+
+
+def mooncake(path: Path, prompts: list[list[int]], block_tokens: int = 512) -> str:
+    """A trace file of these prompts, a second apart; returns its path."""
+    lines = [
+        {
+            "timestamp": number * 1000,
+            "input_length": len(ids) * block_tokens,
+            "output_length": 10,
+            "hash_ids": ids,
+        }
+        for number, ids in enumerate(prompts)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> str:
+    """Eight conversations of three turns each, all behind one shared block."""
+    prompts = [
+        [0, *(100 * user + block for block in range(1, 3 + 2 * turn))]
+        for turn in range(3)
+        for user in range(1, 9)
+    ]
+    return mooncake(tmp_path / "trace.jsonl", prompts)
+
+
+# -- cases ---------------------------------------------------------------------------------
+
+
+def test_there_is_a_case_per_scenario_model_and_count(registry: Registry) -> None:
+    asked = options(scenario="chat,agent", model="tiny-1b,qwen3-32b", np="1,2")
+    assert [str(name) for name in name_cases(asked, registry)] == [
+        f"{scenario}-{model}-np{np}"
+        for scenario in ("chat", "agent")
+        for model in ("tiny-1b", "qwen3-32b")
+        for np in (1, 2)
+    ]
+
+
+def test_a_case_is_named_like_its_plan(registry: Registry) -> None:
+    asked = options(scenario="chat", np="2", backend="null")
+    (name,) = name_cases(asked, registry)
+    assert str(name) == plan_one(asked, registry).plan.case
+
+
+def test_a_trace_alone_selects_the_replay(registry: Registry, trace: str) -> None:
+    (name,) = name_cases(options(trace=trace), registry)
+    assert name.scenario == "trace"
+
+
+@pytest.mark.parametrize(
+    ("texts", "error", "message"),
+    [
+        ({"scenario": "chta"}, UnknownNameError, "--kv-scenario is 'chta'; .*agent, chat"),
+        ({"scenario": "mlperf-1"}, UnavailableError, "--kv-scenario is mlperf-1"),
+        ({"model": "gpt-9"}, UnknownNameError, "--kv-model is 'gpt-9'; .*llama3.1-8b"),
+        ({"backend": "fiel"}, UnknownNameError, "--kv-backend is 'fiel'; .*file, memory, null"),
+        ({"np": "1", "npernode": "2"}, OptionError, "--kv-np is 1"),
+    ],
+)
+def test_what_does_not_exist_or_agree_is_refused_by_name(
+    registry: Registry, texts: dict[str, str], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        name_cases(options(**texts), registry)
+
+
+def test_without_a_count_every_host_gets_a_rank() -> None:
+    (layout,) = layouts(options(hosts=["127.0.0.1"]))
+    assert layout == RankLayout(hosts=(HostRanks(name="127.0.0.1", ranks=1),))
+
+
+def test_this_machines_ranks_come_first() -> None:
+    asked = options(hosts=["192.0.2.1:2", "127.0.0.1:2"], np="4")  # TEST-NET-1, RFC 5737
+    (layout,) = layouts(asked)
+    assert [host.name for host in layout.hosts] == ["127.0.0.1", "192.0.2.1"]
+
+
+# -- plans ---------------------------------------------------------------------------------
+
+
+def test_a_plan_carries_the_run_and_the_version(registry: Registry) -> None:
+    plan = plan_one(options(scenario="chat", backend="null"), registry).plan
+    assert (plan.run_id, plan.version, plan.trial) == ("run-1", VERSION, 0)
+
+
+def test_the_need_is_the_workloads_own(registry: Registry) -> None:
+    asked = options(scenario="mixed", backend="null", num_users="37", context_scale="0.3", seed="5")
+    case = plan_one(asked, registry)
+    need = registry.workload("mixed").need(case.plan.context(0, None))
+    assert case.trace is None
+    assert case.plan.need_blocks == case.plan.capacity_blocks == need.working_set_blocks
+
+
+def test_null_is_not_checked_against_free_space(registry: Registry) -> None:
+    asked = options(scenario="document", backend="null", num_users="100000")
+    plan = plan_one(asked, registry).plan
+    assert plan.capacity_blocks == plan.need_blocks
+    assert plan.capacity_bytes > 100e12
+
+
+class Endless(Family):
+    """A load that no machine can hold."""
+
+    def need(self, context: object) -> Need:
+        del context
+        return Need(working_set_blocks=1 << 60)
+
+
+ENDLESS: dict[str, Any] = {"endless": Endless(Script([]))}
+
+
+@pytest.mark.parametrize("hosts", ["127.0.0.1:4", "127.0.0.1:2,localhost:2"])
+def test_ranks_of_one_machine_share_its_free_space(
+    registry: Registry, tmp_path: Path, hosts: str
+) -> None:
+    registry = registry_of(backends=registry.backends, workloads=ENDLESS)
+    asked = options(scenario="endless", cache_dir=str(tmp_path), hosts=[hosts], np="4")
+    plan = plan_one(asked, registry).plan
+    facts = os.statvfs(tmp_path)
+    free = facts.f_bavail * facts.f_frsize
+    assert plan.np == 4
+    assert plan.capacity_bytes * 4 == pytest.approx(0.9 * free, rel=0.05)
+
+
+def test_memory_is_shared_like_space(registry: Registry) -> None:
+    registry = registry_of(backends=registry.backends, workloads=ENDLESS)
+    one, four = plan_all(options(scenario="endless", backend="memory", np="1,4"), registry)
+    assert one.plan.capacity_bytes == pytest.approx(4 * four.plan.capacity_bytes, rel=0.2)
+
+
+@pytest.mark.parametrize("path", ["/usr/lib", "/nowhere/at/all"])
+def test_a_cache_directory_that_must_not_be_used_is_refused(registry: Registry, path: str) -> None:
+    with pytest.raises(OptionError, match=f"--kv-cache-dir is {path}"):
+        plan_one(options(scenario="chat", cache_dir=path), registry)
+
+
+# -- replays -------------------------------------------------------------------------------
+
+
+def test_a_replay_is_planned_from_its_trace(registry: Registry, trace: str) -> None:
+    asked = options(trace=trace, backend="null", np="1", trace_speedup="3", trace_cycles="2")
+    case = plan_one(asked, registry)
+    plan = case.plan
+    assert case.trace is not None
+    assert len(case.trace) == 24
+    assert plan.trace is not None
+    assert (plan.trace.name, plan.trace.format) == ("trace.jsonl", "mooncake")
+    assert plan.trace.digest == case.trace.digest
+    assert (plan.trace.requests, plan.trace.speedup, plan.trace.cycles) == (24, 3.0, 2)
+    assert (plan.block_tokens, plan.duration_s, plan.ramp_s) == (512, None, 0.0)
+    assert plan.need_blocks == len(set(case.trace.block_ids.tolist()))
+    assert plan.deadline_s > 2 * 23 / 3
+
+
+def test_the_hits_that_dealing_costs_are_told(registry: Registry, trace: str) -> None:
+    one, four = plan_all(options(trace=trace, backend="null", np="1,4"), registry)
+    assert one.trace is not None
+    assert one.plan.trace is not None
+    assert four.plan.trace is not None
+    blocks = len(one.trace.block_ids)
+    expected = infinite_hits(one.trace) / blocks
+    assert one.plan.trace.one_rank_hit_ratio == one.plan.trace.dealt_hit_ratio == expected
+    assert four.plan.trace.one_rank_hit_ratio == expected
+    dealt = sum(infinite_hits(one.trace, part) for part in deal(one.trace, 4)) / blocks
+    assert four.plan.trace.dealt_hit_ratio == dealt < expected
+
+
+def test_a_dealt_replay_is_planned_for_the_rank_that_needs_most(
+    registry: Registry, tmp_path: Path
+) -> None:
+    # The busiest rank asks for the same blocks again and again; the other one needs more.
+    prompts = [[1, 2, 3, 4, 5]] * 10 + [list(range(100, 140))]
+    trace = mooncake(tmp_path / "trace.jsonl", prompts)
+    case = plan_one(options(trace=trace, backend="null", np="2", trace_cycles="2"), registry)
+    assert case.trace is not None
+    parts = [case.trace.select(part) for part in deal(case.trace, 2)]
+    assert [len(set(part.block_ids.tolist())) for part in parts] == [5, 45]
+    assert case.plan.need_blocks == case.plan.capacity_blocks == 45
+
+
+def test_a_limit_is_part_of_the_plan_and_of_the_digest(registry: Registry, trace: str) -> None:
+    whole = plan_one(options(trace=trace, backend="null"), registry)
+    part = plan_one(options(trace=trace, backend="null", trace_limit="5"), registry)
+    assert part.trace is not None
+    assert part.plan.trace is not None
+    assert whole.plan.trace is not None
+    assert len(part.trace) == part.plan.trace.requests == part.plan.trace.limit == 5
+    assert part.plan.trace.digest != whole.plan.trace.digest
+    assert part.plan.workload_digest != whole.plan.workload_digest
+
+
+def test_a_trace_is_read_once_for_all_cases(registry: Registry, trace: str) -> None:
+    asked = options(trace=trace, backend="null", np="1,2", model="tiny-1b,qwen3-32b")
+    cases = plan_all(asked, registry)
+    assert len(cases) == 4
+    assert len({id(case.trace) for case in cases}) == 1
+
+
+def test_a_trace_for_fewer_ranks_is_refused(registry: Registry, trace: str) -> None:
+    asked = options(trace=trace, backend="null", np="3", trace_limit="2")
+    with pytest.raises(OptionError, match="--kv-np is 3; the trace has conversations for fewer"):
+        plan_one(asked, registry)
+
+
+def test_a_block_size_that_does_not_fit_the_trace_is_refused(
+    registry: Registry, trace: str
+) -> None:
+    with pytest.raises(TraceError, match="blocks of 100 tokens"):
+        plan_one(options(trace=trace, backend="null", block_tokens="100"), registry)
+
+
+def test_a_replay_without_a_trace_is_refused(registry: Registry) -> None:
+    layout = RankLayout(hosts=(HostRanks(name="127.0.0.1", ranks=1),))
+    (model,) = registry.models_of(["tiny-1b"])
+    name = CaseName(scenario="trace", model=model, layout=layout)
+    with pytest.raises(OptionError, match="name the file with --kv-trace=FILE"):
+        Planner(registry, "run").plan(options(), name)
+
+
+# -- sizes ---------------------------------------------------------------------------------
+
+
+def test_all_ranks_need_as_much_as_one_each(registry: Registry) -> None:
+    asked = options(scenario="mixed", backend="null", np="3")
+    (name,) = name_cases(asked, registry)
+    planner = Planner(registry, "run")
+    largest, total = planner.size(asked, name)
+    assert total == 3 * largest
+    assert largest == planner.plan(asked, name).plan.need_blocks
+
+
+def test_the_parts_of_a_trace_need_what_they_hold(registry: Registry, trace: str) -> None:
+    asked = options(trace=trace, backend="null", np="4")
+    (name,) = name_cases(asked, registry)
+    planner = Planner(registry, "run")
+    case = planner.plan(asked, name)
+    assert case.trace is not None
+    parts = [set(case.trace.select(p).block_ids.tolist()) for p in deal(case.trace, 4)]
+    assert planner.size(asked, name) == (max(map(len, parts)), sum(map(len, parts)))

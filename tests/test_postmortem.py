@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_kvcache.postmortem import cause_of_death, telling_lines
+
+RANKS = [{"host": "n1", "pid": 101}, {"host": "n2", "pid": 102}]
+BOX = "-" * 74
+
+# As Open MPI 5.0.11 prints it, with its line breaks.
+SIGNAL = f"""{BOX}
+prterun noticed that process rank 2 with PID 102 on node n2 exited on
+signal 9 (Killed).
+{BOX}"""
+EARLY = f"""{BOX}
+prterun detected that one or more processes exited with non-zero status...
+This may be: mpirun has exited due to process rank 1 with PID 101 on node n1 exiting improperly.
+There are three reasons this could occur:
+1. this process did not call "init" before exiting
+{BOX}"""
+ABORT = f"""{BOX}
+mpirun has exited due to process rank 1 with PID 0 on node n1 calling
+"abort". This may have caused other processes in the application to be
+terminated by signals sent by prterun (as reported here).
+{BOX}"""
+HYDRA = """
+===================================================================================
+=   BAD TERMINATION OF ONE OF YOUR APPLICATION PROCESSES
+=   PID 102 RUNNING AT n2
+=   EXIT CODE: 9
+=   CLEANING UP REMAINING PROCESSES
+==================================================================================="""
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        (SIGNAL, "rank 1 (pid 102) on host n2 was killed by signal 9"),
+        (EARLY, "rank 0 (pid 101) on host n1 ended in the middle of the work"),
+        (ABORT, "rank 0 (pid 101) on host n1 gave up"),
+        (HYDRA, "rank 1 (pid 102) on host n2 ended with exit code 9"),
+    ],
+)
+def test_the_launchers_words_become_rank_host_and_cause(text: str, cause: str) -> None:
+    assert cause_of_death(text.splitlines(), RANKS) == cause
+
+
+def test_a_rank_that_never_got_together_is_named_without_its_pid() -> None:
+    assert cause_of_death(SIGNAL.splitlines(), []) == "rank 1 on host n2 was killed by signal 9"
+
+
+def test_world_rank_0_is_the_coordinator() -> None:
+    text = SIGNAL.replace("rank 2", "rank 0")
+    expected = "the coordinator on host n2 was killed by signal 9"
+    assert cause_of_death(text.splitlines(), RANKS) == expected
+
+
+def test_a_process_that_is_no_rank_is_named_by_its_pid() -> None:
+    text = HYDRA.replace("PID 102", "PID 99")
+    assert (
+        cause_of_death(text.splitlines(), RANKS)
+        == "a process ended with exit code 9; the launcher names pid 99 on host n2"
+    )
+
+
+def test_the_coordinator_under_hydra_is_named_by_its_pid() -> None:
+    text = HYDRA.replace("PID 102", "PID 100")
+    assert (
+        cause_of_death(text.splitlines(), RANKS)
+        == "a process ended with exit code 9; the launcher names pid 100 on host n2"
+    )
+
+
+def test_where_the_launcher_says_nothing_there_is_no_cause() -> None:
+    assert cause_of_death([], RANKS) is None
+    assert cause_of_death(["Traceback (most recent call last):"], RANKS) is None
+
+
+def test_the_ranks_own_lines_tell_more_than_the_launchers() -> None:
+    log = ["Traceback (most recent call last):", "ValueError: no", *SIGNAL.splitlines(), ""]
+    assert telling_lines(log, 5) == ["Traceback (most recent call last):", "ValueError: no"]
+
+
+def test_of_many_lines_of_ranks_the_last_are_told() -> None:
+    assert telling_lines([str(n) for n in range(20)], 3) == ["17", "18", "19"]
+
+
+def test_without_lines_of_ranks_the_launchers_first_are_told() -> None:
+    told = telling_lines(SIGNAL.splitlines(), 2)
+    assert told == SIGNAL.splitlines()[:2]
+
+
+@settings(deadline=None)
+@given(st.lists(st.text(max_size=30)), st.integers(1, 20))
+def test_what_is_told_are_lines_of_the_log_and_not_too_many(lines: list[str], count: int) -> None:
+    told = telling_lines(lines, count)
+    assert len(told) <= count
+    assert set(told) <= set(lines)
+    assert bool(told) == any(line.strip() for line in lines)

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_kvcache.metrics import METRICS
+from pytest_kvcache.report import (
+    WIDTH,
+    ProgressRate,
+    describe_plan,
+    describe_progress,
+    figure,
+    report_run,
+)
+from pytest_kvcache.results import CaseResult, TrialResult
+from tests.canned import case_of, run_of, trial_of
+from tests.factories import make_plan
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GIB = 1 << 30
+
+
+def shown(*cases: CaseResult, metrics: tuple[str, ...] = ("read.p95_ms", "read.gib_per_s")) -> str:
+    return report_run(run_of(*cases), metrics)
+
+
+def row(text: str, metric: str) -> list[str]:
+    (line,) = (line for line in text.splitlines() if line.split()[:1] == [metric])
+    return line.split()
+
+
+def event(**changes: Any) -> dict[str, Any]:
+    values = {
+        "event": "progress", "phase": "window", "t_s": 1.0, "read_bytes": 0, "write_bytes": 0,
+        "completed": 0, "prompt_blocks": 4, "hit_blocks": 3, "cached_blocks": 10,
+    }  # fmt: skip
+    return values | changes
+
+
+# --- the table ------------------------------------------------------------------------------
+
+
+def test_a_row_has_median_interval_spread_and_number_of_trials() -> None:
+    text = shown(case_of(make_plan()))
+    series = case_of(make_plan()).series("read.p95_ms")
+    assert series is not None
+    assert series.ci95 is not None
+    low, high = series.ci95
+    cells = row(text, "read.p95_ms")
+    assert cells == [
+        "read.p95_ms", "ms", figure(series.median), figure(low), "…", figure(high), "1%", "2",
+    ]  # fmt: skip
+
+
+def test_requests_and_hits_are_always_shown_once() -> None:
+    text = shown(case_of(make_plan()), metrics=("cache.hit_ratio",))
+    assert row(text, "cache.hit_ratio")[2] == "0.7500"
+    assert row(text, "requests.per_s")
+
+
+def test_a_single_trial_claims_no_spread() -> None:
+    cells = row(shown(case_of(make_plan(), trial_of(make_plan()))), "read.p95_ms")
+    assert cells[3:] == ["—", "—", "1"]
+
+
+def test_a_metric_without_enough_samples_says_so_instead_of_a_number() -> None:
+    text = shown(case_of(make_plan()), metrics=("read.p999_ms",))
+    assert "too few samples" in " ".join(row(text, "read.p999_ms"))
+
+
+def test_a_failed_trial_hides_the_table_and_is_told_in_one_line() -> None:
+    plan = make_plan()
+    text = shown(case_of(plan, trial_of(plan), trial_of(plan, 1, error="it broke\nin detail")))
+    assert "trial 1 failed: it broke" in text
+    assert "in detail" not in text
+    assert "median" not in text
+
+
+def test_a_trial_without_data_is_told_as_well() -> None:
+    text = shown(case_of(make_plan(), TrialResult(index=0, error="no ranks")))
+    assert "trial 0 failed: no ranks" in text
+
+
+def test_results_that_are_no_storage_say_so() -> None:
+    assert "NOT_STORAGE" in shown(case_of(make_plan(backend="null")))
+    assert "NOT_STORAGE" in shown(case_of(make_plan(backend="memory")))
+    assert "NOT_STORAGE" not in shown(case_of(make_plan(backend="file")))
+
+
+def test_a_verdict_of_some_trials_names_them() -> None:
+    plan = make_plan()
+    clean = replace(trial_of(plan), verdicts=())
+    text = shown(case_of(plan, clean, trial_of(plan, 1), clean))
+    assert "SHORT_WINDOW (trial 1) warning: " in text
+
+
+def test_a_verdict_of_all_trials_is_told_once() -> None:
+    assert shown(case_of(make_plan())).count("SHORT_WINDOW") == 1
+
+
+def test_two_cases_have_a_table_each() -> None:
+    text = shown(case_of(make_plan()), case_of(make_plan(np=2)))
+    heads = [line for line in text.splitlines() if line and not line.startswith(" ")]
+    assert heads == ["chat-small-np1", "chat-small-np2"]
+
+
+def test_users_are_said_to_be_per_rank() -> None:
+    assert "4 users per rank" in describe_plan(make_plan())
+
+
+def test_one_rank_is_not_several() -> None:
+    assert describe_plan(make_plan()).startswith("1 rank on 127.0.0.1")
+
+
+@pytest.mark.parametrize(("sync", "words"), [("none", "not durable"), ("data", "durable")])
+def test_durability_is_said(sync: str, words: str) -> None:
+    assert f" {words};" in describe_plan(make_plan(sync=sync))
+
+
+def test_the_place_of_the_blocks_is_said_where_there_is_one(tmp_path: Path) -> None:
+    assert str(tmp_path) in describe_plan(make_plan(backend="file", cache_dir=str(tmp_path)))
+    assert "/nowhere" not in describe_plan(make_plan(backend="null"))
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    name=st.from_regex(r"[a-z][a-z0-9.-]{0,60}", fullmatch=True),
+    metrics=st.lists(st.sampled_from(sorted(METRICS)), min_size=1, max_size=8, unique=True),
+    note=st.none() | st.text(max_size=300),
+)
+def test_every_line_fits_the_terminal(name: str, metrics: list[str], note: str | None) -> None:
+    plan = make_plan(scenario=name)
+    trial = trial_of(plan)
+    assert trial.data is not None
+    data = {**trial.data, "ranks": [{**r, "io_note": note} for r in trial.data["ranks"]]}
+    text = shown(case_of(plan, replace(trial, data=data)), metrics=tuple(metrics))
+    widest = max(text.splitlines(), key=len)
+    longest_word = max(map(len, text.split()), default=0)
+    assert len(widest) <= max(WIDTH, longest_word + 6)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (12345.6, "12,346"), (1000, "1,000"), (999.94, "999.9"), (100, "100.0"), (99.994, "99.99"),
+        (1.23456, "1.235"), (0.123456, "0.1235"), (0, "0.0000"), (-2.5, "-2.500"),
+    ],
+)  # fmt: skip
+def test_figures_have_four_digits_and_no_exponent(value: float, text: str) -> None:
+    assert figure(value) == text
+
+
+@settings(deadline=None)
+@given(st.floats(1e-4, 1e6))
+def test_a_figure_is_the_value_to_four_digits(value: float) -> None:
+    assert float(figure(value).replace(",", "")) == pytest.approx(value, rel=1e-3, abs=5.1e-5)
+
+
+# --- progress -------------------------------------------------------------------------------
+
+
+def progress(rate: ProgressRate, **changes: Any) -> str:
+    return describe_progress(case_of(make_plan()), 0, 3, event(**changes), rate)
+
+
+def test_progress_names_case_trial_phase_and_time() -> None:
+    text = progress(ProgressRate())
+    assert text.startswith("chat-small-np1 trial 1/3 window 1 s")
+    assert "hit 75%" in text
+
+
+def test_a_phase_begins_without_figures() -> None:
+    assert progress(ProgressRate(), event="phase").endswith("trial 1/3 window")
+
+
+def test_rates_are_those_since_the_last_event() -> None:
+    rate = ProgressRate()
+    progress(rate, t_s=1.0, read_bytes=5 * GIB)
+    text = progress(rate, t_s=3.0, read_bytes=9 * GIB, write_bytes=GIB)
+    assert "r 2.00 w 0.50 GiB/s" in text
+
+
+def test_the_first_event_of_a_phase_claims_no_rate() -> None:
+    rate = ProgressRate()
+    progress(rate, phase="population", t_s=1.0, read_bytes=5 * GIB)
+    assert "r 0.00 w 0.00 GiB/s" in progress(rate, t_s=2.0, read_bytes=9 * GIB)
+
+
+def test_population_tells_how_much_is_stored() -> None:
+    assert "stored" in progress(ProgressRate(), phase="population", cached_blocks=1000)
+
+
+@settings(deadline=None)
+@given(st.floats(0, 1e6), st.floats(0, 1e6), st.integers(0, 1 << 50), st.integers(0, 1 << 50))
+def test_rates_are_never_negative_or_endless(
+    first_s: float, second_s: float, first_bytes: int, second_bytes: int
+) -> None:
+    rate = ProgressRate()
+    rate.gib_per_s(event(t_s=first_s, read_bytes=first_bytes))
+    read, write = rate.gib_per_s(event(t_s=second_s, read_bytes=second_bytes))
+    assert read >= 0
+    assert read != float("inf")
+    assert write == 0

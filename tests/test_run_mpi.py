@@ -1,0 +1,256 @@
+"""Whole runs with real ranks under mpirun."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_kvcache.__main__ import main
+from tests.site import (
+    PATIENCE_S,
+    PLUGINS,
+    PYTEST,
+    SMALL,
+    SUITE,
+    Site,
+    machine_to_oneself,
+    output,
+    storage_directory,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.mpi
+
+DEFAULT_METRICS = (
+    "read.p95_ms",
+    "read.gib_per_s",
+    "write.p95_ms",
+    "write.gib_per_s",
+    "load.p50_ms",
+)
+
+
+@dataclass(frozen=True)
+class Done:
+    """A session that ended."""
+
+    text: str
+    exit_code: int
+    run: dict[str, Any]
+    benchmarks: list[dict[str, Any]]
+    run_file: Path
+    cache_dir: Path
+
+    @property
+    def case(self) -> dict[str, Any]:
+        (case,) = self.run["cases"]
+        found: dict[str, Any] = case
+        return found
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, mpirun: str) -> Iterator[Done]:
+    """Two trials of two ranks on files, all default metrics; many tests look at it."""
+    del mpirun
+    path = tmp_path_factory.mktemp("a path with spaces")
+    with machine_to_oneself(), storage_directory("a cache with spaces") as cache_dir:
+        command = [
+            sys.executable, "-m", "pytest", *PYTEST, *SUITE, *SMALL, "--kv-backend=file",
+            f"--kv-cache-dir={cache_dir}", f"--kv-results-dir={path / 'my results'}",
+            "--kv-num-users=40", "--kv-duration=2", "--kv-trials=2", "--kv-verify=full",
+            f"--kv-metrics={','.join(DEFAULT_METRICS)}", "--benchmark-json=benchmarks.json",
+            "--kv-allow-invalid",
+        ]  # fmt: skip
+        ended = subprocess.run(
+            command, cwd=path, capture_output=True, text=True, check=False, timeout=PATIENCE_S,
+            env={**os.environ, "PYTHONPATH": str(PLUGINS), "NO_COLOR": "1"},
+        )  # fmt: skip
+        (run_file,) = path.glob("my results/*/run.json")
+        yield Done(
+            text=ended.stdout,
+            exit_code=ended.returncode,
+            run=json.loads(run_file.read_text()),
+            benchmarks=json.loads((path / "benchmarks.json").read_text())["benchmarks"],
+            run_file=run_file,
+            cache_dir=cache_dir,
+        )
+
+
+def trials(done: Done) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = done.case["trials"]
+    return found
+
+
+# --- one run, looked at from all sides ------------------------------------------------------
+
+
+def test_a_run_passes_with_an_entry_for_each_default_metric(done: Done) -> None:
+    assert done.exit_code == pytest.ExitCode.OK, done.text
+    assert f"{len(DEFAULT_METRICS)} passed" in done.text
+    assert [b["extra_info"]["metric"] for b in done.benchmarks] == list(DEFAULT_METRICS)
+    assert all(len(b["stats"]["data"]) == 2 for b in done.benchmarks)
+
+
+def test_the_run_file_is_sound(done: Done, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(done.run_file)]) == 0
+    assert capsys.readouterr().out.endswith(": sound\n")
+
+
+def test_every_rank_is_a_process_of_its_own_on_this_host(done: Done) -> None:
+    pids = set()
+    for trial in trials(done):
+        ranks = trial["ranks"]
+        assert [rank["rank"] for rank in ranks] == [0, 1]
+        assert {rank["host"] for rank in ranks} == set(done.run["environment"]["hosts"])
+        pids |= {rank["pid"] for rank in ranks}
+    assert len(pids) == 4
+
+
+def test_both_ranks_read_and_wrote_in_the_common_window(done: Done) -> None:
+    for trial in trials(done):
+        assert 0 < trial["window_s"] <= 2
+        for rank in trial["ranks"]:
+            assert rank["read_bytes"] > 0
+            assert rank["write_bytes"] > 0
+        for section in ("read", "write"):
+            moved = sum(rank[f"{section}_bytes"] for rank in trial["ranks"])
+            assert trial[section]["bytes"] == moved
+            assert trial[section]["failed"] == 0
+            rate = moved / trial["window_s"] / (1 << 30)
+            assert trial[section]["gib_per_s"] == pytest.approx(rate)
+
+
+def test_everything_read_was_verified_and_right(done: Done) -> None:
+    for trial in trials(done):
+        assert trial["integrity"]["checked"] >= trial["read"]["count"]
+        assert trial["integrity"]["failed"] == 0
+
+
+def test_a_warm_cache_hits_most_of_a_dialogue(done: Done) -> None:
+    for trial in trials(done):
+        cache = trial["cache"]
+        assert 0.5 < cache["hit_ratio"] < 1
+        assert cache["hit_ratio"] == cache["hit_blocks"] / cache["prompt_blocks"]
+        assert cache["tiers"]["storage"]["blocks"] > 0
+
+
+def test_the_plan_says_what_ran(done: Done) -> None:
+    plan = done.case["plan"]
+    assert (plan["users"], plan["duration_s"], plan["backend"]) == (40, 2.0, "file")
+    assert plan["cache_dir"] == str(done.cache_dir)
+    assert done.run["environment"]["launcher"].startswith("/")
+    assert "Open MPI" in done.run["environment"]["mpi"] or "MPICH" in done.run["environment"]["mpi"]
+
+
+def test_reads_are_direct_or_the_reason_is_visible(done: Done) -> None:
+    for trial in trials(done):
+        if trial["proof"]["io_mode"] != "direct":
+            assert all(rank["io_note"] for rank in trial["ranks"])
+            assert "note: " in done.text
+
+
+def test_nothing_is_left_in_the_cache_directory(done: Done) -> None:
+    assert list(done.cache_dir.iterdir()) == []
+
+
+def test_our_lines_fit_the_terminal_and_control_nothing(done: Done) -> None:
+    assert not any(character in done.text for character in "\x1b\r")
+    ours = done.text.partition("- kvcache -")[2].partition("run file:")[0].splitlines()
+    progress = [line for line in done.text.splitlines() if line.startswith("[kv] ")]
+    assert ours
+    assert progress
+    assert max(map(len, [*ours[1:], *progress])) <= 80
+
+
+def test_a_table_and_the_place_of_the_run_file_are_shown(done: Done) -> None:
+    assert "chat-tiny-1b-np2\n" in done.text
+    assert re.search(f"^run file: .*{done.run_file.parent.name}/run.json$", done.text, re.MULTILINE)
+    for metric in DEFAULT_METRICS:
+        assert f"\n  {metric}" in done.text
+
+
+# --- other runs -----------------------------------------------------------------------------
+
+
+def test_a_list_of_counts_runs_each_and_memory_is_no_storage(real_site: Site) -> None:
+    result = real_site.real("--kv-np=1,2", "--kv-metrics=read.gib_per_s")
+    result.assert_outcomes(passed=2)
+    assert [len(c["trials"][0]["ranks"]) for c in real_site.run()["cases"]] == [1, 2]
+    assert output(result).count("NOT_STORAGE warning: ") == 2
+
+
+def test_a_users_own_test_runs_ranks(real_site: Site) -> None:
+    source = """
+        def test_one(kvcache):
+            run = kvcache.run(scenario="agent", np=1, num_users=2, seed=7)
+            assert run.metric("read.gib_per_s") > 0
+            assert kvcache.run(scenario="agent", np=1, num_users=2, seed=7).result is run.result
+    """
+    real_site.pytester.makepyfile(test_mine=source)
+    result = real_site.pytester.runpytest_subprocess(
+        "test_mine.py", *PYTEST, *SMALL, timeout=PATIENCE_S
+    )
+    result.assert_outcomes(passed=1)
+    assert real_site.case()["name"] == "agent-tiny-1b-np1"
+    assert len(real_site.launches()) == 1
+
+
+def test_a_replay_hits_what_an_endless_cache_hits(real_site: Site) -> None:
+    prompts = ([1, 2], [3, 4], [1, 2], [1, 2, 5])
+    lines = [
+        {"timestamp": 0, "input_length": 512 * len(ids), "output_length": 1, "hash_ids": ids}
+        for ids in prompts
+    ]
+    (real_site.path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    args = [arg for arg in real_site.real_args() if not arg.startswith(
+        ("--kv-scenario", "--kv-block-tokens", "--kv-duration", "--kv-context"))]  # fmt: skip
+    result = real_site.pytester.runpytest_subprocess(
+        *args, "--kv-np=1", "--kv-backend=null", "--kv-trace=t.jsonl", "--kv-trace-speedup=0",
+        "--kv-metrics=cache.hit_ratio", "--kv-allow-invalid", timeout=PATIENCE_S,
+    )  # fmt: skip
+    result.assert_outcomes(passed=1)
+    cache = real_site.case()["trials"][0]["cache"]
+    assert (cache["prompt_blocks"], cache["hit_blocks"]) == (9, 4)
+
+
+def test_data_is_kept_where_the_user_asks_for_it(real_site: Site) -> None:
+    result = real_site.real(
+        "--kv-backend=file", "--kv-keep", "--kv-io=buffered", "--kv-allow-invalid",
+        "--kv-metrics=read.gib_per_s",
+    )  # fmt: skip
+    result.assert_outcomes(passed=1)
+    (kept,) = real_site.cache_dir.iterdir()
+    assert kept.name == f"kvcache-{real_site.run()['run_id']}"
+    assert sorted(path.name for path in kept.iterdir()) == ["KVCACHE-RUN", "rank-0", "rank-1"]
+    assert any(path.is_file() for path in kept.glob("rank-*/*/*"))
+    trial = real_site.case()["trials"][0]
+    assert (trial["proof"]["io_mode"], real_site.case()["plan"]["sync"]) == ("buffered", "data")
+
+
+def test_the_main_job_of_the_checkout_has_all_its_samples(real_site: Site) -> None:
+    root = PLUGINS.parent.parent
+    if not (root / "pyproject.toml").is_file():
+        pytest.skip("this is no checkout")
+    for name in ("conftest.py", "pyproject.toml"):
+        (real_site.path / name).write_text((root / name).read_text())
+    (real_site.path / "pytest_kvcache").symlink_to(root / "pytest_kvcache")
+    with storage_directory("main-job") as cache_dir:
+        result = real_site.pytester.runpytest_subprocess(
+            "--kv-np=2", "--kv-trials=1", "--kv-oversubscribe", "--kv-allow-invalid",
+            f"--kv-cache-dir={cache_dir}", *PYTEST, timeout=2 * PATIENCE_S,
+        )  # fmt: skip
+    result.assert_outcomes(passed=5)
+    plan = real_site.case()["plan"]
+    assert plan["scenario"] == "mixed"
+    stored = real_site.case()["trials"][0]["cache"]["tiers"]["storage"]["bytes"]
+    assert 0 < stored < 2e9

@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_kvcache.plan import TracePlan
+from pytest_kvcache.verdicts import evaluate_trial
+from tests.factories import FILESYSTEM, PAGE, rank_result, sound_plan, sound_record
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_kvcache.plan import Plan
+    from pytest_kvcache.results import RankResult
+
+REPLAY = TracePlan(
+    name="t",
+    format="mooncake",
+    digest="d" * 64,
+    requests=200,
+    speedup=1.0,
+    cycles=1,
+    limit=None,
+    one_rank_hit_ratio=0.5,
+    dealt_hit_ratio=0.5,
+)
+SEVERITY = {
+    "CACHED_READS": "invalid",
+    "OVERLOADED": "invalid",
+    "SKEWED": "invalid",
+    "TMPFS": "invalid",
+    "VIRTUAL_DISK": "warning",
+    "SHORT_WINDOW": "warning",
+    "UNPROVEN": "warning",
+    "NOT_STEADY": "warning",
+    "NOT_STORAGE": "warning",
+    "UNSATURATED": "warning",
+}
+
+
+def judged(
+    ranks: Sequence[RankResult], plan: Plan | None = None, **changes: Any
+) -> tuple[set[str], str]:
+    """The codes of a trial of these ranks, and the verdict of its proof."""
+    plan = plan or sound_plan(np=len(ranks))
+    data, verdicts = evaluate_trial(sound_record(plan, ranks, **changes), plan)
+    codes = [verdict.code for verdict in verdicts]
+    assert len(set(codes)) == len(codes) or "TMPFS" in codes or "VIRTUAL_DISK" in codes
+    assert {v.code: v.severity for v in verdicts} == {code: SEVERITY[code] for code in codes}
+    assert all(verdict.text for verdict in verdicts)
+    return set(codes), data["proof"]["verdict"]
+
+
+def of_one(plan: Plan | None = None, *, window_s: float = 60.0, **changes: Any) -> set[str]:
+    """The codes of a trial of one rank that differs from a sound one in this."""
+    codes, _ = judged([rank_result(0, **changes)], plan, window_s=window_s)
+    return codes
+
+
+def test_a_trial_without_fault_has_no_verdict() -> None:
+    assert judged([rank_result(0), rank_result(1)]) == (set(), "PROVEN")
+
+
+# -- where the bytes went ------------------------------------------------------------------
+
+
+def on(**facts: Any) -> dict[str, Any]:
+    return {**FILESYSTEM, **facts}
+
+
+def test_a_backend_that_is_no_storage_is_told() -> None:
+    ranks = [rank_result(0, is_storage=False, filesystem=None, device_read_bytes=0)]
+    assert judged(ranks) == ({"NOT_STORAGE"}, "NOT_STORAGE")
+
+
+def test_one_rank_without_storage_is_enough() -> None:
+    codes, _ = judged([rank_result(0), rank_result(1, is_storage=False)])
+    assert codes == {"NOT_STORAGE"}
+
+
+def test_files_in_memory_are_no_result() -> None:
+    tmpfs = on(is_tmpfs=True, type="tmpfs", counts_io=False)
+    ranks = [rank_result(0, filesystem=tmpfs, device_read_bytes=0)]
+    assert judged(ranks) == ({"TMPFS"}, "TMPFS")
+
+
+def test_one_host_with_files_in_memory_is_enough() -> None:
+    tmpfs = on(is_tmpfs=True, type="tmpfs", counts_io=False, host="n2")
+    codes, _ = judged([rank_result(0), rank_result(1, host="n2", filesystem=tmpfs)])
+    assert codes == {"TMPFS"}
+
+
+@pytest.mark.parametrize(
+    ("virtual", "codes"), [(True, {"VIRTUAL_DISK"}), (False, set()), (None, set())]
+)
+def test_a_virtual_disk_is_told(*, virtual: bool | None, codes: set[str]) -> None:
+    assert of_one(filesystem=on(virtual=virtual)) == codes
+
+
+# -- whether reads were real ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"filesystem": on(counts_io=False, type="nfs4")},
+        {"filesystem": None},
+        {"device_read_bytes": None},
+    ],
+)
+def test_without_a_byte_counter_nothing_is_proven(changes: dict[str, Any]) -> None:
+    ranks = [rank_result(0, **changes)]
+    assert judged(ranks) == ({"UNPROVEN"}, "UNPROVEN")
+
+
+@pytest.mark.parametrize("changes", [{"device_read_bytes": 0}, {"device_read_bytes": None}])
+def test_without_a_byte_counter_no_reads_are_called_cached(changes: dict[str, Any]) -> None:
+    ranks = [rank_result(0, filesystem=on(counts_io=False, type="fuse.x"), **changes)]
+    assert judged(ranks) == ({"UNPROVEN"}, "UNPROVEN")
+
+
+def test_one_rank_without_a_counter_is_enough() -> None:
+    nfs = on(counts_io=False, type="nfs4", host="n2")
+    codes, _ = judged([rank_result(0), rank_result(1, host="n2", filesystem=nfs)])
+    assert codes == {"UNPROVEN"}
+
+
+@pytest.mark.parametrize(
+    ("pages", "codes"), [(900, set()), (899, {"CACHED_READS"}), (0, {"CACHED_READS"})]
+)
+def test_the_device_must_move_nine_tenths_of_what_is_read(pages: int, codes: set[str]) -> None:
+    assert of_one(device_read_bytes=pages * PAGE) == codes
+
+
+def test_reads_of_one_rank_do_not_stand_for_those_of_another() -> None:
+    # A device that reads ahead moves more than was asked for; beside it a cache goes unseen.
+    ranks = [rank_result(0, device_read_bytes=2_000 * PAGE), rank_result(1, device_read_bytes=0)]
+    assert judged(ranks) == ({"CACHED_READS"}, "CACHED_READS")
+
+
+def test_one_cached_rank_of_many_is_not_averaged_away() -> None:
+    ranks = [rank_result(n, device_read_bytes=1_000 * PAGE * bool(n)) for n in range(16)]
+    assert judged(ranks) == ({"CACHED_READS"}, "CACHED_READS")
+
+
+def test_a_rank_without_a_counter_does_not_hide_a_cached_one() -> None:
+    nfs = on(counts_io=False, type="nfs4", host="n2")
+    ranks = [rank_result(0, device_read_bytes=0), rank_result(1, host="n2", filesystem=nfs)]
+    codes, proof = judged(ranks)
+    assert "CACHED_READS" in codes
+    assert proof == "CACHED_READS"
+
+
+def test_a_rank_that_read_nothing_is_not_cached() -> None:
+    ranks = [rank_result(0), rank_result(1, requested_read_bytes=0, device_read_bytes=0)]
+    assert judged(ranks) == (set(), "PROVEN")
+
+
+# -- whether the window holds --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("window_s", "codes"), [(30.0, set()), (29.99, {"SHORT_WINDOW"})])
+def test_a_window_is_half_a_minute_at_least(window_s: float, codes: set[str]) -> None:
+    assert of_one(sound_plan(duration_s=None), window_s=window_s) == codes
+
+
+@pytest.mark.parametrize(("window_s", "codes"), [(54.0, set()), (53.99, {"SKEWED"})])
+def test_all_ranks_share_nine_tenths_of_the_window(window_s: float, codes: set[str]) -> None:
+    assert of_one(sound_plan(duration_s=60.0), window_s=window_s) == codes
+
+
+def test_a_replay_without_a_duration_is_not_skewed() -> None:
+    assert of_one(sound_plan(duration_s=None), window_s=31.0) == set()
+
+
+@pytest.mark.parametrize(
+    ("start_s", "codes"), [(5.0, set()), (11.9, set()), (12.1, {"SKEWED"}), (30.0, {"SKEWED"})]
+)
+def test_a_rank_that_began_late_was_not_there_all_the_window(
+    start_s: float, codes: set[str]
+) -> None:
+    plan = sound_plan(np=2, duration_s=60.0, ramp_s=6.0)
+    found, _ = judged([rank_result(0), rank_result(1, start_s=start_s)], plan)
+    assert found == codes
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "codes"),
+    [
+        (500, 549, set()),
+        (500, 551, {"NOT_STEADY"}),
+        (551, 500, {"NOT_STEADY"}),
+        (0, 0, set()),
+    ],
+)
+def test_the_halves_of_the_window_hit_alike(first: int, second: int, codes: set[str]) -> None:
+    assert of_one(first_half_hits=first, second_half_hits=second) == codes
+
+
+def test_a_half_without_requests_says_nothing_about_steadiness() -> None:
+    assert of_one(first_half_blocks=0, first_half_hits=0) == set()
+
+
+# -- whether the load was right ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "codes"),
+    [
+        ({"offered": 1_000, "backlog": 50}, set()),
+        ({"offered": 1_000, "backlog": 51}, {"OVERLOADED"}),
+        ({"offered": 1_000, "dropped": 51}, {"OVERLOADED"}),
+        ({"offered": 1_000, "dropped": 26, "backlog": 25}, {"OVERLOADED"}),
+        ({"offered": 10, "backlog": 1}, set()),  # one request per rank is always under way
+        ({"offered": 10, "backlog": 2}, {"OVERLOADED"}),
+    ],
+)
+def test_an_open_loop_that_is_not_followed_is_overloaded(
+    changes: dict[str, int], codes: set[str]
+) -> None:
+    assert of_one(sound_plan(trace=REPLAY), **changes) == codes
+
+
+@pytest.mark.parametrize("trace", [None, replace(REPLAY, speedup=0.0)])
+def test_a_closed_loop_is_never_overloaded(trace: TracePlan | None) -> None:
+    assert of_one(sound_plan(trace=trace), offered=1_000, backlog=500) == set()
+
+
+@pytest.mark.parametrize(
+    ("depths", "codes"),
+    [
+        ([2.0], set()),
+        ([1.99], {"UNSATURATED"}),
+        ([3.0, 1.0], set()),
+        ([2.5, 1.0], {"UNSATURATED"}),
+        ([None], set()),
+        ([None, 1.0], {"UNSATURATED"}),
+    ],
+)
+def test_less_than_half_the_queue_depth_is_unsaturated(
+    depths: list[float | None], codes: set[str]
+) -> None:
+    ranks = [rank_result(n, mean_depth=depth) for n, depth in enumerate(depths)]
+    assert judged(ranks, sound_plan(np=len(ranks), queue_depth=4))[0] == codes
+
+
+def test_many_faults_are_all_told() -> None:
+    plan = sound_plan(trace=REPLAY, duration_s=60.0)
+    ranks = [rank_result(0, device_read_bytes=0, backlog=100, first_half_hits=0, mean_depth=0.1)]
+    codes, proof = judged(ranks, plan, window_s=10.0)
+    assert codes == {
+        "CACHED_READS", "SHORT_WINDOW", "SKEWED", "NOT_STEADY", "OVERLOADED", "UNSATURATED",
+    }  # fmt: skip
+    assert proof == "CACHED_READS"

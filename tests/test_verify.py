@@ -1,0 +1,350 @@
+from __future__ import annotations
+
+import copy
+import json
+import re
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_kvcache.backends.file import FileBackend
+from pytest_kvcache.errors import KVCacheError, ResultError
+from pytest_kvcache.results import CaseResult, RunResult, TrialResult
+from pytest_kvcache.verdicts import evaluate_trial
+from pytest_kvcache.verify import verify_run
+from tests.factories import (
+    make_plan,
+    rank_result,
+    record_of,
+    registry_of,
+    run_rank,
+    sound_plan,
+    sound_record,
+    tireless_scenarios,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from pytest_kvcache.plan import Plan
+    from pytest_kvcache.results import TrialRecord
+
+
+def run_json(plan: Plan, records: list[TrialRecord]) -> dict[str, Any]:
+    """The run file of one case, as the controller writes it."""
+    trials = []
+    for index, record in enumerate(records):
+        data, verdicts = evaluate_trial(record, plan.for_trial(index))
+        trials.append(TrialResult(index=index, error=None, verdicts=verdicts, data=data))
+    run = RunResult(
+        run_id=plan.run_id,
+        started_at="2026-01-01T00:00:00+00:00",
+        command=("pytest",),
+        version=plan.version,
+        commit=None,
+        environment={"python": "3.12"},
+        cases=(CaseResult(plan=plan, trials=tuple(trials)),),
+    )
+    written: dict[str, Any] = json.loads(json.dumps(run.to_json()))
+    return written
+
+
+@pytest.fixture(scope="module")
+def real_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The run file of two ranks that ran on files."""
+    registry = registry_of(backends={"file": FileBackend}, workloads=tireless_scenarios(20))
+    plan = make_plan(
+        np=2,
+        backend="file",
+        cache_dir=str(tmp_path_factory.mktemp("cache")),
+        keep=True,
+        duration_s=None,
+        capacity_blocks=150,
+        origins={"allow_invalid": "command line", "sync": "default"},
+    )
+    ranks = [run_rank(plan, registry, rank=rank) for rank in range(2)]
+    return run_json(plan, [record_of(plan, ranks)])
+
+
+Path = tuple[str | int, ...]
+
+
+def parts(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Path and value of everything that is inside an object or a list."""
+    inside: Iterable[tuple[str | int, Any]] = ()
+    if isinstance(value, dict):
+        inside = value.items()
+    elif isinstance(value, list):
+        inside = enumerate(value)
+    for key, inner in inside:
+        yield (*path, key), inner
+        yield from parts(inner, (*path, key))
+
+
+def numbers(data: dict[str, Any]) -> list[tuple[Path, Any]]:
+    """Path and value of every number."""
+    return [(path, value) for path, value in parts(data) if type(value) in (int, float)]
+
+
+_ABSENT = object()
+
+
+@contextmanager
+def forged(data: dict[str, Any], path: Path, value: Any = _ABSENT) -> Iterator[None]:
+    """Within, one part of the file is another one, or missing (faster than copies)."""
+    place: Any = data
+    for key in path[:-1]:
+        place = place[key]
+    before = copy.copy(place)
+    try:
+        if value is _ABSENT:
+            del place[path[-1]]
+        else:
+            place[path[-1]] = value
+        yield
+    finally:
+        place.clear()
+        place.extend(before) if isinstance(place, list) else place.update(before)
+
+
+def complaints(data: dict[str, Any]) -> list[str]:
+    try:
+        return verify_run(data)
+    except KVCacheError as error:
+        return [str(error)]
+
+
+# Numbers that stand for themselves: nothing else in the file follows from them.
+FREE = [
+    r"cases\.\d+\.plan\.(trial|deadline_s|need_blocks)",
+    r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.(pid|peak_rss_bytes|population_s|store_stall_s)",
+    # Of these only the extremes over all ranks, or a threshold, are derived.
+    r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.(start_s|stop_s|drained_s|mean_depth)",
+    r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.(read|write)_p95_ms",
+    # Within its bin.
+    r"cases\.\d+\.trials\.\d+\.\w+\.histogram\.min_ns",
+    # Facts of a host; the trial shows those of one of its ranks.
+    r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.filesystem\.\w+",
+]
+
+
+def is_free(path: Path) -> bool:
+    return any(re.fullmatch(pattern, ".".join(map(str, path))) for pattern in FREE)
+
+
+def repeats_another(path: Path) -> bool:
+    """Whether a part is one of many alike; checking one of them saves a lot of time."""
+    return (
+        {"write", "device", "load", "request"} & {*path} != set()
+        or ("summary" in path and "read.p50_ms" not in path)
+        or ("model" in path and "layers" not in path)
+    )
+
+
+def test_a_real_run_is_sound(real_run: dict[str, Any]) -> None:
+    assert verify_run(real_run) == []
+    trial = real_run["cases"][0]["trials"][0]
+    assert trial["read"]["count"] > 0
+    assert trial["write"]["count"] > 0
+    assert trial["cache"]["evictions"] > 0
+
+
+def test_no_number_can_be_changed_unseen(real_run: dict[str, Any]) -> None:
+    unseen = []
+    found = [item for item in numbers(real_run) if not repeats_another(item[0])]
+    assert len(found) > 150
+    for path, value in found:
+        with forged(real_run, path, value + 1):
+            if not is_free(path) and not complaints(real_run):
+                unseen.append(".".join(map(str, path)))
+    assert unseen == []
+    assert verify_run(real_run) == []
+
+
+def test_a_small_change_is_seen_as_well(real_run: dict[str, Any]) -> None:
+    trial: Path = ("cases", 0, "trials", 0)
+    for section, *rest in (
+        ("read", "gib_per_s"),
+        ("read", "ms", "mean"),
+        ("write", "ms", "p50"),
+        ("requests", "per_s"),
+        ("cache", "hit_ratio"),
+        ("harness", "cpu_s"),
+    ):
+        path = (*trial, section, *rest)
+        value = dict(parts(real_run))[path]
+        with forged(real_run, path, value * (1 - 1e-12)):
+            assert complaints(real_run), path
+
+
+def test_what_is_free_is_really_there(real_run: dict[str, Any]) -> None:
+    free = [".".join(map(str, path)) for path, _ in numbers(real_run) if is_free(path)]
+    for pattern in FREE:
+        assert any(re.fullmatch(pattern, path) for path in free), pattern
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("name",),
+        ("scenario",),
+        ("model",),
+        ("hosts", 0),
+        ("plan_digest",),
+        ("plan", "backend"),
+        ("plan", "scenario"),
+        ("plan", "verify"),
+        ("summary", "read.mean_ms", "unit"),
+        ("trials", 0, "proof", "io_mode"),
+        ("trials", 0, "proof", "sync"),
+        ("trials", 0, "proof", "verdict"),
+        ("trials", 0, "ranks", 0, "io_mode"),
+        ("trials", 0, "verdicts", 0, "code"),
+        ("trials", 0, "verdicts", 0, "severity"),
+        ("trials", 0, "verdicts", 0, "text"),
+        ("trials", 0, "read", "histogram", "bins"),
+        ("trials", 0, "read", "histogram", "scheme"),
+    ],
+)
+def test_no_text_that_says_what_ran_can_be_changed_unseen(
+    real_run: dict[str, Any], path: Path
+) -> None:
+    whole = ("cases", 0, *path)
+    text = dict(parts(real_run))[whole]
+    with forged(real_run, whole, text.swapcase() + "x"):
+        assert complaints(real_run)
+
+
+def answers(data: dict[str, Any]) -> list[str]:
+    """What a user is told; any other error would be a traceback."""
+    try:
+        return verify_run(data)
+    except KVCacheError as error:
+        return [str(error)]
+    except Exception as error:  # noqa: BLE001  whatever it is
+        return [f"TRACEBACK: {error!r}"]
+
+
+def test_nothing_can_be_left_out_unseen() -> None:
+    data = sound_run()
+    told = {}
+    for path, _ in list(parts(data)):
+        if repeats_another(path) or not isinstance(path[-1], str):
+            continue
+        if {"origins", "environment", "filesystem"} & {*path[:-1]} or path[-1] == "origins":
+            continue  # texts of their own
+        with forged(data, path):
+            told[".".join(map(str, path))] = answers(data)
+    assert [path for path, problems in told.items() if not problems] == []
+    assert [path for path, problems in told.items() if "TRACEBACK" in problems[0]] == []
+
+
+# Where null means: not known, none, or does not apply.
+MAY_BE_NULL = {"commit", "run_id", "started_at", "version", "cache_dir", "keep", 0}
+
+
+def test_nothing_can_be_emptied_unseen() -> None:
+    data = sound_run()
+    told = {}
+    for path, value in list(parts(data)):
+        if value is None or repeats_another(path) or is_free(path):
+            continue
+        if {"environment", "filesystem"} & {*path} or path[-1] in MAY_BE_NULL:
+            continue
+        with forged(data, path, None):
+            told[".".join(map(str, path))] = answers(data)
+    assert [path for path, problems in told.items() if not problems] == []
+    assert [path for path, problems in told.items() if "TRACEBACK" in problems[0]] == []
+
+
+def test_a_rank_can_not_be_left_out_unseen(real_run: dict[str, Any]) -> None:
+    with forged(real_run, ("cases", 0, "trials", 0, "ranks", 1)):
+        assert complaints(real_run)
+
+
+def test_a_trial_before_others_can_not_be_left_out_unseen() -> None:
+    plan = sound_plan()
+    data = run_json(plan, [sound_record(plan, [rank_result()])] * 2)
+    with forged(data, ("cases", 0, "trials", 0)):
+        assert any("numbered 0, 1, 2" in problem for problem in complaints(data))
+
+
+def test_a_verdict_can_not_be_left_out_unseen(real_run: dict[str, Any]) -> None:
+    with forged(real_run, ("cases", 0, "trials", 0, "verdicts", 0)):
+        assert any("the verdicts are" in problem for problem in complaints(real_run))
+
+
+def test_something_unknown_in_a_trial_is_seen(real_run: dict[str, Any]) -> None:
+    with forged(real_run, ("cases", 0, "trials", 0, "read", "iops"), 1_000_000):
+        name = real_run["cases"][0]["name"]
+        assert complaints(real_run) == [f"{name}: trial 0: read.iops is unknown"]
+
+
+def test_a_percentile_of_too_few_samples_can_not_be_filled_in(real_run: dict[str, Any]) -> None:
+    absent = [path for path, value in parts(real_run) if value is None and "ms" in path]
+    assert absent
+    for path in absent:
+        with forged(real_run, path, 0.001):
+            assert complaints(real_run), path
+
+
+def test_a_contradiction_names_what_is_written_and_what_is_right(
+    real_run: dict[str, Any],
+) -> None:
+    with forged(real_run, ("cases", 0, "trials", 0, "read", "gib_per_s"), 99.5):
+        told = "trial 0: read.gib_per_s is 99.5; computed from the ranks' records it is"
+        assert any(told in problem for problem in complaints(real_run))
+
+
+# -- what an ok trial must not have --------------------------------------------------------
+
+
+def sound_run(plan: Plan | None = None, **changes: Any) -> dict[str, Any]:
+    plan = plan or sound_plan()
+    return run_json(plan, [sound_record(plan, [rank_result(0, **changes)])])
+
+
+def test_a_sound_run_is_sound() -> None:
+    assert verify_run(sound_run()) == []
+
+
+@pytest.mark.parametrize(
+    "changes", [{"read_failed": 1}, {"write_failed": 1}, {"corrupt": 1}, {"error": "disk full"}]
+)
+def test_a_trial_with_failed_operations_is_not_ok(changes: dict[str, Any]) -> None:
+    assert any("it is ok, but" in problem for problem in verify_run(sound_run(**changes)))
+
+
+def test_a_trial_that_could_not_clean_up_is_not_ok() -> None:
+    assert any("clean" in problem for problem in verify_run(sound_run(cleanup_error="stuck")))
+
+
+def test_a_trial_without_operations_is_not_ok() -> None:
+    plan = sound_plan()
+    nothing = rank_result(0, read_count=0, write_count=0, read_bytes=0, write_bytes=0)
+    problems = verify_run(run_json(plan, [sound_record(plan, [nothing])]))
+    assert any("completed no operation" in problem for problem in problems)
+
+
+def test_an_invalid_trial_is_ok_only_if_that_was_allowed() -> None:
+    problems = verify_run(sound_run(device_read_bytes=0))
+    assert any("['CACHED_READS'] invalidate it" in problem for problem in problems)
+    allowed = sound_plan(origins={"allow_invalid": "command line"})
+    assert verify_run(sound_run(allowed, device_read_bytes=0)) == []
+
+
+def test_a_failed_trial_may_lack_its_data() -> None:
+    data = sound_run()
+    case = data["cases"][0]
+    case["trials"] = [{"index": 0, "ok": False, "error": "rank 1 died", "verdicts": []}]
+    case["summary"] = {}
+    assert verify_run(data) == []
+    case["trials"][0] |= {"ok": True, "error": None}
+    assert any("has no data" in problem for problem in verify_run(data))
+
+
+@pytest.mark.parametrize("data", [{}, {"schema": "x"}, {"schema": None, "cases": []}])
+def test_what_is_no_run_file_is_refused(data: dict[str, Any]) -> None:
+    with pytest.raises(ResultError, match="the schema is"):
+        verify_run(data)

@@ -1,0 +1,314 @@
+from __future__ import annotations
+
+import gzip
+import lzma
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_kvcache.errors import TraceError, UnavailableError
+from pytest_kvcache.workloads.trace_file import Trace, read_trace
+from tests.traces import (
+    AGENTS,
+    MOONCAKE,
+    REFERENCE,
+    SHAREGPT,
+    real_trace,
+    small_trace,
+    trace_path,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LINES = (
+    b'{"timestamp": 0, "input_length": 600, "output_length": 3, "hash_ids": [7, 8]}\n'
+    b'{"timestamp": 2.5, "input_length": 512, "output_length": 0, "hash_ids": [7]}\n'
+)
+PROMPTS = st.lists(st.lists(st.integers(0, 50), max_size=5, unique=True), max_size=10)
+
+
+def columns(trace: Trace) -> dict[str, Any]:
+    names = ("arrival_ns", "input_tokens", "output_tokens", "offsets", "block_ids")
+    return {name: getattr(trace, name).tolist() for name in names}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "any.name"
+    path.write_bytes(LINES)
+    return path
+
+
+def test_a_trace_file_becomes_columns(file: Path) -> None:
+    trace = read_trace(file, block_tokens=None)
+    assert (trace.name, trace.format, trace.block_tokens) == ("any.name", "mooncake", 512)
+    assert columns(trace) == {
+        "arrival_ns": [0, 2_500_000],
+        "input_tokens": [600, 512],
+        "output_tokens": [3, 0],
+        "offsets": [0, 2, 3],
+        "block_ids": [7, 8, 7],
+    }
+    assert [trace.blocks(i).tolist() for i in range(len(trace))] == [[7, 8], [7]]
+
+
+@pytest.mark.parametrize("name", [MOONCAKE, SHAREGPT, AGENTS])
+def test_recorded_traces_hold_what_their_reference_says(name: str) -> None:
+    trace, reference = real_trace(name), REFERENCE[name]
+    assert len(trace) == reference.requests
+    assert trace.block_tokens == reference.block_tokens
+    assert len(trace.block_ids) == reference.prompt_blocks
+    assert len(np.unique(trace.block_ids)) == reference.distinct_blocks
+    assert int(trace.input_tokens.sum()) == reference.input_tokens
+    assert int(trace.output_tokens.sum()) == reference.output_tokens
+
+
+def test_arrivals_of_a_recorded_trace_span_what_its_reference_says() -> None:
+    arrivals = real_trace(MOONCAKE).arrival_ns
+    assert (arrivals[-1] - arrivals[0]) / 1e9 == pytest.approx(1022.025, abs=5e-4)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress])
+def test_packed_files_are_told_by_their_content(file: Path, pack: Any) -> None:
+    plain = read_trace(file, block_tokens=None)
+    file.write_bytes(pack(LINES))
+    assert read_trace(file, block_tokens=None).digest == plain.digest
+
+
+def test_a_byte_order_mark_and_carriage_returns_are_no_content(file: Path) -> None:
+    plain = read_trace(file, block_tokens=None)
+    file.write_bytes(b"\xef\xbb\xbf" + LINES.replace(b"\n", b"\r\n"))
+    assert read_trace(file, block_tokens=None).digest == plain.digest
+
+
+def test_the_users_block_size_is_checked_against_the_file(file: Path) -> None:
+    assert read_trace(file, block_tokens=550).block_tokens == 550
+    with pytest.raises(TraceError, match="line 1: 2 hash_ids don't fit input_length 600"):
+        read_trace(file, block_tokens=16)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress])
+def test_a_packed_file_that_is_cut_off_is_refused(file: Path, pack: Any) -> None:
+    file.write_bytes(pack(LINES * 100)[:-20])
+    with pytest.raises(TraceError, match=r"any.name: it can't be read .*end"):
+        read_trace(file, block_tokens=None)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "any.name: it is empty"),
+        (b"\n \n\n", "any.name: it is empty"),
+        (b"\n" + LINES, "line 1: the line is blank"),
+        (b"\x00\x01\x02", "any.name: it is binary"),
+        (b"PK\x03\x04\xff\xfe\n", "any.name: it is binary"),
+        (LINES.decode().encode("utf-16"), "any.name: it is binary"),
+        (b"hello\n", "line 1: it is of no known trace format"),
+        (b"{\n", "line 1: it is of no known trace format"),
+        (b'["input_length"]\n', "line 1: it is of no known trace format"),
+        (LINES + b'{"timest', "line 3: the last line is cut off"),
+        (LINES + b'{"timestamp": 3}\n', "line 3: there is no 'input_length'"),
+        (LINES + b"\xff\xfe\n", "line 3: the line is not JSON"),
+        (LINES[:40], "line 1: the last line is cut off"),
+    ],
+)
+def test_unusable_content_is_refused_with_its_line(
+    file: Path, content: bytes, problem: str
+) -> None:
+    file.write_bytes(content)
+    with pytest.raises(TraceError, match=problem):
+        read_trace(file, block_tokens=None)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match="No such file or directory"):
+        read_trace(tmp_path / "absent.jsonl", block_tokens=None)
+    with pytest.raises(TraceError, match="Is a directory"):
+        read_trace(tmp_path, block_tokens=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        (AGENTS, "agent-session JSONL"),
+        ("azure-llm-2023/AzureLLMInferenceTrace_code.csv", "Azure LLM CSV"),
+        ("burstgpt-format/BurstGPT_1.head.csv", "BurstGPT CSV"),
+        ("burstgpt-format/BurstGPT_3.head.csv", "BurstGPT CSV"),
+        ("sharegpt-format/dummy_conversation.json", "ShareGPT JSON"),
+    ],
+)
+def test_formats_that_are_known_but_not_read_yet_are_named(name: str, found: str) -> None:
+    with pytest.raises(UnavailableError, match=f"a file of {found}; this is not available yet"):
+        read_trace(trace_path(name), block_tokens=None)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b'{"id": "x", "conversations": []}\n', "ShareGPT JSON"),
+        (b'[{"id": "x", "conversations": []}]', "ShareGPT JSON"),
+        (b"Timestamp,Operation,Object_Size_Bytes,Tier,Key,Phase\n", "I/O trace CSV"),
+    ],
+)
+def test_other_known_formats_are_named_too(file: Path, content: bytes, found: str) -> None:
+    file.write_bytes(content)
+    with pytest.raises(UnavailableError, match=found):
+        read_trace(file, block_tokens=None)
+
+
+def test_a_first_line_of_megabytes_is_read_whole(file: Path) -> None:
+    ids = ", ".join(str(i) for i in range(300_000))
+    tokens = 300_000 * 512
+    fields = f'"timestamp": 0, "input_length": {tokens}, "output_length": 1, "hash_ids": [{ids}]'
+    file.write_text(f"{{{fields}}}\n")
+    assert len(read_trace(file, block_tokens=None).blocks(0)) == 300_000
+
+
+@settings(deadline=None)
+@given(PROMPTS, st.data())
+def test_a_selection_is_its_requests_in_the_order_given(
+    prompts: list[list[int]], data: st.DataObject
+) -> None:
+    trace = small_trace(prompts)
+    chosen = data.draw(st.lists(st.sampled_from(range(len(prompts))))) if prompts else []
+    part = trace.select(chosen)
+    assert [part.blocks(i).tolist() for i in range(len(part))] == [prompts[i] for i in chosen]
+    assert part.input_tokens.tolist() == [trace.input_tokens[i] for i in chosen]
+    assert part.arrival_ns.tolist() == chosen
+
+
+@pytest.mark.parametrize("indices", [[0, 2], [-1]])
+def test_a_selection_of_requests_that_do_not_exist_is_refused(indices: list[int]) -> None:
+    with pytest.raises(IndexError, match="not all in a trace of 2"):
+        small_trace([[1], [2]]).select(indices)
+
+
+@pytest.mark.parametrize("index", [-1, 2])
+def test_blocks_of_a_request_that_does_not_exist_are_refused(index: int) -> None:
+    with pytest.raises(IndexError, match="not in a trace of 2"):
+        small_trace([[1], [2]]).blocks(index)
+
+
+def test_a_limit_keeps_the_first_requests() -> None:
+    trace = small_trace([[1], [2, 3], [4]])
+    assert trace.limit(2).block_ids.tolist() == [1, 2, 3]
+    assert len(trace.limit(99)) == 3
+    assert len(trace.limit(0)) == 0
+    with pytest.raises(ValueError, match="count is -1"):
+        trace.limit(-1)
+
+
+@settings(deadline=None)
+@given(PROMPTS)
+def test_the_digest_tells_traces_apart_and_ignores_the_name(prompts: list[list[int]]) -> None:
+    trace = small_trace(prompts)
+    assert trace.digest == small_trace(prompts).digest
+    assert trace.digest != small_trace([*prompts, [1]]).digest
+    assert trace.digest != small_trace(prompts, block_tokens=5).digest
+
+
+@pytest.mark.parametrize(
+    "column", ["arrival_ns", "input_tokens", "output_tokens", "offsets", "block_ids"]
+)
+def test_every_column_counts_in_the_digest(column: str) -> None:
+    values = {"offsets": [0, 1, 4]}.get(column)
+    trace = small_trace([[1, 2], [3, 4]])
+    changed = np.array(values or getattr(trace, column) + 1, dtype=np.int64)
+    assert _with(trace, column, changed).digest != trace.digest
+
+
+def _with(trace: Trace, column: str, values: Any) -> Trace:
+    names = ("name", "format", "block_tokens", *columns(trace))
+    return Trace(**({name: getattr(trace, name) for name in names} | {column: values}))
+
+
+@settings(deadline=None, max_examples=20)
+@given(PROMPTS)
+def test_a_saved_trace_loads_as_it_was(tmp_path_factory: Any, prompts: list[list[int]]) -> None:
+    path = tmp_path_factory.mktemp("saved") / "trace.npz"
+    trace = small_trace(prompts)
+    trace.save(path)
+    loaded = Trace.load(path)
+    assert columns(loaded) == columns(trace)
+    assert (loaded.name, loaded.format) == (trace.name, trace.format)
+    assert loaded.digest == trace.digest
+    assert [entry.name for entry in path.parent.iterdir()] == ["trace.npz"]
+
+
+def test_a_trace_that_can_not_be_saved_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "trace.npz"
+    small_trace([[1]]).save(path)
+    before = path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, f"no space left for {descriptor}")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        small_trace([[1], [2]]).save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("damage", ["absent", "empty", "text", "cut", "flipped", "other"])
+def test_a_file_that_is_no_saved_trace_is_refused(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "trace.npz"
+    small_trace([[1, 2], [1]]).save(path)
+    content = path.read_bytes()
+    at = content.index(b"NUMPY")
+    path.write_bytes(
+        {
+            "absent": content,
+            "empty": b"",
+            "text": LINES,
+            "cut": content[:-30],
+            "flipped": content[: at + 130] + b"\xff" + content[at + 131 :],
+            "other": content,
+        }[damage]
+    )
+    if damage == "absent":
+        path.unlink()
+    if damage == "other":
+        np.savez(path, name=np.array("x"))
+    with pytest.raises(TraceError, match="it is no saved trace"):
+        Trace.load(path)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "problem"),
+    [
+        ("block_tokens", 0, "block_tokens is 0"),
+        ("arrival_ns", [0], "different lengths"),
+        ("arrival_ns", [[0, 1]], "not one-dimensional"),
+        ("output_tokens", [0, 1, 2], "different lengths"),
+        ("offsets", [0, 1, 2], "don't divide"),
+        ("offsets", [1, 2, 3], "don't divide"),
+        ("offsets", [0, 4, 3], "don't divide"),
+        ("input_tokens", [1, -1], "negative"),
+        ("block_ids", [1, 1, 3], "repeats a block id"),
+    ],
+)
+def test_columns_that_contradict_each_other_are_refused(
+    column: str, values: Any, problem: str
+) -> None:
+    with pytest.raises(TraceError, match=problem):
+        _with(small_trace([[1, 2], [3]]), column, values)
+
+
+def test_columns_that_are_not_integers_are_refused() -> None:
+    with pytest.raises(TypeError, match="float64"):
+        _with(small_trace([[1]]), "arrival_ns", np.array([0.5]))
+
+
+def test_columns_can_not_be_changed_but_the_callers_arrays_can() -> None:
+    mine = np.array([5], dtype=np.int64)
+    trace = _with(small_trace([[1]]), "arrival_ns", mine)
+    with pytest.raises(ValueError, match="read-only"):
+        trace.arrival_ns[0] = 1
+    assert mine.flags.writeable
