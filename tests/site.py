@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 PLUGINS = Path(__file__).parent / "plugins"
 SUITE = ("--pyargs", "pytest_kvcache.suite")
 PATIENCE_S = 60.0  # how long a test waits for what must come; never how long it takes
+QUEUE_S = 300.0  # and for another session's test to give the machine back
 REFUSED = re.compile(r"ERROR: (?!usage: )|[^ ]*: error: (argument --[a-z-]*: )?")
 
 # pytest itself: no cache directory, and nothing of the machine's other plugins.
@@ -187,16 +188,27 @@ class Site:
 
 @contextmanager
 def machine_to_oneself() -> Iterator[None]:
-    """Wait for the tests of other sessions, and for other benchmarks on this host."""
+    """Wait for the tests of other sessions, and for other benchmarks on this host.
+
+    The wait has an end: a session that waits for itself must fail, not hang.
+    """
     host = os.uname().nodename
     path = Path(tempfile.gettempdir(), f"pytest-kvcache-tests.{host}.lock")
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        wait_for(lambda: not is_locked(host))
+        wait_for(lambda: _has_taken(fd), limit_s=QUEUE_S)
+        wait_for(lambda: not is_locked(host), limit_s=QUEUE_S)
         yield
     finally:
         os.close(fd)
+
+
+def _has_taken(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def is_locked(host: str) -> bool:
@@ -221,9 +233,9 @@ def storage_directory(name: str) -> Iterator[Path]:
         yield path
 
 
-def wait_for(condition: Callable[[], object]) -> None:
+def wait_for(condition: Callable[[], object], limit_s: float = PATIENCE_S) -> None:
     """Poll until it holds; fail the test if it never does."""
-    until_s = time.monotonic() + PATIENCE_S
+    until_s = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < until_s, "it did not come"
         time.sleep(0.02)
