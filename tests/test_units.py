@@ -223,7 +223,9 @@ def test_separators_that_only_strip_knows_are_stripped() -> None:
 
 @pytest.mark.parametrize("text", ["", "x", "8.0", "1e3", "1_000", "٣", "9" * 5000])
 def test_text_that_is_no_whole_number_is_refused(text: str) -> None:
-    with pytest.raises(OptionError, match=r"it must be a whole number of at least 1, of 18 digits at most$"):
+    with pytest.raises(
+        OptionError, match=r"it must be a whole number of at least 1, of 18 digits at most$"
+    ):
         parse_int(text, option=OPTION, minimum=1)
 
 
