@@ -39,7 +39,8 @@ def site(
     The name keeps it apart from benchmarks that run at the same time: the lock of the
     host is taken by name.
     """
-    for name in ("PYTEST_ADDOPTS", "FORCE_COLOR", "PY_COLORS"):
+    # With CI set pytest repeats whole messages in its short summary.
+    for name in ("PYTEST_ADDOPTS", "FORCE_COLOR", "PY_COLORS", "CI", "BUILD_NUMBER"):
         monkeypatch.delenv(name, raising=False)
     for name in [name for name in os.environ if name.startswith("KVCACHE_TEST_")]:
         monkeypatch.delenv(name)
