@@ -39,6 +39,7 @@ MARKER_VARIABLE = "PYTEST_KVCACHE_LAUNCH"
 _TAIL_BYTES = 64 * 1024
 _KILL_WAIT_S = 5.0
 _KILL_POLL_S = 0.01
+_FIRST_POLL_S = 0.005
 # Terminal control: CSI sequences (colours), OSC sequences (titles), single escapes.
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
 # What is left of control characters; Open MPI 5 prints a NUL when a rank aborts.
@@ -90,7 +91,7 @@ def supervise(
     """Run ``argv`` to its end, its deadline or a stop; no process of it is left then.
 
     Call it from the main thread. stdin is empty; stdout and stderr are appended to
-    ``log_path``. ``on_poll`` is called every ``poll_s`` while the launch runs, not after.
+    ``log_path``. ``on_poll`` is called every ``poll_s`` or sooner while the launch runs, not after.
     A launch that must end is sent SIGTERM, and SIGKILL after ``grace_s``; so it is on any
     exception, ``KeyboardInterrupt`` included, which is then raised again. SIGTERM to this
     process counts as ``KeyboardInterrupt`` meanwhile.
@@ -165,6 +166,7 @@ def _watch(
     on_poll: Callable[[], None],
     poll_s: float,
 ) -> tuple[EndedBy, str]:
+    pause_s = _FIRST_POLL_S  # grows to poll_s: a launch that fails at once is told at once
     while not _has_ended(process):
         try:
             on_poll()
@@ -173,7 +175,8 @@ def _watch(
         left_s = deadline_at_s - time.monotonic()
         if left_s <= 0:
             return "deadline", ""
-        time.sleep(min(poll_s, left_s))
+        time.sleep(min(pause_s, left_s))
+        pause_s = min(2 * pause_s, poll_s)
     return "exit", ""
 
 

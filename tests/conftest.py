@@ -42,7 +42,7 @@ def site(
     # With CI set pytest repeats whole messages in its short summary.
     for name in ("PYTEST_ADDOPTS", "FORCE_COLOR", "PY_COLORS", "CI", "BUILD_NUMBER"):
         monkeypatch.delenv(name, raising=False)
-    for name in [name for name in os.environ if name.startswith("KVCACHE_TEST_")]:
+    for name in [n for n in os.environ if n.startswith(("KVCACHE_TEST_", "PYTEST_XDIST_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(PLUGINS), *_python_path()]))
     monkeypatch.syspath_prepend(PLUGINS)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -458,7 +459,8 @@ def test_what_pytest_benchmark_writes_can_be_loaded(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-m", "pytest", "-q", "--rootdir=.", "--benchmark-json=out.json"]
     command += ["-p", "no:cacheprovider", "-p", "no:pytest_kvcache.plugin", "-p", "no:xdist"]
-    subprocess.run([*command, "test_it.py"], cwd=tmp_path, check=True, capture_output=True)
+    env = {name: text for name, text in os.environ.items() if not name.startswith("PYTEST_XDIST_")}
+    subprocess.run([*command, "test_it.py"], cwd=tmp_path, check=True, capture_output=True, env=env)
     baseline = load_baseline(str(tmp_path / "out.json"))
     assert baseline.cases == {CASE: {"read.p99_ms": latency(10.0, 11.0)}}
 

@@ -59,7 +59,7 @@ def stage(clock: FakeClock) -> Iterator[Stage]:
 
 # Some rows of the reference tables; a small cache of a long trace evicts most and runs longest.
 REPLAYED = [
-    *((MOONCAKE, capacity_blocks) for capacity_blocks in (1_000, 10_000, 43_924)),
+    *((MOONCAKE, capacity_blocks) for capacity_blocks in (1_000, 43_924)),
     *((SHAREGPT, capacity_blocks) for capacity_blocks in (14, 294, 2_944, 14_722)),
 ]
 

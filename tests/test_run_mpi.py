@@ -24,6 +24,7 @@ from tests.site import (
     output,
     storage_directory,
 )
+from tests.traces import MOONCAKE, REFERENCE, trace_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -224,6 +225,26 @@ def test_a_replay_hits_what_an_endless_cache_hits(real_site: Site) -> None:
     result.assert_outcomes(passed=1)
     cache = real_site.case()["trials"][0]["cache"]
     assert (cache["prompt_blocks"], cache["hit_blocks"]) == (9, 4)
+
+
+@pytest.mark.parametrize("capacity_blocks", [4_392, 43_924])
+def test_a_recorded_trace_hits_what_its_reference_says(
+    real_site: Site, capacity_blocks: int
+) -> None:
+    reference = REFERENCE[MOONCAKE]
+    stored = 512 * 24_576  # of a block of tiny-1b
+    result = real_site.pytester.runpytest_subprocess(
+        *PYTEST, *SUITE, "--kv-np=1", "--kv-allow-run-as-root", "--kv-backend=null",
+        "--kv-model=tiny-1b", "--kv-trials=1", f"--kv-trace={trace_path(MOONCAKE)}",
+        "--kv-trace-speedup=0", "--kv-metrics=cache.hit_ratio", "--kv-allow-invalid",
+        f"--kv-storage-capacity-gb={capacity_blocks * stored}B", timeout=2 * PATIENCE_S,
+    )  # fmt: skip
+    result.assert_outcomes(passed=1)
+    cache = real_site.case()["trials"][0]["cache"]
+    assert cache["prompt_blocks"] == reference.prompt_blocks
+    ratios = {capacity: (blocks, tokens) for capacity, blocks, tokens in reference.lru}
+    found = (f"{cache['hit_ratio']:.6f}", f"{cache['hit_token_ratio']:.6f}")
+    assert found == ratios[capacity_blocks]
 
 
 def test_data_is_kept_where_the_user_asks_for_it(real_site: Site) -> None:
