@@ -91,7 +91,7 @@ def supervise(
     """Run ``argv`` to its end, its deadline or a stop; no process of it is left then.
 
     Call it from the main thread. stdin is empty; stdout and stderr are appended to
-    ``log_path``. ``on_poll`` is called every ``poll_s`` or sooner while the launch runs, not after.
+    ``log_path``. ``on_poll`` is called every ``poll_s`` or sooner while the launch runs.
     A launch that must end is sent SIGTERM, and SIGKILL after ``grace_s``; so it is on any
     exception, ``KeyboardInterrupt`` included, which is then raised again. SIGTERM to this
     process counts as ``KeyboardInterrupt`` meanwhile.
