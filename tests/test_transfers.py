@@ -520,6 +520,59 @@ def test_no_more_transfers_are_in_flight_than_the_queue_depth(
     pool.close()
 
 
+class Timed(NullBackend):
+    """Every call and every sync takes so long on the fake clock; who made calls is noted."""
+
+    def __init__(self, clock: FakeClock, call_ns: int, sync_ns: int = 0) -> None:
+        self._clock = clock
+        self._call_ns = call_ns
+        self._sync_ns = sync_ns
+        self.held = threading.Event()
+        self.held.set()
+        self.inside: set[int] = set()
+
+    def put_from(self, key: str, offset: int, buffer: memoryview) -> None:
+        self._clock.advance(self._call_ns)
+        self.inside.add(threading.get_ident())
+        assert self.held.wait(PATIENCE_S)
+
+    def sync(self, key: str) -> None:
+        self._clock.advance(self._sync_ns)
+
+
+def check_threads_of_a_burst(
+    clock: FakeClock, threads: int, *, call_ns: int, sync_ns: int = 0
+) -> None:
+    """So many of 4 threads take up 8 puts, after many that took as long as told."""
+    backend = Timed(clock, call_ns, sync_ns)
+    pool = Pool(backend, clock=clock, queue_depth=4, sync=sync_ns > 0)
+    pool.pool.start()
+    for slot in pool.slots(*range(200)):  # one by one: all threads share the clock
+        pool.carry_out(WRITE, slot)
+    wait_for(lambda: not pool.pool.busy)
+    backend.inside.clear()
+    backend.held.clear()
+    pool.submit(WRITE, *pool.slots(*range(200, 208)))
+    wait_for(lambda: len(backend.inside) == threads)
+    time.sleep(0.05)  # a thread too many would be there by now
+    assert len(backend.inside) == threads
+    backend.held.set()
+    pool.wait(208)
+    pool.close()
+
+
+def test_calls_that_take_their_time_are_made_by_all_threads(clock: FakeClock) -> None:
+    check_threads_of_a_burst(clock, 4, call_ns=20_000)
+
+
+def test_calls_that_are_over_at_once_are_made_by_one_thread(clock: FakeClock) -> None:
+    check_threads_of_a_burst(clock, 1, call_ns=500)
+
+
+def test_a_slow_sync_behind_quick_puts_keeps_all_threads_at_work(clock: FakeClock) -> None:
+    check_threads_of_a_burst(clock, 4, call_ns=500, sync_ns=1_000_000)
+
+
 def test_a_queue_that_no_thread_has_looked_at_yet_is_busy() -> None:
     pool = Pool(NullBackend())
     pool.pool.start()
