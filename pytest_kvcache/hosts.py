@@ -93,6 +93,16 @@ class RankLayout:
         """Return the place of ``rank`` among its host's ranks; the first is 0."""
         return self._place(rank)[1]
 
+    def share_of(self, rank: int, cores: Sequence[int]) -> Sequence[int]:
+        """Return the part of its host's ``cores`` that is the rank's own.
+
+        Contiguous, equal to within one; more ranks than cores share single ones.
+        """
+        ranks = len(self.ranks_on(self.host_of(rank)))
+        place = self.local_index(rank)
+        first = place * len(cores) // ranks
+        return cores[first : max(first + 1, (place + 1) * len(cores) // ranks)]
+
     def ranks_on(self, name: str) -> range:
         """Return the ranks that host ``name`` runs."""
         first = 0

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.hosts import RankLayout
+from pytest_kvcache.launchers.protocol import binds_ranks
 from pytest_kvcache.models import ModelSpec
 from pytest_kvcache.units import MIB, format_bytes
 from pytest_kvcache.workloads.protocol import Need, WorkloadContext
@@ -60,7 +61,8 @@ class Plan:
     """One case, ready to be launched; ``trial`` counts from 0.
 
     ``duration_s`` None: until the trace ends. ``capacity_blocks`` is per rank.
-    ``need_blocks`` is what one rank would store if nothing were evicted.
+    ``need_blocks`` is what one rank would store if nothing were evicted. ``cores`` is
+    ``split`` (ranks of a host divide its cores) or ``shared`` (as the launcher bound them).
     """
 
     version: str
@@ -84,6 +86,7 @@ class Plan:
     capacity_blocks: int
     need_blocks: int
     queue_depth: int
+    cores: str
     verify: str
     keep: bool
     deadline_s: float
@@ -279,6 +282,7 @@ def build_plan(
         capacity_blocks=_capacity_blocks(options.storage_capacity_gb, stored, facts),
         need_blocks=facts.need.working_set_blocks,
         queue_depth=options.queue_depth,
+        cores="shared" if binds_ranks(options.mpi_params) else "split",
         verify=options.verify,
         keep=options.keep,
         deadline_s=options.deadline or 1.0,
@@ -300,6 +304,7 @@ _OPTION_OF = {
     "capacity_blocks": "storage_capacity_gb",
     "plugins": "plugin",
     "layout": "np",
+    "cores": "mpi_params",
 }
 # What a replay fixes for itself.
 _REPLAY_OWN = frozenset({"duration_s", "ramp_s", "block_tokens", "context_scale"})

@@ -233,6 +233,7 @@ class Rank:
             mean_depth=self._mean_depth(),
             cpu_s=self._cpu_s,
             peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            cores=len(os.sched_getaffinity(0)),
             cleanup_error=cleanup_error,
             **self._window_sums(window_ns, window_ns // 2 // slice_ns * slice_ns),
             **self._operation_counts(),

@@ -87,6 +87,7 @@ class RankResult:
     corrupt: int
     cpu_s: float
     peak_rss_bytes: int
+    cores: int
     error: str | None
     cleanup_error: str | None
 

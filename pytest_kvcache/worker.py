@@ -43,6 +43,17 @@ def _terminate(_signum: int, _frame: FrameType | None) -> None:
     raise Terminated
 
 
+def _take_cores(plan: Plan, rank: int) -> None:
+    """Stay on this rank's share of the host's cores, unless the launcher has bound it.
+
+    The GIL lets one thread of a rank run at a time; handed from core to core it cost
+    tens of microseconds each time, and p99 on tmpfs was 2.0 ms instead of 0.05 ms.
+    """
+    if plan.cores == "split":
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, plan.layout.share_of(rank, cores))
+
+
 class _Heartbeat:
     """Reports to the coordinator twice a second and listens for its stop order."""
 
@@ -90,6 +101,7 @@ def _work(comm: Comm) -> int:
     """A worker's whole life; the coordinator's steps mirror these one by one."""
     plan = Plan.from_json(json.loads(comm.broadcast(None)))
     faulthandler.dump_traceback_later(plan.deadline_s + _SELF_KILL_GRACE_S, exit=True)
+    _take_cores(plan, comm.rank - 1)
     comm.gather({"host": comm.host, "pid": os.getpid(), "version": VERSION, "digest": plan.digest})
     if not comm.broadcast(None):
         return 1

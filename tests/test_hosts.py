@@ -593,3 +593,20 @@ def test_layout_that_names_a_host_twice_does_not_exist(names: tuple[str, str]) -
 def test_damaged_layout_is_refused(data: dict[str, Any]) -> None:
     with pytest.raises(ResultError, match="rank layout"):
         RankLayout.from_json(data)
+
+
+@given(ranks=st.integers(1, 40), cores=st.integers(1, 40))
+def test_ranks_divide_the_cores_of_their_host(ranks: int, cores: int) -> None:
+    layout = RankLayout(hosts=(HostRanks(name="n1", ranks=3), HostRanks(name="n2", ranks=ranks)))
+    shares = [layout.share_of(3 + place, range(cores)) for place in range(ranks)]
+    sizes = {len(share) for share in shares}
+    assert min(sizes) >= 1
+    assert max(sizes) - min(sizes) <= 1
+    used = [core for share in shares for core in share]
+    assert used == sorted(used)
+    assert set(used) <= set(range(cores))
+    if ranks <= cores:
+        assert used == list(range(cores))  # every core once
+    else:
+        assert set(used) == set(range(cores))
+        assert sizes == {1}

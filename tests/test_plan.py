@@ -146,6 +146,7 @@ OTHER_LOAD: dict[str, Any] = {
     "sync": "data",
     "capacity_blocks": 9_999,
     "queue_depth": 5,
+    "cores": "split",
     "verify": "off",
     "trace": TRACE,
 }
@@ -429,3 +430,18 @@ def test_operations_get_as_long_as_the_window_but_at_least_half_a_minute_to_end(
 @pytest.mark.parametrize(("mode", "seconds"), [("none", 0.0), ("fast", 0.002), ("realistic", 0.03)])
 def test_generation_takes_its_time_per_token(mode: str, seconds: float) -> None:
     assert make_plan(generation_mode=mode).generation_s_per_token == seconds
+
+
+@pytest.mark.parametrize(
+    ("params", "cores"),
+    [
+        (None, "split"),
+        ("--mca pml ob1", "split"),
+        ("--bind-to none", "shared"),
+        ("-bind-to=core", "shared"),
+        ("--cpu-set 0,1", "shared"),
+    ],
+)
+def test_ranks_divide_the_cores_unless_the_user_binds_them(params: str | None, cores: str) -> None:
+    asked = options() if params is None else options(mpi_params=[params])
+    assert plan_of(asked).cores == cores

@@ -120,6 +120,14 @@ def test_every_rank_is_a_process_of_its_own_on_this_host(done: Done) -> None:
     assert len(pids) == 4
 
 
+def test_the_ranks_divide_the_cores(done: Done) -> None:
+    cores = len(os.sched_getaffinity(0))
+    for trial in trials(done):
+        assert [rank["cores"] for rank in trial["ranks"]] == [
+            max(1, cores // 2), max(1, cores - cores // 2)
+        ]  # fmt: skip
+
+
 def test_both_ranks_read_and_wrote_in_the_common_window(done: Done) -> None:
     for trial in trials(done):
         assert 0 < trial["window_s"] <= 2

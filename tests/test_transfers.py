@@ -532,11 +532,13 @@ class Timed(NullBackend):
         self.inside: set[int] = set()
 
     def put_from(self, key: str, offset: int, buffer: memoryview) -> None:
+        super().put_from(key, offset, buffer)
         self._clock.advance(self._call_ns)
         self.inside.add(threading.get_ident())
         assert self.held.wait(PATIENCE_S)
 
     def sync(self, key: str) -> None:
+        super().sync(key)
         self._clock.advance(self._sync_ns)
 
 

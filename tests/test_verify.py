@@ -118,7 +118,7 @@ def complaints(data: dict[str, Any]) -> list[str]:
 # Numbers that stand for themselves: nothing else in the file follows from them.
 FREE = [
     r"cases\.\d+\.plan\.(trial|deadline_s|need_blocks)",
-    r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.(pid|peak_rss_bytes|population_s|store_stall_s)",
+    r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.(pid|peak_rss_bytes|cores|population_s|store_stall_s)",
     # Of these only the extremes over all ranks, or a threshold, are derived.
     r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.(start_s|stop_s|drained_s|mean_depth)",
     r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.(read|write)_p95_ms",

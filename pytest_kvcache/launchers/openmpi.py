@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from pytest_kvcache.errors import OptionError
-from pytest_kvcache.launchers.protocol import option_names, refuse_params
+from pytest_kvcache.launchers.protocol import binds_ranks, option_names, refuse_params
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,7 +28,6 @@ _MCA = frozenset({"mca", "omca", "gmca", "gomca", "prtemca", "gprtemca"})
 _MAPPING = frozenset(
     {"map-by", "bynode", "byslot", "bycore", "npersocket", "ppr", "rankfile", "rf"}
 )
-_BINDING = frozenset({"bind-to", "bind-to-none", "bind-to-core", "bind-to-socket"})
 _TAKEN = frozenset(
     {"n", "np", "c", "N", "npernode", "pernode", "H", "host", "hostfile", "machinefile"}
     | {"default-hostfile", "app"}
@@ -63,7 +62,7 @@ class OpenMPILauncher:
         command += ["--host", job.host_list]
         if not given & _MAPPING:
             command += ["--map-by", "slot"]
-        if not given & _BINDING:
+        if not binds_ranks(job.params):
             command += ["--bind-to", "none"]
         command += self._transport(job.params)
         command += self._remote_shell(job)

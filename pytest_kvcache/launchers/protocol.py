@@ -14,6 +14,10 @@ from pytest_kvcache.errors import OptionError
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+# How users tell a launcher which cores a rank may use.
+_BINDING = frozenset(
+    {"bind-to", "bind-to-none", "bind-to-core", "bind-to-socket", "cpu-set", "cpu-list"}
+)
 _LIST_SYNTAX = frozenset(":, \t\n")
 
 
@@ -119,6 +123,11 @@ def option_names(params: Sequence[str]) -> frozenset[str]:
     return frozenset(
         param.lstrip("-").partition("=")[0] for param in params if param.startswith("-")
     )
+
+
+def binds_ranks(params: Sequence[str]) -> bool:
+    """Whether the user's parameters say which cores a rank may use."""
+    return bool(option_names(params) & _BINDING)
 
 
 def refuse_params(params: Sequence[str], taken: Collection[str]) -> None:
