@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 PACKAGE = "pytest_kvcache"
 ROOT = Path(pytest_kvcache.__file__).parent
 Sources = dict[str, str]
+# Of every supported Python: tomllib is younger than the oldest.
+STANDARD = sys.stdlib_module_names | {"tomllib"}
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ def _import_faults(name: str, imported: str) -> Iterator[str]:
     only = ONLY_IN.get(imported)
     if only is not None and name != only:
         yield f"{name} imports {imported}, which only {only} may"
-    elif only is None and imported not in (*sys.stdlib_module_names, *side.foreign):
+    elif only is None and imported not in (*STANDARD, *side.foreign):
         yield f"{name} ({side.name}) imports {imported}"
 
 
