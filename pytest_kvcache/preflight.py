@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,11 +117,13 @@ def check_results_dir(path: str) -> None:
         raise OptionError(
             f"--kv-results-dir is {path!r}; {existing} is no directory, name another one"
         )
-    if not os.access(existing, os.W_OK | os.X_OK):
+    try:  # what access(2) tells is not true of root, /proc and read-only filesystems
+        Path(tempfile.mkdtemp(prefix=".kvcache-", dir=existing)).rmdir()
+    except OSError as error:
         raise OptionError(
-            f"--kv-results-dir is {path!r}; {existing} is not writable for this user, name a"
-            " directory that is"
-        )
+            f"--kv-results-dir is {path!r}; {existing} is not writable for this user"
+            f" ({error.strerror}), name a directory that is"
+        ) from error
 
 
 def _check_root(options: Options, setup: LaunchSetup, environ: Mapping[str, str]) -> None:

@@ -190,10 +190,11 @@ class Site:
 def machine_to_oneself() -> Iterator[None]:
     """Wait for the tests of other sessions, and for other benchmarks on this host.
 
-    The wait has an end: a session that waits for itself must fail, not hang.
+    The wait has an end: a session that waits for itself must fail, not hang. Another
+    user's file can't be opened; its benchmarks are seen by the lock of the host.
     """
     host = os.uname().nodename
-    path = Path(tempfile.gettempdir(), f"pytest-kvcache-tests.{host}.lock")
+    path = Path(tempfile.gettempdir(), f"pytest-kvcache-tests.{host}.{os.getuid()}.lock")
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         wait_for(lambda: _has_taken(fd), limit_s=QUEUE_S)

@@ -218,6 +218,11 @@ def test_a_results_directory_that_is_not_writable_is_refused(site: Site) -> None
     assert_refused(site, result, "--kv-results-dir is 'cache/results'", "is not writable")
 
 
+def test_a_results_directory_where_nothing_can_be_made_is_refused(site: Site) -> None:
+    result = without_override(site, "--kv-results-dir=/proc/results")  # not even by root
+    assert_refused(site, result, "--kv-results-dir is '/proc/results'", "is not writable")
+
+
 # --- MPI ------------------------------------------------------------------------------------
 
 

@@ -396,7 +396,7 @@ def test_a_timeout_in_the_middle_of_a_launch_ends_it(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KVCACHE_TEST_FAULT", "hang")
-    timeout = ("--timeout=1", "--timeout-method=signal")
+    timeout = ("--timeout=4", "--timeout-method=signal")
     result = site.canned_apart("--kv-metrics=read.p95_ms,write.p95_ms", *timeout)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.assert_outcomes(failed=2)
