@@ -212,8 +212,11 @@ class Histogram:
         count = self.count
         return self._sum_ns / count if count else None
 
-    def percentile_ns(self, q: float) -> float | None:
+    def percentile_ns(self, q: float, *, censored: int = 0) -> float | None:
         """Return the q-th percentile (0 to 100), within 0.1 %; None when empty.
+
+        ``censored`` values are known only to exist: each is taken to be longer than all
+        that were recorded, and a percentile among them is None.
 
         Nearest rank: the smallest value with at least q % of all values at or below it.
         It is the middle of that value's bin, held inside the exact minimum and maximum.
@@ -221,8 +224,8 @@ class Histogram:
         100 ns, and a percentile in the last bin is the maximum if that is beyond 1000 s.
         Raises OptionError for a q outside 0 to 100.
         """
-        rank = self._rank(q)
-        if self._min_ns is None or self._max_ns is None:
+        rank = self._rank(q, censored)
+        if self._min_ns is None or self._max_ns is None or rank > self.count:
             return None
         index = int(np.searchsorted(np.cumsum(self._counts), rank))
         if index == BIN_COUNT - 1 and self._max_ns > HIGHEST_NS:
@@ -230,11 +233,11 @@ class Histogram:
         middle = float(bin_mid_ns(np.array([index]))[0])
         return min(max(middle, float(self._min_ns)), float(self._max_ns))
 
-    def samples_beyond(self, q: float) -> int:
+    def samples_beyond(self, q: float, *, censored: int = 0) -> int:
         """How many values rank above the q-th percentile: what the percentile rests on."""
-        return self.count - self._rank(q)
+        return self.count + censored - self._rank(q, censored)
 
-    def _rank(self, q: float) -> int:
+    def _rank(self, q: float, censored: int) -> int:
         """Rank (from 1) of the q-th percentile; 0 when empty.
 
         Through the decimal text of q: 99.9 means 999/1000, not the float below or above,
@@ -242,7 +245,7 @@ class Histogram:
         """
         if not 0 <= q <= 100:  # noqa: PLR2004  # percent
             raise OptionError(f"percentile is {q}; it must be between 0 and 100")
-        count = self.count
+        count = self.count + censored
         share = Fraction(repr(float(q))) / 100
         return min(count, max(1, math.ceil(share * count)))
 

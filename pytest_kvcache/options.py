@@ -173,13 +173,14 @@ def _check_together(options: Options) -> None:
 
 
 def _check_trace(options: Options) -> None:
-    if options.trace is not None and options.given("scenario"):
-        others = [name for name in options.scenario if name != "trace"]
-        if others == list(options.scenario):
-            raise OptionError(
-                f"--kv-trace is given but --kv-scenario is {','.join(others)}; use"
-                " --kv-scenario=trace or leave one of them out"
-            )
+    names = scenario_names(options)
+    if options.trace is not None and "trace" not in names and not _outdone(options, "trace"):
+        raise OptionError(
+            f"--kv-trace is given but --kv-scenario is {','.join(names)}; use"
+            " --kv-scenario=trace or leave one of them out"
+        )
+    if "trace" in names:
+        _check_replay(options)
     if options.trace is None:
         if "trace" in options.scenario:
             raise OptionError("--kv-scenario is 'trace'; name the file with --kv-trace=FILE")
@@ -189,9 +190,37 @@ def _check_trace(options: Options) -> None:
                 raise OptionError(f"{flag} needs a trace; name the file with --kv-trace=FILE")
 
 
+def _check_replay(options: Options) -> None:
+    """Refuse what a replay would ignore, where somebody asked for it for this very run."""
+    if options.overrides("context_scale"):
+        raise OptionError(
+            f"--kv-context-scale is {options.context_scale:g}; a trace is replayed as it was"
+            " recorded, so leave it out"
+        )
+    if options.trace_speedup > 0 and options.overrides("num_users"):
+        raise OptionError(
+            f"--kv-num-users is {options.num_users}; a trace that is replayed at its recorded"
+            " times has its own users, so leave it out, or add --kv-trace-speedup=0"
+        )
+
+
+_STRENGTH: Mapping[Origin, int] = {
+    "default": 0, "scenario": 0, "ini": 1, "command line": 2, "call": 3,
+}  # fmt: skip
+
+
+def _outdone(options: Options, name: str) -> bool:
+    """Whether the scenario comes from a stronger place than the option ``name``."""
+    origins = options.origins
+    return _STRENGTH[origins.get("scenario", "default")] > _STRENGTH[origins[name]]
+
+
 def scenario_names(options: Options) -> tuple[str, ...]:
-    """The scenarios to run: a trace given alone selects the scenario ``trace``."""
-    if options.trace is not None and not options.given("scenario"):
+    """The scenarios to run: a trace alone, or given in a stronger place, selects ``trace``."""
+    origins = options.origins
+    if options.trace is not None and (
+        _STRENGTH[origins.get("scenario", "default")] < _STRENGTH[origins["trace"]]
+    ):
         return ("trace",)
     return options.scenario
 

@@ -8,6 +8,7 @@ machine. Imports neither pytest nor MPI.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from dataclasses import dataclass, field
@@ -77,6 +78,11 @@ def _text(text: str, option: str) -> str:
     if not text.strip():
         raise OptionError(f"{option} is empty; give it a value or leave it out")
     return text
+
+
+def _directory(text: str, option: str) -> str:
+    """Absolute: ranks run in another working directory than pytest."""
+    return os.path.abspath(_text(text, option))  # noqa: PTH100  no link is resolved
 
 
 def _count(minimum: int, maximum: int | None = None) -> Parser:
@@ -337,7 +343,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
     OptionSpec(name="storage_capacity_gb", metavar="X", parse=_gib,
                help="hard cap on disk per rank, GiB (default: 0 = the need, or 90%% of the"
                " free space divided by the ranks on it)"),
-    OptionSpec(name="cache_dir", metavar="DIR", parse=_text,
+    OptionSpec(name="cache_dir", metavar="DIR", parse=_directory,
                help="where blocks live; every run owns a directory in it"
                " (default: /var/tmp)"),
     OptionSpec(name="backend", metavar="NAME", parse=_text,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,11 @@ class Plan:
     origins: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not os.path.isabs(self.cache_dir):  # noqa: PTH117  as text, whatever is there
+            raise OptionError(
+                f"cache_dir is {self.cache_dir!r}; it must be an absolute path, for ranks have"
+                " working directories of their own"
+            )
         if self.capacity_blocks < 1:
             raise OptionError(
                 f"the storage capacity per rank holds no block of {format_bytes(self.block_bytes)};"

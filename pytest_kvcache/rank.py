@@ -281,6 +281,8 @@ class Rank:
             "dropped": counters.dropped,
             "backlog": counters.backlog,
             "store_stall_s": counters.stall_ns / 1e9,
+            "load_censored": self.recorder.censored["load"],
+            "request_censored": self.recorder.censored["request"],
             "evictions": self.index.evictions,
             "cached_blocks": self.index.present_blocks,
             "checked": pool.checked,

@@ -32,6 +32,8 @@ _COLUMNS = 6
 _ROW = struct.Struct(f"={_COLUMNS}q")
 _ROWS_PER_BUFFER = 4096
 
+CENSORED = ("load", "request")  # what may have begun without being seen to end
+
 SECTIONS = ("read", "write", "queue", "device", "load", "request")
 
 LEDGER_COLUMNS = (
@@ -149,6 +151,7 @@ class Recorder:
         self._window: Window | None = None
         self.histograms = {name: Histogram() for name in SECTIONS}
         self.section_bytes = dict.fromkeys(("read", "write", "device"), 0)
+        self.censored = dict.fromkeys(CENSORED, 0)
         self.ledger = Ledger(0)
 
     def new_log(self) -> Log:
@@ -162,6 +165,14 @@ class Recorder:
         self._full.clear()
         self._window = window
         self.ledger = Ledger(window.begin_ns)
+
+    def censor(self, section: str, start_ns: int) -> None:
+        """Count what began at ``start_ns`` and will not be seen to end, if in the window."""
+        window = self._window
+        if window is None or start_ns < window.begin_ns:
+            return
+        if window.end_ns is None or start_ns < window.end_ns:
+            self.censored[section] += 1
 
     def absorb(self) -> None:
         """Book all full buffers; called by the main thread between its ticks."""

@@ -27,9 +27,8 @@ def report_run(run: RunResult, metrics: Sequence[str]) -> str:
 
 
 def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
-    plan = case.plan
     yield case.name
-    yield from _wrapped(describe_plan(plan), indent="  ")
+    yield from _wrapped(describe_plan(case.effective_plan), indent="  ")
     good = [trial for trial in case.trials if trial.ok]
     if len(good) == len(case.trials) and good:
         yield ""
@@ -48,8 +47,11 @@ def describe_plan(plan: Plan) -> str:
     window = "until the trace ends" if plan.duration_s is None else f"{plan.duration_s:g} s"
     where = f" in {plan.cache_dir}" if plan.needs_directory else ""
     durable = "durable" if plan.sync == "data" else "not durable"
+    users = f"{plan.users} users per rank"
+    if plan.trace is not None and plan.trace.speedup:
+        users = f"{plan.trace.requests} requests of {plan.trace.name} at their recorded times"
     return (
-        f"{plan.np} rank{'s' * (plan.np > 1)} on {hosts}; {plan.users} users per rank; blocks of"
+        f"{plan.np} rank{'s' * (plan.np > 1)} on {hosts}; {users}; blocks of"
         f" {plan.block_tokens} tokens = {format_bytes(plan.block_bytes)};"
         f" {plan.backend}{where}, {durable}; depth {plan.queue_depth}; window {window}"
     )

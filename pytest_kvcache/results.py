@@ -14,7 +14,7 @@ from pytest_kvcache.errors import ResultError
 from pytest_kvcache.latency import Histogram
 from pytest_kvcache.metrics import METRICS, MIN_SAMPLES_BEYOND, PERCENTILES
 from pytest_kvcache.plan import Plan
-from pytest_kvcache.recorder import SECTIONS
+from pytest_kvcache.recorder import CENSORED, SECTIONS
 from pytest_kvcache.summary import MetricSeries
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ class RankResult:
     populated_blocks: int
     population_s: float
     store_stall_s: float
+    load_censored: int
+    request_censored: int
     mean_depth: float | None
     io_mode: str
     io_note: str | None
@@ -158,13 +160,17 @@ class TrialRecord:
         )
 
 
-def latencies_ms(histogram: Histogram) -> dict[str, float | None]:
-    """Mean, percentiles and maximum in ms; None where too few samples lie beyond it."""
-    result: dict[str, float | None] = {"mean": _ms(histogram.mean_ns())}
+def latencies_ms(histogram: Histogram, censored: int = 0) -> dict[str, float | None]:
+    """Mean, percentiles and maximum in ms; None where too few samples lie beyond it.
+
+    ``censored`` began and were not seen to end: longer than all others, for all we know.
+    """
+    whole = not censored
+    result: dict[str, float | None] = {"mean": _ms(histogram.mean_ns()) if whole else None}
     for name, q in PERCENTILES.items():
-        enough = histogram.samples_beyond(q) >= MIN_SAMPLES_BEYOND
-        result[name] = _ms(histogram.percentile_ns(q)) if enough else None
-    result["max"] = _ms(histogram.max_ns)
+        enough = histogram.samples_beyond(q, censored=censored) >= MIN_SAMPLES_BEYOND
+        result[name] = _ms(histogram.percentile_ns(q, censored=censored)) if enough else None
+    result["max"] = _ms(histogram.max_ns) if whole else None
     return result
 
 
@@ -245,8 +251,7 @@ def trial_data(record: TrialRecord, plan: Plan) -> dict[str, Any]:
         "queue": _latency_section(record, "queue", operation_bytes),
         "demote": None,
         "device": _latency_section(record, "device", _sum(ranks, "device_bytes")),
-        "load": _latency_section(record, "load"),
-        "request": _latency_section(record, "request"),
+        **{name: _censored_section(record, name) for name in CENSORED},
         "requests": _requests(ranks, window_s),
         "tokens": _tokens(ranks, window_s),
         "cache": _cache(ranks, plan),
@@ -270,16 +275,26 @@ def _operations(record: TrialRecord, name: str) -> dict[str, Any]:
     }
 
 
-def _latency_section(
-    record: TrialRecord, name: str, moved_bytes: int | None = None
-) -> dict[str, Any]:
+def _latency_section(record: TrialRecord, name: str, moved_bytes: int) -> dict[str, Any]:
     histogram = record.histograms[name]
-    section: dict[str, Any] = {"count": histogram.count}
-    if moved_bytes is not None:
-        section["bytes"] = moved_bytes
-    section["ms"] = latencies_ms(histogram)
-    section["histogram"] = histogram.to_json()
-    return section
+    return {
+        "count": histogram.count,
+        "bytes": moved_bytes,
+        "ms": latencies_ms(histogram),
+        "histogram": histogram.to_json(),
+    }
+
+
+def _censored_section(record: TrialRecord, name: str) -> dict[str, Any]:
+    """Load or request: some may have begun and not ended."""
+    histogram = record.histograms[name]
+    censored = _sum(record.ranks, f"{name}_censored")
+    return {
+        "count": histogram.count,
+        "censored": censored,
+        "ms": latencies_ms(histogram, censored),
+        "histogram": histogram.to_json(),
+    }
 
 
 def _requests(ranks: Sequence[RankResult], window_s: float) -> dict[str, Any]:
@@ -370,6 +385,22 @@ class CaseResult:
         """The first failed trial's error."""
         return next((trial.error for trial in self.trials if trial.error is not None), None)
 
+    @property
+    def effective_plan(self) -> Plan:
+        """The plan with the I/O that really was: direct I/O may have been refused."""
+        proofs = [trial.data["proof"] for trial in self.trials if trial.data is not None]
+        modes = sorted({proof["io_mode"] for proof in proofs} - {"none"})
+        syncs = sorted({proof["sync"] for proof in proofs})
+        if not modes:
+            return self.plan
+        return replace(self.plan, io="+".join(modes), sync="+".join(syncs))
+
+    @property
+    def plan_digest(self) -> str:
+        """Equal in two runs that measured the same thing: as planned, and as it was."""
+        planned, ran = self.plan.workload_digest, self.effective_plan.workload_digest
+        return planned if ran == planned else f"{planned}-{ran}"
+
     def with_trial(self, trial: TrialResult) -> CaseResult:
         """The case with one more trial."""
         return replace(self, trials=(*self.trials, trial))
@@ -403,7 +434,7 @@ class CaseResult:
             "model": plan.model.name,
             "np": plan.np,
             "hosts": [host.name for host in plan.layout.hosts],
-            "plan_digest": plan.workload_digest,
+            "plan_digest": self.plan_digest,
             "plan": plan.to_json(),
             "trials": [trial.to_json() for trial in self.trials],
             "summary": self.summary(),

@@ -208,15 +208,22 @@ class TransferPool:
         elif self._idle == len(self._threads):
             self._work.notify()
 
-    def keep_only(self, kind: int) -> None:
-        """Forget queued operations of other kinds that have not begun."""
+    def keep_only(self, kind: int | None) -> list[Operation]:
+        """Forget queued operations of other kinds (None: of all) that have not begun.
+
+        Returns what was forgotten.
+        """
         ready, kept = self._ready, []
+        forgotten: dict[Operation, None] = {}
         with suppress(IndexError):  # threads go on taking items, so no iteration
             while True:
                 item = ready.popleft()
                 if item[0].kind == kind or item[0].started_ns:
                     kept.append(item)
+                else:
+                    forgotten[item[0]] = None
         ready.extend(kept)
+        return list(forgotten)
 
     def close(self) -> None:
         """Forget what is queued, let transfers in flight end, end the threads."""

@@ -538,6 +538,11 @@ class Rig:
         self.clock.advance(ns)
         self.wake()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the run is over."""
+        return self._thread is not None and not self._thread.is_alive()
+
     def finish(self) -> None:
         """Wait for the end of the run, end the threads, book everything."""
         assert self._thread is not None
@@ -713,6 +718,8 @@ def rank_result(rank: int = 0, **changes: Any) -> RankResult:
             populated_blocks=100,
             population_s=1.0,
             store_stall_s=0.0,
+            load_censored=0,
+            request_censored=0,
             mean_depth=4.0,
             io_mode="direct",
             io_note=None,

@@ -170,7 +170,7 @@ def test_a_cache_directory_that_is_not_there_is_refused(site: Site) -> None:
 
 def test_a_cache_directory_that_is_a_file_is_refused(site: Site) -> None:
     (site.path / "file").touch()
-    assert_refused(site, stored(site, "file"), "--kv-cache-dir is file", "must be a directory")
+    assert_refused(site, stored(site, "file"), "/file; it must be a directory")
 
 
 def test_more_storage_than_there_is_free_is_refused(site: Site) -> None:

@@ -166,6 +166,19 @@ def test_a_percentile_is_the_nearest_rank(values: list[int], percent: float) -> 
     assert measured == pytest.approx(nearest_rank(values, percent), rel=0.001)
 
 
+@given(st.lists(IN_RANGE, min_size=1, max_size=300), PERCENTS, st.integers(0, 300))
+def test_censored_values_are_longer_than_all_others(
+    values: list[int], percent: float, censored: int
+) -> None:
+    endless = HIGHEST_NS * 10
+    every = [*values, *[endless] * censored]
+    measured = histogram_of(values).percentile_ns(percent, censored=censored)
+    expected = nearest_rank(every, percent)
+    assert measured == (None if expected == endless else pytest.approx(expected, rel=0.001))
+    beyond = histogram_of(values).samples_beyond(percent, censored=censored)
+    assert beyond == histogram_of(every).samples_beyond(percent)
+
+
 @pytest.mark.parametrize(
     ("percent", "count", "rank"),
     [

@@ -20,6 +20,7 @@ from tests.site import output, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from tests.site import Site
 
@@ -443,3 +444,66 @@ def test_an_unavailable_scenario_is_refused_with_those_that_exist(site: Site) ->
     sentence = refusal(site.canned("--kv-scenario=mlperf-1"))
     assert sentence.startswith("--kv-scenario is mlperf-1; this is not available yet")
     assert "mixed" in sentence
+
+
+# -- where a trace and a scenario meet -----------------------------------------------------
+
+
+def given_in(places: dict[str, tuple[str, str]]) -> Options:
+    return build_options({name: (text, origin) for name, (text, origin) in places.items()})  # type: ignore[misc]  # origins as plain text
+
+
+@pytest.mark.parametrize(
+    ("scenario", "trace", "names"),
+    [
+        (("mixed", "ini"), ("t.jsonl", "command line"), ("trace",)),
+        (("agent", "call"), ("t.jsonl", "command line"), ("agent",)),
+        (("trace", "command line"), ("t.jsonl", "command line"), ("trace",)),
+        (("mixed,trace", "command line"), ("t.jsonl", "ini"), ("mixed", "trace")),
+    ],
+)
+def test_of_a_trace_and_a_scenario_the_stronger_one_wins(
+    scenario: tuple[str, str], trace: tuple[str, str], names: tuple[str, ...]
+) -> None:
+    assert scenario_names(given_in({"scenario": scenario, "trace": trace})) == names
+
+
+def test_a_trace_and_another_scenario_in_one_place_contradict_each_other() -> None:
+    places = {"scenario": ("mixed", "command line"), "trace": ("t.jsonl", "command line")}
+    with pytest.raises(OptionError, match="--kv-trace is given but --kv-scenario is mixed"):
+        given_in(places)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "also", "message"),
+    [
+        ("context_scale", "4", {}, r"--kv-context-scale is 4; a trace is replayed as it was"),
+        ("num_users", "7", {}, r"--kv-num-users is 7; .* add --kv-trace-speedup=0"),
+    ],
+)
+def test_what_a_replay_would_ignore_is_refused(
+    name: str, text: str, also: dict[str, tuple[str, str]], message: str
+) -> None:
+    trace = {"trace": ("t.jsonl", "command line")}
+    with pytest.raises(OptionError, match=message):
+        given_in({**trace, **also, name: (text, "command line")})
+    given_in({**trace, **also, name: (text, "ini")})  # serves the checkout's other scenarios
+
+
+def test_the_users_of_a_replay_as_fast_as_possible_are_the_users_choice() -> None:
+    asked = given_in(
+        {
+            "trace": ("t.jsonl", "command line"),
+            "trace_speedup": ("0", "command line"),
+            "num_users": ("7", "command line"),
+        }
+    )
+    assert asked.num_users == 7
+
+
+def test_a_relative_cache_directory_is_made_absolute(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert given_in({"cache_dir": (".", "command line")}).cache_dir == str(tmp_path)
+    assert given_in({"cache_dir": ("a/../b", "ini")}).cache_dir == str(tmp_path / "b")

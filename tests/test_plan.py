@@ -445,3 +445,8 @@ def test_generation_takes_its_time_per_token(mode: str, seconds: float) -> None:
 def test_ranks_divide_the_cores_unless_the_user_binds_them(params: str | None, cores: str) -> None:
     asked = options() if params is None else options(mpi_params=[params])
     assert plan_of(asked).cores == cores
+
+
+def test_ranks_can_not_be_given_a_relative_directory() -> None:
+    with pytest.raises(OptionError, match="cache_dir is 'here'; it must be an absolute path"):
+        make_plan(cache_dir="here")

@@ -52,6 +52,19 @@ def ledger_of(events: Sequence[tuple[int, str, int]]) -> Ledger:
     return ledger
 
 
+def test_what_does_not_end_counts_if_it_began_in_the_window() -> None:
+    recorder = Recorder()
+    recorder.censor("load", 5 * S)  # no window yet
+    recorder.open_window(Window(2 * S, 4 * S))
+    for start_ns in (2 * S - 1, 2 * S, 4 * S - 1, 4 * S):
+        recorder.censor("request", start_ns)
+    assert recorder.censored == {"load": 0, "request": 2}
+    endless = Recorder()
+    endless.open_window(Window(2 * S, None))
+    endless.censor("load", 9 * S)
+    assert endless.censored == {"load": 1, "request": 0}
+
+
 def expected(events: Sequence[tuple[int, str, int]], begin_ns: int, end_ns: int) -> dict[str, int]:
     found = dict.fromkeys(LEDGER_COLUMNS, 0)
     for at_ns, name, value in events:

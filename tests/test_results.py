@@ -157,6 +157,15 @@ def test_latencies_are_milliseconds() -> None:
     assert (found["max"], found["p95"]) == (4.0, None)
 
 
+def test_what_did_not_end_hides_no_slow_request() -> None:
+    histogram = Histogram()
+    histogram.record(np.full(66, 6_000_000, dtype=np.int64))
+    found = latencies_ms(histogram, censored=8)  # of 8 users, all held up at the end
+    assert found["p50"] == pytest.approx(6.0, rel=1e-3)
+    assert found["mean"] is found["max"] is found["p95"] is None
+    assert latencies_ms(histogram, censored=67)["p50"] is None
+
+
 def test_what_was_not_measured_is_none_and_never_zero() -> None:
     assert set(latencies_ms(Histogram()).values()) == {None}
 
@@ -309,6 +318,19 @@ def test_a_series_has_one_value_per_trial() -> None:
 def test_a_series_is_whole_or_absent(other: TrialResult) -> None:
     assert case_of(good_trial(0), other).series("read.gib_per_s") is None
     assert "read.gib_per_s" not in case_of(good_trial(0), other).summary()
+
+
+def test_direct_io_that_was_refused_is_in_the_digest_and_in_the_effective_plan() -> None:
+    planned = case_of(good_trial(0))
+    refused = case_of(good_trial(0, io_mode="buffered", sync="data"))
+    assert planned.effective_plan == planned.plan
+    assert planned.plan_digest == planned.plan.workload_digest
+    assert (refused.effective_plan.io, refused.effective_plan.sync) == (
+        "buffered+direct",
+        "data+none",
+    )
+    assert refused.plan_digest not in (planned.plan_digest, refused.effective_plan.workload_digest)
+    assert refused.plan_digest.startswith(planned.plan_digest)
 
 
 def test_a_case_without_trials_has_no_values() -> None:
