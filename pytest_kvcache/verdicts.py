@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.recorder import widest_slice_s
 from pytest_kvcache.results import Verdict, trial_data
 
 if TYPE_CHECKING:
@@ -120,14 +121,7 @@ def _whether_the_window_holds(data: Mapping[str, Any], plan: Plan) -> Iterator[V
             text=f"the window is {window_s:.1f} s; {_SHORT_WINDOW_S:g} s or more (--kv-duration)"
             " let caches and garbage collection of the storage show",
         )
-    late_s = max(0.0, max(rank["start_s"] for rank in data["ranks"]) - plan.ramp_s)
-    if plan.duration_s is not None and window_s - late_s < _COMMON_SHARE * plan.duration_s:
-        yield Verdict(
-            code="SKEWED",
-            severity="invalid",
-            text=f"all ranks were active together for {max(0.0, window_s - late_s):.1f} s of"
-            f" {plan.duration_s:g} s only; look for a slow or late host",
-        )
+    yield from _whether_all_were_there(data, plan)
     first, second = data["cache"]["half_hit_ratios"]
     if first is not None and second is not None and abs(first - second) > _STEADY_DIFFERENCE:
         yield Verdict(
@@ -136,6 +130,35 @@ def _whether_the_window_holds(data: Mapping[str, Any], plan: Plan) -> Iterator[V
             text=f"the hit ratio went from {first:.2f} to {second:.2f} within the window; a"
             " longer --kv-ramp or --kv-duration lets it settle",
         )
+
+
+def _whether_all_were_there(data: Mapping[str, Any], plan: Plan) -> Iterator[Verdict]:
+    """The common window against the longest rank's, to within the slice it is cut to."""
+    late_s = max(0.0, max(rank["start_s"] for rank in data["ranks"]) - plan.ramp_s)
+    common_s = max(0.0, data["window_s"] - late_s)
+    longest_s = _longest_window_s(data, plan)
+    enough_s = _COMMON_SHARE * (longest_s - widest_slice_s(longest_s))
+    if common_s < enough_s:
+        advice = "look for a slow or late host"
+        if plan.trace is not None and data["window_s"] < enough_s:
+            advice = (
+                "the conversations are uneven, use fewer ranks, or a --kv-duration that all of"
+                " them last"
+            )
+        yield Verdict(
+            code="SKEWED",
+            severity="invalid",
+            text=f"all ranks were active together for {common_s:.1f} s of {longest_s:.4g} s only;"
+            f" {advice}",
+        )
+
+
+def _longest_window_s(data: Mapping[str, Any], plan: Plan) -> float:
+    """How long all ranks should have been active: only a trace may be over before its time."""
+    if plan.trace is None and plan.duration_s is not None:
+        return plan.duration_s
+    own_s: float = max(rank["stop_s"] for rank in data["ranks"]) - plan.ramp_s
+    return own_s if plan.duration_s is None else min(own_s, plan.duration_s)
 
 
 def _whether_the_load_was_right(data: Mapping[str, Any], plan: Plan) -> Iterator[Verdict]:

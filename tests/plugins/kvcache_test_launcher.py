@@ -75,11 +75,13 @@ def blank_rank(**known: Any) -> RankResult:
 
 
 def canned_rank(plan: Plan, rank: int, histogram: Histogram) -> RankResult:
-    moved = int(BYTES_PER_S * (plan.duration_s or 1.0) / slowness(plan.trial))
+    window_s = plan.duration_s or 1.0
+    moved = int(BYTES_PER_S * window_s / slowness(plan.trial))
+    stop_s = plan.ramp_s + window_s
     share = OPERATIONS // plan.np
     p95_ms = latencies_ms(histogram)["p95"]
     return blank_rank(
-        rank=rank, host="n1", pid=1000 + rank, stop_s=plan.duration_s, drained_s=plan.duration_s,
+        rank=rank, host="n1", pid=1000 + rank, stop_s=stop_s, drained_s=stop_s,
         read_count=share, read_bytes=moved, read_p95_ms=p95_ms, read_op_bytes=moved,
         write_count=share, write_bytes=moved, write_p95_ms=p95_ms, write_op_bytes=moved,
         device_bytes=2 * moved, offered=100, completed=100, completed_in_window=100,
