@@ -25,7 +25,8 @@ _SATURATED_SHARE = 0.5  # of the queue depth in flight on average
 _BACKLOG_SHARE = 0.05  # of the offered requests that may be under way at the end
 
 
-_PROOF_CODES = ("TMPFS", "CACHED_READS", "UNPROVEN", "NOT_STORAGE")
+_NO_STORAGE_CODES = ("TMPFS", "NOT_STORAGE")  # stand against it whatever was read
+_READ_CODES = ("CACHED_READS", "UNPROVEN")
 
 
 def evaluate_trial(record: TrialRecord, plan: Plan) -> tuple[dict[str, Any], tuple[Verdict, ...]]:
@@ -33,8 +34,15 @@ def evaluate_trial(record: TrialRecord, plan: Plan) -> tuple[dict[str, Any], tup
     data = trial_data(record, plan)
     verdicts = _judge(data, plan)
     codes = {verdict.code for verdict in verdicts}
-    data["proof"]["verdict"] = next((c for c in _PROOF_CODES if c in codes), "PROVEN")
+    data["proof"]["verdict"] = _proof_verdict(codes, data["proof"]["requested_read_bytes"])
     return data, verdicts
+
+
+def _proof_verdict(codes: set[str], read_bytes: int) -> str | None:
+    """What stands against the reads, else PROVEN; None: there was no read to prove."""
+    against = _NO_STORAGE_CODES + _READ_CODES if read_bytes else _NO_STORAGE_CODES
+    otherwise = "PROVEN" if read_bytes else None
+    return next((code for code in against if code in codes), otherwise)
 
 
 def _judge(data: Mapping[str, Any], plan: Plan) -> tuple[Verdict, ...]:

@@ -42,7 +42,7 @@ SEVERITY = {
 
 def judged(
     ranks: Sequence[RankResult], plan: Plan | None = None, **changes: Any
-) -> tuple[set[str], str]:
+) -> tuple[set[str], str | None]:
     """The codes of a trial of these ranks, and the verdict of its proof."""
     plan = plan or sound_plan(np=len(ranks))
     data, verdicts = evaluate_trial(sound_record(plan, ranks, **changes), plan)
@@ -156,6 +156,22 @@ def test_a_rank_without_a_counter_does_not_hide_a_cached_one() -> None:
 def test_a_rank_that_read_nothing_is_not_cached() -> None:
     ranks = [rank_result(0), rank_result(1, requested_read_bytes=0, device_read_bytes=0)]
     assert judged(ranks) == (set(), "PROVEN")
+
+
+@pytest.mark.parametrize(
+    ("filesystem", "codes"),
+    [(FILESYSTEM, set()), (on(counts_io=False, type="nfs4"), {"UNPROVEN"})],
+)
+def test_where_nothing_was_read_there_is_nothing_to_prove(
+    filesystem: dict[str, Any], codes: set[str]
+) -> None:
+    nothing = {"requested_read_bytes": 0, "device_read_bytes": 0, "filesystem": filesystem}
+    assert judged([rank_result(0, **nothing), rank_result(1, **nothing)]) == (codes, None)
+
+
+def test_what_is_no_storage_is_told_even_if_nothing_was_read() -> None:
+    ranks = [rank_result(0, is_storage=False, requested_read_bytes=0, device_read_bytes=0)]
+    assert judged(ranks) == ({"NOT_STORAGE"}, "NOT_STORAGE")
 
 
 # -- whether the window holds --------------------------------------------------------------
