@@ -12,10 +12,10 @@ from pytest_kvcache.recorder import widest_slice_s
 from pytest_kvcache.results import Verdict, trial_data
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_kvcache.plan import Plan
-    from pytest_kvcache.results import TrialRecord
+    from pytest_kvcache.results import RankResult, TrialRecord
 
 _MOVED_SHARE = 0.9  # of the bytes asked for that the device must have moved
 _SHORT_WINDOW_S = 30.0
@@ -43,6 +43,28 @@ def _proof_verdict(codes: set[str], read_bytes: int) -> str | None:
     against = _NO_STORAGE_CODES + _READ_CODES if read_bytes else _NO_STORAGE_CODES
     otherwise = "PROVEN" if read_bytes else None
     return next((code for code in against if code in codes), otherwise)
+
+
+def idle_error(ranks: Sequence[RankResult]) -> str | None:
+    """Why a trial fails whose storage did nothing for a rank, None if it worked for all.
+
+    Those that worked can't stand for one that did not: a result of two ranks would be
+    one of one.
+    """
+    idle = [rank for rank in ranks if not rank.read_count + rank.write_count]
+    if not idle:
+        return None
+    if len(idle) == len(ranks):
+        return (
+            "the storage tier completed no operation in the window; lengthen --kv-duration, add"
+            " --kv-num-users, or use shorter blocks (--kv-block-tokens)"
+        )
+    more = f" (and {len(idle) - 1} more)" if len(idle) > 1 else ""
+    return (
+        f"rank {idle[0].rank} on host {idle[0].host}{more} completed no operation in the window,"
+        " which others did; lengthen --kv-duration, use fewer ranks, or shorter blocks"
+        " (--kv-block-tokens)"
+    )
 
 
 def _judge(data: Mapping[str, Any], plan: Plan) -> tuple[Verdict, ...]:

@@ -12,7 +12,7 @@ from pytest_kvcache.errors import ResultError
 from pytest_kvcache.latency import Histogram
 from pytest_kvcache.recorder import SECTIONS
 from pytest_kvcache.results import CaseResult, RankResult, RunResult, TrialRecord
-from pytest_kvcache.verdicts import evaluate_trial
+from pytest_kvcache.verdicts import evaluate_trial, idle_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -65,7 +65,8 @@ def _trial(trial: TrialResult, plan: Plan) -> Iterator[str]:
         if counted != record.histograms[name].count:
             yield f"its ranks counted {counted} {name}s; the histogram holds {data[name]['count']}"
     if trial.ok:
-        yield from _why_not_ok(data, plan, {v.code for v in verdicts if v.severity == "invalid"})
+        invalid = {verdict.code for verdict in verdicts if verdict.severity == "invalid"}
+        yield from _why_not_ok(record, data, plan, invalid)
 
 
 def _record(data: Mapping[str, Any], plan: Plan) -> TrialRecord:
@@ -78,15 +79,18 @@ def _record(data: Mapping[str, Any], plan: Plan) -> TrialRecord:
     )
 
 
-def _why_not_ok(data: Mapping[str, Any], plan: Plan, invalid: set[str]) -> Iterator[str]:
+def _why_not_ok(
+    record: TrialRecord, data: Mapping[str, Any], plan: Plan, invalid: set[str]
+) -> Iterator[str]:
     """What a trial that calls itself ok must not have."""
     failed = data["read"]["failed"] + data["write"]["failed"] + data["integrity"]["failed"]
     if failed or any(rank["error"] for rank in data["ranks"]):
         yield f"it is ok, but {failed} operations failed"
     if any(rank["cleanup_error"] for rank in data["ranks"]):
         yield "it is ok, but a rank could not clean up"
-    if not data["read"]["count"] + data["write"]["count"]:
-        yield "it is ok, but completed no operation"
+    idle = idle_error(record.ranks)
+    if idle is not None:
+        yield f"it is ok, but {idle}"
     if invalid and "allow_invalid" not in plan.origins:
         yield f"it is ok, but its verdicts {sorted(invalid)} invalidate it"
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_kvcache.plan import TracePlan
-from pytest_kvcache.verdicts import evaluate_trial
+from pytest_kvcache.verdicts import evaluate_trial, idle_error
 from tests.factories import FILESYSTEM, PAGE, rank_result, sound_plan, sound_record
 
 if TYPE_CHECKING:
@@ -172,6 +172,34 @@ def test_where_nothing_was_read_there_is_nothing_to_prove(
 def test_what_is_no_storage_is_told_even_if_nothing_was_read() -> None:
     ranks = [rank_result(0, is_storage=False, requested_read_bytes=0, device_read_bytes=0)]
     assert judged(ranks) == ({"NOT_STORAGE"}, "NOT_STORAGE")
+
+
+# -- whether all ranks worked --------------------------------------------------------------
+
+
+def idle(rank: int, **changes: Any) -> RankResult:
+    return rank_result(rank, read_count=0, write_count=0, **changes)
+
+
+def test_ranks_that_all_worked_are_no_error() -> None:
+    assert idle_error([rank_result(0, write_count=0), rank_result(1, read_count=0)]) is None
+
+
+def test_a_rank_that_did_nothing_is_named_with_its_host() -> None:
+    told = idle_error([rank_result(0), idle(1, host="n2")])
+    assert told is not None
+    assert told.startswith("rank 1 on host n2 completed no operation in the window")
+    assert "lengthen --kv-duration" in told
+
+
+def test_more_ranks_that_did_nothing_are_counted() -> None:
+    told = idle_error([rank_result(0), idle(1, host="n2"), idle(2), idle(3)])
+    assert told is not None
+    assert told.startswith("rank 1 on host n2 (and 2 more) completed no operation")
+
+
+def test_a_storage_that_did_nothing_at_all_is_told_as_such() -> None:
+    assert str(idle_error([idle(0), idle(1)])).startswith("the storage tier completed no operation")
 
 
 # -- whether the window holds --------------------------------------------------------------

@@ -327,6 +327,14 @@ def test_a_trial_without_operations_is_not_ok() -> None:
     assert any("completed no operation" in problem for problem in problems)
 
 
+def test_a_trial_with_an_idle_rank_is_not_ok() -> None:
+    idle = rank_result(1, host="n2", read_count=0, write_count=0, read_bytes=0, write_bytes=0)
+    plan = sound_plan(np=2)
+    problems = verify_run(run_json(plan, [sound_record(plan, [rank_result(0), idle])]))
+    assert len(problems) == 1
+    assert "it is ok, but rank 1 on host n2 completed no operation in the window" in problems[0]
+
+
 def test_an_invalid_trial_is_ok_only_if_that_was_allowed() -> None:
     problems = verify_run(sound_run(device_read_bytes=0))
     assert any("['CACHED_READS'] invalidate it" in problem for problem in problems)

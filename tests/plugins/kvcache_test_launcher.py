@@ -148,6 +148,11 @@ def damaged(data: dict[str, Any], fault: str) -> dict[str, Any]:
         data["histograms"] = dict.fromkeys(data["histograms"], empty)
         nothing = dict.fromkeys(("read_count", "write_count", "read_bytes", "write_bytes"), 0)
         data["ranks"] = [{**rank, **nothing} for rank in data["ranks"]]
+    elif fault == "idle-rank":
+        whole = data["ranks"][0]
+        idle = ("read_count", "write_count", "read_bytes", "write_bytes")
+        data["ranks"][1] |= dict.fromkeys(idle, 0)
+        data["ranks"][0] |= {name: 2 * whole[name] for name in idle[:2]}
     return data
 
 
