@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.atomic import write_json
 from pytest_kvcache.cachedir import remove_run_dir
+from pytest_kvcache.consistency import check_record
 from pytest_kvcache.errors import KVCacheError, LaunchError, ResultError, StorageError
 from pytest_kvcache.events import EventTail
 from pytest_kvcache.hostlock import HostLock
@@ -350,4 +351,6 @@ class _Launch:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ResultError(f"{path} is no whole record: {error}") from error
-        return TrialRecord.from_json(data, self._plan)
+        record = TrialRecord.from_json(data, self._plan)
+        check_record(record, self._plan)
+        return record

@@ -1,13 +1,15 @@
 """Checks a run file against itself: nothing that is derived is believed. Pure.
 
 Sums over ranks, percentiles from histograms, bandwidths, verdicts and summaries are
-computed again from the ranks' scalars and the histograms, and compared.
+computed again from the ranks' scalars and the histograms, and compared. What those are
+made of, and the plan's own values, must keep the laws of consistency.py.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.consistency import plan_faults, record_faults
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.latency import Histogram
 from pytest_kvcache.recorder import SECTIONS
@@ -27,7 +29,7 @@ def verify_run(data: Mapping[str, Any]) -> list[str]:
     Raises ResultError if it is no run file of this schema.
     """
     run = RunResult.from_json(data)
-    problems = []
+    problems = [] if run.cases else ["the run has no case; a run file has at least one"]
     try:
         for case, written in zip(run.cases, data["cases"], strict=True):
             problems += [f"{case.name}: {problem}" for problem in _case(case, written)]
@@ -40,6 +42,9 @@ def _case(case: CaseResult, written: Mapping[str, Any]) -> Iterator[str]:
     expected = case.to_json()
     for key in ("name", "scenario", "model", "np", "hosts", "plan_digest", "summary"):
         yield from _differences(expected[key], written[key], key)
+    yield from plan_faults(case.plan)
+    if not case.trials:
+        yield "it has no trial; a case has at least one"
     if [trial.index for trial in case.trials] != list(range(len(case.trials))):
         yield "the trials are not numbered 0, 1, 2 …"
     for trial in case.trials:
@@ -55,6 +60,7 @@ def _trial(trial: TrialResult, plan: Plan) -> Iterator[str]:
     record = _record(trial.data, plan)
     data, verdicts = evaluate_trial(record, plan)
     yield from _differences(data, trial.data, "")
+    yield from record_faults(record, plan)
     if verdicts != trial.verdicts:
         codes = [verdict.code for verdict in trial.verdicts]
         yield f"the verdicts are {codes}; they must be {[v.code for v in verdicts]}"

@@ -143,6 +143,9 @@ def damaged(data: dict[str, Any], fault: str) -> dict[str, Any]:
         data["ranks"][1]["cleanup_error"] = "host n1: can't remove /x: Permission denied"
     elif fault == "short-window":
         data["window_s"] /= 2
+        data["ranks"][-1]["stop_s"] /= 2
+    elif fault == "impossible":
+        data["ranks"][1]["read_bytes"] *= 10
     elif fault == "no-operation":
         empty = Histogram().to_json()
         data["histograms"] = dict.fromkeys(data["histograms"], empty)
