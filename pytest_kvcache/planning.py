@@ -152,18 +152,21 @@ def _parts(trace: Trace | None, np: int) -> list[Trace | None]:
 
 
 def _trace_plan(options: Options, trace: Trace, parts: Sequence[Trace | None]) -> TracePlan:
-    dealt = sum(infinite_hits(part) for part in parts if part is not None)
-    blocks = len(trace.block_ids)
+    once, cycles = len(trace.block_ids), options.trace_cycles
+    again = (cycles - 1) * once  # what a cycle has stored is all there in the next one
+    dealt = sum(infinite_hits(part) for part in parts if part is not None) + again
+    one_rank = infinite_hits(trace) + again
+    blocks = max(1, cycles * once)
     return TracePlan(
         name=trace.name,
         format=trace.format,
         digest=trace.digest,
         requests=len(trace),
         speedup=options.trace_speedup,
-        cycles=options.trace_cycles,
+        cycles=cycles,
         limit=options.trace_limit,
-        one_rank_hit_ratio=infinite_hits(trace) / blocks if blocks else 0.0,
-        dealt_hit_ratio=dealt / blocks if blocks else 0.0,
+        one_rank_hit_ratio=one_rank / blocks if once else 0.0,
+        dealt_hit_ratio=dealt / blocks if once else 0.0,
     )
 
 

@@ -205,6 +205,25 @@ def test_the_hits_that_dealing_costs_are_told(registry: Registry, trace: str) ->
     assert four.plan.trace.dealt_hit_ratio == dealt < expected
 
 
+def test_every_block_of_a_later_cycle_hits(registry: Registry, trace: str) -> None:
+    one, four = plan_all(options(trace=trace, backend="null", np="1,4", trace_cycles="3"), registry)
+    assert one.trace is not None
+    assert one.plan.trace is not None
+    assert four.plan.trace is not None
+    blocks = len(one.trace.block_ids)
+    once = infinite_hits(one.trace)
+    thrice = infinite_hits(one.trace.select([*range(24)] * 3))  # the literal replay
+    assert thrice == once + 2 * blocks
+    assert one.plan.trace.one_rank_hit_ratio == thrice / (3 * blocks)
+    assert (
+        one.plan.trace.dealt_hit_ratio
+        == four.plan.trace.one_rank_hit_ratio
+        == thrice / (3 * blocks)
+    )
+    dealt = sum(infinite_hits(one.trace, part) for part in deal(one.trace, 4))
+    assert four.plan.trace.dealt_hit_ratio == (dealt + 2 * blocks) / (3 * blocks)
+
+
 def test_a_dealt_replay_is_planned_for_the_rank_that_needs_most(
     registry: Registry, tmp_path: Path
 ) -> None:
