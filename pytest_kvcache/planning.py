@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pytest_kvcache.cache.reuse import infinite_hits
 from pytest_kvcache.cachedir import validate_cache_dir
 from pytest_kvcache.errors import OptionError
-from pytest_kvcache.hosts import HostSpec, RankLayout, layout_ranks
+from pytest_kvcache.hosts import HostSpec, RankLayout, bracketed, layout_ranks
 from pytest_kvcache.localhost import available_disk_bytes, available_memory_bytes, is_local
 from pytest_kvcache.options import scenario_names
 from pytest_kvcache.plan import (
@@ -72,15 +72,27 @@ def name_cases(options: Options, registry: Registry) -> tuple[CaseName, ...]:
 
 def layouts(options: Options) -> tuple[RankLayout, ...]:
     """One rank layout per count of ``--kv-np``; this machine's ranks come first."""
-    local_first: Sequence[HostSpec] = sorted(options.hosts, key=lambda h: not is_local(h.name))
+    local = [host for host in options.hosts if is_local(host.name)]
+    if len(local) > 1:
+        raise OptionError(_one_machine(local))
+    others = [host for host in options.hosts if host not in local]
     counts: Sequence[int | None] = options.np or (None,)
-    return tuple(layout_ranks(local_first, np=np, npernode=options.npernode) for np in counts)
+    return tuple(layout_ranks([*local, *others], np=np, npernode=options.npernode) for np in counts)
+
+
+def _one_machine(names: Sequence[HostSpec]) -> str:
+    """Why two names of this machine are no two hosts."""
+    first, second, *_ = (bracketed(host.name) for host in names)
+    ranks = sum(host.slots or 1 for host in names)
+    return (
+        f"--kv-hosts names {first} and {second}, which are both this machine, with one disk and"
+        f" one set of cores; name it once, with its ranks as {first}:{ranks}"
+    )
 
 
 def most_ranks_per_machine(layout: RankLayout) -> int:
-    """The ranks of the fullest machine; this one may be listed under several names."""
-    here = sum(host.ranks for host in layout.hosts if is_local(host.name))
-    return max(here, *(host.ranks for host in layout.hosts))
+    """The ranks of the fullest machine."""
+    return max(host.ranks for host in layout.hosts)
 
 
 class Planner:

@@ -115,6 +115,24 @@ def test_this_machines_ranks_come_first() -> None:
     assert [host.name for host in layout.hosts] == ["127.0.0.1", "192.0.2.1"]
 
 
+@pytest.mark.parametrize(
+    ("hosts", "told"),
+    [
+        (
+            "127.0.0.1,localhost",
+            "names 127.0.0.1 and localhost, .* once, with its ranks as 127.0.0.1:2",
+        ),
+        ("192.0.2.1,localhost,127.0.0.1", "names localhost and 127.0.0.1, .* as localhost:2"),
+        ("127.0.0.1:3,127.0.0.2:4", "names 127.0.0.1 and 127.0.0.2, .* as 127.0.0.1:7"),
+    ],
+)
+def test_two_names_of_this_machine_are_no_two_hosts(
+    registry: Registry, hosts: str, told: str
+) -> None:
+    with pytest.raises(OptionError, match=f"^--kv-hosts {told}$"):
+        name_cases(options(hosts=[hosts], np="3"), registry)
+
+
 # -- plans ---------------------------------------------------------------------------------
 
 
@@ -149,12 +167,9 @@ class Endless(Family):
 ENDLESS: dict[str, Any] = {"endless": Endless(Script([]))}
 
 
-@pytest.mark.parametrize("hosts", ["127.0.0.1:4", "127.0.0.1:2,localhost:2"])
-def test_ranks_of_one_machine_share_its_free_space(
-    registry: Registry, tmp_path: Path, hosts: str
-) -> None:
+def test_ranks_of_one_machine_share_its_free_space(registry: Registry, tmp_path: Path) -> None:
     registry = registry_of(backends=registry.backends, workloads=ENDLESS)
-    asked = options(scenario="endless", cache_dir=str(tmp_path), hosts=[hosts], np="4")
+    asked = options(scenario="endless", cache_dir=str(tmp_path), np="4")
     plan = plan_one(asked, registry).plan
     facts = os.statvfs(tmp_path)
     free = facts.f_bavail * facts.f_frsize
