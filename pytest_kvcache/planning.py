@@ -15,6 +15,7 @@ from pytest_kvcache.errors import OptionError
 from pytest_kvcache.hosts import HostSpec, RankLayout, bracketed, layout_ranks
 from pytest_kvcache.localhost import available_disk_bytes, available_memory_bytes, is_local
 from pytest_kvcache.options import scenario_names
+from pytest_kvcache.optiontable import MAX_DURATION_S
 from pytest_kvcache.plan import (
     CaseFacts,
     Plan,
@@ -25,6 +26,7 @@ from pytest_kvcache.plan import (
 from pytest_kvcache.version import VERSION
 from pytest_kvcache.workloads.deal import deal
 from pytest_kvcache.workloads.protocol import Need, WorkloadContext
+from pytest_kvcache.workloads.replay import recorded_span_s
 from pytest_kvcache.workloads.trace_file import Trace, read_trace
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from pytest_kvcache.options import Options
     from pytest_kvcache.registry import Registry
     from pytest_kvcache.workloads.protocol import WorkloadFamily
+
+
+_FOREVER_S = 1e9  # as a deadline: 30 years, which timers of 64 bits can still hold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,10 +101,14 @@ def most_ranks_per_machine(layout: RankLayout) -> int:
 
 
 class Planner:
-    """Makes plans; reads a trace once however many cases replay it."""
+    """Makes plans; reads a trace once however many cases replay it.
 
-    def __init__(self, registry: Registry, run_id: str) -> None:
+    ``launches`` false: the plans are read for their sizes only.
+    """
+
+    def __init__(self, registry: Registry, run_id: str, *, launches: bool = True) -> None:
         self._registry = registry
+        self._launches = launches
         self._run_id = run_id
         self._traces: dict[tuple[str, int | None, int | None], Trace] = {}
 
@@ -125,7 +134,9 @@ class Planner:
             block_tokens=block_tokens,
             facts=facts,
         )
-        return Case(plan=plan, trace=trace)
+        if trace is not None and plan.duration_s is None and self._launches:
+            _check_span(options, trace)
+        return Case(plan=replace(plan, deadline_s=min(plan.deadline_s, _FOREVER_S)), trace=trace)
 
     def size(self, options: Options, name: CaseName) -> tuple[int, int]:
         """Blocks that the largest rank and that all ranks together would store."""
@@ -161,6 +172,19 @@ def _parts(trace: Trace | None, np: int) -> list[Trace | None]:
             " --kv-trace-limit"
         )
     return [trace.select(indices) for indices in dealt]
+
+
+def _check_span(options: Options, trace: Trace) -> None:
+    """A replay that nothing ends but its last request must come to it."""
+    speedup, recorded_s = options.trace_speedup, recorded_span_s(trace, options.trace_cycles)
+    if not speedup or recorded_s / speedup <= MAX_DURATION_S:
+        return
+    raise OptionError(
+        f"--kv-trace-speedup is {speedup:g}, so the {recorded_s:g} s of the trace take"
+        f" {recorded_s / speedup:g} s; without --kv-duration a replay must end within"
+        f" {MAX_DURATION_S:,.0f} s, raise the speedup, lower --kv-trace-cycles or --kv-trace-limit,"
+        " or give a --kv-duration"
+    )
 
 
 def _trace_plan(options: Options, trace: Trace, parts: Sequence[Trace | None]) -> TracePlan:

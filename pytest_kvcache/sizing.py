@@ -44,7 +44,7 @@ def datasize_report(options: Options) -> str:
                 f" and for 1, 2, 4 … ranks; drop {spec.flag}"
             )
     registry = build_registry(options.plugin)
-    planner = Planner(registry, "datasize")
+    planner = Planner(registry, "datasize", launches=False)
     lines: list[str] = []
     for name in _one_rank_cases(options, registry):
         lines += _case(options, planner, name)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -250,6 +252,44 @@ def test_a_dealt_replay_is_planned_for_the_rank_that_needs_most(
     parts = [case.trace.select(part) for part in deal(case.trace, 2)]
     assert [len(set(part.block_ids.tolist())) for part in parts] == [5, 45]
     assert case.plan.need_blocks == case.plan.capacity_blocks == 45
+
+
+# The trace of these tests lasts 23 s, with 23 s and a pause of 1 s per further cycle.
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [
+        (
+            {"trace_speedup": "1e-9"},
+            "--kv-trace-speedup is 1e-09, so the 23 s of the trace take 2.3e+10 s; without",
+        ),
+        ({"trace_speedup": "0.0002"}, "without --kv-duration a replay must end within 86,400 s, "),
+        ({"trace_speedup": "0.0002"}, "the 23 s of the trace take 115000 s"),
+        ({"trace_cycles": "10000"}, "is 1, so the 239999 s of the trace take 239999 s"),
+        ({"trace_cycles": "9" * 18}, "is 1, so the 2.4e+19 s of the trace take 2.4e+19 s"),
+    ],
+)
+def test_a_replay_that_never_comes_to_its_end_is_refused(
+    registry: Registry, trace: str, texts: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(OptionError, match=re.escape(told)):
+        plan_one(options(trace=trace, backend="null", np="1", **texts), registry)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {"trace_speedup": "0.0003"},
+        {"trace_speedup": "1e-9", "duration": "2"},
+        {"trace_speedup": "1e-99", "duration": "2", "trace_cycles": "9" * 18},
+        {"trace_speedup": "0", "trace_cycles": "9" * 18},  # as fast as it goes, until the deadline
+    ],
+)
+def test_a_replay_that_comes_to_an_end_is_planned(
+    registry: Registry, trace: str, texts: dict[str, Any]
+) -> None:
+    plan = plan_one(options(trace=trace, backend="null", np="1", **texts), registry).plan
+    assert plan.deadline_s < threading.TIMEOUT_MAX
+    assert json.loads(json.dumps(plan.to_json(), allow_nan=False))
 
 
 def test_a_limit_is_part_of_the_plan_and_of_the_digest(registry: Registry, trace: str) -> None:
