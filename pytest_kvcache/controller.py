@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.atomic import write_json
 from pytest_kvcache.cachedir import remove_run_dir
+from pytest_kvcache.consistency import check_record
 from pytest_kvcache.errors import KVCacheError, LaunchError, ResultError, StorageError
 from pytest_kvcache.events import EventTail
 from pytest_kvcache.hostlock import HostLock
@@ -24,7 +25,7 @@ from pytest_kvcache.preflight import check_plan, check_results_dir, find_setup
 from pytest_kvcache.results import CaseResult, TrialRecord, TrialResult
 from pytest_kvcache.sharedmemory import Segments
 from pytest_kvcache.supervise import LaunchExit, supervise, tail_lines
-from pytest_kvcache.verdicts import evaluate_trial
+from pytest_kvcache.verdicts import evaluate_trial, idle_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -233,14 +234,14 @@ def _judged(options: Options, plan: Plan, record: TrialRecord) -> TrialResult:
     """A trial's result: its data, its verdicts, and what makes it fail."""
     data, verdicts = evaluate_trial(record, plan)
     invalid = [verdict for verdict in verdicts if verdict.severity == "invalid"]
-    error = _storage_error(record, data)
+    error = _storage_error(record)
     if error is None and invalid and not options.allow_invalid:
         first = invalid[0]
         error = f"{first.code}: {first.text} (--kv-allow-invalid reports it all the same)"
     return TrialResult(index=plan.trial, error=error, verdicts=verdicts, data=data)
 
 
-def _storage_error(record: TrialRecord, data: Mapping[str, Any]) -> str | None:
+def _storage_error(record: TrialRecord) -> str | None:
     for rank in record.ranks:
         if rank.error is not None or rank.cleanup_error is not None:
             failed = rank.read_failed + rank.write_failed
@@ -248,12 +249,7 @@ def _storage_error(record: TrialRecord, data: Mapping[str, Any]) -> str | None:
             if rank.error is None:
                 what = f"clean-up failed: {rank.cleanup_error}"
             return f"rank {rank.rank} on host {rank.host}: {what}"
-    if not data["read"]["count"] + data["write"]["count"]:
-        return (
-            "the storage tier completed no operation in the window; lengthen --kv-duration, add"
-            " --kv-num-users, or use shorter blocks (--kv-block-tokens)"
-        )
-    return None
+    return idle_error(record.ranks)
 
 
 def _stuck(ended: LaunchExit) -> str | None:
@@ -355,4 +351,6 @@ class _Launch:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ResultError(f"{path} is no whole record: {error}") from error
-        return TrialRecord.from_json(data, self._plan)
+        record = TrialRecord.from_json(data, self._plan)
+        check_record(record, self._plan)
+        return record

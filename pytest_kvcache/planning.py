@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from pytest_kvcache.cache.reuse import infinite_hits
 from pytest_kvcache.cachedir import validate_cache_dir
 from pytest_kvcache.errors import OptionError
-from pytest_kvcache.hosts import HostSpec, RankLayout, layout_ranks
+from pytest_kvcache.hosts import HostSpec, RankLayout, bracketed, layout_ranks
 from pytest_kvcache.localhost import available_disk_bytes, available_memory_bytes, is_local
 from pytest_kvcache.options import scenario_names
+from pytest_kvcache.optiontable import MAX_DURATION_S
 from pytest_kvcache.plan import (
     CaseFacts,
     Plan,
@@ -25,6 +26,7 @@ from pytest_kvcache.plan import (
 from pytest_kvcache.version import VERSION
 from pytest_kvcache.workloads.deal import deal
 from pytest_kvcache.workloads.protocol import Need, WorkloadContext
+from pytest_kvcache.workloads.replay import recorded_span_s
 from pytest_kvcache.workloads.trace_file import Trace, read_trace
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from pytest_kvcache.options import Options
     from pytest_kvcache.registry import Registry
     from pytest_kvcache.workloads.protocol import WorkloadFamily
+
+
+_FOREVER_S = 1e9  # as a deadline: 30 years, which timers of 64 bits can still hold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,22 +77,38 @@ def name_cases(options: Options, registry: Registry) -> tuple[CaseName, ...]:
 
 def layouts(options: Options) -> tuple[RankLayout, ...]:
     """One rank layout per count of ``--kv-np``; this machine's ranks come first."""
-    local_first: Sequence[HostSpec] = sorted(options.hosts, key=lambda h: not is_local(h.name))
+    local = [host for host in options.hosts if is_local(host.name)]
+    if len(local) > 1:
+        raise OptionError(_one_machine(local))
+    others = [host for host in options.hosts if host not in local]
     counts: Sequence[int | None] = options.np or (None,)
-    return tuple(layout_ranks(local_first, np=np, npernode=options.npernode) for np in counts)
+    return tuple(layout_ranks([*local, *others], np=np, npernode=options.npernode) for np in counts)
+
+
+def _one_machine(names: Sequence[HostSpec]) -> str:
+    """Why two names of this machine are no two hosts."""
+    first, second, *_ = (bracketed(host.name) for host in names)
+    ranks = sum(host.slots or 1 for host in names)
+    return (
+        f"--kv-hosts names {first} and {second}, which are both this machine, with one disk and"
+        f" one set of cores; name it once, with its ranks as {first}:{ranks}"
+    )
 
 
 def most_ranks_per_machine(layout: RankLayout) -> int:
-    """The ranks of the fullest machine; this one may be listed under several names."""
-    here = sum(host.ranks for host in layout.hosts if is_local(host.name))
-    return max(here, *(host.ranks for host in layout.hosts))
+    """The ranks of the fullest machine."""
+    return max(host.ranks for host in layout.hosts)
 
 
 class Planner:
-    """Makes plans; reads a trace once however many cases replay it."""
+    """Makes plans; reads a trace once however many cases replay it.
 
-    def __init__(self, registry: Registry, run_id: str) -> None:
+    ``launches`` false: the plans are read for their sizes only.
+    """
+
+    def __init__(self, registry: Registry, run_id: str, *, launches: bool = True) -> None:
         self._registry = registry
+        self._launches = launches
         self._run_id = run_id
         self._traces: dict[tuple[str, int | None, int | None], Trace] = {}
 
@@ -113,7 +134,9 @@ class Planner:
             block_tokens=block_tokens,
             facts=facts,
         )
-        return Case(plan=plan, trace=trace)
+        if trace is not None and plan.duration_s is None and self._launches:
+            _check_span(options, trace)
+        return Case(plan=replace(plan, deadline_s=min(plan.deadline_s, _FOREVER_S)), trace=trace)
 
     def size(self, options: Options, name: CaseName) -> tuple[int, int]:
         """Blocks that the largest rank and that all ranks together would store."""
@@ -151,19 +174,35 @@ def _parts(trace: Trace | None, np: int) -> list[Trace | None]:
     return [trace.select(indices) for indices in dealt]
 
 
+def _check_span(options: Options, trace: Trace) -> None:
+    """A replay that nothing ends but its last request must come to it."""
+    speedup, recorded_s = options.trace_speedup, recorded_span_s(trace, options.trace_cycles)
+    if not speedup or recorded_s / speedup <= MAX_DURATION_S:
+        return
+    raise OptionError(
+        f"--kv-trace-speedup is {speedup:g}, so the {recorded_s:g} s of the trace take"
+        f" {recorded_s / speedup:g} s; without --kv-duration a replay must end within"
+        f" {MAX_DURATION_S:,.0f} s, raise the speedup, lower --kv-trace-cycles or --kv-trace-limit,"
+        " or give a --kv-duration"
+    )
+
+
 def _trace_plan(options: Options, trace: Trace, parts: Sequence[Trace | None]) -> TracePlan:
-    dealt = sum(infinite_hits(part) for part in parts if part is not None)
-    blocks = len(trace.block_ids)
+    once, cycles = len(trace.block_ids), options.trace_cycles
+    again = (cycles - 1) * once  # what a cycle has stored is all there in the next one
+    dealt = sum(infinite_hits(part) for part in parts if part is not None) + again
+    one_rank = infinite_hits(trace) + again
+    blocks = max(1, cycles * once)
     return TracePlan(
         name=trace.name,
         format=trace.format,
         digest=trace.digest,
         requests=len(trace),
         speedup=options.trace_speedup,
-        cycles=options.trace_cycles,
+        cycles=cycles,
         limit=options.trace_limit,
-        one_rank_hit_ratio=infinite_hits(trace) / blocks if blocks else 0.0,
-        dealt_hit_ratio=dealt / blocks if blocks else 0.0,
+        one_rank_hit_ratio=one_rank / blocks if once else 0.0,
+        dealt_hit_ratio=dealt / blocks if once else 0.0,
     )
 
 

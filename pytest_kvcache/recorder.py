@@ -51,6 +51,11 @@ _SLICE_NS = 10_000_000
 _MAX_SLICES = 1 << 16
 
 
+def widest_slice_s(span_s: float) -> float:
+    """The widest slice that the ledger of a span can have come to: the window's resolution."""
+    return max(_SLICE_NS / 1e9, 2 * span_s / _MAX_SLICES)
+
+
 class Log:
     """One writer's rows. ``add`` is all that the timed path calls."""
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _RANKS = (1, 2, 4, 8, 16, 32, 64)
 _HIT_SHARES = (0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)  # of what an infinite cache would hit
+_MANY_CYCLES = 1_000_000  # with more of them, no digit that is printed changes any more
 
 
 def datasize_report(options: Options) -> str:
@@ -43,7 +44,7 @@ def datasize_report(options: Options) -> str:
                 f" and for 1, 2, 4 … ranks; drop {spec.flag}"
             )
     registry = build_registry(options.plugin)
-    planner = Planner(registry, "datasize")
+    planner = Planner(registry, "datasize", launches=False)
     lines: list[str] = []
     for name in _one_rank_cases(options, registry):
         lines += _case(options, planner, name)
@@ -118,9 +119,11 @@ def _ranks_table(options: Options, planner: Planner, name: CaseName, plan: Plan)
 
 def _hit_lines(trace: Trace, plan: Plan) -> Iterator[str]:
     """Capacity → hit ratio of an exact LRU-prefix cache, one rank."""
-    curve = hit_curve(trace)
+    cycles = 1 if plan.trace is None else plan.trace.cycles
+    curve = hit_curve(trace, min(cycles, _MANY_CYCLES))
     most = curve.hit_ratio(curve.distinct_blocks)
-    yield f"  hit ratio by capacity, one rank; {most:.4f} at most"
+    passes = f", {cycles} cycles" if cycles > 1 else ""
+    yield f"  hit ratio by capacity, one rank{passes}; {most:.4f} at most"
     yield f"  {'blocks':>9}{'capacity':>16}{'hit ratio':>12}{'token hit ratio':>18}"
     found = [curve.capacity_for(share * most) for share in _HIT_SHARES]
     for blocks in dict.fromkeys(blocks for blocks in found if blocks is not None):

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.recorder import widest_slice_s
 from pytest_kvcache.results import Verdict, trial_data
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_kvcache.plan import Plan
-    from pytest_kvcache.results import TrialRecord
+    from pytest_kvcache.results import RankResult, TrialRecord
 
 _MOVED_SHARE = 0.9  # of the bytes asked for that the device must have moved
 _SHORT_WINDOW_S = 30.0
@@ -24,7 +25,8 @@ _SATURATED_SHARE = 0.5  # of the queue depth in flight on average
 _BACKLOG_SHARE = 0.05  # of the offered requests that may be under way at the end
 
 
-_PROOF_CODES = ("TMPFS", "CACHED_READS", "UNPROVEN", "NOT_STORAGE")
+_NO_STORAGE_CODES = ("TMPFS", "NOT_STORAGE")  # stand against it whatever was read
+_READ_CODES = ("CACHED_READS", "UNPROVEN")
 
 
 def evaluate_trial(record: TrialRecord, plan: Plan) -> tuple[dict[str, Any], tuple[Verdict, ...]]:
@@ -32,8 +34,37 @@ def evaluate_trial(record: TrialRecord, plan: Plan) -> tuple[dict[str, Any], tup
     data = trial_data(record, plan)
     verdicts = _judge(data, plan)
     codes = {verdict.code for verdict in verdicts}
-    data["proof"]["verdict"] = next((c for c in _PROOF_CODES if c in codes), "PROVEN")
+    data["proof"]["verdict"] = _proof_verdict(codes, data["proof"]["requested_read_bytes"])
     return data, verdicts
+
+
+def _proof_verdict(codes: set[str], read_bytes: int) -> str | None:
+    """What stands against the reads, else PROVEN; None: there was no read to prove."""
+    against = _NO_STORAGE_CODES + _READ_CODES if read_bytes else _NO_STORAGE_CODES
+    otherwise = "PROVEN" if read_bytes else None
+    return next((code for code in against if code in codes), otherwise)
+
+
+def idle_error(ranks: Sequence[RankResult]) -> str | None:
+    """Why a trial fails whose storage did nothing for a rank, None if it worked for all.
+
+    Those that worked can't stand for one that did not: a result of two ranks would be
+    one of one.
+    """
+    idle = [rank for rank in ranks if not rank.read_count + rank.write_count]
+    if not idle:
+        return None
+    if len(idle) == len(ranks):
+        return (
+            "the storage tier completed no operation in the window; lengthen --kv-duration, add"
+            " --kv-num-users, or use shorter blocks (--kv-block-tokens)"
+        )
+    more = f" (and {len(idle) - 1} more)" if len(idle) > 1 else ""
+    return (
+        f"rank {idle[0].rank} on host {idle[0].host}{more} completed no operation in the window,"
+        " which others did; lengthen --kv-duration, use fewer ranks, or shorter blocks"
+        " (--kv-block-tokens)"
+    )
 
 
 def _judge(data: Mapping[str, Any], plan: Plan) -> tuple[Verdict, ...]:
@@ -120,14 +151,7 @@ def _whether_the_window_holds(data: Mapping[str, Any], plan: Plan) -> Iterator[V
             text=f"the window is {window_s:.1f} s; {_SHORT_WINDOW_S:g} s or more (--kv-duration)"
             " let caches and garbage collection of the storage show",
         )
-    late_s = max(0.0, max(rank["start_s"] for rank in data["ranks"]) - plan.ramp_s)
-    if plan.duration_s is not None and window_s - late_s < _COMMON_SHARE * plan.duration_s:
-        yield Verdict(
-            code="SKEWED",
-            severity="invalid",
-            text=f"all ranks were active together for {max(0.0, window_s - late_s):.1f} s of"
-            f" {plan.duration_s:g} s only; look for a slow or late host",
-        )
+    yield from _whether_all_were_there(data, plan)
     first, second = data["cache"]["half_hit_ratios"]
     if first is not None and second is not None and abs(first - second) > _STEADY_DIFFERENCE:
         yield Verdict(
@@ -136,6 +160,35 @@ def _whether_the_window_holds(data: Mapping[str, Any], plan: Plan) -> Iterator[V
             text=f"the hit ratio went from {first:.2f} to {second:.2f} within the window; a"
             " longer --kv-ramp or --kv-duration lets it settle",
         )
+
+
+def _whether_all_were_there(data: Mapping[str, Any], plan: Plan) -> Iterator[Verdict]:
+    """The common window against the longest rank's, to within the slice it is cut to."""
+    late_s = max(0.0, max(rank["start_s"] for rank in data["ranks"]) - plan.ramp_s)
+    common_s = max(0.0, data["window_s"] - late_s)
+    longest_s = _longest_window_s(data, plan)
+    enough_s = _COMMON_SHARE * (longest_s - widest_slice_s(longest_s))
+    if common_s < enough_s:
+        advice = "look for a slow or late host"
+        if plan.trace is not None and data["window_s"] < enough_s:
+            advice = (
+                "the conversations are uneven, use fewer ranks, or a --kv-duration that all of"
+                " them last"
+            )
+        yield Verdict(
+            code="SKEWED",
+            severity="invalid",
+            text=f"all ranks were active together for {common_s:.1f} s of {longest_s:.4g} s only;"
+            f" {advice}",
+        )
+
+
+def _longest_window_s(data: Mapping[str, Any], plan: Plan) -> float:
+    """How long all ranks should have been active: only a trace may be over before its time."""
+    if plan.trace is None and plan.duration_s is not None:
+        return plan.duration_s
+    own_s: float = max(rank["stop_s"] for rank in data["ranks"]) - plan.ramp_s
+    return own_s if plan.duration_s is None else min(own_s, plan.duration_s)
 
 
 def _whether_the_load_was_right(data: Mapping[str, Any], plan: Plan) -> Iterator[Verdict]:

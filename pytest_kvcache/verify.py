@@ -1,18 +1,20 @@
 """Checks a run file against itself: nothing that is derived is believed. Pure.
 
 Sums over ranks, percentiles from histograms, bandwidths, verdicts and summaries are
-computed again from the ranks' scalars and the histograms, and compared.
+computed again from the ranks' scalars and the histograms, and compared. What those are
+made of, and the plan's own values, must keep the laws of consistency.py.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.consistency import plan_faults, record_faults
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.latency import Histogram
 from pytest_kvcache.recorder import SECTIONS
 from pytest_kvcache.results import CaseResult, RankResult, RunResult, TrialRecord
-from pytest_kvcache.verdicts import evaluate_trial
+from pytest_kvcache.verdicts import evaluate_trial, idle_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,7 +29,7 @@ def verify_run(data: Mapping[str, Any]) -> list[str]:
     Raises ResultError if it is no run file of this schema.
     """
     run = RunResult.from_json(data)
-    problems = []
+    problems = [] if run.cases else ["the run has no case; a run file has at least one"]
     try:
         for case, written in zip(run.cases, data["cases"], strict=True):
             problems += [f"{case.name}: {problem}" for problem in _case(case, written)]
@@ -40,6 +42,9 @@ def _case(case: CaseResult, written: Mapping[str, Any]) -> Iterator[str]:
     expected = case.to_json()
     for key in ("name", "scenario", "model", "np", "hosts", "plan_digest", "summary"):
         yield from _differences(expected[key], written[key], key)
+    yield from plan_faults(case.plan)
+    if not case.trials:
+        yield "it has no trial; a case has at least one"
     if [trial.index for trial in case.trials] != list(range(len(case.trials))):
         yield "the trials are not numbered 0, 1, 2 …"
     for trial in case.trials:
@@ -55,6 +60,7 @@ def _trial(trial: TrialResult, plan: Plan) -> Iterator[str]:
     record = _record(trial.data, plan)
     data, verdicts = evaluate_trial(record, plan)
     yield from _differences(data, trial.data, "")
+    yield from record_faults(record, plan)
     if verdicts != trial.verdicts:
         codes = [verdict.code for verdict in trial.verdicts]
         yield f"the verdicts are {codes}; they must be {[v.code for v in verdicts]}"
@@ -65,7 +71,8 @@ def _trial(trial: TrialResult, plan: Plan) -> Iterator[str]:
         if counted != record.histograms[name].count:
             yield f"its ranks counted {counted} {name}s; the histogram holds {data[name]['count']}"
     if trial.ok:
-        yield from _why_not_ok(data, plan, {v.code for v in verdicts if v.severity == "invalid"})
+        invalid = {verdict.code for verdict in verdicts if verdict.severity == "invalid"}
+        yield from _why_not_ok(record, data, plan, invalid)
 
 
 def _record(data: Mapping[str, Any], plan: Plan) -> TrialRecord:
@@ -78,15 +85,18 @@ def _record(data: Mapping[str, Any], plan: Plan) -> TrialRecord:
     )
 
 
-def _why_not_ok(data: Mapping[str, Any], plan: Plan, invalid: set[str]) -> Iterator[str]:
+def _why_not_ok(
+    record: TrialRecord, data: Mapping[str, Any], plan: Plan, invalid: set[str]
+) -> Iterator[str]:
     """What a trial that calls itself ok must not have."""
     failed = data["read"]["failed"] + data["write"]["failed"] + data["integrity"]["failed"]
     if failed or any(rank["error"] for rank in data["ranks"]):
         yield f"it is ok, but {failed} operations failed"
     if any(rank["cleanup_error"] for rank in data["ranks"]):
         yield "it is ok, but a rank could not clean up"
-    if not data["read"]["count"] + data["write"]["count"]:
-        yield "it is ok, but completed no operation"
+    idle = idle_error(record.ranks)
+    if idle is not None:
+        yield f"it is ok, but {idle}"
     if invalid and "allow_invalid" not in plan.origins:
         yield f"it is ok, but its verdicts {sorted(invalid)} invalidate it"
 

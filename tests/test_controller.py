@@ -29,6 +29,8 @@ FAULTS = [
     ("rank-error", "rank 1 on host n1: 3 failed operations, the first: host n1: can't read"),
     ("cleanup-error", "rank 1 on host n1: clean-up failed: host n1: can't remove /x"),
     ("no-operation", "the storage tier completed no operation in the window"),
+    ("impossible", "the trial's record contradicts itself: rank 1 on host n1: read_bytes is "),
+    ("idle-rank", "rank 1 on host n1 completed no operation in the window, which others did"),
     ("short-window", "SKEWED: all ranks were active together for 0.5 s of 1 s only"),
 ]
 

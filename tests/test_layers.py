@@ -57,8 +57,8 @@ SIDES = (
     Side(
         name="both",  # what controller and ranks share: the plan, the protocols, the results
         modules=(
-            "", "backends.", "cache.", "cachedir", "hookspecs", "launchers.protocol", "payload",
-            "plan", "proof", "recorder", "registry", "results", "verdicts", "workloads.",
+            "", "backends.", "cache.", "cachedir", "consistency", "hookspecs", "launchers.protocol",
+            "payload", "plan", "proof", "recorder", "registry", "results", "verdicts", "workloads.",
         ),
         may_import=("values",),
         foreign=("numpy", "pluggy"),

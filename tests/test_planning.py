@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -115,6 +117,24 @@ def test_this_machines_ranks_come_first() -> None:
     assert [host.name for host in layout.hosts] == ["127.0.0.1", "192.0.2.1"]
 
 
+@pytest.mark.parametrize(
+    ("hosts", "told"),
+    [
+        (
+            "127.0.0.1,localhost",
+            "names 127.0.0.1 and localhost, .* once, with its ranks as 127.0.0.1:2",
+        ),
+        ("192.0.2.1,localhost,127.0.0.1", "names localhost and 127.0.0.1, .* as localhost:2"),
+        ("127.0.0.1:3,127.0.0.2:4", "names 127.0.0.1 and 127.0.0.2, .* as 127.0.0.1:7"),
+    ],
+)
+def test_two_names_of_this_machine_are_no_two_hosts(
+    registry: Registry, hosts: str, told: str
+) -> None:
+    with pytest.raises(OptionError, match=f"^--kv-hosts {told}$"):
+        name_cases(options(hosts=[hosts], np="3"), registry)
+
+
 # -- plans ---------------------------------------------------------------------------------
 
 
@@ -149,12 +169,9 @@ class Endless(Family):
 ENDLESS: dict[str, Any] = {"endless": Endless(Script([]))}
 
 
-@pytest.mark.parametrize("hosts", ["127.0.0.1:4", "127.0.0.1:2,localhost:2"])
-def test_ranks_of_one_machine_share_its_free_space(
-    registry: Registry, tmp_path: Path, hosts: str
-) -> None:
+def test_ranks_of_one_machine_share_its_free_space(registry: Registry, tmp_path: Path) -> None:
     registry = registry_of(backends=registry.backends, workloads=ENDLESS)
-    asked = options(scenario="endless", cache_dir=str(tmp_path), hosts=[hosts], np="4")
+    asked = options(scenario="endless", cache_dir=str(tmp_path), np="4")
     plan = plan_one(asked, registry).plan
     facts = os.statvfs(tmp_path)
     free = facts.f_bavail * facts.f_frsize
@@ -205,6 +222,25 @@ def test_the_hits_that_dealing_costs_are_told(registry: Registry, trace: str) ->
     assert four.plan.trace.dealt_hit_ratio == dealt < expected
 
 
+def test_every_block_of_a_later_cycle_hits(registry: Registry, trace: str) -> None:
+    one, four = plan_all(options(trace=trace, backend="null", np="1,4", trace_cycles="3"), registry)
+    assert one.trace is not None
+    assert one.plan.trace is not None
+    assert four.plan.trace is not None
+    blocks = len(one.trace.block_ids)
+    once = infinite_hits(one.trace)
+    thrice = infinite_hits(one.trace.select([*range(24)] * 3))  # the literal replay
+    assert thrice == once + 2 * blocks
+    assert one.plan.trace.one_rank_hit_ratio == thrice / (3 * blocks)
+    assert (
+        one.plan.trace.dealt_hit_ratio
+        == four.plan.trace.one_rank_hit_ratio
+        == thrice / (3 * blocks)
+    )
+    dealt = sum(infinite_hits(one.trace, part) for part in deal(one.trace, 4))
+    assert four.plan.trace.dealt_hit_ratio == (dealt + 2 * blocks) / (3 * blocks)
+
+
 def test_a_dealt_replay_is_planned_for_the_rank_that_needs_most(
     registry: Registry, tmp_path: Path
 ) -> None:
@@ -216,6 +252,44 @@ def test_a_dealt_replay_is_planned_for_the_rank_that_needs_most(
     parts = [case.trace.select(part) for part in deal(case.trace, 2)]
     assert [len(set(part.block_ids.tolist())) for part in parts] == [5, 45]
     assert case.plan.need_blocks == case.plan.capacity_blocks == 45
+
+
+# The trace of these tests lasts 23 s, with 23 s and a pause of 1 s per further cycle.
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [
+        (
+            {"trace_speedup": "1e-9"},
+            "--kv-trace-speedup is 1e-09, so the 23 s of the trace take 2.3e+10 s; without",
+        ),
+        ({"trace_speedup": "0.0002"}, "without --kv-duration a replay must end within 86,400 s, "),
+        ({"trace_speedup": "0.0002"}, "the 23 s of the trace take 115000 s"),
+        ({"trace_cycles": "10000"}, "is 1, so the 239999 s of the trace take 239999 s"),
+        ({"trace_cycles": "9" * 18}, "is 1, so the 2.4e+19 s of the trace take 2.4e+19 s"),
+    ],
+)
+def test_a_replay_that_never_comes_to_its_end_is_refused(
+    registry: Registry, trace: str, texts: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(OptionError, match=re.escape(told)):
+        plan_one(options(trace=trace, backend="null", np="1", **texts), registry)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {"trace_speedup": "0.0003"},
+        {"trace_speedup": "1e-9", "duration": "2"},
+        {"trace_speedup": "1e-99", "duration": "2", "trace_cycles": "9" * 18},
+        {"trace_speedup": "0", "trace_cycles": "9" * 18},  # as fast as it goes, until the deadline
+    ],
+)
+def test_a_replay_that_comes_to_an_end_is_planned(
+    registry: Registry, trace: str, texts: dict[str, Any]
+) -> None:
+    plan = plan_one(options(trace=trace, backend="null", np="1", **texts), registry).plan
+    assert plan.deadline_s < threading.TIMEOUT_MAX
+    assert json.loads(json.dumps(plan.to_json(), allow_nan=False))
 
 
 def test_a_limit_is_part_of_the_plan_and_of_the_digest(registry: Registry, trace: str) -> None:

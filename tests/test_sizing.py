@@ -143,6 +143,19 @@ def test_a_trace_gets_its_hit_ratio_by_capacity(trace: str) -> None:
     assert blocks == sorted(blocks)
 
 
+def test_the_hit_ratio_of_a_trace_is_that_of_all_its_cycles(trace: str) -> None:
+    text = report(trace=trace, model="tiny-1b", trace_cycles="3")
+    ratio = (4 + 9 + 9) / 27  # from the second one on, every block is there
+    assert f"hit ratio by capacity, one rank, 3 cycles; {ratio:.4f} at most" in text
+    assert rows(text, CURVE_ROW)[-1][1] == f"{ratio:.4f}"
+
+
+def test_more_cycles_than_can_be_counted_hit_nearly_always(trace: str) -> None:
+    text = report(trace=trace, model="tiny-1b", trace_cycles="9" * 18)
+    assert "one rank, 999999999999999999 cycles; 1.0000 at most" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_no_row_of_the_hit_ratio_table_is_printed_twice(trace: str) -> None:
     curve = rows(report(trace=trace, model="tiny-1b"), CURVE_ROW)
     assert len(curve) == len(set(curve))

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_kvcache.plan import TracePlan
-from pytest_kvcache.verdicts import evaluate_trial
+from pytest_kvcache.verdicts import evaluate_trial, idle_error
 from tests.factories import FILESYSTEM, PAGE, rank_result, sound_plan, sound_record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_kvcache.plan import Plan
-    from pytest_kvcache.results import RankResult
+    from pytest_kvcache.results import RankResult, Verdict
 
 REPLAY = TracePlan(
     name="t",
@@ -42,7 +42,7 @@ SEVERITY = {
 
 def judged(
     ranks: Sequence[RankResult], plan: Plan | None = None, **changes: Any
-) -> tuple[set[str], str]:
+) -> tuple[set[str], str | None]:
     """The codes of a trial of these ranks, and the verdict of its proof."""
     plan = plan or sound_plan(np=len(ranks))
     data, verdicts = evaluate_trial(sound_record(plan, ranks, **changes), plan)
@@ -158,12 +158,56 @@ def test_a_rank_that_read_nothing_is_not_cached() -> None:
     assert judged(ranks) == (set(), "PROVEN")
 
 
+@pytest.mark.parametrize(
+    ("filesystem", "codes"),
+    [(FILESYSTEM, set()), (on(counts_io=False, type="nfs4"), {"UNPROVEN"})],
+)
+def test_where_nothing_was_read_there_is_nothing_to_prove(
+    filesystem: dict[str, Any], codes: set[str]
+) -> None:
+    nothing = {"requested_read_bytes": 0, "device_read_bytes": 0, "filesystem": filesystem}
+    assert judged([rank_result(0, **nothing), rank_result(1, **nothing)]) == (codes, None)
+
+
+def test_what_is_no_storage_is_told_even_if_nothing_was_read() -> None:
+    ranks = [rank_result(0, is_storage=False, requested_read_bytes=0, device_read_bytes=0)]
+    assert judged(ranks) == ({"NOT_STORAGE"}, "NOT_STORAGE")
+
+
+# -- whether all ranks worked --------------------------------------------------------------
+
+
+def idle(rank: int, **changes: Any) -> RankResult:
+    return rank_result(rank, read_count=0, write_count=0, **changes)
+
+
+def test_ranks_that_all_worked_are_no_error() -> None:
+    assert idle_error([rank_result(0, write_count=0), rank_result(1, read_count=0)]) is None
+
+
+def test_a_rank_that_did_nothing_is_named_with_its_host() -> None:
+    told = idle_error([rank_result(0), idle(1, host="n2")])
+    assert told is not None
+    assert told.startswith("rank 1 on host n2 completed no operation in the window")
+    assert "lengthen --kv-duration" in told
+
+
+def test_more_ranks_that_did_nothing_are_counted() -> None:
+    told = idle_error([rank_result(0), idle(1, host="n2"), idle(2), idle(3)])
+    assert told is not None
+    assert told.startswith("rank 1 on host n2 (and 2 more) completed no operation")
+
+
+def test_a_storage_that_did_nothing_at_all_is_told_as_such() -> None:
+    assert str(idle_error([idle(0), idle(1)])).startswith("the storage tier completed no operation")
+
+
 # -- whether the window holds --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("window_s", "codes"), [(30.0, set()), (29.99, {"SHORT_WINDOW"})])
 def test_a_window_is_half_a_minute_at_least(window_s: float, codes: set[str]) -> None:
-    assert of_one(sound_plan(duration_s=None), window_s=window_s) == codes
+    assert of_one(sound_plan(duration_s=None), window_s=window_s, stop_s=window_s) == codes
 
 
 @pytest.mark.parametrize(("window_s", "codes"), [(54.0, set()), (53.99, {"SKEWED"})])
@@ -171,8 +215,61 @@ def test_all_ranks_share_nine_tenths_of_the_window(window_s: float, codes: set[s
     assert of_one(sound_plan(duration_s=60.0), window_s=window_s) == codes
 
 
-def test_a_replay_without_a_duration_is_not_skewed() -> None:
-    assert of_one(sound_plan(duration_s=None), window_s=31.0) == set()
+# The ranks of a replay stop when their conversations are over, each at its time.
+def replayed(stops_s: Sequence[float], *, window_s: float, **plan: Any) -> list[Verdict]:
+    """The verdicts on a replay whose ranks stopped at these times."""
+    planned = sound_plan(np=len(stops_s), trace=REPLAY, **plan)
+    ranks = [rank_result(number, stop_s=stop_s) for number, stop_s in enumerate(stops_s)]
+    _, verdicts = evaluate_trial(sound_record(planned, ranks, window_s=window_s), planned)
+    return [verdict for verdict in verdicts if verdict.code != "SHORT_WINDOW"]
+
+
+@pytest.mark.parametrize(
+    ("stops_s", "window_s"),
+    [([31.0], 31.0), ([31.0, 34.0], 31.0), ([0.048], 0.04), ([0.4, 0.4], 0.4), ([0.0], 0.0)],
+)
+@pytest.mark.parametrize("duration_s", [None, 60.0])
+def test_a_replay_whose_ranks_end_together_is_not_skewed(
+    stops_s: list[float], window_s: float, duration_s: float | None
+) -> None:
+    assert replayed(stops_s, window_s=window_s, duration_s=duration_s) == []
+
+
+@pytest.mark.parametrize("duration_s", [None, 60.0])
+def test_a_replay_whose_ranks_end_apart_is_skewed(duration_s: float | None) -> None:
+    (verdict,) = replayed([1.0, 7.6], window_s=0.94, duration_s=duration_s)
+    assert verdict.code == "SKEWED"
+    assert "active together for 0.9 s of 7.6 s only" in verdict.text
+    assert "the conversations are uneven, use fewer ranks, or a --kv-duration" in verdict.text
+    assert "host" not in verdict.text
+
+
+def test_a_duration_that_all_conversations_last_makes_a_replay_even() -> None:
+    assert replayed([20.0, 50.0], window_s=20.0, duration_s=20.0) == []
+
+
+def test_a_replay_with_a_late_rank_asks_for_its_host() -> None:
+    plan = sound_plan(np=2, trace=REPLAY, duration_s=60.0)
+    ranks = [rank_result(0), rank_result(1, start_s=40.0)]
+    _, (verdict,) = evaluate_trial(sound_record(plan, ranks), plan)
+    assert (verdict.code, "late host" in verdict.text) == ("SKEWED", True)
+
+
+def test_the_ramp_is_no_part_of_a_ranks_own_window() -> None:
+    assert replayed([36.0], window_s=31.0, duration_s=None, ramp_s=5.0) == []
+
+
+def test_a_load_that_has_no_end_of_its_own_must_last_its_duration() -> None:
+    # All ranks stopped together, but whatever made them stop was not the plan.
+    stopped = [rank_result(number, stop_s=40.0) for number in range(2)]
+    codes, _ = judged(stopped, sound_plan(np=2, duration_s=60.0), window_s=40.0)
+    assert codes == {"SKEWED"}
+
+
+def test_a_load_without_a_duration_lasts_as_long_as_its_longest_rank() -> None:
+    plan = sound_plan(np=2, duration_s=None)
+    codes, _ = judged([rank_result(0, stop_s=31.0), rank_result(1)], plan, window_s=31.0)
+    assert codes == {"SKEWED"}
 
 
 @pytest.mark.parametrize(

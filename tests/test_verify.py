@@ -327,11 +327,57 @@ def test_a_trial_without_operations_is_not_ok() -> None:
     assert any("completed no operation" in problem for problem in problems)
 
 
+def test_a_trial_with_an_idle_rank_is_not_ok() -> None:
+    idle = rank_result(1, host="n2", read_count=0, write_count=0, read_bytes=0, write_bytes=0)
+    plan = sound_plan(np=2)
+    problems = verify_run(run_json(plan, [sound_record(plan, [rank_result(0), idle])]))
+    assert len(problems) == 1
+    assert "it is ok, but rank 1 on host n2 completed no operation in the window" in problems[0]
+
+
 def test_an_invalid_trial_is_ok_only_if_that_was_allowed() -> None:
     problems = verify_run(sound_run(device_read_bytes=0))
     assert any("['CACHED_READS'] invalidate it" in problem for problem in problems)
     allowed = sound_plan(origins={"allow_invalid": "command line"})
     assert verify_run(sound_run(allowed, device_read_bytes=0)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"read_bytes": 10_000 * 4096},
+            "rank 0 on host test-host: read_bytes is 40960000; it must",
+        ),
+        ({"hit_blocks": 6_000}, "hit_blocks is 6000; it must be at most prompt_blocks"),
+        ({"completed": 201}, "completed + dropped is 201; it must be at most offered"),
+        ({"stop_s": 20.0, "drained_s": 20.0}, "window_s is 60.0; by the ranks' stop_s it must be"),
+    ],
+)
+def test_records_that_can_not_be_are_found(changes: dict[str, Any], told: str) -> None:
+    assert [problem for problem in verify_run(sound_run(**changes)) if told in problem]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"users": -4}, {"duration_s": -9.0}, {"queue_depth": 0}, {"io": "banana"}, {"verify": "hm"},
+        {"sync": "hm"}, {"generation_mode": "hm"}, {"cores": "hm"}, {"deadline_s": 0.0},
+    ],
+)  # fmt: skip
+def test_a_plan_that_can_not_be_is_found(changes: dict[str, Any]) -> None:
+    (name,) = changes
+    problems = verify_run(sound_run(sound_plan(**changes)))
+    assert [problem for problem in problems if f"plan.{name} is " in problem]
+
+
+def test_a_run_without_cases_and_a_case_without_trials_are_found() -> None:
+    data = sound_run()
+    with forged(data, ("cases",), []):
+        assert verify_run(data) == ["the run has no case; a run file has at least one"]
+    data["cases"][0] |= {"trials": [], "summary": {}}
+    name = data["cases"][0]["name"]
+    assert verify_run(data) == [f"{name}: it has no trial; a case has at least one"]
 
 
 def test_a_failed_trial_may_lack_its_data() -> None:

@@ -84,8 +84,33 @@ class HitCurve:
         return min(capacity_blocks, self.distinct_blocks)
 
 
-def hit_curve(trace: Trace) -> HitCurve:
-    """Return the hit curve of a trace in one pass: O(n log n) time, O(n) memory."""
+def hit_curve(trace: Trace, cycles: int = 1) -> HitCurve:
+    """Return the hit curve of a trace that is replayed ``cycles`` times over.
+
+    O(n log n) time, O(n) memory, however many cycles: before every cycle but the first
+    lies the same whole trace, so they all hit as the second one does.
+    """
+    if cycles < 1:
+        raise ValueError(f"cycles is {cycles}; it must be at least 1")
+    first = _one_pass(trace)
+    if cycles == 1:
+        return first
+    both = _one_pass(trace.select(np.tile(np.arange(len(trace)), 2)))
+    return HitCurve(
+        prompt_blocks=first.prompt_blocks * cycles,
+        input_tokens=first.input_tokens * cycles,
+        blocks_at=_repeated(first.blocks_at, both.blocks_at, cycles),
+        tokens_at=_repeated(first.tokens_at, both.tokens_at, cycles),
+    )
+
+
+def _repeated(first: IntArray, both: IntArray, cycles: int) -> IntArray:
+    """Return the hits of all cycles, from those of the first and of the first two."""
+    hits: IntArray = first + (cycles - 1) * (both - first)
+    return hits
+
+
+def _one_pass(trace: Trace) -> HitCurve:
     touches = _Touches(trace)
     runs = _leading_runs(trace.offsets, touches.last >= 0)
     inside = touches.position < runs[touches.request]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.workloads.trace_file import Trace
 
 _KEY = struct.Struct(">qq")
+_NEVER_NS = 1 << 62  # later than any run; as int64 it can still be added to a clock
 
 
 class ReplayWorkload:
@@ -78,7 +79,7 @@ class ReplayWorkload:
         if not self.open_loop:
             return None
         recorded = int(self._trace.arrival_ns[index]) - self._origin_ns + cycle * self._cycle_ns
-        return int(recorded / self._speedup)
+        return int(min(recorded / self._speedup, _NEVER_NS))  # before int: it may be infinite
 
 
 class ReplayFamily:
@@ -89,9 +90,7 @@ class ReplayFamily:
     def need(self, context: WorkloadContext) -> Need:
         """Every distinct block once: what an infinite cache would hold at the end."""
         trace, cycles = _trace_of(context), context.trace_cycles
-        origin_ns, cycle_ns = trace.timeline_ns
-        last_ns = int(trace.arrival_ns.max(initial=origin_ns)) + (cycles - 1) * cycle_ns
-        span_s = (last_ns - origin_ns) / 1e9
+        span_s = recorded_span_s(trace, cycles)
         return Need(
             working_set_blocks=len(np.unique(trace.block_ids)),
             requests=len(trace) * cycles,
@@ -107,6 +106,13 @@ class ReplayFamily:
             speedup=context.trace_speedup,
             cycles=context.trace_cycles,
         )
+
+
+def recorded_span_s(trace: Trace, cycles: int) -> float:
+    """From the first arrival to the last one of all cycles, at recorded speed."""
+    origin_ns, cycle_ns = trace.timeline_ns
+    last_ns = int(trace.arrival_ns.max(initial=origin_ns)) + (cycles - 1) * cycle_ns
+    return (last_ns - origin_ns) / 1e9
 
 
 def _trace_of(context: WorkloadContext) -> Trace:

@@ -44,6 +44,27 @@ def test_the_curve_is_the_literal_loop_at_every_capacity(
         assert curve.hit_tokens(capacity_blocks) == sum(served)
 
 
+@settings(deadline=None)
+@given(PROMPTS, st.integers(1, 4))
+def test_the_curve_of_cycles_is_the_literal_loop_over_all_of_them(
+    prompts: list[list[int]], cycles: int
+) -> None:
+    curve = hit_curve(small_trace(prompts), cycles)
+    distinct = len({block for ids in prompts for block in ids})
+    assert curve.distinct_blocks == distinct
+    assert curve.prompt_blocks == cycles * sum(map(len, prompts))
+    whole = hit_curve(small_trace(prompts * cycles))
+    for capacity_blocks in range(distinct + 3):
+        hits = literal_hits(prompts * cycles, capacity_blocks)
+        assert curve.hit_blocks(capacity_blocks) == sum(hits)
+        assert curve.hit_token_ratio(capacity_blocks) == whole.hit_token_ratio(capacity_blocks)
+
+
+def test_there_is_a_cycle_at_least() -> None:
+    with pytest.raises(ValueError, match="cycles is 0; it must be at least 1"):
+        hit_curve(small_trace([[1]]), 0)
+
+
 @pytest.mark.parametrize("name", [MOONCAKE, SHAREGPT, AGENTS])
 def test_the_curve_of_a_recorded_trace_is_its_reference_table(name: str) -> None:
     reference = REFERENCE[name]

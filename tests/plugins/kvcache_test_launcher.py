@@ -75,11 +75,13 @@ def blank_rank(**known: Any) -> RankResult:
 
 
 def canned_rank(plan: Plan, rank: int, histogram: Histogram) -> RankResult:
-    moved = int(BYTES_PER_S * (plan.duration_s or 1.0) / slowness(plan.trial))
+    window_s = plan.duration_s or 1.0
+    moved = int(BYTES_PER_S * window_s / slowness(plan.trial))
+    stop_s = plan.ramp_s + window_s
     share = OPERATIONS // plan.np
     p95_ms = latencies_ms(histogram)["p95"]
     return blank_rank(
-        rank=rank, host="n1", pid=1000 + rank, stop_s=plan.duration_s, drained_s=plan.duration_s,
+        rank=rank, host="n1", pid=1000 + rank, stop_s=stop_s, drained_s=stop_s,
         read_count=share, read_bytes=moved, read_p95_ms=p95_ms, read_op_bytes=moved,
         write_count=share, write_bytes=moved, write_p95_ms=p95_ms, write_op_bytes=moved,
         device_bytes=2 * moved, offered=100, completed=100, completed_in_window=100,
@@ -141,11 +143,19 @@ def damaged(data: dict[str, Any], fault: str) -> dict[str, Any]:
         data["ranks"][1]["cleanup_error"] = "host n1: can't remove /x: Permission denied"
     elif fault == "short-window":
         data["window_s"] /= 2
+        data["ranks"][-1]["stop_s"] /= 2
+    elif fault == "impossible":
+        data["ranks"][1]["read_bytes"] *= 10
     elif fault == "no-operation":
         empty = Histogram().to_json()
         data["histograms"] = dict.fromkeys(data["histograms"], empty)
         nothing = dict.fromkeys(("read_count", "write_count", "read_bytes", "write_bytes"), 0)
         data["ranks"] = [{**rank, **nothing} for rank in data["ranks"]]
+    elif fault == "idle-rank":
+        whole = data["ranks"][0]
+        idle = ("read_count", "write_count", "read_bytes", "write_bytes")
+        data["ranks"][1] |= dict.fromkeys(idle, 0)
+        data["ranks"][0] |= {name: 2 * whole[name] for name in idle[:2]}
     return data
 
 

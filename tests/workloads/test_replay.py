@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,19 @@ def arrivals_s(trace: Trace, *, speedup: float = 1.0, cycles: int = 1) -> list[f
     found = [request.arrival_ns for request in replay(trace, speedup=speedup, cycles=cycles)]
     assert None not in found
     return [at / S for at in found if at is not None]
+
+
+@pytest.mark.parametrize("speedup", [1e-9, 1e-99, 5e-324])
+@pytest.mark.parametrize("cycles", [1, 10**18 - 1])
+def test_no_arrival_is_later_than_a_clock_can_tell(speedup: float, cycles: int) -> None:
+    workload = ReplayFamily().build(context(timed([0, 1, 5]), speedup=speedup, cycles=cycles))
+    found = [workload.next_request(0) for _ in range(3)]
+    arrivals = [request.arrival_ns for request in found if request is not None]
+    assert arrivals[0] == 0
+    assert len(arrivals) == 3
+    for arrival_ns in arrivals:
+        assert arrival_ns is not None
+        np.int64(arrival_ns + time.monotonic_ns())  # OverflowError if it does not fit
 
 
 # -- requests ------------------------------------------------------------------------------

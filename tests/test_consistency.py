@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import math
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_kvcache.backends.null import NullBackend
+from pytest_kvcache.consistency import check_record, plan_faults, record_faults
+from pytest_kvcache.errors import ResultError
+from pytest_kvcache.plan import TracePlan
+from pytest_kvcache.results import RankResult
+from tests.factories import (
+    make_plan,
+    rank_result,
+    record_of,
+    registry_of,
+    run_rank,
+    sound_plan,
+    sound_record,
+    tireless_scenarios,
+)
+
+if TYPE_CHECKING:
+    from pytest_kvcache.plan import Plan
+
+REPLAY = TracePlan(
+    name="t",
+    format="mooncake",
+    digest="d" * 64,
+    requests=200,
+    speedup=1.0,
+    cycles=1,
+    limit=None,
+    one_rank_hit_ratio=0.5,
+    dealt_hit_ratio=0.5,
+)
+
+
+def of_rank(plan: Plan | None = None, /, window_s: float = 60.0, **changes: Any) -> list[str]:
+    """The faults of a record of one rank that differs from a sound one in this."""
+    plan = plan or sound_plan()
+    record = sound_record(plan, [rank_result(0)], window_s=window_s)
+    return list(record_faults(replace(record, ranks=(rank_result(0, **changes),)), plan))
+
+
+# --- a record -------------------------------------------------------------------------------
+
+
+def test_a_sound_record_has_no_fault() -> None:
+    assert of_rank() == []
+
+
+@pytest.mark.parametrize("duration_s", [0.3, None])
+def test_what_real_ranks_leave_has_no_fault(duration_s: float | None) -> None:
+    registry = registry_of(backends={"null": NullBackend}, workloads=tireless_scenarios(50))
+    plan = make_plan(np=2, duration_s=duration_s, capacity_blocks=150)
+    ranks = [run_rank(plan, registry, rank=rank) for rank in range(2)]
+    check_record(record_of(plan, ranks), plan)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"read_bytes": 10**10}, "read_bytes is 10000000000; it must be at most requested_read"),
+        ({"read_op_bytes": 10**10}, "read_op_bytes is 10000000000; it must be at most requested"),
+        ({"write_bytes": 10**10}, "write_bytes is 10000000000; it must be at most requested_write"),
+        ({"write_op_bytes": 10**10}, "write_op_bytes is 10000000000; it must be at most reque"),
+        ({"hit_blocks": 6_000}, "hit_blocks is 6000; it must be at most prompt_blocks, which is"),
+        ({"hit_tokens": 20_001}, "hit_tokens is 20001; it must be at most arrived_tokens"),
+        ({"first_half_hits": 1_001, "hit_blocks": 2_000}, "first_half_hits is 1001; it must be"),
+        ({"second_half_hits": 1_001, "hit_blocks": 2_000}, "second_half_hits is 1001; it must be"),
+        ({"first_half_blocks": 1_001}, "first_half_blocks + second_half_blocks is 2001; it must"),
+        ({"first_half_hits": 501}, "first_half_hits + second_half_hits is 1001; it must be at mo"),
+        (
+            {"completed": 201},
+            "completed + dropped is 201; it must be at most offered, which is 200",
+        ),
+        (
+            {"completed": 190, "completed_in_window": 9, "dropped": 11},
+            "completed + dropped is 201; it must be at most",
+        ),
+        ({"backlog": 201}, "backlog + dropped is 201; it must be at most offered"),
+        ({"completed_in_window": 201}, "completed_in_window + dropped is 201; it must be at most"),
+        ({"corrupt": 1_001}, "corrupt is 1001; it must be at most checked, which is 1000"),
+        ({"cached_blocks": 10_001}, "cached_blocks is 10001; it must be at most the plan's"),
+        ({"start_s": 60.1}, "start_s is 60.1; it must be at most stop_s, which is 60.0"),
+        ({"drained_s": 59.0}, "stop_s is 60.0; it must be at most drained_s, which is 59.0"),
+    ],
+)
+def test_what_can_not_be_is_named_with_its_limit(changes: dict[str, Any], fault: str) -> None:
+    (told,) = of_rank(**changes)
+    assert fault in told
+    assert told.startswith("rank 0 on host ")
+
+
+NUMBERS = [
+    field.name
+    for field in fields(RankResult)
+    if type(getattr(rank_result(), field.name)) in (int, float)
+    and field.name not in ("rank", "start_s", "stop_s", "drained_s")
+]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [-1, math.nan])
+def test_no_figure_is_below_zero(name: str, value: float) -> None:
+    assert any(
+        f"{name} is {value}; it must be at least 0" in told for told in of_rank(**{name: value})
+    )
+
+
+def test_a_figure_that_is_not_known_is_no_fault() -> None:
+    unknown = (
+        "read_p95_ms",
+        "write_p95_ms",
+        "mean_depth",
+        "device_read_bytes",
+        "device_write_bytes",
+    )
+    changed: dict[str, Any] = dict.fromkeys(unknown)
+    assert of_rank(**changed) == []
+
+
+@pytest.mark.parametrize(
+    ("window_s", "changes", "is_sound"),
+    [
+        (60.0, {}, True),
+        (59.98, {}, False),  # the slices of a minute are 10 ms wide
+        (60.02, {"stop_s": 61.0, "drained_s": 61.0}, False),  # longer than the duration
+        (31.0, {"stop_s": 31.005}, True),
+        (31.02, {"stop_s": 31.005}, False),
+        (60.0, {"stop_s": 31.0}, False),
+        (0.0, {"stop_s": 0.0}, True),
+    ],
+)
+def test_the_window_ends_where_the_first_rank_stopped(
+    window_s: float, changes: dict[str, Any], *, is_sound: bool
+) -> None:
+    told = of_rank(window_s=window_s, **changes)
+    assert (not told) == is_sound
+    assert is_sound or f"window_s is {window_s}; by the ranks' stop_s it must be between" in told[0]
+
+
+def test_the_ramp_is_no_part_of_the_window() -> None:
+    plan = sound_plan(ramp_s=6.0)
+    assert of_rank(plan, window_s=54.0) == []
+    assert of_rank(plan, window_s=60.0)
+    assert of_rank(plan, window_s=0.0, stop_s=5.0) == []
+
+
+def test_the_slices_of_a_long_run_are_wider() -> None:
+    plan = sound_plan(duration_s=None)
+    assert of_rank(plan, window_s=80_000.0, stop_s=80_001.28, drained_s=80_010.0) == []
+
+
+def test_every_rank_and_every_fault_is_named() -> None:
+    plan = sound_plan(np=2)
+    ranks = (rank_result(0, checked=-1, corrupt=-1), rank_result(1, host="n2", hit_blocks=9_999))
+    record = replace(sound_record(plan, [rank_result(0), rank_result(1)]), ranks=ranks)
+    assert len(list(record_faults(record, plan))) == 3
+    with pytest.raises(ResultError, match=r"contradicts itself: rank 0 on host .*checked is -1"):
+        check_record(record, plan)
+
+
+# --- a plan ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "plan", [sound_plan(), sound_plan(trace=REPLAY, duration_s=None), make_plan(ramp_s=0.1 + 0.2)]
+)
+def test_a_plan_that_options_led_to_has_no_fault(plan: Plan) -> None:
+    assert list(plan_faults(plan)) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "rule"),
+    [
+        ("users", -4, "is -4; it must be at least 1"),
+        ("users", 4.5, "it must be a whole number of at least 1"),
+        ("users", "4", "is '4', a text; it must be a number"),
+        ("users", None, "it must be a whole number of at least 1"),
+        ("seed", -1, "is -1; it must be at least 0"),
+        ("duration_s", -9.0, "it must be a duration"),
+        ("duration_s", 0.0, "it must be above 0"),
+        ("duration_s", math.nan, "it must be a duration"),
+        ("ramp_s", -0.5, "it must be a duration"),
+        ("context_scale", 0.0, "it must be above 0"),
+        ("block_tokens", 0, "is 0; it must be at least 1"),
+        ("tensor_parallel", 0, "is 0; it must be at least 1"),
+        ("queue_depth", 0, "is 0; it must be at least 1"),
+        ("generation_mode", "slow", "it must be one of none, fast, realistic"),
+        ("io", "banana", "is 'banana'; it must be one of direct, buffered"),
+        ("sync", "sometimes", "it must be one of none, data"),
+        ("verify", "hm", "it must be one of off, sample, full"),
+        ("cores", "stolen", "it must be one of split, shared"),
+        ("deadline_s", 0.0, "it must be above 0"),
+        ("need_blocks", -1, "it must be a whole number of at least 0"),
+        ("trial", -1, "it must be a whole number of at least 0"),
+        ("capacity_blocks", 1.5, "it must be a whole number of at least 1"),
+    ],
+)
+def test_a_value_that_no_option_gives_is_named(field: str, value: object, rule: str) -> None:
+    plan = sound_plan()
+    object.__setattr__(plan, field, value)  # as read from a file that was written by hand
+    (told,) = plan_faults(plan)
+    assert told.startswith(f"plan.{field} is ")
+    assert rule in told
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("speedup", -1.0), ("cycles", 0), ("limit", 0), ("speedup", None)]
+)
+def test_an_impossible_replay_is_named(field: str, value: object) -> None:
+    plan = sound_plan(trace=replace(REPLAY, **{field: value}))  # type: ignore[arg-type]
+    (told,) = plan_faults(plan)
+    assert told.startswith(f"plan.trace.{field} is ")
+
+
+def test_a_backend_of_a_plugin_is_no_fault() -> None:
+    assert list(plan_faults(sound_plan(backend="s3"))) == []
