@@ -28,7 +28,7 @@ _PARTS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("read_op_bytes",), "requested_read_bytes"),
     (("write_bytes",), "requested_write_bytes"),
     (("write_op_bytes",), "requested_write_bytes"),
-    (("completed", "dropped"), "offered"),
+    (("completed", "request_censored", "dropped"), "offered"),
     (("backlog", "dropped"), "offered"),
     (("completed_in_window", "dropped"), "offered"),
     (("hit_blocks",), "prompt_blocks"),
@@ -48,6 +48,7 @@ _COUNTS = (
     "first_half_hits", "second_half_blocks", "second_half_hits", "evictions", "cached_blocks",
     "populated_blocks", "population_s", "store_stall_s", "requested_read_bytes",
     "requested_write_bytes", "checked", "corrupt", "cpu_s", "peak_rss_bytes", "cores",
+    "load_censored", "request_censored",
 )  # fmt: skip
 _COUNTS_OR_NONE = (
     "read_p95_ms", "write_p95_ms", "mean_depth", "device_read_bytes", "device_write_bytes",

@@ -75,11 +75,11 @@ def test_what_real_ranks_leave_has_no_fault(duration_s: float | None) -> None:
         ({"first_half_hits": 501}, "first_half_hits + second_half_hits is 1001; it must be at mo"),
         (
             {"completed": 201},
-            "completed + dropped is 201; it must be at most offered, which is 200",
+            "completed + request_censored + dropped is 201; it must be at most offered, which is 200",
         ),
         (
             {"completed": 190, "completed_in_window": 9, "dropped": 11},
-            "completed + dropped is 201; it must be at most",
+            "completed + request_censored + dropped is 201; it must be at most",
         ),
         ({"backlog": 201}, "backlog + dropped is 201; it must be at most offered"),
         ({"completed_in_window": 201}, "completed_in_window + dropped is 201; it must be at most"),
