@@ -272,7 +272,8 @@ def _cases(items: Sequence[pytest.Item]) -> list[CaseName]:
 def pytest_runtestloop(session: pytest.Session) -> bool | None:
     """Check every case before the first one starts; ``--kv-dry-run`` ends here."""
     config = session.config
-    if config.option.collectonly or session.testsfailed:
+    goes_on = config.option.continue_on_collection_errors
+    if config.option.collectonly or (session.testsfailed and not goes_on):
         return None
     cases = _cases(session.items)
     if not cases and not config.stash[OPTIONS_KEY].dry_run:

@@ -388,6 +388,14 @@ def test_a_collection_error_launches_nothing(site: Site) -> None:
     assert site.launches() == []
 
 
+def test_a_run_that_goes_on_after_a_collection_error_is_checked_all_the_same(site: Site) -> None:
+    site.pytester.makepyfile(test_mine="def broken(:")
+    goes_on = ("--continue-on-collection-errors", "test_mine.py")
+    result = site.canned(ONE, *goes_on, "--kv-mpi-bin=/no/mpirun")
+    assert refusal(result).startswith("--kv-mpi-bin is /no/mpirun")
+    site.canned(ONE, *goes_on).assert_outcomes(passed=1, errors=1)
+
+
 def test_nothing_selected_is_pytests_own_exit_code(site: Site) -> None:
     assert site.canned("-k", "nothing_like_it").ret == pytest.ExitCode.NO_TESTS_COLLECTED
 
