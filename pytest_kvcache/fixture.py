@@ -189,14 +189,17 @@ def why_absent(result: CaseResult, metric: str) -> str:
 
 
 def replay(benchmark: Any, clock: ReplayClock, rounds_s: Sequence[float]) -> None:
-    """Make pytest-benchmark record exactly these rounds."""
+    """Make pytest-benchmark record exactly these rounds.
+
+    It calls once more, without recording it, where a profile is asked for.
+    """
     values: Iterator[float] = iter(rounds_s)
 
     def reset() -> None:
         clock.now_s = 0.0  # from 0 the difference of two readings is exact
 
     def advance() -> None:
-        clock.now_s = next(values)
+        clock.now_s = next(values, rounds_s[-1])
 
     try:
         benchmark.pedantic(advance, setup=reset, rounds=len(rounds_s), iterations=1)

@@ -184,6 +184,15 @@ def test_a_histogram_is_drawn_for_each_metric(site: Site) -> None:
     assert all("mixed-tiny-1b-np2" in path.read_text(encoding="utf-8") for path in drawn)
 
 
+def test_a_profile_is_made_and_adds_no_round(site: Site) -> None:
+    path = site.path / "benchmarks.json"
+    profile = ("--benchmark-cprofile=cumtime", "--benchmark-cprofile-loops=2")
+    result = site.canned(METRICS, TRIALS, *profile, f"--benchmark-json={path}")
+    result.assert_outcomes(passed=2)
+    entries = json.loads(path.read_text())["benchmarks"]
+    assert [entry["stats"]["rounds"] for entry in entries] == [3, 3]
+
+
 def test_disabled_benchmarks_run_one_trial_and_record_nothing(site: Site) -> None:
     path = site.path / "benchmarks.json"
     result = site.canned(METRICS, TRIALS, "--benchmark-disable", f"--benchmark-json={path}")
