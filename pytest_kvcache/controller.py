@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import socket
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from pytest_kvcache.verdicts import evaluate_trial
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pytest_kvcache.options import Options
+    from pytest_kvcache.options import Options, Trials
     from pytest_kvcache.plan import Plan
     from pytest_kvcache.planning import Case
     from pytest_kvcache.preflight import LaunchSetup
@@ -55,6 +55,32 @@ class Progress:
         """A launch is over."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Question:
+    """Everything that decides what is launched and how it is judged: equal ones share a result."""
+
+    identity: str
+    trials: Trials
+    target_ci: float | None
+    allow_invalid: bool
+    mpi_params: tuple[str, ...]
+    oversubscribe: bool
+    allow_run_as_root: bool
+
+    @classmethod
+    def of(cls, options: Options, plan: Plan) -> _Question:
+        """What these options ask of this plan."""
+        return cls(
+            identity=plan.identity,
+            trials=options.trials,
+            target_ci=options.target_ci,
+            allow_invalid=options.allow_invalid,
+            mpi_params=options.mpi_params,
+            oversubscribe=options.oversubscribe,
+            allow_run_as_root=options.allow_run_as_root,
+        )
+
+
 class Controller:
     """One run: its launches, its lock, its run file."""
 
@@ -76,7 +102,7 @@ class Controller:
         self._max_trials = max_trials
         self._setup: LaunchSetup | None = None
         self._lock: HostLock | None = None
-        self._done: dict[tuple[str, str, float | None], CaseResult] = {}
+        self._done: dict[_Question, CaseResult] = {}
 
     @property
     def directory(self) -> Path:
@@ -133,18 +159,17 @@ class Controller:
 
         An interruption is remembered as the case's failure before it goes on.
         """
-        key = (case.plan.identity, str(options.trials), options.target_ci)
-        if key in self._done:
-            return self._done[key]
+        question = _Question.of(options, case.plan)
+        if question in self._done:
+            return self._done[question]
         result = CaseResult(plan=case.plan)
-        self._done[key] = result
         directory = self._new_directory(case.plan)
         try:
             self.take_lock()
             for index in range(self._trial_limit(options)):
                 self._progress.trial_started(result, index)
                 trial = self._run_trial(options, case, index, directory)
-                result = self._done[key] = self._keep(result.with_trial(trial))
+                result = self._keep(question, result.with_trial(trial))
                 self._progress.trial_finished(result, trial)
                 if not trial.ok or _is_settled(options, result):
                     break
@@ -153,11 +178,10 @@ class Controller:
             if isinstance(error, KVCacheError):
                 text = str(error)
             index = len(result.trials)
-            failed = result.with_trial(TrialResult(index=index, error=text))
-            self._done[key] = self._keep(failed)
+            result = self._keep(question, result.with_trial(TrialResult(index=index, error=text)))
             if not isinstance(error, KVCacheError):
                 raise
-        return self._done[key]
+        return result
 
     def _new_directory(self, plan: Plan) -> Path:
         """Where this case's trials go; other options may give another case of the same name."""
@@ -188,8 +212,10 @@ class Controller:
             lock.acquire()
             self._lock = lock
 
-    def _keep(self, case: CaseResult) -> CaseResult:
-        self.run = self.run.with_case(case)
+    def _keep(self, question: _Question, case: CaseResult) -> CaseResult:
+        """Write it into the run file, beside what other questions of the same plan gave."""
+        self._done[question] = case
+        self.run = replace(self.run, cases=tuple(self._done.values()))
         self.directory.mkdir(parents=True, exist_ok=True)
         write_json(self.run_file, self.run.to_json())
         return case

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 BENCH_KEY: pytest.StashKey[Bench] = pytest.StashKey()
 MAKE_BENCH_KEY: pytest.StashKey[Callable[[], Bench]] = pytest.StashKey()
 OPTIONS_KEY: pytest.StashKey[Options] = pytest.StashKey()
-_TOLD_KEY: pytest.StashKey[set[str]] = pytest.StashKey()
+_TOLD_KEY: pytest.StashKey[set[tuple[str, str]]] = pytest.StashKey()
 
 
 def bench_of(config: pytest.Config) -> Bench:
@@ -168,10 +168,11 @@ class KVCache:
         if result.error is None:
             return result
         told = self._request.config.stash.setdefault(_TOLD_KEY, set())
-        if result.plan.digest in told:
+        fault = (result.plan.digest, result.error)
+        if fault in told:
             first = result.error.splitlines()[0]
             pytest.fail(f"{result.name} failed, told in full above: {first}", pytrace=False)
-        told.add(result.plan.digest)
+        told.add(fault)
         pytest.fail(f"{result.name} failed: {result.error}", pytrace=False)
 
 
