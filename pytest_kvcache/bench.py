@@ -115,6 +115,14 @@ class Bench:
                 yield f"  {key:<18}{shown} ({origin})"
         yield "  " + shlex.join(self.controller.argv(self.options, plan, directory))
 
+    def unsettled(self) -> list[str]:
+        """One line on each case whose trials ended before its interval was narrow enough."""
+        return [
+            f"{case.name}: --kv-target-ci={target * 100:g}% was not reached after"
+            f" {len(case.trials)} trial{'s' * (len(case.trials) > 1)}"
+            for case, target in self.controller.unsettled()
+        ]
+
     def judge(self) -> list[Judgement]:
         """Every gate on every case that ran."""
         found: list[Judgement] = []

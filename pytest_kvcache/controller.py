@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.planning import Case
     from pytest_kvcache.preflight import LaunchSetup
     from pytest_kvcache.registry import Registry
-    from pytest_kvcache.results import RunResult
+    from pytest_kvcache.results import RankResult, RunResult
 
 _RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _YIELD = "OMPI_MCA_mpi_yield_when_idle"
@@ -191,6 +191,16 @@ class Controller:
         ]
         return next(self.directory / name for name in names if not (self.directory / name).exists())
 
+    def unsettled(self) -> list[tuple[CaseResult, float]]:
+        """The cases that ended before their interval was narrow enough, and the ratio to reach."""
+        return [
+            (case, question.target_ci)
+            for question, case in self._done.items()
+            if question.target_ci is not None
+            and case.error is None
+            and not _is_narrow(case, self._options.metrics, question.target_ci)
+        ]
+
     def close(self) -> None:
         """Give the host back."""
         if self._lock is not None:
@@ -243,14 +253,16 @@ def _is_settled(options: Options, case: CaseResult) -> bool:
     """Whether enough trials were made: the count, or the confidence that was asked for."""
     if len(case.trials) < options.trials.low:
         return False
-    if options.target_ci is None:
-        return True
-    found = [case.series(metric) for metric in options.metrics]
-    for series in found:
+    return options.target_ci is None or _is_narrow(case, options.metrics, options.target_ci)
+
+
+def _is_narrow(case: CaseResult, metrics: Sequence[str], target_ci: float) -> bool:
+    """Whether the interval of every metric is within ``target_ci`` of its mean."""
+    for series in map(case.series, metrics):
         interval = None if series is None else series.ci95
         if series is None or interval is None:
             return False
-        if (interval[1] - interval[0]) / 2 > options.target_ci * abs(series.mean):
+        if (interval[1] - interval[0]) / 2 > target_ci * abs(series.mean):
             return False
     return True
 
@@ -269,17 +281,22 @@ def _judged(options: Options, plan: Plan, record: TrialRecord) -> TrialResult:
 def _storage_error(record: TrialRecord, data: Mapping[str, Any]) -> str | None:
     for rank in record.ranks:
         if rank.error is not None or rank.cleanup_error is not None:
-            failed = rank.read_failed + rank.write_failed
-            what = f"{failed} failed operation{'s' * (failed != 1)}, the first: {rank.error}"
-            if rank.error is None:
-                what = f"clean-up failed: {rank.cleanup_error}"
-            return f"rank {rank.rank} on host {rank.host}: {what}"
+            return f"rank {rank.rank} on host {rank.host}: {_what_failed(rank)}"
     if not data["read"]["count"] + data["write"]["count"]:
         return (
             "the storage tier completed no operation in the window; lengthen --kv-duration, add"
             " --kv-num-users, or use shorter blocks (--kv-block-tokens)"
         )
     return None
+
+
+def _what_failed(rank: RankResult) -> str:
+    failed = rank.read_failed + rank.write_failed
+    if rank.error is None:
+        return f"clean-up failed: {rank.cleanup_error}"
+    if not failed:  # a delete, say: no operation that is counted
+        return rank.error
+    return f"{failed} failed operation{'s' * (failed != 1)}, the first: {rank.error}"
 
 
 def _stuck(ended: LaunchExit) -> str | None:

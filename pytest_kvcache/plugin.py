@@ -332,6 +332,8 @@ def pytest_terminal_summary(
 
     terminalreporter.section("kvcache", sep="-")
     terminalreporter.write_line(report_run(bench.controller.run, bench.options.metrics))
+    for line in bench.unsettled():
+        terminalreporter.write_line(line)
     judgements, differing = bench.judge(), bench.differing()
     if judgements or differing:
         terminalreporter.write_line("")

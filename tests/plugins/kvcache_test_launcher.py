@@ -137,6 +137,8 @@ def damaged(data: dict[str, Any], fault: str) -> dict[str, Any]:
         data["schema"] = "pytest-kvcache/trial/0"
     elif fault == "rank-error":
         data["ranks"][1] |= {"error": "host n1: can't read object x: I/O error", "read_failed": 3}
+    elif fault == "delete-error":
+        data["ranks"][1]["error"] = "host n1: can't delete object x: I/O error"
     elif fault == "cleanup-error":
         data["ranks"][1]["cleanup_error"] = "host n1: can't remove /x: Permission denied"
     elif fault == "short-window":
