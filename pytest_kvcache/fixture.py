@@ -37,6 +37,11 @@ def bench_of(config: pytest.Config) -> Bench:
     return config.stash[BENCH_KEY]
 
 
+def is_xdist_worker(config: pytest.Config) -> bool:
+    """Whether this process is one of several that run tests at the same time."""
+    return hasattr(config, "workerinput")
+
+
 # What one test can't have for itself.
 _OF_THE_SESSION = frozenset(
     {
@@ -211,4 +216,6 @@ def replay(benchmark: Any, clock: ReplayClock, rounds_s: Sequence[float]) -> Non
 @pytest.fixture
 def kvcache(request: pytest.FixtureRequest) -> KVCache:
     """Run KV-cache benchmark cases from a test: ``kvcache.run(np=2).metric("read.p95_ms")``."""
+    if is_xdist_worker(request.config):
+        pytest.fail("a benchmark runs alone; drop xdist's -n (or use -n 0)", pytrace=False)
     return KVCache(request, bench_of(request.config))

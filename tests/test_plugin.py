@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.site import PYTEST, output, refusal
+from tests.site import PYTEST, SUITE, output, refusal
 
 if TYPE_CHECKING:
     from tests.site import Site
@@ -74,6 +74,30 @@ def test_named_in_a_conftest_and_beside_xdist_the_plugin_disturbs_nothing(site: 
     site.pytester.makepyfile("def test_one(): pass")
     result = site.pytester.runpytest_subprocess(*PYTEST, "-n1")
     result.assert_outcomes(passed=1)
+
+
+def test_in_an_xdist_worker_the_fixture_fails_in_one_sentence_and_launches_nothing(
+    site: Site,
+) -> None:
+    settings = "\n".join(
+        f"kv_{name.replace('-', '_')} = {value or 'true'}"
+        for name, _, value in (arg[5:].partition("=") for arg in site.canned_args())
+    )
+    site.pytester.makeini(f"[pytest]\n{settings}\n")
+    site.pytester.makepyfile("def test_one(): pass\ndef test_mine(kvcache): kvcache.run()")
+    result = site.pytester.runpytest_subprocess(*PYTEST, "-n1", *SUITE, ".", timeout=30)
+    result.assert_outcomes(passed=1, errors=6)
+    assert "a benchmark runs alone; drop xdist's -n (or use -n 0)" in output(result)
+    assert "INTERNALERROR" not in output(result)
+    assert "Traceback" not in output(result)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert not (site.path / "results").exists()
+
+
+def test_beside_xdist_settings_that_select_nothing_stay_in_the_ini(site: Site) -> None:
+    site.pytester.makeini("[pytest]\nkv_np = 2\nkv_duration = 10\n")
+    site.pytester.makepyfile("def test_one(): pass")
+    site.pytester.runpytest_subprocess(*PYTEST, "-n1", timeout=30).assert_outcomes(passed=1)
 
 
 def test_without_a_terminal_reporter_everything_runs(site: Site) -> None:
