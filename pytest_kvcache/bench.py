@@ -5,6 +5,7 @@ The pytest side's only way to the controller; imports neither pytest-benchmark n
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.options import Options
     from pytest_kvcache.plan import Plan
     from pytest_kvcache.results import CaseResult
+    from pytest_kvcache.summary import MetricSeries
 
 
 class Bench:
@@ -61,7 +63,7 @@ class Bench:
         self._planner = Planner(self.registry, run_id)
         self._modify_plan = modify_plan
         self._cases: dict[tuple[CaseName, int], tuple[Options, Case]] = {}
-        self._baseline: Baseline | None = None
+        self._baseline = _baseline_of(options)
         self.controller = Controller(
             options=options,
             registry=self.registry,
@@ -88,7 +90,7 @@ class Bench:
         return self._cases[key][1]
 
     def check(self, names: Sequence[CaseName]) -> None:
-        """Plan and check every case, and find the baseline, before anything is launched."""
+        """Plan and check every case, and find its baseline, before anything is launched."""
         cases = [self.plan(name) for name in names]
         for case in cases:
             self.controller.check(self.options, case.plan)
@@ -128,8 +130,7 @@ class Bench:
         found: list[Judgement] = []
         for case in self.controller.run.cases:
             for rule in self.options.fail:
-                assert self._baseline is not None
-                before = self._baseline.find(case.name, rule.metric)
+                before = self._baseline.find(case.name, rule.metric) if self._baseline else None
                 found.append(judge(rule, before, case.series(rule.metric), case=case.name))
             found.extend(
                 judge_slo(slo, case.series(slo.metric), case=case.name) for slo in self.options.slo
@@ -144,25 +145,38 @@ class Bench:
         return self._baseline.differing(digests)
 
     def _check_baseline(self, cases: Sequence[str]) -> None:
-        if self.options.compare is None:
+        if self._baseline is None:
             return
-        self._baseline = baseline = load_baseline(self.options.compare)
-        for case in cases:
-            for rule in self.options.fail:
-                before = baseline.find(case, rule.metric)
-                if before is None:
-                    raise OptionError(
-                        f"--kv-compare={self.options.compare} has no {rule.metric} of {case}; a"
-                        " gate needs its baseline, record one or drop the --kv-fail"
-                    )
-                check_rule(rule, before)
-                metric = METRICS[rule.metric]
-                if (before.unit, before.better) != (metric.unit, metric.better):
-                    raise OptionError(
-                        f"--kv-compare={self.options.compare} has {rule.metric} in"
-                        f" {before.unit!r}, {before.better} better; it must be in"
-                        f" {metric.unit!r}, {metric.better} better, record it anew"
-                    )
+        for case, rule in itertools.product(cases, self.options.fail):
+            if self._baseline.find(case, rule.metric) is None:
+                raise OptionError(
+                    f"--kv-compare={self.options.compare} has no {rule.metric} of {case}; a"
+                    " gate needs its baseline, record one or drop the --kv-fail"
+                )
+
+
+def _baseline_of(options: Options) -> Baseline | None:
+    """The baseline, read and fit to be compared with; OptionError says what it lacks."""
+    if options.compare is None:
+        return None
+    for rule in options.fail:
+        check_rule(rule, METRICS[rule.metric].better)
+    baseline = load_baseline(options.compare)
+    compared = {*options.metrics, *(rule.metric for rule in options.fail)}
+    for series in baseline.all_series():
+        if series.name in compared:
+            _check_unit(options, series)
+    return baseline
+
+
+def _check_unit(options: Options, series: MetricSeries) -> None:
+    metric = METRICS[series.name]
+    if (series.unit, series.better) != (metric.unit, metric.better):
+        raise OptionError(
+            f"--kv-compare={options.compare} has {series.name} in {series.unit!r},"
+            f" {series.better} better; it must be in {metric.unit!r}, {metric.better} better,"
+            " record it anew"
+        )
 
 
 def new_run_id() -> str:

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from os import PathLike
 
+    from pytest_kvcache.summary import Better
+
 RUN_SCHEMA: Final = "pytest-kvcache/run/1"
 """The run files that ``load_baseline`` reads."""
 
@@ -124,6 +126,11 @@ class Baseline:
         """Return the series of this case and metric, None where there is none."""
         return self.cases.get(case, {}).get(metric)
 
+    def all_series(self) -> Iterator[MetricSeries]:
+        """Everything it holds."""
+        for metrics in self.cases.values():
+            yield from metrics.values()
+
     def differing(self, digests: Mapping[str, str]) -> tuple[str, ...]:
         """Return the cases of both sides whose plans differ or can't be shown equal."""
         return tuple(c for c in digests if c in self.cases and self.digests.get(c) != digests[c])
@@ -202,12 +209,12 @@ def load_baseline(path: str | PathLike[str]) -> Baseline:
     return Baseline(source=str(path), cases=cases, digests=digests)
 
 
-def check_rule(rule: FailRule, baseline: MetricSeries) -> None:
+def check_rule(rule: FailRule, better: Better) -> None:
     """Raise OptionError for a limit the metric can't exceed; callable before the run.
 
     What is better when higher falls by 100 % at most, so such a gate would never close.
     """
-    if baseline.better == "higher" and rule.limit_ratio >= 1:
+    if better == "higher" and rule.limit_ratio >= 1:
         raise OptionError(
             f"--kv-fail is {rule}; {rule.metric} is better when higher, so it can get worse "
             f"by 100% at most and the gate would never close: give less, "
@@ -226,7 +233,7 @@ def judge(
     if baseline is None or now is None:
         return _missing(rule, baseline, now, case)
     _check_sides(rule, baseline, now)
-    check_rule(rule, baseline)
+    check_rule(rule, baseline.better)
     worse_by = now.median - baseline.median
     change = _ratio(worse_by if now.better == "lower" else -worse_by, baseline.median)
     interval = _bad_interval(baseline, now)

@@ -339,11 +339,11 @@ def test_a_rule_is_not_applied_to_another_metric() -> None:
 def test_a_limit_that_can_not_be_exceeded_is_refused() -> None:
     rule = FailRule(metric="read.gib_per_s", limit_ratio=1.0)
     with pytest.raises(OptionError, match=r"--kv-fail is read.gib_per_s:100%; .* never close"):
-        check_rule(rule, throughput(1.0))
+        check_rule(rule, "higher")
     with pytest.raises(OptionError, match="never close"):
         judge(rule, throughput(1.0), throughput(1.0))
-    check_rule(FailRule(metric="read.gib_per_s", limit_ratio=0.99), throughput(1.0))
-    check_rule(FailRule(metric="read.p99_ms", limit_ratio=3.0), latency(1.0))
+    check_rule(FailRule(metric="read.gib_per_s", limit_ratio=0.99), "higher")
+    check_rule(FailRule(metric="read.p99_ms", limit_ratio=3.0), "lower")
 
 
 # -- judging the run alone --

@@ -286,6 +286,49 @@ def test_a_baseline_in_another_unit_is_found_before_the_run(site: Site) -> None:
     assert site.launches() == []
 
 
+OWN = "def test_one(kvcache): kvcache.run(trials=2)"
+
+
+def test_a_baseline_that_can_not_be_read_is_found_before_any_test(site: Site) -> None:
+    sentence = refusal(site.canned_tests(OWN, "--kv-compare=nonexistent.json"))
+    assert sentence.startswith("--kv-compare is nonexistent.json; it must be a readable JSON")
+    assert site.launches() == []
+
+
+@pytest.mark.usefixtures("baseline")
+def test_a_gate_judges_the_cases_of_a_users_own_tests(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = (f"--kv-compare={BASE}", "--kv-fail=read.p95_ms:20%")
+    same = site.canned_tests(OWN, *gate)
+    assert same.ret == pytest.ExitCode.OK
+    same.stdout.fnmatch_lines("read.p95_ms * ok")
+    monkeypatch.setenv("KVCACHE_TEST_FACTOR", "1.3")
+    slower = site.canned_tests(OWN, *gate)
+    slower.assert_outcomes(passed=1)
+    assert slower.ret == pytest.ExitCode.TESTS_FAILED
+    slower.stdout.fnmatch_lines("read.p95_ms * WORSE")
+
+
+@pytest.mark.usefixtures("baseline")
+def test_a_users_own_case_that_the_baseline_lacks_is_missing_and_closes_the_gate(
+    site: Site,
+) -> None:
+    source = "def test_one(kvcache): kvcache.run(np=1)"
+    gate = (f"--kv-compare={BASE}", "--kv-fail=read.p95_ms:20%")
+    result = site.canned_tests(source, *gate, "--kv-allow-inconclusive")
+    result.assert_outcomes(passed=1)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines("read.p95_ms * MISSING")
+    assert "INTERNALERROR" not in output(result)
+
+
+@pytest.mark.usefixtures("baseline")
+def test_a_gate_that_can_never_close_is_refused_for_a_users_own_tests_too(site: Site) -> None:
+    result = site.canned_tests(OWN, f"--kv-compare={BASE}", "--kv-fail=read.gib_per_s:100%")
+    assert "the gate would never close" in refusal(result)
+
+
 @pytest.mark.usefixtures("baseline")
 def test_a_run_that_failed_does_not_pass_its_gate(
     site: Site, monkeypatch: pytest.MonkeyPatch
