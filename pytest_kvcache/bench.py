@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.compare import (
     Baseline,
+    Found,
     Judgement,
     check_rule,
     judge,
@@ -96,7 +97,7 @@ class Bench:
             self.controller.check(self.options, case.plan)
         if cases:
             self.controller.note_launcher()
-        self._check_baseline([case.plan.case for case in cases])
+        self._check_baseline([case.plan for case in cases])
         if cases and not self.options.dry_run:
             self.controller.take_lock()
 
@@ -130,7 +131,7 @@ class Bench:
         found: list[Judgement] = []
         for case in self.controller.run.cases:
             for rule in self.options.fail:
-                before = self._baseline.find(case.name, rule.metric) if self._baseline else None
+                before = self._found(case.plan, rule.metric)
                 found.append(judge(rule, before, case.series(rule.metric), case=case.name))
             found.extend(
                 judge_slo(slo, case.series(slo.metric), case=case.name) for slo in self.options.slo
@@ -141,17 +142,22 @@ class Bench:
         """Cases whose plan differs from the baseline's."""
         if self._baseline is None:
             return ()
-        digests = {case.name: case.plan.workload_digest for case in self.controller.run.cases}
-        return self._baseline.differing(digests)
+        plans = [case.plan for case in self.controller.run.cases]
+        differing = [p.case for p in plans if self._baseline.differs(p.case, p.workload_digest)]
+        return tuple(dict.fromkeys(differing))
 
-    def _check_baseline(self, cases: Sequence[str]) -> None:
+    def _found(self, plan: Plan, metric: str) -> Found:
         if self._baseline is None:
-            return
-        for case, rule in itertools.product(cases, self.options.fail):
-            if self._baseline.find(case, rule.metric) is None:
+            return Found()
+        return self._baseline.find(plan.case, metric, plan.workload_digest)
+
+    def _check_baseline(self, plans: Sequence[Plan]) -> None:
+        for plan, rule in itertools.product(plans, self.options.fail):
+            found = self._found(plan, rule.metric)
+            if found.series is None:
                 raise OptionError(
-                    f"--kv-compare={self.options.compare} has no {rule.metric} of {case}; a"
-                    " gate needs its baseline, record one or drop the --kv-fail"
+                    f"--kv-compare={self.options.compare} has no {rule.metric} of {plan.case} for"
+                    f" its gate ({found.reason}), or drop the --kv-fail"
                 )
 
 

@@ -32,7 +32,7 @@ import operator
 import re
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
@@ -40,7 +40,7 @@ from pytest_kvcache.errors import OptionError, ResultError
 from pytest_kvcache.summary import MetricSeries, difference_ci95
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from os import PathLike
 
     from pytest_kvcache.summary import Better
@@ -62,6 +62,7 @@ _COMPARE: Final[Mapping[str, Any]] = {
     ">=": operator.ge,
 }
 _EXTRA_KEYS: Final = frozenset({"case", "metric", "unit", "better", "values", "plan_digest"})
+_NO_ENTRY: Final = "the baseline has no such entry: compare runs that both have it"
 _WIDTH: Final = 80
 _COLUMNS: Final = {  # heading: width; with single spaces between they make 80
     "metric": 21,
@@ -112,28 +113,67 @@ class SloRule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What a baseline holds of one case under one plan."""
+
+    case: str
+    """The case's name."""
+    digest: str | None
+    """The digest of its plan; None where the file states none."""
+    metrics: Mapping[str, MetricSeries]
+    """Metric name to its values; at least one."""
+
+    def trials_of(self, metric: str) -> int:
+        """How many trials have the metric."""
+        return len(self.metrics[metric].values) if metric in self.metrics else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a baseline has for a metric of a case, and why where it has nothing."""
+
+    series: MetricSeries | None = None
+    reason: str = _NO_ENTRY
+    """Used where there is no series."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
-    """What ``--kv-compare`` names: earlier results, by case and metric."""
+    """What ``--kv-compare`` names: earlier results, by case and plan."""
 
     source: str
     """The file, as the user gave it."""
-    cases: Mapping[str, Mapping[str, MetricSeries]]
-    """Case name to metric name to its values."""
-    digests: Mapping[str, str | None]
-    """Case name to the digest of its plan; None where the file states none."""
+    entries: tuple[Entry, ...]
+    """In the file's order; cases without any value are left out."""
 
-    def find(self, case: str, metric: str) -> MetricSeries | None:
-        """Return the series of this case and metric, None where there is none."""
-        return self.cases.get(case, {}).get(metric)
+    def find(self, case: str, metric: str, digest: str) -> Found:
+        """Return what to compare the metric with, for a case of this name and plan.
+
+        An entry of the same plan comes first, and the one with most trials where options
+        that are no part of the plan gave several. Without one of the same plan the only
+        entry of that name stands in for it; of several none does.
+        """
+        named = [entry for entry in self.entries if entry.case == case]
+        same = [entry for entry in named if entry.digest == digest]
+        if not same and len(named) > 1:
+            return Found(
+                reason=f"the baseline has {len(named)} results of this case, none with this "
+                "run's plan (plan_digest): compare runs of the same options"
+            )
+        best = max(same or named, key=lambda entry: entry.trials_of(metric), default=None)
+        if best is None or metric not in best.metrics:
+            return Found()
+        return Found(series=best.metrics[metric])
 
     def all_series(self) -> Iterator[MetricSeries]:
         """Everything it holds."""
-        for metrics in self.cases.values():
-            yield from metrics.values()
+        for entry in self.entries:
+            yield from entry.metrics.values()
 
-    def differing(self, digests: Mapping[str, str]) -> tuple[str, ...]:
-        """Return the cases of both sides whose plans differ or can't be shown equal."""
-        return tuple(c for c in digests if c in self.cases and self.digests.get(c) != digests[c])
+    def differs(self, case: str, digest: str) -> bool:
+        """Whether what stands in for the case has another plan, or can't be shown to have its."""
+        digests = [entry.digest for entry in self.entries if entry.case == case]
+        return len(digests) == 1 and digests != [digest]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,13 +240,13 @@ def load_baseline(path: str | PathLike[str]) -> Baseline:
             "give the run.json or the --benchmark-json file of an earlier run"
         ) from error
     try:
-        digests, cases = _index(_entries(data))
+        entries = _entries(data)
     except ResultError as error:
         raise OptionError(
             f"--kv-compare is {path}; it must be an intact run file or pytest-benchmark "
             f"JSON of this plugin, and is not ({error}): record the baseline anew"
         ) from error
-    return Baseline(source=str(path), cases=cases, digests=digests)
+    return Baseline(source=str(path), entries=entries)
 
 
 def check_rule(rule: FailRule, better: Better) -> None:
@@ -222,16 +262,15 @@ def check_rule(rule: FailRule, better: Better) -> None:
         )
 
 
-def judge(
-    rule: FailRule, baseline: MetricSeries | None, now: MetricSeries | None, *, case: str = ""
-) -> Judgement:
-    """Apply the table of the module's docstring.
+def judge(rule: FailRule, found: Found, now: MetricSeries | None, *, case: str = "") -> Judgement:
+    """Apply the table of the module's docstring to the baseline's entry and this run's.
 
     An absent side is ``missing``, which closes the gate. Raises OptionError when the two
     sides have different units or directions, or the limit can't be exceeded.
     """
+    baseline = found.series
     if baseline is None or now is None:
-        return _missing(rule, baseline, now, case)
+        return _missing(rule, found, now, case)
     _check_sides(rule, baseline, now)
     check_rule(rule, baseline.better)
     worse_by = now.median - baseline.median
@@ -300,16 +339,14 @@ def gate_table(judgements: Sequence[Judgement], *, digests_differ: Sequence[str]
 # -- verdicts --
 
 
-def _missing(
-    rule: FailRule, baseline: MetricSeries | None, now: MetricSeries | None, case: str
-) -> Judgement:
-    side = "the baseline" if baseline is None else "this run"
+def _missing(rule: FailRule, found: Found, now: MetricSeries | None, case: str) -> Judgement:
+    lacks = "this run has no such entry: compare runs that both have it"
     return Judgement(
         rule=rule,
         case=case,
         status="missing",
-        reason=f"{side} has no such entry: compare runs that both have it",
-        baseline=baseline.median if baseline else None,
+        reason=lacks if found.series else found.reason,
+        baseline=found.series.median if found.series else None,
         now=now.median if now else None,
     )
 
@@ -443,32 +480,35 @@ def _limit(ratio: float) -> str:
 # -- reading a baseline --
 
 
-def _entries(data: object) -> Iterator[tuple[str, str | None, dict[str, MetricSeries]]]:
-    """Yield (case, plan digest, its metrics) of either kind of file; ResultError if neither."""
+def _entries(data: object) -> tuple[Entry, ...]:
+    """Return what either kind of file holds; ResultError if it is neither, or holds nothing."""
     if isinstance(data, Mapping) and data.get("schema") == RUN_SCHEMA:
-        return _run_entries(data)
-    if isinstance(data, Mapping) and "schema" in data:
+        found = list(_run_entries(data))
+    elif isinstance(data, Mapping) and "schema" in data:
         raise ResultError(f"its schema is {data['schema']!r}, this version reads {RUN_SCHEMA!r}")
-    if isinstance(data, Mapping) and "benchmarks" in data:
-        return _benchmark_entries(data)
-    raise ResultError('it has neither "schema" nor "benchmarks"')
+    elif isinstance(data, Mapping) and "benchmarks" in data:
+        found = _joined(_benchmark_entries(data))
+    else:
+        raise ResultError('it has neither "schema" nor "benchmarks"')
+    entries = tuple(entry for entry in found if entry.metrics)
+    if not entries:
+        raise ResultError("it holds no result of this plugin")
+    return entries
 
 
-def _run_entries(data: Mapping[str, object]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+def _run_entries(data: Mapping[str, object]) -> Iterator[Entry]:
     for case in _objects(data, "cases"):
         name, summary = case.get("name"), case.get("summary")
         if not isinstance(summary, Mapping):
             raise ResultError(f"case {name!r} has no summary")
-        yield (
-            cast("str", name),  # checked by _index, like the digest
-            case.get("plan_digest"),
-            {metric: MetricSeries.from_json(metric, summary[metric]) for metric in summary},
-        )
+        metrics = {metric: MetricSeries.from_json(metric, summary[metric]) for metric in summary}
+        yield _entry(name, case.get("plan_digest"), metrics)
 
 
-def _benchmark_entries(data: Mapping[str, object]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    for entry in _objects(data, "benchmarks"):
-        info = entry.get("extra_info")
+def _benchmark_entries(data: Mapping[str, object]) -> Iterator[Entry]:
+    """Yield an entry per metric."""
+    for benchmark in _objects(data, "benchmarks"):
+        info = benchmark.get("extra_info")
         if not isinstance(info, Mapping) or not set(info) >= _EXTRA_KEYS:
             continue
         if not isinstance(info["values"], list):
@@ -479,27 +519,25 @@ def _benchmark_entries(data: Mapping[str, object]) -> Iterator[tuple[str, Any, d
             better=info["better"],
             values=tuple(info["values"]),
         )
-        yield info["case"], info["plan_digest"], {series.name: series}
+        yield _entry(info["case"], info["plan_digest"], {series.name: series})
 
 
-def _index(
-    entries: Iterator[tuple[str, str | None, dict[str, MetricSeries]]],
-) -> tuple[dict[str, str | None], dict[str, dict[str, MetricSeries]]]:
-    """Join entries by case; ResultError when there are none or they contradict each other."""
-    digests: dict[str, str | None] = {}
-    cases: dict[str, dict[str, MetricSeries]] = {}
-    for name, digest, metrics in entries:
-        if not isinstance(name, str) or not (digest is None or isinstance(digest, str)):
-            raise ResultError(f"a case has name {name!r} and plan_digest {digest!r}")
-        known = cases.setdefault(name, {})
-        if digests.setdefault(name, digest) != digest:
-            raise ResultError(f"case {name!r} has two plan digests")
-        if twice := known.keys() & metrics.keys():
-            raise ResultError(f"case {name!r} has {', '.join(sorted(twice))} twice")
-        known.update(metrics)
-    if not any(cases.values()):
-        raise ResultError("it holds no result of this plugin")
-    return digests, cases
+def _entry(case: object, digest: object, metrics: Mapping[str, MetricSeries]) -> Entry:
+    if not isinstance(case, str) or not (digest is None or isinstance(digest, str)):
+        raise ResultError(f"a case has name {case!r} and plan_digest {digest!r}")
+    return Entry(case=case, digest=digest, metrics=metrics)
+
+
+def _joined(entries: Iterable[Entry]) -> list[Entry]:
+    """Join the metrics of one case and plan; ResultError when one is there twice."""
+    known: dict[tuple[object, ...], Entry] = {}
+    for entry in entries:
+        kind = (entry.case, entry.digest)
+        before = known[kind].metrics if kind in known else {}
+        if twice := before.keys() & entry.metrics.keys():
+            raise ResultError(f"case {entry.case!r} has {', '.join(sorted(twice))} twice")
+        known[kind] = replace(entry, metrics={**before, **entry.metrics})
+    return list(known.values())
 
 
 def _objects(data: Mapping[str, object], key: str) -> list[Mapping[str, object]]:

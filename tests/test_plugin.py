@@ -323,6 +323,22 @@ def test_a_users_own_case_that_the_baseline_lacks_is_missing_and_closes_the_gate
     assert "INTERNALERROR" not in output(result)
 
 
+def test_a_run_file_of_one_case_under_two_plans_is_a_baseline(site: Site) -> None:
+    source = """
+        def test_short(kvcache): kvcache.run(duration=1, trials=2)
+        def test_long(kvcache): kvcache.run(duration=2, trials=2)
+    """
+    site.canned_tests(source).assert_outcomes(passed=2)
+    (site.path / BASE).write_text(site.run_file().read_text())
+    result = site.canned_tests(source, f"--kv-compare={BASE}", "--kv-fail=read.p95_ms:20%")
+    assert result.ret == pytest.ExitCode.OK, output(result)
+    assert "plan_digest" not in output(result)
+    other = source.replace("duration=2", "duration=3")
+    result = site.canned_tests(other, f"--kv-compare={BASE}", "--kv-fail=read.p95_ms:20%")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert "2 results of this case, none with this" in " ".join(output(result).split())
+
+
 @pytest.mark.usefixtures("baseline")
 def test_a_gate_that_can_never_close_is_refused_for_a_users_own_tests_too(site: Site) -> None:
     result = site.canned_tests(OWN, f"--kv-compare={BASE}", "--kv-fail=read.gib_per_s:100%")
