@@ -29,6 +29,7 @@ from pytest_kvcache.compare import (
 )
 from pytest_kvcache.controller import Controller, Progress
 from pytest_kvcache.errors import OptionError
+from pytest_kvcache.evidence import evidence_of
 from pytest_kvcache.metrics import METRICS
 from pytest_kvcache.planning import Case, CaseName, Planner, name_cases
 from pytest_kvcache.registry import build_registry
@@ -130,9 +131,11 @@ class Bench:
         """Every gate on every case that ran."""
         found: list[Judgement] = []
         for case in self.controller.run.cases:
+            evidence = evidence_of(trial.to_json() for trial in case.trials)
             for rule in self.options.fail:
                 before = self._found(case.plan, rule.metric)
-                found.append(judge(rule, before, case.series(rule.metric), case=case.name))
+                now = case.series(rule.metric)
+                found.append(judge(rule, before, now, case=case.name, evidence=evidence))
             found.extend(
                 judge_slo(slo, case.series(slo.metric), case=case.name) for slo in self.options.slo
             )
@@ -145,6 +148,15 @@ class Bench:
         plans = [case.plan for case in self.controller.run.cases]
         differing = [p.case for p in plans if self._baseline.differs(p.case, p.workload_digest)]
         return tuple(dict.fromkeys(differing))
+
+    def untold(self) -> tuple[str, ...]:
+        """Cases of which the baseline does not tell what stands behind its values."""
+        if self._baseline is None:
+            return ()
+        metrics = {*self.options.metrics, *(rule.metric for rule in self.options.fail)}
+        asked = itertools.product(self.controller.run.cases, metrics)
+        found = [(case.name, self._found(case.plan, metric)) for case, metric in asked]
+        return tuple(dict.fromkeys(c for c, f in found if f.series and not f.evidence.is_told))
 
     def _found(self, plan: Plan, metric: str) -> Found:
         if self._baseline is None:

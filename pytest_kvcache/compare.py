@@ -14,6 +14,7 @@ above limit     reaches zero                                   inconclusive
 up to limit     ends below the limit, or noise is up to limit  ok
 up to limit     anything else                                  inconclusive
 any             a side has fewer than 2 trials                 inconclusive
+none            the sides are not of one kind (``evidence``)   incomparable
 ==============  =============================================  ==================
 
 Why the interval of the difference and not two intervals that don't overlap: overlap
@@ -37,6 +38,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from pytest_kvcache.errors import OptionError, ResultError
+from pytest_kvcache.evidence import Evidence, evidence_of, incomparable
 from pytest_kvcache.summary import MetricSeries, difference_ci95
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ RUN_SCHEMA: Final = "pytest-kvcache/run/1"
 """The run files that ``load_baseline`` reads."""
 
 Operator = Literal["<", "<=", ">", ">="]
-Status = Literal["ok", "worse", "inconclusive", "missing"]
+Status = Literal["ok", "worse", "inconclusive", "incomparable", "missing"]
 
 _METRIC = r"(?P<metric>[A-Za-z][\w.]*)"
 _NUMBER = r"(?P<number>[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?)"
@@ -63,6 +65,7 @@ _COMPARE: Final[Mapping[str, Any]] = {
 }
 _EXTRA_KEYS: Final = frozenset({"case", "metric", "unit", "better", "values", "plan_digest"})
 _NO_ENTRY: Final = "the baseline has no such entry: compare runs that both have it"
+_UNTOLD: Final = Evidence()
 _WIDTH: Final = 80
 _COLUMNS: Final = {  # heading: width; with single spaces between they make 80
     "metric": 21,
@@ -122,6 +125,8 @@ class Entry:
     """The digest of its plan; None where the file states none."""
     metrics: Mapping[str, MetricSeries]
     """Metric name to its values; at least one."""
+    evidence: Evidence = _UNTOLD
+    """What stands behind the values."""
 
     def trials_of(self, metric: str) -> int:
         """How many trials have the metric."""
@@ -135,6 +140,8 @@ class Found:
     series: MetricSeries | None = None
     reason: str = _NO_ENTRY
     """Used where there is no series."""
+    evidence: Evidence = _UNTOLD
+    """What stands behind the series."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +170,7 @@ class Baseline:
         best = max(same or named, key=lambda entry: entry.trials_of(metric), default=None)
         if best is None or metric not in best.metrics:
             return Found()
-        return Found(series=best.metrics[metric])
+        return Found(series=best.metrics[metric], evidence=best.evidence)
 
     def all_series(self) -> Iterator[MetricSeries]:
         """Everything it holds."""
@@ -262,17 +269,35 @@ def check_rule(rule: FailRule, better: Better) -> None:
         )
 
 
-def judge(rule: FailRule, found: Found, now: MetricSeries | None, *, case: str = "") -> Judgement:
+def judge(
+    rule: FailRule,
+    found: Found,
+    now: MetricSeries | None,
+    *,
+    case: str = "",
+    evidence: Evidence = _UNTOLD,
+) -> Judgement:
     """Apply the table of the module's docstring to the baseline's entry and this run's.
 
-    An absent side is ``missing``, which closes the gate. Raises OptionError when the two
-    sides have different units or directions, or the limit can't be exceeded.
+    An absent side is ``missing``, and sides of which one is no storage, or has a verdict
+    against it that the other has not, are ``incomparable``; both close the gate. Raises
+    OptionError when the two sides have different units or directions, or the limit can't
+    be exceeded.
     """
     baseline = found.series
     if baseline is None or now is None:
         return _missing(rule, found, now, case)
     _check_sides(rule, baseline, now)
     check_rule(rule, baseline.better)
+    if obstacle := incomparable(found.evidence, evidence):
+        return Judgement(
+            rule=rule,
+            case=case,
+            status="incomparable",
+            reason=obstacle,
+            baseline=baseline.median,
+            now=now.median,
+        )
     worse_by = now.median - baseline.median
     change = _ratio(worse_by if now.better == "lower" else -worse_by, baseline.median)
     interval = _bad_interval(baseline, now)
@@ -310,11 +335,14 @@ def judge_slo(rule: SloRule, now: MetricSeries | None, *, case: str = "") -> Jud
     return Judgement(rule=rule, case=case, status=status, reason=reason, now=now.median)
 
 
-def gate_table(judgements: Sequence[Judgement], *, digests_differ: Sequence[str]) -> str:
+def gate_table(
+    judgements: Sequence[Judgement], *, digests_differ: Sequence[str], untold: Sequence[str] = ()
+) -> str:
     """Return the verdicts as text of at most 80 columns, "" when there is nothing to say.
 
     One block per case, then why for everything that is not ok, then the cases whose
-    plan is not the baseline's.
+    plan is not the baseline's, and those of which the baseline does not tell what stands
+    behind them.
     """
     lines: list[str] = []
     if judgements:
@@ -332,6 +360,11 @@ def gate_table(judgements: Sequence[Judgement], *, digests_differ: Sequence[str]
         lines += _paragraph(
             "the plan differs from the baseline's (plan_digest), so these cases compare "
             f"different settings: {', '.join(digests_differ)}"
+        )
+    if untold:
+        lines += _paragraph(
+            "the baseline does not tell whether its values are of storage and which verdicts "
+            f"they had, record it anew: {', '.join(untold)}"
         )
     return "\n".join(lines)
 
@@ -502,7 +535,8 @@ def _run_entries(data: Mapping[str, object]) -> Iterator[Entry]:
         if not isinstance(summary, Mapping):
             raise ResultError(f"case {name!r} has no summary")
         metrics = {metric: MetricSeries.from_json(metric, summary[metric]) for metric in summary}
-        yield _entry(name, case.get("plan_digest"), metrics)
+        evidence = evidence_of(_objects(case, "trials")) if "trials" in case else _UNTOLD
+        yield _entry(name, case.get("plan_digest"), metrics, evidence)
 
 
 def _benchmark_entries(data: Mapping[str, object]) -> Iterator[Entry]:
@@ -519,20 +553,23 @@ def _benchmark_entries(data: Mapping[str, object]) -> Iterator[Entry]:
             better=info["better"],
             values=tuple(info["values"]),
         )
-        yield _entry(info["case"], info["plan_digest"], {series.name: series})
+        evidence = Evidence.from_json(info)
+        yield _entry(info["case"], info["plan_digest"], {series.name: series}, evidence)
 
 
-def _entry(case: object, digest: object, metrics: Mapping[str, MetricSeries]) -> Entry:
+def _entry(
+    case: object, digest: object, metrics: Mapping[str, MetricSeries], evidence: Evidence
+) -> Entry:
     if not isinstance(case, str) or not (digest is None or isinstance(digest, str)):
         raise ResultError(f"a case has name {case!r} and plan_digest {digest!r}")
-    return Entry(case=case, digest=digest, metrics=metrics)
+    return Entry(case=case, digest=digest, metrics=metrics, evidence=evidence)
 
 
 def _joined(entries: Iterable[Entry]) -> list[Entry]:
     """Join the metrics of one case and plan; ResultError when one is there twice."""
     known: dict[tuple[object, ...], Entry] = {}
     for entry in entries:
-        kind = (entry.case, entry.digest)
+        kind = (entry.case, entry.digest, entry.evidence)
         before = known[kind].metrics if kind in known else {}
         if twice := before.keys() & entry.metrics.keys():
             raise ResultError(f"case {entry.case!r} has {', '.join(sorted(twice))} twice")

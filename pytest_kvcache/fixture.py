@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_kvcache.errors import KVCacheError, OptionError
+from pytest_kvcache.evidence import evidence_of
 from pytest_kvcache.metrics import METRICS
 from pytest_kvcache.options import OPTIONS, build_options, describe_value
 
@@ -140,6 +141,7 @@ class KVCache:
             case=result.name,
             metric=metric,
             plan_digest=result.plan.workload_digest,
+            **evidence_of(trial.to_json() for trial in result.trials).to_json(),
             **series.to_json(),
         )
         try:

@@ -340,10 +340,10 @@ def pytest_terminal_summary(
     terminalreporter.write_line(report_run(bench.controller.run, bench.options.metrics))
     for line in bench.unsettled():
         terminalreporter.write_line(line)
-    judgements, differing = bench.judge(), bench.differing()
-    if judgements or differing:
+    table = gate_table(bench.judge(), digests_differ=bench.differing(), untold=bench.untold())
+    if table:
         terminalreporter.write_line("")
-        terminalreporter.write_line(gate_table(judgements, digests_differ=differing))
+        terminalreporter.write_line(table)
     terminalreporter.write_line("")
     terminalreporter.write_line(f"run file: {_shown(bench.controller.run_file, config)}")
 

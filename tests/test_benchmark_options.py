@@ -87,6 +87,8 @@ def test_an_entry_carries_the_true_values_and_what_makes_them_comparable(
     assert (info["unit"], info["better"]) == (unit, better)
     assert info["case"] == "mixed-tiny-1b-np2"
     assert info["plan_digest"] == session.case["plan_digest"]
+    assert info["is_storage"] is False  # canned ranks of the backend null
+    assert info["verdicts"] == ["NOT_STORAGE", "SHORT_WINDOW"]
     for name in ("median", "mean", "cv", "ci95"):
         assert info[name] == session.case["summary"][metric][name]
 

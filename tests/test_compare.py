@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_kvcache import verdicts
 from pytest_kvcache.compare import (
     Baseline,
     Entry,
@@ -28,11 +30,11 @@ from pytest_kvcache.compare import (
     parse_slo,
 )
 from pytest_kvcache.errors import OptionError, ResultError
+from pytest_kvcache.evidence import INVALIDATING, Evidence
 from pytest_kvcache.summary import MetricSeries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 CASE = "mixed-llama3.1-8b-np2"
 TEN_PERCENT = FailRule(metric="read.p99_ms", limit_ratio=0.1)
@@ -312,6 +314,7 @@ def test_an_absent_side_is_missing() -> None:
         ("ok", "passes", "passes"),
         ("worse", "closes", "closes"),
         ("missing", "closes", "closes"),
+        ("incomparable", "closes", "closes"),
         ("inconclusive", "closes", "passes"),
     ],
 )
@@ -321,6 +324,58 @@ def test_only_an_inconclusive_verdict_can_be_allowed(
     judgement = Judgement(rule=TEN_PERCENT, case=CASE, status=status, reason="")
     assert judgement.closes(allow_inconclusive=False) is (refused == "closes")
     assert judgement.closes(allow_inconclusive=True) is (allowed == "closes")
+
+
+STORAGE = Evidence(is_storage=True, verdicts=())
+NO_STORAGE = Evidence(is_storage=False, verdicts=("NOT_STORAGE",))
+IN_MEMORY = Evidence(is_storage=True, verdicts=("SHORT_WINDOW", "TMPFS"))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        (STORAGE, NO_STORAGE, "the baseline was measured on storage and this run was not"),
+        (NO_STORAGE, STORAGE, "this run was measured on storage and the baseline was not"),
+        (STORAGE, IN_MEMORY, "only this run has the invalidating verdict TMPFS"),
+        (IN_MEMORY, STORAGE, "only the baseline has the invalidating verdict TMPFS"),
+        (Evidence(is_storage=True), NO_STORAGE, "the baseline was measured on storage"),
+    ],
+)
+def test_what_is_not_of_one_kind_is_incomparable_and_closes_the_gate(
+    before: Evidence, after: Evidence, reason: str
+) -> None:
+    found = Found(series=latency(10.0, 10.0), evidence=before)
+    judgement = judge(TEN_PERCENT, found, latency(1.0, 1.0), case=CASE, evidence=after)
+    assert (judgement.status, judgement.change_ratio) == ("incomparable", None)
+    assert judgement.reason.startswith(reason)
+    assert judgement.closes(allow_inconclusive=True)
+    text = gate_table([judgement], digests_differ=())
+    assert re.search(r"^read.p99_ms +10 +1 +- +10% INCOMPARABLE$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (STORAGE, STORAGE),
+        (NO_STORAGE, NO_STORAGE),
+        (IN_MEMORY, IN_MEMORY),
+        (STORAGE, Evidence(is_storage=True, verdicts=("SHORT_WINDOW",))),
+        (Evidence(), NO_STORAGE),
+        (Evidence(), IN_MEMORY),
+        (STORAGE, Evidence()),
+    ],
+)
+def test_what_is_of_one_kind_or_does_not_tell_is_compared(
+    before: Evidence, after: Evidence
+) -> None:
+    found = Found(series=latency(10.0, 10.0), evidence=before)
+    assert judge(TEN_PERCENT, found, latency(10.0, 10.0), evidence=after).status == "ok"
+
+
+def test_a_baseline_that_does_not_tell_what_it_is_of_is_said() -> None:
+    text = " ".join(gate_table([], digests_differ=(), untold=[CASE]).split())
+    assert text.startswith("the baseline does not tell whether its values are of storage")
+    assert text.endswith(CASE)
 
 
 def test_sides_of_different_units_are_not_compared() -> None:
@@ -513,6 +568,23 @@ SERIES = "read.p99_ms"
         ({"benchmarks": [benchmark_entry(values=[])]}, "must have one per trial"),
         ({"benchmarks": [benchmark_entry(values="10")]}, "values of read.p99_ms are '10'"),
         ({"benchmarks": [benchmark_entry(values=[float("nan")])]}, "a finite number"),
+        (changed(lambda d: d["cases"][0].update(trials=5)), "its 'trials' is no list"),
+        (changed(lambda d: d["cases"][0].update(trials=[{}])), "ranks or verdicts are odd"),
+        (
+            changed(lambda d: d["cases"][0].update(trials=[{"ranks": [5], "verdicts": []}])),
+            "ranks or verdicts are odd",
+        ),
+        (
+            changed(
+                lambda d: d["cases"][0].update(
+                    trials=[{"ranks": [{"is_storage": 1}], "verdicts": []}]
+                )
+            ),
+            "it must be true or false",
+        ),
+        ({"benchmarks": [benchmark_entry(is_storage="yes")]}, "is_storage is 'yes'"),
+        ({"benchmarks": [benchmark_entry(verdicts="TMPFS")]}, "verdicts are 'TMPFS'"),
+        ({"benchmarks": [benchmark_entry(verdicts=[5])]}, "verdicts are "),
         ({"benchmarks": [benchmark_entry(metric=5)]}, "metric name is 5"),
         ({"benchmarks": [benchmark_entry(case=["x"])]}, r"a case has name \['x'\]"),
     ],
@@ -585,6 +657,50 @@ def test_cases_whose_plans_differ_or_can_not_be_shown_equal_are_told_apart() -> 
     baseline = Baseline(source="base.json", entries=entries)
     cases = ("same", "other", "unknown", "both", "new")
     assert [case for case in cases if baseline.differs(case, "a")] == ["other", "unknown"]
+
+
+def trial(*verdicts: str, storage: bool = True) -> dict[str, Any]:
+    return {
+        "ranks": [{"rank": 0, "is_storage": True}, {"rank": 1, "is_storage": storage}],
+        "verdicts": [{"code": code, "severity": "warning", "text": ""} for code in verdicts],
+    }
+
+
+@pytest.mark.parametrize(
+    ("trials", "evidence"),
+    [
+        ([trial(), trial()], STORAGE),
+        ([trial(), trial("NOT_STORAGE", storage=False)], NO_STORAGE),
+        ([trial("TMPFS", "SHORT_WINDOW"), trial("TMPFS")], IN_MEMORY),
+        ([{"verdicts": []}], Evidence(verdicts=())),
+    ],
+)
+def test_a_run_file_tells_what_stands_behind_its_values(
+    tmp_path: Path, trials: list[dict[str, Any]], evidence: Evidence
+) -> None:
+    data = changed(lambda d: d["cases"][0].update(trials=trials))
+    found = load_baseline(write(tmp_path, data)).find(CASE, SERIES, "abc")
+    assert found.evidence == evidence
+
+
+@pytest.mark.parametrize("evidence", [STORAGE, NO_STORAGE, IN_MEMORY, Evidence()])
+def test_a_benchmark_file_tells_what_stands_behind_its_values(
+    tmp_path: Path, evidence: Evidence
+) -> None:
+    data = {"benchmarks": [benchmark_entry(**evidence.to_json())]}
+    found = load_baseline(write(tmp_path, data)).find(CASE, SERIES, "abc")
+    assert found.evidence == evidence
+
+
+def test_a_file_older_than_the_evidence_does_not_tell(tmp_path: Path) -> None:
+    for data in (run_file(), {"benchmarks": [benchmark_entry()]}):
+        assert not load_baseline(write(tmp_path, data)).find(CASE, SERIES, "abc").evidence.is_told
+
+
+def test_every_invalidating_verdict_is_known_to_comparisons() -> None:
+    source = Path(verdicts.__file__).read_text(encoding="utf-8")
+    pattern = r'code="(\w+)",\s+severity="invalid"'
+    assert set(re.findall(pattern, source)) <= INVALIDATING
 
 
 # -- the table --

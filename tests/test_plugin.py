@@ -253,6 +253,37 @@ def test_another_plan_is_said_without_a_gate_as_well(site: Site) -> None:
     assert "the plan differs from the baseline's (plan_digest)" in text
 
 
+@pytest.mark.parametrize("kind", [BASE, "benchmarks.json"])
+def test_a_result_of_no_storage_passes_no_gate_against_storage(site: Site, kind: str) -> None:
+    on_storage = ("--kv-backend=file", "--kv-cache-dir=/var/tmp", "--kv-storage-capacity-gb=1")
+    recording = gated(site, *on_storage, "--benchmark-json=benchmarks.json")
+    recording.assert_outcomes(passed=2)
+    (site.path / BASE).write_text(site.run_file().read_text())
+    gate = (f"--kv-compare={kind}", "--kv-fail=read.p95_ms:20%", "--kv-allow-inconclusive")
+    same = gated(site, *on_storage, *gate)
+    assert same.ret == pytest.ExitCode.OK, output(same)
+    result = gated(site, *gate)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(
+        ["read.p95_ms * INCOMPARABLE", "read.p95_ms of mixed-tiny-1b-np2 is incomparable: *"]
+    )
+
+
+@pytest.mark.usefixtures("baseline")
+def test_an_older_baseline_is_compared_and_said_to_tell_too_little(site: Site) -> None:
+    path = site.path / "benchmarks.json"
+    data = json.loads(path.read_text())
+    for entry in data["benchmarks"]:
+        del entry["extra_info"]["is_storage"], entry["extra_info"]["verdicts"]
+    path.write_text(json.dumps(data))
+    result = gated(site, f"--kv-compare={path}", "--kv-fail=read.p95_ms:20%")
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.fnmatch_lines(
+        ["read.p95_ms * ok", "the baseline does not tell whether its values are of storage*"]
+    )
+
+
 @pytest.mark.parametrize(
     ("args", "missing"),
     [
