@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.compare import (
     Baseline,
+    Comparison,
     Found,
     Judgement,
     check_rule,
+    compare,
     judge,
     judge_slo,
     load_baseline,
@@ -141,6 +143,22 @@ class Bench:
             )
         return found
 
+    def compared(self) -> list[Comparison]:
+        """How every case stands against the baseline, where no gate says what to look at."""
+        if self._baseline is None or self.options.fail:
+            return []
+        return [
+            compare(
+                metric,
+                self._found(case.plan, metric),
+                case.series(metric),
+                case=case.name,
+                evidence=evidence_of(trial.to_json() for trial in case.trials),
+            )
+            for case in self.controller.run.cases
+            for metric in self.options.metrics
+        ]
+
     def differing(self) -> tuple[str, ...]:
         """Cases whose plan differs from the baseline's."""
         if self._baseline is None:
@@ -153,7 +171,7 @@ class Bench:
         """Cases of which the baseline does not tell what stands behind its values."""
         if self._baseline is None:
             return ()
-        metrics = {*self.options.metrics, *(rule.metric for rule in self.options.fail)}
+        metrics = [rule.metric for rule in self.options.fail] or self.options.metrics
         asked = itertools.product(self.controller.run.cases, metrics)
         found = [(case.name, self._found(case.plan, metric)) for case, metric in asked]
         return tuple(dict.fromkeys(c for c, f in found if f.series and not f.evidence.is_told))

@@ -17,6 +17,9 @@ any             a side has fewer than 2 trials                 inconclusive
 none            the sides are not of one kind (``evidence``)   incomparable
 ==============  =============================================  ==================
 
+Without a gate the same interval says what changed: ``worse`` or ``better`` where it is
+wholly on that side of zero, else ``noise``; such a comparison closes nothing.
+
 Why the interval of the difference and not two intervals that don't overlap: overlap
 is conservative, it misses differences that the same data prove (N. Schenker and
 J. F. Gentleman, The American Statistician 55 (2001) 182-186,
@@ -51,6 +54,7 @@ RUN_SCHEMA: Final = "pytest-kvcache/run/1"
 """The run files that ``load_baseline`` reads."""
 
 Operator = Literal["<", "<=", ">", ">="]
+Standing = Literal["better", "worse", "noise", "unknown", "incomparable", "missing"]
 Status = Literal["ok", "worse", "inconclusive", "incomparable", "missing"]
 
 _METRIC = r"(?P<metric>[A-Za-z][\w.]*)"
@@ -65,6 +69,7 @@ _COMPARE: Final[Mapping[str, Any]] = {
 }
 _EXTRA_KEYS: Final = frozenset({"case", "metric", "unit", "better", "values", "plan_digest"})
 _NO_ENTRY: Final = "the baseline has no such entry: compare runs that both have it"
+_NOT_IN_RUN: Final = "this run has no such entry: compare runs that both have it"
 _UNTOLD: Final = Evidence()
 _WIDTH: Final = 80
 _COLUMNS: Final = {  # heading: width; with single spaces between they make 80
@@ -208,6 +213,24 @@ class Judgement:
         return self.status != "ok"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """How one metric of one case stands against the baseline, where no gate asks."""
+
+    metric: str
+    case: str
+    standing: Standing
+    """``unknown`` with fewer than 2 trials on a side."""
+    reason: str = ""
+    """Why there is nothing to compare; empty where there is."""
+    baseline: float | None = None
+    """The baseline's median; None without one."""
+    now: float | None = None
+    """This run's median; None when it has none."""
+    change_ratio: float | None = None
+    """As a judgement's."""
+
+
 def parse_fail(text: str) -> FailRule:
     """Read ``METRIC:N%`` (``read.p99_ms:2.5%``); OptionError names --kv-fail."""
     match = _FAIL.fullmatch(text.strip())
@@ -287,7 +310,9 @@ def judge(
     baseline = found.series
     if baseline is None or now is None:
         return _missing(rule, found, now, case)
-    _check_sides(rule, baseline, now)
+    _check_name(rule, baseline)
+    _check_name(rule, now)
+    _check_sides(baseline, now)
     check_rule(rule, baseline.better)
     if obstacle := incomparable(found.evidence, evidence):
         return Judgement(
@@ -298,8 +323,7 @@ def judge(
             baseline=baseline.median,
             now=now.median,
         )
-    worse_by = now.median - baseline.median
-    change = _ratio(worse_by if now.better == "lower" else -worse_by, baseline.median)
+    change = _worsening(baseline, now)
     interval = _bad_interval(baseline, now)
     if interval is None:
         noise = None
@@ -320,6 +344,33 @@ def judge(
     )
 
 
+def compare(
+    metric: str,
+    found: Found,
+    now: MetricSeries | None,
+    *,
+    case: str = "",
+    evidence: Evidence = _UNTOLD,
+) -> Comparison:
+    """Say how the metric stands, without a limit; the sides must have one unit, as for a gate."""
+    before = found.series
+    sides = Comparison(
+        metric=metric,
+        case=case,
+        standing="missing",
+        reason=found.reason if before is None else _NOT_IN_RUN,
+        baseline=before.median if before else None,
+        now=now.median if now else None,
+    )
+    if before is None or now is None:
+        return sides
+    _check_sides(before, now)
+    if obstacle := incomparable(found.evidence, evidence):
+        return replace(sides, standing="incomparable", reason=obstacle)
+    change = _worsening(before, now)
+    return replace(sides, standing=_standing(before, now), reason="", change_ratio=change)
+
+
 def judge_slo(rule: SloRule, now: MetricSeries | None, *, case: str = "") -> Judgement:
     """Judge the run alone, by the median over its trials: ok, worse or missing."""
     if now is None:
@@ -336,7 +387,10 @@ def judge_slo(rule: SloRule, now: MetricSeries | None, *, case: str = "") -> Jud
 
 
 def gate_table(
-    judgements: Sequence[Judgement], *, digests_differ: Sequence[str], untold: Sequence[str] = ()
+    judgements: Sequence[Judgement | Comparison],
+    *,
+    digests_differ: Sequence[str],
+    untold: Sequence[str] = (),
 ) -> str:
     """Return the verdicts as text of at most 80 columns, "" when there is nothing to say.
 
@@ -353,9 +407,7 @@ def gate_table(
             if judgement.case == case:
                 lines += _rows(judgement)
     for judgement in judgements:
-        if judgement.status != "ok":
-            where = f"{judgement.rule.metric} of {judgement.case}".removesuffix(" of ")
-            lines += _paragraph(f"{where} is {judgement.status}: {judgement.reason}")
+        lines += _why(judgement)
     if digests_differ:
         lines += _paragraph(
             "the plan differs from the baseline's (plan_digest), so these cases compare "
@@ -373,12 +425,11 @@ def gate_table(
 
 
 def _missing(rule: FailRule, found: Found, now: MetricSeries | None, case: str) -> Judgement:
-    lacks = "this run has no such entry: compare runs that both have it"
     return Judgement(
         rule=rule,
         case=case,
         status="missing",
-        reason=lacks if found.series else found.reason,
+        reason=_NOT_IN_RUN if found.series else found.reason,
         baseline=found.series.median if found.series else None,
         now=now.median if now else None,
     )
@@ -401,11 +452,27 @@ def _verdict(
     )
 
 
+def _standing(baseline: MetricSeries, now: MetricSeries) -> Standing:
+    interval = _bad_interval(baseline, now)
+    if interval is None:
+        return "unknown"
+    low, high = interval
+    if low > 0:
+        return "worse"
+    return "better" if high < 0 else "noise"
+
+
 def _too_few(baseline: MetricSeries, now: MetricSeries) -> tuple[Status, str]:
     return "inconclusive", (
         f"the baseline has {_trials(baseline)} and this run {_trials(now)}; "
         "noise needs at least 2 on both sides: raise --kv-trials"
     )
+
+
+def _worsening(baseline: MetricSeries, now: MetricSeries) -> float:
+    """Change of the medians as a ratio of the baseline's, positive is worse."""
+    worse_by = now.median - baseline.median
+    return _ratio(worse_by if now.better == "lower" else -worse_by, baseline.median)
 
 
 def _bad_interval(baseline: MetricSeries, now: MetricSeries) -> tuple[float, float] | None:
@@ -428,12 +495,10 @@ def _check_name(rule: FailRule | SloRule, series: MetricSeries) -> None:
         raise ResultError(f"{rule} is applied to {series.name}; it must be {rule.metric}")
 
 
-def _check_sides(rule: FailRule, baseline: MetricSeries, now: MetricSeries) -> None:
-    _check_name(rule, baseline)
-    _check_name(rule, now)
+def _check_sides(baseline: MetricSeries, now: MetricSeries) -> None:
     if (baseline.unit, baseline.better) != (now.unit, now.better):
         raise OptionError(
-            f"--kv-compare has {rule.metric} in {baseline.unit!r}, {baseline.better} better, "
+            f"--kv-compare has {now.name} in {baseline.unit!r}, {baseline.better} better, "
             f"this run in {now.unit!r}, {now.better} better; they must be the same: "
             "record the baseline with this version"
         )
@@ -447,25 +512,42 @@ def _trials(series: MetricSeries) -> str:
 # -- the table --
 
 
-def _rows(judgement: Judgement) -> Iterator[str]:
-    rule, change = judgement.rule, judgement.change_ratio
-    if isinstance(rule, FailRule):
-        limit = _limit(rule.limit_ratio)
-    else:
-        limit = f"{rule.op}{_figure(rule.value)}"
-    metric = rule.metric
+def _rows(judgement: Judgement | Comparison) -> Iterator[str]:
+    metric, limit, verdict = _texts(judgement)
     if len(metric) > _COLUMNS["metric"]:
         yield from textwrap.wrap(metric, _WIDTH)
         metric = ""
+    change = judgement.change_ratio
     cells = {
         "metric": metric,
         "baseline": _figure(judgement.baseline),
         "now": _figure(judgement.now),
         "change": "-" if change is None else _change(change),
         "limit": limit,
-        "verdict": judgement.status if judgement.status == "ok" else judgement.status.upper(),
+        "verdict": verdict,
     }
     yield _row(cells)
+
+
+def _texts(judgement: Judgement | Comparison) -> tuple[str, str, str]:
+    """Return metric, limit and verdict."""
+    if isinstance(judgement, Comparison):
+        standing = judgement.standing
+        return judgement.metric, "-", "—" if standing == "unknown" else standing
+    rule, status = judgement.rule, judgement.status
+    verdict = status if status == "ok" else status.upper()
+    if isinstance(rule, FailRule):
+        return rule.metric, _limit(rule.limit_ratio), verdict
+    return rule.metric, f"{rule.op}{_figure(rule.value)}", verdict
+
+
+def _why(judgement: Judgement | Comparison) -> list[str]:
+    """Return the reason of what is not ok, or has nothing to be compared with."""
+    metric, _, verdict = _texts(judgement)
+    if verdict == "ok" or not judgement.reason:
+        return []
+    where = f"{metric} of {judgement.case}".removesuffix(" of ")
+    return _paragraph(f"{where} is {verdict.lower()}: {judgement.reason}")
 
 
 def _row(cells: Mapping[str, str]) -> str:

@@ -340,7 +340,11 @@ def pytest_terminal_summary(
     terminalreporter.write_line(report_run(bench.controller.run, bench.options.metrics))
     for line in bench.unsettled():
         terminalreporter.write_line(line)
-    table = gate_table(bench.judge(), digests_differ=bench.differing(), untold=bench.untold())
+    table = gate_table(
+        [*bench.compared(), *bench.judge()],
+        digests_differ=bench.differing(),
+        untold=bench.untold(),
+    )
     if table:
         terminalreporter.write_line("")
         terminalreporter.write_line(table)

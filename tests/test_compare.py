@@ -22,6 +22,7 @@ from pytest_kvcache.compare import (
     Judgement,
     SloRule,
     check_rule,
+    compare,
     gate_table,
     judge,
     judge_slo,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CASE = "mixed-llama3.1-8b-np2"
+SERIES = "read.p99_ms"
 TEN_PERCENT = FailRule(metric="read.p99_ms", limit_ratio=0.1)
 TRIALS = st.lists(st.floats(0.1, 1e6), min_size=2, max_size=6)
 LIMITS = st.floats(0.001, 0.99)
@@ -410,6 +412,62 @@ def test_a_limit_that_can_not_be_exceeded_is_refused() -> None:
     check_rule(FailRule(metric="read.p99_ms", limit_ratio=3.0), "lower")
 
 
+# -- comparing without a gate --
+
+
+@pytest.mark.parametrize(
+    ("baseline", "now", "standing", "change_ratio"),
+    [
+        ((10.0, 10.1, 9.9), (11.2, 11.3, 11.1), "worse", 0.12),
+        ((10.0, 10.1, 9.9), (8.0, 8.1, 7.9), "better", -0.2),
+        ((10.0, 12.0, 8.0), (11.0, 13.0, 9.0), "noise", 0.1),
+        ((10.0, 10.0), (10.0, 10.0), "noise", 0.0),
+        ((10.0,), (20.0, 20.0), "unknown", 1.0),
+        ((10.0, 10.0), (20.0,), "unknown", 1.0),
+    ],
+)
+def test_a_comparison_says_what_the_trials_prove(
+    baseline: tuple[float, ...], now: tuple[float, ...], standing: str, change_ratio: float
+) -> None:
+    found = compare(SERIES, Found(series=latency(*baseline)), latency(*now), case=CASE)
+    assert (found.standing, found.reason) == (standing, "")
+    assert found.change_ratio == pytest.approx(change_ratio)
+
+
+def test_more_throughput_is_better() -> None:
+    found = Found(series=throughput(2.0, 2.0))
+    assert compare("read.gib_per_s", found, throughput(3.0, 3.0)).standing == "better"
+
+
+def test_a_comparison_without_two_sides_of_a_kind_says_why() -> None:
+    now = latency(1.0, 1.0)
+    assert compare(SERIES, Found(), now).reason.startswith("the baseline has no such entry")
+    absent = compare(SERIES, Found(series=now), None)
+    assert (absent.standing, absent.baseline, absent.now) == ("missing", 1.0, None)
+    assert absent.reason.startswith("this run has no such entry")
+    unlike = compare(SERIES, Found(series=now, evidence=STORAGE), now, evidence=NO_STORAGE)
+    assert (unlike.standing, unlike.change_ratio) == ("incomparable", None)
+
+
+def test_the_table_of_comparisons_has_no_limits() -> None:
+    base = Found(series=latency(10.0, 10.0))
+    comparisons = [
+        compare(SERIES, base, latency(12.5, 12.5), case=CASE),
+        compare(SERIES, base, latency(5.0), case=CASE),
+        compare(SERIES, Found(), latency(5.0), case=CASE),
+    ]
+    lines = gate_table(comparisons, digests_differ=()).splitlines()
+    assert lines == [
+        "metric                 baseline       now        change       limit verdict",
+        "mixed-llama3.1-8b-np2",
+        "read.p99_ms                  10      12.5   25.0% worse           - worse",
+        "read.p99_ms                  10         5  50.0% better           - —",
+        "read.p99_ms                   -         5             -           - missing",
+        "read.p99_ms of mixed-llama3.1-8b-np2 is missing: the baseline has no such entry:",
+        "  compare runs that both have it",
+    ]
+
+
 # -- judging the run alone --
 
 
@@ -535,9 +593,6 @@ def changed(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
     data = run_file()
     change(data)
     return data
-
-
-SERIES = "read.p99_ms"
 
 
 @pytest.mark.parametrize(

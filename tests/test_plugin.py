@@ -271,6 +271,28 @@ def test_a_result_of_no_storage_passes_no_gate_against_storage(site: Site, kind:
 
 
 @pytest.mark.usefixtures("baseline")
+def test_a_comparison_without_a_gate_is_shown_and_closes_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVCACHE_TEST_FACTOR", "1.3")
+    result = gated(site, f"--kv-compare={BASE}")
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.fnmatch_lines(
+        [
+            "metric*baseline*now*change*limit verdict",
+            "mixed-tiny-1b-np2",
+            "read.p95_ms * 30.0% worse * - worse",
+            "read.gib_per_s * worse * - worse",
+        ]
+    )
+    _, _, table = output(result).partition("metric                 baseline")
+    assert max(map(len, table.partition("run file:")[0].splitlines())) <= 80
+    few = site.canned(ONE, f"--kv-compare={BASE}", "--kv-slo=read.p95_ms<20")
+    assert few.ret == pytest.ExitCode.OK
+    few.stdout.fnmatch_lines(["read.p95_ms * - —", "read.p95_ms * <20 ok"])
+
+
+@pytest.mark.usefixtures("baseline")
 def test_an_older_baseline_is_compared_and_said_to_tell_too_little(site: Site) -> None:
     path = site.path / "benchmarks.json"
     data = json.loads(path.read_text())
