@@ -5,6 +5,7 @@ The pytest side's only way to the controller; imports neither pytest-benchmark n
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -19,14 +20,18 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.compare import (
     Baseline,
+    Comparison,
+    Found,
     Judgement,
     check_rule,
+    compare,
     judge,
     judge_slo,
     load_baseline,
 )
 from pytest_kvcache.controller import Controller, Progress
 from pytest_kvcache.errors import OptionError
+from pytest_kvcache.evidence import evidence_of
 from pytest_kvcache.metrics import METRICS
 from pytest_kvcache.planning import Case, CaseName, Planner, name_cases
 from pytest_kvcache.registry import build_registry
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.options import Options
     from pytest_kvcache.plan import Plan
     from pytest_kvcache.results import CaseResult
+    from pytest_kvcache.summary import MetricSeries
 
 
 class Bench:
@@ -61,7 +67,7 @@ class Bench:
         self._planner = Planner(self.registry, run_id)
         self._modify_plan = modify_plan
         self._cases: dict[tuple[CaseName, int], tuple[Options, Case]] = {}
-        self._baseline: Baseline | None = None
+        self._baseline = _baseline_of(options)
         self.controller = Controller(
             options=options,
             registry=self.registry,
@@ -88,13 +94,13 @@ class Bench:
         return self._cases[key][1]
 
     def check(self, names: Sequence[CaseName]) -> None:
-        """Plan and check every case, and find the baseline, before anything is launched."""
+        """Plan and check every case, and find its baseline, before anything is launched."""
         cases = [self.plan(name) for name in names]
         for case in cases:
             self.controller.check(self.options, case.plan)
         if cases:
             self.controller.note_launcher()
-        self._check_baseline([case.plan.case for case in cases])
+        self._check_baseline([case.plan for case in cases])
         if cases and not self.options.dry_run:
             self.controller.take_lock()
 
@@ -115,46 +121,100 @@ class Bench:
                 yield f"  {key:<18}{shown} ({origin})"
         yield "  " + shlex.join(self.controller.argv(self.options, plan, directory))
 
+    def unsettled(self) -> list[str]:
+        """One line on each case whose trials ended before its interval was narrow enough."""
+        return [
+            f"{case.name}: --kv-target-ci={target * 100:g}% was not reached after"
+            f" {len(case.trials)} trial{'s' * (len(case.trials) > 1)}"
+            for case, target in self.controller.unsettled()
+        ]
+
     def judge(self) -> list[Judgement]:
         """Every gate on every case that ran."""
         found: list[Judgement] = []
         for case in self.controller.run.cases:
+            evidence = evidence_of(trial.to_json() for trial in case.trials)
             for rule in self.options.fail:
-                assert self._baseline is not None
-                before = self._baseline.find(case.name, rule.metric)
-                found.append(judge(rule, before, case.series(rule.metric), case=case.name))
+                before = self._found(case.name, case.plan_digest, rule.metric)
+                now = case.series(rule.metric)
+                found.append(judge(rule, before, now, case=case.name, evidence=evidence))
             found.extend(
                 judge_slo(slo, case.series(slo.metric), case=case.name) for slo in self.options.slo
             )
         return found
 
+    def compared(self) -> list[Comparison]:
+        """How every case stands against the baseline, where no gate says what to look at."""
+        if self._baseline is None or self.options.fail:
+            return []
+        return [
+            compare(
+                metric,
+                self._found(case.name, case.plan_digest, metric),
+                case.series(metric),
+                case=case.name,
+                evidence=evidence_of(trial.to_json() for trial in case.trials),
+            )
+            for case in self.controller.run.cases
+            for metric in self.options.metrics
+        ]
+
     def differing(self) -> tuple[str, ...]:
         """Cases whose plan differs from the baseline's."""
         if self._baseline is None:
             return ()
-        digests = {case.name: case.plan.workload_digest for case in self.controller.run.cases}
-        return self._baseline.differing(digests)
+        cases = self.controller.run.cases
+        differing = [c.name for c in cases if self._baseline.differs(c.name, c.plan_digest)]
+        return tuple(dict.fromkeys(differing))
 
-    def _check_baseline(self, cases: Sequence[str]) -> None:
-        if self.options.compare is None:
-            return
-        self._baseline = baseline = load_baseline(self.options.compare)
-        for case in cases:
-            for rule in self.options.fail:
-                before = baseline.find(case, rule.metric)
-                if before is None:
-                    raise OptionError(
-                        f"--kv-compare={self.options.compare} has no {rule.metric} of {case}; a"
-                        " gate needs its baseline, record one or drop the --kv-fail"
-                    )
-                check_rule(rule, before)
-                metric = METRICS[rule.metric]
-                if (before.unit, before.better) != (metric.unit, metric.better):
-                    raise OptionError(
-                        f"--kv-compare={self.options.compare} has {rule.metric} in"
-                        f" {before.unit!r}, {before.better} better; it must be in"
-                        f" {metric.unit!r}, {metric.better} better, record it anew"
-                    )
+    def untold(self) -> tuple[str, ...]:
+        """Cases of which the baseline does not tell what stands behind its values."""
+        if self._baseline is None:
+            return ()
+        metrics = [rule.metric for rule in self.options.fail] or self.options.metrics
+        asked = itertools.product(self.controller.run.cases, metrics)
+        found = [
+            (case.name, self._found(case.name, case.plan_digest, metric)) for case, metric in asked
+        ]
+        return tuple(dict.fromkeys(c for c, f in found if f.series and not f.evidence.is_told))
+
+    def _found(self, case: str, plan_digest: str, metric: str) -> Found:
+        if self._baseline is None:
+            return Found()
+        return self._baseline.find(case, metric, plan_digest)
+
+    def _check_baseline(self, plans: Sequence[Plan]) -> None:
+        for plan, rule in itertools.product(plans, self.options.fail):
+            found = self._found(plan.case, plan.workload_digest, rule.metric)
+            if found.series is None:
+                raise OptionError(
+                    f"--kv-compare={self.options.compare} has no {rule.metric} of {plan.case} for"
+                    f" its gate ({found.reason}), or drop the --kv-fail"
+                )
+
+
+def _baseline_of(options: Options) -> Baseline | None:
+    """The baseline, read and fit to be compared with; OptionError says what it lacks."""
+    if options.compare is None:
+        return None
+    for rule in options.fail:
+        check_rule(rule, METRICS[rule.metric].better)
+    baseline = load_baseline(options.compare)
+    compared = {*options.metrics, *(rule.metric for rule in options.fail)}
+    for series in baseline.all_series():
+        if series.name in compared:
+            _check_unit(options, series)
+    return baseline
+
+
+def _check_unit(options: Options, series: MetricSeries) -> None:
+    metric = METRICS[series.name]
+    if (series.unit, series.better) != (metric.unit, metric.better):
+        raise OptionError(
+            f"--kv-compare={options.compare} has {series.name} in {series.unit!r},"
+            f" {series.better} better; it must be in {metric.unit!r}, {metric.better} better,"
+            " record it anew"
+        )
 
 
 def new_run_id() -> str:

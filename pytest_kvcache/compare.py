@@ -14,7 +14,11 @@ above limit     reaches zero                                   inconclusive
 up to limit     ends below the limit, or noise is up to limit  ok
 up to limit     anything else                                  inconclusive
 any             a side has fewer than 2 trials                 inconclusive
+none            the sides are not of one kind (``evidence``)   incomparable
 ==============  =============================================  ==================
+
+Without a gate the same interval says what changed: ``worse`` or ``better`` where it is
+wholly on that side of zero, else ``noise``; such a comparison closes nothing.
 
 Why the interval of the difference and not two intervals that don't overlap: overlap
 is conservative, it misses differences that the same data prove (N. Schenker and
@@ -32,22 +36,26 @@ import operator
 import re
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from pytest_kvcache.errors import OptionError, ResultError
+from pytest_kvcache.evidence import Evidence, evidence_of, incomparable
 from pytest_kvcache.summary import MetricSeries, difference_ci95
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from os import PathLike
+
+    from pytest_kvcache.summary import Better
 
 RUN_SCHEMA: Final = "pytest-kvcache/run/1"
 """The run files that ``load_baseline`` reads."""
 
 Operator = Literal["<", "<=", ">", ">="]
-Status = Literal["ok", "worse", "inconclusive", "missing"]
+Standing = Literal["better", "worse", "noise", "unknown", "incomparable", "missing"]
+Status = Literal["ok", "worse", "inconclusive", "incomparable", "missing"]
 
 _METRIC = r"(?P<metric>[A-Za-z][\w.]*)"
 _NUMBER = r"(?P<number>[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?)"
@@ -60,6 +68,9 @@ _COMPARE: Final[Mapping[str, Any]] = {
     ">=": operator.ge,
 }
 _EXTRA_KEYS: Final = frozenset({"case", "metric", "unit", "better", "values", "plan_digest"})
+_NO_ENTRY: Final = "the baseline has no such entry: compare runs that both have it"
+_NOT_IN_RUN: Final = "this run has no such entry: compare runs that both have it"
+_UNTOLD: Final = Evidence()
 _WIDTH: Final = 80
 _COLUMNS: Final = {  # heading: width; with single spaces between they make 80
     "metric": 21,
@@ -110,23 +121,71 @@ class SloRule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What a baseline holds of one case under one plan."""
+
+    case: str
+    """The case's name."""
+    digest: str | None
+    """The digest of its plan; None where the file states none."""
+    metrics: Mapping[str, MetricSeries]
+    """Metric name to its values; at least one."""
+    evidence: Evidence = _UNTOLD
+    """What stands behind the values."""
+
+    def trials_of(self, metric: str) -> int:
+        """How many trials have the metric."""
+        return len(self.metrics[metric].values) if metric in self.metrics else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a baseline has for a metric of a case, and why where it has nothing."""
+
+    series: MetricSeries | None = None
+    reason: str = _NO_ENTRY
+    """Used where there is no series."""
+    evidence: Evidence = _UNTOLD
+    """What stands behind the series."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
-    """What ``--kv-compare`` names: earlier results, by case and metric."""
+    """What ``--kv-compare`` names: earlier results, by case and plan."""
 
     source: str
     """The file, as the user gave it."""
-    cases: Mapping[str, Mapping[str, MetricSeries]]
-    """Case name to metric name to its values."""
-    digests: Mapping[str, str | None]
-    """Case name to the digest of its plan; None where the file states none."""
+    entries: tuple[Entry, ...]
+    """In the file's order; cases without any value are left out."""
 
-    def find(self, case: str, metric: str) -> MetricSeries | None:
-        """Return the series of this case and metric, None where there is none."""
-        return self.cases.get(case, {}).get(metric)
+    def find(self, case: str, metric: str, digest: str) -> Found:
+        """Return what to compare the metric with, for a case of this name and plan.
 
-    def differing(self, digests: Mapping[str, str]) -> tuple[str, ...]:
-        """Return the cases of both sides whose plans differ or can't be shown equal."""
-        return tuple(c for c in digests if c in self.cases and self.digests.get(c) != digests[c])
+        An entry of the same plan comes first, and the one with most trials where options
+        that are no part of the plan gave several. Without one of the same plan the only
+        entry of that name stands in for it; of several none does.
+        """
+        named = [entry for entry in self.entries if entry.case == case]
+        same = [entry for entry in named if entry.digest == digest]
+        if not same and len(named) > 1:
+            return Found(
+                reason=f"the baseline has {len(named)} results of this case, none with this "
+                "run's plan (plan_digest): compare runs of the same options"
+            )
+        best = max(same or named, key=lambda entry: entry.trials_of(metric), default=None)
+        if best is None or metric not in best.metrics:
+            return Found()
+        return Found(series=best.metrics[metric], evidence=best.evidence)
+
+    def all_series(self) -> Iterator[MetricSeries]:
+        """Everything it holds."""
+        for entry in self.entries:
+            yield from entry.metrics.values()
+
+    def differs(self, case: str, digest: str) -> bool:
+        """Whether what stands in for the case has another plan, or can't be shown to have its."""
+        digests = [entry.digest for entry in self.entries if entry.case == case]
+        return len(digests) == 1 and digests != [digest]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +211,24 @@ class Judgement:
         if self.status == "inconclusive":
             return not allow_inconclusive
         return self.status != "ok"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """How one metric of one case stands against the baseline, where no gate asks."""
+
+    metric: str
+    case: str
+    standing: Standing
+    """``unknown`` with fewer than 2 trials on a side."""
+    reason: str = ""
+    """Why there is nothing to compare; empty where there is."""
+    baseline: float | None = None
+    """The baseline's median; None without one."""
+    now: float | None = None
+    """This run's median; None when it has none."""
+    change_ratio: float | None = None
+    """As a judgement's."""
 
 
 def parse_fail(text: str) -> FailRule:
@@ -193,21 +270,21 @@ def load_baseline(path: str | PathLike[str]) -> Baseline:
             "give the run.json or the --benchmark-json file of an earlier run"
         ) from error
     try:
-        digests, cases = _index(_entries(data))
+        entries = _entries(data)
     except ResultError as error:
         raise OptionError(
             f"--kv-compare is {path}; it must be an intact run file or pytest-benchmark "
             f"JSON of this plugin, and is not ({error}): record the baseline anew"
         ) from error
-    return Baseline(source=str(path), cases=cases, digests=digests)
+    return Baseline(source=str(path), entries=entries)
 
 
-def check_rule(rule: FailRule, baseline: MetricSeries) -> None:
+def check_rule(rule: FailRule, better: Better) -> None:
     """Raise OptionError for a limit the metric can't exceed; callable before the run.
 
     What is better when higher falls by 100 % at most, so such a gate would never close.
     """
-    if baseline.better == "higher" and rule.limit_ratio >= 1:
+    if better == "higher" and rule.limit_ratio >= 1:
         raise OptionError(
             f"--kv-fail is {rule}; {rule.metric} is better when higher, so it can get worse "
             f"by 100% at most and the gate would never close: give less, "
@@ -216,19 +293,37 @@ def check_rule(rule: FailRule, baseline: MetricSeries) -> None:
 
 
 def judge(
-    rule: FailRule, baseline: MetricSeries | None, now: MetricSeries | None, *, case: str = ""
+    rule: FailRule,
+    found: Found,
+    now: MetricSeries | None,
+    *,
+    case: str = "",
+    evidence: Evidence = _UNTOLD,
 ) -> Judgement:
-    """Apply the table of the module's docstring.
+    """Apply the table of the module's docstring to the baseline's entry and this run's.
 
-    An absent side is ``missing``, which closes the gate. Raises OptionError when the two
-    sides have different units or directions, or the limit can't be exceeded.
+    An absent side is ``missing``, and sides of which one is no storage, or has a verdict
+    against it that the other has not, are ``incomparable``; both close the gate. Raises
+    OptionError when the two sides have different units or directions, or the limit can't
+    be exceeded.
     """
+    baseline = found.series
     if baseline is None or now is None:
-        return _missing(rule, baseline, now, case)
-    _check_sides(rule, baseline, now)
-    check_rule(rule, baseline)
-    worse_by = now.median - baseline.median
-    change = _ratio(worse_by if now.better == "lower" else -worse_by, baseline.median)
+        return _missing(rule, found, now, case)
+    _check_name(rule, baseline)
+    _check_name(rule, now)
+    _check_sides(baseline, now)
+    check_rule(rule, baseline.better)
+    if obstacle := incomparable(found.evidence, evidence):
+        return Judgement(
+            rule=rule,
+            case=case,
+            status="incomparable",
+            reason=obstacle,
+            baseline=baseline.median,
+            now=now.median,
+        )
+    change = _worsening(baseline, now)
     interval = _bad_interval(baseline, now)
     if interval is None:
         noise = None
@@ -249,6 +344,33 @@ def judge(
     )
 
 
+def compare(
+    metric: str,
+    found: Found,
+    now: MetricSeries | None,
+    *,
+    case: str = "",
+    evidence: Evidence = _UNTOLD,
+) -> Comparison:
+    """Say how the metric stands, without a limit; the sides must have one unit, as for a gate."""
+    before = found.series
+    sides = Comparison(
+        metric=metric,
+        case=case,
+        standing="missing",
+        reason=found.reason if before is None else _NOT_IN_RUN,
+        baseline=before.median if before else None,
+        now=now.median if now else None,
+    )
+    if before is None or now is None:
+        return sides
+    _check_sides(before, now)
+    if obstacle := incomparable(found.evidence, evidence):
+        return replace(sides, standing="incomparable", reason=obstacle)
+    change = _worsening(before, now)
+    return replace(sides, standing=_standing(before, now), reason="", change_ratio=change)
+
+
 def judge_slo(rule: SloRule, now: MetricSeries | None, *, case: str = "") -> Judgement:
     """Judge the run alone, by the median over its trials: ok, worse or missing."""
     if now is None:
@@ -264,11 +386,17 @@ def judge_slo(rule: SloRule, now: MetricSeries | None, *, case: str = "") -> Jud
     return Judgement(rule=rule, case=case, status=status, reason=reason, now=now.median)
 
 
-def gate_table(judgements: Sequence[Judgement], *, digests_differ: Sequence[str]) -> str:
+def gate_table(
+    judgements: Sequence[Judgement | Comparison],
+    *,
+    digests_differ: Sequence[str],
+    untold: Sequence[str] = (),
+) -> str:
     """Return the verdicts as text of at most 80 columns, "" when there is nothing to say.
 
     One block per case, then why for everything that is not ok, then the cases whose
-    plan is not the baseline's.
+    plan is not the baseline's, and those of which the baseline does not tell what stands
+    behind them.
     """
     lines: list[str] = []
     if judgements:
@@ -279,13 +407,16 @@ def gate_table(judgements: Sequence[Judgement], *, digests_differ: Sequence[str]
             if judgement.case == case:
                 lines += _rows(judgement)
     for judgement in judgements:
-        if judgement.status != "ok":
-            where = f"{judgement.rule.metric} of {judgement.case}".removesuffix(" of ")
-            lines += _paragraph(f"{where} is {judgement.status}: {judgement.reason}")
+        lines += _why(judgement)
     if digests_differ:
         lines += _paragraph(
             "the plan differs from the baseline's (plan_digest), so these cases compare "
             f"different settings: {', '.join(digests_differ)}"
+        )
+    if untold:
+        lines += _paragraph(
+            "the baseline does not tell whether its values are of storage and which verdicts "
+            f"they had, record it anew: {', '.join(untold)}"
         )
     return "\n".join(lines)
 
@@ -293,16 +424,13 @@ def gate_table(judgements: Sequence[Judgement], *, digests_differ: Sequence[str]
 # -- verdicts --
 
 
-def _missing(
-    rule: FailRule, baseline: MetricSeries | None, now: MetricSeries | None, case: str
-) -> Judgement:
-    side = "the baseline" if baseline is None else "this run"
+def _missing(rule: FailRule, found: Found, now: MetricSeries | None, case: str) -> Judgement:
     return Judgement(
         rule=rule,
         case=case,
         status="missing",
-        reason=f"{side} has no such entry: compare runs that both have it",
-        baseline=baseline.median if baseline else None,
+        reason=_NOT_IN_RUN if found.series else found.reason,
+        baseline=found.series.median if found.series else None,
         now=now.median if now else None,
     )
 
@@ -324,11 +452,27 @@ def _verdict(
     )
 
 
+def _standing(baseline: MetricSeries, now: MetricSeries) -> Standing:
+    interval = _bad_interval(baseline, now)
+    if interval is None:
+        return "unknown"
+    low, high = interval
+    if low > 0:
+        return "worse"
+    return "better" if high < 0 else "noise"
+
+
 def _too_few(baseline: MetricSeries, now: MetricSeries) -> tuple[Status, str]:
     return "inconclusive", (
         f"the baseline has {_trials(baseline)} and this run {_trials(now)}; "
         "noise needs at least 2 on both sides: raise --kv-trials"
     )
+
+
+def _worsening(baseline: MetricSeries, now: MetricSeries) -> float:
+    """Change of the medians as a ratio of the baseline's, positive is worse."""
+    worse_by = now.median - baseline.median
+    return _ratio(worse_by if now.better == "lower" else -worse_by, baseline.median)
 
 
 def _bad_interval(baseline: MetricSeries, now: MetricSeries) -> tuple[float, float] | None:
@@ -351,12 +495,10 @@ def _check_name(rule: FailRule | SloRule, series: MetricSeries) -> None:
         raise ResultError(f"{rule} is applied to {series.name}; it must be {rule.metric}")
 
 
-def _check_sides(rule: FailRule, baseline: MetricSeries, now: MetricSeries) -> None:
-    _check_name(rule, baseline)
-    _check_name(rule, now)
+def _check_sides(baseline: MetricSeries, now: MetricSeries) -> None:
     if (baseline.unit, baseline.better) != (now.unit, now.better):
         raise OptionError(
-            f"--kv-compare has {rule.metric} in {baseline.unit!r}, {baseline.better} better, "
+            f"--kv-compare has {now.name} in {baseline.unit!r}, {baseline.better} better, "
             f"this run in {now.unit!r}, {now.better} better; they must be the same: "
             "record the baseline with this version"
         )
@@ -370,25 +512,42 @@ def _trials(series: MetricSeries) -> str:
 # -- the table --
 
 
-def _rows(judgement: Judgement) -> Iterator[str]:
-    rule, change = judgement.rule, judgement.change_ratio
-    if isinstance(rule, FailRule):
-        limit = _limit(rule.limit_ratio)
-    else:
-        limit = f"{rule.op}{_figure(rule.value)}"
-    metric = rule.metric
+def _rows(judgement: Judgement | Comparison) -> Iterator[str]:
+    metric, limit, verdict = _texts(judgement)
     if len(metric) > _COLUMNS["metric"]:
         yield from textwrap.wrap(metric, _WIDTH)
         metric = ""
+    change = judgement.change_ratio
     cells = {
         "metric": metric,
         "baseline": _figure(judgement.baseline),
         "now": _figure(judgement.now),
         "change": "-" if change is None else _change(change),
         "limit": limit,
-        "verdict": judgement.status if judgement.status == "ok" else judgement.status.upper(),
+        "verdict": verdict,
     }
     yield _row(cells)
+
+
+def _texts(judgement: Judgement | Comparison) -> tuple[str, str, str]:
+    """Return metric, limit and verdict."""
+    if isinstance(judgement, Comparison):
+        standing = judgement.standing
+        return judgement.metric, "-", "—" if standing == "unknown" else standing
+    rule, status = judgement.rule, judgement.status
+    verdict = status if status == "ok" else status.upper()
+    if isinstance(rule, FailRule):
+        return rule.metric, _limit(rule.limit_ratio), verdict
+    return rule.metric, f"{rule.op}{_figure(rule.value)}", verdict
+
+
+def _why(judgement: Judgement | Comparison) -> list[str]:
+    """Return the reason of what is not ok, or has nothing to be compared with."""
+    metric, _, verdict = _texts(judgement)
+    if verdict == "ok" or not judgement.reason:
+        return []
+    where = f"{metric} of {judgement.case}".removesuffix(" of ")
+    return _paragraph(f"{where} is {verdict.lower()}: {judgement.reason}")
 
 
 def _row(cells: Mapping[str, str]) -> str:
@@ -436,32 +595,36 @@ def _limit(ratio: float) -> str:
 # -- reading a baseline --
 
 
-def _entries(data: object) -> Iterator[tuple[str, str | None, dict[str, MetricSeries]]]:
-    """Yield (case, plan digest, its metrics) of either kind of file; ResultError if neither."""
+def _entries(data: object) -> tuple[Entry, ...]:
+    """Return what either kind of file holds; ResultError if it is neither, or holds nothing."""
     if isinstance(data, Mapping) and data.get("schema") == RUN_SCHEMA:
-        return _run_entries(data)
-    if isinstance(data, Mapping) and "schema" in data:
+        found = list(_run_entries(data))
+    elif isinstance(data, Mapping) and "schema" in data:
         raise ResultError(f"its schema is {data['schema']!r}, this version reads {RUN_SCHEMA!r}")
-    if isinstance(data, Mapping) and "benchmarks" in data:
-        return _benchmark_entries(data)
-    raise ResultError('it has neither "schema" nor "benchmarks"')
+    elif isinstance(data, Mapping) and "benchmarks" in data:
+        found = _joined(_benchmark_entries(data))
+    else:
+        raise ResultError('it has neither "schema" nor "benchmarks"')
+    entries = tuple(entry for entry in found if entry.metrics)
+    if not entries:
+        raise ResultError("it holds no result of this plugin")
+    return entries
 
 
-def _run_entries(data: Mapping[str, object]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+def _run_entries(data: Mapping[str, object]) -> Iterator[Entry]:
     for case in _objects(data, "cases"):
         name, summary = case.get("name"), case.get("summary")
         if not isinstance(summary, Mapping):
             raise ResultError(f"case {name!r} has no summary")
-        yield (
-            cast("str", name),  # checked by _index, like the digest
-            case.get("plan_digest"),
-            {metric: MetricSeries.from_json(metric, summary[metric]) for metric in summary},
-        )
+        metrics = {metric: MetricSeries.from_json(metric, summary[metric]) for metric in summary}
+        evidence = evidence_of(_objects(case, "trials")) if "trials" in case else _UNTOLD
+        yield _entry(name, case.get("plan_digest"), metrics, evidence)
 
 
-def _benchmark_entries(data: Mapping[str, object]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    for entry in _objects(data, "benchmarks"):
-        info = entry.get("extra_info")
+def _benchmark_entries(data: Mapping[str, object]) -> Iterator[Entry]:
+    """Yield an entry per metric."""
+    for benchmark in _objects(data, "benchmarks"):
+        info = benchmark.get("extra_info")
         if not isinstance(info, Mapping) or not set(info) >= _EXTRA_KEYS:
             continue
         if not isinstance(info["values"], list):
@@ -472,27 +635,28 @@ def _benchmark_entries(data: Mapping[str, object]) -> Iterator[tuple[str, Any, d
             better=info["better"],
             values=tuple(info["values"]),
         )
-        yield info["case"], info["plan_digest"], {series.name: series}
+        evidence = Evidence.from_json(info)
+        yield _entry(info["case"], info["plan_digest"], {series.name: series}, evidence)
 
 
-def _index(
-    entries: Iterator[tuple[str, str | None, dict[str, MetricSeries]]],
-) -> tuple[dict[str, str | None], dict[str, dict[str, MetricSeries]]]:
-    """Join entries by case; ResultError when there are none or they contradict each other."""
-    digests: dict[str, str | None] = {}
-    cases: dict[str, dict[str, MetricSeries]] = {}
-    for name, digest, metrics in entries:
-        if not isinstance(name, str) or not (digest is None or isinstance(digest, str)):
-            raise ResultError(f"a case has name {name!r} and plan_digest {digest!r}")
-        known = cases.setdefault(name, {})
-        if digests.setdefault(name, digest) != digest:
-            raise ResultError(f"case {name!r} has two plan digests")
-        if twice := known.keys() & metrics.keys():
-            raise ResultError(f"case {name!r} has {', '.join(sorted(twice))} twice")
-        known.update(metrics)
-    if not any(cases.values()):
-        raise ResultError("it holds no result of this plugin")
-    return digests, cases
+def _entry(
+    case: object, digest: object, metrics: Mapping[str, MetricSeries], evidence: Evidence
+) -> Entry:
+    if not isinstance(case, str) or not (digest is None or isinstance(digest, str)):
+        raise ResultError(f"a case has name {case!r} and plan_digest {digest!r}")
+    return Entry(case=case, digest=digest, metrics=metrics, evidence=evidence)
+
+
+def _joined(entries: Iterable[Entry]) -> list[Entry]:
+    """Join the metrics of one case and plan; ResultError when one is there twice."""
+    known: dict[tuple[object, ...], Entry] = {}
+    for entry in entries:
+        kind = (entry.case, entry.digest, entry.evidence)
+        before = known[kind].metrics if kind in known else {}
+        if twice := before.keys() & entry.metrics.keys():
+            raise ResultError(f"case {entry.case!r} has {', '.join(sorted(twice))} twice")
+        known[kind] = replace(entry, metrics={**before, **entry.metrics})
+    return list(known.values())
 
 
 def _objects(data: Mapping[str, object], key: str) -> list[Mapping[str, object]]:

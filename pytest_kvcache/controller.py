@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import socket
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +30,12 @@ from pytest_kvcache.verdicts import evaluate_trial, idle_error
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pytest_kvcache.options import Options
+    from pytest_kvcache.options import Options, Trials
     from pytest_kvcache.plan import Plan
     from pytest_kvcache.planning import Case
     from pytest_kvcache.preflight import LaunchSetup
     from pytest_kvcache.registry import Registry
-    from pytest_kvcache.results import RunResult
+    from pytest_kvcache.results import RankResult, RunResult
 
 _RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _YIELD = "OMPI_MCA_mpi_yield_when_idle"
@@ -54,6 +54,32 @@ class Progress:
 
     def trial_finished(self, case: CaseResult, trial: TrialResult) -> None:
         """A launch is over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Question:
+    """Everything that decides what is launched and how it is judged: equal ones share a result."""
+
+    identity: str
+    trials: Trials
+    target_ci: float | None
+    allow_invalid: bool
+    mpi_params: tuple[str, ...]
+    oversubscribe: bool
+    allow_run_as_root: bool
+
+    @classmethod
+    def of(cls, options: Options, plan: Plan) -> _Question:
+        """What these options ask of this plan."""
+        return cls(
+            identity=plan.identity,
+            trials=options.trials,
+            target_ci=options.target_ci,
+            allow_invalid=options.allow_invalid,
+            mpi_params=options.mpi_params,
+            oversubscribe=options.oversubscribe,
+            allow_run_as_root=options.allow_run_as_root,
+        )
 
 
 class Controller:
@@ -77,7 +103,7 @@ class Controller:
         self._max_trials = max_trials
         self._setup: LaunchSetup | None = None
         self._lock: HostLock | None = None
-        self._done: dict[tuple[str, str, float | None], CaseResult] = {}
+        self._done: dict[_Question, CaseResult] = {}
 
     @property
     def directory(self) -> Path:
@@ -134,18 +160,17 @@ class Controller:
 
         An interruption is remembered as the case's failure before it goes on.
         """
-        key = (case.plan.identity, str(options.trials), options.target_ci)
-        if key in self._done:
-            return self._done[key]
+        question = _Question.of(options, case.plan)
+        if question in self._done:
+            return self._done[question]
         result = CaseResult(plan=case.plan)
-        self._done[key] = result
         directory = self._new_directory(case.plan)
         try:
             self.take_lock()
             for index in range(self._trial_limit(options)):
                 self._progress.trial_started(result, index)
                 trial = self._run_trial(options, case, index, directory)
-                result = self._done[key] = self._keep(result.with_trial(trial))
+                result = self._keep(question, result.with_trial(trial))
                 self._progress.trial_finished(result, trial)
                 if not trial.ok or _is_settled(options, result):
                     break
@@ -154,11 +179,10 @@ class Controller:
             if isinstance(error, KVCacheError):
                 text = str(error)
             index = len(result.trials)
-            failed = result.with_trial(TrialResult(index=index, error=text))
-            self._done[key] = self._keep(failed)
+            result = self._keep(question, result.with_trial(TrialResult(index=index, error=text)))
             if not isinstance(error, KVCacheError):
                 raise
-        return self._done[key]
+        return result
 
     def _new_directory(self, plan: Plan) -> Path:
         """Where this case's trials go; other options may give another case of the same name."""
@@ -167,6 +191,16 @@ class Controller:
             *(f"{plan.case}-{number}" for number in range(2, 1 + 2 + len(self._done))),
         ]
         return next(self.directory / name for name in names if not (self.directory / name).exists())
+
+    def unsettled(self) -> list[tuple[CaseResult, float]]:
+        """The cases that ended before their interval was narrow enough, and the ratio to reach."""
+        return [
+            (case, question.target_ci)
+            for question, case in self._done.items()
+            if question.target_ci is not None
+            and case.error is None
+            and not _is_narrow(case, self._options.metrics, question.target_ci)
+        ]
 
     def close(self) -> None:
         """Give the host back."""
@@ -189,8 +223,10 @@ class Controller:
             lock.acquire()
             self._lock = lock
 
-    def _keep(self, case: CaseResult) -> CaseResult:
-        self.run = self.run.with_case(case)
+    def _keep(self, question: _Question, case: CaseResult) -> CaseResult:
+        """Write it into the run file, beside what other questions of the same plan gave."""
+        self._done[question] = case
+        self.run = replace(self.run, cases=tuple(self._done.values()))
         self.directory.mkdir(parents=True, exist_ok=True)
         write_json(self.run_file, self.run.to_json())
         return case
@@ -218,14 +254,16 @@ def _is_settled(options: Options, case: CaseResult) -> bool:
     """Whether enough trials were made: the count, or the confidence that was asked for."""
     if len(case.trials) < options.trials.low:
         return False
-    if options.target_ci is None:
-        return True
-    found = [case.series(metric) for metric in options.metrics]
-    for series in found:
+    return options.target_ci is None or _is_narrow(case, options.metrics, options.target_ci)
+
+
+def _is_narrow(case: CaseResult, metrics: Sequence[str], target_ci: float) -> bool:
+    """Whether the interval of every metric is within ``target_ci`` of its mean."""
+    for series in map(case.series, metrics):
         interval = None if series is None else series.ci95
         if series is None or interval is None:
             return False
-        if (interval[1] - interval[0]) / 2 > options.target_ci * abs(series.mean):
+        if (interval[1] - interval[0]) / 2 > target_ci * abs(series.mean):
             return False
     return True
 
@@ -244,12 +282,17 @@ def _judged(options: Options, plan: Plan, record: TrialRecord) -> TrialResult:
 def _storage_error(record: TrialRecord) -> str | None:
     for rank in record.ranks:
         if rank.error is not None or rank.cleanup_error is not None:
-            failed = rank.read_failed + rank.write_failed
-            what = f"{failed} failed operation{'s' * (failed != 1)}, the first: {rank.error}"
-            if rank.error is None:
-                what = f"clean-up failed: {rank.cleanup_error}"
-            return f"rank {rank.rank} on host {rank.host}: {what}"
+            return f"rank {rank.rank} on host {rank.host}: {_what_failed(rank)}"
     return idle_error(record.ranks)
+
+
+def _what_failed(rank: RankResult) -> str:
+    failed = rank.read_failed + rank.write_failed
+    if rank.error is None:
+        return f"clean-up failed: {rank.cleanup_error}"
+    if not failed:  # a delete, say: no operation that is counted
+        return rank.error
+    return f"{failed} failed operation{'s' * (failed != 1)}, the first: {rank.error}"
 
 
 def _stuck(ended: LaunchExit) -> str | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_kvcache.errors import KVCacheError, OptionError
+from pytest_kvcache.evidence import evidence_of
 from pytest_kvcache.metrics import METRICS
 from pytest_kvcache.options import OPTIONS, build_options, describe_value
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 BENCH_KEY: pytest.StashKey[Bench] = pytest.StashKey()
 MAKE_BENCH_KEY: pytest.StashKey[Callable[[], Bench]] = pytest.StashKey()
 OPTIONS_KEY: pytest.StashKey[Options] = pytest.StashKey()
-_TOLD_KEY: pytest.StashKey[set[str]] = pytest.StashKey()
+_TOLD_KEY: pytest.StashKey[set[tuple[str, str]]] = pytest.StashKey()
 
 
 def bench_of(config: pytest.Config) -> Bench:
@@ -35,6 +36,11 @@ def bench_of(config: pytest.Config) -> Bench:
     if BENCH_KEY not in config.stash:
         config.stash[BENCH_KEY] = config.stash[MAKE_BENCH_KEY]()
     return config.stash[BENCH_KEY]
+
+
+def is_xdist_worker(config: pytest.Config) -> bool:
+    """Whether this process is one of several that run tests at the same time."""
+    return hasattr(config, "workerinput")
 
 
 # What one test can't have for itself.
@@ -134,7 +140,8 @@ class KVCache:
         benchmark.extra_info.update(
             case=result.name,
             metric=metric,
-            plan_digest=result.plan.workload_digest,
+            plan_digest=result.plan_digest,
+            **evidence_of(trial.to_json() for trial in result.trials).to_json(),
             **series.to_json(),
         )
         try:
@@ -168,17 +175,28 @@ class KVCache:
         if result.error is None:
             return result
         told = self._request.config.stash.setdefault(_TOLD_KEY, set())
-        if result.plan.digest in told:
+        fault = (result.plan.digest, result.error)
+        if fault in told:
             first = result.error.splitlines()[0]
             pytest.fail(f"{result.name} failed, told in full above: {first}", pytrace=False)
-        told.add(result.plan.digest)
+        told.add(fault)
         pytest.fail(f"{result.name} failed: {result.error}", pytrace=False)
 
 
 def why_absent(result: CaseResult, metric: str) -> str:
     """Why a case that ran lacks a metric."""
     spec = METRICS[metric]
-    counts = [trial.data[spec.section].get("count") for trial in result.trials if trial.data]
+    sections = [trial.data[spec.section] for trial in result.trials if trial.data]
+    if any(section.get("censored") for section in sections):
+        shown = ", ".join(
+            f"{section['censored']} of {section['count'] + section['censored']}"
+            for section in sections
+        )
+        return (
+            f"too much had not ended at the end of the window to tell ({spec.section}: {shown} by"
+            " trial); lengthen --kv-duration or lower --kv-num-users"
+        )
+    counts = [section.get("count") for section in sections]
     if spec.percentile is None or None in counts:
         return "the trials have no such value"
     needed = round(1000 / (100 - spec.percentile))
@@ -189,14 +207,17 @@ def why_absent(result: CaseResult, metric: str) -> str:
 
 
 def replay(benchmark: Any, clock: ReplayClock, rounds_s: Sequence[float]) -> None:
-    """Make pytest-benchmark record exactly these rounds."""
+    """Make pytest-benchmark record exactly these rounds.
+
+    It calls once more, without recording it, where a profile is asked for.
+    """
     values: Iterator[float] = iter(rounds_s)
 
     def reset() -> None:
         clock.now_s = 0.0  # from 0 the difference of two readings is exact
 
     def advance() -> None:
-        clock.now_s = next(values)
+        clock.now_s = next(values, rounds_s[-1])
 
     try:
         benchmark.pedantic(advance, setup=reset, rounds=len(rounds_s), iterations=1)
@@ -207,4 +228,6 @@ def replay(benchmark: Any, clock: ReplayClock, rounds_s: Sequence[float]) -> Non
 @pytest.fixture
 def kvcache(request: pytest.FixtureRequest) -> KVCache:
     """Run KV-cache benchmark cases from a test: ``kvcache.run(np=2).metric("read.p95_ms")``."""
+    if is_xdist_worker(request.config):
+        pytest.fail("a benchmark runs alone; drop xdist's -n (or use -n 0)", pytrace=False)
     return KVCache(request, bench_of(request.config))

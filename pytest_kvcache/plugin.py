@@ -27,6 +27,7 @@ from pytest_kvcache.fixture import (
     REPLAY_CLOCK_KEY,
     ReplayClock,
     bench_of,
+    is_xdist_worker,
     kvcache,
 )
 from pytest_kvcache.hosts import explain_swallowed_path
@@ -52,6 +53,7 @@ _CONFIGURATIONS = (
     ("tox.ini", "[pytest]"),
     ("setup.cfg", "[tool:pytest]"),
 )
+_GATES = frozenset({"compare", "fail", "slo"})  # which an ini may close for a whole checkout
 _GROUP = "storage benchmark for LLM KV caches (pytest-kvcache)"
 
 
@@ -126,21 +128,23 @@ def read_options(config: pytest.Config) -> Options:
 
 
 def _refuse_xdist(config: pytest.Config, options: Options) -> None:
-    """Parallel workers would launch at the same time and measure each other."""
+    """Parallel workers would launch at the same time and measure each other.
+
+    A worker need not refuse: its controller has, and the fixture does.
+    """
     spread = (
         config.getoption("numprocesses", default=None)
         or config.getoption("dist", default="no") != "no"
-        or hasattr(config, "workerinput")
     )
-    selected = [spec.flag for spec in OPTIONS if spec.selects and options.given(spec.name)]
-    on_command_line = [
-        flag for flag in selected if options.origins[flag[5:].replace("-", "_")] == "command line"
-    ]
-    if spread and on_command_line:
-        raise OptionError(
-            f"{on_command_line[0]} is given together with xdist's -n; a benchmark runs alone,"
-            " drop the -n (or use -n 0)"
-        )
+    if not spread or is_xdist_worker(config):
+        return
+    for spec in OPTIONS:
+        origin = options.origins.get(spec.name)
+        if (origin == "command line" and spec.selects) or (origin and spec.name in _GATES):
+            raise OptionError(
+                f"{spec.ini if origin == 'ini' else spec.flag} is given together with xdist's"
+                " -n; a benchmark runs alone, drop the -n (or use -n 0)"
+            )
 
 
 def _refuse_stolen_root(config: pytest.Config) -> None:
@@ -203,7 +207,7 @@ def pytest_configure(config: pytest.Config) -> None:
         _refuse_stolen_root(config)
         config.stash[OPTIONS_KEY] = options
         config.stash[MAKE_BENCH_KEY] = lambda: _make_bench(config, options)
-        if options.texts:
+        if options.texts and not is_xdist_worker(config):
             bench_of(config)  # unknown names are an error of usage, not of collection
 
 
@@ -272,7 +276,10 @@ def _cases(items: Sequence[pytest.Item]) -> list[CaseName]:
 def pytest_runtestloop(session: pytest.Session) -> bool | None:
     """Check every case before the first one starts; ``--kv-dry-run`` ends here."""
     config = session.config
-    if config.option.collectonly or session.testsfailed:
+    if is_xdist_worker(config):
+        return None  # the fixture refuses there
+    goes_on = config.option.continue_on_collection_errors
+    if config.option.collectonly or (session.testsfailed and not goes_on):
         return None
     cases = _cases(session.items)
     if not cases and not config.stash[OPTIONS_KEY].dry_run:
@@ -295,7 +302,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Give the host back and close the gates."""
     bench = session.config.stash.get(BENCH_KEY, None)
-    if bench is None:
+    if bench is None or is_xdist_worker(session.config):
         return
     bench.controller.close()
     run = bench.controller.run
@@ -331,10 +338,16 @@ def pytest_terminal_summary(
 
     terminalreporter.section("kvcache", sep="-")
     terminalreporter.write_line(report_run(bench.controller.run, bench.options.metrics))
-    judgements, differing = bench.judge(), bench.differing()
-    if judgements or differing:
+    for line in bench.unsettled():
+        terminalreporter.write_line(line)
+    table = gate_table(
+        [*bench.compared(), *bench.judge()],
+        digests_differ=bench.differing(),
+        untold=bench.untold(),
+    )
+    if table:
         terminalreporter.write_line("")
-        terminalreporter.write_line(gate_table(judgements, digests_differ=differing))
+        terminalreporter.write_line(table)
     terminalreporter.write_line("")
     terminalreporter.write_line(f"run file: {_shown(bench.controller.run_file, config)}")
 

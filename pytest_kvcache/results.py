@@ -453,11 +453,6 @@ class RunResult:
     environment: Mapping[str, Any]
     cases: tuple[CaseResult, ...] = field(default=())
 
-    def with_case(self, case: CaseResult) -> RunResult:
-        """The run with ``case`` put in place of its earlier state."""
-        others = [known for known in self.cases if known.plan.identity != case.plan.identity]
-        return replace(self, cases=(*others, case))
-
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RunResult:
         """The inverse of ``to_json``; ResultError for another schema or a missing part."""

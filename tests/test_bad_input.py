@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import pytest_kvcache
-from tests.site import PLUGINS, SUITE, output, refusal, runs_as_root
+from tests.site import PLUGINS, PYTEST, SUITE, output, refusal, runs_as_root
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -324,6 +324,32 @@ def test_xdist_with_workers_named_one_by_one_is_refused_as_well(site: Site) -> N
         *SUITE, *site.canned_args(), "--dist=load", "--tx=popen", timeout=30
     )
     assert_refused(site, result, "--kv-np", "xdist")
+
+
+@pytest.mark.parametrize(
+    "gate",
+    ["--kv-slo=read.p95_ms<1", "--kv-compare=none.json"],
+)
+def test_a_gate_together_with_xdist_is_refused(site: Site, gate: str) -> None:
+    result = site.pytester.runpytest_subprocess(*PYTEST, *SUITE, "-n1", gate, timeout=30)
+    assert_refused(site, result, gate.partition("=")[0], "xdist's -n", "drop the -n")
+
+
+@pytest.mark.parametrize(
+    ("ini", "fragments"),
+    [
+        ("kv_slo = read.p95_ms<1", ["kv_slo"]),
+        ("kv_compare = none.json", ["kv_compare"]),
+        ("kv_compare = none.json\nkv_fail = read.p95_ms:5%", ["kv_"]),
+    ],
+)
+def test_a_gate_of_an_ini_together_with_xdist_is_refused_as_well(
+    site: Site, ini: str, fragments: list[str]
+) -> None:
+    site.pytester.makeini(f"[pytest]\n{ini}\n")
+    site.pytester.makepyfile("def test_one(): pass")
+    result = site.pytester.runpytest_subprocess(*PYTEST, "-n1", timeout=30)
+    assert_refused(site, result, *fragments, "xdist's -n", "drop the -n")
 
 
 # --- ini files ------------------------------------------------------------------------------

@@ -87,6 +87,8 @@ def test_an_entry_carries_the_true_values_and_what_makes_them_comparable(
     assert (info["unit"], info["better"]) == (unit, better)
     assert info["case"] == "mixed-tiny-1b-np2"
     assert info["plan_digest"] == session.case["plan_digest"]
+    assert info["is_storage"] is False  # canned ranks of the backend null
+    assert info["verdicts"] == ["NOT_STORAGE", "SHORT_WINDOW"]
     for name in ("median", "mean", "cv", "ci95"):
         assert info[name] == session.case["summary"][metric][name]
 
@@ -182,6 +184,15 @@ def test_a_histogram_is_drawn_for_each_metric(site: Site) -> None:
     drawn = sorted(site.path.glob("histogram*.svg"))
     assert len(drawn) == 2
     assert all("mixed-tiny-1b-np2" in path.read_text(encoding="utf-8") for path in drawn)
+
+
+def test_a_profile_is_made_and_adds_no_round(site: Site) -> None:
+    path = site.path / "benchmarks.json"
+    profile = ("--benchmark-cprofile=cumtime", "--benchmark-cprofile-loops=2")
+    result = site.canned(METRICS, TRIALS, *profile, f"--benchmark-json={path}")
+    result.assert_outcomes(passed=2)
+    entries = json.loads(path.read_text())["benchmarks"]
+    assert [entry["stats"]["rounds"] for entry in entries] == [3, 3]
 
 
 def test_disabled_benchmarks_run_one_trial_and_record_nothing(site: Site) -> None:

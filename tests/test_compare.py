@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,12 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_kvcache import verdicts
 from pytest_kvcache.compare import (
     Baseline,
+    Entry,
     FailRule,
+    Found,
     Judgement,
     SloRule,
     check_rule,
+    compare,
     gate_table,
     judge,
     judge_slo,
@@ -26,13 +31,14 @@ from pytest_kvcache.compare import (
     parse_slo,
 )
 from pytest_kvcache.errors import OptionError, ResultError
+from pytest_kvcache.evidence import INVALIDATING, Evidence
 from pytest_kvcache.summary import MetricSeries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 CASE = "mixed-llama3.1-8b-np2"
+SERIES = "read.p99_ms"
 TEN_PERCENT = FailRule(metric="read.p99_ms", limit_ratio=0.1)
 TRIALS = st.lists(st.floats(0.1, 1e6), min_size=2, max_size=6)
 LIMITS = st.floats(0.001, 0.99)
@@ -40,6 +46,13 @@ LIMITS = st.floats(0.001, 0.99)
 
 def latency(*values: float) -> MetricSeries:
     return MetricSeries(name="read.p99_ms", unit="ms", better="lower", values=values)
+
+
+def judged(
+    rule: FailRule, baseline: MetricSeries | None, now: MetricSeries | None, *, case: str = ""
+) -> Judgement:
+    """Judge against an entry of the same plan."""
+    return judge(rule, Found(series=baseline), now, case=case)
 
 
 def throughput(*values: float) -> MetricSeries:
@@ -178,7 +191,7 @@ def test_an_slo_reads_back_from_its_text(op: Any, value: float) -> None:
 def test_verdicts_of_a_latency(
     baseline: tuple[float, ...], now: tuple[float, ...], status: str
 ) -> None:
-    assert judge(TEN_PERCENT, latency(*baseline), latency(*now)).status == status
+    assert judged(TEN_PERCENT, latency(*baseline), latency(*now)).status == status
 
 
 @pytest.mark.parametrize(
@@ -187,12 +200,12 @@ def test_verdicts_of_a_latency(
 )
 def test_less_throughput_is_worse(now: tuple[float, ...], status: str, change_ratio: float) -> None:
     rule = FailRule(metric="read.gib_per_s", limit_ratio=0.1)
-    judgement = judge(rule, throughput(2.0, 2.0), throughput(*now))
+    judgement = judged(rule, throughput(2.0, 2.0), throughput(*now))
     assert (judgement.status, judgement.change_ratio) == (status, change_ratio)
 
 
 def test_a_judgement_carries_medians_change_and_noise() -> None:
-    judgement = judge(TEN_PERCENT, latency(10.0, 12.0, 14.0), latency(18.0, 27.0, 22.0), case=CASE)
+    judgement = judged(TEN_PERCENT, latency(10.0, 12.0, 14.0), latency(18.0, 27.0, 22.0), case=CASE)
     assert (judgement.case, judgement.baseline, judgement.now) == (CASE, 12.0, 22.0)
     assert judgement.change_ratio == pytest.approx(10 / 12)
     half = (judgement.noise_ratio or 0) * 12  # squared errors 4/3 and 61/9
@@ -200,7 +213,7 @@ def test_a_judgement_carries_medians_change_and_noise() -> None:
 
 
 def test_a_single_trial_has_a_change_but_no_noise() -> None:
-    judgement = judge(TEN_PERCENT, latency(10.0), latency(12.0, 12.0))
+    judgement = judged(TEN_PERCENT, latency(10.0), latency(12.0, 12.0))
     assert judgement.change_ratio == pytest.approx(0.2)
     assert judgement.noise_ratio is None
     assert "the baseline has 1 trial and this run 2 trials" in judgement.reason
@@ -218,7 +231,7 @@ def test_noise_never_lets_a_regression_of_over_twice_the_limit_pass(
     for _ in range(300):
         baseline, now = 1 + cv * random.standard_normal((2, trials))
         now *= 1 + regression
-        verdict = judge(TEN_PERCENT, latency(*baseline.tolist()), latency(*now.tolist()))
+        verdict = judged(TEN_PERCENT, latency(*baseline.tolist()), latency(*now.tolist()))
         passed += verdict.status == "ok"
     assert passed <= 0.04 * 300  # a 95 % interval errs to this side in 2.5 % of the cases
 
@@ -229,7 +242,7 @@ def test_noise_alone_seldom_closes_the_gate_as_worse(trials: int) -> None:
     closed = 0
     for _ in range(400):
         baseline, now = 1 + 0.1 * random.standard_normal((2, trials))
-        verdict = judge(TEN_PERCENT, latency(*baseline.tolist()), latency(*now.tolist()))
+        verdict = judged(TEN_PERCENT, latency(*baseline.tolist()), latency(*now.tolist()))
         closed += verdict.status == "worse"
     assert closed <= 0.04 * 400
 
@@ -237,7 +250,7 @@ def test_noise_alone_seldom_closes_the_gate_as_worse(trials: int) -> None:
 @given(TRIALS, LIMITS)
 def test_a_run_is_never_worse_than_itself(values: list[float], limit: float) -> None:
     rule = FailRule(metric="read.p99_ms", limit_ratio=limit)
-    assert judge(rule, latency(*values), latency(*values)).status in ("ok", "inconclusive")
+    assert judged(rule, latency(*values), latency(*values)).status in ("ok", "inconclusive")
 
 
 @given(TRIALS, TRIALS, LIMITS, st.floats(1e-3, 1e3))
@@ -245,8 +258,8 @@ def test_the_unit_does_not_change_the_verdict(
     baseline: list[float], now: list[float], limit: float, factor: float
 ) -> None:
     rule = FailRule(metric="read.p99_ms", limit_ratio=limit)
-    told = judge(rule, latency(*baseline), latency(*now))
-    scaled = judge(rule, *(latency(*(v * factor for v in side)) for side in (baseline, now)))
+    told = judged(rule, latency(*baseline), latency(*now))
+    scaled = judged(rule, *(latency(*(v * factor for v in side)) for side in (baseline, now)))
     assert scaled.change_ratio == pytest.approx(told.change_ratio, rel=1e-6, abs=1e-9)
     assert scaled.noise_ratio == pytest.approx(told.noise_ratio, rel=1e-6, abs=1e-9)
 
@@ -255,13 +268,13 @@ def test_the_unit_does_not_change_the_verdict(
 def test_both_directions_are_mirror_images(
     baseline: list[float], now: list[float], limit: float
 ) -> None:
-    lower = judge(
+    lower = judged(
         FailRule(metric="read.p99_ms", limit_ratio=limit), latency(*baseline), latency(*now)
     )
     # Turning a higher-is-better metric's values around its baseline makes it lower-is-better.
     centre = 2 * lower.baseline if lower.baseline else 0.0
     mirrored = throughput(*(centre - v for v in now))
-    higher = judge(
+    higher = judged(
         FailRule(metric="read.gib_per_s", limit_ratio=limit),
         throughput(*(centre - v for v in baseline)),
         mirrored,
@@ -277,7 +290,7 @@ def test_a_wider_limit_never_closes_what_a_narrower_one_let_pass(
     baseline: list[float], now: list[float], one: float, other: float
 ) -> None:
     narrow, wide = (
-        judge(
+        judged(
             FailRule(metric="read.p99_ms", limit_ratio=limit), latency(*baseline), latency(*now)
         ).status
         for limit in sorted((one, other))
@@ -289,10 +302,10 @@ def test_a_wider_limit_never_closes_what_a_narrower_one_let_pass(
 
 
 def test_an_absent_side_is_missing() -> None:
-    absent = judge(TEN_PERCENT, None, latency(10.0, 10.0), case=CASE)
+    absent = judged(TEN_PERCENT, None, latency(10.0, 10.0), case=CASE)
     assert (absent.status, absent.baseline, absent.now) == ("missing", None, 10.0)
     assert "the baseline has no such entry" in absent.reason
-    absent = judge(TEN_PERCENT, latency(10.0, 10.0), None)
+    absent = judged(TEN_PERCENT, latency(10.0, 10.0), None)
     assert (absent.status, absent.baseline, absent.now) == ("missing", 10.0, None)
     assert "this run has no such entry" in absent.reason
 
@@ -303,6 +316,7 @@ def test_an_absent_side_is_missing() -> None:
         ("ok", "passes", "passes"),
         ("worse", "closes", "closes"),
         ("missing", "closes", "closes"),
+        ("incomparable", "closes", "closes"),
         ("inconclusive", "closes", "passes"),
     ],
 )
@@ -314,24 +328,76 @@ def test_only_an_inconclusive_verdict_can_be_allowed(
     assert judgement.closes(allow_inconclusive=True) is (allowed == "closes")
 
 
+STORAGE = Evidence(is_storage=True, verdicts=())
+NO_STORAGE = Evidence(is_storage=False, verdicts=("NOT_STORAGE",))
+IN_MEMORY = Evidence(is_storage=True, verdicts=("SHORT_WINDOW", "TMPFS"))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        (STORAGE, NO_STORAGE, "the baseline was measured on storage and this run was not"),
+        (NO_STORAGE, STORAGE, "this run was measured on storage and the baseline was not"),
+        (STORAGE, IN_MEMORY, "only this run has the invalidating verdict TMPFS"),
+        (IN_MEMORY, STORAGE, "only the baseline has the invalidating verdict TMPFS"),
+        (Evidence(is_storage=True), NO_STORAGE, "the baseline was measured on storage"),
+    ],
+)
+def test_what_is_not_of_one_kind_is_incomparable_and_closes_the_gate(
+    before: Evidence, after: Evidence, reason: str
+) -> None:
+    found = Found(series=latency(10.0, 10.0), evidence=before)
+    judgement = judge(TEN_PERCENT, found, latency(1.0, 1.0), case=CASE, evidence=after)
+    assert (judgement.status, judgement.change_ratio) == ("incomparable", None)
+    assert judgement.reason.startswith(reason)
+    assert judgement.closes(allow_inconclusive=True)
+    text = gate_table([judgement], digests_differ=())
+    assert re.search(r"^read.p99_ms +10 +1 +- +10% INCOMPARABLE$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (STORAGE, STORAGE),
+        (NO_STORAGE, NO_STORAGE),
+        (IN_MEMORY, IN_MEMORY),
+        (STORAGE, Evidence(is_storage=True, verdicts=("SHORT_WINDOW",))),
+        (Evidence(), NO_STORAGE),
+        (Evidence(), IN_MEMORY),
+        (STORAGE, Evidence()),
+    ],
+)
+def test_what_is_of_one_kind_or_does_not_tell_is_compared(
+    before: Evidence, after: Evidence
+) -> None:
+    found = Found(series=latency(10.0, 10.0), evidence=before)
+    assert judge(TEN_PERCENT, found, latency(10.0, 10.0), evidence=after).status == "ok"
+
+
+def test_a_baseline_that_does_not_tell_what_it_is_of_is_said() -> None:
+    text = " ".join(gate_table([], digests_differ=(), untold=[CASE]).split())
+    assert text.startswith("the baseline does not tell whether its values are of storage")
+    assert text.endswith(CASE)
+
+
 def test_sides_of_different_units_are_not_compared() -> None:
     seconds = MetricSeries(name="read.p99_ms", unit="s", better="lower", values=(1.0, 1.0))
     with pytest.raises(OptionError, match=r"--kv-compare has read.p99_ms in 's', lower better"):
-        judge(TEN_PERCENT, seconds, latency(10.0, 10.0))
+        judged(TEN_PERCENT, seconds, latency(10.0, 10.0))
 
 
 def test_sides_of_different_directions_are_not_compared() -> None:
     other = MetricSeries(name="read.p99_ms", unit="ms", better="higher", values=(1.0, 1.0))
     with pytest.raises(OptionError, match="this run in 'ms', higher better; they must be"):
-        judge(TEN_PERCENT, latency(10.0, 10.0), other)
+        judged(TEN_PERCENT, latency(10.0, 10.0), other)
 
 
 def test_a_rule_is_not_applied_to_another_metric() -> None:
     with pytest.raises(ResultError, match=r"read.p99_ms:10% is applied to read.gib_per_s"):
-        judge(TEN_PERCENT, throughput(1.0), throughput(1.0))
+        judged(TEN_PERCENT, throughput(1.0), throughput(1.0))
     other = MetricSeries(name="write.p99_ms", unit="ms", better="lower", values=(1.0,))
     with pytest.raises(ResultError, match=r"is applied to write.p99_ms"):
-        judge(TEN_PERCENT, other, latency(1.0))
+        judged(TEN_PERCENT, other, latency(1.0))
     with pytest.raises(ResultError, match=r"is applied to read.p99_ms"):
         judge_slo(SloRule(metric="read.gib_per_s", op=">", value=1.0), latency(2.0))
 
@@ -339,11 +405,67 @@ def test_a_rule_is_not_applied_to_another_metric() -> None:
 def test_a_limit_that_can_not_be_exceeded_is_refused() -> None:
     rule = FailRule(metric="read.gib_per_s", limit_ratio=1.0)
     with pytest.raises(OptionError, match=r"--kv-fail is read.gib_per_s:100%; .* never close"):
-        check_rule(rule, throughput(1.0))
+        check_rule(rule, "higher")
     with pytest.raises(OptionError, match="never close"):
-        judge(rule, throughput(1.0), throughput(1.0))
-    check_rule(FailRule(metric="read.gib_per_s", limit_ratio=0.99), throughput(1.0))
-    check_rule(FailRule(metric="read.p99_ms", limit_ratio=3.0), latency(1.0))
+        judged(rule, throughput(1.0), throughput(1.0))
+    check_rule(FailRule(metric="read.gib_per_s", limit_ratio=0.99), "higher")
+    check_rule(FailRule(metric="read.p99_ms", limit_ratio=3.0), "lower")
+
+
+# -- comparing without a gate --
+
+
+@pytest.mark.parametrize(
+    ("baseline", "now", "standing", "change_ratio"),
+    [
+        ((10.0, 10.1, 9.9), (11.2, 11.3, 11.1), "worse", 0.12),
+        ((10.0, 10.1, 9.9), (8.0, 8.1, 7.9), "better", -0.2),
+        ((10.0, 12.0, 8.0), (11.0, 13.0, 9.0), "noise", 0.1),
+        ((10.0, 10.0), (10.0, 10.0), "noise", 0.0),
+        ((10.0,), (20.0, 20.0), "unknown", 1.0),
+        ((10.0, 10.0), (20.0,), "unknown", 1.0),
+    ],
+)
+def test_a_comparison_says_what_the_trials_prove(
+    baseline: tuple[float, ...], now: tuple[float, ...], standing: str, change_ratio: float
+) -> None:
+    found = compare(SERIES, Found(series=latency(*baseline)), latency(*now), case=CASE)
+    assert (found.standing, found.reason) == (standing, "")
+    assert found.change_ratio == pytest.approx(change_ratio)
+
+
+def test_more_throughput_is_better() -> None:
+    found = Found(series=throughput(2.0, 2.0))
+    assert compare("read.gib_per_s", found, throughput(3.0, 3.0)).standing == "better"
+
+
+def test_a_comparison_without_two_sides_of_a_kind_says_why() -> None:
+    now = latency(1.0, 1.0)
+    assert compare(SERIES, Found(), now).reason.startswith("the baseline has no such entry")
+    absent = compare(SERIES, Found(series=now), None)
+    assert (absent.standing, absent.baseline, absent.now) == ("missing", 1.0, None)
+    assert absent.reason.startswith("this run has no such entry")
+    unlike = compare(SERIES, Found(series=now, evidence=STORAGE), now, evidence=NO_STORAGE)
+    assert (unlike.standing, unlike.change_ratio) == ("incomparable", None)
+
+
+def test_the_table_of_comparisons_has_no_limits() -> None:
+    base = Found(series=latency(10.0, 10.0))
+    comparisons = [
+        compare(SERIES, base, latency(12.5, 12.5), case=CASE),
+        compare(SERIES, base, latency(5.0), case=CASE),
+        compare(SERIES, Found(), latency(5.0), case=CASE),
+    ]
+    lines = gate_table(comparisons, digests_differ=()).splitlines()
+    assert lines == [
+        "metric                 baseline       now        change       limit verdict",
+        "mixed-llama3.1-8b-np2",
+        "read.p99_ms                  10      12.5   25.0% worse           - worse",
+        "read.p99_ms                  10         5  50.0% better           - —",
+        "read.p99_ms                   -         5             -           - missing",
+        "read.p99_ms of mixed-llama3.1-8b-np2 is missing: the baseline has no such entry:",
+        "  compare runs that both have it",
+    ]
 
 
 # -- judging the run alone --
@@ -359,13 +481,13 @@ def test_a_limit_that_can_not_be_exceeded_is_refused() -> None:
     ],
 )
 def test_an_slo_judges_the_median_over_trials(op: Any, statuses: tuple[str, ...]) -> None:
-    judged = tuple(
+    outcome = tuple(
         judge_slo(
             SloRule(metric="read.p99_ms", op=op, value=value), latency(1.0, 20.0, 900.0)
         ).status
         for value in (21.0, 20.0, 19.0)
     )
-    assert judged == statuses
+    assert outcome == statuses
 
 
 def test_an_slo_says_what_it_measured() -> None:
@@ -423,11 +545,11 @@ def test_a_run_file_is_a_baseline(tmp_path: Path) -> None:
     path = write(tmp_path, run_file())
     baseline = load_baseline(path)
     assert baseline.source == str(path)
-    assert baseline.find(CASE, "read.p99_ms") == latency(10.0, 11.0)
-    assert baseline.find(CASE, "read.gib_per_s") == throughput(2.0, 2.1)
-    assert baseline.find(CASE, "write.p99_ms") is None
-    assert baseline.find("other", "read.p99_ms") is None
-    assert baseline.digests == {CASE: "abc", "agent-llama3.1-8b-np2": None}
+    assert baseline.find(CASE, "read.p99_ms", "abc").series == latency(10.0, 11.0)
+    assert baseline.find(CASE, "read.gib_per_s", "abc").series == throughput(2.0, 2.1)
+    assert baseline.find(CASE, "write.p99_ms", "abc").series is None
+    assert baseline.find("other", "read.p99_ms", "abc").series is None
+    assert [(entry.case, entry.digest) for entry in baseline.entries] == [(CASE, "abc")]
 
 
 def test_a_benchmark_file_is_a_baseline_and_foreign_entries_are_left_out(
@@ -442,9 +564,10 @@ def test_a_benchmark_file_is_a_baseline_and_foreign_entries_are_left_out(
         benchmark_entry(case="other", plan_digest=None),
     ]
     baseline = load_baseline(write(tmp_path, {"version": "5.3.1", "benchmarks": entries}))
-    assert baseline.find(CASE, "read.p99_ms") == latency(10.0, 11.0)
-    assert baseline.find(CASE, "read.gib_per_s") == throughput(2.0, 2.1)
-    assert baseline.digests == {CASE: "abc", "other": None}
+    assert baseline.find(CASE, "read.p99_ms", "abc").series == latency(10.0, 11.0)
+    assert baseline.find(CASE, "read.gib_per_s", "abc").series == throughput(2.0, 2.1)
+    found = [(entry.case, entry.digest) for entry in baseline.entries]
+    assert found == [(CASE, "abc"), ("other", None)]
 
 
 def test_what_pytest_benchmark_writes_can_be_loaded(tmp_path: Path) -> None:
@@ -462,16 +585,14 @@ def test_what_pytest_benchmark_writes_can_be_loaded(tmp_path: Path) -> None:
     env = {name: text for name, text in os.environ.items() if not name.startswith("PYTEST_XDIST_")}
     subprocess.run([*command, "test_it.py"], cwd=tmp_path, check=True, capture_output=True, env=env)
     baseline = load_baseline(str(tmp_path / "out.json"))
-    assert baseline.cases == {CASE: {"read.p99_ms": latency(10.0, 11.0)}}
+    (entry,) = baseline.entries
+    assert (entry.case, entry.metrics) == (CASE, {"read.p99_ms": latency(10.0, 11.0)})
 
 
 def changed(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
     data = run_file()
     change(data)
     return data
-
-
-SERIES = "read.p99_ms"
 
 
 @pytest.mark.parametrize(
@@ -491,7 +612,6 @@ SERIES = "read.p99_ms"
         (changed(lambda d: d["cases"][0].pop("name")), "a case has name None"),
         (changed(lambda d: d["cases"][0].pop("summary")), "has no summary"),
         (changed(lambda d: d["cases"][0].update(plan_digest=5)), "plan_digest 5"),
-        (changed(lambda d: d["cases"].append(d["cases"][0])), "has read.gib_per_s, read.p99"),
         (changed(lambda d: d["cases"][0]["summary"].update(a=None)), "summary of a is None"),
         (
             changed(lambda d: d["cases"][0]["summary"][SERIES].update(median=9)),
@@ -500,13 +620,26 @@ SERIES = "read.p99_ms"
         ({"benchmarks": {}}, "its 'benchmarks' is no list of objects"),
         ({"benchmarks": [{"extra_info": {"case": "x"}}]}, "it holds no result of this plugin"),
         ({"benchmarks": [benchmark_entry(), benchmark_entry()]}, "has read.p99_ms twice"),
-        (
-            {"benchmarks": [benchmark_entry(), benchmark_entry(metric="a", plan_digest="b")]},
-            "has two plan digests",
-        ),
         ({"benchmarks": [benchmark_entry(values=[])]}, "must have one per trial"),
         ({"benchmarks": [benchmark_entry(values="10")]}, "values of read.p99_ms are '10'"),
         ({"benchmarks": [benchmark_entry(values=[float("nan")])]}, "a finite number"),
+        (changed(lambda d: d["cases"][0].update(trials=5)), "its 'trials' is no list"),
+        (changed(lambda d: d["cases"][0].update(trials=[{}])), "ranks or verdicts are odd"),
+        (
+            changed(lambda d: d["cases"][0].update(trials=[{"ranks": [5], "verdicts": []}])),
+            "ranks or verdicts are odd",
+        ),
+        (
+            changed(
+                lambda d: d["cases"][0].update(
+                    trials=[{"ranks": [{"is_storage": 1}], "verdicts": []}]
+                )
+            ),
+            "it must be true or false",
+        ),
+        ({"benchmarks": [benchmark_entry(is_storage="yes")]}, "is_storage is 'yes'"),
+        ({"benchmarks": [benchmark_entry(verdicts="TMPFS")]}, "verdicts are 'TMPFS'"),
+        ({"benchmarks": [benchmark_entry(verdicts=[5])]}, "verdicts are "),
         ({"benchmarks": [benchmark_entry(metric=5)]}, "metric name is 5"),
         ({"benchmarks": [benchmark_entry(case=["x"])]}, r"a case has name \['x'\]"),
     ],
@@ -539,15 +672,90 @@ def test_an_absent_file_and_a_folder_are_told_as_such(tmp_path: Path) -> None:
         load_baseline(tmp_path)
 
 
-def test_cases_whose_plans_differ_or_can_not_be_shown_equal_are_named() -> None:
-    one: dict[str, MetricSeries] = {"read.p99_ms": latency(1.0)}
-    baseline = Baseline(
-        source="base.json",
-        cases={"same": one, "other": one, "unknown": one, "gone": one},
-        digests={"same": "a", "other": "b", "unknown": None, "gone": "a"},
+def entry(case: str, digest: str | None, *values: float) -> Entry:
+    return Entry(case=case, digest=digest, metrics={"read.p99_ms": latency(*values)})
+
+
+def test_a_case_is_compared_with_the_entry_of_its_plan_or_else_with_the_only_one() -> None:
+    entries = (entry("two", "a", 1.0), entry("two", "b", 2.0), entry("one", "a", 3.0))
+    baseline = Baseline(source="base.json", entries=entries)
+    assert baseline.find("two", "read.p99_ms", "a").series == latency(1.0)
+    assert baseline.find("two", "read.p99_ms", "b").series == latency(2.0)
+    assert baseline.find("one", "read.p99_ms", "z").series == latency(3.0)
+    none = baseline.find("two", "read.p99_ms", "z")
+    assert none.series is None
+    assert "2 results of this case, none with this run's plan (plan_digest)" in none.reason
+    assert judge(TEN_PERCENT, none, latency(1.0)).reason == none.reason
+
+
+def test_of_several_results_of_one_plan_the_one_with_most_trials_counts() -> None:
+    entries = (entry("c", "a", 1.0), entry("c", "a", 2.0, 2.0), entry("c", "a", 3.0, 3.0))
+    baseline = Baseline(source="base.json", entries=entries)
+    assert baseline.find("c", "read.p99_ms", "a").series == latency(2.0, 2.0)
+    assert not baseline.differs("c", "a")
+
+
+@pytest.mark.parametrize("kind", ["run", "benchmarks"])
+def test_a_case_that_ran_under_two_plans_makes_a_baseline(tmp_path: Path, kind: str) -> None:
+    cases = [{**run_file()["cases"][0], "plan_digest": digest} for digest in ("abc", "def")]
+    run = {**run_file(), "cases": cases}
+    benchmarks = {"benchmarks": [benchmark_entry(), benchmark_entry(plan_digest="def")]}
+    baseline = load_baseline(write(tmp_path, run if kind == "run" else benchmarks))
+    assert baseline.find(CASE, "read.p99_ms", "def").series == latency(10.0, 11.0)
+
+
+def test_cases_whose_plans_differ_or_can_not_be_shown_equal_are_told_apart() -> None:
+    entries = (
+        *(entry("same", "a", 1.0), entry("other", "b", 1.0), entry("unknown", None, 1.0)),
+        *(entry("both", "a", 1.0), entry("both", "b", 1.0)),
     )
-    now = {"same": "a", "other": "a", "unknown": "a", "new": "a"}
-    assert baseline.differing(now) == ("other", "unknown")
+    baseline = Baseline(source="base.json", entries=entries)
+    cases = ("same", "other", "unknown", "both", "new")
+    assert [case for case in cases if baseline.differs(case, "a")] == ["other", "unknown"]
+
+
+def trial(*verdicts: str, storage: bool = True) -> dict[str, Any]:
+    return {
+        "ranks": [{"rank": 0, "is_storage": True}, {"rank": 1, "is_storage": storage}],
+        "verdicts": [{"code": code, "severity": "warning", "text": ""} for code in verdicts],
+    }
+
+
+@pytest.mark.parametrize(
+    ("trials", "evidence"),
+    [
+        ([trial(), trial()], STORAGE),
+        ([trial(), trial("NOT_STORAGE", storage=False)], NO_STORAGE),
+        ([trial("TMPFS", "SHORT_WINDOW"), trial("TMPFS")], IN_MEMORY),
+        ([{"verdicts": []}], Evidence(verdicts=())),
+    ],
+)
+def test_a_run_file_tells_what_stands_behind_its_values(
+    tmp_path: Path, trials: list[dict[str, Any]], evidence: Evidence
+) -> None:
+    data = changed(lambda d: d["cases"][0].update(trials=trials))
+    found = load_baseline(write(tmp_path, data)).find(CASE, SERIES, "abc")
+    assert found.evidence == evidence
+
+
+@pytest.mark.parametrize("evidence", [STORAGE, NO_STORAGE, IN_MEMORY, Evidence()])
+def test_a_benchmark_file_tells_what_stands_behind_its_values(
+    tmp_path: Path, evidence: Evidence
+) -> None:
+    data = {"benchmarks": [benchmark_entry(**evidence.to_json())]}
+    found = load_baseline(write(tmp_path, data)).find(CASE, SERIES, "abc")
+    assert found.evidence == evidence
+
+
+def test_a_file_older_than_the_evidence_does_not_tell(tmp_path: Path) -> None:
+    for data in (run_file(), {"benchmarks": [benchmark_entry()]}):
+        assert not load_baseline(write(tmp_path, data)).find(CASE, SERIES, "abc").evidence.is_told
+
+
+def test_every_invalidating_verdict_is_known_to_comparisons() -> None:
+    source = Path(verdicts.__file__).read_text(encoding="utf-8")
+    pattern = r'code="(\w+)",\s+severity="invalid"'
+    assert set(re.findall(pattern, source)) <= INVALIDATING
 
 
 # -- the table --
@@ -557,12 +765,12 @@ def test_the_table_names_everything_a_reader_needs() -> None:
     slo = SloRule(metric="read.p99_ms", op="<", value=20.0)
     speed = FailRule(metric="read.gib_per_s", limit_ratio=0.025)
     judgements = [
-        judge(TEN_PERCENT, latency(10.0, 10.0), latency(12.5, 12.5), case=CASE),
-        judge(speed, throughput(2.0, 2.0), throughput(2.5, 2.5), case=CASE),
+        judged(TEN_PERCENT, latency(10.0, 10.0), latency(12.5, 12.5), case=CASE),
+        judged(speed, throughput(2.0, 2.0), throughput(2.5, 2.5), case=CASE),
         judge_slo(slo, latency(12.5, 12.5), case=CASE),
-        judge(TEN_PERCENT, latency(10.0), latency(1234.5), case="agent"),
-        judge(TEN_PERCENT, None, latency(0.0), case="agent"),
-        judge(TEN_PERCENT, latency(10.0, 10.0), latency(10.0, 10.0), case="agent"),
+        judged(TEN_PERCENT, latency(10.0), latency(1234.5), case="agent"),
+        judged(TEN_PERCENT, None, latency(0.0), case="agent"),
+        judged(TEN_PERCENT, latency(10.0, 10.0), latency(10.0, 10.0), case="agent"),
     ]
     # The lines of a verdict table, spaces and all.
     assert gate_table(judgements, digests_differ=["agent"]).splitlines() == [
@@ -587,7 +795,7 @@ def test_the_table_names_everything_a_reader_needs() -> None:
 
 
 def test_a_noisy_verdict_says_how_to_get_a_better_one() -> None:
-    noisy = judge(TEN_PERCENT, latency(10.0, 12.0, 8.0), latency(10.0, 12.0, 8.0))
+    noisy = judged(TEN_PERCENT, latency(10.0, 12.0, 8.0), latency(10.0, 12.0, 8.0))
     text = " ".join(gate_table([noisy], digests_differ=()).split())
     assert "read.p99_ms is inconclusive: it is unchanged (noise 45.3%, limit 10%)" in text
     assert "add trials (--kv-trials) or widen the limit" in text
@@ -607,7 +815,7 @@ def test_a_noisy_verdict_says_how_to_get_a_better_one() -> None:
 )
 def test_a_change_names_its_direction_and_fits_its_column(now: float, cells: str) -> None:
     rule = FailRule(metric="read.gib_per_s", limit_ratio=0.1)
-    row = gate_table([judge(rule, throughput(2.0), throughput(now))], digests_differ=())
+    row = gate_table([judged(rule, throughput(2.0), throughput(now))], digests_differ=())
     line = row.splitlines()[1]
     assert " ".join(line.split()).startswith(f"read.gib_per_s 2 {cells} 10% INCONCLUSIVE")
     assert len(line) == 80
@@ -617,7 +825,7 @@ def test_a_metric_too_long_for_its_column_has_a_line_of_its_own() -> None:
     name = "plugin.a_metric_with_a_very_long_name_ms"
     series = MetricSeries(name=name, unit="ms", better="lower", values=(1.0, 1.0))
     rule = FailRule(metric=name, limit_ratio=0.1)
-    lines = gate_table([judge(rule, series, series)], digests_differ=()).splitlines()
+    lines = gate_table([judged(rule, series, series)], digests_differ=()).splitlines()
     assert lines[1] == name
     assert lines[2].split() == ["1", "1", "unchanged", "10%", "ok"]
 
@@ -640,7 +848,7 @@ def test_no_line_is_wider_than_80_columns(
     )
     fail = FailRule(metric=metric, limit_ratio=limit)
     slo = SloRule(metric=metric, op="<=", value=value)
-    judgements = [judge(fail, before, after, case=case), judge_slo(slo, after, case=case)]
+    judgements = [judged(fail, before, after, case=case), judge_slo(slo, after, case=case)]
     text = gate_table(judgements, digests_differ=[case])
     assert max(map(len, text.splitlines())) <= 80
     unwrapped = "".join(text.split())

@@ -27,6 +27,7 @@ FAULTS = [
     ("another-schema", "the trial's record has schema 'pytest-kvcache/trial/0'"),
     ("failed", "rank 1 on host n1: the disk is on fire"),
     ("rank-error", "rank 1 on host n1: 3 failed operations, the first: host n1: can't read"),
+    ("delete-error", "rank 1 on host n1: host n1: can't delete object x: I/O error"),
     ("cleanup-error", "rank 1 on host n1: clean-up failed: host n1: can't remove /x"),
     ("no-operation", "the storage tier completed no operation in the window"),
     ("impossible", "the trial's record contradicts itself: rank 1 on host n1: read_bytes is "),
@@ -206,9 +207,18 @@ def test_trials_go_on_until_the_interval_is_narrow_enough(site: Site) -> None:
     assert (high - low) / 2 <= 0.02 * site.case()["summary"]["read.p95_ms"]["mean"]
 
 
-def test_trials_end_at_the_upper_bound(site: Site) -> None:
-    site.canned("--kv-trials=2..3", "--kv-target-ci=0.1%", ONE_METRIC).assert_outcomes(passed=1)
+def test_trials_end_at_the_upper_bound_and_the_report_says_so(site: Site) -> None:
+    result = site.canned("--kv-trials=2..3", "--kv-target-ci=0.1%", ONE_METRIC)
+    result.assert_outcomes(passed=1)
     assert len(site.case()["trials"]) == 3
+    told = "mixed-tiny-1b-np2: --kv-target-ci=0.1% was not reached after 3 trials"
+    assert told in result.outlines
+
+
+def test_an_interval_that_was_reached_is_not_told_as_missed(site: Site) -> None:
+    assert "was not reached" not in output(
+        site.canned("--kv-trials=2..9", "--kv-target-ci=2%", ONE_METRIC)
+    )
 
 
 # --- one launch for all ---------------------------------------------------------------------

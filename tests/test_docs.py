@@ -44,6 +44,12 @@ README, RESULTS, BACKENDS, CI = (
 WIDTH = 80
 TWO_GB = 2 * 10**9
 TRACE_LINE = {"timestamp": 0, "input_length": 900, "output_length": 3, "hash_ids": [7, 8]}
+BASELINE_ENTRY = {
+    "extra_info": {
+        "case": "any", "metric": "read.p95_ms", "unit": "ms", "better": "lower", "values": [1.0],
+        "plan_digest": "any",
+    }
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -130,6 +136,7 @@ def test_every_option_that_is_named_exists(page: Path) -> None:
 @pytest.mark.parametrize("command", PYTEST_COMMANDS)
 def test_every_command_is_accepted(command: str, site: Site) -> None:
     (site.path / "conversation.jsonl").write_text(json.dumps(TRACE_LINE))
+    (site.path / "baseline.json").write_text(json.dumps({"benchmarks": [BASELINE_ENTRY]}))
     (site.path / "plain_files.py").write_text(examples(BACKENDS, "python")[0].text)
     (site.path / "test_plain_files.py").write_text(examples(BACKENDS, "python")[1].text)
     site.pytester.syspathinsert()
@@ -346,7 +353,7 @@ def test_the_recipe_catches_a_slowdown(site: Site, monkeypatch: pytest.MonkeyPat
     allowed = site.call(*canned(site, compare, one, "--kv-allow-inconclusive"))
     assert allowed.ret == pytest.ExitCode.OK, output(allowed)
     verdicts = words_of(CI.read_text(encoding="utf-8"))
-    assert {"ok", "WORSE", "INCONCLUSIVE", "MISSING"} <= verdicts
+    assert {"ok", "WORSE", "INCONCLUSIVE", "INCOMPARABLE", "MISSING"} <= verdicts
 
 
 def test_pytest_benchmarks_own_comparison_catches_it_too(

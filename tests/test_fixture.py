@@ -118,6 +118,41 @@ def test_more_trials_asked_for_later_are_made(site: Site) -> None:
     site.canned_tests(source).assert_outcomes(passed=2)
 
 
+def test_a_trial_is_judged_by_the_options_of_the_test_that_asks(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVCACHE_TEST_FAULT", "short-window")
+    source = """
+        def test_tolerant(kvcache): kvcache.run(allow_invalid=True)
+        def test_strict(kvcache): kvcache.run()
+    """
+    result = site.canned_tests(source)
+    result.assert_outcomes(passed=1, failed=1)
+    assert "SKEWED: all ranks were active together" in output(result)
+    assert [case["trials"][0]["ok"] for case in site.run()["cases"]] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "difference", ["mpi_params='--map-by slot'", "oversubscribe=False", "allow_run_as_root=True"]
+)
+def test_what_decides_the_launch_is_part_of_the_question(site: Site, difference: str) -> None:
+    source = f"""
+        def test_first(kvcache): kvcache.run(np=1)
+        def test_second(kvcache): kvcache.run(np=1, {difference})
+    """
+    site.canned_tests(source).assert_outcomes(passed=2)
+    assert len(site.launches()) == len(site.run()["cases"]) == 2
+
+
+def test_fewer_trials_asked_for_later_do_not_push_out_those_that_were_made(site: Site) -> None:
+    source = """
+        def test_two(kvcache): kvcache.run(trials=2)
+        def test_one(kvcache): kvcache.run(trials=1)
+    """
+    site.canned_tests(source).assert_outcomes(passed=2)
+    assert [len(case["trials"]) for case in site.run()["cases"]] == [2, 1]
+
+
 def test_a_plan_is_never_that_of_other_options(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(site.path)
     options = build_options({"backend": ("null", "ini"), "model": ("tiny-1b", "ini")})

@@ -48,8 +48,8 @@ SIDES = (
     Side(
         name="values",  # tables, parsers and frozen values, known to everyone
         modules=(
-            "atomic", "compare", "errors", "events", "hosts", "latency", "metrics", "models",
-            "options", "optiontable", "scenarios", "summary", "units", "version",
+            "atomic", "compare", "errors", "events", "evidence", "hosts", "latency", "metrics",
+            "models", "options", "optiontable", "scenarios", "summary", "units", "version",
         ),
         may_import=(),
         foreign=("numpy", "tomli"),

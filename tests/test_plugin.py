@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.site import PYTEST, output, refusal
+from tests.site import PYTEST, SUITE, output, refusal
 
 if TYPE_CHECKING:
     from tests.site import Site
@@ -74,6 +74,30 @@ def test_named_in_a_conftest_and_beside_xdist_the_plugin_disturbs_nothing(site: 
     site.pytester.makepyfile("def test_one(): pass")
     result = site.pytester.runpytest_subprocess(*PYTEST, "-n1")
     result.assert_outcomes(passed=1)
+
+
+def test_in_an_xdist_worker_the_fixture_fails_in_one_sentence_and_launches_nothing(
+    site: Site,
+) -> None:
+    settings = "\n".join(
+        f"kv_{name.replace('-', '_')} = {value or 'true'}"
+        for name, _, value in (arg[5:].partition("=") for arg in site.canned_args())
+    )
+    site.pytester.makeini(f"[pytest]\n{settings}\n")
+    site.pytester.makepyfile("def test_one(): pass\ndef test_mine(kvcache): kvcache.run()")
+    result = site.pytester.runpytest_subprocess(*PYTEST, "-n1", *SUITE, ".", timeout=30)
+    result.assert_outcomes(passed=1, errors=6)
+    assert "a benchmark runs alone; drop xdist's -n (or use -n 0)" in output(result)
+    assert "INTERNALERROR" not in output(result)
+    assert "Traceback" not in output(result)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert not (site.path / "results").exists()
+
+
+def test_beside_xdist_settings_that_select_nothing_stay_in_the_ini(site: Site) -> None:
+    site.pytester.makeini("[pytest]\nkv_np = 2\nkv_duration = 10\n")
+    site.pytester.makepyfile("def test_one(): pass")
+    site.pytester.runpytest_subprocess(*PYTEST, "-n1", timeout=30).assert_outcomes(passed=1)
 
 
 def test_without_a_terminal_reporter_everything_runs(site: Site) -> None:
@@ -229,6 +253,59 @@ def test_another_plan_is_said_without_a_gate_as_well(site: Site) -> None:
     assert "the plan differs from the baseline's (plan_digest)" in text
 
 
+@pytest.mark.parametrize("kind", [BASE, "benchmarks.json"])
+def test_a_result_of_no_storage_passes_no_gate_against_storage(site: Site, kind: str) -> None:
+    on_storage = ("--kv-backend=file", "--kv-cache-dir=/var/tmp", "--kv-storage-capacity-gb=1")
+    recording = gated(site, *on_storage, "--benchmark-json=benchmarks.json")
+    recording.assert_outcomes(passed=2)
+    (site.path / BASE).write_text(site.run_file().read_text())
+    gate = (f"--kv-compare={kind}", "--kv-fail=read.p95_ms:20%", "--kv-allow-inconclusive")
+    same = gated(site, *on_storage, *gate)
+    assert same.ret == pytest.ExitCode.OK, output(same)
+    result = gated(site, *gate)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(
+        ["read.p95_ms * INCOMPARABLE", "read.p95_ms of mixed-tiny-1b-np2 is incomparable: *"]
+    )
+
+
+@pytest.mark.usefixtures("baseline")
+def test_a_comparison_without_a_gate_is_shown_and_closes_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVCACHE_TEST_FACTOR", "1.3")
+    result = gated(site, f"--kv-compare={BASE}")
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.fnmatch_lines(
+        [
+            "metric*baseline*now*change*limit verdict",
+            "mixed-tiny-1b-np2",
+            "read.p95_ms * 30.0% worse * - worse",
+            "read.gib_per_s * worse * - worse",
+        ]
+    )
+    _, _, table = output(result).partition("metric                 baseline")
+    assert max(map(len, table.partition("run file:")[0].splitlines())) <= 80
+    few = site.canned(ONE, f"--kv-compare={BASE}", "--kv-slo=read.p95_ms<20")
+    assert few.ret == pytest.ExitCode.OK
+    few.stdout.fnmatch_lines(["read.p95_ms * - —", "read.p95_ms * <20 ok"])
+
+
+@pytest.mark.usefixtures("baseline")
+def test_an_older_baseline_is_compared_and_said_to_tell_too_little(site: Site) -> None:
+    path = site.path / "benchmarks.json"
+    data = json.loads(path.read_text())
+    for entry in data["benchmarks"]:
+        del entry["extra_info"]["is_storage"], entry["extra_info"]["verdicts"]
+    path.write_text(json.dumps(data))
+    result = gated(site, f"--kv-compare={path}", "--kv-fail=read.p95_ms:20%")
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.fnmatch_lines(
+        ["read.p95_ms * ok", "the baseline does not tell whether its values are of storage*"]
+    )
+
+
 @pytest.mark.parametrize(
     ("args", "missing"),
     [
@@ -260,6 +337,65 @@ def test_a_baseline_in_another_unit_is_found_before_the_run(site: Site) -> None:
     path.write_text(path.read_text().replace('"unit":"ms"', '"unit":"s"'))
     refusal(gated(site, f"--kv-compare={BASE}", "--kv-fail=read.p95_ms:5%"))
     assert site.launches() == []
+
+
+OWN = "def test_one(kvcache): kvcache.run(trials=2)"
+
+
+def test_a_baseline_that_can_not_be_read_is_found_before_any_test(site: Site) -> None:
+    sentence = refusal(site.canned_tests(OWN, "--kv-compare=nonexistent.json"))
+    assert sentence.startswith("--kv-compare is nonexistent.json; it must be a readable JSON")
+    assert site.launches() == []
+
+
+@pytest.mark.usefixtures("baseline")
+def test_a_gate_judges_the_cases_of_a_users_own_tests(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = (f"--kv-compare={BASE}", "--kv-fail=read.p95_ms:20%")
+    same = site.canned_tests(OWN, *gate)
+    assert same.ret == pytest.ExitCode.OK
+    same.stdout.fnmatch_lines("read.p95_ms * ok")
+    monkeypatch.setenv("KVCACHE_TEST_FACTOR", "1.3")
+    slower = site.canned_tests(OWN, *gate)
+    slower.assert_outcomes(passed=1)
+    assert slower.ret == pytest.ExitCode.TESTS_FAILED
+    slower.stdout.fnmatch_lines("read.p95_ms * WORSE")
+
+
+@pytest.mark.usefixtures("baseline")
+def test_a_users_own_case_that_the_baseline_lacks_is_missing_and_closes_the_gate(
+    site: Site,
+) -> None:
+    source = "def test_one(kvcache): kvcache.run(np=1)"
+    gate = (f"--kv-compare={BASE}", "--kv-fail=read.p95_ms:20%")
+    result = site.canned_tests(source, *gate, "--kv-allow-inconclusive")
+    result.assert_outcomes(passed=1)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines("read.p95_ms * MISSING")
+    assert "INTERNALERROR" not in output(result)
+
+
+def test_a_run_file_of_one_case_under_two_plans_is_a_baseline(site: Site) -> None:
+    source = """
+        def test_short(kvcache): kvcache.run(duration=1, trials=2)
+        def test_long(kvcache): kvcache.run(duration=2, trials=2)
+    """
+    site.canned_tests(source).assert_outcomes(passed=2)
+    (site.path / BASE).write_text(site.run_file().read_text())
+    result = site.canned_tests(source, f"--kv-compare={BASE}", "--kv-fail=read.p95_ms:20%")
+    assert result.ret == pytest.ExitCode.OK, output(result)
+    assert "plan_digest" not in output(result)
+    other = source.replace("duration=2", "duration=3")
+    result = site.canned_tests(other, f"--kv-compare={BASE}", "--kv-fail=read.p95_ms:20%")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert "2 results of this case, none with this" in " ".join(output(result).split())
+
+
+@pytest.mark.usefixtures("baseline")
+def test_a_gate_that_can_never_close_is_refused_for_a_users_own_tests_too(site: Site) -> None:
+    result = site.canned_tests(OWN, f"--kv-compare={BASE}", "--kv-fail=read.gib_per_s:100%")
+    assert "the gate would never close" in refusal(result)
 
 
 @pytest.mark.usefixtures("baseline")
@@ -386,6 +522,14 @@ def test_a_collection_error_launches_nothing(site: Site) -> None:
     result = site.canned(ONE, "test_mine.py")
     assert result.ret == pytest.ExitCode.INTERRUPTED
     assert site.launches() == []
+
+
+def test_a_run_that_goes_on_after_a_collection_error_is_checked_all_the_same(site: Site) -> None:
+    site.pytester.makepyfile(test_mine="def broken(:")
+    goes_on = ("--continue-on-collection-errors", "test_mine.py")
+    result = site.canned(ONE, *goes_on, "--kv-mpi-bin=/no/mpirun")
+    assert refusal(result).startswith("--kv-mpi-bin is /no/mpirun")
+    site.canned(ONE, *goes_on).assert_outcomes(passed=1, errors=1)
 
 
 def test_nothing_selected_is_pytests_own_exit_code(site: Site) -> None:

@@ -366,13 +366,6 @@ def test_a_run_survives_its_json() -> None:
     assert through_json(RunResult.from_json(data).to_json()) == data
 
 
-def test_a_case_takes_the_place_of_its_earlier_state() -> None:
-    other = CaseResult(plan=sound_plan(np=1))
-    run = a_run(case_of(), other).with_case(case_of(good_trial(0)))
-    assert len(run.cases) == 2
-    assert {len(case.trials) for case in run.cases} == {0, 1}
-
-
 def test_what_is_derived_is_derived_again() -> None:
     data = through_json(a_run(case_of(good_trial(0))).to_json())
     data["cases"][0] |= {"name": "forged", "summary": {}, "plan_digest": "0"}

@@ -129,18 +129,25 @@ def fault_of(trial: int) -> str:
     return os.environ.get("KVCACHE_TEST_FAULT", "") if wanted == str(trial) else ""
 
 
+# What is odd about a record, and about its last rank.
+ODD_RECORD: dict[str, dict[str, Any]] = {
+    "another-plan": {"plan_digest": "0" * 16},
+    "another-schema": {"schema": "pytest-kvcache/trial/0"},
+}
+ODD_RANK: dict[str, dict[str, Any]] = {
+    "rank-error": {"error": "host n1: can't read object x: I/O error", "read_failed": 3},
+    "delete-error": {"error": "host n1: can't delete object x: I/O error"},
+    "cleanup-error": {"cleanup_error": "host n1: can't remove /x: Permission denied"},
+}
+NOTHING = dict.fromkeys(("read_count", "write_count", "read_bytes", "write_bytes"), 0)
+
+
 def damaged(data: dict[str, Any], fault: str) -> dict[str, Any]:
     """The record as a launch that went wrong might have left it."""
+    data |= ODD_RECORD.get(fault, {})
+    data["ranks"][-1] |= ODD_RANK.get(fault, {})
     if fault == "missing-rank":
         data["ranks"].pop()
-    elif fault == "another-plan":
-        data["plan_digest"] = "0" * 16
-    elif fault == "another-schema":
-        data["schema"] = "pytest-kvcache/trial/0"
-    elif fault == "rank-error":
-        data["ranks"][1] |= {"error": "host n1: can't read object x: I/O error", "read_failed": 3}
-    elif fault == "cleanup-error":
-        data["ranks"][1]["cleanup_error"] = "host n1: can't remove /x: Permission denied"
     elif fault == "short-window":
         data["window_s"] /= 2
         data["ranks"][-1]["stop_s"] /= 2
@@ -149,13 +156,11 @@ def damaged(data: dict[str, Any], fault: str) -> dict[str, Any]:
     elif fault == "no-operation":
         empty = Histogram().to_json()
         data["histograms"] = dict.fromkeys(data["histograms"], empty)
-        nothing = dict.fromkeys(("read_count", "write_count", "read_bytes", "write_bytes"), 0)
-        data["ranks"] = [{**rank, **nothing} for rank in data["ranks"]]
+        data["ranks"] = [{**rank, **NOTHING} for rank in data["ranks"]]
     elif fault == "idle-rank":
         whole = data["ranks"][0]
-        idle = ("read_count", "write_count", "read_bytes", "write_bytes")
-        data["ranks"][1] |= dict.fromkeys(idle, 0)
-        data["ranks"][0] |= {name: 2 * whole[name] for name in idle[:2]}
+        data["ranks"][1] |= NOTHING
+        data["ranks"][0] |= {name: 2 * whole[name] for name in ("read_count", "write_count")}
     return data
 
 
