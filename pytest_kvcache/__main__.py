@@ -1,4 +1,4 @@
-"""``python -m pytest_kvcache verify|show RUN``: a run file read without running anything."""
+"""``python -m pytest_kvcache verify|show RUN…``: run files read without running anything."""
 
 from __future__ import annotations
 
@@ -26,30 +26,38 @@ def _read(path: str) -> dict[str, Any]:
     return data
 
 
+def _problems(path: str, *, show: bool) -> list[str]:
+    """What is wrong with a run file; a sound one is shown if that is asked for."""
+    try:
+        data = _read(path)
+        problems = verify_run(data)
+        if show and not problems:
+            with suppress(BrokenPipeError):  # `… show | head`
+                print(report_run(RunResult.from_json(data), Options().metrics), flush=True)
+    except KVCacheError as error:
+        problems = [str(error)]
+    return problems
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Exit 0: sound (or shown), 1: contradictions were found, 2: wrong usage."""
+    """Exit 0: all sound (or shown), 1: contradictions were found, 2: wrong usage."""
     parser = argparse.ArgumentParser(prog="python -m pytest_kvcache", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
         ("verify", "check schema, sums over ranks, percentiles from histograms, plan"),
-        ("show", "print the tables of a run"),
+        ("show", "print the tables of runs"),
     ):
-        commands.add_parser(name, help=text).add_argument("run", help="path of a run.json")
+        command = commands.add_parser(name, help=text)
+        command.add_argument("run", nargs="+", help="path of a run.json")
     given = parser.parse_args(arguments)
-    try:
-        data = _read(given.run)
-        problems = verify_run(data)
-        if given.command == "show" and not problems:
-            with suppress(BrokenPipeError):  # `… show | head`
-                print(report_run(RunResult.from_json(data), Options().metrics), flush=True)
-            return 0
-    except KVCacheError as error:
-        problems = [str(error)]
-    for problem in problems:
-        print(f"{given.run}: {problem}", file=sys.stderr)
-    if not problems:
-        print(f"{given.run}: sound")
-    return 1 if problems else 0
+    show = given.command == "show"
+    found = {path: _problems(path, show=show) for path in given.run}
+    for path, problems in found.items():
+        for problem in problems:
+            print(f"{path}: {problem}", file=sys.stderr)
+        if not problems and not show:
+            print(f"{path}: sound")
+    return 1 if any(found.values()) else 0
 
 
 if __name__ == "__main__":

@@ -218,3 +218,17 @@ def test_a_reader_that_stops_early_is_no_error(run_file: Path) -> None:
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "chat-small-np2"
     assert done.stderr == ""
+
+
+def test_of_several_files_each_is_judged(
+    run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = tmp_path / "damaged.json"
+    damaged.write_text("{}")
+    assert main(["verify", str(run_file), str(damaged), str(run_file)]) == 1
+    printed = capsys.readouterr()
+    assert f"{run_file}: sound" in printed.out
+    assert f"{damaged}: " in printed.err
+    assert main(["verify", str(run_file), str(run_file)]) == 0
+    assert main(["show", str(run_file), str(run_file)]) == 0
+    assert capsys.readouterr().out.count("95 % CI") == 4
