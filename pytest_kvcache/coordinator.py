@@ -94,7 +94,12 @@ class _Watch:
         self._events.write("failed", t_s=self.elapsed_s(), rank=rank, host=host, error=error)
 
     def _tell(self) -> None:
-        reports = [report for report in self._reports.values() if "read_bytes" in report]
+        # A report of the phase before would count what was stored in it as not found.
+        reports = [
+            report
+            for report in self._reports.values()
+            if "read_bytes" in report and report["phase"] == self.phase
+        ]
         totals = {
             name: sum(report[name] for report in reports)
             for name in (
