@@ -18,16 +18,14 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.baseline import Baseline, Found, load_baseline
 from pytest_kvcache.compare import (
-    Baseline,
     Comparison,
-    Found,
     Judgement,
     check_rule,
     compare,
     judge,
     judge_slo,
-    load_baseline,
 )
 from pytest_kvcache.controller import Controller, Progress
 from pytest_kvcache.errors import OptionError

@@ -57,6 +57,10 @@ class Evidence:
         return cls(is_storage=is_storage, verdicts=None if verdicts is None else tuple(verdicts))
 
 
+UNTOLD: Final = Evidence()
+"""Nothing is known."""
+
+
 def evidence_of(trials: Iterable[Mapping[str, Any]]) -> Evidence:
     """The evidence of a case from its trials as in the run file; ResultError for odd ones.
 

@@ -16,12 +16,12 @@ from pytest_kvcache.metrics import METRICS, MIN_SAMPLES_BEYOND, PERCENTILES
 from pytest_kvcache.plan import Plan
 from pytest_kvcache.recorder import CENSORED, SECTIONS
 from pytest_kvcache.summary import MetricSeries
+from pytest_kvcache.version import RUN_SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 
-RUN_SCHEMA = "pytest-kvcache/run/1"
 TRIAL_SCHEMA = "pytest-kvcache/trial/1"
 _GIB = 1 << 30
 _NS_PER_MS = 1e6

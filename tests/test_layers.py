@@ -48,8 +48,9 @@ SIDES = (
     Side(
         name="values",  # tables, parsers and frozen values, known to everyone
         modules=(
-            "atomic", "compare", "errors", "events", "evidence", "hosts", "latency", "metrics",
-            "models", "options", "optiontable", "scenarios", "summary", "units", "version",
+            "atomic", "baseline", "compare", "errors", "events", "evidence", "hosts", "latency",
+            "metrics", "models", "options", "optiontable", "scenarios", "summary", "units",
+            "version",
         ),
         may_import=(),
         foreign=("numpy", "tomli"),

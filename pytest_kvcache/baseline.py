@@ -1,0 +1,187 @@
+"""What ``--kv-compare`` names: earlier results, out of a run file or a pytest-benchmark JSON.
+
+Pure except ``load_baseline``; imports neither pytest nor MPI. Controller side.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pytest_kvcache.errors import OptionError, ResultError
+from pytest_kvcache.evidence import UNTOLD, Evidence, evidence_of
+from pytest_kvcache.summary import MetricSeries
+from pytest_kvcache.version import RUN_SCHEMA
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from os import PathLike
+
+_EXTRA_KEYS: Final = frozenset({"case", "metric", "unit", "better", "values", "plan_digest"})
+_NO_ENTRY: Final = "the baseline has no such entry: compare runs that both have it"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What a baseline holds of one case under one plan."""
+
+    case: str
+    """The case's name."""
+    digest: str | None
+    """The digest of its plan; None where the file states none."""
+    metrics: Mapping[str, MetricSeries]
+    """Metric name to its values; at least one."""
+    evidence: Evidence = UNTOLD
+    """What stands behind the values."""
+
+    def trials_of(self, metric: str) -> int:
+        """How many trials have the metric."""
+        return len(self.metrics[metric].values) if metric in self.metrics else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a baseline has for a metric of a case, and why where it has nothing."""
+
+    series: MetricSeries | None = None
+    reason: str = _NO_ENTRY
+    """Used where there is no series."""
+    evidence: Evidence = UNTOLD
+    """What stands behind the series."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """What ``--kv-compare`` names: earlier results, by case and plan."""
+
+    source: str
+    """The file, as the user gave it."""
+    entries: tuple[Entry, ...]
+    """In the file's order; cases without any value are left out."""
+
+    def find(self, case: str, metric: str, digest: str) -> Found:
+        """Return what to compare the metric with, for a case of this name and plan.
+
+        An entry of the same plan comes first, and the one with most trials where options
+        that are no part of the plan gave several. Without one of the same plan the only
+        entry of that name stands in for it; of several none does.
+        """
+        named = [entry for entry in self.entries if entry.case == case]
+        same = [entry for entry in named if entry.digest == digest]
+        if not same and len(named) > 1:
+            return Found(
+                reason=f"the baseline has {len(named)} results of this case, none with this "
+                "run's plan (plan_digest): compare runs of the same options"
+            )
+        best = max(same or named, key=lambda entry: entry.trials_of(metric), default=None)
+        if best is None or metric not in best.metrics:
+            return Found()
+        return Found(series=best.metrics[metric], evidence=best.evidence)
+
+    def all_series(self) -> Iterator[MetricSeries]:
+        """Everything it holds."""
+        for entry in self.entries:
+            yield from entry.metrics.values()
+
+    def differs(self, case: str, digest: str) -> bool:
+        """Whether what stands in for the case has another plan, or can't be shown to have its."""
+        digests = [entry.digest for entry in self.entries if entry.case == case]
+        return len(digests) == 1 and digests != [digest]
+
+
+def load_baseline(path: str | PathLike[str]) -> Baseline:
+    """Read a run file or a pytest-benchmark JSON; OptionError names --kv-compare and it.
+
+    Entries of a pytest-benchmark file that carry none of our extra_info are other
+    people's benchmarks and are left out.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise OptionError(
+            f"--kv-compare is {path}; it must be a readable JSON file, and is not ({cause}): "
+            "give the run.json or the --benchmark-json file of an earlier run"
+        ) from error
+    try:
+        entries = _entries(data)
+    except ResultError as error:
+        raise OptionError(
+            f"--kv-compare is {path}; it must be an intact run file or pytest-benchmark "
+            f"JSON of this plugin, and is not ({error}): record the baseline anew"
+        ) from error
+    return Baseline(source=str(path), entries=entries)
+
+
+def _entries(data: object) -> tuple[Entry, ...]:
+    """Return what either kind of file holds; ResultError if it is neither, or holds nothing."""
+    if isinstance(data, Mapping) and data.get("schema") == RUN_SCHEMA:
+        found = list(_run_entries(data))
+    elif isinstance(data, Mapping) and "schema" in data:
+        raise ResultError(f"its schema is {data['schema']!r}, this version reads {RUN_SCHEMA!r}")
+    elif isinstance(data, Mapping) and "benchmarks" in data:
+        found = _joined(_benchmark_entries(data))
+    else:
+        raise ResultError('it has neither "schema" nor "benchmarks"')
+    entries = tuple(entry for entry in found if entry.metrics)
+    if not entries:
+        raise ResultError("it holds no result of this plugin")
+    return entries
+
+
+def _run_entries(data: Mapping[str, object]) -> Iterator[Entry]:
+    for case in _objects(data, "cases"):
+        name, summary = case.get("name"), case.get("summary")
+        if not isinstance(summary, Mapping):
+            raise ResultError(f"case {name!r} has no summary")
+        metrics = {metric: MetricSeries.from_json(metric, summary[metric]) for metric in summary}
+        evidence = evidence_of(_objects(case, "trials")) if "trials" in case else UNTOLD
+        yield _entry(name, case.get("plan_digest"), metrics, evidence)
+
+
+def _benchmark_entries(data: Mapping[str, object]) -> Iterator[Entry]:
+    """Yield an entry per metric."""
+    for benchmark in _objects(data, "benchmarks"):
+        info = benchmark.get("extra_info")
+        if not isinstance(info, Mapping) or not set(info) >= _EXTRA_KEYS:
+            continue
+        if not isinstance(info["values"], list):
+            raise ResultError(f"values of {info['metric']} are {info['values']!r}")
+        series = MetricSeries(
+            name=info["metric"],
+            unit=info["unit"],
+            better=info["better"],
+            values=tuple(info["values"]),
+        )
+        evidence = Evidence.from_json(info)
+        yield _entry(info["case"], info["plan_digest"], {series.name: series}, evidence)
+
+
+def _entry(
+    case: object, digest: object, metrics: Mapping[str, MetricSeries], evidence: Evidence
+) -> Entry:
+    if not isinstance(case, str) or not (digest is None or isinstance(digest, str)):
+        raise ResultError(f"a case has name {case!r} and plan_digest {digest!r}")
+    return Entry(case=case, digest=digest, metrics=metrics, evidence=evidence)
+
+
+def _joined(entries: Iterable[Entry]) -> list[Entry]:
+    """Join the metrics of one case and plan; ResultError when one is there twice."""
+    known: dict[tuple[object, ...], Entry] = {}
+    for entry in entries:
+        kind = (entry.case, entry.digest, entry.evidence)
+        before = known[kind].metrics if kind in known else {}
+        if twice := before.keys() & entry.metrics.keys():
+            raise ResultError(f"case {entry.case!r} has {', '.join(sorted(twice))} twice")
+        known[kind] = replace(entry, metrics={**before, **entry.metrics})
+    return list(known.values())
+
+
+def _objects(data: Mapping[str, object], key: str) -> list[Mapping[str, object]]:
+    items = data.get(key)
+    if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
+        raise ResultError(f"its {key!r} is no list of objects")
+    return items

@@ -1,0 +1,22 @@
+"""Metrics with their values, and what stands behind them. Not a test module."""
+
+from __future__ import annotations
+
+from pytest_kvcache.evidence import Evidence
+from pytest_kvcache.summary import MetricSeries
+
+SERIES = "read.p99_ms"
+CASE = "mixed-llama3.1-8b-np2"
+STORAGE = Evidence(is_storage=True, verdicts=())
+NO_STORAGE = Evidence(is_storage=False, verdicts=("NOT_STORAGE",))
+IN_MEMORY = Evidence(is_storage=True, verdicts=("SHORT_WINDOW", "TMPFS"))
+
+
+def latency(*values: float) -> MetricSeries:
+    """One p99 of reads per trial, ms."""
+    return MetricSeries(name="read.p99_ms", unit="ms", better="lower", values=values)
+
+
+def throughput(*values: float) -> MetricSeries:
+    """One bandwidth of reads per trial."""
+    return MetricSeries(name="read.gib_per_s", unit="GiB/s", better="higher", values=values)
