@@ -46,8 +46,8 @@ _LOG_LINES = 200  # of it, searched for the cause
 class Progress:
     """What the controller tells about a run while it runs; the default is silence."""
 
-    def trial_started(self, case: CaseResult, trial: int) -> None:
-        """A launch begins."""
+    def trial_started(self, case: CaseResult, trial: int, trials: int) -> None:
+        """A launch begins, the ``trial``-th (from 0) of at most ``trials``."""
 
     def event(self, event: Mapping[str, Any]) -> None:
         """The coordinator wrote an event."""
@@ -167,8 +167,9 @@ class Controller:
         directory = self._new_directory(case.plan)
         try:
             self.take_lock()
-            for index in range(self._trial_limit(options)):
-                self._progress.trial_started(result, index)
+            trials = self._trial_limit(options)
+            for index in range(trials):
+                self._progress.trial_started(result, index, trials)
                 trial = self._run_trial(options, case, index, directory)
                 result = self._keep(question, result.with_trial(trial))
                 self._progress.trial_finished(result, trial)

@@ -222,7 +222,7 @@ def _make_bench(config: pytest.Config, options: Options) -> Bench:
     return Bench(
         options,
         command=("pytest", *config.invocation_params.args),
-        progress=TerminalProgress(config, options),
+        progress=TerminalProgress(config),
         modify_plan=modify_plan,
         max_trials=1 if config.getoption("benchmark_disable", default=False) else None,
     )

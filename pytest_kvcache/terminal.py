@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from pytest_kvcache.options import Options
     from pytest_kvcache.results import CaseResult, TrialResult
 
 _LOG_INTERVAL_S = 15.0
@@ -22,18 +21,19 @@ _LOG_INTERVAL_S = 15.0
 class TerminalProgress(Progress):
     """Writes past pytest's capture, without ``-s``."""
 
-    def __init__(self, config: pytest.Config, options: Options) -> None:
+    def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._trials = options.trials.high
+        self._trials = 0
         self._case: CaseResult | None = None
         self._trial = 0
         self._rate = ProgressRate()
         self._wrote_s = 0.0
         self._line_open = False
 
-    def trial_started(self, case: CaseResult, trial: int) -> None:
+    def trial_started(self, case: CaseResult, trial: int, trials: int) -> None:
         """A launch begins."""
-        self._case, self._trial, self._rate = case, trial, ProgressRate()
+        self._case, self._trial, self._trials = case, trial, trials
+        self._rate = ProgressRate()
         self._wrote_s = 0.0
         self._write(f"{case.name} trial {trial + 1}/{self._trials} starting")
 

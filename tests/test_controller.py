@@ -246,6 +246,13 @@ def progress_lines(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("[kv] ")]
 
 
+def test_progress_counts_the_trials_of_its_own_case(site: Site) -> None:
+    source = "def test_one(kvcache): kvcache.run(trials=2)"
+    text = output(site.canned_tests(source, "--kv-trials=1"))
+    assert "trial 1/2 starting" in text
+    assert "trial 2/2 starting" in text
+
+
 def test_progress_is_plain_lines_where_there_is_no_terminal(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
