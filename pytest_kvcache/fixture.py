@@ -187,6 +187,15 @@ def why_absent(result: CaseResult, metric: str) -> str:
     """Why a case that ran lacks a metric."""
     spec = METRICS[metric]
     sections = [trial.data[spec.section] for trial in result.trials if trial.data]
+    counts = [section.get("count") for section in sections]
+    few = None
+    if spec.percentile is not None and None not in counts:
+        few = round(1000 / (100 - spec.percentile))
+    if few is not None and any(count < few for count in counts):
+        return (
+            f"FEW_SAMPLES: p{spec.percentile:g} needs {few} operations per trial (10 beyond it),"
+            f" the trials had {', '.join(map(str, counts))}; lengthen --kv-duration or add users"
+        )
     if any(section.get("censored") for section in sections):
         shown = ", ".join(
             f"{section['censored']} of {section['count'] + section['censored']}"
@@ -196,14 +205,7 @@ def why_absent(result: CaseResult, metric: str) -> str:
             f"too much had not ended at the end of the window to tell ({spec.section}: {shown} by"
             " trial); lengthen --kv-duration or lower --kv-num-users"
         )
-    counts = [section.get("count") for section in sections]
-    if spec.percentile is None or None in counts:
-        return "the trials have no such value"
-    needed = round(1000 / (100 - spec.percentile))
-    return (
-        f"FEW_SAMPLES: p{spec.percentile:g} needs {needed} operations per trial (10 beyond it),"
-        f" the trials had {', '.join(map(str, counts))}; lengthen --kv-duration or add users"
-    )
+    return "the trials have no such value"
 
 
 def replay(benchmark: Any, clock: ReplayClock, rounds_s: Sequence[float]) -> None:

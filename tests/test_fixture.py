@@ -10,7 +10,7 @@ import pytest
 
 from pytest_kvcache.bench import Bench
 from pytest_kvcache.controller import Progress
-from pytest_kvcache.fixture import ReplayClock, Run
+from pytest_kvcache.fixture import ReplayClock, Run, why_absent
 from pytest_kvcache.options import build_options, describe_value
 from tests.canned import case_of, trial_of
 from tests.factories import make_plan
@@ -283,3 +283,22 @@ def test_the_clock_stands_still_when_it_is_set_and_runs_otherwise() -> None:
     assert clock() < clock()
     clock.now_s = 5.0
     assert clock() == clock() == 5.0
+
+
+@pytest.mark.parametrize(
+    ("metric", "count", "censored", "why"),
+    [
+        ("load.p50_ms", 66, 80, "had not ended at the end of the window to tell (load: 80 of 146"),
+        ("load.max_ms", 66, 1, "had not ended at the end of the window to tell (load: 1 of 67"),
+        ("load.p95_ms", 66, 8, "FEW_SAMPLES: p95 needs 200 operations"),
+        ("load.max_ms", 0, 0, "the trials have no such value"),
+    ],
+)
+def test_an_absent_metric_says_what_it_lacked(
+    metric: str, count: int, censored: int, why: str
+) -> None:
+    trial = trial_of(make_plan(np=2))
+    assert trial.data is not None
+    load = {**trial.data["load"], "count": count, "censored": censored}
+    case = case_of(make_plan(np=2), replace(trial, data={**trial.data, "load": load}))
+    assert why in why_absent(case, metric)
