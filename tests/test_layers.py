@@ -58,23 +58,28 @@ SIDES = (
     Side(
         name="both",  # what controller and ranks share: the plan, the protocols, the results
         modules=(
-            "", "backends.", "cache.", "cachedir", "consistency", "hookspecs", "launchers.protocol",
-            "payload", "plan", "proof", "recorder", "registry", "results", "verdicts", "workloads.",
+            "", "backends.", "cache.", "cachedir", "consistency", "containers", "containers.agent",
+            "hookspecs", "launchers.protocol", "payload", "plan", "proof", "recorder", "registry",
+            "results", "verdicts", "workloads.",
         ),
         may_import=("values",),
         foreign=("numpy", "pluggy"),
     ),
     Side(
         name="ranks",  # what runs under mpirun
-        modules=("comm", "coordinator", "engine", "janitor", "rank", "transfers", "worker"),
+        modules=(
+            "comm", "containers.init", "coordinator", "engine", "janitor", "rank", "transfers",
+            "worker",
+        ),
         may_import=("values", "both"),
         foreign=("numpy", "mpi4py"),
     ),
     Side(
         name="controller",  # launches, watches, reports; knows neither pytest nor the ranks' code
         modules=(
-            "__main__", "bench", "controller", "hostlock", "launchers.", "localhost", "planning",
-            "postmortem", "preflight", "report", "sharedmemory", "sizing", "supervise", "verify",
+            "__main__", "bench", "containers.outside", "controller", "hostlock", "launchers.",
+            "localhost", "planning", "postmortem", "preflight", "report", "sharedmemory",
+            "sizing", "supervise", "verify",
         ),
         may_import=("values", "both"),
     ),
