@@ -27,6 +27,8 @@ HELD_VARIABLE = "PYTEST_KVCACHE_HELD"
 """Carried by the command and its ranks, not by the janitors, which outlive them."""
 LIMIT_EXIT = 124
 """Exit code after ``LIMIT_S``, as of timeout(1)."""
+TOLD_EXIT = 128 + signal.SIGTERM
+"""Exit code when the holder let go, or a signal came; 137 is left to a container's kill."""
 _GRACE_S = 3.0  # from SIGTERM to SIGKILL
 _TIDY_S = 20.0  # for what the command left behind: janitors at work
 _POLL_S = 0.02
@@ -76,8 +78,9 @@ def _watch(child: subprocess.Popen[bytes], signals: int, until_s: float) -> int:
             return LIMIT_EXIT
         ready = {fd for fd, _events in poll.poll(left_s * 1000)}
         if _is_let_go(ready) or _is_told_to_end(signals, ready):
-            return _end(child)
-    return _shell_code(code)
+            _end(child)
+            return TOLD_EXIT
+    return code if code >= 0 else _SIGNALLED - code
 
 
 def _is_let_go(ready: set[int]) -> bool:
@@ -88,15 +91,11 @@ def _is_told_to_end(signals: int, ready: set[int]) -> bool:
     return signals in ready and not set(_TOLD).isdisjoint(os.read(signals, 64))
 
 
-def _end(child: subprocess.Popen[bytes]) -> int:
+def _end(child: subprocess.Popen[bytes]) -> None:
     child.terminate()
     if not _wait(lambda: child.poll() is not None, _GRACE_S):
         child.kill()
-    return _shell_code(child.wait())
-
-
-def _shell_code(code: int) -> int:
-    return code if code >= 0 else _SIGNALLED - code
+        child.wait()
 
 
 def _wait(condition: Callable[[], bool], limit_s: float) -> bool:

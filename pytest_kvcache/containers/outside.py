@@ -21,15 +21,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_kvcache.containers.agent import AGENT_VARIABLE, REQUEST_BYTES
+from pytest_kvcache.containers.agent import AGENT_VARIABLE, LOST_EXIT, REQUEST_BYTES
 from pytest_kvcache.launchers.container import Holding
-from pytest_kvcache.launchers.engines import exit_meaning
+from pytest_kvcache.launchers.engines import REFUSED_EXIT, exit_meaning
 
 if TYPE_CHECKING:
     from types import FrameType
 
 _PATIENCE_S = 25.0  # for the first process of a remote container and its janitors
+_LAST_WORDS_S = 1.0  # for the threads that tell how a container ended
 _SIGNALLED = 128
+# These are no answer to our letting go, whichever was first: refused, killed, cut off.
+_TELLING = (REFUSED_EXIT, 137, LOST_EXIT)
 _OUTPUTS = 2  # the descriptors that come with a request: stdout and stderr
 
 
@@ -44,6 +47,7 @@ class Relay:
         self._listener.bind(f"\0{self._name}")
         self._listener.listen(len(holding.remotes) + 1)
         self._remotes: list[subprocess.Popen[bytes]] = []
+        self._answers: list[threading.Thread] = []
         threading.Thread(target=self._serve, daemon=True).start()
 
     @property
@@ -62,13 +66,17 @@ class Relay:
             try:
                 process.wait(_PATIENCE_S)
             except subprocess.TimeoutExpired:
-                process.kill()
+                process.terminate()
+        for answer in self._answers:
+            answer.join(_LAST_WORDS_S)
 
     def _serve(self) -> None:
         with suppress(OSError):  # closed
             while True:
                 connection, _address = self._listener.accept()
-                threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
+                answer = threading.Thread(target=self._answer, args=(connection,), daemon=True)
+                self._answers.append(answer)
+                answer.start()
 
     def _answer(self, connection: socket.socket) -> None:
         with connection:
@@ -79,7 +87,7 @@ class Relay:
                 process = self._start(host, command, fds)
                 threading.Thread(target=_follow, args=(connection, process), daemon=True).start()
                 code = _shell_code(process.wait())
-                if code and not _is_let_go(process):
+                if code in _TELLING or (code and not _is_let_go(process)):
                     _tell(f"host {host}", code)
                 with suppress(OSError):  # the agent is gone
                     connection.send(str(code).encode())
