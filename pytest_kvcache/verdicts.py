@@ -93,21 +93,29 @@ def _where_the_bytes_went(data: Mapping[str, Any], plan: Plan) -> Iterator[Verdi
             text=f"the backend {plan.backend} is no storage; this measures the harness, use"
             " --kv-backend=file for a result",
         )
-    for facts in _filesystems(data):
-        if facts["is_tmpfs"]:
-            yield Verdict(
-                code="TMPFS",
-                severity="invalid",
-                text=f"{plan.cache_dir} on {facts['host']} is {facts['type']}, which is memory;"
-                " choose a --kv-cache-dir on the storage",
-            )
-        elif facts["virtual"]:
-            yield Verdict(
-                code="VIRTUAL_DISK",
-                severity="warning",
-                text=f"the disk of {facts['host']} is virtual; a cache below this machine can't"
-                " be excluded from inside",
-            )
+    filesystems = _filesystems(data)
+    memory = [facts for facts in filesystems if facts["is_tmpfs"]]
+    if memory:
+        yield Verdict(
+            code="TMPFS",
+            severity="invalid",
+            text=f"{plan.cache_dir} on {_hosts(memory)} is {memory[0]['type']}, which is memory;"
+            " choose a --kv-cache-dir on the storage",
+        )
+    virtual = [facts for facts in filesystems if facts["virtual"] and not facts["is_tmpfs"]]
+    if virtual:
+        yield Verdict(
+            code="VIRTUAL_DISK",
+            severity="warning",
+            text=f"the disk of {_hosts(virtual)} is virtual; a cache below this machine can't"
+            " be excluded from inside",
+        )
+
+
+def _hosts(filesystems: Sequence[Mapping[str, Any]]) -> str:
+    """Whose filesystems they are, in few words."""
+    first, more = filesystems[0]["host"], len(filesystems) - 1
+    return f"{first} and {more} more" if more else str(first)
 
 
 def _whether_reads_were_real(data: Mapping[str, Any]) -> Iterator[Verdict]:

@@ -65,6 +65,14 @@ SIDES = (
         foreign=("numpy", "pluggy"),
     ),
     Side(
+        name="hosts",  # what a host is and what is left on it: asked there, or by the controller
+        modules=(
+            "hostagent", "hostfacts", "hostlock", "localhost", "mpilibrary", "processes",
+            "sharedmemory",
+        ),
+        may_import=("values", "both"),
+    ),
+    Side(
         name="ranks",  # what runs under mpirun
         modules=("comm", "coordinator", "engine", "janitor", "rank", "transfers", "worker"),
         may_import=("values", "both"),
@@ -73,15 +81,16 @@ SIDES = (
     Side(
         name="controller",  # launches, watches, reports; knows neither pytest nor the ranks' code
         modules=(
-            "__main__", "bench", "controller", "hostlock", "launchers.", "localhost", "planning",
-            "postmortem", "preflight", "report", "sharedmemory", "sizing", "supervise", "verify",
+            "__main__", "bench", "cluster", "controller", "hostlinks", "launch", "launchers.",
+            "planning", "postmortem", "preflight", "remoteshell", "report", "sizing", "supervise",
+            "verify",
         ),
-        may_import=("values", "both"),
+        may_import=("values", "both", "hosts"),
     ),
     Side(
         name="pytest",  # what pytest calls
         modules=("fixture", "newhooks", "plugin", "suite.", "terminal"),
-        may_import=("values", "both", "controller"),
+        may_import=("values", "both", "hosts", "controller"),
         foreign=("pytest",),
     ),
     Side(
@@ -251,19 +260,19 @@ def test_every_entry_of_the_table_names_a_module() -> None:
 
 
 def test_ranks_load_nothing_of_pytest() -> None:
-    loaded = loaded_with(modules_of("values", "both", "ranks"))
+    loaded = loaded_with(modules_of("values", "both", "hosts", "ranks"))
     assert PACKAGE in loaded
     assert not loaded & {"pytest", "_pytest", "pytest_benchmark"}
 
 
 def test_the_pytest_process_loads_no_mpi() -> None:
-    loaded = loaded_with(modules_of("values", "both", "controller", "pytest", "testing"))
+    loaded = loaded_with(modules_of("values", "both", "hosts", "controller", "pytest", "testing"))
     assert {PACKAGE, "pytest"} <= loaded
     assert "mpi4py" not in loaded
 
 
 def test_the_controller_loads_nothing_of_pytest() -> None:
-    loaded = loaded_with(modules_of("values", "both", "controller"))
+    loaded = loaded_with(modules_of("values", "both", "hosts", "controller"))
     assert not loaded & {"pytest", "_pytest", "pytest_benchmark", "mpi4py"}
 
 

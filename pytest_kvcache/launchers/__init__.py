@@ -8,7 +8,6 @@ from pytest_kvcache.launchers.detect import (
     find_launcher,
     identify,
     launcher_for,
-    mpi_library,
 )
 from pytest_kvcache.launchers.hydra import HydraLauncher
 from pytest_kvcache.launchers.openmpi import OpenMPILauncher
@@ -24,6 +23,5 @@ __all__ = [
     "find_launcher",
     "identify",
     "launcher_for",
-    "mpi_library",
     "remote_shell_script",
 ]

@@ -28,7 +28,6 @@ Flavour: TypeAlias = Literal["openmpi-5", "openmpi-4", "hydra"]
 _FIX = "pip install 'pytest-kvcache[mpi]'"
 _OPTION = "--kv-mpi-bin"
 _VERSION_TIMEOUT_S = 20
-_LIBRARY_TIMEOUT_S = 60
 # Launchers by what their --version prints.
 _OPENMPI = re.compile(r"\((?:Open MPI|OpenRTE)\) (?P<version>(?P<major>\d+)\.\S+)")
 _HYDRA = re.compile(r"HYDRA build details:\s+Version:\s+(?P<version>\S+)")
@@ -40,13 +39,6 @@ _LIBRARIES = {
     "MPICH": re.compile(r"MPICH|MVAPICH|Intel\(R\) MPI Library"),
 }
 _LIBRARY_OF_FLAVOUR = {"openmpi-5": "Open MPI", "openmpi-4": "Open MPI", "hydra": "MPICH"}
-_LIBRARY_MARK = "mpi-library: "
-_LIBRARY_PROGRAM = f"""
-import mpi4py
-mpi4py.rc.initialize = False
-from mpi4py import MPI
-print({_LIBRARY_MARK!r} + MPI.Get_library_version())
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,32 +92,6 @@ def launcher_for(identity: LauncherIdentity, environ: Mapping[str, str]) -> Laun
     if identity.flavour == "hydra":
         return HydraLauncher(path=identity.path)
     return OpenMPILauncher(path=identity.path, flavour=identity.flavour, environ=environ)
-
-
-def mpi_library(python: str) -> str:
-    """Return the first line of what MPI the interpreter ``python`` loads says it is.
-
-    Asked in a child process, without initialising MPI.
-    """
-    try:
-        child = subprocess.run(
-            [python, "-c", _LIBRARY_PROGRAM],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_LIBRARY_TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise PreflightError(f"{python} could not be asked for its MPI library: {error}") from error
-    _, mark, library = child.stdout.partition(_LIBRARY_MARK)
-    if child.returncode or not mark:
-        raise PreflightError(
-            f"{python} can't load MPI through mpi4py ({_mpi4py_problem(child.stderr)});"
-            f" {_FIX} brings both"
-        )
-    return _first_line(library.replace("\0", ""))
 
 
 def check_library(identity: LauncherIdentity, library: str) -> None:
@@ -192,15 +158,6 @@ def _version_output(path: str, run: Callable[..., subprocess.CompletedProcess[st
             f" {_first_line(output)!r}; it must be a launcher that works here"
         )
     return output
-
-
-def _mpi4py_problem(stderr: str) -> str:
-    """Return what a traceback came to: the line of its exception and what follows."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    for index, line in enumerate(lines):
-        if re.match(r"[\w.]*(Error|Exception)\b", line):
-            return "; ".join(lines[index:])
-    return lines[-1] if lines else "no message"
 
 
 def _first_line(text: str) -> str:

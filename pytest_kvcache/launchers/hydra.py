@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pytest_kvcache.errors import OptionError
 from pytest_kvcache.launchers.protocol import option_names, refuse_params
 
 if TYPE_CHECKING:
@@ -52,12 +51,8 @@ class HydraLauncher:
     def _remote_shell(self, job: LaunchJob) -> list[str]:
         if not job.remote_shell or option_names(job.params) & _REMOTE_SHELL:
             return []
-        if len(job.remote_shell) > 1:
-            raise OptionError(
-                f"--kv-ssh is {' '.join(job.remote_shell)!r}; hydra takes one program without"
-                f" arguments, so put the command into a script and give the script's path"
-            )
-        return ["-launcher", "ssh", "-launcher-exec", job.remote_shell[0]]
+        program = job.remote_shell_script or job.remote_shell[0]
+        return ["-launcher", "ssh", "-launcher-exec", program]
 
 
 def _check_own_name(job: LaunchJob) -> None:

@@ -24,6 +24,10 @@ _REMOTE_SHELL = {
     "openmpi-5": ("--prtemca", "plm_ssh_agent"),
     "openmpi-4": ("--mca", "plm_rsh_agent"),
 }
+_NO_TREE = {
+    "openmpi-5": ("--prtemca", "plm_ssh_no_tree_spawn", "1"),
+    "openmpi-4": ("--mca", "plm_rsh_no_tree_spawn", "1"),
+}
 _MCA = frozenset({"mca", "omca", "gmca", "gomca", "prtemca", "gprtemca"})
 _MAPPING = frozenset(
     {"map-by", "bynode", "byslot", "bycore", "npersocket", "ppr", "rankfile", "rf"}
@@ -99,7 +103,8 @@ class OpenMPILauncher:
                     f"--kv-ssh has the word {word!r}; Open MPI splits it at spaces and cuts it"
                     f" at colons, so put the command into a script and give the script's path"
                 )
-        return [*option, " ".join(job.remote_shell)]
+        # Not from daemon to daemon in a tree: the command is this host's.
+        return [*option, " ".join(job.remote_shell), *_NO_TREE[self.flavour]]
 
 
 def _mca_keys(params: Sequence[str]) -> frozenset[str]:

@@ -47,6 +47,8 @@ class LaunchJob:
     allow_run_as_root: bool
     remote_shell: tuple[str, ...] = ()
     """How the launcher reaches other hosts; empty: its own way."""
+    remote_shell_script: str = ""
+    """A program that calls ``remote_shell``, for launchers that take no arguments to it."""
 
     def __post_init__(self) -> None:
         """Check what the placement of rank 0 and the merging of slots rest on."""

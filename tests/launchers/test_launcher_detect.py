@@ -17,8 +17,8 @@ from pytest_kvcache.launchers import (
     find_launcher,
     identify,
     launcher_for,
-    mpi_library,
 )
+from pytest_kvcache.mpilibrary import mpi_library
 
 if TYPE_CHECKING:
     from collections.abc import Callable
