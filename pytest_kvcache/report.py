@@ -61,8 +61,9 @@ def describe_plan(plan: Plan) -> str:
 def describe_survey(survey: Survey) -> list[str]:
     """A table of the hosts, and a line for each problem."""
     lines = [
-        f"kvcache: asked {len(survey.names)} hosts in {survey.elapsed_s:.1f} s",
-        f"  {'host':<20}{'cores':>6}{'memory':>11}{'disk free':>11}  {'filesystem':<11}shared with",
+        f"kvcache: asked {_counted(survey.names, 'host')} in {survey.elapsed_s:.1f} s",
+        f"  {'host':<18}{'cores':>6}{'memory':>11}{'disk free':>11}  {'filesystem':<11}"
+        f"{'direct':<7}shared with",
     ]
     lines += [_host_line(survey, host) for host in survey.names]
     for host, texts in survey.problems.items():
@@ -74,14 +75,19 @@ def describe_survey(survey: Survey) -> list[str]:
 def _host_line(survey: Survey, host: str) -> str:
     facts = survey.facts.get(host)
     if facts is None:
-        return f"  {host:<20}{'—':>6}{'—':>11}{'—':>11}  —"
+        return f"  {host:<18}{'—':>6}{'—':>11}{'—':>11}  {'—':<11}{'—':<7}—"
     memory = "—" if facts.memory_bytes is None else format_bytes(facts.memory_bytes)
-    free, kind, shared = "—", "—", "—"
+    free, kind, direct, shared = "—", "—", "—", "—"
     if facts.filesystem is not None:
         free, kind = format_bytes(facts.filesystem["available_bytes"]), facts.filesystem["type"]
+        direct = "yes" if facts.direct else "no"
         others = [name for name in survey.names if name in survey.group_of(host) and name != host]
         shared = _some(others) or "no host"
-    return f"  {host:<20}{facts.cores:>6}{memory:>11}{free:>11}  {kind:<11}{shared}"
+    return f"  {host:<18}{facts.cores:>6}{memory:>11}{free:>11}  {kind:<11}{direct:<7}{shared}"
+
+
+def _counted(things: Sequence[object], noun: str) -> str:
+    return f"{len(things)} {noun}{'s' * (len(things) != 1)}"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -94,9 +94,9 @@ def test_users_variable_comes_last_which_is_the_one_that_counts() -> None:
     assert command.index("full") > command.index("EMPTY")
 
 
-def test_remote_shell_with_arguments_is_refused() -> None:
-    with pytest.raises(OptionError, match="--kv-ssh is 'ssh -F x'; hydra takes one program"):
-        argv(job(remote_shell=("ssh", "-F", "x")))
+def test_remote_shell_with_arguments_is_called_by_a_script() -> None:
+    words = argv(job(remote_shell=("ssh", "-F", "x"), remote_shell_script="/run/remote-shell"))
+    assert words[words.index("-launcher-exec") + 1] == "/run/remote-shell"
 
 
 @pytest.mark.parametrize("params", ["-n 8", "-np 8", "-hosts n9", "-f h", "-ppn 2"])
