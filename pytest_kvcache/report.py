@@ -60,10 +60,10 @@ def describe_plan(plan: Plan) -> str:
 
 def describe_survey(survey: Survey) -> list[str]:
     """A table of the hosts, and a line for each problem."""
+    head = f"  {'host':<18}{'cores':>6}{'memory':>11}{'disk free':>11}  {'filesystem':<11}"
     lines = [
         f"kvcache: asked {_counted(survey.names, 'host')} in {survey.elapsed_s:.1f} s",
-        f"  {'host':<18}{'cores':>6}{'memory':>11}{'disk free':>11}  {'filesystem':<11}"
-        f"{'direct':<7}shared with",
+        f"{head}{'direct':<7}shared with",
     ]
     lines += [_host_line(survey, host) for host in survey.names]
     for host, texts in survey.problems.items():
