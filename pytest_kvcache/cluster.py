@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.hostfacts import HostQuestion
     from pytest_kvcache.hosts import RankLayout
 
+_FRESH_S = 5.0
 _FACTS_S = 30.0  # a cold interpreter on a parallel file system may take a while
 _ANSWER_S = 10.0
 _CLEAN_UP_S = 10.0
@@ -45,6 +46,11 @@ class Survey:
     problems: Mapping[str, Sequence[str]]
     groups: tuple[frozenset[str], ...]
     elapsed_s: float
+    made_s: float
+
+    def is_old(self) -> bool:
+        """Whether a host that was lost then may be back now."""
+        return time.monotonic() - self.made_s > _FRESH_S
 
     def with_problems(self, more: Mapping[str, Sequence[str]]) -> Survey:
         """The same with more problems."""
@@ -103,6 +109,7 @@ class Cluster:
         self._links = HostLinks()
         self._shell: RemoteShell | None = None
         self._here = _Here()
+        self._question: HostQuestion | None = None
         self._local: dict[str, bool] = {}  # asking a name server takes time
 
     def shell(self, names: Sequence[str]) -> RemoteShell:
@@ -114,6 +121,7 @@ class Cluster:
     def survey(self, names: Sequence[str], question: HostQuestion, *, keep: bool) -> Survey:
         """Ask every host; those that can be used are held for this run from then on."""
         began_s, found = time.monotonic(), _Findings()
+        self._question = question
         shell, program = self.shell(names), [self._python, *_AGENT]
         others = self._others(names)
         self._links.open({host: shell.argv(host, program) for host in others}, program)
@@ -136,6 +144,7 @@ class Cluster:
             problems={host: tuple(texts) for host, texts in found.problems.items()},
             groups=groups,
             elapsed_s=time.monotonic() - began_s,
+            made_s=time.monotonic(),
         )
 
     def lost(self, names: Sequence[str]) -> dict[str, str]:
@@ -146,6 +155,25 @@ class Cluster:
         """How many processes of ranks run on each host that answers, the coordinator too."""
         answers = self._ask(names, {"do": "ranks", "run_id": self._run_id}, _ANSWER_S)
         return {host: answer.value for host, answer in answers.items() if answer.problem is None}
+
+    def diagnose(self, names: Sequence[str]) -> list[str]:
+        """What the other hosts can say of a launch that ended for no known reason."""
+        others = [host for host in self._others(names) if host not in self.lost(names)]
+        found = _Findings()
+        left_alone = found.sort(
+            self._ask(others, {"do": "orphans", "run_id": self._run_id}, _ANSWER_S)
+        )
+        if self._question is not None:
+            request = {"do": "facts", "question": self._question.to_json()}
+            for host, value in found.sort(self._ask(others, request, _ANSWER_S)).items():
+                self._take_facts(found, host, value)
+        lines = [f"host {host}: {text}" for host, texts in found.problems.items() for text in texts]
+        return lines + [
+            f"host {host}: the launcher's daemon there is gone, and left {count} rank"
+            f"{'s' * (count > 1)} alone"
+            for host, count in left_alone.items()
+            if count
+        ]
 
     def clean_up(self, names: Sequence[str]) -> list[str]:
         """End what a launch left on the other hosts; a sentence on each thing that stays.

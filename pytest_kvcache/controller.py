@@ -158,7 +158,8 @@ class Controller:
             programs=() if setup.daemon is None else (setup.daemon,),
         )
         key = (names, question, options.keep)
-        if key not in self._surveys or self._cluster.lost(names):
+        known = self._surveys.get(key)
+        if known is None or (self._cluster.lost(names) and known.is_old()):
             survey = self._cluster.survey(names, question, keep=options.keep)
             problems = library_problems(setup.mpi_library, survey)
             self._surveys[key] = survey.with_problems(problems)
@@ -172,7 +173,7 @@ class Controller:
         if survey is None:
             return None
         lines = [
-            f"host {host} {text}"
+            f"host {host}: {text}"
             for host, texts in host_problems(options, plan, survey).items()
             for text in texts
         ]

@@ -84,8 +84,7 @@ class _Watch:
             return
         for rank, heard in self._heard.items():
             if now - heard > _SILENCE_S:
-                host = self._hosts[rank - 1]
-                self.fail(rank - 1, f"has not reported for {_SILENCE_S:g} s (host {host})")
+                self.fail(rank - 1, f"has not reported for {_SILENCE_S:g} s")
                 self._comm.abort(STALLED_EXIT)
 
     def fail(self, rank: int, error: str) -> None:

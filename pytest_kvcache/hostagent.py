@@ -11,9 +11,11 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +24,7 @@ from pytest_kvcache.errors import KVCacheError, StorageError
 from pytest_kvcache.hostfacts import HostQuestion, collect, put_mark, remove_mark, see_marks
 from pytest_kvcache.hostlock import HostLock
 from pytest_kvcache.processes import LaunchProcesses, describe_process
+from pytest_kvcache.sessiondirs import SessionDirs
 from pytest_kvcache.sharedmemory import Segments
 from pytest_kvcache.version import VERSION
 
@@ -35,7 +38,8 @@ SILENCE_S: Final = 20.0
 
 _READ_BYTES = 65536
 _LAST_CLEAN_UP_S = 60.0  # a storage that hangs must not keep the agent for ever
-_RETRY_S = 0.5
+_RETRY_S = 0.1
+_PREDECESSOR_S = 5.0
 
 
 @dataclass(slots=True)
@@ -47,11 +51,13 @@ class Guard:
     keep: bool
     lock: HostLock
     segments: Segments = field(default_factory=Segments.now)
+    sessions: SessionDirs = field(default_factory=SessionDirs.now)
 
     @classmethod
     def begin(cls, *, run_id: str, cache_dir: str | None, keep: bool) -> Guard:
         """Take the host's lock; PreflightError names who has it."""
         lock = HostLock(socket.gethostname(), run_id=run_id)
+        _end_predecessor(lock, run_id)
         lock.acquire()
         return cls(run_id=run_id, cache_dir=cache_dir, keep=keep, lock=lock)
 
@@ -59,9 +65,29 @@ class Guard:
         """End the run's processes, remove its files; return what could not be ended."""
         left = LaunchProcesses(marker=self.run_id).kill()
         self.segments.remove_new()
+        self.sessions.remove_new()
         if self.cache_dir is not None and not self.keep:
             remove_run_dir(self.cache_dir, self.run_id)
         return [describe_process(pid) for pid in left]
+
+
+def _end_predecessor(lock: HostLock, run_id: str) -> None:
+    """An agent of the same run that was cut off holds the lock until its patience ends."""
+    until_s = time.monotonic() + _PREDECESSOR_S
+    while (holder := lock.holder()).get("run_id") == run_id and time.monotonic() < until_s:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(int(holder["pid"]), signal.SIGKILL)
+        time.sleep(_RETRY_S)
+        if not _is_alive(int(holder["pid"])):
+            return  # the lock went with it; its file is taken over
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 class Agent:
@@ -79,6 +105,7 @@ class Agent:
             "see": lambda what: see_marks(what["directory"], what["names"]),
             "unmark": lambda _what: self._unmark(),
             "ranks": lambda what: LaunchProcesses(marker=what["run_id"]).ranks(),
+            "orphans": lambda what: LaunchProcesses(marker=what["run_id"]).orphans(),
             "clean up": lambda _what: self._guard.clean_up() if self._guard else [],
         }
 

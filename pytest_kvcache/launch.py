@@ -17,6 +17,7 @@ from pytest_kvcache.events import EventTail
 from pytest_kvcache.postmortem import cause_of_death, telling_lines
 from pytest_kvcache.processes import LaunchProcesses, describe_process
 from pytest_kvcache.results import TrialRecord
+from pytest_kvcache.sessiondirs import SessionDirs
 from pytest_kvcache.sharedmemory import Segments
 from pytest_kvcache.supervise import LaunchExit, StopLaunch, supervise, tail_lines
 
@@ -62,7 +63,7 @@ class HostWatch:
     def _lost(self, host: str, why: str) -> str:
         ranks = self._plan.layout.ranks_on(host)
         shown = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]}-{ranks[-1]}"
-        return f"host {host} with {shown} is lost: it {why}"
+        return f"host {host} with {shown} is lost: {why}"
 
     def _count(self) -> None:
         """Twice short of the same ranks: they have not just not begun yet."""
@@ -91,6 +92,10 @@ class HostWatch:
                     " together; the others ended or never began, see the last lines"
                 )
         return None
+
+    def diagnose(self) -> list[str]:
+        """What other hosts can say of an end that nobody has explained."""
+        return [] if self._cluster is None else self._cluster.diagnose(self._names)
 
     def clean_up(self) -> list[str]:
         """End what is left on other hosts; sentences on what can't be ended."""
@@ -121,7 +126,7 @@ class Launch:
 
     def record(self, environ: Mapping[str, str]) -> TrialRecord:
         """Launch, wait, read the record. Raises LaunchError or ResultError."""
-        segments = Segments.now()
+        before = (Segments.now(), SessionDirs.now())
         try:
             ended = supervise(
                 self._argv,
@@ -135,11 +140,11 @@ class Launch:
             )
             self._read_events()
         except BaseException:
-            self._tidy(segments)
+            self._tidy(before)
             raise
         problem = self._problem(ended) or _stuck(ended)
         if problem is not None:
-            left = self._tidy(segments)
+            left = self._tidy(before)
             raise LaunchError(
                 "\n  ".join([problem, *left]),
                 argv=self._argv,
@@ -160,9 +165,10 @@ class Launch:
                 self._ranks = event["ranks"]
             self._on_event(event)
 
-    def _tidy(self, segments: Segments) -> list[str]:
+    def _tidy(self, before: tuple[Segments, SessionDirs]) -> list[str]:
         """Remove what a launch that went wrong may leave behind; what stays is told."""
-        segments.remove_new()
+        for things in before:
+            things.remove_new()
         left = self._watch.clean_up()
         if self._plan.needs_directory and not self._plan.keep:
             try:
@@ -196,13 +202,15 @@ class Launch:
             )
         if ended.exit_code != 0:
             died = cause_of_death(tail_lines(self._log, _LOG_LINES), self._ranks)
-            ended_how = f"the launcher ended with exit code {ended.exit_code}"
-            if ended.exit_code is not None and ended.exit_code < 0:
-                ended_how = f"the launcher was killed by signal {-ended.exit_code}"
-            return died or ended_how
+            return died or self._explained(_ending(ended.exit_code))
         if not (self._directory / "trial.json").is_file():
-            return "the launcher ended with exit code 0, but the ranks left no record"
+            how = "the launcher ended with exit code 0, but the ranks left no record"
+            return self._explained(how)
         return None
+
+    def _explained(self, how: str) -> str:
+        """What the hosts say, else what little is known."""
+        return "; ".join([*self._watch.diagnose(), how])
 
     def _read_record(self) -> TrialRecord:
         path = self._directory / "trial.json"
@@ -213,6 +221,12 @@ class Launch:
         record = TrialRecord.from_json(data, self._plan)
         check_record(record, self._plan)
         return record
+
+
+def _ending(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        return f"the launcher was killed by signal {-exit_code}"
+    return f"the launcher ended with exit code {exit_code}"
 
 
 def _stuck(ended: LaunchExit) -> str | None:

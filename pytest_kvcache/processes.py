@@ -79,11 +79,19 @@ class LaunchProcesses:
 
     def ranks(self) -> int:
         """How many of them are ranks, the coordinator included."""
-        return sum(
-            _RANK_MODULE in _bytes_of(pid, "cmdline").split(b"\0")
+        return len(self._ranks())
+
+    def orphans(self) -> int:
+        """How many ranks have lost the daemon of the launcher that started them."""
+        parents = [_Stat.of(stat.parent) for stat in self._ranks().values()]
+        return sum(parent is None or parent.name not in _DAEMONS for parent in parents)
+
+    def _ranks(self) -> dict[int, _Stat]:
+        return {
+            pid: stat
             for pid, stat in _all().items()
-            if self._has(pid, stat)
-        )
+            if _RANK_MODULE in _bytes_of(pid, "cmdline").split(b"\0") and self._has(pid, stat)
+        }
 
     def _has(self, pid: int, stat: _Stat) -> bool:
         if stat.session == self.session:

@@ -68,7 +68,7 @@ def describe_survey(survey: Survey) -> list[str]:
     lines += [_host_line(survey, host) for host in survey.names]
     for host, texts in survey.problems.items():
         for text in texts:
-            lines += _wrapped(f"host {host} {text}", indent="  ")
+            lines += _wrapped(f"host {host}: {text}", indent="  ")
     return lines
 
 

@@ -105,7 +105,7 @@ def test_a_host_that_ssh_does_not_find_fails_its_cases_and_starts_no_launch(site
     result = site.canned("--kv-hosts=host.invalid")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     text = " ".join(" ".join(result.outlines).split())
-    assert "host host.invalid can't be reached over ssh" in text
+    assert "host host.invalid: can't be reached over ssh" in text
     assert "'ssh host.invalid true'" in text
     assert "starting" not in text
 

@@ -68,7 +68,7 @@ SIDES = (
         name="hosts",  # what a host is and what is left on it: asked there, or by the controller
         modules=(
             "hostagent", "hostfacts", "hostlock", "localhost", "mpilibrary", "processes",
-            "sharedmemory",
+            "sessiondirs", "sharedmemory",
         ),
         may_import=("values", "both"),
     ),

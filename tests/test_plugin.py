@@ -143,7 +143,7 @@ def test_a_dry_run_plans_other_hosts_and_tells_of_those_it_can_not_reach(
                          f"--kv-mpi-bin={fake}", "--kv-allow-run-as-root")  # fmt: skip
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     assert "n1.invalid:2,n2.invalid:2" in output(result)
-    assert "host n2.invalid can't be reached over ssh" in output(result)
+    assert "host n2.invalid: can't be reached over ssh" in output(result)
 
 
 @pytest.fixture
