@@ -12,6 +12,7 @@ import atexit
 import functools
 import json
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -179,10 +180,11 @@ class Host:
 class Cluster:
     """n0 and `hosts` other hosts, up between `start` and `close`, or in a with statement.
 
-    `directory` takes keys and logs, and is seen by all hosts, as are `share` and
-    `shared_dir`, which is made where it is missing (a parallel file system). Every host
-    has its own /tmp, /run, /dev/shm and `private` directories, the latter as large as
-    `private_bytes` says of the host. `clock_shift_s` puts clocks of hosts ahead.
+    `directory`, which must be new, takes keys and logs. All hosts see it, and `share`, and
+    `shared_dir`, which is made where it is missing and plays a parallel file system. Every
+    host has its own /tmp, /run, /dev/shm and `private` directories, the latter as large as
+    `private_bytes` says of the host. `clock_shift_s` puts a host's monotonic and boot-time
+    clocks ahead. With `client_alive_s` an sshd notices that its client has gone.
     """
 
     def __init__(
@@ -208,6 +210,7 @@ class Cluster:
         self._private_bytes = dict(private_bytes or {})
         self._clock_shift_s = dict(clock_shift_s or {})
         self._client_alive_s = client_alive_s
+        self._is_begun = False
         self._hosts: dict[str, Host] = {}
         self._switch: subprocess.Popen[str] | None = None
         self._processes: list[HostProcess] = []
@@ -231,6 +234,8 @@ class Cluster:
 
     def start(self) -> None:
         """Bring all hosts up; what was begun is ended if that fails."""
+        self.directory.mkdir(parents=True)
+        self._is_begun = True
         atexit.register(self.close)
         try:
             self._write_files()
@@ -248,7 +253,7 @@ class Cluster:
             raise
 
     def close(self) -> None:
-        """End every process of every host; nothing of the cluster stays but its logs."""
+        """End every process of every host; nothing of the cluster stays."""
         atexit.unregister(self.close)
         while self._hosts:
             self._hosts.popitem()[1].close()
@@ -259,11 +264,11 @@ class Cluster:
         for process in self._processes:
             process.wait()
         self._processes.clear()
-        for path in ("id", "id.pub", "hostkey", "hostkey.pub"):
-            (self.directory / path).unlink(missing_ok=True)
+        if self._is_begun:
+            shutil.rmtree(self.directory)
+            self._is_begun = False
 
     def _write_files(self) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
         if self.shared_dir is not None:
             self.shared_dir.mkdir(parents=True, exist_ok=True)
         for name in ("id", "hostkey"):
@@ -276,11 +281,18 @@ class Cluster:
         (self.directory / "sshd_config").write_text(SSHD_CONFIG.format(**values))
         names = "".join(f"{self.address(name)} {name}\n" for name in self.names)
         (self.directory / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
-        shadow = self.directory / "shadow"
-        shadow.touch(mode=0o600)
-        shadow.write_text("root:*:::::::\n")  # with a locked account sshd would refuse keys
+        self._write_account()
         self.ssh_agent.write_text(f'#!/bin/sh\nexec {" ".join(self.ssh_command)} "$@"\n')
         self.ssh_agent.chmod(0o755)
+
+    def _write_account(self) -> None:
+        """Root with a shell that reads no file of the machine's root, and not locked for sshd."""
+        lines = Path("/etc/passwd").read_text().splitlines()
+        accounts = "\n".join(line for line in lines if not line.startswith("root:"))
+        root = f"root:x:0:0:root:{pwd.getpwuid(0).pw_dir}:/bin/sh"
+        (self.directory / "passwd").write_text(f"{root}\n{accounts}\n")
+        (self.directory / "shadow").touch(mode=0o600)
+        (self.directory / "shadow").write_text("root:*:::::::\n")
 
     def _new_host(self, name: str) -> Host:
         spec = {
@@ -289,6 +301,7 @@ class Cluster:
             "private": [str(path) for path in self.private],
             "private_bytes": self._private_bytes.get(name, PRIVATE_BYTES),
             "files": {
+                str(self.directory / "passwd"): "/etc/passwd",
                 str(self.directory / "shadow"): "/etc/shadow",
                 str(self.directory / "hosts"): "/etc/hosts",
                 str(self.ssh_config): "/etc/ssh/ssh_config",  # so that plain ssh works as well
@@ -352,11 +365,7 @@ class Cluster:
             kwargs["stdin"] = subprocess.PIPE
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         with self.popen(host, argv, **{**pipes, **kwargs}) as process:
-            try:
-                stdout, stderr = process.communicate(input, timeout)
-            except BaseException:
-                process.kill()
-                raise
+            stdout, stderr = process.communicate(input, timeout)
         if check and process.returncode != 0:
             raise ClusterError(f"{host}: {argv!r} ended with {process.returncode}: {stderr}")
         return subprocess.CompletedProcess(argv, process.returncode, stdout, stderr)
@@ -369,11 +378,12 @@ class Cluster:
         cwd: str | Path = "/",
         **kwargs: Any,
     ) -> HostProcess:
-        """Start a command on a host, in a session of its own; a signal to it reaches it."""
+        """Start a command on a host, in a session of its own; it is there when this returns."""
         command = self._host(host).enter(["env", "-C", str(cwd), *map(str, argv)])
         settings = {"stdin": subprocess.DEVNULL, "text": True, "start_new_session": True, **kwargs}
         process = HostProcess(command, **settings)
         self._processes.append(process)
+        process.wait_started()
         return process
 
     def _host(self, name: str) -> Host:
@@ -448,7 +458,8 @@ class Cluster:
         self._start_sshds([host])
 
     def _start_sshds(self, names: Sequence[str]) -> None:
-        command = [program("sshd") or "sshd", "-f", str(self.directory / "sshd_config")]
+        config = str(self.directory / "sshd_config")
+        command = [program("sshd") or "sshd", "-f", config, "-E", "/run/sshd.log"]
         files = {name: self.path(name, "/run/sshd.pid") for name in names}
         nowhere = subprocess.DEVNULL
         missing = [name for name, file in files.items() if not file.exists()]

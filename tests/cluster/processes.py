@@ -8,6 +8,10 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 NS_GET_PARENT = 0xB702  # <linux/nsfs.h>
 PROC = Path("/proc")
@@ -34,21 +38,35 @@ class HostProcess(subprocess.Popen[str]):
 
     _inside: int | None = None
 
+    def wait_started(self) -> None:
+        """Wait until the command is on its host, or has ended."""
+        until_s = time.monotonic() + START_S
+        while self._inside is None and self.poll() is None:
+            self._inside = next(iter(children(self.pid)), None)
+            assert time.monotonic() < until_s, f"{self.args!r} does not start"
+            time.sleep(0.002)
+
     @property
     def inside(self) -> int:
         """The pid of the command, in the machine's numbering."""
-        until_s = time.monotonic() + START_S
-        while self._inside is None:
-            self._inside = next(iter(children(self.pid)), None)
-            if self._inside is None and (self.poll() is not None or time.monotonic() > until_s):
-                raise ProcessLookupError(f"{self.args!r} has not started or has ended")
-            time.sleep(0.002)
+        if self._inside is None:
+            raise ProcessLookupError(f"{self.args!r} had ended before it was seen")
         return self._inside
 
     def send_signal(self, sig: int) -> None:
         """Send a signal to the command; none if it has ended."""
         if self.poll() is None:
             os.kill(self.inside, sig)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None:  # a failed test must not wait for it
+            self.kill()
+        super().__exit__(kind, error, traceback)
 
 
 def children(pid: int) -> list[int]:
