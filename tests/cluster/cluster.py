@@ -487,7 +487,8 @@ class Cluster:
 
 
 def _in_network(pid: int, command: Sequence[str]) -> list[str]:
-    return ["nsenter", f"--target={pid}", "--net", "--", *command]
+    name, *words = command
+    return ["nsenter", f"--target={pid}", "--net", "--", program(name) or name, *words]
 
 
 def _output(command: Sequence[str], text: str = "") -> subprocess.CompletedProcess[str]:

@@ -294,57 +294,81 @@ def cluster_of(cluster: Cluster, host: str) -> list[str]:
 def namespaces() -> set[str]:
     """All namespaces that a process of the machine is in."""
     found = set()
-    for path in Path("/proc").glob("[0-9]*/ns/*"):
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            found.add(str(path.readlink()))
+            found |= {str(path.readlink()) for path in (process / "ns").iterdir()}
         except OSError:
             continue  # it has ended, or is not to be looked at
     return found
 
 
 def own_namespaces(cluster: Cluster) -> set[str]:
-    """Those which exist for the cluster only, of each kind and host."""
+    """Those which exist for the cluster only: of each kind and host, and that of the bridge."""
     inside = [
         cluster.run(host, ["sh", "-c", "readlink /proc/self/ns/*"], check=True).stdout.split()
         for host in cluster.names
     ]
+    assert cluster._switch is not None
+    bridge = str(Path(f"/proc/{cluster._switch.pid}/ns/net").readlink())
     machine = {str(path.readlink()) for path in Path("/proc/self/ns").iterdir()}
-    return {name for host in inside for name in host} - machine
+    return {bridge, *(name for host in inside for name in host)} - machine
 
 
-def machine_state() -> tuple[set[str], set[str]]:
-    """Its mounts, and its names of network namespaces."""
-    names = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
-    return set(Path("/proc/self/mounts").read_text().splitlines()), set(names.splitlines())
+def named_namespaces() -> set[str]:
+    """Those that `ip netns` knows."""
+    return {f"net:[{path.stat().st_ino}]" for path in Path("/run/netns").glob("*")}
+
+
+def mounts() -> str:
+    return Path("/proc/self/mounts").read_text()
 
 
 def test_close_leaves_nothing(new_cluster: NewCluster) -> None:
-    before = machine_state()
     cluster = new_cluster(private=[Path("/mnt/of-a-test")])
     own = own_namespaces(cluster)
-    assert len(own) == 5 * 3  # net, uts, ipc, pid and mnt of each
+    assert len(own) == 5 * 3 + 1  # net, uts, ipc, pid and mnt of each, and the bridge's
     remote = cluster.popen("n0", ["ssh", "n1", "setsid", "sleep", "100"])
     local = cluster.popen("n2", ["sh", "-c", "trap '' TERM INT HUP; sleep 100; true"])
     wait_for(lambda: cluster.pids("n1"))
     assert own <= namespaces()
     cluster.close()
-    assert remote.poll() is not None
-    assert local.poll() == -signal.SIGKILL
+    assert remote.returncode is not None
+    assert local.returncode == -signal.SIGKILL
     assert not own & namespaces()
-    assert machine_state() == before
+    assert not own & named_namespaces()
     assert not cluster.directory.exists()
-    assert not Path("/mnt/of-a-test").exists()
     cluster.close()
     with pytest.raises(ClusterError, match="no host n1 is up"):
         cluster.run("n1", ["true"])
 
 
+def test_the_machine_gets_no_mount_and_no_directory(new_cluster: NewCluster) -> None:
+    cluster = new_cluster(private=[Path("/mnt/of-a-test")])
+    for _ in range(2):
+        assert "of-a-test" not in mounts()
+        assert str(cluster.directory) not in mounts()
+        assert not devices() & {"n0", "n1", "n2", "br0"}
+        assert not Path("/mnt/of-a-test").exists()
+        cluster.close()
+
+
+def devices() -> set[str]:
+    """The names of the machine's network devices."""
+    return {path.name for path in Path("/sys/class/net").iterdir()}
+
+
+def own_children() -> set[int]:
+    """The child processes of this one."""
+    tasks = Path("/proc/self/task").iterdir()
+    return {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
+
+
 def test_a_failed_start_says_why_and_leaves_nothing(tmp_path: Path) -> None:
-    before = namespaces()
+    before = own_children()
     cluster = Cluster(tmp_path / "cluster", share=[tmp_path / "none"])
     with pytest.raises(ClusterError, match=r"n0 did not start: .*No such file .*/none"), cluster:
         pass
-    assert not namespaces() - before
+    assert own_children() == before
     assert not cluster.directory.exists()
     cluster.close()
 
@@ -363,11 +387,13 @@ def test_a_killed_session_takes_its_cluster_with_it(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as session:
-        assert session.stdout is not None
-        own = set(session.stdout.readline().split())
-        assert own
-        assert own <= namespaces()
-        session.kill()
+        try:
+            assert session.stdout is not None
+            own = set(session.stdout.readline().split())
+            assert own
+            assert own <= namespaces()
+        finally:
+            session.kill()
     wait_for(lambda: not own & namespaces())
 
 
