@@ -102,7 +102,11 @@ class _Findings:
 class Cluster:
     """Connections to the other hosts of a run, and an agent of our own for this one."""
 
-    def __init__(self, run_id: str, ssh: Sequence[str], python: str) -> None:
+    def __init__(
+        self, run_id: str, ssh: Sequence[str], python: str, env: Mapping[str, str]
+    ) -> None:
+        """``env`` is what the interpreter needs on every host."""
+        self._env = dict(env)
         self._run_id = run_id
         self._ssh = tuple(ssh)
         self._python = python
@@ -124,7 +128,8 @@ class Cluster:
         self._question = question
         shell, program = self.shell(names), [self._python, *_AGENT]
         others = self._others(names)
-        self._links.open({host: shell.argv(host, program) for host in others}, program)
+        commands = {host: shell.argv(host, program, self._env) for host in others}
+        self._links.open(commands, program)
         request = {"do": "facts", "question": question.to_json()}
         answers = self._ask(names, request, _FACTS_S)
         self._refuse_other_versions(answers)
@@ -155,6 +160,22 @@ class Cluster:
         """How many processes of ranks run on each host that answers, the coordinator too."""
         answers = self._ask(names, {"do": "ranks", "run_id": self._run_id}, _ANSWER_S)
         return {host: answer.value for host, answer in answers.items() if answer.problem is None}
+
+    def watch(self, pids: Mapping[str, Sequence[int]]) -> None:
+        """Hear of the end of these processes from their hosts, without asking again."""
+        self._links.forget_ends()
+        self._here.forget_ends()
+        for host, numbers in pids.items():
+            request = {"do": "watch", "pids": list(numbers)}
+            if self.is_own(host):
+                self._here.tell(request, host)
+            else:
+                self._links.tell(host, request)
+
+    def first_gone(self) -> tuple[str, int] | None:
+        """(host, pid) of the watched process that ended first, None if none has."""
+        ends = [*self._links.ends(), *self._here.ends()]
+        return min(ends)[1:] if ends else None
 
     def diagnose(self, names: Sequence[str]) -> list[str]:
         """What the other hosts can say of a launch that ended for no known reason."""
@@ -262,10 +283,31 @@ class _Here:
         self._answers: dict[int, Mapping[str, Any]] = {}
         self._changed = threading.Condition()
         self._agent = Agent(self._hear)
+        self._host = ""
+        self._ends: list[tuple[float, int]] = []
         self._next_id = 1
+
+    def tell(self, request: Mapping[str, Any], host: str) -> None:
+        """Say something that needs no answer; ``host`` is what this machine is called."""
+        self._host = host
+        self._agent.hear(json.dumps({"id": -1, **request}))
+
+    def ends(self) -> list[tuple[float, str, int]]:
+        """(when we heard of it, host, pid) of watched processes that have ended."""
+        with self._changed:
+            return [(at_s, self._host, pid) for at_s, pid in self._ends]
+
+    def forget_ends(self) -> None:
+        """Another launch begins."""
+        with self._changed:
+            self._ends.clear()
 
     def _hear(self, answer: Mapping[str, Any]) -> None:
         with self._changed:
+            if answer["id"] < 0:
+                if "gone" in answer:
+                    self._ends.append((time.monotonic(), answer["gone"]))
+                return
             self._answers[answer["id"]] = answer
             self._changed.notify_all()
 

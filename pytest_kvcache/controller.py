@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.results import RankResult, RunResult, TrialRecord
 
 _RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+_LIBRARY_CHOICE = ("MPI4PY_LIBMPI", "MPI4PY_MPIABI")
 _SHELL_SCRIPT = "remote-shell"
 _YIELD = "OMPI_MCA_mpi_yield_when_idle"
 
@@ -151,7 +152,9 @@ class Controller:
             return None
         setup = self.setup()
         if self._cluster is None:
-            self._cluster = Cluster(self.run.run_id, options.ssh, setup.python)
+            self._cluster = Cluster(
+                self.run.run_id, options.ssh, setup.python, self._library_choice()
+            )
         needs_directory = options.backend not in ("null", "memory")
         question = HostQuestion(
             cache_dir=options.cache_dir if needs_directory else None,
@@ -204,7 +207,12 @@ class Controller:
                 setup.python, "-m", "mpi4py", "-m", "pytest_kvcache.worker",
                 str(directory), str(plan.world_size),
             ),
-            env={**_RANK_ENVIRONMENT, MARKER_VARIABLE: plan.run_id, **self._yielding()},
+            env={
+                **_RANK_ENVIRONMENT,
+                **self._library_choice(),
+                **self._yielding(),
+                MARKER_VARIABLE: plan.run_id,
+            },
             params=options.mpi_params,
             allow_run_as_root=options.allow_run_as_root,
             remote_shell=shell,
@@ -276,6 +284,10 @@ class Controller:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+    def _library_choice(self) -> dict[str, str]:
+        """How the user tells mpi4py which MPI library to load: so on every host."""
+        return {name: self._environ[name] for name in _LIBRARY_CHOICE if name in self._environ}
 
     def _yielding(self) -> dict[str, str]:
         """Waiting ranks leave the core to others, unless the user has said otherwise."""

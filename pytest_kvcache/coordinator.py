@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 STALLED_EXIT = 97
 _LEAD_NS = 50_000_000  # from the agreement on a start to the start
 _SILENCE_S = 10.0
+_LONG_WAIT_S = 2.0  # for one transfer, worth telling
 _PROGRESS_S = 1.0
 _SELF_KILL_GRACE_S = 60.0
 
@@ -106,7 +107,17 @@ class _Watch:
                 "prompt_blocks", "hit_blocks", "cached_blocks",
             )
         }  # fmt: skip
-        self._events.write("progress", t_s=self.elapsed_s(), phase=self.phase, **totals)
+        self._events.write(
+            "progress", t_s=self.elapsed_s(), phase=self.phase, **totals, waiting=self._waiting()
+        )
+
+    def _waiting(self) -> dict[str, Any] | None:
+        """The rank whose storage has not answered for longest, if that is long."""
+        waits = {r: report.get("waiting_s", 0.0) for r, report in self._reports.items()}
+        rank = max(waits, key=lambda r: waits[r], default=None)
+        if rank is None or waits[rank] < _LONG_WAIT_S:
+            return None
+        return {"rank": rank - 1, "host": self._hosts[rank - 1], "s": waits[rank]}
 
 
 def coordinate(comm: Comm, run_dir: Path) -> int:

@@ -106,6 +106,7 @@ class Agent:
             "unmark": lambda _what: self._unmark(),
             "ranks": lambda what: LaunchProcesses(marker=what["run_id"]).ranks(),
             "orphans": lambda what: LaunchProcesses(marker=what["run_id"]).orphans(),
+            "watch": self._watch,
             "clean up": lambda _what: self._guard.clean_up() if self._guard else [],
         }
 
@@ -113,7 +114,7 @@ class Agent:
         """One line of the controller; a ping is answered at once."""
         request = json.loads(line)
         if request["do"] == "ping":
-            self._reply({"id": request["id"], "value": self._stage})
+            self._reply({"id": request["id"], "stage": self._stage})
             return
         threading.Thread(target=self._answer, args=(request,), daemon=True).start()
 
@@ -138,6 +139,24 @@ class Agent:
                 run_id=what["run_id"], cache_dir=what["cache_dir"], keep=what["keep"]
             )
         self._guard.cache_dir, self._guard.keep = what["cache_dir"], what["keep"]
+
+    def _watch(self, what: Mapping[str, Any]) -> None:
+        """Tell of the end of each of these processes, in the order in which they end."""
+        waiting = select.poll()
+        pids = {}
+        for pid in what["pids"]:
+            try:
+                fd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                self._reply({"id": -1, "gone": pid})
+            else:
+                pids[fd] = pid
+                waiting.register(fd, select.POLLIN)
+        while pids:
+            for fd, _event in waiting.poll():
+                waiting.unregister(fd)
+                os.close(fd)
+                self._reply({"id": -1, "gone": pids.pop(fd)})
 
     def _mark(self, what: Mapping[str, Any]) -> str:
         path = put_mark(what["directory"], what["token"])

@@ -44,6 +44,7 @@ class HostLink:
     lost: str | None = None
     stage: str = "starting"
     answers: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    ends: list[tuple[float, int]] = field(default_factory=list)
     output: bytes = b""
     errors: bytes = b""
 
@@ -55,9 +56,11 @@ class HostLink:
         answer = json.loads(text.removeprefix(REPLY_MARK))
         if answer["id"] == 0:
             self.version = answer["value"]
-        elif answer["id"] < 0:
-            self.stage = answer["value"]
-        else:
+        elif "gone" in answer:
+            self.ends.append((time.monotonic(), answer["gone"]))
+        elif "stage" in answer:
+            self.stage = answer["stage"]
+        elif answer["id"] > 0:
             self.answers[answer["id"]] = answer
 
     def say(self, request: Mapping[str, Any]) -> None:
@@ -235,6 +238,24 @@ class HostLinks:
         with self._changed:
             found = {host: self._links[host].lost for host in hosts if host in self._links}
         return {host: why for host, why in found.items() if why is not None}
+
+    def tell(self, host: str, request: Mapping[str, Any]) -> None:
+        """Say something that needs no answer."""
+        with self._changed:
+            self._links[host].say({"id": -1, **request})
+
+    def ends(self) -> list[tuple[float, str, int]]:
+        """(when we heard of it, host, pid) of watched processes that have ended."""
+        with self._changed:
+            return [
+                (at_s, link.host, pid) for link in self._links.values() for at_s, pid in link.ends
+            ]
+
+    def forget_ends(self) -> None:
+        """Another launch begins."""
+        with self._changed:
+            for link in self._links.values():
+                link.ends.clear()
 
     def close(self) -> None:
         """Let the agents clean up and end; none of the ssh processes is left."""

@@ -49,6 +49,26 @@ class HostWatch:
         self._began_s = time.monotonic()
         self._counted_s = self._began_s + _CENSUS_AFTER_S
         self._short: str | None = None
+        self._ranks: list[Mapping[str, Any]] = []
+
+    def ranks_together(self, ranks: Sequence[Mapping[str, Any]]) -> None:
+        """From here on the hosts tell which process of a rank ends, and when."""
+        self._ranks = list(ranks)
+        if self._cluster is not None:
+            layout = self._plan.layout
+            pids = {
+                host: [ranks[rank]["pid"] for rank in layout.ranks_on(host)] for host in self._names
+            }
+            self._cluster.watch(pids)
+
+    def first_gone(self) -> str | None:
+        """The first rank that ended; None if none has, or nobody was watching."""
+        gone = None if self._cluster is None else self._cluster.first_gone()
+        if gone is None:
+            return None
+        host, pid = gone
+        rank = next(r for r in self._plan.layout.ranks_on(host) if self._ranks[r]["pid"] == pid)
+        return f"rank {rank} (pid {pid}) on host {self._ranks[rank]['host']} was the first to end"
 
     def check(self, *, together: bool) -> None:
         """Raise StopLaunch if a host is lost, or ranks that never got together are gone."""
@@ -122,6 +142,7 @@ class Launch:
         self._tail = EventTail(directory / "events.jsonl")
         self._watch = HostWatch(plan, cluster)
         self._failed: Mapping[str, Any] | None = None
+        self._waiting: Mapping[str, Any] | None = None
         self._ranks: list[Mapping[str, Any]] = []
 
     def record(self, environ: Mapping[str, str]) -> TrialRecord:
@@ -163,6 +184,9 @@ class Launch:
                 self._failed = event
             elif event["event"] == "ranks":
                 self._ranks = event["ranks"]
+                self._watch.ranks_together(self._ranks)
+            elif event["event"] == "progress":
+                self._waiting = event["waiting"]
             self._on_event(event)
 
     def _tidy(self, before: tuple[Segments, SessionDirs]) -> list[str]:
@@ -196,21 +220,35 @@ class Launch:
             rank, host = self._failed["rank"], self._failed["host"]
             return f"rank {rank} on host {host}: {self._failed['error']}"
         if ended.ended_by == "deadline":
-            return (
-                f"the launch was not over after {self._plan.deadline_s:g} s and was ended; look"
-                " for a rank that hangs, or raise --kv-deadline"
-            )
+            return self._overdue()
         if ended.exit_code != 0:
-            died = cause_of_death(tail_lines(self._log, _LOG_LINES), self._ranks)
-            return died or self._explained(_ending(ended.exit_code))
+            return self._death(ended.exit_code)
         if not (self._directory / "trial.json").is_file():
             how = "the launcher ended with exit code 0, but the ranks left no record"
             return self._explained(how)
         return None
 
+    def _death(self, exit_code: int | None) -> str:
+        """What the launcher says of a rank; that the coordinator gave up explains nothing."""
+        died = cause_of_death(tail_lines(self._log, _LOG_LINES), self._ranks)
+        if died is not None and not died.startswith("the coordinator"):
+            return died
+        return self._explained(died or _ending(exit_code))
+
+    def _overdue(self) -> str:
+        limit = f"the launch was not over after {self._plan.deadline_s:g} s and was ended"
+        if self._waiting is None:
+            return f"{limit}; look for a rank that hangs, or raise --kv-deadline"
+        rank, host, wait_s = (self._waiting[key] for key in ("rank", "host", "s"))
+        return (
+            f"rank {rank} on host {host} has waited {wait_s:.0f} s for one transfer, and {limit};"
+            " look for a storage that hangs there, or raise --kv-deadline"
+        )
+
     def _explained(self, how: str) -> str:
-        """What the hosts say, else what little is known."""
-        return "; ".join([*self._watch.diagnose(), how])
+        """What the hosts say, and what little else is known."""
+        gone = self._watch.first_gone()
+        return "; ".join([*([] if gone is None else [gone]), *self._watch.diagnose(), how])
 
     def _read_record(self) -> TrialRecord:
         path = self._directory / "trial.json"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 # Without them a host that is cut off was never noticed (not in 60 s). Values that
 # ``ssh -G`` shows for what nobody has set are left out of the comparison.
@@ -57,9 +57,10 @@ class RemoteShell:
         options = [word for option in added for word in ("-o", option)]
         return cls((*command, *_ALWAYS, *options))
 
-    def argv(self, host: str, program: Sequence[str]) -> list[str]:
+    def argv(self, host: str, program: Sequence[str], env: Mapping[str, str]) -> list[str]:
         """Run ``program`` on ``host``, from a directory that holds no checkout."""
-        return [*self.words, host, f"cd / && exec {shlex.join(program)}"]
+        variables = [f"{name}={value}" for name, value in env.items()]
+        return [*self.words, host, f"cd / && exec {shlex.join(['env', *variables, *program])}"]
 
 
 def _settings(

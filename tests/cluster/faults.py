@@ -140,12 +140,12 @@ FAULTS = (
     ),
     Fault(
         name="launcher's daemon killed",
-        inject=lambda session: _kill(BAD, daemon_of(session), signal.SIGKILL)(session),
+        inject=lambda session: _kill(BAD, session.column.daemon, signal.SIGKILL)(session),
         said=rf"host {BAD}: the launcher's daemon there is gone|{RANK}",
     ),
     Fault(
         name="launcher killed",
-        inject=lambda session: _kill("n0", launcher_of(session), signal.SIGKILL)(session),
+        inject=lambda session: _kill("n0", session.column.running, signal.SIGKILL)(session),
         said="the launcher was killed by signal 9",
     ),
     Fault(
@@ -153,20 +153,6 @@ FAULTS = (
         inject=_fill,
         mend=_empty,
         said=rf"{RANK}: .*No space left on device",
-        args=("--kv-duration=6", "--kv-scenario=write-heavy"),
+        args=("--kv-duration=6", "--kv-storage-capacity-gb=0.02"),
     ),
 )
-
-
-def launcher_of(session: Session) -> str:
-    """What the session's launcher is called while it runs."""
-    given = [arg.partition("=")[2] for arg in session.args if arg.startswith("--kv-mpi-bin=")]
-    return given[0] if given else f"{sys.prefix}/bin/prterun"
-
-
-def daemon_of(session: Session) -> str:
-    """What its launcher starts on other hosts."""
-    launcher = launcher_of(session)
-    if "prterun" in launcher:
-        return "prted"
-    return "orted" if launcher.endswith("openmpi") else "hydra_pmi_proxy"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.cluster.launchers import COLUMNS, Column
 from tests.site import wait_for
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Session:
 
     cluster: Cluster
     args: Sequence[str]
+    column: Column = COLUMNS[0]
     python: str = sys.executable
     env: dict[str, str] = field(default_factory=dict)
     process: HostProcess = field(init=False)
@@ -45,7 +47,7 @@ class Session:
         command = [
             self.python, "-m", "pytest", "--pyargs", "pytest_kvcache.suite", "-p",
             "no:cacheprovider", "-rf", f"--kv-ssh={' '.join(self.cluster.ssh_command)}",
-            *SMALL, *self.args,
+            *SMALL, *self.column.args, *self.args,
         ]  # fmt: skip
         environ = {k: v for k, v in os.environ.items() if k not in ("CI", "BUILD_NUMBER")}
         self.process = self.cluster.popen(
@@ -54,7 +56,13 @@ class Session:
             cwd="/tmp",
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**environ, "PYTHONPATH": str(PLUGINS), "COLUMNS": "80", **self.env},
+            env={
+                **environ,
+                "PYTHONPATH": str(PLUGINS),
+                "COLUMNS": "80",
+                **self.column.env,
+                **self.env,
+            },
         )
 
     def end(self, timeout_s: float = 120.0) -> str:
