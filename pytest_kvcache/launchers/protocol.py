@@ -106,13 +106,18 @@ class Launcher(Protocol):
 
     @property
     def flavour(self) -> str:
-        """``openmpi-5``, ``openmpi-4`` or ``hydra``."""
+        """``openmpi-5``, ``openmpi-4``, ``hydra``, ``intel``, ``srun`` or ``pals``."""
 
     def argv(self, job: LaunchJob) -> list[str]:
         """Return the exact command, its program given by absolute path.
 
         Raises ``OptionError`` where the user's own parameters can't work.
         """
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a host's name means every machine's own self, so none to others."""
+    return name == "localhost" or name.startswith("127.")
 
 
 def option_names(params: Sequence[str]) -> frozenset[str]:

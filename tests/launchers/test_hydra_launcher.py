@@ -1,11 +1,14 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.launchers import HydraLauncher, LaunchJob
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 def job(**changes: Any) -> LaunchJob:
@@ -103,3 +106,145 @@ def test_remote_shell_with_arguments_is_refused() -> None:
 def test_parameter_that_moves_ranks_is_refused(params: str) -> None:
     with pytest.raises(OptionError, match="come from --kv-hosts, --kv-np"):
         argv(job(params=tuple(params.split())))
+
+
+ALLOCATION = {"SLURM_JOB_ID": "7"}
+
+
+def single_host(**changes: Any) -> LaunchJob:
+    values: dict[str, Any] = {
+        "hosts": (("localhost", 2),),
+        "controller_host": "localhost",
+        "local_hosts": frozenset({"localhost"}),
+        "env": {},
+        "params": (),
+        "remote_shell": (),
+    }
+    return job(**{**values, **changes})
+
+
+def in_allocation(changed: LaunchJob) -> list[str]:
+    return HydraLauncher(path="/opt/mpich/bin/mpiexec", environ=ALLOCATION).argv(changed)
+
+
+def test_hydra_on_one_host_of_an_allocation_starts_the_ranks_itself() -> None:
+    assert in_allocation(single_host()) == [
+        "/opt/mpich/bin/mpiexec",
+        "-hosts",
+        "localhost:3",
+        "-launcher",
+        "fork",
+        "-n",
+        "3",
+        "/venv/bin/python",
+        "-m",
+        "mpi4py",
+        "x.py",
+    ]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        job(),
+        job(remote_shell=()),
+        single_host(params=("-launcher", "slurm")),
+        single_host(remote_shell=("/usr/bin/ssh",)),
+    ],
+)
+def test_hydra_keeps_another_launcher_in_an_allocation(changed: LaunchJob) -> None:
+    assert in_allocation(changed) == argv(changed)
+
+
+INTEL = "/opt/intel/bin/mpiexec.hydra"
+
+
+def intel(changed: LaunchJob, environ: Mapping[str, str] | None = None) -> list[str]:
+    return HydraLauncher(path=INTEL, flavour="intel", environ=environ or {}).argv(changed)
+
+
+def test_intel_on_several_hosts() -> None:
+    assert intel(job()) == [
+        INTEL,
+        "-launcher",
+        "ssh",
+        "-launcher-exec",
+        "/usr/bin/ssh",
+        "-genv",
+        "I_MPI_PIN",
+        "off",
+        "-genv",
+        "PYTHONPATH",
+        "/a:/b c",
+        "-genv",
+        "EMPTY",
+        "",
+        "-l",
+        "-host",
+        "n0",
+        "-n",
+        "1",
+        "/venv/bin/python",
+        "-m",
+        "mpi4py",
+        "x.py",
+        ":",
+        "-host",
+        "n1",
+        "-n",
+        "4",
+        "/venv/bin/python",
+        "-m",
+        "mpi4py",
+        "x.py",
+        ":",
+        "-host",
+        "n2",
+        "-n",
+        "4",
+        "/venv/bin/python",
+        "-m",
+        "mpi4py",
+        "x.py",
+    ]
+
+
+def test_intel_on_one_host_is_the_same_within_an_allocation() -> None:
+    expected = [
+        INTEL,
+        "-genv",
+        "I_MPI_PIN",
+        "off",
+        "-host",
+        "localhost",
+        "-n",
+        "3",
+        "/venv/bin/python",
+        "-m",
+        "mpi4py",
+        "x.py",
+    ]
+
+    assert intel(single_host()) == expected
+    assert intel(single_host(), ALLOCATION) == expected
+
+
+@pytest.mark.parametrize(
+    ("params", "environ"),
+    [
+        ("-genv I_MPI_PIN_DOMAIN core", {}),
+        ("-bind-to core", {}),
+        ("", {"I_MPI_PIN": "on"}),
+        ("", {"I_MPI_PIN_PROCESSOR_LIST": "0,1"}),
+    ],
+)
+def test_ranks_that_the_user_pins_stay_pinned_under_intel(
+    params: str, environ: dict[str, str]
+) -> None:
+    assert "off" not in intel(single_host(params=tuple(params.split())), environ)
+
+
+@pytest.mark.parametrize("params", ["-ppn 2", "-machinefile f", "-hosts-group n[1-2]", "-rr"])
+def test_parameter_that_moves_ranks_is_refused_under_intel(params: str) -> None:
+    with pytest.raises(OptionError, match="come from --kv-hosts, --kv-np"):
+        intel(job(params=tuple(params.split())))
