@@ -203,8 +203,8 @@ def _answer(path: str, question: str, run: Callable[..., subprocess.CompletedPro
         )
     except subprocess.TimeoutExpired as error:
         raise PreflightError(
-            f"{_OPTION} is {path}, whose {question} gave no answer in {_VERSION_TIMEOUT_S} s; it"
-            f" must be a launcher that works here"
+            f"{_OPTION} is {path}, whose {question} gave no answer in {_VERSION_TIMEOUT_S} s;"
+            f" {_repair(path)}"
         ) from error
     except OSError as error:
         raise PreflightError(f"{_OPTION} is {path}, which can't be started: {error}") from error

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.launchers.protocol import (
+    INTEL_PINNING,
     binds_ranks,
     is_loopback,
     option_names,
@@ -28,7 +29,6 @@ _TAKEN = frozenset(
     {"n", "np", "hosts", "host", "hostlist", "f", "hostfile", "machinefile", "machine"}
     | {"ppn", "perhost", "grr", "rr", "hosts-group", "configfile"}
 )
-_PINNING = "I_MPI_PIN"  # and all names that begin with it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,30 +56,31 @@ class HydraLauncher:
         intel = self.flavour == "intel"
         command = [self.path, *(() if intel else ("-hosts", job.host_list))]
         command += self._remote_shell(job)
-        command += self._pinning(job) if intel else self._own_children(job)
+        command += self._allocation(job)
+        command += self._pinning(job) if intel else []
         for name, value in job.env.items():
             command += ["-genv", name, value]
         if intel:
             return [*command, *job.params, *_argument_sets(job)]
         return [*command, *job.params, "-n", str(job.world_size), *job.program]
 
-    def _own_children(self, job: LaunchJob) -> list[str]:
-        """In a Slurm allocation: start the ranks of a single host as own children.
+    def _allocation(self, job: LaunchJob) -> list[str]:
+        """In a Slurm allocation: start the proxies as everywhere else, unless the user chose.
 
-        hydra would have srun start them there, which knows no ``localhost`` and then
-        hangs (MPICH 5.0.2), and would not find a host outside the allocation.
+        hydra, or Intel's mpirun around it, would have srun start them, which knows no
+        ``localhost``, and which numbers them in Slurm's order of hosts: with another order
+        each host gets the ranks of another, silently (MPICH 5.0.2, Intel MPI 2021.18).
         """
         chosen = job.remote_shell or option_names(job.params) & _REMOTE_SHELL
-        if "SLURM_JOB_ID" not in self.environ or len(job.slots) > 1 or chosen:
+        if "SLURM_JOB_ID" not in self.environ or chosen:
             return []
-        return ["-launcher", "fork"]
+        return ["-launcher", "fork" if len(job.slots) == 1 else "ssh"]
 
     def _pinning(self, job: LaunchJob) -> list[str]:
         """Leave ranks unpinned, unless the user has them pinned: Intel MPI pins to cores."""
-        said = (*job.params, *self.environ)
-        if binds_ranks(job.params) or any(word.startswith(_PINNING) for word in said):
+        if binds_ranks(job.params) or any(n.startswith(INTEL_PINNING) for n in self.environ):
             return []
-        return ["-genv", _PINNING, "off"]
+        return ["-genv", INTEL_PINNING, "off"]
 
     def _remote_shell(self, job: LaunchJob) -> list[str]:
         if not job.remote_shell or option_names(job.params) & _REMOTE_SHELL:

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 # How users tell a launcher which cores a rank may use.
 _BINDING = frozenset(
     {"bind-to", "bind-to-none", "bind-to-core", "bind-to-socket", "cpu-set", "cpu-list"}
+    | {"cpu-bind"}
 )
+INTEL_PINNING = "I_MPI_PIN"  # the variable, and what all its relatives begin with
 _LIST_SYNTAX = frozenset(":, \t\n")
 
 
@@ -132,7 +134,8 @@ def option_names(params: Sequence[str]) -> frozenset[str]:
 
 def binds_ranks(params: Sequence[str]) -> bool:
     """Whether the user's parameters say which cores a rank may use."""
-    return bool(option_names(params) & _BINDING)
+    pins = any(param.startswith(INTEL_PINNING) for param in params)
+    return pins or bool(option_names(params) & _BINDING)
 
 
 def refuse_params(params: Sequence[str], taken: Collection[str]) -> None:

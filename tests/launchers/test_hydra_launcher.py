@@ -1,11 +1,22 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_kvcache.errors import OptionError
-from pytest_kvcache.launchers import HydraLauncher, LaunchJob
+from pytest_kvcache.launchers import (
+    HydraLauncher,
+    LaunchJob,
+    check_library,
+    identify,
+    launcher_for,
+    mpi_library,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -143,11 +154,19 @@ def test_hydra_on_one_host_of_an_allocation_starts_the_ranks_itself() -> None:
     ]
 
 
+def test_hydra_on_several_hosts_of_an_allocation_reaches_them_by_ssh() -> None:
+    changed = job(remote_shell=())
+    inside = in_allocation(changed)
+
+    assert inside[3:5] == ["-launcher", "ssh"]
+    assert inside[:3] + inside[5:] == argv(changed)
+
+
 @pytest.mark.parametrize(
     "changed",
     [
         job(),
-        job(remote_shell=()),
+        job(remote_shell=(), params=("-bootstrap", "slurm")),
         single_host(params=("-launcher", "slurm")),
         single_host(remote_shell=("/usr/bin/ssh",)),
     ],
@@ -209,9 +228,11 @@ def test_intel_on_several_hosts() -> None:
     ]
 
 
-def test_intel_on_one_host_is_the_same_within_an_allocation() -> None:
-    expected = [
+@pytest.mark.parametrize(("environ", "launcher"), [({}, []), (ALLOCATION, ["-launcher", "fork"])])
+def test_intel_on_one_host(environ: dict[str, str], launcher: list[str]) -> None:
+    assert intel(single_host(), environ) == [
         INTEL,
+        *launcher,
         "-genv",
         "I_MPI_PIN",
         "off",
@@ -224,9 +245,6 @@ def test_intel_on_one_host_is_the_same_within_an_allocation() -> None:
         "mpi4py",
         "x.py",
     ]
-
-    assert intel(single_host()) == expected
-    assert intel(single_host(), ALLOCATION) == expected
 
 
 @pytest.mark.parametrize(
@@ -248,3 +266,35 @@ def test_ranks_that_the_user_pins_stay_pinned_under_intel(
 def test_parameter_that_moves_ranks_is_refused_under_intel(params: str) -> None:
     with pytest.raises(OptionError, match="come from --kv-hosts, --kv-np"):
         intel(job(params=tuple(params.split())))
+
+
+RANK = """
+import os, pathlib, sys
+from mpi4py import MPI
+world = MPI.COMM_WORLD
+text = f"{world.size} {len(os.sched_getaffinity(0))} {os.environ['ODD']}"
+pathlib.Path(sys.argv[1], str(world.rank)).write_text(text)
+"""
+
+
+@pytest.mark.mpi
+def test_the_installed_hydra_starts_one_world_and_pins_nobody(tmp_path: Path) -> None:
+    """With the wheels of MPICH or Intel MPI; the usual environment has Open MPI's."""
+    programs = [Path(sys.prefix, "bin", name) for name in ("mpiexec.hydra", "mpiexec")]
+    path = next((str(program) for program in programs if program.exists()), None)
+    if path is None or identify(path).flavour not in {"hydra", "intel"}:
+        pytest.skip(f"no hydra in {sys.prefix}/bin: install the wheel mpich or impi-rt")
+    library = mpi_library(sys.executable)
+    check_library(identify(path), library)
+    changed = single_host(
+        program=(sys.executable, "-m", "mpi4py", "-c", RANK, str(tmp_path)),
+        env={"ODD": "a,b c;d=$e'\""},
+    )
+
+    command = launcher_for(identify(path), os.environ, library).argv(changed)
+    subprocess.run(command, stdin=subprocess.DEVNULL, timeout=60, check=True)
+
+    cores = len(os.sched_getaffinity(0))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        str(rank): f"3 {cores} a,b c;d=$e'\"" for rank in range(3)
+    }

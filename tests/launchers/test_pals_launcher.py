@@ -62,6 +62,12 @@ def test_pals_with_ranks_on_the_controllers_host_counts_them_with_the_coordinato
     assert " ".join(command).count("--hosts x1 -n 3 ") == 1
 
 
+def test_pals_on_one_host_is_told_its_own_name() -> None:
+    command = argv(job(hosts=(("x1", 2),), local_hosts=frozenset({"x1"}), env={}, params=()))
+
+    assert command[3:] == ["--hosts", "x1", "-n", "3", "/venv/bin/python", "x.py"]
+
+
 @pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
 def test_pals_is_told_no_loopback_name(name: str) -> None:
     local = job(
