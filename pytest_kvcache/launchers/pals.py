@@ -1,7 +1,8 @@
 """Commands for HPE Cray PALS, the mpiexec of Cray EX machines under PBS.
 
-Pure; imports neither pytest nor mpi4py. Built from what PALS documents and its users do,
-never run by us: the ranks' own check of their number and hosts is what can be relied on.
+Pure; imports neither pytest nor mpi4py. Built from the help of PALS and from what its
+users do (https://github.com/CrayLabs/SmartSim/issues/354,
+https://github.com/mlcommons/storage/pull/549), never run by us on such a machine.
 """
 
 from __future__ import annotations
