@@ -155,6 +155,27 @@ def _read_plan(run_dir: Path) -> str:
         ) from error
 
 
+def _misplaced(plan: Plan, hosts: list[str]) -> tuple[int, str] | None:
+    """The first rank that is on another host than planned.
+
+    Hosts have names of their own beside those the user gave them; but ranks of one
+    planned host must be together, and of two apart. Launchers were seen to swap hosts
+    in silence.
+    """
+    real: dict[str, str] = {}
+    planned: dict[str, str] = {}
+    for rank, host in enumerate(hosts):
+        name = plan.layout.host_of(rank)
+        if real.setdefault(name, host) != host or planned.setdefault(host, name) != name:
+            other = planned[host] if planned.get(host, name) != name else name
+            return rank, (
+                f"runs on {host}, where the ranks of {other} are or belong; the plan has it on"
+                f" {name}: the launcher has placed ranks in its own way, look at --kv-mpi-params"
+                " and the launcher's own settings"
+            )
+    return None
+
+
 def _mismatch(plan: Plan, ranks: list[dict[str, Any]]) -> tuple[int, str] | None:
     """The first rank that does not run the same thing as we do."""
     for number, rank in enumerate(ranks):
@@ -168,7 +189,7 @@ def _mismatch(plan: Plan, ranks: list[dict[str, Any]]) -> tuple[int, str] | None
                 number,
                 "read another plan than the coordinator; use the same version everywhere",
             )
-    return None
+    return _misplaced(plan, [rank["host"] for rank in ranks])
 
 
 def _deal_trace(comm: Comm, plan: Plan, run_dir: Path) -> None:

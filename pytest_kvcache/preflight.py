@@ -79,7 +79,7 @@ def find_setup(options: Options, registry: Registry, environ: Mapping[str, str])
     identity = identify(path)
     check_library(identity, library)
     return LaunchSetup(
-        launcher=launcher_for(identity, environ),
+        launcher=launcher_for(identity, environ, library),
         launcher_path=path,
         launcher_version=identity.version,
         mpi_library=library,

@@ -6,6 +6,7 @@ Severities are fixed by the run file's documentation: ``invalid`` fails the tria
 
 from __future__ import annotations
 
+from statistics import median_high
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.recorder import widest_slice_s
@@ -21,6 +22,8 @@ _MOVED_SHARE = 0.9  # of the bytes asked for that the device must have moved
 _SHORT_WINDOW_S = 30.0
 _STEADY_DIFFERENCE = 0.05  # between the hit ratios of the window's halves
 _COMMON_SHARE = 0.9  # of the longest rank's window that all ranks must share
+_SLOW_SHARE = 1 / 3  # of a typical host's operations per rank that every host must do
+_ENOUGH_OPERATIONS = 30  # of a rank, to tell a slow host from chance
 _SATURATED_SHARE = 0.5  # of the queue depth in flight on average
 _BACKLOG_SHARE = 0.05  # of the offered requests that may be under way at the end
 
@@ -160,6 +163,7 @@ def _whether_the_window_holds(data: Mapping[str, Any], plan: Plan) -> Iterator[V
             " let caches and garbage collection of the storage show",
         )
     yield from _whether_all_were_there(data, plan)
+    yield from _whether_a_host_was_slow(data, plan)
     first, second = data["cache"]["half_hit_ratios"]
     if first is not None and second is not None and abs(first - second) > _STEADY_DIFFERENCE:
         yield Verdict(
@@ -188,6 +192,25 @@ def _whether_all_were_there(data: Mapping[str, Any], plan: Plan) -> Iterator[Ver
             severity="invalid",
             text=f"all ranks were active together for {common_s:.1f} s of {longest_s:.4g} s only;"
             f" {advice}",
+        )
+
+
+def _whether_a_host_was_slow(data: Mapping[str, Any], plan: Plan) -> Iterator[Verdict]:
+    """Ranks of one load do about the same; a trace gives each its own."""
+    if plan.trace is not None:
+        return
+    per_host: dict[str, list[int]] = {}
+    for rank in data["ranks"]:
+        per_host.setdefault(rank["host"], []).append(rank["read_count"] + rank["write_count"])
+    means = {host: sum(counts) / len(counts) for host, counts in per_host.items()}
+    slowest = min(means, key=lambda host: means[host])
+    typical = median_high(means.values())
+    if typical >= _ENOUGH_OPERATIONS and means[slowest] < _SLOW_SHARE * typical:
+        yield Verdict(
+            code="SKEWED",
+            severity="invalid",
+            text=f"host {slowest} did {means[slowest]:.0f} operations per rank where others did"
+            f" {typical:.0f}; this is the result of no one storage, look what slows that host",
         )
 
 

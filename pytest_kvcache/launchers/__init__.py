@@ -11,7 +11,9 @@ from pytest_kvcache.launchers.detect import (
 )
 from pytest_kvcache.launchers.hydra import HydraLauncher
 from pytest_kvcache.launchers.openmpi import OpenMPILauncher
+from pytest_kvcache.launchers.pals import PalsLauncher
 from pytest_kvcache.launchers.protocol import Launcher, LaunchJob, remote_shell_script
+from pytest_kvcache.launchers.srun import SrunLauncher
 
 __all__ = [
     "HydraLauncher",
@@ -19,6 +21,8 @@ __all__ = [
     "Launcher",
     "LauncherIdentity",
     "OpenMPILauncher",
+    "PalsLauncher",
+    "SrunLauncher",
     "check_library",
     "find_launcher",
     "identify",

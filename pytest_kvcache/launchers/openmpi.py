@@ -28,6 +28,11 @@ _NO_TREE = {
     "openmpi-5": ("--prtemca", "plm_ssh_no_tree_spawn", "1"),
     "openmpi-4": ("--mca", "plm_rsh_no_tree_spawn", "1"),
 }
+# In a Slurm allocation: how the daemons are started, and where that may have been chosen.
+_STARTER = {
+    "openmpi-5": ("--prtemca", "ssh", "PRTE_MCA_"),
+    "openmpi-4": ("--mca", "rsh", "OMPI_MCA_"),
+}
 _MCA = frozenset({"mca", "omca", "gmca", "gomca", "prtemca", "gprtemca"})
 _MAPPING = frozenset(
     {"map-by", "bynode", "byslot", "bycore", "npersocket", "ppr", "rankfile", "rf"}
@@ -69,6 +74,7 @@ class OpenMPILauncher:
         if not binds_ranks(job.params):
             command += ["--bind-to", "none"]
         command += self._transport(job.params)
+        command += self._allocation(job)
         command += self._remote_shell(job)
         own = _exported(job.params)
         for name, value in job.env.items():
@@ -92,6 +98,22 @@ class OpenMPILauncher:
             if key not in chosen
             for word in ("--mca", key, value)
         ]
+
+    def _allocation(self, job: LaunchJob) -> list[str]:
+        """In a Slurm allocation: take hosts and slots from us, as everywhere else.
+
+        Otherwise the slots are those of the allocation, which has none for the
+        coordinator (exit 213). Daemons that srun starts without Slurm's own list of hosts
+        end up on the wrong hosts, silently: so other hosts are reached by ssh here too.
+        """
+        option, starter, prefix = _STARTER[self.flavour]
+        chosen = _mca_keys(job.params) | {
+            key for key in ("ras", "plm") if f"{prefix}{key}" in self.environ
+        }
+        if "SLURM_JOB_ID" not in self.environ or chosen & {"ras", "plm"}:
+            return []
+        several = [option, "plm", starter] if len(job.slots) > 1 else []
+        return [option, "ras", "^slurm", *several]
 
     def _remote_shell(self, job: LaunchJob) -> list[str]:
         option = _REMOTE_SHELL[self.flavour]

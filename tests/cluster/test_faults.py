@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 SOON_S = 15.0  # what a fault may take to fail its case
 SELF_CLEANING_S = 60.0  # what a host that is cut off may take to clean itself up
 CASES = ("--kv-hosts", "n1", "n2", "--kv-np=2,3", "--kv-trials=2")
-MPICH_IGNORES = "host cut off"
 
 
 @pytest.fixture(params=COLUMNS, ids=lambda column: column.name)
@@ -71,7 +70,7 @@ def test_a_fault_fails_its_trial_soon_and_leaves_nothing(
     fault_table.note(fault.name, column.name, took_s, cause)
     assert finished["ok"], finished["error"]
     assert re.search(fault.said, cause), failed["error"]
-    assert failed["error"].count("last lines of ") == 1
+    assert "last lines of " in failed["error"] or failed.get("read"), failed["error"]
     assert took_s < SOON_S + (12 if fault.hangs else 0), text
     assert [trial["ok"] for trial in session.trials(case=1)] == [True, True], text
     assert left_on(scene, *scene.names) == []

@@ -195,6 +195,42 @@ def test_transport_chosen_in_the_environment_beats_our_default(key: str) -> None
     assert f"--mca {key}" not in words(argv(job(), environ={f"OMPI_MCA_{key}": "ucx"}))
 
 
+ALLOCATION = {"SLURM_JOB_ID": "7"}
+
+
+@pytest.mark.parametrize(
+    ("flavour", "one", "several"),
+    [
+        ("openmpi-5", "--prtemca ras ^slurm", "--prtemca ras ^slurm --prtemca plm ssh"),
+        ("openmpi-4", "--mca ras ^slurm", "--mca ras ^slurm --mca plm rsh"),
+    ],
+)
+def test_hosts_and_slots_are_ours_in_a_slurm_allocation(
+    flavour: Literal["openmpi-5", "openmpi-4"], one: str, several: str
+) -> None:
+    for changed, ours in ((job(), one), (full_job(), several)):
+        inside = words(argv(changed, flavour, ALLOCATION))
+        assert f" {ours} " in inside
+        assert inside.replace(f" {ours}", "") == words(argv(changed, flavour))
+
+
+@pytest.mark.parametrize(
+    ("params", "environ"),
+    [
+        ("--prtemca plm slurm --map-by slot:OVERSUBSCRIBE", {}),
+        ("--prtemca ras slurm", {}),
+        ("", {"PRTE_MCA_plm": "slurm"}),
+        ("", {"PRTE_MCA_ras": "slurm"}),
+    ],
+)
+def test_the_users_way_to_start_in_an_allocation_beats_ours(
+    params: str, environ: dict[str, str]
+) -> None:
+    changed = job(params=tuple(params.split()))
+
+    assert argv(changed, environ={**ALLOCATION, **environ}) == argv(changed)
+
+
 def test_root_is_allowed_once_when_the_user_says_it_too() -> None:
     command = argv(job(params=("--allow-run-as-root",), allow_run_as_root=True))
 
