@@ -205,7 +205,7 @@ def _whether_a_host_was_slow(data: Mapping[str, Any], plan: Plan) -> Iterator[Ve
     means = {host: sum(counts) / len(counts) for host, counts in per_host.items()}
     slowest = min(means, key=lambda host: means[host])
     typical = median_high(means.values())
-    if typical >= _ENOUGH_OPERATIONS and means[slowest] < _SLOW_SHARE * typical:
+    if typical >= _ENOUGH_OPERATIONS and 0 < means[slowest] < _SLOW_SHARE * typical:
         yield Verdict(
             code="SKEWED",
             severity="invalid",

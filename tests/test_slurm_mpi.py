@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_kvcache.errors import OptionError
-from pytest_kvcache.launchers import LaunchJob, find_launcher, identify, launcher_for, mpi_library
+from pytest_kvcache.launchers import LaunchJob, find_launcher, identify, launcher_for
+from pytest_kvcache.mpilibrary import mpi_library
 from pytest_kvcache.postmortem import cause_of_death
 from tests.site import PATIENCE_S, PLUGINS, PYTEST, SMALL, SUITE, machine_to_oneself, wait_for
 

@@ -15,8 +15,8 @@ from pytest_kvcache.launchers import (
     check_library,
     identify,
     launcher_for,
-    mpi_library,
 )
+from pytest_kvcache.mpilibrary import mpi_library
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
