@@ -33,6 +33,7 @@ _STARTER = {
     "openmpi-5": ("--prtemca", "ssh", "PRTE_MCA_"),
     "openmpi-4": ("--mca", "rsh", "OMPI_MCA_"),
 }
+_CUT = frozenset(" \t:")  # where Open MPI ends a word of a remote shell
 _MCA = frozenset({"mca", "omca", "gmca", "gomca", "prtemca", "gprtemca"})
 _MAPPING = frozenset(
     {"map-by", "bynode", "byslot", "bycore", "npersocket", "ppr", "rankfile", "rf"}
@@ -116,11 +117,20 @@ class OpenMPILauncher:
         return [option, "ras", "^slurm", *several]
 
     def _remote_shell(self, job: LaunchJob) -> list[str]:
+        """How other hosts are reached; for one host, a program that is there and never called.
+
+        Without ssh or rsh on PATH, Open MPI 5.0.11 forgets the slots it was given and
+        refuses more processes than cores (exit 213), and 4.1.4 does not start. It must
+        not be the ranks' own program: at its first mention the options are taken to end.
+        """
         option = _REMOTE_SHELL[self.flavour]
-        if not job.remote_shell or option[1] in _mca_keys(job.params):
+        if option[1] in _mca_keys(job.params):
             return []
+        if not job.remote_shell:
+            alone = len(job.slots) == 1 and _CUT.isdisjoint(self.path)
+            return [*option, self.path] if alone else []
         for word in job.remote_shell:
-            if not word or any(character in word for character in " \t:"):
+            if not word or not _CUT.isdisjoint(word):
                 raise OptionError(
                     f"--kv-ssh has the word {word!r}; Open MPI splits it at spaces and cuts it"
                     f" at colons, so put the command into a script and give the script's path"
