@@ -363,6 +363,7 @@ def own_children() -> set[int]:
     return {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
 
 
+@pytest.mark.usefixtures("cluster_share")
 def test_a_failed_start_says_why_and_leaves_nothing(tmp_path: Path) -> None:
     before = own_children()
     cluster = Cluster(tmp_path / "cluster", share=[tmp_path / "none"])
