@@ -172,10 +172,10 @@ class Cluster:
             else:
                 self._links.tell(host, request)
 
-    def first_gone(self) -> tuple[str, int] | None:
-        """(host, pid) of the watched process that ended first, None if none has."""
-        ends = [*self._links.ends(), *self._here.ends()]
-        return min(ends)[1:] if ends else None
+    def gone(self) -> list[tuple[str, int]]:
+        """(host, pid) of watched processes that have ended, in the order we heard of it."""
+        ends = sorted([*self._links.ends(), *self._here.ends()])
+        return [(host, pid) for _at_s, host, pid in ends]
 
     def diagnose(self, names: Sequence[str]) -> list[str]:
         """What the other hosts can say of a launch that ended for no known reason."""

@@ -63,12 +63,19 @@ class HostWatch:
 
     def first_gone(self) -> str | None:
         """The first rank that ended; None if none has, or nobody was watching."""
-        gone = None if self._cluster is None else self._cluster.first_gone()
+        if self._cluster is None or not self._ranks:
+            return None
+        layout = self._plan.layout
+        ours = {
+            (host, self._ranks[rank]["pid"]): rank
+            for host in self._names
+            for rank in layout.ranks_on(host)
+        }
+        gone = next((ours[end] for end in self._cluster.gone() if end in ours), None)
         if gone is None:
             return None
-        host, pid = gone
-        rank = next(r for r in self._plan.layout.ranks_on(host) if self._ranks[r]["pid"] == pid)
-        return f"rank {rank} (pid {pid}) on host {self._ranks[rank]['host']} was the first to end"
+        who = self._ranks[gone]
+        return f"rank {gone} (pid {who['pid']}) on host {who['host']} was the first to end"
 
     def check(self, *, together: bool) -> None:
         """Raise StopLaunch if a host is lost, or ranks that never got together are gone."""

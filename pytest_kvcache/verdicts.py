@@ -6,7 +6,7 @@ Severities are fixed by the run file's documentation: ``invalid`` fails the tria
 
 from __future__ import annotations
 
-from statistics import median_high
+from statistics import median_low
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.recorder import widest_slice_s
@@ -22,7 +22,7 @@ _MOVED_SHARE = 0.9  # of the bytes asked for that the device must have moved
 _SHORT_WINDOW_S = 30.0
 _STEADY_DIFFERENCE = 0.05  # between the hit ratios of the window's halves
 _COMMON_SHARE = 0.9  # of the longest rank's window that all ranks must share
-_SLOW_SHARE = 1 / 3  # of a typical host's operations per rank that every host must do
+_SLOW_FACTOR = 4.0  # between the slowest host's time for an operation and a typical one's
 _ENOUGH_OPERATIONS = 30  # of a rank, to tell a slow host from chance
 _SATURATED_SHARE = 0.5  # of the queue depth in flight on average
 _BACKLOG_SHARE = 0.05  # of the offered requests that may be under way at the end
@@ -196,22 +196,40 @@ def _whether_all_were_there(data: Mapping[str, Any], plan: Plan) -> Iterator[Ver
 
 
 def _whether_a_host_was_slow(data: Mapping[str, Any], plan: Plan) -> Iterator[Verdict]:
-    """Ranks of one load do about the same; a trace gives each its own."""
+    """The time that the storage of each host took for an operation, on average.
+
+    Little's law gives it: operations in flight over operations done. A trace gives each
+    rank operations of its own, which may differ.
+    """
     if plan.trace is not None:
         return
-    per_host: dict[str, list[int]] = {}
+    hosts: dict[str, list[Mapping[str, Any]]] = {}
     for rank in data["ranks"]:
-        per_host.setdefault(rank["host"], []).append(rank["read_count"] + rank["write_count"])
-    means = {host: sum(counts) / len(counts) for host, counts in per_host.items()}
-    slowest = min(means, key=lambda host: means[host])
-    typical = median_high(means.values())
-    if typical >= _ENOUGH_OPERATIONS and 0 < means[slowest] < _SLOW_SHARE * typical:
+        hosts.setdefault(rank["host"], []).append(rank)
+    times_s = {host: _operation_s(ranks, data["window_s"]) for host, ranks in hosts.items()}
+    known = {host: time_s for host, time_s in times_s.items() if time_s is not None}
+    if len(known) < len(hosts):
+        return
+    slowest = max(known, key=lambda host: known[host])
+    typical_s = median_low(known.values())
+    if known[slowest] > _SLOW_FACTOR * typical_s:
         yield Verdict(
             code="SKEWED",
             severity="invalid",
-            text=f"host {slowest} did {means[slowest]:.0f} operations per rank where others did"
-            f" {typical:.0f}; this is the result of no one storage, look what slows that host",
+            text=f"host {slowest} took {known[slowest] * 1e3:.3g} ms for an operation where a"
+            f" typical one takes {typical_s * 1e3:.3g} ms; a result of both is that of neither,"
+            " look for what slows that host",
         )
+
+
+def _operation_s(ranks: Sequence[Mapping[str, Any]], window_s: float) -> float | None:
+    """None where too few operations were made to tell a slow host from chance."""
+    done = sum(rank["read_count"] + rank["write_count"] for rank in ranks)
+    depths = [rank["mean_depth"] for rank in ranks]
+    if None in depths or done < _ENOUGH_OPERATIONS * len(ranks):
+        return None
+    in_flight: float = sum(depths)
+    return in_flight * window_s / done
 
 
 def _longest_window_s(data: Mapping[str, Any], plan: Plan) -> float:
