@@ -228,8 +228,7 @@ def _operation_s(ranks: Sequence[Mapping[str, Any]], window_s: float) -> float |
     depths = [rank["mean_depth"] for rank in ranks]
     if None in depths or done < _ENOUGH_OPERATIONS * len(ranks):
         return None
-    in_flight: float = sum(depths)
-    return in_flight * window_s / done
+    return float(sum(depths) * window_s / done)
 
 
 def _longest_window_s(data: Mapping[str, Any], plan: Plan) -> float:

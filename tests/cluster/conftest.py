@@ -12,6 +12,7 @@ import pytest
 
 import pytest_kvcache
 from tests.cluster.cluster import Cluster, why_unavailable
+from tests.cluster.launchers import COLUMNS
 from tests.site import machine_to_oneself
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def cluster_share(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
         pytest.skip(reason)
     package = Path(pytest_kvcache.__file__).parents[1]
     prefixes = {Path(sys.base_prefix), Path(sys.prefix), package, HERE.parents[1]}
+    prefixes |= {column.prefix for column in COLUMNS if column.prefix.is_dir()}
     return (*sorted(prefixes), tmp_path_factory.getbasetemp())
 
 

@@ -6,9 +6,7 @@ Each is one row of docs/faults.md, which ``tox -e faults`` writes.
 from __future__ import annotations
 
 import signal
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.plugins.kvcache_test_faults import SWITCH
@@ -101,8 +99,8 @@ FAULTS = (
     ),
     Fault(
         name="interpreter and launcher gone",
-        inject=lambda session: session.cluster.hide(BAD, Path(sys.prefix) / "bin"),
-        mend=lambda session: session.cluster.reveal(BAD, Path(sys.prefix) / "bin"),
+        inject=lambda session: session.cluster.hide(BAD, session.column.prefix / "bin"),
+        mend=lambda session: session.cluster.reveal(BAD, session.column.prefix / "bin"),
         said=rf"host {BAD}: .*(is missing; install the launcher|could not be asked)",
         phase=None,
     ),

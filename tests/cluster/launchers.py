@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 LIBRARIES = Path("/usr/lib/x86_64-linux-gnu")
+MPICH = Path(os.environ.get("KVCACHE_TEST_MPICH", "/none"))  # a venv with the wheel mpich
 CHOICE = "KVCACHE_TEST_LAUNCHERS"  # names, with commas; all of them: "all"
 
 
@@ -16,6 +17,8 @@ class Column:
     """A launcher and its library; ``needs`` must be there."""
 
     name: str
+    prefix: Path = Path(sys.prefix)
+    """The environment with pytest, this package and mpi4py."""
     launcher: str
     running: str
     daemon: str
@@ -23,6 +26,11 @@ class Column:
     env: dict[str, str] = field(default_factory=dict)
     exports: bool = True
     """Whether variables must be named to reach other hosts."""
+
+    @property
+    def python(self) -> str:
+        """Its interpreter."""
+        return str(self.prefix / "bin/python")
 
     @property
     def args(self) -> tuple[str, ...]:
@@ -55,11 +63,11 @@ COLUMNS = (
     ),
     Column(
         name="MPICH",
-        launcher="/usr/bin/mpiexec.hydra",
-        running="mpiexec.hydra",
+        prefix=MPICH,
+        launcher=str(MPICH / "bin/mpiexec"),
+        running="bin/mpiexec",
         daemon="hydra_pmi_proxy",
-        needs=(Path("/usr/bin/mpiexec.hydra"), LIBRARIES / "libmpich.so.12"),
-        env={"MPI4PY_LIBMPI": str(LIBRARIES / "libmpich.so.12")},
+        needs=(MPICH / "bin/hydra_pmi_proxy", MPICH / "bin/python"),
         exports=False,
     ),
 )

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,15 +38,16 @@ class Session:
     cluster: Cluster
     args: Sequence[str]
     column: Column = COLUMNS[0]
-    python: str = sys.executable
     env: dict[str, str] = field(default_factory=dict)
+    without: Sequence[str] = ()
+    """Of the usual options, those that are left out."""
     process: HostProcess = field(init=False)
 
     def __post_init__(self) -> None:
         command = [
-            self.python, "-m", "pytest", "--pyargs", "pytest_kvcache.suite", "-p",
+            self.column.python, "-m", "pytest", "--pyargs", "pytest_kvcache.suite", "-p",
             "no:cacheprovider", "-rf", f"--kv-ssh={' '.join(self.cluster.ssh_command)}",
-            *SMALL, *self.column.args, *self.args,
+            *(arg for arg in SMALL if arg not in self.without), *self.column.args, *self.args,
         ]  # fmt: skip
         environ = {k: v for k, v in os.environ.items() if k not in ("CI", "BUILD_NUMBER")}
         self.process = self.cluster.popen(

@@ -43,7 +43,9 @@ def left_on(cluster: Cluster, *hosts: str) -> list[str]:
     found = []
     for host in hosts:
         left = cluster.leftovers(host)
-        temporary = [name for name in left.temporary if name not in ("results", ".benchmarks")]
+        temporary = [
+            name for name in left.temporary if not name.startswith(("results", ".benchmarks"))
+        ]
         names = (*left.shared_memory, *left.cache, *temporary)
         found += [f"{host}: {what}" for what in (*left.processes, *names)]
     return [what for what in found if "kvcache-test-fault" not in what and "ballast" not in what]
