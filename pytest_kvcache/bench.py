@@ -30,6 +30,7 @@ from pytest_kvcache.compare import (
 from pytest_kvcache.controller import Controller, Progress
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.evidence import evidence_of
+from pytest_kvcache.localhost import is_local
 from pytest_kvcache.metrics import METRICS
 from pytest_kvcache.planning import Case, CaseName, Planner, name_cases
 from pytest_kvcache.registry import build_registry
@@ -64,6 +65,8 @@ class Bench:
         run_id = new_run_id()
         self._planner = Planner(self.registry, run_id)
         self._modify_plan = modify_plan
+        self.refused = False
+        """Whether a dry run found hosts that can't run a case."""
         self._cases: dict[tuple[CaseName, int], tuple[Options, Case]] = {}
         self._baseline = _baseline_of(options)
         self.controller = Controller(
@@ -87,7 +90,8 @@ class Bench:
         options = options or self.options
         key = (name, id(options))  # the options are kept with it, or the id would be used again
         if key not in self._cases:
-            case = self._planner.plan(options, name)
+            survey = self.controller.survey(options, name.layout)
+            case = self._planner.plan(options, name, survey)
             self._cases[key] = options, replace(case, plan=self._modify_plan(case.plan))
         return self._cases[key][1]
 
@@ -99,7 +103,8 @@ class Bench:
         if cases:
             self.controller.note_launcher()
         self._check_baseline([case.plan for case in cases])
-        if cases and not self.options.dry_run:
+        here = any(is_local(host.name) for name in names for host in name.layout.hosts)
+        if here and not self.options.dry_run:
             self.controller.take_lock()
 
     def run(self, name: CaseName, options: Options | None = None) -> CaseResult:
@@ -118,6 +123,10 @@ class Bench:
             if key != "origins":
                 yield f"  {key:<18}{shown} ({origin})"
         yield "  " + shlex.join(self.controller.argv(self.options, plan, directory))
+        refusal = self.controller.refusal(self.options, plan)
+        if refusal is not None:
+            self.refused = True
+            yield f"  preflight found\n  {refusal}"
 
     def unsettled(self) -> list[str]:
         """One line on each case whose trials ended before its interval was narrow enough."""

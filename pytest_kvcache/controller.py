@@ -6,41 +6,45 @@ the run file at once, so that nothing that follows can lose it.
 
 from __future__ import annotations
 
-import json
 import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.atomic import write_json
-from pytest_kvcache.cachedir import remove_run_dir
-from pytest_kvcache.consistency import check_record
-from pytest_kvcache.errors import KVCacheError, LaunchError, ResultError, StorageError
-from pytest_kvcache.events import EventTail
+from pytest_kvcache.cluster import Cluster, Survey
+from pytest_kvcache.errors import KVCacheError, LaunchError, PreflightError, ResultError
+from pytest_kvcache.hostfacts import HostQuestion
 from pytest_kvcache.hostlock import HostLock
-from pytest_kvcache.launchers.protocol import LaunchJob
+from pytest_kvcache.launch import Launch
+from pytest_kvcache.launchers.protocol import LaunchJob, remote_shell_script
 from pytest_kvcache.localhost import is_local
-from pytest_kvcache.postmortem import cause_of_death, telling_lines
-from pytest_kvcache.preflight import check_plan, check_results_dir, find_setup
-from pytest_kvcache.results import CaseResult, TrialRecord, TrialResult
-from pytest_kvcache.sharedmemory import Segments
-from pytest_kvcache.supervise import LaunchExit, supervise, tail_lines
+from pytest_kvcache.preflight import (
+    check_plan,
+    check_results_dir,
+    find_setup,
+    host_problems,
+    library_problems,
+)
+from pytest_kvcache.processes import MARKER_VARIABLE
+from pytest_kvcache.results import CaseResult, TrialResult
 from pytest_kvcache.verdicts import evaluate_trial, idle_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from pytest_kvcache.hosts import RankLayout
     from pytest_kvcache.options import Options, Trials
     from pytest_kvcache.plan import Plan
     from pytest_kvcache.planning import Case
     from pytest_kvcache.preflight import LaunchSetup
     from pytest_kvcache.registry import Registry
-    from pytest_kvcache.results import RankResult, RunResult
+    from pytest_kvcache.results import RankResult, RunResult, TrialRecord
 
 _RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+_LIBRARY_CHOICE = ("MPI4PY_LIBMPI", "MPI4PY_MPIABI")
+_SHELL_SCRIPT = "remote-shell"
 _YIELD = "OMPI_MCA_mpi_yield_when_idle"
-_TAIL_LINES = 12  # of the launcher's output, shown with a failure
-_LOG_LINES = 200  # of it, searched for the cause
 
 
 class Progress:
@@ -51,6 +55,9 @@ class Progress:
 
     def event(self, event: Mapping[str, Any]) -> None:
         """The coordinator wrote an event."""
+
+    def surveyed(self, survey: Survey) -> None:
+        """The hosts have been asked what they are."""
 
     def trial_finished(self, case: CaseResult, trial: TrialResult) -> None:
         """A launch is over."""
@@ -103,6 +110,8 @@ class Controller:
         self._max_trials = max_trials
         self._setup: LaunchSetup | None = None
         self._lock: HostLock | None = None
+        self._cluster: Cluster | None = None
+        self._surveys: dict[tuple[object, ...], Survey] = {}
         self._done: dict[_Question, CaseResult] = {}
 
     @property
@@ -136,22 +145,78 @@ class Controller:
         check_plan(options, plan, self.setup(), self._environ)
         self.argv(options, plan, self.directory)  # refuses launcher parameters that contradict it
 
+    def survey(self, options: Options, layout: RankLayout) -> Survey | None:
+        """What the hosts are; asked once, and again if one was lost; None: all are this one."""
+        names = tuple(host.name for host in layout.hosts)
+        if all(map(is_local, names)):
+            return None
+        setup = self.setup()
+        if self._cluster is None:
+            self._cluster = Cluster(
+                self.run.run_id, options.ssh, setup.python, self._library_choice()
+            )
+        needs_directory = options.backend not in ("null", "memory")
+        question = HostQuestion(
+            cache_dir=options.cache_dir if needs_directory else None,
+            programs=() if setup.daemon is None else (setup.daemon,),
+        )
+        key = (names, question, options.keep)
+        known = self._surveys.get(key)
+        if known is None or (self._cluster.lost(names) and known.is_old()):
+            survey = self._cluster.survey(names, question, keep=options.keep)
+            problems = library_problems(setup.mpi_library, survey)
+            self._surveys[key] = survey.with_problems(problems)
+            self._progress.surveyed(self._surveys[key])
+            self._note_hosts(survey)
+        return self._surveys[key]
+
+    def refusal(self, options: Options, plan: Plan) -> str | None:
+        """Why hosts can't run the plan, a line each; None: nothing stands against it."""
+        survey = self.survey(options, plan.layout)
+        if survey is None:
+            return None
+        lines = [
+            f"host {host}: {text}"
+            for host, texts in host_problems(options, plan, survey).items()
+            for text in texts
+        ]
+        return "\n  ".join(lines) or None
+
+    def _note_hosts(self, survey: Survey) -> None:
+        """Write what the hosts are into the run's environment."""
+        known = self.run.environment.get("host_facts", {})
+        facts = {host: facts.to_json() for host, facts in survey.facts.items()}
+        hosts = dict.fromkeys([*self.run.environment["hosts"], *survey.names])
+        found = {"hosts": list(hosts), "host_facts": {**known, **facts}}
+        self.run = replace(self.run, environment={**self.run.environment, **found})
+
     def argv(self, options: Options, plan: Plan, directory: Path) -> list[str]:
         """The exact launcher command of one trial."""
         hosts = tuple((host.name, host.ranks) for host in plan.layout.hosts)
         local = frozenset(name for name, _ranks in hosts if is_local(name))
         setup = self.setup()
+        remote = [name for name, _ranks in hosts if name not in local]
+        shell: tuple[str, ...] = ()
+        if remote and self._cluster is not None:
+            shell = self._cluster.shell(remote).words
         job = LaunchJob(
             hosts=hosts,
-            controller_host=hosts[0][0] if len(local) == len(hosts) else socket.gethostname(),
+            controller_host=socket.gethostname() if remote else hosts[0][0],
             local_hosts=local,
             program=(
                 setup.python, "-m", "mpi4py", "-m", "pytest_kvcache.worker",
                 str(directory), str(plan.world_size),
             ),
-            env={**_RANK_ENVIRONMENT, **self._yielding()},
+            env={
+                **_RANK_ENVIRONMENT,
+                **self._library_choice(),
+                **self._yielding(),
+                MARKER_VARIABLE: plan.run_id,
+            },
             params=options.mpi_params,
             allow_run_as_root=options.allow_run_as_root,
+            remote_shell=shell,
+            remote_shell_script=str(directory / _SHELL_SCRIPT) if remote else "",
         )  # fmt: skip
         return setup.launcher.argv(job)
 
@@ -166,7 +231,7 @@ class Controller:
         result = CaseResult(plan=case.plan)
         directory = self._new_directory(case.plan)
         try:
-            self.take_lock()
+            self._check_hosts(options, case.plan)
             trials = self._trial_limit(options)
             for index in range(trials):
                 self._progress.trial_started(result, index, trials)
@@ -184,6 +249,14 @@ class Controller:
             if not isinstance(error, KVCacheError):
                 raise
         return result
+
+    def _check_hosts(self, options: Options, plan: Plan) -> None:
+        """Have all hosts for this run alone; PreflightError if one can't be used."""
+        if any(is_local(host.name) for host in plan.layout.hosts):
+            self.take_lock()
+        refusal = self.refusal(options, plan)
+        if refusal is not None:
+            raise PreflightError(f"preflight found\n  {refusal}")
 
     def _new_directory(self, plan: Plan) -> Path:
         """Where this case's trials go; other options may give another case of the same name."""
@@ -204,10 +277,17 @@ class Controller:
         ]
 
     def close(self) -> None:
-        """Give the host back."""
+        """Give the hosts back."""
+        if self._cluster is not None:
+            self._cluster.close()
+            self._cluster = None
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+    def _library_choice(self) -> dict[str, str]:
+        """How the user tells mpi4py which MPI library to load: so on every host."""
+        return {name: self._environ[name] for name in _LIBRARY_CHOICE if name in self._environ}
 
     def _yielding(self) -> dict[str, str]:
         """Waiting ranks leave the core to others, unless the user has said otherwise."""
@@ -241,7 +321,14 @@ class Controller:
         write_json(directory / "plan.json", plan.to_json())
         if case.trace is not None:
             case.trace.save(directory / "trace.npz")
-        launch = _Launch(self.argv(options, plan, directory), plan, directory, self._progress)
+        self._write_shell_script(directory, plan)
+        launch = Launch(
+            self.argv(options, plan, directory),
+            plan,
+            directory,
+            cluster=None if self.survey(options, plan.layout) is None else self._cluster,
+            on_event=self._progress.event,
+        )
         try:
             record = launch.record(self._environ)
         except (LaunchError, ResultError) as error:
@@ -249,6 +336,14 @@ class Controller:
         finally:
             (directory / "trace.npz").unlink(missing_ok=True)
         return _judged(options, plan, record)
+
+    def _write_shell_script(self, directory: Path, plan: Plan) -> None:
+        """For launchers that take one program without arguments to reach other hosts."""
+        names = [host.name for host in plan.layout.hosts if not is_local(host.name)]
+        if names and self._cluster is not None:
+            script = directory / _SHELL_SCRIPT
+            script.write_text(remote_shell_script(self._cluster.shell(names).words))
+            script.chmod(0o755)
 
 
 def _is_settled(options: Options, case: CaseResult) -> bool:
@@ -294,107 +389,3 @@ def _what_failed(rank: RankResult) -> str:
     if not failed:  # a delete, say: no operation that is counted
         return rank.error
     return f"{failed} failed operation{'s' * (failed != 1)}, the first: {rank.error}"
-
-
-def _stuck(ended: LaunchExit) -> str | None:
-    """Processes that not even SIGKILL could end would disturb whatever comes next."""
-    if not ended.survivors:
-        return None
-    pids = ", ".join(map(str, ended.survivors))
-    return f"processes {pids} of the launch can't be ended: they are stuck in the kernel"
-
-
-class _Launch:
-    """One launch of all ranks, from the command to the checked record."""
-
-    def __init__(
-        self, argv: Sequence[str], plan: Plan, directory: Path, progress: Progress
-    ) -> None:
-        self._argv = list(argv)
-        self._plan = plan
-        self._directory = directory
-        self._log = directory / "mpirun.log"
-        self._progress = progress
-        self._tail = EventTail(directory / "events.jsonl")
-        self._failed: Mapping[str, Any] | None = None
-        self._ranks: list[Mapping[str, Any]] = []
-
-    def record(self, environ: Mapping[str, str]) -> TrialRecord:
-        """Launch, wait, read the record. Raises LaunchError or ResultError."""
-        segments = Segments.now()
-        try:
-            ended = supervise(
-                self._argv,
-                log_path=self._log,
-                cwd=self._directory,
-                env=environ,
-                deadline_s=self._plan.deadline_s,
-                on_poll=self._poll,
-            )
-            self._poll()
-        except BaseException:
-            self._tidy(segments)
-            raise
-        problem = self._problem(ended) or _stuck(ended)
-        if problem is not None:
-            self._tidy(segments)
-            raise LaunchError(
-                problem,
-                argv=self._argv,
-                exit_code=ended.exit_code,
-                tail=tail_lines(self._log, _TAIL_LINES),
-            )
-        return self._read_record()
-
-    def _poll(self) -> None:
-        for event in self._tail.poll():
-            if event["event"] == "failed" and self._failed is None:
-                self._failed = event
-            elif event["event"] == "ranks":
-                self._ranks = event["ranks"]
-            self._progress.event(event)
-
-    def _tidy(self, segments: Segments) -> None:
-        """What a launch that went wrong may leave behind on this host."""
-        segments.remove_new()
-        if self._plan.needs_directory and not self._plan.keep:
-            try:
-                remove_run_dir(self._plan.cache_dir, self._plan.run_id)
-            except StorageError as error:
-                with self._log.open("a", encoding="utf-8") as log:
-                    log.write(f"kvcache: {error}\n")
-
-    def _problem(self, ended: LaunchExit) -> str | None:
-        """Why the launch failed, in one sentence and the last lines; None: it did not."""
-        cause = None
-        if self._failed is not None:
-            rank, host = self._failed["rank"], self._failed["host"]
-            cause = f"rank {rank} on host {host}: {self._failed['error']}"
-        elif ended.ended_by == "deadline":
-            cause = (
-                f"the launch was not over after {self._plan.deadline_s:g} s and was ended; look"
-                " for a rank that hangs, or raise --kv-deadline"
-            )
-        elif ended.exit_code != 0:
-            died = cause_of_death(tail_lines(self._log, _LOG_LINES), self._ranks)
-            ended_how = f"the launcher ended with exit code {ended.exit_code}"
-            if ended.exit_code is not None and ended.exit_code < 0:
-                ended_how = f"the launcher was killed by signal {-ended.exit_code}"
-            cause = died or ended_how
-        elif not (self._directory / "trial.json").is_file():
-            cause = "the launcher ended with exit code 0, but the ranks left no record"
-        if cause is None:
-            return None
-        tail = telling_lines(tail_lines(self._log, _LOG_LINES), _TAIL_LINES)
-        shown = "".join(f"\n    {line}" for line in tail)
-        return f"{cause}\n  last lines of {self._log}:{shown or ' (empty)'}"
-
-    def _read_record(self) -> TrialRecord:
-        path = self._directory / "trial.json"
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ResultError(f"{path} is no whole record: {error}") from error
-        record = TrialRecord.from_json(data, self._plan)
-        check_record(record, self._plan)
-        return record

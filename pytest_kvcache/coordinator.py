@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 STALLED_EXIT = 97
 _LEAD_NS = 50_000_000  # from the agreement on a start to the start
 _SILENCE_S = 10.0
+_LONG_WAIT_S = 2.0  # for one transfer, worth telling
 _PROGRESS_S = 1.0
 _SELF_KILL_GRACE_S = 60.0
 
@@ -84,8 +85,7 @@ class _Watch:
             return
         for rank, heard in self._heard.items():
             if now - heard > _SILENCE_S:
-                host = self._hosts[rank - 1]
-                self.fail(rank - 1, f"has not reported for {_SILENCE_S:g} s (host {host})")
+                self.fail(rank - 1, f"has not reported for {_SILENCE_S:g} s")
                 self._comm.abort(STALLED_EXIT)
 
     def fail(self, rank: int, error: str) -> None:
@@ -107,7 +107,17 @@ class _Watch:
                 "prompt_blocks", "hit_blocks", "cached_blocks",
             )
         }  # fmt: skip
-        self._events.write("progress", t_s=self.elapsed_s(), phase=self.phase, **totals)
+        self._events.write(
+            "progress", t_s=self.elapsed_s(), phase=self.phase, **totals, waiting=self._waiting()
+        )
+
+    def _waiting(self) -> dict[str, Any] | None:
+        """The rank whose storage has not answered for longest, if that is long."""
+        waits = {r: report.get("waiting_s", 0.0) for r, report in self._reports.items()}
+        rank = max(waits, key=lambda r: waits[r], default=None)
+        if rank is None or waits[rank] < _LONG_WAIT_S:
+            return None
+        return {"rank": rank - 1, "host": self._hosts[rank - 1], "s": waits[rank]}
 
 
 def coordinate(comm: Comm, run_dir: Path) -> int:
@@ -145,6 +155,27 @@ def _read_plan(run_dir: Path) -> str:
         ) from error
 
 
+def _misplaced(plan: Plan, hosts: list[str]) -> tuple[int, str] | None:
+    """The first rank that is on another host than planned.
+
+    Hosts have names of their own beside those the user gave them; but ranks of one
+    planned host must be together, and of two apart. Launchers were seen to swap hosts
+    in silence.
+    """
+    real: dict[str, str] = {}
+    planned: dict[str, str] = {}
+    for rank, host in enumerate(hosts):
+        name = plan.layout.host_of(rank)
+        if real.setdefault(name, host) != host or planned.setdefault(host, name) != name:
+            other = planned[host] if planned.get(host, name) != name else name
+            return rank, (
+                f"runs on {host}, where the ranks of {other} are or belong; the plan has it on"
+                f" {name}: the launcher has placed ranks in its own way, look at --kv-mpi-params"
+                " and the launcher's own settings"
+            )
+    return None
+
+
 def _mismatch(plan: Plan, ranks: list[dict[str, Any]]) -> tuple[int, str] | None:
     """The first rank that does not run the same thing as we do."""
     for number, rank in enumerate(ranks):
@@ -158,7 +189,7 @@ def _mismatch(plan: Plan, ranks: list[dict[str, Any]]) -> tuple[int, str] | None
                 number,
                 "read another plan than the coordinator; use the same version everywhere",
             )
-    return None
+    return _misplaced(plan, [rank["host"] for rank in ranks])
 
 
 def _deal_trace(comm: Comm, plan: Plan, run_dir: Path) -> None:

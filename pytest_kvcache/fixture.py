@@ -57,6 +57,7 @@ _OF_THE_SESSION = frozenset(
         "python",
         "results_dir",
         "slo",
+        "ssh",
     }
 )
 
@@ -118,8 +119,8 @@ class KVCache:
                 listed = ", ".join(map(str, names))
                 raise OptionError(f"kvcache.run() runs one case, the options ask for {listed}")
             case = self._bench.plan(names[0], options)
-            self._bench.controller.check(options, case.plan)
             self._bench.controller.note_launcher()
+            self._bench.controller.check(options, case.plan)
         except KVCacheError as error:
             pytest.fail(str(error), pytrace=False)
         return Run(self._finished(self._bench.run(names[0], options)))

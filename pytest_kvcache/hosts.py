@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?"
 _NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+_LABEL_MAX_CHARS = 63
 _NAME_MAX_CHARS = 253  # RFC 1035, section 2.3.4
 _IPV6 = re.compile(r"[0-9A-Fa-f:.]+(?:%[A-Za-z0-9_.-]+)?")
 _HOST = re.compile(r"(?:\[(?P<ipv6>[^\[\]]*)\]|(?P<name>[^:\[\]]*))(?::(?P<slots>[^:]*))?")
@@ -327,6 +328,8 @@ def _name_problem(name: str) -> str | None:
             "a host name must be letters, digits, '-', '_' and '.', "
             "and begin and end with a letter or digit"
         )
+    if len(max(name.split("."), key=len)) > _LABEL_MAX_CHARS:
+        return f"each part of a host name must have at most {_LABEL_MAX_CHARS} characters"
     if name.rpartition(".")[2].isdigit() and not _is_ipv4(name):
         return "it ends in a number, so it must be a complete IPv4 address such as 10.0.0.4"
     return None

@@ -43,7 +43,7 @@ class Options:
     oversubscribe: bool = False
     allow_run_as_root: bool = False
     mpi_params: tuple[str, ...] = ()
-    ssh: tuple[str, ...] | None = None
+    ssh: tuple[str, ...] = ("ssh",)
     scenario: tuple[str, ...] = ("mixed",)
     model: tuple[str, ...] = ("llama3.1-8b",)
     num_users: int = 100

@@ -224,7 +224,6 @@ def _is(*values: object) -> Callable[[Any], bool]:
     return lambda value: value in values
 
 
-_HOSTS_LATER = "ranks run on this host only so far"
 _CONTAINERS = "containers come with a later version, use --kv-exec-type=mpi"
 _OPEN_LOOP = "leave it out; users issue their next request after the previous one"
 _TIERS = "only the storage tier exists so far, use 0"
@@ -256,8 +255,9 @@ OPTIONS: tuple[OptionSpec, ...] = (
                help="allow more ranks than cores"),
     OptionSpec(name="allow_run_as_root", kind="flag", parse=_flag, distributed=True,
                help="as mpirun's"),
-    OptionSpec(name="ssh", metavar="'CMD'", parse=_shell, later=_HOSTS_LATER,
-               help="how hosts are reached"),
+    OptionSpec(name="ssh", metavar="'CMD'", parse=_shell,
+               help="how hosts are reached: 'ssh -F file', a wrapper; keepalives are added"
+               " where none are set (default: ssh)"),
     OptionSpec(name="python", metavar="PATH", parse=_text,
                help="interpreter of the ranks (default: this one)"),
     OptionSpec(name="deadline", metavar="S", parse=_seconds(zero=False),

@@ -32,6 +32,7 @@ from pytest_kvcache.workloads.trace_file import Trace, read_trace
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from pytest_kvcache.cluster import Survey
     from pytest_kvcache.models import ModelSpec
     from pytest_kvcache.options import Options
     from pytest_kvcache.registry import Registry
@@ -112,18 +113,22 @@ class Planner:
         self._run_id = run_id
         self._traces: dict[tuple[str, int | None, int | None], Trace] = {}
 
-    def plan(self, options: Options, name: CaseName) -> Case:
-        """Decide everything of one case; raises OptionError where that is impossible."""
+    def plan(self, options: Options, name: CaseName, survey: Survey | None = None) -> Case:
+        """Decide everything of one case; raises OptionError where that is impossible.
+
+        ``survey`` None: all ranks are on this machine.
+        """
         family = self._registry.workload(name.scenario)
         trace = self._trace(options) if family.needs_trace else None
         block_tokens = effective_block_tokens(options, trace)
         parts = _parts(trace, name.layout.np)
+        available_bytes, sharers = _space(options, name.layout, survey)
         facts = CaseFacts(
             run_id=self._run_id,
             version=VERSION,
             need=_largest(_needs(options, family, block_tokens, parts)),
-            available_bytes=_available_bytes(options),
-            sharers=most_ranks_per_machine(name.layout),
+            available_bytes=available_bytes,
+            sharers=sharers,
             trace=None if trace is None else _trace_plan(options, trace, parts),
         )
         plan = build_plan(
@@ -237,10 +242,21 @@ def _largest(needs: Sequence[Need]) -> Need:
     )
 
 
-def _available_bytes(options: Options) -> int | None:
-    """Free space where the blocks go, on this machine; None: it does not matter."""
+def _space(options: Options, layout: RankLayout, survey: Survey | None) -> tuple[int | None, int]:
+    """What is free where the blocks go (None: it does not matter), and the ranks that share it."""
+    fullest = most_ranks_per_machine(layout)
     if options.backend == "null":
-        return None
+        return None, fullest
+    if survey is None:
+        return _available_bytes(options), fullest
+    if options.backend == "memory":
+        memories = [facts.memory_bytes for facts in survey.facts.values()]
+        return min((free for free in memories if free is not None), default=None), fullest
+    return survey.tightest_share(layout) or (None, fullest)
+
+
+def _available_bytes(options: Options) -> int | None:
+    """Free space where the blocks go, on this machine."""
     if options.backend == "memory":
         return available_memory_bytes()
     validate_cache_dir(options.cache_dir)

@@ -305,6 +305,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if bench is None or is_xdist_worker(session.config):
         return
     bench.controller.close()
+    if bench.refused and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
     run = bench.controller.run
     if not run.cases:
         return

@@ -19,6 +19,20 @@ _OPENMPI = re.compile(
 )
 # hydra (MPICH, Intel MPI).
 _HYDRA = re.compile(r"PID (?P<pid>\d+) RUNNING AT (?P<host>\S+).*?EXIT CODE: (?P<code>\d+)")
+_SSH = re.compile(
+    r"ssh: (?:connect to host|Could not resolve hostname) (?P<host>[^\s:]+)[^:]*: (?P<why>.+)"
+)
+# srun: a victim of the others' end is "Terminated", and not told.
+_SRUN = re.compile(
+    r"srun: error: (?P<host>[^\s:]+): tasks? (?P<rank>\d+)\S*: "
+    r"(?:Exited with exit code (?P<code>\d+)"
+    r"|(?P<how>Killed|Aborted|Segmentation fault|Bus error|Illegal instruction))"
+)
+# PALS ends the others with SIGTERM (15).
+_PALS = re.compile(
+    r"(?P<host>\S+): rank (?P<rank>\d+) "
+    r"(?:died from signal (?!15\b)(?P<signal>\d+)|exited with code (?P<code>\d+))"
+)
 _BOX = re.compile(r"-{20,}")
 
 
@@ -28,26 +42,61 @@ def cause_of_death(lines: Sequence[str], ranks: Sequence[Mapping[str, Any]]) -> 
     ``ranks`` are the ranks' identities ({"host", "pid"}) in the order of their numbers,
     empty if they never got together.
     """
+    if match := _SSH.search("\n".join(lines)):
+        return f"host {match['host']} can't be reached over ssh ({match['why'].strip()})"
     text = re.sub(r"[\s=|]+", " ", " ".join(lines))
-    if match := _OPENMPI.search(text):
-        who = _name(int(match["rank"]) - 1, ranks, match["host"])
-        if match["signal"]:
-            return f"{who} was killed by signal {match['signal']}"
-        if match["how"] == "exiting improperly":
-            return f"{who} ended in the middle of the work"
-        return f"{who} gave up"
-    if match := _HYDRA.search(text):
-        pids = [rank["pid"] for rank in ranks]
-        pid = int(match["pid"])
-        if pid in pids:
-            who = _name(pids.index(pid), ranks, match["host"])
-            return f"{who} ended with exit code {match['code']}"
-        # Often another one than the first to die: hydra ends all and reports one of them.
-        return (
-            f"a process ended with exit code {match['code']}; the launcher names pid {pid} on"
-            f" host {match['host']}"
-        )
-    return None
+    told = (_openmpi(text, ranks), _hydra(text, ranks), _srun(text, ranks), _pals(text, ranks))
+    return next((cause for cause in told if cause is not None), None)
+
+
+def _openmpi(text: str, ranks: Sequence[Mapping[str, Any]]) -> str | None:
+    match = _OPENMPI.search(text)
+    if match is None:
+        return None
+    who = _name(int(match["rank"]) - 1, ranks, match["host"])
+    if match["signal"]:
+        return f"{who} was killed by signal {match['signal']}"
+    if match["how"] == "exiting improperly":
+        return f"{who} ended in the middle of the work"
+    return f"{who} gave up"
+
+
+def _hydra(text: str, ranks: Sequence[Mapping[str, Any]]) -> str | None:
+    match = _HYDRA.search(text)
+    if match is None:
+        return None
+    pid = int(match["pid"])
+    likely = [number for number, rank in enumerate(ranks) if rank["pid"] == pid]
+    if len(likely) > 1:  # pids of two hosts
+        likely = [number for number in likely if ranks[number]["host"] == match["host"]]
+    if len(likely) == 1:
+        who = _name(likely[0], ranks, match["host"])
+        return f"{who} ended with exit code {match['code']}"
+    # Often another one than the first to die: hydra ends all and reports one of them.
+    return (
+        f"a process ended with exit code {match['code']}; the launcher names pid {pid} on"
+        f" host {match['host']}"
+    )
+
+
+def _srun(text: str, ranks: Sequence[Mapping[str, Any]]) -> str | None:
+    match = _SRUN.search(text)
+    if match is None:
+        return None
+    who = _name(int(match["rank"]) - 1, ranks, match["host"])
+    if match["code"]:
+        return f"{who} ended with exit code {match['code']}"
+    return f"{who} ended with {match['how']!r}"
+
+
+def _pals(text: str, ranks: Sequence[Mapping[str, Any]]) -> str | None:
+    match = _PALS.search(text)
+    if match is None:
+        return None
+    who = _name(int(match["rank"]) - 1, ranks, match["host"])
+    if match["code"]:
+        return f"{who} ended with exit code {match['code']}"
+    return f"{who} was killed by signal {match['signal']}"
 
 
 def _name(number: int, ranks: Sequence[Mapping[str, Any]], host: str) -> str:

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_kvcache.errors import OptionError, PreflightError, UnavailableError
+from pytest_kvcache.errors import OptionError, PreflightError
 from pytest_kvcache.launchers.detect import (
     check_library,
     find_launcher,
     identify,
     launcher_for,
-    mpi_library,
 )
 from pytest_kvcache.localhost import (
     available_disk_bytes,
@@ -28,19 +27,24 @@ from pytest_kvcache.localhost import (
     is_root,
     usable_cores,
 )
+from pytest_kvcache.mpilibrary import mpi_library
 from pytest_kvcache.plan import FREE_SHARE
-from pytest_kvcache.planning import most_ranks_per_machine
 from pytest_kvcache.units import MIB, format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
+    from pytest_kvcache.cluster import Survey
+    from pytest_kvcache.hostfacts import HostFacts
+    from pytest_kvcache.hosts import HostRanks
     from pytest_kvcache.launchers.protocol import Launcher
     from pytest_kvcache.options import Options
     from pytest_kvcache.plan import Plan
     from pytest_kvcache.registry import Registry
 
 _RANK_BYTES = 96 * MIB  # interpreter, numpy, MPI and histograms of one rank
+_DAEMONS = {"openmpi-5": "prted", "openmpi-4": "orted", "hydra": "hydra_pmi_proxy"}
+_OPEN_FILES = 160  # of a rank: its library's and interpreter's, and 64 objects half done
 _ROOT_VARIABLES = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
 
 
@@ -53,6 +57,8 @@ class LaunchSetup:
     launcher_version: str
     mpi_library: str
     python: str
+    daemon: str | None = None
+    """What the launcher starts on other hosts, by absolute path; None: not known."""
 
 
 def find_setup(options: Options, registry: Registry, environ: Mapping[str, str]) -> LaunchSetup:
@@ -73,12 +79,19 @@ def find_setup(options: Options, registry: Registry, environ: Mapping[str, str])
     identity = identify(path)
     check_library(identity, library)
     return LaunchSetup(
-        launcher=launcher_for(identity, environ),
+        launcher=launcher_for(identity, environ, library),
         launcher_path=path,
         launcher_version=identity.version,
         mpi_library=library,
         python=python,
+        daemon=_daemon(path, identity.flavour),
     )
+
+
+def _daemon(launcher: str, flavour: str) -> str | None:
+    """Beside the launcher, where it will be looked for on every host."""
+    name = _DAEMONS.get(flavour)
+    return None if name is None else str(Path(launcher).parent / name)
 
 
 def _interpreter(options: Options) -> str:
@@ -96,17 +109,80 @@ def check_plan(
     options: Options, plan: Plan, setup: LaunchSetup, environ: Mapping[str, str]
 ) -> None:
     """Refuse a plan that this machine can't run; raises OptionError or PreflightError."""
-    for host in plan.layout.hosts:
-        if not is_local(host.name) and not options.dry_run:
-            raise UnavailableError(
-                "--kv-hosts",
-                host.name,
-                "ranks run on this host only so far; --kv-dry-run plans it",
-            )
     _check_root(options, setup, environ)
-    _check_cores(options, plan)
-    _check_space(options, plan)
-    _check_memory(plan)
+    here = [host for host in plan.layout.hosts if is_local(host.name)]
+    if not here:
+        return
+    _check_cores(options, ", ".join(host.name for host in here), sum(h.ranks for h in here))
+    if len(here) == len(plan.layout.hosts):
+        _check_space(options, plan, sum(h.ranks for h in here))
+    _check_memory(plan, sum(h.ranks for h in here))
+
+
+def host_problems(options: Options, plan: Plan, survey: Survey) -> dict[str, list[str]]:
+    """What keeps hosts from running their part of the plan: sentences by host, in their order."""
+    found: dict[str, list[str]] = {}
+    for host in plan.layout.hosts:
+        texts = list(survey.problems.get(host.name, ()))
+        facts = survey.facts.get(host.name)
+        if facts is not None and not texts:
+            texts += _own_problems(options, plan, host, facts)
+            sharers = survey.group_of(host.name)
+            texts += _space_problems(
+                plan, facts, sum(h.ranks for h in plan.layout.hosts if h.name in sharers)
+            )
+        if texts:
+            found[host.name] = texts
+    return found
+
+
+def library_problems(library: str, survey: Survey) -> dict[str, list[str]]:
+    """Hosts whose MPI is not the controller's: ranks of two MPIs can't talk."""
+    fix = "install the same MPI library on every host"
+    return {
+        name: [f"loads {facts.mpi_library!r} through mpi4py, this machine {library!r}; {fix}"]
+        for name, facts in survey.facts.items()
+        if facts.mpi_library not in ("", library)
+    }
+
+
+def _own_problems(options: Options, plan: Plan, host: HostRanks, facts: HostFacts) -> Iterator[str]:
+    if host.ranks > facts.cores and not options.oversubscribe:
+        yield (
+            f"has {facts.cores} cores for {host.ranks} ranks; lower --kv-np, or add"
+            " --kv-oversubscribe"
+        )
+    wanted = host.ranks * _rank_memory_bytes(plan)
+    if facts.memory_bytes is not None and wanted > facts.memory_bytes:
+        yield (
+            f"has {format_bytes(facts.memory_bytes)} of memory free for {host.ranks} ranks that"
+            f" need {format_bytes(wanted)}; lower --kv-np, --kv-queue-depth or the capacity"
+        )
+    files = _OPEN_FILES + 2 * plan.queue_depth
+    if plan.needs_directory and facts.open_files is not None and facts.open_files < files:
+        yield (
+            f"allows {facts.open_files} open files, a rank needs {files}; raise 'ulimit -n' for"
+            " ssh logins there, or lower --kv-queue-depth"
+        )
+
+
+def _space_problems(plan: Plan, facts: HostFacts, ranks: int) -> Iterator[str]:
+    """``ranks`` store there: those of all hosts that share it."""
+    if facts.filesystem is None:
+        return
+    free, inodes = facts.filesystem["available_bytes"], facts.filesystem["available_inodes"]
+    blocks = ranks * min(plan.capacity_blocks, plan.need_blocks)
+    if blocks * plan.stored_bytes > FREE_SHARE * free:
+        yield (
+            f"has {format_bytes(free)} free in {plan.cache_dir} for {ranks} ranks that store"
+            f" {format_bytes(blocks * plan.stored_bytes)}; that must stay below {FREE_SHARE:.0%},"
+            " free some or lower --kv-storage-capacity-gb"
+        )
+    if inodes is not None and blocks > inodes:
+        yield (
+            f"has {inodes} inodes free in {plan.cache_dir} for {blocks} blocks of {ranks} ranks, a"
+            " file each; lower --kv-storage-capacity-gb or use longer --kv-block-tokens"
+        )
 
 
 def check_results_dir(path: str) -> None:
@@ -135,21 +211,19 @@ def _check_root(options: Options, setup: LaunchSetup, environ: Mapping[str, str]
         )
 
 
-def _check_cores(options: Options, plan: Plan) -> None:
-    cores, names = usable_cores(), [h.name for h in plan.layout.hosts if is_local(h.name)]
-    ranks = sum(host.ranks for host in plan.layout.hosts if host.name in names)
+def _check_cores(options: Options, names: str, ranks: int) -> None:
+    cores = usable_cores()
     if ranks > cores and not options.oversubscribe:
         raise PreflightError(
-            f"--kv-np puts {ranks} ranks on {', '.join(names)}, which has {cores} cores; lower"
+            f"--kv-np puts {ranks} ranks on {names}, which has {cores} cores; lower"
             " it, or add --kv-oversubscribe"
         )
 
 
-def _check_space(options: Options, plan: Plan) -> None:
+def _check_space(options: Options, plan: Plan, ranks: int) -> None:
     """A cap that the user asked for must be there (a cap we chose fits by its making)."""
     if not plan.needs_directory or not options.storage_capacity_gb:
         return
-    ranks = most_ranks_per_machine(plan.layout)
     wanted = min(plan.capacity_blocks, plan.need_blocks) * plan.stored_bytes * ranks
     free = available_disk_bytes(plan.cache_dir)
     if wanted > FREE_SHARE * free:
@@ -160,15 +234,16 @@ def _check_space(options: Options, plan: Plan) -> None:
         )
 
 
-def _check_memory(plan: Plan) -> None:
+def _check_memory(plan: Plan, ranks: int) -> None:
     free = available_memory_bytes()
-    if free is None:
-        return
-    ranks = most_ranks_per_machine(plan.layout)
-    held = plan.capacity_bytes if plan.backend == "memory" else 0
-    wanted = ranks * (_RANK_BYTES + plan.buffer_bytes + held)
-    if wanted > free:
+    wanted = ranks * _rank_memory_bytes(plan)
+    if free is not None and wanted > free:
         raise PreflightError(
             f"{ranks} ranks need {format_bytes(wanted)} of memory on one host, which has"
             f" {format_bytes(free)}; lower --kv-np, --kv-queue-depth or the capacity"
         )
+
+
+def _rank_memory_bytes(plan: Plan) -> int:
+    held = plan.capacity_bytes if plan.backend == "memory" else 0
+    return _RANK_BYTES + plan.buffer_bytes + held

@@ -179,6 +179,7 @@ class Rank:
             "prompt_blocks": index.prompt_blocks - self._admitted_blocks[0],
             "hit_blocks": index.hit_blocks - self._admitted_blocks[1],
             "cached_blocks": index.present_blocks,
+            "waiting_s": self.engine.pool.longest_wait_ns() / 1e9,
         }
 
     @property

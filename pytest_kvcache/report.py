@@ -11,6 +11,7 @@ from pytest_kvcache.units import format_bytes
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from pytest_kvcache.cluster import Survey
     from pytest_kvcache.plan import Plan
     from pytest_kvcache.results import CaseResult, RunResult, TrialResult
     from pytest_kvcache.summary import MetricSeries
@@ -55,6 +56,43 @@ def describe_plan(plan: Plan) -> str:
         f" {plan.block_tokens} tokens = {format_bytes(plan.block_bytes)};"
         f" {plan.backend}{where}, {durable}; depth {plan.queue_depth}; window {window}"
     )
+
+
+def describe_survey(survey: Survey) -> list[str]:
+    """A table of the hosts, and a line for each problem."""
+    head = f"  {'host':<18}{'cores':>6}{'memory':>11}{'disk free':>11}  {'filesystem':<11}"
+    lines = [
+        f"kvcache: asked {_counted(survey.names, 'host')} in {survey.elapsed_s:.1f} s",
+        f"{head}{'direct':<7}shared with",
+    ]
+    lines += [_host_line(survey, host) for host in survey.names]
+    for host, texts in survey.problems.items():
+        for text in texts:
+            lines += _wrapped(f"host {host}: {text}", indent="  ")
+    return lines
+
+
+def _host_line(survey: Survey, host: str) -> str:
+    facts = survey.facts.get(host)
+    if facts is None:
+        return f"  {host:<18}{'—':>6}{'—':>11}{'—':>11}  {'—':<11}{'—':<7}—"
+    memory = "—" if facts.memory_bytes is None else format_bytes(facts.memory_bytes)
+    free, kind, direct, shared = "—", "—", "—", "—"
+    if facts.filesystem is not None:
+        free, kind = format_bytes(facts.filesystem["available_bytes"]), facts.filesystem["type"]
+        direct = "yes" if facts.direct else "no"
+        others = [name for name in survey.names if name in survey.group_of(host) and name != host]
+        shared = _some(others) or "no host"
+    return f"  {host:<18}{facts.cores:>6}{memory:>11}{free:>11}  {kind:<11}{direct:<7}{shared}"
+
+
+def _counted(things: Sequence[object], noun: str) -> str:
+    return f"{len(things)} {noun}{'s' * (len(things) != 1)}"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - 1
+    return names[0] if more == 0 else f"{names[0]} and {more} more" if names else ""
 
 
 def _table(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:

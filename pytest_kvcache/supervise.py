@@ -2,11 +2,9 @@
 
 Controller side; imports neither pytest nor mpi4py. It knows processes, not MPI.
 
-What a launch leaves behind was measured. Open MPI 5's ranks share mpirun's session but
-have process groups of their own; MPICH's have sessions of their own. A rank in a system
-call or a sleep does not notice that mpirun was killed, and what a rank started outlives
-even a clean exit. So the processes of a launch are known by their session *and* by a
-marker in their environment, and what is left of them is killed whatever the end was.
+A rank in a system call or a sleep does not notice that mpirun was killed, and what a
+rank started outlives even a clean exit. So what is left of a launch's processes
+(processes.py) on this machine is killed whatever the end was.
 """
 
 from __future__ import annotations
@@ -19,13 +17,13 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, TypeAlias
 
 from pytest_kvcache.errors import LaunchError
+from pytest_kvcache.processes import MARKER_VARIABLE, LaunchProcesses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,11 +31,7 @@ if TYPE_CHECKING:
 
 EndedBy: TypeAlias = Literal["exit", "deadline", "stopped"]
 
-MARKER_VARIABLE = "PYTEST_KVCACHE_LAUNCH"
-"""Environment variable that every process of a launch carries on the controller's host."""
-
 _TAIL_BYTES = 64 * 1024
-_KILL_WAIT_S = 5.0
 _KILL_POLL_S = 0.01
 _FIRST_POLL_S = 0.005
 # Terminal control: CSI sequences (colours), OSC sequences (titles), single escapes.
@@ -85,6 +79,7 @@ def supervise(
     env: Mapping[str, str],
     deadline_s: float,
     on_poll: Callable[[], None],
+    marker: str,
     poll_s: float = 0.1,
     grace_s: float = 5.0,
 ) -> LaunchExit:
@@ -92,6 +87,7 @@ def supervise(
 
     Call it from the main thread. stdin is empty; stdout and stderr are appended to
     ``log_path``. ``on_poll`` is called every ``poll_s`` or sooner while the launch runs.
+    Every process gets ``marker`` into its environment.
     A launch that must end is sent SIGTERM, and SIGKILL after ``grace_s``; so it is on any
     exception, ``KeyboardInterrupt`` included, which is then raised again. SIGTERM to this
     process counts as ``KeyboardInterrupt`` meanwhile.
@@ -100,7 +96,7 @@ def supervise(
     """
     if not (math.isfinite(deadline_s) and deadline_s > 0):
         raise ValueError(f"deadline_s is {deadline_s}; it must be finite and above 0")
-    members = _Members(marker=uuid.uuid4().hex)
+    members = LaunchProcesses(marker=marker)
     started_s = time.monotonic()
     process = None
     with _sigterm_interrupts(), log_path.open("ab") as log:
@@ -190,7 +186,7 @@ def _has_ended(process: subprocess.Popen[bytes]) -> bool:
 
 
 def _end(
-    process: subprocess.Popen[bytes] | None, members: _Members, grace_s: float, log: BinaryIO
+    process: subprocess.Popen[bytes] | None, members: LaunchProcesses, grace_s: float, log: BinaryIO
 ) -> tuple[int, ...]:
     """End what still runs, gently first; return what could not be killed.
 
@@ -216,42 +212,6 @@ def _wait_until_ended(process: subprocess.Popen[bytes], limit_s: float) -> None:
     until_s = time.monotonic() + limit_s
     while not _has_ended(process) and time.monotonic() < until_s:
         time.sleep(_KILL_POLL_S)
-
-
-@dataclass(slots=True)
-class _Members:
-    """The processes of one launch on this host, wherever they moved to."""
-
-    marker: str
-    session: int | None = None
-
-    def kill(self) -> tuple[int, ...]:
-        """Kill all of them, and those they start meanwhile; return what is left."""
-        until_s = time.monotonic() + _KILL_WAIT_S
-        while (alive := self.alive()) and time.monotonic() < until_s:
-            for pid in alive:
-                with suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(_KILL_POLL_S)
-        return alive
-
-    def alive(self) -> tuple[int, ...]:
-        """Return the pids of the members that are not dead yet."""
-        pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-        return tuple(pid for pid in pids if self._has(pid))
-
-    def _has(self, pid: int) -> bool:
-        try:
-            # After the name, which may hold anything: state, parent, group, session.
-            fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-            if fields[0] in (b"Z", b"X"):
-                return False
-            if int(fields[3]) == self.session:
-                return True
-            environ = Path(f"/proc/{pid}/environ").read_bytes()
-        except OSError:  # gone meanwhile, or of another user
-            return False
-        return f"{MARKER_VARIABLE}={self.marker}".encode() in environ.split(b"\0")
 
 
 @contextmanager

@@ -6,13 +6,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.controller import Progress
-from pytest_kvcache.report import WIDTH, ProgressRate, describe_progress
+from pytest_kvcache.report import WIDTH, ProgressRate, describe_progress, describe_survey
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import pytest
 
+    from pytest_kvcache.cluster import Survey
     from pytest_kvcache.results import CaseResult, TrialResult
 
 _LOG_INTERVAL_S = 15.0
@@ -29,6 +30,10 @@ class TerminalProgress(Progress):
         self._rate = ProgressRate()
         self._wrote_s = 0.0
         self._line_open = False
+
+    def surveyed(self, survey: Survey) -> None:
+        """Show what the hosts are, and what is wrong with them."""
+        self._reporter_write("\n" + "\n".join(describe_survey(survey)) + "\n")
 
     def trial_started(self, case: CaseResult, trial: int, trials: int) -> None:
         """A launch begins."""

@@ -88,10 +88,14 @@ class Operation:
 class _Worker:
     """What one thread owns: its log, its buffers and its verification counts."""
 
-    __slots__ = ("_payload", "_read", "_thorough_every", "_write", "checked", "corrupt", "log")
+    __slots__ = (
+        "_payload", "_read", "_thorough_every", "_write", "busy_since_ns", "checked", "corrupt",
+        "log",
+    )  # fmt: skip
 
     def __init__(self, payload: Payload | None, log: Log, verify: str) -> None:
         self.log = log
+        self.busy_since_ns = 0  # of the call that is under way; 0: none is
         self.checked = 0
         self.corrupt = 0
         self._payload = payload
@@ -129,7 +133,7 @@ class _Worker:
 
 
 class TransferPool:
-    """The queue and its threads. All methods but ``start`` and ``close`` need ``lock`` held.
+    """The queue and its threads. Methods that change it need ``lock`` held.
 
     ``on_complete(operation)`` is called under the lock by the thread that ended an
     operation's last transfer, ``on_idle()`` when nothing is queued or in flight.
@@ -179,6 +183,12 @@ class TransferPool:
     def corrupt(self) -> int:
         """Transfers whose content was wrong."""
         return sum(worker.corrupt for worker in self._workers)
+
+    def longest_wait_ns(self) -> int:
+        """How long the oldest call under way has been waiting for the storage; 0: none is."""
+        now = self._clock()
+        begun = [since for worker in self._workers if (since := worker.busy_since_ns)]
+        return max(0, now - min(begun)) if begun else 0
 
     @property
     def busy(self) -> bool:
@@ -276,8 +286,10 @@ class TransferPool:
         started = clock()
         if not operation.started_ns:
             operation.started_ns = started  # it has begun; the lock below finds the earliest
+        worker.busy_since_ns = started
         error = self._call(kind, operation.slot.object_key, offset, view)
         done = clock()
+        worker.busy_since_ns = 0
         if kind == READ and error is None:
             error = self._verify(worker, operation, offset, length)
         syncs = kind == WRITE and settings.sync

@@ -6,6 +6,7 @@ Severities are fixed by the run file's documentation: ``invalid`` fails the tria
 
 from __future__ import annotations
 
+from statistics import median_low
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.recorder import widest_slice_s
@@ -21,6 +22,8 @@ _MOVED_SHARE = 0.9  # of the bytes asked for that the device must have moved
 _SHORT_WINDOW_S = 30.0
 _STEADY_DIFFERENCE = 0.05  # between the hit ratios of the window's halves
 _COMMON_SHARE = 0.9  # of the longest rank's window that all ranks must share
+_SLOW_FACTOR = 4.0  # between the slowest host's time for an operation and a typical one's
+_ENOUGH_OPERATIONS = 30  # of a rank, to tell a slow host from chance
 _SATURATED_SHARE = 0.5  # of the queue depth in flight on average
 _BACKLOG_SHARE = 0.05  # of the offered requests that may be under way at the end
 
@@ -93,21 +96,29 @@ def _where_the_bytes_went(data: Mapping[str, Any], plan: Plan) -> Iterator[Verdi
             text=f"the backend {plan.backend} is no storage; this measures the harness, use"
             " --kv-backend=file for a result",
         )
-    for facts in _filesystems(data):
-        if facts["is_tmpfs"]:
-            yield Verdict(
-                code="TMPFS",
-                severity="invalid",
-                text=f"{plan.cache_dir} on {facts['host']} is {facts['type']}, which is memory;"
-                " choose a --kv-cache-dir on the storage",
-            )
-        elif facts["virtual"]:
-            yield Verdict(
-                code="VIRTUAL_DISK",
-                severity="warning",
-                text=f"the disk of {facts['host']} is virtual; a cache below this machine can't"
-                " be excluded from inside",
-            )
+    filesystems = _filesystems(data)
+    memory = [facts for facts in filesystems if facts["is_tmpfs"]]
+    if memory:
+        yield Verdict(
+            code="TMPFS",
+            severity="invalid",
+            text=f"{plan.cache_dir} on {_hosts(memory)} is {memory[0]['type']}, which is memory;"
+            " choose a --kv-cache-dir on the storage",
+        )
+    virtual = [facts for facts in filesystems if facts["virtual"] and not facts["is_tmpfs"]]
+    if virtual:
+        yield Verdict(
+            code="VIRTUAL_DISK",
+            severity="warning",
+            text=f"the disk of {_hosts(virtual)} is virtual; a cache below this machine can't"
+            " be excluded from inside",
+        )
+
+
+def _hosts(filesystems: Sequence[Mapping[str, Any]]) -> str:
+    """Whose filesystems they are, in few words."""
+    first, more = filesystems[0]["host"], len(filesystems) - 1
+    return f"{first} and {more} more" if more else str(first)
 
 
 def _whether_reads_were_real(data: Mapping[str, Any]) -> Iterator[Verdict]:
@@ -152,6 +163,7 @@ def _whether_the_window_holds(data: Mapping[str, Any], plan: Plan) -> Iterator[V
             " let caches and garbage collection of the storage show",
         )
     yield from _whether_all_were_there(data, plan)
+    yield from _whether_a_host_was_slow(data, plan)
     first, second = data["cache"]["half_hit_ratios"]
     if first is not None and second is not None and abs(first - second) > _STEADY_DIFFERENCE:
         yield Verdict(
@@ -181,6 +193,42 @@ def _whether_all_were_there(data: Mapping[str, Any], plan: Plan) -> Iterator[Ver
             text=f"all ranks were active together for {common_s:.1f} s of {longest_s:.4g} s only;"
             f" {advice}",
         )
+
+
+def _whether_a_host_was_slow(data: Mapping[str, Any], plan: Plan) -> Iterator[Verdict]:
+    """The time that the storage of each host took for an operation, on average.
+
+    Little's law gives it: operations in flight over operations done. A trace gives each
+    rank operations of its own, which may differ.
+    """
+    if plan.trace is not None:
+        return
+    hosts: dict[str, list[Mapping[str, Any]]] = {}
+    for rank in data["ranks"]:
+        hosts.setdefault(rank["host"], []).append(rank)
+    times_s = {host: _operation_s(ranks, data["window_s"]) for host, ranks in hosts.items()}
+    known = {host: time_s for host, time_s in times_s.items() if time_s is not None}
+    if len(known) < len(hosts):
+        return
+    slowest = max(known, key=lambda host: known[host])
+    typical_s = median_low(known.values())
+    if known[slowest] > _SLOW_FACTOR * typical_s:
+        yield Verdict(
+            code="SKEWED",
+            severity="invalid",
+            text=f"host {slowest} took {known[slowest] * 1e3:.3g} ms for an operation where a"
+            f" typical one takes {typical_s * 1e3:.3g} ms; a result of both is that of neither,"
+            " look for what slows that host",
+        )
+
+
+def _operation_s(ranks: Sequence[Mapping[str, Any]], window_s: float) -> float | None:
+    """None where too few operations were made to tell a slow host from chance."""
+    done = sum(rank["read_count"] + rank["write_count"] for rank in ranks)
+    depths = [rank["mean_depth"] for rank in ranks]
+    if None in depths or done < _ENOUGH_OPERATIONS * len(ranks):
+        return None
+    return float(sum(depths) * window_s / done)
 
 
 def _longest_window_s(data: Mapping[str, Any], plan: Plan) -> float:

@@ -98,12 +98,16 @@ def test_a_test_path_swallowed_by_the_hosts_is_explained(
 def test_a_host_may_be_called_like_a_directory(site: Site) -> None:
     (site.path / "n1").mkdir()
     result = site.canned("--kv-dry-run", "--kv-hosts", "n1")
-    assert result.ret == pytest.ExitCode.OK
+    assert "ranks on n1:2" in " ".join(result.outlines)
 
 
-def test_another_host_than_this_one_is_refused_before_anything_is_launched(site: Site) -> None:
+def test_a_host_that_ssh_does_not_find_fails_its_cases_and_starts_no_launch(site: Site) -> None:
     result = site.canned("--kv-hosts=host.invalid")
-    assert_refused(site, result, "--kv-hosts is host.invalid", "not available yet")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    text = " ".join(" ".join(result.outlines).split())
+    assert "host host.invalid: can't be reached over ssh" in text
+    assert "'ssh host.invalid true'" in text
+    assert "starting" not in text
 
 
 # --- traces ---------------------------------------------------------------------------------

@@ -66,6 +66,14 @@ SIDES = (
         foreign=("numpy", "pluggy"),
     ),
     Side(
+        name="hosts",  # what a host is and what is left on it: asked there, or by the controller
+        modules=(
+            "hostagent", "hostfacts", "hostlock", "localhost", "mpilibrary", "processes",
+            "sessiondirs", "sharedmemory",
+        ),
+        may_import=("values", "both"),
+    ),
+    Side(
         name="ranks",  # what runs under mpirun
         modules=(
             "comm", "containers.init", "coordinator", "engine", "janitor", "rank", "transfers",
@@ -77,16 +85,16 @@ SIDES = (
     Side(
         name="controller",  # launches, watches, reports; knows neither pytest nor the ranks' code
         modules=(
-            "__main__", "bench", "containers.outside", "controller", "hostlock", "launchers.",
-            "localhost", "planning", "postmortem", "preflight", "report", "sharedmemory",
+            "__main__", "bench", "cluster", "containers.outside", "controller", "hostlinks",
+            "launch", "launchers.", "planning", "postmortem", "preflight", "remoteshell", "report",
             "sizing", "supervise", "verify",
         ),
-        may_import=("values", "both"),
+        may_import=("values", "both", "hosts"),
     ),
     Side(
         name="pytest",  # what pytest calls
         modules=("fixture", "newhooks", "plugin", "suite.", "terminal"),
-        may_import=("values", "both", "controller"),
+        may_import=("values", "both", "hosts", "controller"),
         foreign=("pytest",),
     ),
     Side(
@@ -256,19 +264,19 @@ def test_every_entry_of_the_table_names_a_module() -> None:
 
 
 def test_ranks_load_nothing_of_pytest() -> None:
-    loaded = loaded_with(modules_of("values", "both", "ranks"))
+    loaded = loaded_with(modules_of("values", "both", "hosts", "ranks"))
     assert PACKAGE in loaded
     assert not loaded & {"pytest", "_pytest", "pytest_benchmark"}
 
 
 def test_the_pytest_process_loads_no_mpi() -> None:
-    loaded = loaded_with(modules_of("values", "both", "controller", "pytest", "testing"))
+    loaded = loaded_with(modules_of("values", "both", "hosts", "controller", "pytest", "testing"))
     assert {PACKAGE, "pytest"} <= loaded
     assert "mpi4py" not in loaded
 
 
 def test_the_controller_loads_nothing_of_pytest() -> None:
-    loaded = loaded_with(modules_of("values", "both", "controller"))
+    loaded = loaded_with(modules_of("values", "both", "hosts", "controller"))
     assert not loaded & {"pytest", "_pytest", "pytest_benchmark", "mpi4py"}
 
 

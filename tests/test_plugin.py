@@ -136,11 +136,14 @@ def test_every_value_of_a_dry_run_has_its_origin(site: Site) -> None:
     assert origins <= {"default", "scenario", "ini", "command line", "derived"}
 
 
-def test_a_dry_run_plans_other_hosts_too(site: Site, fake: str) -> None:
+def test_a_dry_run_plans_other_hosts_and_tells_of_those_it_can_not_reach(
+    site: Site, fake: str
+) -> None:
     result = site.canned("--kv-dry-run", "--kv-hosts=n1.invalid,n2.invalid", "--kv-np=4",
                          f"--kv-mpi-bin={fake}", "--kv-allow-run-as-root")  # fmt: skip
-    assert result.ret == pytest.ExitCode.OK
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
     assert "n1.invalid:2,n2.invalid:2" in output(result)
+    assert "host n2.invalid: can't be reached over ssh" in output(result)
 
 
 @pytest.fixture

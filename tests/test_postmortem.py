@@ -33,6 +33,13 @@ HYDRA = """
 =   CLEANING UP REMAINING PROCESSES
 ==================================================================================="""
 
+# As srun of Slurm 22.05 prints it; the first task is one that srun ended itself.
+SRUN = """srun: error: n1: task 1: Terminated
+srun: error: n2: task 2: {}
+srun: launch/slurm: _step_signal: Terminating StepId=6.4"""
+PALS = """n1.site: rank 1 died from signal 15
+n2.site: rank 2 {}"""
+
 
 @pytest.mark.parametrize(
     ("text", "cause"),
@@ -41,6 +48,17 @@ HYDRA = """
         (EARLY, "rank 0 (pid 101) on host n1 ended in the middle of the work"),
         (ABORT, "rank 0 (pid 101) on host n1 gave up"),
         (HYDRA, "rank 1 (pid 102) on host n2 ended with exit code 9"),
+        (
+            SRUN.format("Exited with exit code 3"),
+            "rank 1 (pid 102) on host n2 ended with exit code 3",
+        ),
+        (SRUN.format("Killed"), "rank 1 (pid 102) on host n2 ended with 'Killed'"),
+        (
+            SRUN.format("Segmentation fault (core dumped)"),
+            "rank 1 (pid 102) on host n2 ended with 'Segmentation fault'",
+        ),
+        (PALS.format("exited with code 3"), "rank 1 (pid 102) on host n2 ended with exit code 3"),
+        (PALS.format("died from signal 9"), "rank 1 (pid 102) on host n2 was killed by signal 9"),
     ],
 )
 def test_the_launchers_words_become_rank_host_and_cause(text: str, cause: str) -> None:

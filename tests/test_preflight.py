@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_kvcache.errors import OptionError, PreflightError, UnavailableError
+from pytest_kvcache.errors import OptionError, PreflightError
 from pytest_kvcache.hosts import HostRanks, RankLayout
 from pytest_kvcache.localhost import available_disk_bytes
 from pytest_kvcache.options import Options, build_options
@@ -166,13 +166,6 @@ def test_a_relative_results_directory_is_below_the_working_directory(
 
 def test_a_plan_that_this_machine_can_run_passes() -> None:
     check(make_plan(np=2))
-
-
-def test_another_host_is_refused_unless_it_is_only_planned() -> None:
-    plan = make_plan(layout=ranks(1, "host.invalid"))
-    with pytest.raises(UnavailableError, match=r"--kv-hosts is host\.invalid"):
-        check(plan)
-    check(plan, dry_run="true")
 
 
 def test_root_needs_a_word_of_the_user_for_open_mpi() -> None:

@@ -63,6 +63,7 @@ class Site:
             "env": self.env,
             "deadline_s": PATIENCE_S,
             "on_poll": nothing,
+            "marker": self.mark,
             "poll_s": 0.01,
         }
         return supervise(argv, **{**options, **changes})
@@ -327,7 +328,7 @@ from pathlib import Path
 from pytest_kvcache.supervise import supervise
 directory, argv = Path(sys.argv[1]), sys.argv[2:]
 supervise(argv, log_path=directory / "mpirun.log", cwd=directory, env=os.environ,
-          deadline_s=600, on_poll=lambda: None)
+          deadline_s=600, on_poll=lambda: None, marker="a run")
 """
 
 

@@ -8,11 +8,12 @@ from pytest_kvcache.launchers.detect import (
     find_launcher,
     identify,
     launcher_for,
-    mpi_library,
 )
 from pytest_kvcache.launchers.hydra import HydraLauncher
 from pytest_kvcache.launchers.openmpi import OpenMPILauncher
+from pytest_kvcache.launchers.pals import PalsLauncher
 from pytest_kvcache.launchers.protocol import Launcher, LaunchJob, remote_shell_script
+from pytest_kvcache.launchers.srun import SrunLauncher
 
 __all__ = [
     "HydraLauncher",
@@ -20,10 +21,11 @@ __all__ = [
     "Launcher",
     "LauncherIdentity",
     "OpenMPILauncher",
+    "PalsLauncher",
+    "SrunLauncher",
     "check_library",
     "find_launcher",
     "identify",
     "launcher_for",
-    "mpi_library",
     "remote_shell_script",
 ]

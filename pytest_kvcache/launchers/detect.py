@@ -9,44 +9,50 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from pytest_kvcache.errors import PreflightError, UnavailableError
+from pytest_kvcache.errors import PreflightError
 from pytest_kvcache.launchers.hydra import HydraLauncher
 from pytest_kvcache.launchers.openmpi import OpenMPILauncher
+from pytest_kvcache.launchers.pals import PalsLauncher
+from pytest_kvcache.launchers.srun import SrunLauncher, find_own_node, parse_mpi_types
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from pytest_kvcache.launchers.protocol import Launcher
 
-Flavour: TypeAlias = Literal["openmpi-5", "openmpi-4", "hydra"]
+Flavour: TypeAlias = Literal["openmpi-5", "openmpi-4", "hydra", "intel", "srun", "pals"]
 
 _FIX = "pip install 'pytest-kvcache[mpi]'"
 _OPTION = "--kv-mpi-bin"
 _VERSION_TIMEOUT_S = 20
-_LIBRARY_TIMEOUT_S = 60
 # Launchers by what their --version prints.
 _OPENMPI = re.compile(r"\((?:Open MPI|OpenRTE)\) (?P<version>(?P<major>\d+)\.\S+)")
 _HYDRA = re.compile(r"HYDRA build details:\s+Version:\s+(?P<version>\S+)")
-_INTEL = re.compile(r"Intel\(R\) MPI Library")
-_SLURM = re.compile(r"\Aslurm\S* \d")
+_INTEL = re.compile(r"Intel\(R\) MPI Library\b.*?, Version (?P<version>\S+)")
+_SLURM = re.compile(r"\Aslurm\S* (?P<version>\d\S*)")
+_PALS = re.compile(r"\Ampi(?:exec|run) version (?P<version>\d\S*)")
+_FLAVOURS: tuple[tuple[Flavour, re.Pattern[str]], ...] = (
+    ("hydra", _HYDRA), ("intel", _INTEL), ("srun", _SLURM), ("pals", _PALS),
+)  # fmt: skip
 # Libraries by what MPI_Get_library_version returns.
 _LIBRARIES = {
     "Open MPI": re.compile(r"\AOpen MPI\b"),
     "MPICH": re.compile(r"MPICH|MVAPICH|Intel\(R\) MPI Library"),
 }
-_LIBRARY_OF_FLAVOUR = {"openmpi-5": "Open MPI", "openmpi-4": "Open MPI", "hydra": "MPICH"}
-_LIBRARY_MARK = "mpi-library: "
-_LIBRARY_PROGRAM = f"""
-import mpi4py
-mpi4py.rc.initialize = False
-from mpi4py import MPI
-print({_LIBRARY_MARK!r} + MPI.Get_library_version())
-"""
+_LIBRARIES_OF_FLAVOUR = {
+    "openmpi-5": ("Open MPI",),
+    "openmpi-4": ("Open MPI",),
+    "hydra": ("MPICH",),
+    "intel": ("MPICH",),
+    "srun": ("Open MPI", "MPICH"),
+    "pals": ("MPICH",),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +62,8 @@ class LauncherIdentity:
     path: str
     flavour: Flavour
     version: str
+    mpi_types: frozenset[str] = frozenset()
+    """What srun offers for ``--mpi``; empty for others."""
 
 
 def find_launcher(name: str, *, prefix: str, path: str) -> str:
@@ -77,55 +85,49 @@ def identify(
 ) -> LauncherIdentity:
     """Recognise the launcher at ``path`` by what its ``--version`` prints.
 
-    Raises ``UnavailableError`` for a launcher that is known but not supported yet,
-    ``PreflightError`` for one that is unknown or gives no answer.
+    Raises ``PreflightError`` for one that is unknown or gives no answer.
     """
-    _refuse_unavailable(path, "")  # srun answers only where Slurm is configured
-    output = _version_output(path, run)
-    _refuse_unavailable(path, output)
+    output = _answer(path, "--version", run)
     if match := _OPENMPI.search(output):
         return LauncherIdentity(
             path=path, flavour=_openmpi_flavour(path, match), version=match["version"]
         )
-    if match := _HYDRA.search(output):
-        return LauncherIdentity(path=path, flavour="hydra", version=match["version"])
+    for flavour, pattern in _FLAVOURS:
+        if match := pattern.search(output):
+            types = _answer(path, "--mpi=list", run) if flavour == "srun" else ""
+            return LauncherIdentity(
+                path=path,
+                flavour=flavour,
+                version=match["version"],
+                mpi_types=parse_mpi_types(types),
+            )
     raise PreflightError(
         f"{_OPTION} is {path}, whose --version says {_first_line(output)!r}; it must be an"
-        f" mpirun of Open MPI 4 or 5 or of MPICH ({_FIX} brings one)"
+        f" mpirun of Open MPI 4 or 5 or of MPICH ({_FIX} brings one), Intel MPI's"
+        f" mpiexec.hydra, Slurm's srun or the mpiexec of HPE Cray PALS"
     )
 
 
-def launcher_for(identity: LauncherIdentity, environ: Mapping[str, str]) -> Launcher:
-    """Return the builder of this launcher's commands; ``environ`` is the controller's."""
-    if identity.flavour == "hydra":
-        return HydraLauncher(path=identity.path)
-    return OpenMPILauncher(path=identity.path, flavour=identity.flavour, environ=environ)
+def launcher_for(identity: LauncherIdentity, environ: Mapping[str, str], library: str) -> Launcher:
+    """Return the builder of this launcher's commands for ranks with this MPI library.
 
-
-def mpi_library(python: str) -> str:
-    """Return the first line of what MPI the interpreter ``python`` loads says it is.
-
-    Asked in a child process, without initialising MPI.
+    ``environ`` is the controller's. Raises ``PreflightError`` for srun outside an
+    allocation.
     """
-    try:
-        child = subprocess.run(
-            [python, "-c", _LIBRARY_PROGRAM],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_LIBRARY_TIMEOUT_S,
-            check=False,
+    path, flavour = identity.path, identity.flavour
+    if flavour == "srun":
+        return SrunLauncher(
+            path=path,
+            library=library,
+            mpi_types=identity.mpi_types,
+            own_node=find_own_node(environ, socket.gethostname()),
+            environ=environ,
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise PreflightError(f"{python} could not be asked for its MPI library: {error}") from error
-    _, mark, library = child.stdout.partition(_LIBRARY_MARK)
-    if child.returncode or not mark:
-        raise PreflightError(
-            f"{python} can't load MPI through mpi4py ({_mpi4py_problem(child.stderr)});"
-            f" {_FIX} brings both"
-        )
-    return _first_line(library.replace("\0", ""))
+    if flavour == "pals":
+        return PalsLauncher(path=path)
+    if flavour == "openmpi-5" or flavour == "openmpi-4":  # noqa: PLR1714 - narrows the type
+        return OpenMPILauncher(path=path, flavour=flavour, environ=environ)
+    return HydraLauncher(path=path, flavour=flavour, environ=environ)
 
 
 def check_library(identity: LauncherIdentity, library: str) -> None:
@@ -133,27 +135,13 @@ def check_library(identity: LauncherIdentity, library: str) -> None:
 
     Such a pair may start every rank as a world of its own, of size 1, and exit 0.
     """
-    needed = _LIBRARY_OF_FLAVOUR[identity.flavour]
-    if not _LIBRARIES[needed].search(library):
+    needed = _LIBRARIES_OF_FLAVOUR[identity.flavour]
+    if not any(_LIBRARIES[family].search(library) for family in needed):
         raise PreflightError(
             f"{identity.path} is {identity.flavour} {identity.version}, but mpi4py loads"
-            f" {library!r}; both must be {needed}, so give the other mpirun to {_OPTION} or"
-            f" install the mpi4py that belongs to this one"
+            f" {library!r}; both must be {' or '.join(needed)}, so give the other mpirun to"
+            f" {_OPTION} or install the mpi4py that belongs to this one"
         )
-
-
-def _refuse_unavailable(path: str, output: str) -> None:
-    if Path(path).name == "srun" or _SLURM.search(output):
-        name = "Slurm's srun"
-    elif "PALS" in output or "pals" in Path(path).resolve().parts:
-        name = "HPE Cray PALS"
-    elif _INTEL.search(output):
-        name = "Intel MPI"
-    else:
-        return
-    raise UnavailableError(
-        _OPTION, f"{path} ({name})", "give the mpirun of Open MPI 4 or 5 or of MPICH"
-    )
 
 
 def _openmpi_flavour(path: str, match: re.Match[str]) -> Flavour:
@@ -167,10 +155,11 @@ def _openmpi_flavour(path: str, match: re.Match[str]) -> Flavour:
     )
 
 
-def _version_output(path: str, run: Callable[..., subprocess.CompletedProcess[str]]) -> str:
+def _answer(path: str, question: str, run: Callable[..., subprocess.CompletedProcess[str]]) -> str:
+    """What the launcher prints when called with one option."""
     try:
         child = run(
-            [path, "--version"],
+            [path, question],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -180,27 +169,24 @@ def _version_output(path: str, run: Callable[..., subprocess.CompletedProcess[st
         )
     except subprocess.TimeoutExpired as error:
         raise PreflightError(
-            f"{_OPTION} is {path}, whose --version gave no answer in {_VERSION_TIMEOUT_S} s; it"
-            f" must be a launcher that works here"
+            f"{_OPTION} is {path}, whose {question} gave no answer in {_VERSION_TIMEOUT_S} s;"
+            f" {_repair(path)}"
         ) from error
     except OSError as error:
         raise PreflightError(f"{_OPTION} is {path}, which can't be started: {error}") from error
     output = f"{child.stdout}\n{child.stderr}".strip()
     if child.returncode:
         raise PreflightError(
-            f"{_OPTION} is {path}, whose --version failed with exit code {child.returncode} and"
-            f" {_first_line(output)!r}; it must be a launcher that works here"
+            f"{_OPTION} is {path}, whose {question} failed with exit code {child.returncode} and"
+            f" {_first_line(output)!r}; {_repair(path)}"
         )
     return output
 
 
-def _mpi4py_problem(stderr: str) -> str:
-    """Return what a traceback came to: the line of its exception and what follows."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    for index, line in enumerate(lines):
-        if re.match(r"[\w.]*(Error|Exception)\b", line):
-            return "; ".join(lines[index:])
-    return lines[-1] if lines else "no message"
+def _repair(path: str) -> str:
+    if Path(path).name == "srun":
+        return "it works only where Slurm is configured, so run pytest inside salloc or sbatch"
+    return "it must be a launcher that works here"
 
 
 def _first_line(text: str) -> str:

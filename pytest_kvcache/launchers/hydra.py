@@ -1,17 +1,24 @@
-"""Commands for hydra, the launcher of MPICH (and of Intel MPI, which is not wired up yet).
+"""Commands for hydra, the launcher of MPICH and of Intel MPI.
 
 Pure; imports neither pytest nor mpi4py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from pytest_kvcache.errors import OptionError
-from pytest_kvcache.launchers.protocol import option_names, refuse_params
+from pytest_kvcache.launchers.protocol import (
+    INTEL_PINNING,
+    binds_ranks,
+    is_loopback,
+    option_names,
+    refuse_params,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pytest_kvcache.launchers.protocol import LaunchJob
 
 _REMOTE_SHELL = frozenset(
@@ -19,45 +26,66 @@ _REMOTE_SHELL = frozenset(
 )
 _TAKEN = frozenset(
     {"n", "np", "hosts", "host", "hostlist", "f", "hostfile", "machinefile", "machine"}
-    | {"ppn", "perhost", "grr", "configfile"}
+    | {"ppn", "perhost", "grr", "rr", "hosts-group", "configfile"}
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HydraLauncher:
-    """MPICH's mpiexec.
+    """The mpiexec of MPICH and, of flavour ``intel``, Intel MPI's mpiexec.hydra.
 
     Root is always allowed and slots may exceed cores; the flags that say so elsewhere are
     errors here (exit 255), and so is an option given twice.
     """
 
     path: str
-    flavour: Literal["hydra"] = "hydra"
+    flavour: Literal["hydra", "intel"] = "hydra"
+    environ: Mapping[str, str] = field(default_factory=dict)
+    """The controller's environment."""
 
     def argv(self, job: LaunchJob) -> list[str]:
         """Return the command.
 
-        The host list is given for a single host too: without it hydra takes the hosts of
+        The hosts are given for a single host too: without them hydra takes those of
         whatever resource manager it finds in its environment. Of two ``-genv`` the last
         one counts, so the user's parameters come after ours.
         """
         refuse_params(job.params, _TAKEN)
         _check_own_name(job)
-        command = [self.path, "-hosts", job.host_list]
+        intel = self.flavour == "intel"
+        command = [self.path, *(() if intel else ("-hosts", job.host_list))]
         command += self._remote_shell(job)
+        command += self._allocation(job)
+        command += self._pinning(job) if intel else []
         for name, value in job.env.items():
             command += ["-genv", name, value]
+        if intel:
+            return [*command, *job.params, *_argument_sets(job)]
         return [*command, *job.params, "-n", str(job.world_size), *job.program]
+
+    def _allocation(self, job: LaunchJob) -> list[str]:
+        """In a Slurm allocation: start the proxies as everywhere else, unless the user chose.
+
+        hydra, or Intel's mpirun around it, would have srun start them, which knows no
+        ``localhost``, and which numbers them in Slurm's order of hosts: with another order
+        each host gets the ranks of another, silently (MPICH 5.0.2, Intel MPI 2021.18).
+        """
+        chosen = job.remote_shell or option_names(job.params) & _REMOTE_SHELL
+        if "SLURM_JOB_ID" not in self.environ or chosen:
+            return []
+        return ["-launcher", "fork" if len(job.slots) == 1 else "ssh"]
+
+    def _pinning(self, job: LaunchJob) -> list[str]:
+        """Leave ranks unpinned, unless the user has them pinned: Intel MPI pins to cores."""
+        if binds_ranks(job.params) or any(n.startswith(INTEL_PINNING) for n in self.environ):
+            return []
+        return ["-genv", INTEL_PINNING, "off"]
 
     def _remote_shell(self, job: LaunchJob) -> list[str]:
         if not job.remote_shell or option_names(job.params) & _REMOTE_SHELL:
             return []
-        if len(job.remote_shell) > 1:
-            raise OptionError(
-                f"--kv-ssh is {' '.join(job.remote_shell)!r}; hydra takes one program without"
-                f" arguments, so put the command into a script and give the script's path"
-            )
-        return ["-launcher", "ssh", "-launcher-exec", job.remote_shell[0]]
+        program = job.remote_shell_script or job.remote_shell[0]
+        return ["-launcher", "ssh", "-launcher-exec", program]
 
 
 def _check_own_name(job: LaunchJob) -> None:
@@ -66,8 +94,19 @@ def _check_own_name(job: LaunchJob) -> None:
     hydra would tell their proxies to call back to it, that is, to themselves.
     """
     name = job.controller_host
-    loopback = name == "localhost" or name.startswith("127.")
-    if loopback and len(job.slots) > 1:
+    if is_loopback(name) and len(job.slots) > 1:
         raise ValueError(
             f"controller_host is {name}; beside other hosts it must be the host's own name"
         )
+
+
+def _argument_sets(job: LaunchJob) -> list[str]:
+    """A set of ``-host``, ``-n`` and program for each host, in the order of ranks.
+
+    Intel MPI reads ``name:slots`` as a host's name, and its ``-ppn`` is one for all hosts.
+    """
+    words: list[str] = []
+    for name, slots in job.slots:
+        words += [":"] if words else []
+        words += ["-host", name, "-n", str(slots), *job.program]
+    return words

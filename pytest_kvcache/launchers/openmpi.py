@@ -24,6 +24,16 @@ _REMOTE_SHELL = {
     "openmpi-5": ("--prtemca", "plm_ssh_agent"),
     "openmpi-4": ("--mca", "plm_rsh_agent"),
 }
+_NO_TREE = {
+    "openmpi-5": ("--prtemca", "plm_ssh_no_tree_spawn", "1"),
+    "openmpi-4": ("--mca", "plm_rsh_no_tree_spawn", "1"),
+}
+# In a Slurm allocation: how the daemons are started, and where that may have been chosen.
+_STARTER = {
+    "openmpi-5": ("--prtemca", "ssh", "PRTE_MCA_"),
+    "openmpi-4": ("--mca", "rsh", "OMPI_MCA_"),
+}
+_CUT = frozenset(" \t:")  # where Open MPI ends a word of a remote shell
 _MCA = frozenset({"mca", "omca", "gmca", "gomca", "prtemca", "gprtemca"})
 _MAPPING = frozenset(
     {"map-by", "bynode", "byslot", "bycore", "npersocket", "ppr", "rankfile", "rf"}
@@ -65,6 +75,7 @@ class OpenMPILauncher:
         if not binds_ranks(job.params):
             command += ["--bind-to", "none"]
         command += self._transport(job.params)
+        command += self._allocation(job)
         command += self._remote_shell(job)
         own = _exported(job.params)
         for name, value in job.env.items():
@@ -89,17 +100,43 @@ class OpenMPILauncher:
             for word in ("--mca", key, value)
         ]
 
-    def _remote_shell(self, job: LaunchJob) -> list[str]:
-        option = _REMOTE_SHELL[self.flavour]
-        if not job.remote_shell or option[1] in _mca_keys(job.params):
+    def _allocation(self, job: LaunchJob) -> list[str]:
+        """In a Slurm allocation: take hosts and slots from us, as everywhere else.
+
+        Otherwise the slots are those of the allocation, which has none for the
+        coordinator (exit 213). Daemons that srun starts without Slurm's own list of hosts
+        end up on the wrong hosts, silently: so other hosts are reached by ssh here too.
+        """
+        option, starter, prefix = _STARTER[self.flavour]
+        chosen = _mca_keys(job.params) | {
+            key for key in ("ras", "plm") if f"{prefix}{key}" in self.environ
+        }
+        if "SLURM_JOB_ID" not in self.environ or chosen & {"ras", "plm"}:
             return []
+        several = [option, "plm", starter] if len(job.slots) > 1 else []
+        return [option, "ras", "^slurm", *several]
+
+    def _remote_shell(self, job: LaunchJob) -> list[str]:
+        """How other hosts are reached; for one host, a program that is there and never called.
+
+        Without ssh or rsh on PATH, Open MPI 5.0.11 forgets the slots it was given and
+        refuses more processes than cores (exit 213), and 4.1.4 does not start. It must
+        not be the ranks' own program: at its first mention the options are taken to end.
+        """
+        option = _REMOTE_SHELL[self.flavour]
+        if option[1] in _mca_keys(job.params):
+            return []
+        if not job.remote_shell:
+            alone = len(job.slots) == 1 and _CUT.isdisjoint(self.path)
+            return [*option, self.path] if alone else []
         for word in job.remote_shell:
-            if not word or any(character in word for character in " \t:"):
+            if not word or not _CUT.isdisjoint(word):
                 raise OptionError(
                     f"--kv-ssh has the word {word!r}; Open MPI splits it at spaces and cuts it"
                     f" at colons, so put the command into a script and give the script's path"
                 )
-        return [*option, " ".join(job.remote_shell)]
+        # Not from daemon to daemon in a tree: the command is this host's.
+        return [*option, " ".join(job.remote_shell), *_NO_TREE[self.flavour]]
 
 
 def _mca_keys(params: Sequence[str]) -> frozenset[str]:

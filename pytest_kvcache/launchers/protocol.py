@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 # How users tell a launcher which cores a rank may use.
 _BINDING = frozenset(
     {"bind-to", "bind-to-none", "bind-to-core", "bind-to-socket", "cpu-set", "cpu-list"}
+    | {"cpu-bind"}
 )
+INTEL_PINNING = "I_MPI_PIN"  # the variable, and what all its relatives begin with
 _LIST_SYNTAX = frozenset(":, \t\n")
 
 
@@ -47,6 +49,8 @@ class LaunchJob:
     allow_run_as_root: bool
     remote_shell: tuple[str, ...] = ()
     """How the launcher reaches other hosts; empty: its own way."""
+    remote_shell_script: str = ""
+    """A program that calls ``remote_shell``, for launchers that take no arguments to it."""
 
     def __post_init__(self) -> None:
         """Check what the placement of rank 0 and the merging of slots rest on."""
@@ -106,13 +110,18 @@ class Launcher(Protocol):
 
     @property
     def flavour(self) -> str:
-        """``openmpi-5``, ``openmpi-4`` or ``hydra``."""
+        """``openmpi-5``, ``openmpi-4``, ``hydra``, ``intel``, ``srun`` or ``pals``."""
 
     def argv(self, job: LaunchJob) -> list[str]:
         """Return the exact command, its program given by absolute path.
 
         Raises ``OptionError`` where the user's own parameters can't work.
         """
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a host's name means every machine's own self, so none to others."""
+    return name == "localhost" or name.startswith("127.")
 
 
 def option_names(params: Sequence[str]) -> frozenset[str]:
@@ -127,7 +136,8 @@ def option_names(params: Sequence[str]) -> frozenset[str]:
 
 def binds_ranks(params: Sequence[str]) -> bool:
     """Whether the user's parameters say which cores a rank may use."""
-    return bool(option_names(params) & _BINDING)
+    pins = any(param.startswith(INTEL_PINNING) for param in params)
+    return pins or bool(option_names(params) & _BINDING)
 
 
 def refuse_params(params: Sequence[str], taken: Collection[str]) -> None:

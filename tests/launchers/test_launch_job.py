@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.launchers import LaunchJob, remote_shell_script
-from pytest_kvcache.launchers.protocol import option_names, refuse_params
+from pytest_kvcache.launchers.protocol import binds_ranks, option_names, refuse_params
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,6 +87,21 @@ def test_job_that_nobody_could_place_is_refused(changes: dict[str, Any], message
 @pytest.mark.parametrize("spelling", ["--map-by core", "-map-by core", "--map-by=core"])
 def test_option_is_found_in_every_spelling(spelling: str) -> None:
     assert "map-by" in option_names(spelling.split())
+
+
+@pytest.mark.parametrize(
+    ("params", "bound"),
+    [
+        ("--bind-to core", True),
+        ("--bind-to=none", True),
+        ("--cpu-bind=cores", True),
+        ("-genv I_MPI_PIN_DOMAIN core", True),
+        ("-genv OMP_NUM_THREADS 2", False),
+        ("", False),
+    ],
+)
+def test_every_launchers_way_to_bind_is_known(params: str, *, bound: bool) -> None:
+    assert binds_ranks(params.split()) is bound
 
 
 def test_values_are_not_taken_for_options() -> None:

@@ -3,22 +3,25 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from pytest_kvcache.errors import PreflightError, UnavailableError
+from pytest_kvcache.errors import PreflightError
 from pytest_kvcache.launchers import (
     HydraLauncher,
     LauncherIdentity,
     OpenMPILauncher,
+    PalsLauncher,
+    SrunLauncher,
     check_library,
     find_launcher,
     identify,
     launcher_for,
-    mpi_library,
 )
+from pytest_kvcache.mpilibrary import mpi_library
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +29,17 @@ if TYPE_CHECKING:
     from pytest_kvcache.launchers.detect import Flavour
 
 HYDRA = "HYDRA build details:\n    Version:                                 5.0.2\n    CC: cc"
+
+INTEL = (
+    "Intel(R) MPI Library for Linux* OS, Version 2021.18.1 Build 20260626 (id: b44796a)\n"
+    "Copyright 2003-2026, Intel Corporation."
+)
+SLURM_TYPES = """MPI plugin types are...
+	pmix
+	none
+	cray_shasta
+	pmi2
+specific pmix plugin versions available: pmix_v3,pmix_v4"""
 
 
 def program(directory: Path, name: str) -> str:
@@ -73,6 +87,10 @@ def test_absent_launcher_is_an_error_with_the_fix(tmp_path: Path, name: str) -> 
         ("mpirun.openmpi (OpenRTE) 4.1.4", "openmpi-4", "4.1.4"),
         ("mpirun (Open MPI) 4.1.7a1", "openmpi-4", "4.1.7a1"),
         (HYDRA, "hydra", "5.0.2"),
+        (INTEL, "intel", "2021.18.1"),
+        ("slurm-wlm 22.05.8", "srun", "22.05.8"),
+        ("slurm 24.05.1", "srun", "24.05.1"),
+        ("mpiexec version 1.8.0 revision 3a2f1c4", "pals", "1.8.0"),
     ],
 )
 def test_launcher_is_recognised_by_its_version_text(
@@ -83,27 +101,32 @@ def test_launcher_is_recognised_by_its_version_text(
     assert identify(path) == LauncherIdentity(path=path, flavour=flavour, version=version)
 
 
-@pytest.mark.parametrize(
-    ("output", "name"),
-    [
-        ("Intel(R) MPI Library for Linux* OS, Version 2021.18.1 Build", "Intel MPI"),
-        ("slurm-wlm 22.05.8", "Slurm's srun"),
-        ("slurm 24.05.1", "Slurm's srun"),
-        ("mpiexec (Cray PALS) 1.7.1", "HPE Cray PALS"),
-    ],
-)
-def test_launcher_of_a_later_version_is_refused_by_name(
-    prints: Callable[[str], str], output: str, name: str
-) -> None:
-    with pytest.raises(UnavailableError, match=f"--kv-mpi-bin is .*{name}.*not available yet"):
-        identify(prints(output))
+def test_what_srun_offers_is_asked_for_too(fake_program: Callable[..., str]) -> None:
+    srun = fake_program(
+        f"""case $1 in
+--version) echo slurm-wlm 22.05.8;;
+--mpi=list) cat >&2 <<'END'
+{SLURM_TYPES}
+END
+esac""",
+        name="srun",
+    )
+
+    identity = identify(srun)
+
+    assert (identity.flavour, identity.version) == ("srun", "22.05.8")
+    assert identity.mpi_types == {
+        "pmix", "none", "cray_shasta", "pmi2", "pmix_v3", "pmix_v4",
+    }  # fmt: skip
 
 
-def test_srun_is_refused_by_name_where_slurm_is_not_configured(
+def test_srun_without_a_configured_slurm_is_an_error_that_says_where_it_works(
     fake_program: Callable[..., str],
 ) -> None:
-    with pytest.raises(UnavailableError, match="Slurm's srun"):
-        identify(fake_program("echo srun: error: no config >&2; exit 1", name="srun"))
+    srun = fake_program("echo srun: fatal: no configuration source >&2; exit 1", name="srun")
+
+    with pytest.raises(PreflightError, match=r"no configuration source.*inside salloc or sbatch"):
+        identify(srun)
 
 
 def test_unknown_launcher_is_an_error_with_what_it_said(prints: Callable[[str], str]) -> None:
@@ -142,18 +165,53 @@ def test_program_that_can_not_start_is_an_error(tmp_path: Path) -> None:
         identify(str(not_a_program))
 
 
-@pytest.mark.parametrize("flavour", ["openmpi-5", "openmpi-4", "hydra"])
-def test_launcher_fits_its_identity(flavour: Flavour) -> None:
+@pytest.mark.parametrize("flavour", ["openmpi-5", "openmpi-4"])
+def test_open_mpis_launcher_fits_its_identity(
+    flavour: Literal["openmpi-5", "openmpi-4"],
+) -> None:
     environ = {"OMPI_MCA_pml": "ucx"}
-    launcher = launcher_for(LauncherIdentity(path="/m", flavour=flavour, version="1"), environ)
+    launcher = launcher_for(identified(flavour), environ, OPEN_MPI_LIBRARY)
 
-    assert launcher.flavour == flavour
-    if flavour == "hydra":
-        assert launcher == HydraLauncher(path="/m")
-    else:
-        assert launcher == OpenMPILauncher(path="/m", flavour=flavour, environ=environ)
+    assert launcher == OpenMPILauncher(path="/m", flavour=flavour, environ=environ)
 
 
+@pytest.mark.parametrize("flavour", ["hydra", "intel"])
+def test_hydra_of_either_vendor_fits_its_identity(flavour: Literal["hydra", "intel"]) -> None:
+    environ = {"I_MPI_PIN": "on"}
+    launcher = launcher_for(identified(flavour), environ, MPICH_LIBRARY)
+
+    assert launcher == HydraLauncher(path="/m", flavour=flavour, environ=environ)
+
+
+def test_palss_launcher_fits_its_identity() -> None:
+    assert launcher_for(identified("pals"), {}, MPICH_LIBRARY) == PalsLauncher(path="/m")
+
+
+def test_srun_is_told_library_types_and_this_hosts_name_in_slurm() -> None:
+    environ = {
+        "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[0-2]", "SLURMD_NODENAME": "n1",
+    }  # fmt: skip
+    identity = replace(identified("srun"), mpi_types=frozenset({"pmi2"}))
+
+    assert launcher_for(identity, environ, MPICH_LIBRARY) == SrunLauncher(
+        path="/m",
+        library=MPICH_LIBRARY,
+        mpi_types=frozenset({"pmi2"}),
+        own_node="n1",
+        environ=environ,
+    )
+
+
+def test_srun_outside_an_allocation_is_refused() -> None:
+    with pytest.raises(PreflightError, match=r"SLURM_JOB_ID is not set.*inside salloc or sbatch"):
+        launcher_for(identified("srun"), {}, MPICH_LIBRARY)
+
+
+def identified(flavour: Flavour) -> LauncherIdentity:
+    return LauncherIdentity(path="/m", flavour=flavour, version="1")
+
+
+MPICH_LIBRARY = "MPICH Version:      5.0.2"
 OPEN_MPI_LIBRARY = "Open MPI v5.0.11, package: Open MPI, ident: 5.0.11"
 
 
@@ -166,6 +224,10 @@ OPEN_MPI_LIBRARY = "Open MPI v5.0.11, package: Open MPI, ident: 5.0.11"
         ("hydra", "MPI VERSION    : CRAY MPICH version 8.1.28.2"),
         ("hydra", "MVAPICH2 Version      : 2.3.7"),
         ("hydra", "Intel(R) MPI Library 2021.18 for Linux* OS"),
+        ("intel", "Intel(R) MPI Library 2021.18 for Linux* OS"),
+        ("pals", "MPI VERSION    : CRAY MPICH version 8.1.28.2"),
+        ("srun", "MPICH Version:      5.0.2"),
+        ("srun", OPEN_MPI_LIBRARY),
     ],
 )
 def test_library_of_the_launchers_family_passes(flavour: Flavour, library: str) -> None:
@@ -179,6 +241,9 @@ def test_library_of_the_launchers_family_passes(flavour: Flavour, library: str) 
         ("openmpi-5", "MPICH Version:      5.0.2"),
         ("openmpi-4", "Intel(R) MPI Library 2021.18 for Linux* OS"),
         ("openmpi-5", "Some Other MPI"),
+        ("intel", OPEN_MPI_LIBRARY),
+        ("pals", OPEN_MPI_LIBRARY),
+        ("srun", "Some Other MPI"),
     ],
 )
 def test_library_of_another_family_is_an_error(flavour: Flavour, library: str) -> None:

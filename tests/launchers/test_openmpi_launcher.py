@@ -64,6 +64,9 @@ def test_open_mpi_5_on_one_host() -> None:
         "--mca",
         "btl",
         "self,sm,tcp",
+        "--prtemca",
+        "plm_ssh_agent",
+        "/venv/bin/mpirun",
         "-n",
         "3",
         "/venv/bin/python",
@@ -107,6 +110,9 @@ def test_open_mpi_5_on_several_hosts() -> None:
         "--prtemca",
         "plm_ssh_agent",
         "ssh -F /etc/ssh.conf",
+        "--prtemca",
+        "plm_ssh_no_tree_spawn",
+        "1",
         "-x",
         "PYTHONPATH=/a:/b c",
         "-x",
@@ -138,6 +144,9 @@ def test_open_mpi_4_on_several_hosts() -> None:
         "--mca",
         "plm_rsh_agent",
         "ssh -F /etc/ssh.conf",
+        "--mca",
+        "plm_rsh_no_tree_spawn",
+        "1",
         "-x",
         "PYTHONPATH=/a:/b c",
         "-x",
@@ -165,7 +174,10 @@ def test_open_mpi_4_on_several_hosts() -> None:
         ("--mca=pml ucx", "--mca pml ob1"),
         ("--omca pml ucx", "--mca pml ob1"),
         ("--gmca btl tcp,self", "--mca btl self,sm,tcp"),
-        ("--prtemca plm_ssh_agent rsh", "--prtemca plm_ssh_agent ssh"),
+        (
+            "--prtemca plm_ssh_agent rsh",
+            "--prtemca plm_ssh_agent ssh --prtemca plm_ssh_no_tree_spawn 1",
+        ),
         ("-x LEVEL=9", "-x LEVEL=1"),
         ("-x LEVEL", "-x LEVEL=1"),
     ],
@@ -184,6 +196,42 @@ def test_user_parameter_beats_our_default(params: str, ours: str) -> None:
 def test_transport_chosen_in_the_environment_beats_our_default(key: str) -> None:
     assert f"--mca {key}" in words(argv(job()))
     assert f"--mca {key}" not in words(argv(job(), environ={f"OMPI_MCA_{key}": "ucx"}))
+
+
+ALLOCATION = {"SLURM_JOB_ID": "7"}
+
+
+@pytest.mark.parametrize(
+    ("flavour", "one", "several"),
+    [
+        ("openmpi-5", "--prtemca ras ^slurm", "--prtemca ras ^slurm --prtemca plm ssh"),
+        ("openmpi-4", "--mca ras ^slurm", "--mca ras ^slurm --mca plm rsh"),
+    ],
+)
+def test_hosts_and_slots_are_ours_in_a_slurm_allocation(
+    flavour: Literal["openmpi-5", "openmpi-4"], one: str, several: str
+) -> None:
+    for changed, ours in ((job(), one), (full_job(), several)):
+        inside = words(argv(changed, flavour, ALLOCATION))
+        assert f" {ours} " in inside
+        assert inside.replace(f" {ours}", "") == words(argv(changed, flavour))
+
+
+@pytest.mark.parametrize(
+    ("params", "environ"),
+    [
+        ("--prtemca plm slurm --map-by slot:OVERSUBSCRIBE", {}),
+        ("--prtemca ras slurm", {}),
+        ("", {"PRTE_MCA_plm": "slurm"}),
+        ("", {"PRTE_MCA_ras": "slurm"}),
+    ],
+)
+def test_the_users_way_to_start_in_an_allocation_beats_ours(
+    params: str, environ: dict[str, str]
+) -> None:
+    changed = job(params=tuple(params.split()))
+
+    assert argv(changed, environ={**ALLOCATION, **environ}) == argv(changed)
 
 
 def test_root_is_allowed_once_when_the_user_says_it_too() -> None:

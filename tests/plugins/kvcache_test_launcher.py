@@ -114,7 +114,7 @@ def tell_progress(plan: Plan, path: Path) -> None:
     events.write("phase", t_s=0.1, phase="window")
     for second in (1, 2):
         events.write(
-            "progress", t_s=float(second), phase="window", read_bytes=second << 30,
+            "progress", t_s=float(second), phase="window", waiting=None, read_bytes=second << 30,
             write_bytes=second << 30, completed=second, prompt_blocks=4, hit_blocks=3,
             cached_blocks=4,
         )  # fmt: skip

@@ -1,0 +1,209 @@
+"""Commands for Slurm's srun, within an allocation.
+
+Pure; imports neither pytest nor mpi4py. The environment is a parameter, never read here.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal
+
+from pytest_kvcache.errors import OptionError, PreflightError
+from pytest_kvcache.launchers.protocol import option_names, refuse_params
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from pytest_kvcache.launchers.protocol import LaunchJob
+
+_TAKEN = frozenset(
+    {"n", "ntasks", "ntasks-per-node", "N", "nodes", "w", "nodelist", "F", "nodefile"}
+    | {"m", "distribution", "r", "relative", "x", "exclude", "multi-prog"}
+)
+# What each family's library is started through, the first that fits its own name.
+_TYPES = (
+    (re.compile(r"\AOpen MPI\b"), "pmix"),
+    (re.compile(r"CRAY MPICH"), "cray_shasta"),
+    (re.compile(r"MPICH|MVAPICH|Intel\(R\) MPI Library"), "pmi2"),
+)
+_PMIX_ONLY = re.compile(r"\AOpen MPI v(?:[5-9]|\d\d)")
+_LISTED = re.compile(r"^(?:srun:)?\s*([a-z]\w*)$", re.MULTILINE)
+_GROUP = re.compile(r"(?P<head>[^\[]*)\[(?P<ranges>[^\]]*)\](?P<tail>.*)")
+_BETWEEN_NAMES = re.compile(r",(?![^\[]*\])")
+_SHOWN_NODES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SrunLauncher:
+    """Slurm's srun, inside an allocation.
+
+    A step of any number of ranks fits: ``--overcommit`` gives the coordinator a place
+    beside the tasks that were asked for, ``--overlap`` lets steps share the allocation.
+    """
+
+    path: str
+    library: str
+    """What the MPI library of the ranks says it is."""
+    mpi_types: frozenset[str]
+    """What this Slurm offers for ``--mpi``; empty: unknown."""
+    own_node: str
+    """The name that Slurm has for the controller's host."""
+    environ: Mapping[str, str]
+    """The controller's environment: the allocation, and an MPI type chosen in it."""
+    flavour: Literal["srun"] = "srun"
+
+    def argv(self, job: LaunchJob) -> list[str]:
+        """Return the command.
+
+        ``arbitrary`` places task after task as the list of nodes says. The variables go
+        through env(1): ``--export`` would cut a value at its first comma.
+        """
+        refuse_params(_separated(job.params), _TAKEN)
+        given = option_names(job.params)
+        command = [self.path, "-n", str(job.world_size), "--distribution=arbitrary"]
+        command.append(f"--nodelist={','.join(self._tasks(job))}")
+        defaults = {
+            "mpi": f"--mpi={self._mpi_type(job.params)}",
+            "overlap": "--overlap",
+            "overcommit": "--overcommit",
+            "kill-on-bad-exit": "--kill-on-bad-exit=1",
+            "cpu-bind": "--cpu-bind=none",
+            "export": "--export=ALL",
+        }
+        command += [option for name, option in defaults.items() if name not in given]
+        own = _exported(job.params)
+        variables = [f"{name}={value}" for name, value in job.env.items() if name not in own]
+        through = ["/usr/bin/env", *variables] if variables else []
+        return [*command, *job.params, *through, *job.program]
+
+    def _tasks(self, job: LaunchJob) -> list[str]:
+        """Return the node of each rank."""
+        (_, own), *others = job.slots
+        nodes = allocated_nodes(self.environ)
+        tasks = [self.own_node] * own
+        for name, slots in others:
+            node = _node_of((name, name.partition(".")[0]), nodes)
+            if node is None:
+                raise OptionError(
+                    f"--kv-hosts has {name}, which is no node of the Slurm allocation"
+                    f" ({_shown(nodes)}); srun starts ranks on its nodes only, so name those"
+                )
+            tasks += [node] * slots
+        return tasks
+
+    def _mpi_type(self, params: Sequence[str]) -> str:
+        """Return the type for ``--mpi``: the user's, the site's, or the one that fits."""
+        for where, mpi in (
+            ("--kv-mpi-params", _value_of("mpi", params)),
+            ("SLURM_MPI_TYPE", self.environ.get("SLURM_MPI_TYPE")),
+        ):
+            if mpi:
+                self._check_type(mpi, where)
+                return mpi
+        mpi = next((mpi for family, mpi in _TYPES if family.search(self.library)), "none")
+        self._check_type(mpi, f"what {self.library!r} needs")
+        return mpi
+
+    def _check_type(self, mpi: str, where: str) -> None:
+        """Raise ``OptionError`` for a type with which each rank is a world of its own."""
+        offered = f"; this Slurm offers {', '.join(sorted(self.mpi_types))}"
+        if self.mpi_types and mpi not in self.mpi_types:
+            raise OptionError(
+                f"srun's --mpi is {mpi} ({where}), which it does not know{offered}: give another"
+                f" in --kv-mpi-params, or an mpirun as --kv-mpi-bin"
+            )
+        if mpi == "none" or (_PMIX_ONLY.search(self.library) and not mpi.startswith("pmix")):
+            raise OptionError(
+                f"srun's --mpi is {mpi} ({where}), with which every rank of {self.library!r}"
+                f" is a world of its own; leave it out, or give one that this library supports"
+            )
+
+
+def parse_mpi_types(output: str) -> frozenset[str]:
+    """Return what ``srun --mpi=list`` names, versions of PMIx included."""
+    _, _, versions = output.partition("versions available:")
+    return frozenset(_LISTED.findall(output)) | {
+        name.strip() for name in versions.partition("\n")[0].split(",") if name.strip()
+    }
+
+
+def find_own_node(environ: Mapping[str, str], hostname: str) -> str:
+    """Return this host's name in Slurm; ``PreflightError`` outside an allocation."""
+    if "SLURM_JOB_ID" not in environ:
+        raise PreflightError(
+            "--kv-mpi-bin is srun, but this is no Slurm allocation (SLURM_JOB_ID is not set);"
+            " run pytest inside salloc or sbatch"
+        )
+    nodes = allocated_nodes(environ)
+    short = hostname.partition(".")[0]
+    node = _node_of((environ.get("SLURMD_NODENAME", ""), hostname, short), nodes)
+    if node is None:
+        raise PreflightError(
+            f"--kv-mpi-bin is srun, but this host ({hostname}) is no node of the Slurm"
+            f" allocation ({_shown(nodes)}), and the ranks need one that is; run pytest on a"
+            f" node of it: in sbatch, or by 'srun --pty' inside salloc"
+        )
+    return node
+
+
+def allocated_nodes(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the nodes of the allocation, from ``SLURM_JOB_NODELIST``."""
+    return expand_nodes(environ.get("SLURM_JOB_NODELIST", ""))
+
+
+def expand_nodes(nodes: str) -> tuple[str, ...]:
+    """Return the names in Slurm's notation: ``n[08-10,12],gpu1``."""
+    names: list[str] = []
+    for part in filter(None, _BETWEEN_NAMES.split(nodes)):
+        group = _GROUP.fullmatch(part)
+        if group is None:
+            names.append(part)
+            continue
+        tails = expand_nodes(group["tail"]) or ("",)
+        for number in _numbers(group["ranges"]):
+            names += [f"{group['head']}{number}{tail}" for tail in tails]
+    return tuple(names)
+
+
+def _numbers(ranges: str) -> list[str]:
+    numbers: list[str] = []
+    for item in ranges.split(","):
+        first, _, last = item.partition("-")
+        width = len(first)
+        numbers += [f"{n:0{width}}" for n in range(int(first), int(last or first) + 1)]
+    return numbers
+
+
+def _node_of(names: Collection[str], nodes: Collection[str]) -> str | None:
+    return next((name for name in names if name in nodes), None)
+
+
+def _shown(nodes: Sequence[str]) -> str:
+    shown = ", ".join(nodes[:_SHOWN_NODES])
+    return f"{shown}, …" if len(nodes) > _SHOWN_NODES else shown
+
+
+def _separated(params: Sequence[str]) -> list[str]:
+    """Cut the values off short options: ``-n8`` is ``-n``."""
+    return [
+        param[:2] if param.startswith("-") and not param.startswith("--") else param
+        for param in params
+    ]
+
+
+def _value_of(option: str, params: Sequence[str]) -> str | None:
+    """Return the last value given as ``--option=value`` or ``--option value``."""
+    values = [
+        param.partition("=")[2] or following
+        for param, following in pairwise([*params, ""])
+        if param.partition("=")[0] == f"--{option}"
+    ]
+    return values[-1] if values else None
+
+
+def _exported(params: Sequence[str]) -> frozenset[str]:
+    """Return the names of the variables set by ``--export=ALL,NAME=VALUE``."""
+    exported = _value_of("export", params) or ""
+    return frozenset(item.partition("=")[0] for item in exported.split(",") if "=" in item)

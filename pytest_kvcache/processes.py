@@ -1,0 +1,134 @@
+"""The processes of a launch on one machine: known by a marker, whoever started them.
+
+What a launch leaves behind was measured. Open MPI 5's ranks share mpirun's session but
+have process groups of their own; MPICH's have sessions of their own; on other hosts all
+are the launcher's daemon's, which ssh started. So they are known by a marker in their
+environment, by the launcher's session where there is one, and daemons by their children.
+Reads /proc; imports neither pytest nor MPI.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MARKER_VARIABLE = "PYTEST_KVCACHE_LAUNCH"
+"""Environment variable that every process of a launch carries: the run's id."""
+
+_KILL_WAIT_S = 5.0
+_KILL_POLL_S = 0.01
+_RANK_MODULE = b"pytest_kvcache.worker"
+# What launchers start on other hosts; ssh gives them no environment of ours.
+_DAEMONS = frozenset({b"prted", b"orted", b"hydra_pmi_proxy", b"hydra_bstrap_pr"})
+_DEAD = (b"Z", b"X")
+
+
+@dataclass(frozen=True, slots=True)
+class _Stat:
+    """What proc_pid_stat(5) says of a process."""
+
+    name: bytes
+    state: bytes
+    parent: int
+    session: int
+    started: bytes
+
+    @classmethod
+    def of(cls, pid: int) -> _Stat | None:
+        """None: gone, or dead."""
+        try:
+            before, _, after = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")
+        except OSError:
+            return None
+        fields = after.split()
+        if fields[0] in _DEAD:
+            return None
+        name = before.partition(b"(")[2]
+        return cls(name, fields[0], int(fields[1]), int(fields[3]), fields[19])
+
+
+@dataclass(slots=True)
+class LaunchProcesses:
+    """The processes that carry ``marker`` or are of ``session``, wherever they moved to."""
+
+    marker: str
+    session: int | None = None
+    _daemons: dict[int, bytes] = field(default_factory=dict)
+
+    def kill(self) -> tuple[int, ...]:
+        """Kill all of them, and those they start meanwhile; return what is left."""
+        until_s = time.monotonic() + _KILL_WAIT_S
+        while (alive := self.alive()) and time.monotonic() < until_s:
+            for pid in alive:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(_KILL_POLL_S)
+        return alive
+
+    def alive(self) -> tuple[int, ...]:
+        """Return the pids of the members that are not dead yet."""
+        members = {pid: stat for pid, stat in _all().items() if self._has(pid, stat)}
+        for stat in members.values():
+            self._remember_daemon(stat.parent)
+        daemons = (pid for pid, started in self._daemons.items() if _started(pid) == started)
+        return tuple(dict.fromkeys((*members, *daemons)))
+
+    def ranks(self) -> int:
+        """How many of them are ranks, the coordinator included."""
+        return len(self._ranks())
+
+    def orphans(self) -> int:
+        """How many ranks have lost the daemon of the launcher that started them."""
+        parents = [_Stat.of(stat.parent) for stat in self._ranks().values()]
+        return sum(parent is None or parent.name not in _DAEMONS for parent in parents)
+
+    def _ranks(self) -> dict[int, _Stat]:
+        return {
+            pid: stat
+            for pid, stat in _all().items()
+            if _RANK_MODULE in _bytes_of(pid, "cmdline").split(b"\0") and self._has(pid, stat)
+        }
+
+    def _has(self, pid: int, stat: _Stat) -> bool:
+        if stat.session == self.session:
+            return True
+        marker = f"{MARKER_VARIABLE}={self.marker}".encode()
+        return marker in _bytes_of(pid, "environ").split(b"\0")
+
+    def _remember_daemon(self, pid: int) -> None:
+        stat = _Stat.of(pid)
+        if stat is not None and stat.name in _DAEMONS:
+            self._daemons[pid] = stat.started
+
+
+def describe_process(pid: int) -> str:
+    """``pid 12 (python, in uninterruptible sleep)``, for people."""
+    stat = _Stat.of(pid)
+    if stat is None:
+        return f"pid {pid}"
+    name = stat.name.decode(errors="replace")
+    states = {b"D": "in uninterruptible sleep", b"T": "stopped", b"t": "traced"}
+    state = states.get(stat.state)
+    return f"pid {pid} ({name}{f', {state}' if state else ''})"
+
+
+def _all() -> dict[int, _Stat]:
+    pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    return {pid: stat for pid in pids if (stat := _Stat.of(pid)) is not None}
+
+
+def _started(pid: int) -> bytes | None:
+    stat = _Stat.of(pid)
+    return None if stat is None else stat.started
+
+
+def _bytes_of(pid: int, name: str) -> bytes:
+    """A file of the process; empty if it has gone or is another user's."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""

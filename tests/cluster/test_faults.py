@@ -1,0 +1,96 @@
+"""Every fault of the table, on real hosts: what is said, how soon, and what is left."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.cluster.faults import BAD, FAULTS, Fault
+from tests.cluster.launchers import COLUMNS, Column, chosen
+from tests.cluster.session import Session
+from tests.site import wait_for
+
+if TYPE_CHECKING:
+    from tests.cluster.cluster import Cluster
+    from tests.cluster.conftest import FaultTable, NewCluster
+
+SOON_S = 15.0  # what a fault may take to fail its case
+SELF_CLEANING_S = 60.0  # what a host that is cut off may take to clean itself up
+CASES = ("--kv-hosts", "n1", "n2", "--kv-np=2,3", "--kv-trials=2")
+
+
+@pytest.fixture(params=COLUMNS, ids=lambda column: column.name)
+def column(request: pytest.FixtureRequest) -> Column:
+    wanted: Column = request.param
+    if wanted not in chosen():
+        pytest.skip(f"{wanted.name} is not asked for (KVCACHE_TEST_LAUNCHERS)")
+    reason = wanted.why_unavailable()
+    if reason is not None:
+        pytest.skip(reason)
+    return wanted
+
+
+@pytest.fixture
+def scene(new_cluster: NewCluster) -> Cluster:
+    return new_cluster(private_bytes={BAD: 256 << 20})
+
+
+def left_on(cluster: Cluster, *hosts: str) -> list[str]:
+    """What is on these hosts and has to do with a run, but for its results."""
+    found = []
+    for host in hosts:
+        left = cluster.leftovers(host)
+        temporary = [
+            name for name in left.temporary if not name.startswith(("results", ".benchmarks"))
+        ]
+        names = (*left.shared_memory, *left.cache, *temporary)
+        found += [f"{host}: {what}" for what in (*left.processes, *names)]
+    return [what for what in found if "kvcache-test-fault" not in what and "ballast" not in what]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_fault_fails_its_trial_soon_and_leaves_nothing(
+    scene: Cluster, fault: Fault, column: Column, fault_table: FaultTable
+) -> None:
+    session = Session(scene, (*CASES, *fault.args), column)
+    if fault.phase is None:
+        session.wait_for_trials(1)
+    else:
+        session.wait_for_phase(fault.phase, trial=1)
+    began_s = time.monotonic()
+    fault.inject(session)
+    took_s = session.wait_for_trials(2) - began_s
+    if fault.cut:  # the next case can't use it either; it must clean itself up
+        text = session.end()
+        wait_for(lambda: not left_on(scene, BAD), limit_s=SELF_CLEANING_S)
+    fault.mend(session)
+    text = text if fault.cut else session.end()
+    finished, failed = session.trials()
+    cause = failed["error"].splitlines()[0]
+    fault_table.note(fault.name, column.name, took_s, cause)
+    assert finished["ok"], finished["error"]
+    assert re.search(fault.said, cause), failed["error"]
+    assert "last lines of " in failed["error"] or failed.get("read"), failed["error"]
+    assert took_s < SOON_S + (12 if fault.hangs else 0), text
+    rest = [trial["ok"] for trial in session.trials(case=1)]
+    assert rest == ([False] if fault.cut else [True, True]), text
+    assert left_on(scene, *scene.names) == []
+
+
+def test_a_slow_host_is_told_by_name(scene: Cluster, column: Column) -> None:
+    scene.path(BAD, "/tmp/kvcache-test-fault").write_text("slow")
+    args = (
+        "--kv-plugin=kvcache_test_faults",
+        "--kv-backend=faulty",
+        "--kv-trials=1",
+        "--kv-duration=3",
+    )
+    session = Session(scene, ("--kv-hosts", "n1", "n2", "--kv-np=2", *args), column)
+    session.end()
+    (trial,) = session.trials()
+    verdicts = {verdict["code"]: verdict for verdict in trial["verdicts"]}
+    assert verdicts["SKEWED"]["severity"] == "invalid"
+    assert BAD in verdicts["SKEWED"]["text"]

@@ -1,0 +1,123 @@
+"""Runs on several hosts that go well: one command, whatever the hosts share."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.cluster.cluster import why_no_clock_shift
+from tests.cluster.session import CACHE_DIR, RESULTS, Session
+from tests.cluster.test_faults import left_on
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.cluster.cluster import Cluster
+    from tests.cluster.conftest import NewCluster
+
+ONE_TRIAL = ("--kv-trials=1", "--kv-duration=2")
+
+
+def run(cluster: Cluster, *args: str) -> dict[str, Any]:
+    """The run file of a session that passed and left nothing behind."""
+    session = Session(cluster, (*ONE_TRIAL, *args))
+    text = session.end()
+    assert session.process.returncode == pytest.ExitCode.OK, text
+    assert left_on(cluster, *cluster.names) == []
+    assert session.run_file is not None
+    check = [sys.executable, "-m", "pytest_kvcache", "verify", str(session.run_file)]
+    subprocess.run(check, check=True, stdout=subprocess.DEVNULL)
+    found: dict[str, Any] = json.loads(session.run_file.read_text())
+    return found
+
+
+def only_trial(run_file: dict[str, Any]) -> dict[str, Any]:
+    (case,) = run_file["cases"]
+    (trial,) = case["trials"]
+    return dict(trial)
+
+
+def test_ranks_run_on_other_hosts_that_share_nothing_with_the_launcher(cluster: Cluster) -> None:
+    whole = run(cluster, "--kv-hosts", "n1", "n2", "--kv-np=4")
+    trial = only_trial(whole)
+    assert [rank["host"] for rank in trial["ranks"]] == ["n1", "n1", "n2", "n2"]
+    assert set(whole["environment"]["hosts"]) == {"n0", "n1", "n2"}
+    for host in ("n1", "n2"):
+        facts = trial["proof"]["filesystem"][host]
+        assert facts["mount_point"] == CACHE_DIR
+        assert "rw" in facts["options"].split(",")
+        assert not cluster.path(host, RESULTS).exists()
+    assert cluster.path("n0", RESULTS).exists()
+
+
+def test_the_launcher_may_be_one_of_the_hosts(cluster: Cluster) -> None:
+    trial = only_trial(run(cluster, "--kv-hosts", "n1", "n0", "--kv-np=3"))
+    assert sorted(rank["host"] for rank in trial["ranks"]) == ["n0", "n0", "n1"]
+
+
+def test_hosts_come_from_a_file_as_well(cluster: Cluster) -> None:
+    cluster.path("n0", f"{RESULTS}.hosts").write_text("n1 slots=1\nn2 slots=2  # the big one\n")
+    trial = only_trial(run(cluster, f"--kv-hosts=@{RESULTS}.hosts", "--kv-np=3"))
+    assert [rank["host"] for rank in trial["ranks"]] == ["n1", "n2", "n2"]
+
+
+def test_each_rank_has_its_share_of_what_is_really_shared(
+    new_cluster: NewCluster, tmp_path: Path
+) -> None:
+    shared = tmp_path / "shared"
+    cluster = new_cluster(shared_dir=shared)
+    hosts = ("--kv-hosts", "n1", "n2", "--kv-np=4", "--kv-dry-run", "--kv-num-users=20000")
+    free_gib = (1 << 30) * 0.9
+    own = Session(cluster, hosts).end()
+    together = Session(cluster, (*hosts, f"--kv-cache-dir={shared}")).end()
+    assert "tmpfs      yes    no host" in own
+    assert "yes    n2" in together
+    blocks = int(next(ln.split()[1] for ln in own.splitlines() if "capacity_blocks" in ln))
+    assert blocks == pytest.approx(free_gib / 2 / (384 << 10), rel=0.01)
+
+
+def test_a_shared_directory_is_left_as_it_was(new_cluster: NewCluster, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    cluster = new_cluster(shared_dir=shared)
+    trial = only_trial(
+        run(cluster, "--kv-hosts", "n1", "n2", "--kv-np=4", f"--kv-cache-dir={shared}")
+    )
+    assert len(trial["ranks"]) == 4
+    assert list(shared.iterdir()) == []
+
+
+def test_a_host_with_another_clock_gives_the_same_result(new_cluster: NewCluster) -> None:
+    if (reason := why_no_clock_shift()) is not None:
+        pytest.skip(reason)
+    cluster = new_cluster(clock_shift_s={"n2": 5000})
+    trial = only_trial(run(cluster, "--kv-hosts", "n1", "n2", "--kv-np=2"))
+    assert trial["window_s"] == pytest.approx(2.0, abs=0.2)
+    assert abs(trial["start_skew_s"]) < 1
+    for rank in trial["ranks"]:
+        assert abs(rank["start_s"]) < 1
+        assert rank["stop_s"] == pytest.approx(2.0, abs=1.5)
+
+
+def test_a_trace_needs_to_be_on_the_launchers_host_only(cluster: Cluster) -> None:
+    lines = [
+        {"timestamp": 10 * n, "input_length": 512, "output_length": 4, "hash_ids": [n % 7, 100 + n]}
+        for n in range(200)
+    ]
+    trace = "".join(f"{json.dumps(line)}\n" for line in lines)
+    cluster.path("n0", "/tmp/trace.jsonl").write_text(trace)
+    args = ("--kv-hosts", "n1", "n2", "--kv-np=2", "--kv-trace=/tmp/trace.jsonl")
+    own = ("--kv-block-tokens=16", "--kv-duration=1", "--kv-ramp=0", "--kv-context-scale=0.05")
+    session = Session(
+        cluster,
+        (*args, "--kv-trials=1", "--kv-trace-speedup=0"),
+        without=(*own, "--kv-num-users=2"),
+    )
+    text = session.end()
+    (trial,) = session.trials()
+    assert trial["ok"], text
+    assert trial["requests"]["completed"] == len(lines)
+    assert {rank["host"] for rank in trial["ranks"]} == {"n1", "n2"}
