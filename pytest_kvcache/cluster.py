@@ -17,12 +17,12 @@ from pytest_kvcache.hostagent import Agent
 from pytest_kvcache.hostfacts import HostFacts, machine_identity
 from pytest_kvcache.hostlinks import Answer, HostLinks
 from pytest_kvcache.localhost import is_local
-from pytest_kvcache.remoteshell import RemoteShell
 from pytest_kvcache.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from pytest_kvcache.hostaccess import HostAccess
     from pytest_kvcache.hostfacts import HostQuestion
     from pytest_kvcache.hosts import RankLayout
 
@@ -100,35 +100,38 @@ class _Findings:
 
 
 class Cluster:
-    """Connections to the other hosts of a run, and an agent of our own for this one."""
+    """Connections to the hosts of a run, and an agent of our own where none is needed."""
 
     def __init__(
-        self, run_id: str, ssh: Sequence[str], python: str, env: Mapping[str, str]
+        self, run_id: str, access: HostAccess, python: str, env: Mapping[str, str]
     ) -> None:
         """``env`` is what the interpreter needs on every host."""
         self._env = dict(env)
         self._run_id = run_id
-        self._ssh = tuple(ssh)
+        self._access = access
         self._python = python
-        self._links = HostLinks()
-        self._shell: RemoteShell | None = None
+        self._links = HostLinks(access.explain)
         self._here = _Here()
         self._question: HostQuestion | None = None
-        self._local: dict[str, bool] = {}  # asking a name server takes time
 
-    def shell(self, names: Sequence[str]) -> RemoteShell:
-        """How the launcher is to reach the other hosts, the same way as we do."""
-        if self._shell is None:
-            self._shell = RemoteShell.prepare(self._ssh, self._others(names))
-        return self._shell
+    @property
+    def sees_ranks(self) -> bool:
+        """Whether ``ranks``, ``watch`` and ``gone`` tell anything."""
+        return self._access.sees_ranks
 
     def survey(self, names: Sequence[str], question: HostQuestion, *, keep: bool) -> Survey:
         """Ask every host; those that can be used are held for this run from then on."""
         began_s, found = time.monotonic(), _Findings()
         self._question = question
-        shell, program = self.shell(names), [self._python, *_AGENT]
+        program = [self._python, *_AGENT]
         others = self._others(names)
-        commands = {host: shell.argv(host, program, self._env) for host in others}
+        refused = self._access.prepare(others, question.cache_dir)
+        self._links.refuse(refused)
+        commands = {
+            host: self._access.argv(host, program, self._env)
+            for host in others
+            if host not in refused
+        }
         self._links.open(commands, program)
         request = {"do": "facts", "question": question.to_json()}
         answers = self._ask(names, request, _FACTS_S)
@@ -137,7 +140,8 @@ class Cluster:
             self._take_facts(found, host, value)
         self._find_doubles(found)
         guard = {
-            "do": "guard", "run_id": self._run_id, "cache_dir": question.cache_dir, "keep": keep
+            "do": "guard", "run_id": self._run_id, "cache_dir": question.cache_dir, "keep": keep,
+            "sees_ranks": self.sees_ranks,
         }  # fmt: skip
         found.sort(self._ask(self._others(found.sound()), guard, _ANSWER_S))
         groups: tuple[frozenset[str], ...] = ()
@@ -163,6 +167,8 @@ class Cluster:
 
     def watch(self, pids: Mapping[str, Sequence[int]]) -> None:
         """Hear of the end of these processes from their hosts, without asking again."""
+        if not self.sees_ranks:
+            return
         self._links.forget_ends()
         self._here.forget_ends()
         for host, numbers in pids.items():
@@ -181,9 +187,8 @@ class Cluster:
         """What the other hosts can say of a launch that ended for no known reason."""
         others = [host for host in self._others(names) if host not in self.lost(names)]
         found = _Findings()
-        left_alone = found.sort(
-            self._ask(others, {"do": "orphans", "run_id": self._run_id}, _ANSWER_S)
-        )
+        orphans = {"do": "orphans", "run_id": self._run_id}
+        left_alone = found.sort(self._ask(others if self.sees_ranks else (), orphans, _ANSWER_S))
         if self._question is not None:
             request = {"do": "facts", "question": self._question.to_json()}
             for host, value in found.sort(self._ask(others, request, _ANSWER_S)).items():
@@ -228,10 +233,8 @@ class Cluster:
         return [name for name in names if not self.is_own(name)]
 
     def is_own(self, name: str) -> bool:
-        """Whether a host is this machine."""
-        if name not in self._local:
-            self._local[name] = is_local(name)
-        return self._local[name]
+        """Whether this process answers for the host."""
+        return not self._access.is_linked(name)
 
     def _refuse_other_versions(self, answers: dict[str, Answer]) -> None:
         for host in self._others(answers):
@@ -257,7 +260,7 @@ class Cluster:
         known = {machine_identity(): "this machine"}
         for host, facts in found.facts.items():
             first = known.setdefault(facts.machine, host)
-            if first != host and not (first == "this machine" and self.is_own(host)):
+            if first != host and not (first == "this machine" and is_local(host)):
                 found.problems.setdefault(host, []).append(
                     f"is the same machine as {first}; name it once, with its ranks as {host}:2"
                 )

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.atomic import write_json
 from pytest_kvcache.cluster import Cluster, Survey
+from pytest_kvcache.containerexecution import ContainerExecution
 from pytest_kvcache.errors import KVCacheError, LaunchError, PreflightError, ResultError
+from pytest_kvcache.execution import SHELL_SCRIPT, BareExecution, facts_of
 from pytest_kvcache.hostfacts import HostQuestion
 from pytest_kvcache.hostlock import HostLock
 from pytest_kvcache.launch import Launch
-from pytest_kvcache.launchers.protocol import LaunchJob, remote_shell_script
+from pytest_kvcache.launchers.protocol import LaunchJob
 from pytest_kvcache.localhost import is_local
 from pytest_kvcache.preflight import (
     check_plan,
     check_results_dir,
-    find_setup,
     host_problems,
     library_problems,
 )
@@ -33,6 +34,7 @@ from pytest_kvcache.verdicts import evaluate_trial, idle_error
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from pytest_kvcache.execution import Execution
     from pytest_kvcache.hosts import RankLayout
     from pytest_kvcache.options import Options, Trials
     from pytest_kvcache.plan import Plan
@@ -43,7 +45,6 @@ if TYPE_CHECKING:
 
 _RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _LIBRARY_CHOICE = ("MPI4PY_LIBMPI", "MPI4PY_MPIABI")
-_SHELL_SCRIPT = "remote-shell"
 _YIELD = "OMPI_MCA_mpi_yield_when_idle"
 
 
@@ -108,6 +109,7 @@ class Controller:
         self._environ = environ
         self._progress = progress
         self._max_trials = max_trials
+        self._execution = _execution(options, registry, run.run_id, environ)
         self._setup: LaunchSetup | None = None
         self._lock: HostLock | None = None
         self._cluster: Cluster | None = None
@@ -127,16 +129,12 @@ class Controller:
     def setup(self) -> LaunchSetup:
         """Launcher and interpreter, found once."""
         if self._setup is None:
-            self._setup = find_setup(self._options, self._registry, self._environ)
+            self._setup = self._execution.setup()
         return self._setup
 
     def note_launcher(self) -> None:
         """Write launcher and MPI library into the run's environment."""
-        setup = self.setup()
-        found = {
-            "mpi": setup.mpi_library,
-            "launcher": f"{setup.launcher_path} ({setup.launcher_version})",
-        }
+        found = facts_of(self.setup())
         self.run = replace(self.run, environment={**self.run.environment, **found})
 
     def check(self, options: Options, plan: Plan) -> None:
@@ -148,12 +146,12 @@ class Controller:
     def survey(self, options: Options, layout: RankLayout) -> Survey | None:
         """What the hosts are; asked once, and again if one was lost; None: all are this one."""
         names = tuple(host.name for host in layout.hosts)
-        if all(map(is_local, names)):
+        if not any(map(self._execution.access.is_linked, names)):
             return None
         setup = self.setup()
         if self._cluster is None:
             self._cluster = Cluster(
-                self.run.run_id, options.ssh, setup.python, self._library_choice()
+                self.run.run_id, self._execution.access, setup.python, self._library_choice()
             )
         needs_directory = options.backend not in ("null", "memory")
         question = HostQuestion(
@@ -191,14 +189,14 @@ class Controller:
         self.run = replace(self.run, environment={**self.run.environment, **found})
 
     def argv(self, options: Options, plan: Plan, directory: Path) -> list[str]:
-        """The exact launcher command of one trial."""
+        """The exact command of one trial."""
+        return self._execution.shown(self._launcher_argv(options, plan, directory), plan, directory)
+
+    def _launcher_argv(self, options: Options, plan: Plan, directory: Path) -> list[str]:
         hosts = tuple((host.name, host.ranks) for host in plan.layout.hosts)
         local = frozenset(name for name, _ranks in hosts if is_local(name))
         setup = self.setup()
         remote = [name for name, _ranks in hosts if name not in local]
-        shell: tuple[str, ...] = ()
-        if remote and self._cluster is not None:
-            shell = self._cluster.shell(remote).words
         job = LaunchJob(
             hosts=hosts,
             controller_host=socket.gethostname() if remote else hosts[0][0],
@@ -214,9 +212,9 @@ class Controller:
                 MARKER_VARIABLE: plan.run_id,
             },
             params=options.mpi_params,
-            allow_run_as_root=options.allow_run_as_root,
-            remote_shell=shell,
-            remote_shell_script=str(directory / _SHELL_SCRIPT) if remote else "",
+            allow_run_as_root=options.allow_run_as_root or setup.as_root,
+            remote_shell=self._execution.remote_shell(remote),
+            remote_shell_script=str(directory / SHELL_SCRIPT) if remote else "",
         )  # fmt: skip
         return setup.launcher.argv(job)
 
@@ -298,8 +296,11 @@ class Controller:
         return limit if self._max_trials is None else min(limit, self._max_trials)
 
     def take_lock(self) -> None:
-        """Have this host for the run alone; PreflightError names who has it."""
-        if self._lock is None:
+        """Have this host for the run alone; PreflightError names who has it.
+
+        Where an agent stands for it, that one has the lock.
+        """
+        if self._lock is None and not self._execution.access.is_linked(socket.gethostname()):
             lock = HostLock(socket.gethostname(), run_id=self.run.run_id)
             lock.acquire()
             self._lock = lock
@@ -321,11 +322,12 @@ class Controller:
         write_json(directory / "plan.json", plan.to_json())
         if case.trace is not None:
             case.trace.save(directory / "trace.npz")
-        self._write_shell_script(directory, plan)
+        command = self._launcher_argv(options, plan, directory)
         launch = Launch(
-            self.argv(options, plan, directory),
+            self._execution.prepare(command, plan, directory),
             plan,
             directory,
+            aftermath=self._execution.aftermath(plan, directory),
             cluster=None if self.survey(options, plan.layout) is None else self._cluster,
             on_event=self._progress.event,
         )
@@ -337,13 +339,13 @@ class Controller:
             (directory / "trace.npz").unlink(missing_ok=True)
         return _judged(options, plan, record)
 
-    def _write_shell_script(self, directory: Path, plan: Plan) -> None:
-        """For launchers that take one program without arguments to reach other hosts."""
-        names = [host.name for host in plan.layout.hosts if not is_local(host.name)]
-        if names and self._cluster is not None:
-            script = directory / _SHELL_SCRIPT
-            script.write_text(remote_shell_script(self._cluster.shell(names).words))
-            script.chmod(0o755)
+
+def _execution(
+    options: Options, registry: Registry, run_id: str, environ: Mapping[str, str]
+) -> Execution:
+    if options.exec_type == "docker":
+        return ContainerExecution(options, run_id, environ)
+    return BareExecution(options, registry, environ)
 
 
 def _is_settled(options: Options, case: CaseResult) -> bool:

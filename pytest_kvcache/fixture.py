@@ -48,9 +48,12 @@ _OF_THE_SESSION = frozenset(
     {
         "allow_inconclusive",
         "compare",
+        "container_engine",
         "datasize",
         "dry_run",
+        "exec_type",
         "fail",
+        "image",
         "metrics",
         "mpi_bin",
         "plugin",

@@ -50,31 +50,40 @@ class Guard:
     cache_dir: str | None
     keep: bool
     lock: HostLock
+    sees_ranks: bool
     segments: Segments = field(default_factory=Segments.now)
     sessions: SessionDirs = field(default_factory=SessionDirs.now)
 
     @classmethod
-    def begin(cls, *, run_id: str, cache_dir: str | None, keep: bool) -> Guard:
-        """Take the host's lock; PreflightError names who has it."""
-        lock = HostLock(socket.gethostname(), run_id=run_id)
-        _end_predecessor(lock, run_id)
+    def begin(cls, *, run_id: str, cache_dir: str | None, keep: bool, sees_ranks: bool) -> Guard:
+        """Take the host's lock; PreflightError names who has it.
+
+        In a container (``sees_ranks`` is false) pids mean nothing to others, nor theirs here.
+        """
+        lock = HostLock(socket.gethostname(), run_id=run_id, in_container=not sees_ranks)
+        _end_predecessor(lock, run_id, kills=sees_ranks)
         lock.acquire()
-        return cls(run_id=run_id, cache_dir=cache_dir, keep=keep, lock=lock)
+        return cls(run_id=run_id, cache_dir=cache_dir, keep=keep, lock=lock, sees_ranks=sees_ranks)
 
     def clean_up(self) -> list[str]:
         """End the run's processes, remove its files; return what could not be ended."""
-        left = LaunchProcesses(marker=self.run_id).kill()
-        self.segments.remove_new()
-        self.sessions.remove_new()
+        left: tuple[int, ...] = ()
+        if self.sees_ranks:  # else they end with their container
+            left = LaunchProcesses(marker=self.run_id).kill()
+            self.segments.remove_new()
+            self.sessions.remove_new()
         if self.cache_dir is not None and not self.keep:
             remove_run_dir(self.cache_dir, self.run_id)
         return [describe_process(pid) for pid in left]
 
 
-def _end_predecessor(lock: HostLock, run_id: str) -> None:
+def _end_predecessor(lock: HostLock, run_id: str, *, kills: bool) -> None:
     """An agent of the same run that was cut off holds the lock until its patience ends."""
     until_s = time.monotonic() + _PREDECESSOR_S
     while (holder := lock.holder()).get("run_id") == run_id and time.monotonic() < until_s:
+        if not kills:
+            time.sleep(_RETRY_S)
+            continue
         with suppress(ProcessLookupError, PermissionError):
             os.kill(int(holder["pid"]), signal.SIGKILL)
         time.sleep(_RETRY_S)
@@ -136,7 +145,10 @@ class Agent:
         """Guard a run: once per agent, the directory and what is kept may change."""
         if self._guard is None:
             self._guard = Guard.begin(
-                run_id=what["run_id"], cache_dir=what["cache_dir"], keep=what["keep"]
+                run_id=what["run_id"],
+                cache_dir=what["cache_dir"],
+                keep=what["keep"],
+                sees_ranks=what["sees_ranks"],
             )
         self._guard.cache_dir, self._guard.keep = what["cache_dir"], what["keep"]
 

@@ -14,12 +14,12 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 from pytest_kvcache.hostagent import REPLY_MARK
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 _PING_S = 1.0
 _SILENT_S = 8.0  # after which a host that was there is given up
@@ -32,6 +32,14 @@ _SSH_FAILED = 255  # ssh's own exit code; any other is the remote command's
 _NOT_FOUND = (126, 127)
 
 
+# (host, exit code, standard error) → why nothing was started there; None: not known.
+Explain: TypeAlias = "Callable[[str, int, str], str | None]"
+
+
+def _no_explanation(_host: str, _exit_code: int, _errors: str) -> str | None:
+    return None
+
+
 @dataclass(slots=True)
 class HostLink:
     """One host's connection. ``lost`` says why there is none, None while there is one."""
@@ -39,6 +47,7 @@ class HostLink:
     host: str
     program: Sequence[str]
     process: subprocess.Popen[bytes] | None
+    explain: Explain = _no_explanation
     heard_s: float = field(default_factory=time.monotonic)
     version: str | None = None
     lost: str | None = None
@@ -110,6 +119,9 @@ class HostLink:
     def why_ended(self, exit_code: int) -> str:
         """What the end of the connection means, with what helps."""
         told, python = self.last_error(), self.program[0]
+        known = self.explain(self.host, exit_code, self.errors.decode(errors="replace"))
+        if known is not None and self.version is None:
+            return known
         if exit_code == _SSH_FAILED and self.version is None:
             return (
                 f"can't be reached over ssh ({told}); see to it that 'ssh {self.host} true' works"
@@ -127,7 +139,7 @@ class HostLink:
         return f"its agent ended with exit code {exit_code} ({told}); see what {python} lacks there"
 
 
-def _start(host: str, command: Sequence[str], program: Sequence[str]) -> HostLink:
+def _start(host: str, command: Sequence[str], program: Sequence[str], explain: Explain) -> HostLink:
     try:
         process = subprocess.Popen(
             command,
@@ -142,7 +154,7 @@ def _start(host: str, command: Sequence[str], program: Sequence[str]) -> HostLin
     for stream in (process.stdin, process.stdout, process.stderr):
         assert stream is not None
         os.set_blocking(stream.fileno(), False)
-    return HostLink(host, program, process)
+    return HostLink(host, program, process, explain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +168,8 @@ class Answer:
 class HostLinks:
     """All connections; ``close`` them, or leave it to the end of this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, explain: Explain = _no_explanation) -> None:
+        self._explain = explain
         self._links: dict[str, HostLink] = {}
         self._changed = threading.Condition()
         self._selector = selectors.DefaultSelector()
@@ -176,10 +189,19 @@ class HostLinks:
                 continue
             if known is not None:
                 self._forget(known)
-            self._add(_start(host, command, program))
+            self._add(_start(host, command, program, self._explain))
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="kvcache-hosts", daemon=True)
             self._thread.start()
+
+    def refuse(self, problems: Mapping[str, str]) -> None:
+        """Hosts that can't be connected to, and why; one that is connected stays so."""
+        for host, problem in problems.items():
+            known = self._links.get(host)
+            if known is None or known.lost is not None:
+                if known is not None:
+                    self._forget(known)
+                self._add(HostLink(host, (), None, lost=problem))
 
     def _add(self, link: HostLink) -> None:
         with self._changed:

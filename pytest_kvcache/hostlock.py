@@ -35,11 +35,19 @@ class HostLock:
     directories. A ``with`` block, or ``acquire`` and ``release``.
     """
 
-    def __init__(self, hostname: str, *, run_id: str, directory: Path | None = None) -> None:
+    def __init__(
+        self,
+        hostname: str,
+        *,
+        run_id: str,
+        directory: Path | None = None,
+        in_container: bool = False,
+    ) -> None:
         if not hostname or "/" in hostname:
             raise ValueError(f"hostname is {hostname!r}; it must be usable in a file name")
         self._hostname = hostname
         self._run_id = run_id
+        self._pid: int | str = "of a container" if in_container else os.getpid()
         self.path = (directory or _default_directory()) / f"pytest-kvcache.{hostname}.lock"
         self._fd: int | None = None
 
@@ -138,7 +146,7 @@ class HostLock:
 
     def _write_holder(self, fd: int) -> None:
         since = datetime.now(tz=timezone.utc).isoformat(timespec="seconds")
-        holder = {"pid": os.getpid(), "run_id": self._run_id, "since": since}
+        holder = {"pid": self._pid, "run_id": self._run_id, "since": since}
         os.ftruncate(fd, 0)
         os.pwrite(fd, json.dumps(holder).encode(), 0)
 

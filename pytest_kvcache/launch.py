@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_kvcache.cluster import Cluster
+    from pytest_kvcache.execution import Aftermath
     from pytest_kvcache.plan import Plan
 
 _TAIL_LINES = 12  # of the launcher's output, shown with a failure
@@ -83,7 +84,8 @@ class HostWatch:
         if lost:
             raise StopLaunch("; ".join(self._lost(host, why) for host, why in lost.items()))
         now_s = time.monotonic()
-        if not together and now_s - self._counted_s >= _CENSUS_EVERY_S:
+        counts = self._cluster is None or self._cluster.sees_ranks
+        if counts and not together and now_s - self._counted_s >= _CENSUS_EVERY_S:
             self._counted_s = now_s
             self._count()
 
@@ -139,6 +141,7 @@ class Launch:
         directory: Path,
         *,
         cluster: Cluster | None,
+        aftermath: Aftermath,
         on_event: Callable[[Mapping[str, Any]], None],
     ) -> None:
         self._argv = list(argv)
@@ -148,6 +151,7 @@ class Launch:
         self._on_event = on_event
         self._tail = EventTail(directory / "events.jsonl")
         self._watch = HostWatch(plan, cluster)
+        self._aftermath = aftermath
         self._failed: Mapping[str, Any] | None = None
         self._waiting: Mapping[str, Any] | None = None
         self._ranks: list[Mapping[str, Any]] = []
@@ -200,7 +204,8 @@ class Launch:
         """Remove what a launch that went wrong may leave behind; what stays is told."""
         for things in before:
             things.remove_new()
-        left = self._watch.clean_up()
+        left = self._aftermath.clean_up(tail_lines(self._log, _LOG_LINES))
+        left += self._watch.clean_up()
         if self._plan.needs_directory and not self._plan.keep:
             try:
                 remove_run_dir(self._plan.cache_dir, self._plan.run_id)
@@ -237,9 +242,13 @@ class Launch:
 
     def _death(self, exit_code: int | None) -> str:
         """What the launcher says of a rank; that the coordinator gave up explains nothing."""
-        died = cause_of_death(tail_lines(self._log, _LOG_LINES), self._ranks)
+        lines = tail_lines(self._log, _LOG_LINES)
+        died = cause_of_death(lines, self._ranks)
         if died is not None and not died.startswith("the coordinator"):
             return died
+        ended = None if exit_code is None else self._aftermath.cause(exit_code, lines)
+        if ended is not None:
+            return ended
         return self._explained(died or _ending(exit_code))
 
     def _overdue(self) -> str:

@@ -169,7 +169,23 @@ def _check_together(options: Options) -> None:
         )
     if options.fail and options.compare is None:
         raise OptionError("--kv-fail needs a baseline; name its file with --kv-compare=FILE")
+    _check_containers(options)
     _check_trace(options)
+
+
+def _check_containers(options: Options) -> None:
+    """An image and an engine belong to containers; an ini may name them for such runs."""
+    if options.exec_type == "docker":
+        if options.image is None:
+            raise OptionError("--kv-exec-type is docker; name the image with --kv-image=NAME")
+        return
+    for name in ("image", "container_engine"):
+        if options.overrides(name):
+            flag = "--kv-" + name.replace("_", "-")
+            raise OptionError(
+                f"{flag} is {getattr(options, name)}; it belongs to containers, so add"
+                " --kv-exec-type=docker or leave it out"
+            )
 
 
 def _check_trace(options: Options) -> None:

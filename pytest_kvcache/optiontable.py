@@ -224,7 +224,6 @@ def _is(*values: object) -> Callable[[Any], bool]:
     return lambda value: value in values
 
 
-_CONTAINERS = "containers come with a later version, use --kv-exec-type=mpi"
 _OPEN_LOOP = "leave it out; users issue their next request after the previous one"
 _TIERS = "only the storage tier exists so far, use 0"
 
@@ -239,12 +238,14 @@ OPTIONS: tuple[OptionSpec, ...] = (
     OptionSpec(name="npernode", metavar="N", parse=_count(1), distributed=True, selects=True,
                help="ranks per host; must agree with --kv-np if both are given"),
     OptionSpec(name="exec_type", metavar="{mpi,docker}", parse=_choice("mpi", "docker"),
-               distributed=True, selects=True, later=_CONTAINERS, is_available=_is("mpi"),
-               help="how ranks are executed (default: mpi)"),
-    OptionSpec(name="image", metavar="NAME", parse=_text, later=_CONTAINERS,
-               help="container image"),
-    OptionSpec(name="container_engine", metavar="{docker,podman}", later=_CONTAINERS,
-               parse=_choice("docker", "podman"), help="container engine"),
+               distributed=True, selects=True,
+               help="how ranks are executed: as processes of the hosts, or in one container per"
+               " host (default: mpi)"),
+    OptionSpec(name="image", metavar="NAME", parse=_text,
+               help="container image, which every host must have; with --kv-exec-type=docker"),
+    OptionSpec(name="container_engine", metavar="{docker,podman}",
+               parse=_choice("docker", "podman"),
+               help="container engine (default: the first of them that answers)"),
     OptionSpec(name="mpi_bin", metavar="NAME", parse=_text, distributed=True,
                help="launcher, a program name or a path; its flavour is detected"
                " (default: mpirun)"),
@@ -259,7 +260,8 @@ OPTIONS: tuple[OptionSpec, ...] = (
                help="how hosts are reached: 'ssh -F file', a wrapper; keepalives are added"
                " where none are set (default: ssh)"),
     OptionSpec(name="python", metavar="PATH", parse=_text,
-               help="interpreter of the ranks (default: this one)"),
+               help="interpreter of the ranks (default: this one; in containers"
+               " /opt/kvcache/bin/python of the image)"),
     OptionSpec(name="deadline", metavar="S", parse=_seconds(zero=False),
                help="wall limit of one launch (default: from the plan)"),
     # what is run

@@ -33,6 +33,8 @@ _PALS = re.compile(
     r"(?P<host>\S+): rank (?P<rank>\d+) "
     r"(?:died from signal (?!15\b)(?P<signal>\d+)|exited with code (?P<code>\d+))"
 )
+# containers/outside.py, of the containers that it holds on other hosts.
+_CONTAINER = re.compile(r"kvcache: (the container on host \S+ ended: .+)")
 _BOX = re.compile(r"-{20,}")
 
 
@@ -42,6 +44,8 @@ def cause_of_death(lines: Sequence[str], ranks: Sequence[Mapping[str, Any]]) -> 
     ``ranks`` are the ranks' identities ({"host", "pid"}) in the order of their numbers,
     empty if they never got together.
     """
+    if match := _CONTAINER.search("\n".join(lines)):
+        return match[1].strip()
     if match := _SSH.search("\n".join(lines)):
         return f"host {match['host']} can't be reached over ssh ({match['why'].strip()})"
     text = re.sub(r"[\s=|]+", " ", " ".join(lines))

@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +59,10 @@ class LaunchSetup:
     python: str
     daemon: str | None = None
     """What the launcher starts on other hosts, by absolute path; None: not known."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What else the run file is to tell of it: engine and image."""
+    as_root: bool = False
+    """Whether ranks run as root though the user does not."""
 
 
 def find_setup(options: Options, registry: Registry, environ: Mapping[str, str]) -> LaunchSetup:
@@ -84,11 +88,11 @@ def find_setup(options: Options, registry: Registry, environ: Mapping[str, str])
         launcher_version=identity.version,
         mpi_library=library,
         python=python,
-        daemon=_daemon(path, identity.flavour),
+        daemon=daemon_of(path, identity.flavour),
     )
 
 
-def _daemon(launcher: str, flavour: str) -> str | None:
+def daemon_of(launcher: str, flavour: str) -> str | None:
     """Beside the launcher, where it will be looked for on every host."""
     name = _DAEMONS.get(flavour)
     return None if name is None else str(Path(launcher).parent / name)

@@ -85,9 +85,10 @@ SIDES = (
     Side(
         name="controller",  # launches, watches, reports; knows neither pytest nor the ranks' code
         modules=(
-            "__main__", "bench", "cluster", "containers.outside", "controller", "hostlinks",
-            "launch", "launchers.", "planning", "postmortem", "preflight", "remoteshell", "report",
-            "sizing", "supervise", "verify",
+            "__main__", "bench", "cluster", "containerexecution", "containerhosts",
+            "containers.inside", "containers.outside", "controller", "execution", "hostaccess",
+            "hostlinks", "launch", "launchers.", "planning", "postmortem", "preflight",
+            "remoteshell", "report", "sizing", "supervise", "verify",
         ),
         may_import=("values", "both", "hosts"),
     ),

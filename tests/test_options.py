@@ -110,9 +110,6 @@ DISTRIBUTED = {
 }  # fmt: skip
 # What a later version brings, and what says the same as leaving the option out.
 LATER = [
-    ("exec_type", "docker"),
-    ("image", "python:3.12"),
-    ("container_engine", "podman"),
     ("performance_profile", "latency"),
     ("phase", "prefill"),
     ("phase", "decode"),

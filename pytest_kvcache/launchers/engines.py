@@ -39,6 +39,7 @@ _MEANINGS = {
 _NO_IMAGE = re.compile(r"no such image|image not known|no such object", re.IGNORECASE)
 _NO_CONTAINER = re.compile(r"no such container|no container with name", re.IGNORECASE)
 _CLASH = re.compile(r"name .*is already in use", re.IGNORECASE)
+_NO_SOURCE = re.compile(r"(?:source path does not exist:|statfs) (?P<path>/[^:\n]*?)(?=[.:\n]|\Z)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +161,11 @@ def exit_meaning(code: int) -> str:
     return f"{meaning} (exit code {code})" if meaning else f"exit code {code}"
 
 
+def is_clash(stderr: str) -> bool:
+    """Whether a container was refused because another one has its name."""
+    return bool(_CLASH.search(stderr))
+
+
 def is_absent(stderr: str) -> bool:
     """Whether removing a container failed because it was not there."""
     return bool(_NO_CONTAINER.search(stderr))
@@ -177,7 +183,12 @@ def image_problem(engine: Engine, image: str, host: str, stderr: str) -> Preflig
 
 def start_problem(engine: Engine, name: str, host: str, stderr: str) -> PreflightError:
     """Why an engine refused to start a container (``REFUSED_EXIT``)."""
-    if _CLASH.search(stderr):
+    if match := _NO_SOURCE.search(stderr):
+        return PreflightError(
+            f"host {host} has no directory {match['path']} for a container to see; make it there,"
+            f" or name another --kv-cache-dir"
+        )
+    if is_clash(stderr):
         return PreflightError(
             f"the container name {name} is taken on host {host}; remove that one"
             f" ({engine.name} rm -f {name}), or wait for the run that owns it"

@@ -207,8 +207,8 @@ def test_what_starting_a_container_can_meet() -> None:
         " path does not exist: /mnt/kv\n\nRun 'docker run --help' for more information"
     )
     assert str(start_problem(DOCKER, "kv-1", "n2", missing)) == (
-        'docker on host n2 refused to start a container (invalid mount config for type "bind":'
-        " bind source path does not exist: /mnt/kv); mend that, or use --kv-exec-type=mpi"
+        "host n2 has no directory /mnt/kv for a container to see; make it there, or name another"
+        " --kv-cache-dir"
     )
 
 
