@@ -323,6 +323,9 @@ def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
         ({"trace_speedup": "2"}, "--kv-trace-speedup needs a trace"),
         ({"trace_cycles": "2"}, "--kv-trace-cycles needs a trace"),
         ({"trace_limit": "2"}, "--kv-trace-limit needs a trace"),
+        ({"exec_type": "docker"}, "--kv-exec-type is docker; name the image with --kv-image"),
+        ({"image": "kv:1"}, "--kv-image is kv:1; it belongs to containers, so add --kv-exec"),
+        ({"container_engine": "podman"}, "--kv-container-engine is podman; it belongs to"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(
