@@ -233,11 +233,8 @@ class Launch:
             return f"rank {rank} on host {host}: {self._failed['error']}"
         if ended.ended_by == "deadline":
             return self._overdue()
-        if ended.exit_code != 0:
+        if ended.exit_code != 0 or not (self._directory / "trial.json").is_file():
             return self._death(ended.exit_code)
-        if not (self._directory / "trial.json").is_file():
-            how = "the launcher ended with exit code 0, but the ranks left no record"
-            return self._explained(how)
         return None
 
     def _death(self, exit_code: int | None) -> str:
@@ -280,6 +277,8 @@ class Launch:
 def _ending(exit_code: int | None) -> str:
     if exit_code is not None and exit_code < 0:
         return f"the launcher was killed by signal {-exit_code}"
+    if exit_code == 0:
+        return "the launcher ended with exit code 0, but the ranks left no record"
     return f"the launcher ended with exit code {exit_code}"
 
 

@@ -392,6 +392,10 @@ class Cluster:
         except KeyError:
             raise ClusterError(f"no host {name} is up; there are {[*self._hosts]}") from None
 
+    def enter(self, host: str, command: Sequence[str]) -> list[str]:
+        """What runs a command on a host, for whoever starts it himself."""
+        return self._host(host).enter(command)
+
     # --- what a host is -------------------------------------------------------------------
 
     def address(self, host: str) -> str:
