@@ -85,7 +85,8 @@ class ContainerAccess:
         self._here: ContainerHost | None = None
         self._hosts: dict[str, ContainerHost] = {}
         self._names: dict[str, str] = {}
-        self._cache_dirs: set[str | None] = set()
+        self._cache_dir: str | None = None
+        self._is_prepared = False
         self._agents = 0
 
     def is_linked(self, host: str) -> bool:
@@ -117,13 +118,13 @@ class ContainerAccess:
 
     def prepare(self, hosts: Sequence[str], cache_dir: str | None) -> dict[str, str]:
         """Ask the other hosts for their images."""
-        self._cache_dirs.add(cache_dir)
-        if len(self._cache_dirs) > 1:
+        if self._is_prepared and cache_dir != self._cache_dir:
             raise OptionError(
                 f"a test asks for {cache_dir or 'no directory'} where others use"
-                f" {self._first_directory() or 'none'}; containers have one --kv-cache-dir and one"
-                " kind of --kv-backend in a session, give them on the command line"
+                f" {self._cache_dir or 'none'}; containers have one --kv-cache-dir and one kind of"
+                " --kv-backend in a session, give them on the command line"
             )
+        self._cache_dir, self._is_prepared = cache_dir, True
         remote = [host for host in hosts if self.is_remote(host)]
         asked = [host for host in remote if host not in self._hosts]
         self.shell(remote)
@@ -131,14 +132,11 @@ class ContainerAccess:
             problems = dict(zip(asked, pool.map(self._find, asked), strict=True))
         return {host: problem for host, problem in problems.items() if problem is not None}
 
-    def _first_directory(self) -> str | None:
-        return next((path for path in self._cache_dirs if path is not None), None)
-
     def argv(self, host: str, program: Sequence[str], env: Mapping[str, str]) -> list[str]:
         """The program in a container of its own, with the cache directory and the locks."""
         self._agents += 1
         self._names[host] = f"kvcache-{self._run_id}-agent-{self._agents}"
-        mounted = [path for path in (self._first_directory(), _LOCKS) if path is not None]
+        mounted = [path for path in (self._cache_dir, _LOCKS) if path is not None]
         spec = self.spec(host, self._names[host], mounted, env)
         return self.on(host, spec.argv(program))
 
