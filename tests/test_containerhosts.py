@@ -73,19 +73,22 @@ def chosen(**texts: str) -> Options:
     return build_options({name: (text, "command line") for name, text in given.items()})
 
 
-def access(answers: Answers, path: str, **texts: str) -> ContainerAccess:
-    return ContainerAccess(chosen(**texts), "run1", {"PATH": path}, answers)
+CHOSEN = chosen()
+
+
+def access(answers: Answers, path: str) -> ContainerAccess:
+    return ContainerAccess(CHOSEN, "run1", {"PATH": path}, answers)
 
 
 def execution(
-    answers: Answers, path: str, environ: Mapping[str, str] | None = None, **texts: str
+    answers: Answers, path: str, *, environ: Mapping[str, str] = {}, options: Options = CHOSEN
 ) -> ContainerExecution:
-    return ContainerExecution(chosen(**texts), "run1", {"PATH": path, **(environ or {})}, answers)
+    return ContainerExecution(options, "run1", {"PATH": path, **environ}, answers)
 
 
 def refusal(answers: Answers, path: str, **texts: str) -> str:
     with pytest.raises(PreflightError) as error:
-        execution(answers, path, **texts).setup()
+        execution(answers, path, options=chosen(**texts)).setup()
     return str(error.value)
 
 
@@ -179,7 +182,7 @@ def test_what_this_machine_lacks_is_refused(path: str, tmp_path: Path) -> None:
 
 def test_the_launcher_runs_in_the_container_of_this_host(path: str, tmp_path: Path) -> None:
     plan, chosen_by_user = make_plan(), {"OMPI_MCA_pml": "ucx", "PMIX_RANK": "1", "HOME": "/h"}
-    runs = execution(Answers(), path, chosen_by_user)
+    runs = execution(Answers(), path, environ=chosen_by_user)
     directory = tmp_path / "case" / "trial-0"
     argv = runs.shown(["mpirun", "-n", "3"], plan, directory)
     assert argv[argv.index("--name") + 1] == "kvcache-run1-case-trial-0"

@@ -37,6 +37,8 @@ HYDRA = """
 SRUN = """srun: error: n1: task 1: Terminated
 srun: error: n2: task 2: {}
 srun: launch/slurm: _step_signal: Terminating StepId=6.4"""
+CONTAINER = f"""kvcache: the container on host n2 ended: it was killed (exit code 137)
+{ABORT}"""
 PALS = """n1.site: rank 1 died from signal 15
 n2.site: rank 2 {}"""
 
@@ -44,6 +46,7 @@ n2.site: rank 2 {}"""
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
+        (CONTAINER, "the container on host n2 ended: it was killed (exit code 137)"),
         (SIGNAL, "rank 1 (pid 102) on host n2 was killed by signal 9"),
         (EARLY, "rank 0 (pid 101) on host n1 ended in the middle of the work"),
         (ABORT, "rank 0 (pid 101) on host n1 gave up"),
