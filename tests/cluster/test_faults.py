@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import signal
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cluster.faults import BAD, FAULTS, Fault
+from tests.cluster.faults import BAD, FAULTS, RANK, Fault
 from tests.cluster.launchers import COLUMNS, Column, chosen
 from tests.cluster.session import Session
 from tests.site import wait_for
@@ -94,3 +95,51 @@ def test_a_slow_host_is_told_by_name(scene: Cluster, column: Column) -> None:
     verdicts = {verdict["code"]: verdict for verdict in trial["verdicts"]}
     assert verdicts["SKEWED"]["severity"] == "invalid"
     assert BAD in verdicts["SKEWED"]["text"]
+
+
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_session_that_is_ended_leaves_nothing_on_any_host(
+    scene: Cluster, column: Column, sig: signal.Signals, fault_table: FaultTable
+) -> None:
+    session = Session(scene, (*CASES, "--kv-duration=60"), column)
+    session.wait_for_phase("window", trial=0)
+    began_s = time.monotonic()
+    session.kill(sig)
+    session.end()
+    wait_for(lambda: not left_on(scene, *scene.names), limit_s=SELF_CLEANING_S)
+    took_s = time.monotonic() - began_s
+    fault_table.note(f"pytest ended by {sig.name}", column.name, took_s, "(time until all is gone)")
+    if sig != signal.SIGKILL:
+        (trial,) = session.trials()
+        assert "interrupted" in trial["error"]
+
+
+EARLY_EXIT = """#!/bin/sh
+case "$*" in *pytest_kvcache.worker*) exit 0;; esac
+exec {python} "$@"
+"""
+
+
+def test_ranks_that_end_before_they_are_together_are_told_by_host(
+    scene: Cluster, column: Column, fault_table: FaultTable
+) -> None:
+    """A launcher waits for such ranks for ever, in silence."""
+    wrapper = scene.directory / "python"
+    wrapper.write_text(f'#!/bin/sh\nexec {column.python} "$@"\n')
+    wrapper.chmod(0o755)
+    broken = scene.directory / "broken"
+    broken.write_text(EARLY_EXIT.format(python=column.python))
+    broken.chmod(0o755)
+    scene.hide(BAD, wrapper, behind=broken)
+    began_s = time.monotonic()
+    session = Session(scene, (*CASES, f"--kv-python={wrapper}"), column)
+    session.wait_for_trials(1)
+    took_s = time.monotonic() - began_s
+    scene.reveal(BAD, wrapper)
+    text = session.end()
+    (failed,) = session.trials()
+    cause = failed["error"].splitlines()[0]
+    fault_table.note("rank exits 0 before MPI_Init", column.name, took_s, cause)
+    assert re.search(rf"0 of 1 rank processes run on {BAD}|{RANK}", cause), failed["error"]
+    assert took_s < SOON_S + 5, text  # the session's own start is in it
+    assert left_on(scene, *scene.names) == []
