@@ -77,8 +77,15 @@ def test_a_fault_fails_its_trial_soon_and_leaves_nothing(
     assert "last lines of " in failed["error"] or failed.get("read"), failed["error"]
     assert took_s < SOON_S + (12 if fault.hangs else 0), text
     rest = [trial["ok"] for trial in session.trials(case=1)]
-    assert rest == ([False] if fault.cut else [True, True]), text
+    assert rest in _then(fault), text
     assert left_on(scene, *scene.names) == []
+
+
+def _then(fault: Fault) -> list[list[bool]]:
+    """How the next case may go: a fault that is there until it is mended may hit it, too."""
+    if fault.cut:
+        return [[False]]
+    return [[True, True], *([[False]] if fault.phase is None else [])]
 
 
 def test_a_slow_host_is_told_by_name(scene: Cluster, column: Column) -> None:
