@@ -27,7 +27,7 @@ CASES = ("--kv-hosts", "n1", "n2", "--kv-np=2,3", "--kv-trials=2")
 def column(request: pytest.FixtureRequest) -> Column:
     wanted: Column = request.param
     if wanted not in chosen():
-        pytest.skip(f"{wanted.name} is not asked for (KVCACHE_TEST_LAUNCHERS)")
+        pytest.skip(f"takes minutes: KVCACHE_TEST_LAUNCHERS='{wanted.name}', or tox -e faults")
     reason = wanted.why_unavailable()
     if reason is not None:
         pytest.skip(reason)
