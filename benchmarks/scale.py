@@ -99,9 +99,9 @@ def reduction(count: int) -> tuple[float, float, int]:
     """Seconds for the histograms of all ranks to be summed in a tree, and to be gathered first."""
     mpirun = Path(sys.prefix, "bin", "mpirun")
     launch = [
-        mpirun, "--allow-run-as-root", "--host", f"localhost:{count + 1}", "--bind-to", "none",
-        "--mca", "pml", "ob1", "--mca", "btl", "self,sm,tcp", "-x", "OMPI_MCA_mpi_yield_when_idle=1",
-        "-n", str(count + 1),
+        str(mpirun), "--allow-run-as-root", "--host", f"localhost:{count + 1}", "--bind-to", "none",
+        "--mca", "pml", "ob1", "--mca", "btl", "self,sm,tcp",
+        "-x", "OMPI_MCA_mpi_yield_when_idle=1", "-n", str(count + 1),
     ]  # fmt: skip
     shape = [str(len(SECTIONS)), str(len(Histogram().counts))]
     program = [sys.executable, "-m", "mpi4py", "-c", REDUCTION, *shape]

@@ -216,7 +216,7 @@ def _conduct(comm: Comm, plan: Plan, run_dir: Path, watch: _Watch) -> int:
         if not _agreed(comm, watch, plan.deadline_s):
             _leave(comm, watch, plan)
             return 1
-    offsets_ns = comm.measure_offsets_ns()
+    offsets_ns = comm.measure_offsets_ns([1 + plan.layout.first_on_host(r) for r in range(plan.np)])
     start_ns = clock_ns() + _LEAD_NS
     watch.enter("window", start_ns=start_ns)
     comm.scatter([start_ns + offset for offset in offsets_ns])
