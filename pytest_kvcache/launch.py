@@ -236,11 +236,18 @@ class Launch:
         return None
 
     def _death(self, exit_code: int | None) -> str:
-        """What the launcher says of a rank; that the coordinator gave up explains nothing."""
+        """What the launcher says of a rank, unless another one was the first to end.
+
+        Launchers take one of those that went down with it for the culprit; that the
+        coordinator gave up explains nothing.
+        """
         died = cause_of_death(tail_lines(self._log, _LOG_LINES), self._ranks)
-        if died is not None and not died.startswith("the coordinator"):
+        if died is None or died.startswith("the coordinator"):
+            return self._explained(died or _ending(exit_code))
+        first = self._watch.first_gone()
+        if first is None or first.partition("(")[0] == died.partition("(")[0]:
             return died
-        return self._explained(died or _ending(exit_code))
+        return f"{first}; {died}"
 
     def _overdue(self) -> str:
         limit = f"the launch was not over after {self._plan.deadline_s:g} s and was ended"
