@@ -351,3 +351,15 @@ def test_the_parts_of_a_trace_need_what_they_hold(registry: Registry, trace: str
     assert case.trace is not None
     parts = [set(case.trace.select(p).block_ids.tolist()) for p in deal(case.trace, 4)]
     assert planner.size(asked, name) == (max(map(len, parts)), sum(map(len, parts)))
+
+
+def test_an_ipv6_address_of_another_host_is_refused_before_a_launcher_sees_it(
+    registry: Registry,
+) -> None:
+    with pytest.raises(OptionError, match=r"--kv-hosts has \[2001:db8::1\]; launchers take no"):
+        name_cases(options(hosts=["[2001:db8::1]"], np="2"), registry)
+
+
+def test_the_ipv6_loopback_is_this_machine_by_its_name(registry: Registry) -> None:
+    (name,) = name_cases(options(hosts=["[::1]:2"], np="2"), registry)
+    assert name.layout.hosts[0].name == "localhost"
