@@ -168,15 +168,12 @@ def _misplaced(plan: Plan, hosts: list[str]) -> tuple[int, str] | None:
         name = plan.layout.host_of(rank)
         first, owner = real.setdefault(name, host), planned.setdefault(host, name)
         if owner != name or first != host:
-            why = (
-                f"where the ranks of {owner} are or belong"
-                if owner != name
-                else (f"and others of its host on {first}")
-            )
+            why = f"where the ranks of {owner} are or belong"
+            if owner == name:
+                why = f"and others of its host on {first}"
             return rank, (
-                f"runs on {host}, {why}; the plan has it on"
-                f" {name}: the launcher has placed ranks in its own way, look at --kv-mpi-params"
-                " and the launcher's own settings"
+                f"runs on {host}, {why}; the plan has it on {name}: the launcher has placed"
+                " ranks in its own way, look at --kv-mpi-params and the launcher's own settings"
             )
     return None
 
