@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 import pytest_kvcache
 from tests.cluster.cluster import Cluster, why_unavailable
+from tests.cluster.faulttable import FaultTable
 from tests.cluster.launchers import COLUMNS
 from tests.site import machine_to_oneself
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HERE = Path(__file__).parent
-PASSING = re.compile(r"/\S+|(?<=pid )\d+")  # paths and pids, another time others
-TABLE_MARK = "<!-- what follows is written by tox -e faults -->"
 LIMIT_S = 300  # for a test that hangs; none takes long
 
 
@@ -80,34 +78,8 @@ def quiet_cluster(cluster: Cluster) -> Iterator[Cluster]:
         yield cluster
 
 
-class FaultTable:
-    """What was measured of each fault with each launcher, for docs/faults.md."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, dict[str, tuple[float, str]]] = {}
-
-    def note(self, fault: str, launcher: str, took_s: float, cause: str) -> None:
-        """One cell: how long it took to fail the case, and what was said."""
-        self.rows.setdefault(fault, {})[launcher] = (took_s, cause)
-
-    def markdown(self) -> str:
-        """The table, a row per fault, a column per launcher, and what Open MPI's said."""
-        launchers = list(dict.fromkeys(name for row in self.rows.values() for name in row))
-        head = ["fault", *launchers, "what is said"]
-        lines = [head, ["---"] * len(head)]
-        for fault, row in self.rows.items():
-            cells = [f"{row[name][0]:.1f} s" if name in row else "—" for name in launchers]
-            said = PASSING.sub("…", next(iter(row.values()))[1]).replace("|", "\\|")
-            lines.append([fault, *cells, said])
-        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
 @pytest.fixture(scope="session")
-def fault_table() -> Iterator[FaultTable]:
-    """Written to the file that ``KVCACHE_FAULT_TABLE`` names, if it does."""
-    table = FaultTable()
-    yield table
-    path = os.environ.get("KVCACHE_FAULT_TABLE")
-    if path and table.rows:
-        head, mark, _ = Path(path).read_text(encoding="utf-8").partition(TABLE_MARK)
-        Path(path).write_text(f"{head}{mark}\n\n{table.markdown()}", encoding="utf-8")
+def fault_table() -> FaultTable:
+    """Written to the file that ``KVCACHE_FAULT_NOTES`` names, if it does."""
+    path = os.environ.get("KVCACHE_FAULT_NOTES")
+    return FaultTable(Path(path) if path else None)

@@ -16,7 +16,8 @@ from tests.site import wait_for
 
 if TYPE_CHECKING:
     from tests.cluster.cluster import Cluster
-    from tests.cluster.conftest import FaultTable, NewCluster
+    from tests.cluster.conftest import NewCluster
+    from tests.cluster.faulttable import FaultTable
 
 SOON_S = 15.0  # what a fault may take to fail its case
 SELF_CLEANING_S = 60.0  # what a host that is cut off may take to clean itself up
