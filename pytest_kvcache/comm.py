@@ -15,7 +15,7 @@ import numpy as np
 from pytest_kvcache.errors import StalledError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from mpi4py import MPI
     from numpy.typing import NDArray
@@ -123,16 +123,15 @@ class Comm:
         else:
             self.stop_ordered()
 
-    def measure_offsets_ns(self) -> list[int]:
+    def measure_offsets_ns(self, leaders: Sequence[int]) -> list[int]:
         """Coordinator: each world rank's clock minus its own, by ping-pong.
 
-        The sample with the lowest round trip counts; its error is at most half of that.
-        Workers answer with ``answer_clock``.
+        ``leaders`` is, by world rank from 1, the one that answers for it: ranks of a host
+        have one clock. The sample with the lowest round trip counts; its error is at most
+        half of that. The leaders answer with ``answer_clock``.
         """
-        offsets = [0]
-        for rank in range(1, self.size):
-            offsets.append(self._offset_ns(rank))
-        return offsets
+        offsets = {leader: self._offset_ns(leader) for leader in dict.fromkeys(leaders)}
+        return [0, *(offsets[leader] for leader in leaders)]
 
     def _offset_ns(self, rank: int) -> int:
         peer = np.zeros(1, dtype=np.int64)

@@ -18,7 +18,7 @@ from pytest_kvcache.atomic import write_json
 from pytest_kvcache.containerhosts import ContainerAccess
 from pytest_kvcache.containers.agent import AGENT_VARIABLE
 from pytest_kvcache.errors import PreflightError
-from pytest_kvcache.execution import Aftermath
+from pytest_kvcache.launch import Aftermath
 from pytest_kvcache.launchers.container import (
     Holding,
     Remote,

@@ -159,19 +159,21 @@ def _misplaced(plan: Plan, hosts: list[str]) -> tuple[int, str] | None:
     """The first rank that is on another host than planned.
 
     Hosts have names of their own beside those the user gave them; but ranks of one
-    planned host must be together, and of two apart. Launchers were seen to swap hosts
-    in silence.
+    planned host must be together, of two apart, and none on a host of another's name.
+    Launchers were seen to swap hosts in silence.
     """
     real: dict[str, str] = {}
-    planned: dict[str, str] = {}
+    planned = {host.name: host.name for host in plan.layout.hosts}
     for rank, host in enumerate(hosts):
         name = plan.layout.host_of(rank)
-        if real.setdefault(name, host) != host or planned.setdefault(host, name) != name:
-            other = planned[host] if planned.get(host, name) != name else name
+        first, owner = real.setdefault(name, host), planned.setdefault(host, name)
+        if owner != name or first != host:
+            why = f"where the ranks of {owner} are or belong"
+            if owner == name:
+                why = f"and others of its host on {first}"
             return rank, (
-                f"runs on {host}, where the ranks of {other} are or belong; the plan has it on"
-                f" {name}: the launcher has placed ranks in its own way, look at --kv-mpi-params"
-                " and the launcher's own settings"
+                f"runs on {host}, {why}; the plan has it on {name}: the launcher has placed"
+                " ranks in its own way, look at --kv-mpi-params and the launcher's own settings"
             )
     return None
 
@@ -216,7 +218,7 @@ def _conduct(comm: Comm, plan: Plan, run_dir: Path, watch: _Watch) -> int:
         if not _agreed(comm, watch, plan.deadline_s):
             _leave(comm, watch, plan)
             return 1
-    offsets_ns = comm.measure_offsets_ns()
+    offsets_ns = comm.measure_offsets_ns([1 + plan.layout.first_on_host(r) for r in range(plan.np)])
     start_ns = clock_ns() + _LEAD_NS
     watch.enter("window", start_ns=start_ns)
     comm.scatter([start_ns + offset for offset in offsets_ns])

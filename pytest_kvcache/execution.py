@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_kvcache.hostaccess import HostAccess, SshAccess
+from pytest_kvcache.launch import Aftermath
 from pytest_kvcache.launchers.protocol import remote_shell_script
 from pytest_kvcache.localhost import is_local
 from pytest_kvcache.preflight import find_setup
@@ -42,20 +43,6 @@ class Execution(Protocol):
 
     def aftermath(self, plan: Plan, directory: Path) -> Aftermath:
         """What to do after a launch that failed."""
-
-
-class Aftermath:
-    """What follows a launch that failed; here nothing beyond the processes themselves."""
-
-    def cause(self, exit_code: int, lines: Sequence[str]) -> str | None:
-        """What the launch's end means where the launcher itself says nothing."""
-        del exit_code, lines
-        return None
-
-    def clean_up(self, lines: Sequence[str]) -> list[str]:
-        """End what is left; sentences on what can't be ended. ``lines`` are the log's last."""
-        del lines
-        return []
 
 
 class BareExecution:

@@ -50,12 +50,14 @@ class Guard:
     cache_dir: str | None
     keep: bool
     lock: HostLock
-    sees_ranks: bool
+    sees_ranks: bool = True
     segments: Segments = field(default_factory=Segments.now)
     sessions: SessionDirs = field(default_factory=SessionDirs.now)
 
     @classmethod
-    def begin(cls, *, run_id: str, cache_dir: str | None, keep: bool, sees_ranks: bool) -> Guard:
+    def begin(
+        cls, *, run_id: str, cache_dir: str | None, keep: bool, sees_ranks: bool = True
+    ) -> Guard:
         """Take the host's lock; PreflightError names who has it.
 
         In a container (``sees_ranks`` is false) pids mean nothing to others, nor theirs here.
@@ -148,7 +150,7 @@ class Agent:
                 run_id=what["run_id"],
                 cache_dir=what["cache_dir"],
                 keep=what["keep"],
-                sees_ranks=what["sees_ranks"],
+                sees_ranks=what.get("sees_ranks", True),
             )
         self._guard.cache_dir, self._guard.keep = what["cache_dir"], what["keep"]
 

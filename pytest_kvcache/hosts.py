@@ -94,6 +94,10 @@ class RankLayout:
         """Return the place of ``rank`` among its host's ranks; the first is 0."""
         return self._place(rank)[1]
 
+    def first_on_host(self, rank: int) -> int:
+        """Return the first rank of the host that runs ``rank``."""
+        return rank - self.local_index(rank)
+
     def share_of(self, rank: int, cores: Sequence[int]) -> Sequence[int]:
         """Return the part of its host's ``cores`` that is the rank's own.
 

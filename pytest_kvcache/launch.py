@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_kvcache.cluster import Cluster
-    from pytest_kvcache.execution import Aftermath
     from pytest_kvcache.plan import Plan
 
 _TAIL_LINES = 12  # of the launcher's output, shown with a failure
@@ -131,6 +130,20 @@ class HostWatch:
         return [] if self._cluster is None else self._cluster.clean_up(self._names)
 
 
+class Aftermath:
+    """What follows a launch that failed; here nothing beyond the processes themselves."""
+
+    def cause(self, exit_code: int, lines: Sequence[str]) -> str | None:
+        """What the launch's end means where the launcher itself says nothing."""
+        del exit_code, lines
+        return None
+
+    def clean_up(self, lines: Sequence[str]) -> list[str]:
+        """End what is left; sentences on what can't be ended. ``lines`` are the log's last."""
+        del lines
+        return []
+
+
 class Launch:
     """One launch; ``record`` runs it."""
 
@@ -141,8 +154,8 @@ class Launch:
         directory: Path,
         *,
         cluster: Cluster | None,
-        aftermath: Aftermath,
         on_event: Callable[[Mapping[str, Any]], None],
+        aftermath: Aftermath | None = None,
     ) -> None:
         self._argv = list(argv)
         self._plan = plan
@@ -151,7 +164,7 @@ class Launch:
         self._on_event = on_event
         self._tail = EventTail(directory / "events.jsonl")
         self._watch = HostWatch(plan, cluster)
-        self._aftermath = aftermath
+        self._aftermath = aftermath or Aftermath()
         self._failed: Mapping[str, Any] | None = None
         self._waiting: Mapping[str, Any] | None = None
         self._ranks: list[Mapping[str, Any]] = []
@@ -238,15 +251,20 @@ class Launch:
         return None
 
     def _death(self, exit_code: int | None) -> str:
-        """What the launcher says of a rank; that the coordinator gave up explains nothing."""
+        """What the launcher says of a rank, unless another one was the first to end.
+
+        Launchers take one of those that went down with it for the culprit; that the
+        coordinator gave up explains nothing.
+        """
         lines = tail_lines(self._log, _LOG_LINES)
         died = cause_of_death(lines, self._ranks)
-        if died is not None and not died.startswith("the coordinator"):
+        if died is None or died.startswith("the coordinator"):
+            ended = None if exit_code is None else self._aftermath.cause(exit_code, lines)
+            return ended or self._explained(died or _ending(exit_code))
+        first = self._watch.first_gone()
+        if first is None or first.partition("(")[0] == died.partition("(")[0]:
             return died
-        ended = None if exit_code is None else self._aftermath.cause(exit_code, lines)
-        if ended is not None:
-            return ended
-        return self._explained(died or _ending(exit_code))
+        return f"{first}; {died}"
 
     def _overdue(self) -> str:
         limit = f"the launch was not over after {self._plan.deadline_s:g} s and was ended"

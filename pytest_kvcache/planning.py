@@ -82,8 +82,20 @@ def layouts(options: Options) -> tuple[RankLayout, ...]:
     if len(local) > 1:
         raise OptionError(_one_machine(local))
     others = [host for host in options.hosts if host not in local]
+    hosts = [*map(_listable, local), *others]
+    for host in others:
+        if ":" in host.name:
+            raise OptionError(
+                f"--kv-hosts has {bracketed(host.name)}; launchers take no IPv6 address in their"
+                " lists of hosts, so give it a name in /etc/hosts or the name server and use that"
+            )
     counts: Sequence[int | None] = options.np or (None,)
-    return tuple(layout_ranks([*local, *others], np=np, npernode=options.npernode) for np in counts)
+    return tuple(layout_ranks(hosts, np=np, npernode=options.npernode) for np in counts)
+
+
+def _listable(host: HostSpec) -> HostSpec:
+    """This machine under a name that launchers can take."""
+    return replace(host, name="localhost") if ":" in host.name else host
 
 
 def _one_machine(names: Sequence[HostSpec]) -> str:

@@ -15,6 +15,10 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 MARKER_VARIABLE = "PYTEST_KVCACHE_LAUNCH"
 """Environment variable that every process of a launch carries: the run's id."""
@@ -24,6 +28,7 @@ _KILL_POLL_S = 0.01
 _RANK_MODULE = b"pytest_kvcache.worker"
 # What launchers start on other hosts; ssh gives them no environment of ours.
 _DAEMONS = frozenset({b"prted", b"orted", b"hydra_pmi_proxy", b"hydra_bstrap_pr"})
+_NAME_BYTES = 15  # of a process's name, which the kernel cuts
 _DEAD = (b"Z", b"X")
 
 
@@ -103,6 +108,12 @@ class LaunchProcesses:
         stat = _Stat.of(pid)
         if stat is not None and stat.name in _DAEMONS:
             self._daemons[pid] = stat.started
+
+
+def is_running(names: Collection[str]) -> bool:
+    """Whether a process of one of these names runs here, whoever started it."""
+    wanted = {name[:_NAME_BYTES].encode() for name in names}
+    return any(stat.name in wanted for stat in _all().values())
 
 
 def describe_process(pid: int) -> str:

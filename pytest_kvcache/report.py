@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 WIDTH = 80
 _ALWAYS = ("requests.per_s", "cache.hit_ratio")
 _GIB = 1 << 30
+_HOST_WIDTH = 17
+_SHARED_WIDTH = 13  # what the other columns leave
 _SHORTEST_S = 0.01  # between two progress events that give a rate
 
 
@@ -60,22 +62,32 @@ def describe_plan(plan: Plan) -> str:
 
 def describe_survey(survey: Survey) -> list[str]:
     """A table of the hosts, and a line for each problem."""
-    head = f"  {'host':<18}{'cores':>6}{'memory':>11}{'disk free':>11}  {'filesystem':<11}"
     lines = [
         f"kvcache: asked {_counted(survey.names, 'host')} in {survey.elapsed_s:.1f} s",
-        f"{head}{'direct':<7}shared with",
+        _host_row("host", "cores", "memory", "disk free", "filesystem", "direct", "shared with"),
     ]
-    lines += [_host_line(survey, host) for host in survey.names]
+    for host in survey.names:
+        name, *cells = _host_cells(survey, host)
+        if len(name) > _HOST_WIDTH:  # whole, on a line of its own: no other has this name
+            lines += _wrapped(name, indent="  ")
+            name = ""
+        lines.append(_host_row(name, *cells))
     for host, texts in survey.problems.items():
         for text in texts:
             lines += _wrapped(f"host {host}: {text}", indent="  ")
     return lines
 
 
-def _host_line(survey: Survey, host: str) -> str:
+def _host_row(host: str, *cells: str) -> str:
+    cores, memory, free, kind, direct, shared = cells
+    columns = f"{host:<{_HOST_WIDTH}}{cores:>6}{memory:>11}{free:>11}  {_cut(kind, 10):<11}"
+    return f"  {columns}{direct:<7}{shared}"
+
+
+def _host_cells(survey: Survey, host: str) -> list[str]:
     facts = survey.facts.get(host)
     if facts is None:
-        return f"  {host:<18}{'—':>6}{'—':>11}{'—':>11}  {'—':<11}{'—':<7}—"
+        return [host, *"——————"]
     memory = "—" if facts.memory_bytes is None else format_bytes(facts.memory_bytes)
     free, kind, direct, shared = "—", "—", "—", "—"
     if facts.filesystem is not None:
@@ -83,7 +95,13 @@ def _host_line(survey: Survey, host: str) -> str:
         direct = "yes" if facts.direct else "no"
         others = [name for name in survey.names if name in survey.group_of(host) and name != host]
         shared = _some(others) or "no host"
-    return f"  {host:<18}{facts.cores:>6}{memory:>11}{free:>11}  {kind:<11}{direct:<7}{shared}"
+        if len(shared) > _SHARED_WIDTH:
+            shared = _counted(others, "other")
+    return [host, str(facts.cores), memory, free, kind, direct, shared]
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def _counted(things: Sequence[object], noun: str) -> str:

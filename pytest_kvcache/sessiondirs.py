@@ -1,4 +1,4 @@
-"""Directories that a killed launcher or its daemon leaves below the temporary directory."""
+"""What a killed launcher or its daemon leaves below the temporary directory."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_kvcache.processes import is_running
+
 # Open MPI 5: prted.PID, ompi.PID, prterun.PID…; 4: ompi.HOST.UID with pid.PID or jf.N in it.
-_NAMES = ("prted.*", "prterun.*", "ompi.*", "ompi.*/pid.*", "ompi.*/jf.*")
+_DIRECTORIES = ("prted.*", "prterun.*", "ompi.*", "ompi.*/pid.*", "ompi.*/jf.*")
 _PID = re.compile(r"\.(\d+)\Z")
+# MPICH's, which carry no pid; they may belong to another launch as long as one runs.
+_FILES = ("hydra_hwloc_xmlfile_*",)
+_HYDRA = ("hydra_pmi_proxy", "mpiexec", "mpiexec.hydra", "mpirun")
 
 
 @dataclass(frozen=True, slots=True)
 class SessionDirs:
-    """Those of this user that exist at one moment."""
+    """The directories and files of this user that exist at one moment."""
 
     paths: frozenset[Path]
     directory: Path
@@ -25,20 +30,22 @@ class SessionDirs:
     def now(cls, directory: Path | None = None) -> SessionDirs:
         """Those that are there now."""
         directory = directory or Path(tempfile.gettempdir())
-        found = {path for name in _NAMES for path in directory.glob(name)}
+        found = {path for name in (*_DIRECTORIES, *_FILES) for path in directory.glob(name)}
         return cls(frozenset(path for path in found if _is_own(path)), directory)
 
     def remove_new(self) -> None:
         """Remove those that came since and whose process is gone."""
         appeared = SessionDirs.now(self.directory).paths - self.paths
         for path in sorted(appeared, key=lambda path: -len(path.parts)):
-            if not _is_alive(path.name):
+            if path.is_dir() and not _is_alive(path.name):
                 shutil.rmtree(path, ignore_errors=True)
+            elif path.is_file() and not is_running(_HYDRA):
+                path.unlink(missing_ok=True)
 
 
 def _is_own(path: Path) -> bool:
     try:
-        return path.lstat().st_uid == os.geteuid() and path.is_dir() and not path.is_symlink()
+        return path.lstat().st_uid == os.geteuid() and not path.is_symlink()
     except FileNotFoundError:
         return False  # it went while we looked
 

@@ -306,7 +306,9 @@ class TransferPool:
             if last and not syncs:
                 self._on_complete(operation)
         if last and syncs:
+            worker.busy_since_ns = done
             done = self._sync(operation)
+            worker.busy_since_ns = 0
         if len(self._offsets) > 1 and not operation.failed and kind != DELETE:
             worker.log.add(TRANSFER, 0, started, done, length, 0)
         if last:

@@ -125,7 +125,8 @@ def _measure(comm: Comm, rank: Rank) -> int:
     if not _agree(comm, heart, error, plan.deadline_s):
         return _give_up(comm, heart, rank)
     heart.phase = "window"
-    comm.answer_clock()
+    if plan.layout.first_on_host(rank.rank) == rank.rank:
+        comm.answer_clock()
     origin_ns: int = comm.scatter(None)
     rank.run(origin_ns, heart.tick)
     heart.phase = "clean-up"

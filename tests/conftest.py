@@ -13,6 +13,8 @@ import pytest
 
 import pytest_kvcache.bench  # noqa: F401  numpy can't be imported twice, so before pytester drops it
 from pytest_kvcache.hostlock import HostLock
+from pytest_kvcache.processes import LaunchProcesses
+from tests.neighbours import Neighbours
 from tests.site import PLUGINS, Site, machine_to_oneself
 
 if TYPE_CHECKING:
@@ -56,6 +58,14 @@ def site(
 def _python_path() -> list[str]:
     found = os.environ.get("PYTHONPATH", "")
     return [found] if found else []
+
+
+@pytest.fixture
+def neighbours(tmp_path: Path, fake_python: str) -> Iterator[Neighbours]:
+    """Other hosts, without a network."""
+    neighbours = Neighbours(tmp_path, fake_python)
+    yield neighbours
+    LaunchProcesses(marker=neighbours.run_id).kill()  # only a failed test leaves any
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,10 @@ import numpy as np
 
 from pytest_kvcache.backends.protocol import BackendFacts
 from pytest_kvcache.cache.index import CacheIndex
+from pytest_kvcache.cluster import Survey
 from pytest_kvcache.engine import Engine
 from pytest_kvcache.errors import StorageError
+from pytest_kvcache.hostfacts import HostFacts
 from pytest_kvcache.hosts import HostRanks, RankLayout
 from pytest_kvcache.latency import Histogram
 from pytest_kvcache.models import MODELS, ModelSpec
@@ -772,3 +774,48 @@ def sound_record(plan: Plan, ranks: Sequence[RankResult], **changes: Any) -> Tri
         ),
         **changes,
     )
+
+
+# --- other hosts --------------------------------------------------------------------------
+
+
+def host_facts(name: str = "n1", **changes: Any) -> HostFacts:
+    """A host without fault, with 100 GiB of disk."""
+    values: dict[str, Any] = {
+        "hostname": name,
+        "machine": f"boot/{name}",
+        "version": "1.0",
+        "python": "3.11.7",
+        "mpi_library": "Open MPI v5.0.11",
+        "cores": 4,
+        "memory_bytes": 64 << 30,
+        "open_files": 1024,
+        "filesystem": {**FILESYSTEM, "available_bytes": 100 << 30, "available_inodes": 1 << 20},
+        "direct": True,
+        "wall_clock_s": 0.0,
+        "problems": (),
+    }
+    return HostFacts(**values | changes)
+
+
+def survey_of(
+    facts: Mapping[str, HostFacts],
+    *groups: Sequence[str],
+    problems: Mapping[str, Sequence[str]] | None = None,
+) -> Survey:
+    """What these hosts have answered; without ``groups`` each has its own directory."""
+    problems = problems or {}
+    shared = groups or [[name] for name in facts]
+    return Survey(
+        names=tuple(dict.fromkeys([*facts, *problems])),
+        facts=facts,
+        problems=problems,
+        groups=tuple(frozenset(group) for group in shared),
+        elapsed_s=0.5,
+        made_s=time.monotonic(),
+    )
+
+
+def layout_of(**ranks: int) -> RankLayout:
+    """``layout_of(n1=2, n2=2)``."""
+    return RankLayout(hosts=tuple(HostRanks(name=name, ranks=n) for name, n in ranks.items()))

@@ -88,6 +88,33 @@ def test_holder_that_has_not_written_yet_is_unknown(tmp_path: Path) -> None:
                 lock(tmp_path).acquire()
 
 
+def test_the_holder_can_be_asked_for_without_taking_the_lock(tmp_path: Path) -> None:
+    with holding_process(tmp_path) as process:
+        holder = lock(tmp_path).holder()
+        assert (holder["pid"], holder["run_id"]) == (process.pid, "run-of-another")
+        with pytest.raises(PreflightError):
+            lock(tmp_path).acquire()
+
+
+@pytest.mark.parametrize("content", ["", "{half", "[1]", "\0\0"])
+def test_a_holder_that_says_nothing_sensible_is_nobody(tmp_path: Path, content: str) -> None:
+    lock(tmp_path).path.write_text(content)
+    assert lock(tmp_path).holder() == {}
+
+
+@pytest.mark.parametrize("kind", ["absent", "symlink", "directory", "fifo"])
+def test_what_is_no_lock_has_no_holder(tmp_path: Path, kind: str) -> None:
+    path = lock(tmp_path).path
+    if kind == "symlink":
+        (tmp_path / "other").write_text('{"pid": 1}')
+        path.symlink_to(tmp_path / "other")
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
+    assert lock(tmp_path).holder() == {}
+
+
 def test_lock_can_be_taken_again_after_its_release(tmp_path: Path) -> None:
     once = lock(tmp_path)
     for _ in range(2):

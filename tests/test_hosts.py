@@ -172,6 +172,17 @@ def test_longest_host_name_of_the_domain_name_system_is_a_host() -> None:
         HostSpec(name="n" * 64)
 
 
+@pytest.mark.parametrize("name", ["n" * 63, "n" * 63 + ".site", "site." + "n" * 63])
+def test_each_part_of_a_name_may_have_63_characters(name: str) -> None:
+    assert parsed(name) == [name]
+    longer = name.replace("n" * 63, "n" * 64)
+    assert refusal(longer) == (
+        f"--kv-hosts has {longer!r}; each part of a host name must have at most 63 characters"
+    )
+    with pytest.raises(OptionError, match="at most 63 characters"):
+        HostRanks(name=longer, ranks=1)
+
+
 def test_host_may_be_called_slots() -> None:
     assert parsed("n1", "slots") == ["n1", "slots"]
 

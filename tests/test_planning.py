@@ -11,16 +11,27 @@ import pytest
 from pytest_kvcache.cache.reuse import infinite_hits
 from pytest_kvcache.errors import OptionError, TraceError, UnavailableError, UnknownNameError
 from pytest_kvcache.hosts import HostRanks, RankLayout
+from pytest_kvcache.models import MODELS
 from pytest_kvcache.planning import Case, CaseName, Planner, layouts, name_cases
 from pytest_kvcache.registry import Registry, build_registry
 from pytest_kvcache.version import VERSION
 from pytest_kvcache.workloads.deal import deal
 from pytest_kvcache.workloads.protocol import Need
-from tests.factories import Family, Script, options, registry_of
+from tests.factories import (
+    FILESYSTEM,
+    Family,
+    Script,
+    host_facts,
+    layout_of,
+    options,
+    registry_of,
+    survey_of,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pytest_kvcache.cluster import Survey
     from pytest_kvcache.options import Options
 
 
@@ -183,6 +194,47 @@ def test_memory_is_shared_like_space(registry: Registry) -> None:
     registry = registry_of(backends=registry.backends, workloads=ENDLESS)
     one, four = plan_all(options(scenario="endless", backend="memory", np="1,4"), registry)
     assert one.plan.capacity_bytes == pytest.approx(4 * four.plan.capacity_bytes, rel=0.2)
+
+
+def capacity(registry: Registry, survey: Survey, **texts: str) -> int:
+    """What a rank of an endless load may store on these hosts."""
+    registry = registry_of(backends=registry.backends, workloads=ENDLESS)
+    name = CaseName(scenario="endless", model=MODELS["tiny-1b"], layout=layout_of(n1=3, n2=1))
+    asked = options(scenario="endless", **texts)
+    return Planner(registry, "run-1").plan(asked, name, survey).plan.capacity_bytes
+
+
+def with_free(size_bytes: int) -> dict[str, Any]:
+    return {**FILESYSTEM, "available_bytes": size_bytes, "available_inodes": None}
+
+
+def test_ranks_of_several_hosts_may_store_what_the_tightest_has(registry: Registry) -> None:
+    # No directory of this machine is looked at: the hosts have been.
+    facts = {
+        "n1": host_facts("n1", filesystem=with_free(300 << 30)),
+        "n2": host_facts("n2", filesystem=with_free(60 << 30)),
+    }
+    own, shared = survey_of(facts), survey_of(facts, ["n1", "n2"])
+    assert capacity(registry, own, cache_dir="/no") == pytest.approx(0.9 * (60 << 30), rel=0.01)
+    assert capacity(registry, shared, cache_dir="/no") == pytest.approx(0.9 * (15 << 30), rel=0.01)
+
+
+def test_the_host_with_least_memory_decides_for_all(registry: Registry) -> None:
+    facts = {
+        "n1": host_facts("n1", memory_bytes=64 << 30),
+        "n2": host_facts("n2", memory_bytes=32 << 30),
+        "n3": host_facts("n3", memory_bytes=None),
+    }
+    least = capacity(registry, survey_of(facts), backend="memory")
+    facts["n2"] = host_facts("n2", memory_bytes=64 << 30)
+    assert capacity(registry, survey_of(facts), backend="memory") == pytest.approx(
+        2 * least, rel=0.01
+    )
+
+
+def test_without_a_directory_hosts_have_room_for_everything(registry: Registry) -> None:
+    facts = {name: host_facts(name, filesystem=None) for name in ("n1", "n2")}
+    assert capacity(registry, survey_of(facts), backend="null") > 1 << 60
 
 
 @pytest.mark.parametrize("path", ["/usr/lib", "/nowhere/at/all"])
@@ -351,3 +403,15 @@ def test_the_parts_of_a_trace_need_what_they_hold(registry: Registry, trace: str
     assert case.trace is not None
     parts = [set(case.trace.select(p).block_ids.tolist()) for p in deal(case.trace, 4)]
     assert planner.size(asked, name) == (max(map(len, parts)), sum(map(len, parts)))
+
+
+def test_an_ipv6_address_of_another_host_is_refused_before_a_launcher_sees_it(
+    registry: Registry,
+) -> None:
+    with pytest.raises(OptionError, match=r"--kv-hosts has \[2001:db8::1\]; launchers take no"):
+        name_cases(options(hosts=["[2001:db8::1]"], np="2"), registry)
+
+
+def test_the_ipv6_loopback_is_this_machine_by_its_name(registry: Registry) -> None:
+    (name,) = name_cases(options(hosts=["[::1]:2"], np="2"), registry)
+    assert name.layout.hosts[0].name == "localhost"

@@ -94,6 +94,56 @@ def test_the_coordinator_under_hydra_is_named_by_its_pid() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("line", "cause"),
+    [
+        (
+            "ssh: connect to host n2 port 22: Connection refused",
+            "host n2 can't be reached over ssh (Connection refused)",
+        ),
+        (
+            "ssh: connect to host n2.site port 2222: Connection timed out\r",
+            "host n2.site can't be reached over ssh (Connection timed out)",
+        ),
+        (
+            "ssh: Could not resolve hostname n2: Name or service not known",
+            "host n2 can't be reached over ssh (Name or service not known)",
+        ),
+    ],
+)
+def test_a_host_that_ssh_does_not_reach_is_the_cause_of_all_that_follows(
+    line: str, cause: str
+) -> None:
+    assert cause_of_death([*EARLY.splitlines(), line, "more"], RANKS) == cause
+
+
+@pytest.mark.parametrize(
+    "line", ["plm:ssh: Warning: setpgid(0, 0) failed", "ssh: is a word", "ssh"]
+)
+def test_other_words_of_ssh_are_no_cause(line: str) -> None:
+    assert cause_of_death([line], RANKS) is None
+
+
+@pytest.mark.parametrize(
+    ("host", "cause"),
+    [
+        ("n1", "rank 0 (pid 7) on host n1 ended with exit code 9"),
+        ("n2", "rank 1 (pid 7) on host n2 ended with exit code 9"),
+        ("n3", "a process ended with exit code 9; the launcher names pid 7 on host n3"),
+    ],
+)
+def test_one_pid_on_two_hosts_is_told_apart_by_the_host(host: str, cause: str) -> None:
+    ranks = [{"host": "n1", "pid": 7}, {"host": "n2", "pid": 7}]
+    text = HYDRA.replace("PID 102", "PID 7").replace("AT n2", f"AT {host}")
+    assert cause_of_death(text.splitlines(), ranks) == cause
+
+
+def test_a_pid_that_only_one_rank_has_is_that_rank_by_whatever_name_of_its_host() -> None:
+    text = HYDRA.replace("AT n2", "AT 10.0.0.2")
+    cause = "rank 1 (pid 102) on host n2 ended with exit code 9"
+    assert cause_of_death(text.splitlines(), RANKS) == cause
+
+
 def test_where_the_launcher_says_nothing_there_is_no_cause() -> None:
     assert cause_of_death([], RANKS) is None
     assert cause_of_death(["Traceback (most recent call last):"], RANKS) is None

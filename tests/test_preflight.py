@@ -13,9 +13,17 @@ from pytest_kvcache.errors import OptionError, PreflightError
 from pytest_kvcache.hosts import HostRanks, RankLayout
 from pytest_kvcache.localhost import available_disk_bytes
 from pytest_kvcache.options import Options, build_options
-from pytest_kvcache.preflight import LaunchSetup, check_plan, check_results_dir, find_setup
+from pytest_kvcache.plan import FREE_SHARE
+from pytest_kvcache.preflight import (
+    LaunchSetup,
+    check_plan,
+    check_results_dir,
+    find_setup,
+    host_problems,
+    library_problems,
+)
 from pytest_kvcache.registry import build_registry
-from tests.factories import make_plan
+from tests.factories import FILESYSTEM, host_facts, layout_of, make_plan, survey_of
 from tests.site import runs_as_root
 
 if TYPE_CHECKING:
@@ -240,3 +248,121 @@ def test_memory_of_a_memory_backend_counts() -> None:
 
 def test_the_names_of_this_machine_are_local() -> None:
     check(make_plan(layout=ranks(1, socket.gethostname())))
+
+
+# --- the plan on other hosts ----------------------------------------------------------------
+
+
+def on_hosts(**changes: Any) -> Plan:
+    """Two ranks on n1 and one on n2, which store at most 10 blocks each."""
+    values = {"backend": "file", "layout": layout_of(n1=2, n2=1), "need_blocks": 10}
+    return make_plan(**values | changes)
+
+
+def problems(
+    plan: Plan, n1: dict[str, Any] | None = None, *groups: list[str], **texts: Any
+) -> dict[str, list[str]]:
+    """What keeps hosts from it, of which n1 is as told."""
+    facts = {"n1": host_facts("n1", **(n1 or {})), "n2": host_facts("n2")}
+    return host_problems(typed(**texts), plan, survey_of(facts, *groups))
+
+
+def with_free(**free: int | None) -> dict[str, Any]:
+    plenty = {"available_bytes": 100 << 30, "available_inodes": 1 << 20}
+    return {"filesystem": FILESYSTEM | plenty | free}
+
+
+def test_hosts_that_can_run_their_part_have_no_problem() -> None:
+    assert problems(on_hosts(), oversubscribe="false") == {}
+
+
+def test_what_a_host_says_of_itself_is_told_and_nothing_is_added_to_it() -> None:
+    survey = survey_of(
+        {"n1": host_facts("n1", cores=1)}, problems={"n2": ["is gone"], "n1": ["has no disk"]}
+    )
+    found = host_problems(typed(oversubscribe="false"), on_hosts(), survey)
+    assert list(found.items()) == [("n1", ["has no disk"]), ("n2", ["is gone"])]
+
+
+@pytest.mark.parametrize(("cores", "fits"), [(2, True), (1, False)])
+def test_a_host_needs_a_core_for_each_of_its_ranks(cores: int, *, fits: bool) -> None:
+    found = problems(on_hosts(), {"cores": cores}, oversubscribe="false")
+    told = ["has 1 cores for 2 ranks; lower --kv-np, or add --kv-oversubscribe"]
+    assert found == ({} if fits else {"n1": told})
+    assert problems(on_hosts(), {"cores": cores}) == {}
+
+
+def test_a_host_needs_memory_for_its_ranks() -> None:
+    plan = on_hosts()
+    enough = 2 * (96 * 1024**2 + plan.buffer_bytes)
+    assert problems(plan, {"memory_bytes": enough}) == {}
+    assert problems(plan, {"memory_bytes": None}) == {}
+    (told,) = problems(plan, {"memory_bytes": enough - 1})["n1"]
+    assert "of memory free for 2 ranks that need" in told
+
+
+def test_what_is_kept_in_memory_is_counted_with_it() -> None:
+    plan = on_hosts(backend="memory", capacity_blocks=1 << 30)
+    assert list(problems(plan)) == ["n1", "n2"]
+    assert problems(replace(plan, backend="null")) == {}
+
+
+@pytest.mark.parametrize(("files", "fits"), [(168, True), (167, False), (None, True)])
+def test_a_host_must_allow_a_rank_its_files(files: int | None, *, fits: bool) -> None:
+    found = problems(on_hosts(queue_depth=4), {"open_files": files})
+    assert bool(found) != fits
+    if not fits:
+        assert found["n1"][0].startswith("allows 167 open files, a rank needs 168; raise 'ulimit")
+    assert problems(on_hosts(queue_depth=4, backend="null"), {"open_files": files}) == {}
+
+
+def test_ranks_of_all_hosts_that_share_a_directory_need_its_space() -> None:
+    plan = on_hosts()
+    three = int(30 * plan.stored_bytes / FREE_SHARE) + 1
+    small = with_free(available_bytes=three)
+    assert problems(plan, small, ["n1", "n2"]) == {}
+    (told,) = problems(plan, with_free(available_bytes=three - 2), ["n1", "n2"])["n1"]
+    assert "free in /nowhere for 3 ranks that store" in told
+    assert problems(plan, with_free(available_bytes=three - 2), ["n1"], ["n2"]) == {}
+
+
+def test_no_more_space_is_asked_for_than_ranks_will_ever_use() -> None:
+    none = with_free(available_bytes=0)
+    assert problems(on_hosts(need_blocks=0), none) == {}
+    ten = with_free(available_bytes=int(20 * on_hosts().stored_bytes / FREE_SHARE) + 1)
+    assert problems(on_hosts(capacity_blocks=10, need_blocks=1000), ten) == {}
+    assert problems(on_hosts(capacity_blocks=1000, need_blocks=10), ten) == {}
+    assert list(problems(on_hosts(capacity_blocks=11, need_blocks=11), ten)) == ["n1"]
+    assert list(problems(on_hosts(), none)) == ["n1"]
+
+
+@pytest.mark.parametrize(("inodes", "fits"), [(20, True), (19, False), (None, True)])
+def test_every_block_needs_an_inode(inodes: int | None, *, fits: bool) -> None:
+    found = problems(on_hosts(), with_free(available_inodes=inodes))
+    assert bool(found) != fits
+    if not fits:
+        assert found["n1"][0].startswith("has 19 inodes free in /nowhere for 20 blocks of 2 ranks")
+
+
+def test_a_host_that_lacks_several_things_is_told_all() -> None:
+    lacking = {"cores": 1, "memory_bytes": 0, "open_files": 1}
+    found = problems(
+        on_hosts(), lacking | with_free(available_bytes=0, available_inodes=0),
+        oversubscribe="false",
+    )  # fmt: skip
+    assert [text.split()[0] for text in found["n1"]] == ["has", "has", "allows", "has", "has"]
+
+
+def test_every_host_must_load_the_same_mpi() -> None:
+    survey = survey_of(
+        {
+            "n1": host_facts("n1", mpi_library="Open MPI v5.0.11"),
+            "n2": host_facts("n2", mpi_library="MPICH 5"),
+            "n3": host_facts("n3", mpi_library=""),  # it has another problem already
+        }
+    )
+    found = library_problems("Open MPI v5.0.11", survey)
+    assert list(found) == ["n2"]
+    assert found["n2"][0].startswith(
+        "loads 'MPICH 5' through mpi4py, this machine 'Open MPI v5.0.11'; install the same MPI"
+    )

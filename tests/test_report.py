@@ -13,12 +13,13 @@ from pytest_kvcache.report import (
     ProgressRate,
     describe_plan,
     describe_progress,
+    describe_survey,
     figure,
     report_run,
 )
 from pytest_kvcache.results import CaseResult, TrialResult
 from tests.canned import case_of, run_of, trial_of
-from tests.factories import make_plan
+from tests.factories import FILESYSTEM, host_facts, make_plan, survey_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -143,6 +144,68 @@ def test_every_line_fits_the_terminal(name: str, metrics: list[str], note: str |
     widest = max(text.splitlines(), key=len)
     longest_word = max(map(len, text.split()), default=0)
     assert len(widest) <= max(WIDTH, longest_word + 6)
+
+
+# --- the hosts ------------------------------------------------------------------------------
+
+
+def test_hosts_are_told_with_what_they_have_and_with_whom_they_share_it() -> None:
+    facts = {name: host_facts(name) for name in ("n1", "n2", "n3")}
+    told = describe_survey(survey_of(facts, ["n1", "n3"], ["n2"]))
+    assert [line.split() for line in told[2:]] == [
+        ["n1", "4", "64", "GiB", "100", "GiB", "ext4", "yes", "n3"],
+        ["n2", "4", "64", "GiB", "100", "GiB", "ext4", "yes", "no", "host"],
+        ["n3", "4", "64", "GiB", "100", "GiB", "ext4", "yes", "n1"],
+    ]
+    assert told[0] == "kvcache: asked 3 hosts in 0.5 s"
+
+
+def test_a_host_that_does_not_answer_has_a_row_and_its_problem() -> None:
+    told = describe_survey(survey_of({"n1": host_facts()}, problems={"n2": ["can't be reached"]}))
+    assert told[3].split() == ["n2", *"——————"]
+    assert told[4] == "  host n2: can't be reached"
+
+
+def test_what_is_not_known_or_does_not_matter_is_a_dash() -> None:
+    facts = {"n1": host_facts(filesystem=None, direct=None, memory_bytes=None)}
+    assert describe_survey(survey_of(facts))[2].split() == ["n1", "4", *"—————"]
+
+
+def test_columns_stand_below_their_heads_however_long_a_hosts_name_is() -> None:
+    long = "node-0001.cluster.example.com"
+    head, short, name, row = describe_survey(
+        survey_of({"n1": host_facts(), long: host_facts()}, ["n1"], [long])
+    )[1:]
+    assert name == f"  {long}"
+    for word, value in (("filesystem", "ext4"), ("direct", "yes"), ("shared", "no host")):
+        assert head.index(word) == short.index(value) == row.index(value)
+
+
+def test_sharers_whose_names_are_too_long_are_counted() -> None:
+    names = [f"node-{number:04}.example.com" for number in range(3)]
+    told = describe_survey(survey_of({name: host_facts(name) for name in names}, names))
+    assert [line.endswith("yes    2 others") for line in told[3::2]] == [True] * 3
+
+
+LABEL = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
+HOSTS = st.lists(st.lists(LABEL, min_size=1, max_size=3).map(".".join), min_size=1, unique=True)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    names=HOSTS,
+    kind=st.text("abc.", min_size=1, max_size=30),
+    free=st.integers(0, 1 << 60),
+    cores=st.integers(1, 4096),
+)
+def test_every_host_fits_the_terminal(names: list[str], kind: str, free: int, cores: int) -> None:
+    filesystem = {**FILESYSTEM, "type": kind, "available_bytes": free}
+    facts = {
+        name: host_facts(name, cores=cores, memory_bytes=free, filesystem=filesystem)
+        for name in names
+    }
+    for line in describe_survey(survey_of(facts, names)):
+        assert len(line) <= WIDTH or line.strip() in names  # which can't be broken
 
 
 @pytest.mark.parametrize(

@@ -759,3 +759,51 @@ def test_a_log_row_holds_all_times(clock: FakeClock, stage: Stage) -> None:
     times = np.array([(o.submitted_ns, o.started_ns, o.done_ns) for o in operations]) - origin_ns
     assert times.tolist() == [[0, 0, S], [0, S, 3 * S]]
     pool.close()
+
+
+# --- how long the storage has not answered --------------------------------------------------
+
+
+def test_the_longest_wait_is_that_of_the_oldest_call_under_way(
+    clock: FakeClock, stage: Stage
+) -> None:
+    pool = Pool(stage, clock=clock, queue_depth=2)
+    pool.pool.start()
+    assert pool.pool.longest_wait_ns() == 0
+    pool.submit(WRITE, *pool.slots("a"))
+    (first,) = stage.expect("put a")
+    clock.advance(3 * S)
+    pool.submit(WRITE, *pool.slots("b"))
+    (_, second) = stage.expect("put a", "put b")
+    clock.advance(2 * S)
+    assert pool.pool.longest_wait_ns() == 5 * S
+    stage.release(first)
+    pool.wait(1)
+    assert pool.pool.longest_wait_ns() == 2 * S
+    stage.release(second)
+    pool.wait(2)
+    assert pool.pool.longest_wait_ns() == 0
+    pool.close()
+
+
+def test_waiting_for_a_sync_is_waiting_for_the_storage(clock: FakeClock) -> None:
+    syncing, over = threading.Event(), threading.Event()
+
+    class HangsInSync(Bookkeeper):
+        def sync(self, key: str) -> None:
+            syncing.set()
+            over.wait(PATIENCE_S)
+            super().sync(key)
+
+    backend = HangsInSync()
+    backend.prepare(PAGE, syncs=True)
+    pool = Pool(backend, clock=clock, sync=True)
+    pool.pool.start()
+    pool.submit(WRITE, *pool.slots("a"))
+    assert syncing.wait(PATIENCE_S)
+    clock.advance(4 * S)
+    assert pool.pool.longest_wait_ns() == 4 * S
+    over.set()
+    pool.wait(1)
+    wait_for(lambda: pool.pool.longest_wait_ns() == 0)
+    pool.close()

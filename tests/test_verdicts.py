@@ -300,6 +300,58 @@ def test_a_half_without_requests_says_nothing_about_steadiness() -> None:
     assert of_one(first_half_blocks=0, first_half_hits=0) == set()
 
 
+# Depth 4 for 60 s and 1,500 operations are 160 ms each.
+def slow(rank: int, factor: float, **changes: Any) -> RankResult:
+    """A rank of n2 whose storage takes that much longer than that of others."""
+    values: dict[str, Any] = {
+        "host": "n2", "read_count": 0, "write_count": round(1_500 / factor), "mean_depth": 4.0,
+    }  # fmt: skip
+    return rank_result(rank, **values | changes)
+
+
+@pytest.mark.parametrize(("factor", "codes"), [(4, set()), (4.1, {"SKEWED"}), (0.1, {"SKEWED"})])
+def test_no_host_takes_four_times_as_long_for_an_operation(factor: float, codes: set[str]) -> None:
+    assert judged([rank_result(0), slow(1, factor)])[0] == codes
+
+
+def test_a_slow_host_is_named_with_both_times() -> None:
+    plan = sound_plan(np=3)
+    ranks = [rank_result(0), slow(1, 10), rank_result(2, host="n3")]
+    _, (verdict,) = evaluate_trial(sound_record(plan, ranks), plan)
+    assert (verdict.code, verdict.severity) == ("SKEWED", "invalid")
+    assert verdict.text.startswith(
+        "host n2 took 1.6e+03 ms for an operation where a typical one takes 160 ms"
+    )
+
+
+def test_a_host_that_has_fewer_in_flight_is_not_slow() -> None:
+    # As many operations less as there are fewer at a time: each takes no longer.
+    assert judged([rank_result(0), slow(1, 10, mean_depth=0.4)])[0] == set()
+
+
+def test_more_ranks_on_a_host_do_not_make_it_slow() -> None:
+    ranks = [rank_result(0), *(slow(number, 1) for number in range(1, 9))]
+    assert judged(ranks)[0] == set()
+
+
+@pytest.mark.parametrize(("writes", "codes"), [(30, {"SKEWED"}), (29, set())])
+def test_too_few_operations_tell_nothing_of_a_host(writes: int, codes: set[str]) -> None:
+    assert judged([rank_result(0), slow(1, 1, write_count=writes)])[0] == codes
+
+
+def test_an_unknown_depth_tells_nothing_of_a_host() -> None:
+    assert judged([rank_result(0), slow(1, 10, mean_depth=None)])[0] == set()
+
+
+def test_ranks_of_a_trace_are_not_compared() -> None:
+    plan = sound_plan(np=2, trace=REPLAY)
+    assert judged([rank_result(0), slow(1, 10)], plan)[0] == set()
+
+
+def test_ranks_of_one_host_are_not_compared() -> None:
+    assert judged([slow(0, 1), slow(1, 10)])[0] == set()
+
+
 # -- whether the load was right ------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pytest_kvcache.launchers.protocol import (
     INTEL_PINNING,
     binds_ranks,
+    directory_option,
     is_loopback,
     option_names,
     refuse_params,
@@ -54,6 +55,7 @@ class HydraLauncher:
         _check_own_name(job)
         intel = self.flavour == "intel"
         command = [self.path, *(() if intel else ("-hosts", job.host_list))]
+        command += directory_option(job, "-wdir")
         command += self._remote_shell(job)
         command += self._allocation(job)
         command += self._pinning(job) if intel else []

@@ -10,7 +10,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from pytest_kvcache.errors import OptionError
-from pytest_kvcache.launchers.protocol import binds_ranks, option_names, refuse_params
+from pytest_kvcache.launchers.protocol import (
+    binds_ranks,
+    directory_option,
+    option_names,
+    refuse_params,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -74,6 +79,7 @@ class OpenMPILauncher:
             command += ["--map-by", "slot"]
         if not binds_ranks(job.params):
             command += ["--bind-to", "none"]
+        command += directory_option(job, "--wdir")
         command += self._transport(job.params)
         command += self._allocation(job)
         command += self._remote_shell(job)

@@ -154,6 +154,16 @@ def refuse_params(params: Sequence[str], taken: Collection[str]) -> None:
         )
 
 
+def directory_option(job: LaunchJob, option: str) -> list[str]:
+    """Return ``option`` with a directory that every host has, unless the user gave one.
+
+    The controller's own may be missing elsewhere, which hydra does not survive, and an
+    interpreter would import what it finds there.
+    """
+    given = option_names(job.params) & {"wdir", "wd", "chdir", "D"}
+    return [] if len(job.slots) == 1 or given else [option, "/"]
+
+
 def remote_shell_script(remote_shell: Sequence[str]) -> str:
     """Return a shell script that calls ``remote_shell`` with its own arguments added.
 

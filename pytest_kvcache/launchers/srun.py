@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from pytest_kvcache.errors import OptionError, PreflightError
-from pytest_kvcache.launchers.protocol import option_names, refuse_params
+from pytest_kvcache.launchers.protocol import directory_option, option_names, refuse_params
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -64,6 +64,7 @@ class SrunLauncher:
         given = option_names(job.params)
         command = [self.path, "-n", str(job.world_size), "--distribution=arbitrary"]
         command.append(f"--nodelist={','.join(self._tasks(job))}")
+        command += directory_option(job, "--chdir")
         defaults = {
             "mpi": f"--mpi={self._mpi_type(job.params)}",
             "overlap": "--overlap",

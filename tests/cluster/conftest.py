@@ -12,6 +12,7 @@ import pytest
 
 import pytest_kvcache
 from tests.cluster.cluster import Cluster, why_unavailable
+from tests.cluster.faulttable import FaultTable
 from tests.cluster.launchers import COLUMNS
 from tests.site import machine_to_oneself
 
@@ -77,32 +78,8 @@ def quiet_cluster(cluster: Cluster) -> Iterator[Cluster]:
         yield cluster
 
 
-class FaultTable:
-    """What was measured of each fault with each launcher, for docs/faults.md."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, dict[str, tuple[float, str]]] = {}
-
-    def note(self, fault: str, launcher: str, took_s: float, cause: str) -> None:
-        """One cell: how long it took to fail the case, and what was said."""
-        self.rows.setdefault(fault, {})[launcher] = (took_s, cause)
-
-    def markdown(self) -> str:
-        """The table, a row per fault, a column per launcher, and what Open MPI's said."""
-        launchers = list(dict.fromkeys(name for row in self.rows.values() for name in row))
-        head = ["fault", *launchers, "what is said"]
-        lines = [head, ["---"] * len(head)]
-        for fault, row in self.rows.items():
-            cells = [f"{row[name][0]:.1f} s" if name in row else "—" for name in launchers]
-            lines.append([fault, *cells, next(iter(row.values()))[1].replace("|", "\\|")])
-        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
 @pytest.fixture(scope="session")
-def fault_table() -> Iterator[FaultTable]:
-    """Written to the file that ``KVCACHE_FAULT_TABLE`` names, if it does."""
-    table = FaultTable()
-    yield table
-    path = os.environ.get("KVCACHE_FAULT_TABLE")
-    if path and table.rows:
-        Path(path).write_text(table.markdown(), encoding="utf-8")
+def fault_table() -> FaultTable:
+    """Written to the file that ``KVCACHE_FAULT_NOTES`` names, if it does."""
+    path = os.environ.get("KVCACHE_FAULT_NOTES")
+    return FaultTable(Path(path) if path else None)

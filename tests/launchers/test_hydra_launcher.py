@@ -45,6 +45,8 @@ def test_hydra_on_several_hosts() -> None:
         "/opt/mpich/bin/mpiexec",
         "-hosts",
         "n0:1,n1:4,n2:4",
+        "-wdir",
+        "/",
         "-launcher",
         "ssh",
         "-launcher-exec",
@@ -158,8 +160,8 @@ def test_hydra_on_several_hosts_of_an_allocation_reaches_them_by_ssh() -> None:
     changed = job(remote_shell=())
     inside = in_allocation(changed)
 
-    assert inside[3:5] == ["-launcher", "ssh"]
-    assert inside[:3] + inside[5:] == argv(changed)
+    assert inside[5:7] == ["-launcher", "ssh"]
+    assert inside[:5] + inside[7:] == argv(changed)
 
 
 @pytest.mark.parametrize(
@@ -185,6 +187,8 @@ def intel(changed: LaunchJob, environ: Mapping[str, str] | None = None) -> list[
 def test_intel_on_several_hosts() -> None:
     assert intel(job()) == [
         INTEL,
+        "-wdir",
+        "/",
         "-launcher",
         "ssh",
         "-launcher-exec",

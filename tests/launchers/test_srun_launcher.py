@@ -58,6 +58,8 @@ def test_srun_on_several_hosts_names_the_node_of_each_rank() -> None:
         "6",
         "--distribution=arbitrary",
         "--nodelist=n0,n1,n1,n2,n2,n2",
+        "--chdir",
+        "/",
         "--mpi=pmi2",
         "--overlap",
         "--overcommit",
