@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,16 +66,26 @@ def hosts(image: Path) -> Iterator[Hosts]:
         parent = tempfile.TemporaryDirectory(prefix="kvcache-hosts-", dir="/var/tmp")
         place = Path(stack.enter_context(parent))
         cluster = stack.enter_context(Cluster(place / "cluster", share=(*sorted(share), place)))
-        engines = {}
-        for name in NAMES:
-            directory = place / name
-            directory.mkdir()
-            enter = cluster.enter(name, ())
-            engines[name] = stack.enter_context(docker(directory, enter))
-            cluster.path(name, "/run/docker.sock").symlink_to(directory / "sock")
-        with ThreadPoolExecutor() as pool:
+        yield Hosts(cluster, stack.enter_context(engines_of(cluster, place, image)))
+
+
+@contextmanager
+def engines_of(cluster: Cluster, place: Path, image: Path) -> Iterator[dict[str, Docker]]:
+    """One on each host, begun and ended at the same time; plain ``docker`` there calls it."""
+    starting = {}
+    for name in NAMES:
+        (place / name).mkdir()
+        starting[name] = docker(place / name, cluster.enter(name, ()))
+        cluster.path(name, "/run/docker.sock").symlink_to(place / name / "sock")
+    with ThreadPoolExecutor() as pool:
+        engines = dict(
+            zip(NAMES, pool.map(lambda it: it.__enter__(), starting.values()), strict=True)
+        )
+        try:
             list(pool.map(lambda engine: engine.call("load", "--input", image), engines.values()))
-        yield Hosts(cluster, engines)
+            yield engines
+        finally:
+            list(pool.map(lambda it: it.__exit__(None, None, None), starting.values()))
 
 
 def test_ranks_run_in_containers_of_other_hosts(hosts: Hosts) -> None:

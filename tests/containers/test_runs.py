@@ -105,7 +105,7 @@ def text_of(trial: dict[str, object]) -> str:
 
 
 def test_a_name_that_is_taken_fails_the_trial_and_stays(start: Start, engine: Docker) -> None:
-    session = start("--kv-trials=2", "--kv-duration=3", "--kv-allow-invalid")
+    session = start("--kv-trials=2", "--kv-duration=2", "--kv-allow-invalid")
     directory = session.wait_for_window()
     (first,) = (name for name in engine.containers() if name.endswith(directory.name))
     taken = first.removesuffix("0") + "1"
