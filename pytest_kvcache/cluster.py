@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import sys
 import threading
 import time
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ _FRESH_S = 5.0
 _FACTS_S = 30.0  # a cold interpreter on a parallel file system may take a while
 _ANSWER_S = 10.0
 _CLEAN_UP_S = 10.0
+_BESIDE = "(this process)"  # no host is called so
 _AGENT = ("-m", "pytest_kvcache.hostagent")
 
 
@@ -144,6 +146,7 @@ class Cluster:
             "sees_ranks": self.sees_ranks,
         }  # fmt: skip
         found.sort(self._ask(self._others(found.sound()), guard, _ANSWER_S))
+        self._guard_here(guard)
         groups: tuple[frozenset[str], ...] = ()
         if question.cache_dir is not None:
             groups = self._sharing(found, question.cache_dir)
@@ -155,6 +158,13 @@ class Cluster:
             elapsed_s=time.monotonic() - began_s,
             made_s=time.monotonic(),
         )
+
+    def _guard_here(self, guard: Mapping[str, Any]) -> None:
+        """If this process is killed, an agent beside it ends what is left on its own host."""
+        if self.sees_ranks:
+            program = [sys.executable, *_AGENT]
+            self._links.open({_BESIDE: program}, program)
+            self._links.ask({_BESIDE: {**guard, "locks": False}}, _ANSWER_S)
 
     def lost(self, names: Sequence[str]) -> dict[str, str]:
         """Hosts that are not there any more, and why."""

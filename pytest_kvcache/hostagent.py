@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_kvcache.cachedir import remove_run_dir
-from pytest_kvcache.errors import KVCacheError, StorageError
+from pytest_kvcache.errors import KVCacheError, PreflightError, StorageError
 from pytest_kvcache.hostfacts import HostQuestion, collect, put_mark, remove_mark, see_marks
 from pytest_kvcache.hostlock import HostLock
 from pytest_kvcache.processes import LaunchProcesses, describe_process
@@ -56,15 +56,21 @@ class Guard:
 
     @classmethod
     def begin(
-        cls, *, run_id: str, cache_dir: str | None, keep: bool, sees_ranks: bool = True
+        cls,
+        *,
+        run_id: str,
+        cache_dir: str | None,
+        keep: bool,
+        sees_ranks: bool = True,
+        locks: bool = True,
     ) -> Guard:
-        """Take the host's lock; PreflightError names who has it.
+        """Take the host's lock, unless the controller itself has it; PreflightError names who has.
 
         In a container (``sees_ranks`` is false) pids mean nothing to others, nor theirs here.
         """
         lock = HostLock(socket.gethostname(), run_id=run_id, in_container=not sees_ranks)
-        _end_predecessor(lock, run_id, kills=sees_ranks)
-        lock.acquire()
+        if locks:
+            _acquire(lock, run_id, kills=sees_ranks)
         return cls(run_id=run_id, cache_dir=cache_dir, keep=keep, lock=lock, sees_ranks=sees_ranks)
 
     def clean_up(self) -> list[str]:
@@ -79,26 +85,25 @@ class Guard:
         return [describe_process(pid) for pid in left]
 
 
-def _end_predecessor(lock: HostLock, run_id: str, *, kills: bool) -> None:
-    """An agent of the same run that was cut off holds the lock until its patience ends."""
+def _acquire(lock: HostLock, run_id: str, *, kills: bool) -> None:
+    """Take the lock, also from an agent of this very run that was cut off and still has it.
+
+    Where it is in another container (``kills`` is false), its patience ends it soon.
+    """
     until_s = time.monotonic() + _PREDECESSOR_S
-    while (holder := lock.holder()).get("run_id") == run_id and time.monotonic() < until_s:
-        if not kills:
+    while True:
+        try:
+            lock.acquire()
+        except PreflightError:
+            holder = lock.holder()
+            if holder.get("run_id") != run_id or time.monotonic() > until_s:
+                raise
+            if kills:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(int(holder["pid"]), signal.SIGKILL)
             time.sleep(_RETRY_S)
-            continue
-        with suppress(ProcessLookupError, PermissionError):
-            os.kill(int(holder["pid"]), signal.SIGKILL)
-        time.sleep(_RETRY_S)
-        if not _is_alive(int(holder["pid"])):
-            return  # the lock went with it; its file is taken over
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+        else:
+            return
 
 
 class Agent:
@@ -151,6 +156,7 @@ class Agent:
                 cache_dir=what["cache_dir"],
                 keep=what["keep"],
                 sees_ranks=what.get("sees_ranks", True),
+                locks=what.get("locks", True),
             )
         self._guard.cache_dir, self._guard.keep = what["cache_dir"], what["keep"]
 

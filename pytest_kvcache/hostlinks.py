@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import selectors
 import subprocess
 import threading
@@ -28,6 +29,8 @@ _POLL_S = 0.2
 _READ_BYTES = 65536
 _TAIL_BYTES = 4096
 _CLOSE_S = 2.0
+_FILES = 256  # of this process, but for its connections
+_FILES_PER_HOST = 4
 _SSH_FAILED = 255  # ssh's own exit code; any other is the remote command's
 _NOT_FOUND = (126, 127)
 
@@ -62,7 +65,10 @@ class HostLink:
         text = line.decode(errors="replace")
         if not text.startswith(REPLY_MARK):
             return
-        answer = json.loads(text.removeprefix(REPLY_MARK))
+        try:
+            answer = json.loads(text.removeprefix(REPLY_MARK))
+        except ValueError:  # torn; who waits for it will say that there was no answer
+            return
         if answer["id"] == 0:
             self.version = answer["value"]
         elif "gone" in answer:
@@ -139,6 +145,15 @@ class HostLink:
         return f"its agent ended with exit code {exit_code} ({told}); see what {python} lacks there"
 
 
+def _allow_files(hosts: int) -> None:
+    """Three pipes per host soon exceed the usual 1,024 files; the hard limit is far above."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES + _FILES_PER_HOST * hosts
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+
 def _start(host: str, command: Sequence[str], program: Sequence[str], explain: Explain) -> HostLink:
     try:
         process = subprocess.Popen(
@@ -183,6 +198,7 @@ class HostLinks:
 
         ``program`` is what the command runs there, for messages. Returns at once.
         """
+        _allow_files(len(self._links) + len(commands))
         for host, command in commands.items():
             known = self._links.get(host)
             if known is not None and known.lost is None:

@@ -25,6 +25,7 @@ MARKER_VARIABLE = "PYTEST_KVCACHE_LAUNCH"
 
 _KILL_WAIT_S = 5.0
 _KILL_POLL_S = 0.01
+_QUIET_SCANS = 2
 _RANK_MODULE = b"pytest_kvcache.worker"
 # What launchers start on other hosts; ssh gives them no environment of ours.
 _DAEMONS = frozenset({b"prted", b"orted", b"hydra_pmi_proxy", b"hydra_bstrap_pr"})
@@ -66,13 +67,17 @@ class LaunchProcesses:
 
     def kill(self) -> tuple[int, ...]:
         """Kill all of them, and those they start meanwhile; return what is left."""
-        until_s = time.monotonic() + _KILL_WAIT_S
-        while (alive := self.alive()) and time.monotonic() < until_s:
+        until_s, quiet = time.monotonic() + _KILL_WAIT_S, 0
+        while quiet < _QUIET_SCANS:  # a process in the middle of an exec has no environment
+            alive = self.alive()
+            if alive and time.monotonic() > until_s:
+                return alive
             for pid in alive:
                 with suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
+            quiet = 0 if alive else quiet + 1
             time.sleep(_KILL_POLL_S)
-        return alive
+        return ()
 
     def alive(self) -> tuple[int, ...]:
         """Return the pids of the members that are not dead yet."""

@@ -39,8 +39,12 @@ class SessionDirs:
         for path in sorted(appeared, key=lambda path: -len(path.parts)):
             if path.is_dir() and not _is_alive(path.name):
                 shutil.rmtree(path, ignore_errors=True)
-            elif path.is_file() and not is_running(_HYDRA):
+            elif _is_file(path) and not is_running(_HYDRA):
                 path.unlink(missing_ok=True)
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() and any(path.match(name) for name in _FILES)
 
 
 def _is_own(path: Path) -> bool:

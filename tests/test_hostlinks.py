@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -204,8 +205,10 @@ def test_a_question_to_a_host_that_is_lost_meanwhile_is_answered_by_the_reason(
     links: HostLinks,
 ) -> None:
     scripts(links, n1=f"{greeting()}; read -r question; exit 3")
+    began_s = time.monotonic()
     problem = links.ask({"n1": {"do": "facts"}}, PATIENCE_S)["n1"].problem
     assert problem == "the connection to it broke (exit code 3: no message)"
+    assert time.monotonic() - began_s < PATIENCE_S  # at once, that is
 
 
 def test_one_lost_host_keeps_no_other_from_answering(

@@ -181,6 +181,15 @@ def test_columns_stand_below_their_heads_however_long_a_hosts_name_is() -> None:
         assert head.index(word) == short.index(value) == row.index(value)
 
 
+def test_a_long_kind_of_filesystem_is_cut() -> None:
+    facts = {
+        "n1": host_facts(filesystem={**FILESYSTEM, "available_bytes": 0, "type": "fuse.s3fs-fuse"})
+    }
+    head, row = describe_survey(survey_of(facts))[1:]
+    assert row.split()[6] == "fuse.s3fs…"
+    assert head.index("direct") == row.index("yes")
+
+
 def test_sharers_whose_names_are_too_long_are_counted() -> None:
     names = [f"node-{number:04}.example.com" for number in range(3)]
     told = describe_survey(survey_of({name: host_facts(name) for name in names}, names))

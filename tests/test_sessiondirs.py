@@ -74,6 +74,20 @@ def test_neither_files_nor_links_are_removed(tmp_path: Path) -> None:
     assert (tmp_path / NAMES[1]).exists()
 
 
+def test_files_of_hydra_are_removed_once_no_hydra_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = SessionDirs.now(tmp_path)
+    left = tmp_path / "hydra_hwloc_xmlfile_A1b2C3"
+    left.touch()
+    monkeypatch.setattr("pytest_kvcache.sessiondirs.is_running", lambda _names: True)
+    before.remove_new()
+    assert left.exists()
+    monkeypatch.setattr("pytest_kvcache.sessiondirs.is_running", lambda _names: False)
+    before.remove_new()
+    assert not left.exists()
+
+
 def test_a_directory_of_another_user_is_kept(tmp_path: Path) -> None:
     if not runs_as_root():
         pytest.skip("only root can give a directory away")
