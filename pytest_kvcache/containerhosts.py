@@ -10,7 +10,7 @@ import os
 import shlex
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pytest_kvcache.errors import OptionError, PreflightError
@@ -18,7 +18,6 @@ from pytest_kvcache.hostaccess import SshAccess
 from pytest_kvcache.launchers.container import ContainerSpec, Mount
 from pytest_kvcache.launchers.engines import (
     REFUSED_EXIT,
-    Engine,
     find_engine,
     image_problem,
     is_absent,
@@ -28,7 +27,7 @@ from pytest_kvcache.launchers.engines import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from pytest_kvcache.launchers.engines import Run
+    from pytest_kvcache.launchers.engines import Engine, Run
     from pytest_kvcache.options import Options
     from pytest_kvcache.remoteshell import RemoteShell
 
@@ -56,10 +55,22 @@ class ContainerHost:
 
     @classmethod
     def parse(cls, engine: Engine, text: str) -> ContainerHost:
-        """What ``question`` printed; ValueError if it is something else."""
-        uid, gid, groups, image_id = text.strip().splitlines()[-4:]
-        found = tuple(map(int, groups.split()))
-        return cls(engine=engine, uid=int(uid), gid=int(gid), groups=found, image_id=image_id)
+        """What ``question`` printed, behind whatever a login prints; PreflightError if not."""
+        try:
+            uid, gid, groups, image_id = text.strip().splitlines()[-4:]
+            numbers = [*map(int, (uid, gid, *groups.split()))]
+        except ValueError as error:
+            raise PreflightError(
+                f"answers {text.strip()!r} when asked for ids and image; its login must print"
+                " nothing behind them"
+            ) from error
+        return cls(
+            engine=engine,
+            uid=numbers[0],
+            gid=numbers[1],
+            groups=tuple(numbers[2:]),
+            image_id=image_id,
+        )
 
 
 def question(engine: Engine, image: str) -> list[str]:
@@ -129,7 +140,7 @@ class ContainerAccess:
         asked = [host for host in remote if host not in self._hosts]
         self.shell(remote)
         with ThreadPoolExecutor(max_workers=_MOST_AT_ONCE) as pool:
-            problems = dict(zip(asked, pool.map(self._find, asked), strict=True))
+            problems = dict(zip(asked, pool.map(self._problem, asked), strict=True))
         return {host: problem for host, problem in problems.items() if problem is not None}
 
     def argv(self, host: str, program: Sequence[str], env: Mapping[str, str]) -> list[str]:
@@ -196,36 +207,36 @@ class ContainerAccess:
             return None
         return f"host {host}: the container {name} can't be removed: {done.stderr.strip()}"
 
-    def _find(self, host: str) -> str | None:
-        """Ask another host; a sentence without its name if it can't be used."""
-        here = self.here()
-        engine = Engine(
-            name=here.engine.name,
-            program=here.engine.name,
-            version=here.engine.version,
-            rootless=here.engine.rootless,
-        )
+    def _problem(self, host: str) -> str | None:
+        """Ask another host and remember it; a sentence without its name if it can't be used."""
         try:
-            done = self._ask(self.on(host, question(engine, self._image)))
+            self._hosts[host] = self._find(host)
         except PreflightError as error:
             return str(error)
+        return None
+
+    def _find(self, host: str) -> ContainerHost:
+        here = self.here()
+        engine = replace(here.engine, program=here.engine.name)
+        done = self._ask(self.on(host, question(engine, self._image)))
         if done.returncode == _SSH_FAILED:
-            return (
+            raise PreflightError(
                 f"can't be reached over ssh ({_last_line(done.stderr)}); see to it that 'ssh {host}"
                 " true' works without a question, or name another command by --kv-ssh"
             )
         if done.returncode in _NOT_FOUND:
-            return f"has no {engine.name} ({_last_line(done.stderr)}); install it there"
+            raise PreflightError(
+                f"has no {engine.name} ({_last_line(done.stderr)}); install it there"
+            )
         if done.returncode:
-            return str(image_problem(engine, self._image, host, done.stderr))
+            raise image_problem(engine, self._image, host, done.stderr)
         found = ContainerHost.parse(engine, done.stdout)
         if found.image_id != here.image_id:
-            return (
+            raise PreflightError(
                 f"has another image as {self._image} ({_short(found.image_id)}, this machine"
                 f" {_short(here.image_id)}); load the same one on every host"
             )
-        self._hosts[host] = found
-        return None
+        return found
 
     def _ask(
         self, argv: Sequence[str], timeout_s: float = _ASK_S

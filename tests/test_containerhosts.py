@@ -119,6 +119,7 @@ def test_an_agent_elsewhere_is_one_behind_ssh_as_the_user_there(path: str) -> No
     ("answer", "said"),
     [
         (NO_IMAGE, f"--kv-image is 'kv:1', which docker on host {OTHER} does not have; "),
+        ((0, "a\nb", ""), "answers '7\\n8\\n8 9\\na\\nb' when asked for ids and image; its login"),
         ((255, "", "ssh: connect: refused"), "can't be reached over ssh (ssh: connect: refused)"),
         (
             (127, "", "sh: 1: docker: not found"),
