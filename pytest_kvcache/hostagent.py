@@ -120,7 +120,7 @@ class Agent:
             "mark": self._mark,
             "see": lambda what: see_marks(what["directory"], what["names"]),
             "unmark": lambda _what: self._unmark(),
-            "ranks": lambda what: LaunchProcesses(marker=what["run_id"]).ranks(),
+            "ranks": lambda what: LaunchProcesses(marker=what["run_id"]).ranks_begun(),
             "orphans": lambda what: LaunchProcesses(marker=what["run_id"]).orphans(),
             "watch": self._watch,
             "clean up": lambda _what: self._guard.clean_up() if self._guard else [],

@@ -101,6 +101,7 @@ class HostWatch:
         self._short = short
 
     def _missing(self) -> str | None:
+        """Who is short of ranks once ranks run anywhere; until then the launcher is under way."""
         everyone = LaunchProcesses(marker=self._plan.run_id).ranks()
         if self._cluster is None:
             counts = {"this machine": (everyone, self._plan.world_size)}
@@ -113,6 +114,8 @@ class HostWatch:
             }
             here = 1 + sum(len(self._plan.layout.ranks_on(host)) for host in own)
             counts["this machine"] = (everyone, here)
+        if not any(running for running, _planned in counts.values()):
+            return None
         for host, (running, planned) in counts.items():
             if running < planned:
                 return (

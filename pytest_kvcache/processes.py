@@ -91,6 +91,12 @@ class LaunchProcesses:
         """How many of them are ranks, the coordinator included."""
         return len(self._ranks())
 
+    def ranks_begun(self) -> int | None:
+        """The same; None where there is neither a rank nor a daemon that could start one."""
+        found = self.ranks()
+        begun = found or any(stat.name in _DAEMONS for stat in _all().values())
+        return found if begun else None
+
     def orphans(self) -> int:
         """How many ranks have lost the daemon of the launcher that started them."""
         parents = [_Stat.of(stat.parent) for stat in self._ranks().values()]

@@ -128,6 +128,13 @@ def test_ranks_that_are_still_beginning_are_left_in_peace(neighbours: Neighbours
 
 
 @pytest.mark.usefixtures("at_once")
+def test_a_launcher_that_has_not_come_to_all_hosts_is_left_in_peace(neighbours: Neighbours) -> None:
+    watch = watch_of(plan_of(neighbours), FakeCluster(counts={"n1": 0}))
+    for _ in range(3):
+        watch.check(together=False)
+
+
+@pytest.mark.usefixtures("at_once")
 def test_ranks_that_are_together_are_not_counted(neighbours: Neighbours) -> None:
     cluster = FakeCluster(counts={"n1": 0, "n2": 0})
     watch = watch_of(plan_of(neighbours), cluster)
