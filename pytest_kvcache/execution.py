@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pytest_kvcache.hostaccess import HostAccess, SshAccess
+from pytest_kvcache.hostaccess import HostAccess, SrunAccess, SshAccess
 from pytest_kvcache.launch import Aftermath
 from pytest_kvcache.launchers.protocol import remote_shell_script
+from pytest_kvcache.launchers.srun import SrunLauncher
 from pytest_kvcache.localhost import is_local
 from pytest_kvcache.preflight import find_setup
 
@@ -53,19 +54,23 @@ class BareExecution:
         self._registry = registry
         self._environ = environ
         self._ssh = SshAccess(options.ssh)
+        self._srun: SrunAccess | None = None
 
     @property
     def access(self) -> HostAccess:
-        """By ssh."""
-        return self._ssh
+        """By srun where ``setup`` has found it, unless the user says how; else by ssh."""
+        return self._srun or self._ssh
 
     def setup(self) -> LaunchSetup:
         """Those of this machine."""
-        return find_setup(self._options, self._registry, self._environ)
+        found = find_setup(self._options, self._registry, self._environ)
+        if isinstance(found.launcher, SrunLauncher) and not self._options.given("ssh"):
+            self._srun = SrunAccess(found.launcher.path, self._environ)
+        return found
 
     def remote_shell(self, others: Sequence[str]) -> tuple[str, ...]:
-        """Ours, or none for this host alone."""
-        return self._ssh.shell(others).words if others else ()
+        """Ours, or none: for this host alone, or under srun."""
+        return self._ssh.shell(others).words if others and self._srun is None else ()
 
     def shown(self, command: Sequence[str], plan: Plan, directory: Path) -> list[str]:
         """As it is."""
@@ -75,7 +80,7 @@ class BareExecution:
     def prepare(self, command: Sequence[str], plan: Plan, directory: Path) -> list[str]:
         """Write a script for launchers that take one program without arguments as their shell."""
         others = [host.name for host in plan.layout.hosts if not is_local(host.name)]
-        if others:
+        if others and self._srun is None:
             script = directory / SHELL_SCRIPT
             script.write_text(remote_shell_script(self.remote_shell(others)), encoding="utf-8")
             script.chmod(0o755)

@@ -1,4 +1,4 @@
-"""The agent on a host: ``python -m pytest_kvcache.hostagent``, started over ssh.
+"""The agent on a host: ``python -m pytest_kvcache.hostagent``, started over ssh or by srun.
 
 It answers what the controller asks, one JSON object per line, holds the host's lock, and
 is the host's guard: when the controller is gone or can't be heard, it ends what the run
@@ -215,8 +215,14 @@ def _serve(agent: Agent, fd: int) -> None:
             agent.hear(line.decode())
 
 
+def _hang_up(*_: object) -> None:
+    """Read as if the controller had closed the connection."""
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+
+
 def main() -> None:
     """The agent's whole life."""
+    signal.signal(signal.SIGTERM, _hang_up)  # Slurm's, some seconds before it kills
     writing = threading.Lock()
 
     def reply(answer: Mapping[str, Any]) -> None:

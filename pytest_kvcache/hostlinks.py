@@ -1,4 +1,4 @@
-"""The controller's connections to the agents on other hosts, one ssh each.
+"""The controller's connections to the agents on other hosts, one ssh or srun each.
 
 A thread of its own reads what they answer and lets them hear from us every second,
 whatever the controller is busy with. Controller side; imports neither pytest nor MPI.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import selectors
 import subprocess
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 _PING_S = 1.0
 _SILENT_S = 8.0  # after which a host that was there is given up
-_START_S = 20.0  # for ssh and the interpreter there
+_START_S = 20.0  # for ssh or srun, and the interpreter there
 _POLL_S = 0.2
 _READ_BYTES = 65536
 _TAIL_BYTES = 4096
@@ -33,6 +34,7 @@ _FILES = 256  # of this process, but for its connections
 _FILES_PER_HOST = 4
 _SSH_FAILED = 255  # ssh's own exit code; any other is the remote command's
 _NOT_FOUND = (126, 127)
+_STEP_ENDED = re.compile(r"srun: error: \S+: task 0: ")  # before or after what the task said
 
 
 # (host, exit code, standard error) → why nothing was started there; None: not known.
@@ -120,7 +122,10 @@ class HostLink:
     def last_error(self) -> str:
         """The last line on standard error, for people."""
         lines = [line.strip() for line in self.errors.decode(errors="replace").splitlines()]
-        return next((line for line in reversed(lines) if line), "no message")
+        return next(
+            (line for line in reversed(lines) if line and not _STEP_ENDED.match(line)),
+            "no message",
+        )
 
     def why_ended(self, exit_code: int) -> str:
         """What the end of the connection means, with what helps."""
@@ -296,7 +301,7 @@ class HostLinks:
                 link.ends.clear()
 
     def close(self) -> None:
-        """Let the agents clean up and end; none of the ssh processes is left."""
+        """Let the agents clean up and end; none of the processes that led there is left."""
         with self._changed:
             self._closing = True
             links = list(self._links.values())

@@ -258,7 +258,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
                help="as mpirun's"),
     OptionSpec(name="ssh", metavar="'CMD'", parse=_shell,
                help="how hosts are reached: 'ssh -F file', a wrapper; keepalives are added"
-               " where none are set (default: ssh)"),
+               " where none are set (default: ssh; none where srun launches)"),
     OptionSpec(name="python", metavar="PATH", parse=_text,
                help="interpreter of the ranks (default: this one; in containers"
                " /opt/kvcache/bin/python of the image)"),

@@ -2,8 +2,9 @@
 
 What a launch leaves behind was measured. Open MPI 5's ranks share mpirun's session but
 have process groups of their own; MPICH's have sessions of their own; on other hosts all
-are the launcher's daemon's, which ssh started. So they are known by a marker in their
-environment, by the launcher's session where there is one, and daemons by their children.
+are the launcher's daemon's, which ssh started; under srun they are Slurm's everywhere. So
+they are known by a marker in their environment, by the launcher's session where there is
+one, and daemons by their children.
 Reads /proc; imports neither pytest nor MPI.
 """
 
@@ -29,6 +30,8 @@ _QUIET_SCANS = 2
 _RANK_MODULE = b"pytest_kvcache.worker"
 # What launchers start on other hosts; ssh gives them no environment of ours.
 _DAEMONS = frozenset({b"prted", b"orted", b"hydra_pmi_proxy", b"hydra_bstrap_pr"})
+# What has ranks as children; slurmstepd is Slurm's own and ends with its step.
+_PARENTS = _DAEMONS | {b"slurmstepd"}
 _NAME_BYTES = 15  # of a process's name, which the kernel cuts
 _DEAD = (b"Z", b"X")
 
@@ -98,9 +101,9 @@ class LaunchProcesses:
         return found if begun else None
 
     def orphans(self) -> int:
-        """How many ranks have lost the daemon of the launcher that started them."""
+        """How many ranks have lost the daemon that started them."""
         parents = [_Stat.of(stat.parent) for stat in self._ranks().values()]
-        return sum(parent is None or parent.name not in _DAEMONS for parent in parents)
+        return sum(parent is None or parent.name not in _PARENTS for parent in parents)
 
     def _ranks(self) -> dict[int, _Stat]:
         return {

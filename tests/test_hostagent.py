@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -173,6 +174,22 @@ def test_an_agent_that_hears_nothing_for_too_long_does_the_same(
     rank = neighbours.marked()
     agent.lose_patience()
     assert agent.process.wait(PATIENCE_S) == 0  # its input is open all the time
+    assert was_killed(rank)
+    assert [path for path in left if path.exists()] == []
+    assert not neighbours.lock().exists()
+    agent.discard()
+
+
+def test_an_agent_whose_allocation_ends_does_the_same_and_is_not_hurried(
+    neighbours: Neighbours, tmp_path: Path
+) -> None:
+    agent = neighbours.agent()
+    guard(agent, neighbours, tmp_path / "data")
+    left = leavings(neighbours, tmp_path / "data")
+    rank = neighbours.marked()
+    agent.process.send_signal(signal.SIGTERM)
+    agent.process.send_signal(signal.SIGTERM)  # as Slurm may, while it cleans up
+    assert agent.process.wait(PATIENCE_S) == 0
     assert was_killed(rank)
     assert [path for path in left if path.exists()] == []
     assert not neighbours.lock().exists()

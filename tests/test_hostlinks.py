@@ -174,6 +174,17 @@ def test_ends_of_processes_are_told_in_their_order(
             ),
         ),
         (
+            (
+                "echo 'srun: error: n1: task 0: Exited with exit code 1' >&2;"
+                " echo \"python: No module named 'pytest_kvcache'\" >&2;"
+                " echo 'srun: error: n1: task 0: Exited with exit code 1' >&2; exit 1"
+            ),
+            (
+                f"has no fitting pytest-kvcache in {PYTHON} (python: No module named"
+                " 'pytest_kvcache'); install this version there"
+            ),
+        ),
+        (
             "printf 'Traceback:\\nSyntaxError: no\\n\\n' >&2; exit 1",
             f"its agent ended with exit code 1 (SyntaxError: no); see what {PYTHON} lacks there",
         ),

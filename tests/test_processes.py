@@ -114,6 +114,14 @@ def test_ranks_of_a_daemon_are_no_orphans_until_it_is_gone(marker: str) -> None:
     processes(marker).kill()
 
 
+def test_ranks_of_slurm_are_no_orphans_and_its_daemon_is_left_alone(marker: str) -> None:
+    slurm = Daemon("slurmstepd", marker, rank_command())
+    assert processes(marker).orphans() == 0
+    processes(marker).kill()
+    assert is_alive(slurm.process.pid)
+    end(slurm.process)
+
+
 def test_a_rank_whose_parent_is_no_daemon_is_an_orphan(marker: str) -> None:
     shell = Daemon("sshd", marker, rank_command())
     assert processes(marker).orphans() == 1

@@ -85,11 +85,11 @@ class SrunLauncher:
         nodes = allocated_nodes(self.environ)
         tasks = [self.own_node] * own
         for name, slots in others:
-            node = _node_of((name, name.partition(".")[0]), nodes)
+            node = node_of_host(name, nodes)
             if node is None:
                 raise OptionError(
                     f"--kv-hosts has {name}, which is no node of the Slurm allocation"
-                    f" ({_shown(nodes)}); srun starts ranks on its nodes only, so name those"
+                    f" ({shown_nodes(nodes)}); srun starts ranks on its nodes only, so name those"
                 )
             tasks += [node] * slots
         return tasks
@@ -143,7 +143,7 @@ def find_own_node(environ: Mapping[str, str], hostname: str) -> str:
     if node is None:
         raise PreflightError(
             f"--kv-mpi-bin is srun, but this host ({hostname}) is no node of the Slurm"
-            f" allocation ({_shown(nodes)}), and the ranks need one that is; run pytest on a"
+            f" allocation ({shown_nodes(nodes)}), and the ranks need one that is; run pytest on a"
             f" node of it: in sbatch, or by 'srun --pty' inside salloc"
         )
     return node
@@ -177,11 +177,17 @@ def _numbers(ranges: str) -> list[str]:
     return numbers
 
 
+def node_of_host(name: str, nodes: Collection[str]) -> str | None:
+    """Return what Slurm calls a host, by its whole name or its first part."""
+    return _node_of((name, name.partition(".")[0]), nodes)
+
+
 def _node_of(names: Collection[str], nodes: Collection[str]) -> str | None:
     return next((name for name in names if name in nodes), None)
 
 
-def _shown(nodes: Sequence[str]) -> str:
+def shown_nodes(nodes: Sequence[str]) -> str:
+    """Return the first few names, for people."""
     shown = ", ".join(nodes[:_SHOWN_NODES])
     return f"{shown}, …" if len(nodes) > _SHOWN_NODES else shown
 

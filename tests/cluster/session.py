@@ -31,6 +31,11 @@ SMALL = (
 )  # fmt: skip
 
 
+def by_ssh(cluster: Cluster) -> str:
+    """The option that has the hosts of a cluster reached by ssh."""
+    return f"--kv-ssh={' '.join(cluster.ssh_command)}"
+
+
 @dataclass
 class Session:
     """``pytest`` on n0; its files are looked at from the machine while it runs."""
@@ -41,13 +46,16 @@ class Session:
     env: dict[str, str] = field(default_factory=dict)
     without: Sequence[str] = ()
     """Of the usual options, those that are left out."""
+    within: Sequence[str] = ()
+    """What runs pytest, such as an allocation."""
     process: HostProcess = field(init=False)
 
     def __post_init__(self) -> None:
+        usual = (by_ssh(self.cluster), *SMALL)
         command = [
-            self.column.python, "-m", "pytest", "--pyargs", "pytest_kvcache.suite", "-p",
-            "no:cacheprovider", "-rf", f"--kv-ssh={' '.join(self.cluster.ssh_command)}",
-            *(arg for arg in SMALL if arg not in self.without), *self.column.args, *self.args,
+            *self.within, self.column.python, "-m", "pytest", "--pyargs", "pytest_kvcache.suite",
+            "-p", "no:cacheprovider", "-rf", *(arg for arg in usual if arg not in self.without),
+            *self.column.args, *self.args,
         ]  # fmt: skip
         environ = {k: v for k, v in os.environ.items() if k not in ("CI", "BUILD_NUMBER")}
         self.process = self.cluster.popen(
