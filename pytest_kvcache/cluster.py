@@ -170,13 +170,13 @@ class Cluster:
         """Hosts that are not there any more, and why."""
         return self._links.lost(self._others(names))
 
-    def ranks(self, names: Sequence[str]) -> dict[str, int]:
-        """How many processes of ranks run on each host where the launcher has come to.
+    def ranks(self, names: Sequence[str]) -> dict[str, int | None]:
+        """How many processes of ranks run on each host; None: nothing of the launcher does.
 
         A host that does not answer is left out.
         """
         answers = self._ask(names, {"do": "ranks", "run_id": self._run_id}, _ANSWER_S)
-        return {host: answer.value for host, answer in answers.items() if answer.value is not None}
+        return {host: answer.value for host, answer in answers.items() if answer.problem is None}
 
     def watch(self, pids: Mapping[str, Sequence[int]]) -> None:
         """Hear of the end of these processes from their hosts, without asking again."""

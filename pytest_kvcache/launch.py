@@ -102,18 +102,21 @@ class HostWatch:
 
     def _missing(self) -> str | None:
         """Who is short of ranks once ranks run anywhere; until then the launcher is under way."""
-        everyone = LaunchProcesses(marker=self._plan.run_id).ranks()
+        here = LaunchProcesses(marker=self._plan.run_id)
+        everyone = here.ranks()
         if self._cluster is None:
             counts = {"this machine": (everyone, self._plan.world_size)}
         else:
             own = [host for host in self._names if self._cluster.is_own(host)]
             others = [host for host in self._names if host not in own]
+            # Nothing there: the launcher is on its way, or what it started has ended.
             counts = {
-                host: (count, len(self._plan.layout.ranks_on(host)))
+                host: (count or 0, len(self._plan.layout.ranks_on(host)))
                 for host, count in self._cluster.ranks(others).items()
+                if count is not None or not here.reaches(host)
             }
-            here = 1 + sum(len(self._plan.layout.ranks_on(host)) for host in own)
-            counts["this machine"] = (everyone, here)
+            planned = 1 + sum(len(self._plan.layout.ranks_on(host)) for host in own)
+            counts["this machine"] = (everyone, planned)
         if not any(running for running, _planned in counts.values()):
             return None
         for host, (running, planned) in counts.items():

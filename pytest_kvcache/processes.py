@@ -100,6 +100,15 @@ class LaunchProcesses:
         begun = found or any(stat.name in _DAEMONS for stat in _all().values())
         return found if begun else None
 
+    def reaches(self, host: str) -> bool:
+        """Whether one that the launcher has started here names ``host``: its way there."""
+        members = {pid: stat for pid, stat in _all().items() if self._has(pid, stat)}
+        word = host.encode()
+        return any(
+            stat.parent in members and word in _bytes_of(pid, "cmdline").split(b"\0")
+            for pid, stat in members.items()
+        )
+
     def orphans(self) -> int:
         """How many ranks have lost the daemon that started them."""
         parents = [_Stat.of(stat.parent) for stat in self._ranks().values()]

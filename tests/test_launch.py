@@ -33,7 +33,7 @@ class FakeCluster:
     """What hosts would say (implements what a launch needs of ``Cluster``)."""
 
     losses: dict[str, str] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int | None] = field(default_factory=dict)
     ends: list[tuple[str, int]] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
@@ -46,7 +46,7 @@ class FakeCluster:
     def lost(self, names: Sequence[str]) -> dict[str, str]:
         return {name: why for name, why in self.losses.items() if name in names}
 
-    def ranks(self, names: Sequence[str]) -> dict[str, int]:
+    def ranks(self, names: Sequence[str]) -> dict[str, int | None]:
         self.asked += 1
         return {name: count for name, count in self.counts.items() if name in names}
 
@@ -128,8 +128,27 @@ def test_ranks_that_are_still_beginning_are_left_in_peace(neighbours: Neighbours
 
 
 @pytest.mark.usefixtures("at_once")
-def test_a_launcher_that_has_not_come_to_all_hosts_is_left_in_peace(neighbours: Neighbours) -> None:
-    watch = watch_of(plan_of(neighbours), FakeCluster(counts={"n1": 0}))
+def test_a_launcher_on_its_way_to_a_host_is_left_in_peace(
+    neighbours: Neighbours, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coordinator = neighbours.marked_rank()
+    on_its_way = {"n2"}
+    monkeypatch.setattr(
+        "pytest_kvcache.launch.LaunchProcesses.reaches", lambda _self, host: host in on_its_way
+    )
+    watch = watch_of(plan_of(neighbours), FakeCluster(counts={"n1": 1, "n2": None}))
+    for _ in range(3):
+        watch.check(together=False)
+    on_its_way.clear()  # it has been there, and all has ended
+    watch.check(together=False)
+    with pytest.raises(StopLaunch, match="0 of 2 rank processes run on n2"):
+        watch.check(together=False)
+    end(coordinator)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_before_any_rank_runs_nobody_is_short(neighbours: Neighbours) -> None:
+    watch = watch_of(plan_of(neighbours), FakeCluster(counts={"n1": 0, "n2": None}))
     for _ in range(3):
         watch.check(together=False)
 

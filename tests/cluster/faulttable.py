@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.cluster.faults import FAULTS
 from tests.cluster.launchers import COLUMNS
 
 MARK = "<!-- what follows is written by tox -e faults -->"
@@ -39,7 +40,11 @@ def markdown(cells: list[dict[str, Any]]) -> str:
     """A row per fault, a column per launcher, and what was said with the first of them."""
     launchers = [c.name for c in COLUMNS if any(cell["launcher"] == c.name for cell in cells)]
     lines = [["fault", *launchers, "what is said"], ["---"] * (len(launchers) + 2)]
-    for fault in dict.fromkeys(cell["fault"] for cell in cells):
+    order = [fault.name for fault in FAULTS]
+    names = dict.fromkeys([*order, *sorted(cell["fault"] for cell in cells)])
+    for fault in names:
+        if not any(cell["fault"] == fault for cell in cells):
+            continue
         row = {cell["launcher"]: cell for cell in cells if cell["fault"] == fault}
         shown = [f"{row[name]['s']:.1f} s" if name in row else "—" for name in launchers]
         said = next(row[name]["said"] for name in launchers if name in row)
