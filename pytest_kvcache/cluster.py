@@ -115,6 +115,9 @@ class Cluster:
         self._links = HostLinks(access.explain)
         self._here = _Here()
         self._question: HostQuestion | None = None
+        self._commands: dict[str, Sequence[str]] = {}
+        self._hostnames: dict[str, str] = {}
+        self._guard: Mapping[str, Any] = {}
 
     @property
     def sees_ranks(self) -> bool:
@@ -134,17 +137,20 @@ class Cluster:
             for host in others
             if host not in refused
         }
+        self._commands |= commands
         self._links.open(commands, program)
         request = {"do": "facts", "question": question.to_json()}
         answers = self._ask(names, request, _FACTS_S)
         self._refuse_other_versions(answers)
         for host, value in found.sort(answers).items():
             self._take_facts(found, host, value)
+        self._hostnames |= {host: facts.hostname for host, facts in found.facts.items()}
         self._find_doubles(found)
         guard = {
             "do": "guard", "run_id": self._run_id, "cache_dir": question.cache_dir, "keep": keep,
             "sees_ranks": self.sees_ranks,
         }  # fmt: skip
+        self._guard = guard
         found.sort(self._ask(self._others(found.sound()), guard, _ANSWER_S))
         self._guard_here(guard)
         groups: tuple[frozenset[str], ...] = ()
@@ -228,9 +234,23 @@ class Cluster:
             left += [f"host {host}: {what} can't be ended" for what in answer.value or ()]
         return left
 
+    def hostname(self, name: str) -> str | None:
+        """What a host calls itself; None: it has not said."""
+        return self._hostnames.get(name)
+
     def close(self) -> None:
-        """Give the hosts back."""
-        self._links.close()
+        """Give the hosts back; where an agent was killed or is stuck, by another one.
+
+        That one ends its predecessor and what the run has left. A host that is cut off
+        does without.
+        """
+        left = [host for host in self._links.close() if host in self._commands]
+        if not left:
+            return
+        again = HostLinks(self._access.explain)
+        again.open({host: self._commands[host] for host in left}, [self._python, *_AGENT])
+        again.ask(dict.fromkeys(left, self._guard), _ANSWER_S)
+        again.close()
 
     def _ask(
         self, names: Iterable[str], request: Mapping[str, Any], timeout_s: float
@@ -270,6 +290,7 @@ class Cluster:
 
     def _find_doubles(self, found: _Findings) -> None:
         """Two names of one host have one disk and one set of cores, and rob each other."""
+        _find_namesakes(found)
         known = {machine_identity(): "this machine"}
         for host, facts in found.facts.items():
             first = known.setdefault(facts.machine, host)
@@ -290,6 +311,17 @@ class Cluster:
         for host in found.sound():
             groups.setdefault(tuple(seen[host]), set()).add(host)
         return tuple(frozenset(group) for group in groups.values())
+
+
+def _find_namesakes(found: _Findings) -> None:
+    """Files, ranks and locks of hosts are told apart by what they call themselves."""
+    names: dict[str, tuple[str, str]] = {}
+    for host, facts in found.facts.items():
+        first, machine = names.setdefault(facts.hostname, (host, facts.machine))
+        if machine != facts.machine:
+            found.problems.setdefault(host, []).append(
+                f"calls itself {facts.hostname}, as {first} does; give each host a name of its own"
+            )
 
 
 class _Here:

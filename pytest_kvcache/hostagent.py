@@ -101,6 +101,7 @@ def _acquire(lock: HostLock, run_id: str, *, kills: bool) -> None:
             if kills:
                 with suppress(ProcessLookupError, PermissionError):
                     os.kill(int(holder["pid"]), signal.SIGKILL)
+                LaunchProcesses(marker=run_id).kill()  # and what it guarded
             time.sleep(_RETRY_S)
         else:
             return

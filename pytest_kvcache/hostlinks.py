@@ -6,6 +6,7 @@ whatever the controller is busy with. Controller side; imports neither pytest no
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -27,7 +28,10 @@ _PING_S = 1.0
 _SILENT_S = 8.0  # after which a host that was there is given up
 _START_S = 20.0  # for ssh or srun, and the interpreter there
 _POLL_S = 0.2
+_AWAY_S = 2.0
 _READ_BYTES = 65536
+_PIPE_BYTES = 1 << 20
+_F_SETPIPE_SZ = 1031  # fcntl.F_SETPIPE_SZ of Python 3.10
 _TAIL_BYTES = 4096
 _CLOSE_S = 2.0
 _FILES = 256  # of this process, but for its connections
@@ -107,17 +111,19 @@ class HostLink:
         if self.process is not None:
             self.process.kill()
 
-    def discard(self, until_s: float = 0.0) -> None:
-        """Leave no process and no pipe of it here; a host that is cut off helps itself."""
+    def discard(self, until_s: float = 0.0) -> bool:
+        """Leave no process and no pipe of it here; whether it ended by itself until then."""
         if self.process is None:
-            return
+            return True
         self.hang_up()
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=max(0.0, until_s - time.monotonic()))
+        ended = self.process.returncode is not None
         self.process.kill()
         self.process.wait()
         for stream in self.streams():
             stream.close()
+        return ended
 
     def last_error(self) -> str:
         """The last line on standard error, for people."""
@@ -140,6 +146,14 @@ class HostLink:
             )
         if self.version:
             return f"the connection to it broke (exit code {exit_code}: {told})"
+        return self._why_not_begun(exit_code, told, python)
+
+    def _why_not_begun(self, exit_code: int, told: str, python: str) -> str:
+        if not exit_code:
+            return (
+                f"nothing was run there, and no error told ({told}); --kv-ssh must run the command"
+                " it is given and pass standard input on"
+            )
         if "No module named" in told:
             return f"has no fitting pytest-kvcache in {python} ({told}); install this version there"
         if exit_code in _NOT_FOUND:
@@ -174,6 +188,9 @@ def _start(host: str, command: Sequence[str], program: Sequence[str], explain: E
     for stream in (process.stdin, process.stdout, process.stderr):
         assert stream is not None
         os.set_blocking(stream.fileno(), False)
+    assert process.stdin is not None
+    with suppress(OSError):  # as the kernel allows: a request names every host
+        fcntl.fcntl(process.stdin.fileno(), _F_SETPIPE_SZ, _PIPE_BYTES)
     return HostLink(host, program, process, explain)
 
 
@@ -195,6 +212,7 @@ class HostLinks:
         self._selector = selectors.DefaultSelector()
         self._next_id = 1
         self._pinged_s = 0.0
+        self._looked_s = time.monotonic()
         self._closing = False
         self._thread: threading.Thread | None = None
 
@@ -300,8 +318,11 @@ class HostLinks:
             for link in self._links.values():
                 link.ends.clear()
 
-    def close(self) -> None:
-        """Let the agents clean up and end; none of the processes that led there is left."""
+    def close(self) -> list[str]:
+        """Let the agents clean up and end; none of the processes that led there is left.
+
+        Return the hosts whose agent was there once and did not end as it should.
+        """
         with self._changed:
             self._closing = True
             links = list(self._links.values())
@@ -311,9 +332,9 @@ class HostLinks:
         for link in links:
             link.hang_up()
         until_s = time.monotonic() + _CLOSE_S
-        for link in links:
-            link.discard(until_s)
+        ended = {link.host: link.discard(until_s) for link in links}
         self._selector.close()
+        return [link.host for link in links if link.version and (link.lost or not ended[link.host])]
 
     # --- the thread --------------------------------------------------------------------------
 
@@ -358,6 +379,10 @@ class HostLinks:
 
     def _notice_silence(self) -> None:
         now_s = time.monotonic()
+        if now_s - self._looked_s > _AWAY_S:  # this process was stopped, not the hosts
+            for link in self._links.values():
+                link.heard_s = now_s
+        self._looked_s = now_s
         pings = now_s - self._pinged_s >= _PING_S
         if pings:
             self._pinged_s = now_s

@@ -153,7 +153,7 @@ class HostLock:
     def _taken(self, holder: dict[str, Any]) -> PreflightError:
         pid, run_id, since = (holder.get(key, "unknown") for key in ("pid", "run_id", "since"))
         return PreflightError(
-            f"host {self._hostname} runs a benchmark already (pid {pid}, run {run_id}, since"
+            f"a benchmark runs on {self._hostname} already (pid {pid}, run {run_id}, since"
             f" {since}); two at a time disturb each other, so wait for its end or stop it"
         )
 

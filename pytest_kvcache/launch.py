@@ -50,16 +50,32 @@ class HostWatch:
         self._counted_s = self._began_s + _CENSUS_AFTER_S
         self._short: str | None = None
         self._ranks: list[Mapping[str, Any]] = []
+        self.misplaced: str | None = None
+        """Why the launch can't count: a rank on another host than planned."""
 
     def ranks_together(self, ranks: Sequence[Mapping[str, Any]]) -> None:
         """From here on the hosts tell which process of a rank ends, and when."""
         self._ranks = list(ranks)
         if self._cluster is not None:
             layout = self._plan.layout
+            self.misplaced = self._misplaced(self._cluster)
             pids = {
                 host: [ranks[rank]["pid"] for rank in layout.ranks_on(host)] for host in self._names
             }
             self._cluster.watch(pids)
+
+    def _misplaced(self, cluster: Cluster) -> str | None:
+        """The first rank that is not on the host it was planned for, by what that calls itself."""
+        for rank, who in enumerate(self._ranks):
+            name = self._plan.layout.host_of(rank)
+            expected = cluster.hostname(name)
+            if expected is not None and who["host"] != expected:
+                return (
+                    f"rank {rank} runs on {who['host']}, the plan has it on {name}, which calls"
+                    f" itself {expected}: the launcher has placed ranks in its own way, look at"
+                    " --kv-mpi-params and the launcher's own settings"
+                )
+        return None
 
     def first_gone(self) -> str | None:
         """The first rank that ended; None if none has, or nobody was watching."""
@@ -79,6 +95,8 @@ class HostWatch:
 
     def check(self, *, together: bool) -> None:
         """Raise StopLaunch if a host is lost, or ranks that never got together are gone."""
+        if self.misplaced is not None:
+            raise StopLaunch(self.misplaced)
         lost = {} if self._cluster is None else self._cluster.lost(self._names)
         if lost:
             raise StopLaunch("; ".join(self._lost(host, why) for host, why in lost.items()))
@@ -245,8 +263,8 @@ class Launch:
         return f"{cause}\n  last lines of {self._log}:{shown or ' (empty)'}"
 
     def _cause(self, ended: LaunchExit) -> str | None:
-        if ended.ended_by == "stopped":
-            return ended.reason
+        if ended.ended_by == "stopped" or self._watch.misplaced is not None:
+            return ended.reason or self._watch.misplaced
         if self._failed is not None:
             rank, host = self._failed["rank"], self._failed["host"]
             return f"rank {rank} on host {host}: {self._failed['error']}"

@@ -6,16 +6,20 @@ import os
 import re
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_kvcache.processes import is_running
 
-# Open MPI 5: prted.PID, ompi.PID, prterun.PID…; 4: ompi.HOST.UID with pid.PID or jf.N in it.
+# Open MPI 5's are named after their process, and so are Open MPI 4's in a directory of its
+# own per user (ompi.HOST.UID), which other jobs of the user share.
 _DIRECTORIES = ("prted.*", "prterun.*", "ompi.*", "ompi.*/pid.*", "ompi.*/jf.*")
-_PID = re.compile(r"\.(\d+)\Z")
-# MPICH's, which carry no pid; they may belong to another launch as long as one runs.
+_OF_PROCESS = re.compile(r"(?:(?:prted|prterun)\.(?:.*\.)?|ompi\.|pid\.)(?P<pid>\d+)")
+# Those that carry no pid may belong to another launch as long as one runs.
 _FILES = ("hydra_hwloc_xmlfile_*",)
+_OF_JOB = re.compile(r"jf\.\d+")
+_ORTE = ("orted", "orterun", "mpirun", "mpirun.openmpi", "mpiexec")
 _HYDRA = ("hydra_pmi_proxy", "mpiexec", "mpiexec.hydra", "mpirun")
 
 
@@ -37,8 +41,8 @@ class SessionDirs:
         """Remove those that came since and whose process is gone."""
         appeared = SessionDirs.now(self.directory).paths - self.paths
         for path in sorted(appeared, key=lambda path: -len(path.parts)):
-            if path.is_dir() and not _is_alive(path.name):
-                shutil.rmtree(path, ignore_errors=True)
+            if path.is_dir():
+                _remove_directory(path)
             elif _is_file(path) and not is_running(_HYDRA):
                 path.unlink(missing_ok=True)
 
@@ -54,7 +58,14 @@ def _is_own(path: Path) -> bool:
         return False  # it went while we looked
 
 
-def _is_alive(name: str) -> bool:
-    """Whether the process that a directory is named after still runs."""
-    match = _PID.search(name)
-    return match is not None and Path(f"/proc/{match[1]}").exists()
+def _remove_directory(path: Path) -> None:
+    """Remove what was one process's or job's; what several share goes once it is empty."""
+    if match := _OF_PROCESS.fullmatch(path.name):
+        if not Path(f"/proc/{match['pid']}").exists():
+            shutil.rmtree(path, ignore_errors=True)
+    elif _OF_JOB.fullmatch(path.name):
+        if not is_running(_ORTE):
+            shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):  # not empty
+            path.rmdir()

@@ -68,7 +68,7 @@ def test_hosts_that_can_be_used_are_held_for_the_run(
     ask(cluster, HERE, N1, N2)
     second = Cluster("another", SshAccess([neighbours.ssh]), neighbours.python, {})
     problems = ask(second, N1).problems[N1]
-    assert "runs a benchmark already" in problems[0]
+    assert "a benchmark runs on" in problems[0]
     second.close()
     cluster.close()
     assert [neighbours.lock(host).exists() for host in (N1, N2)] == [False, False]

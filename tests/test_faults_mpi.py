@@ -296,7 +296,7 @@ def test_a_second_benchmark_on_the_host_is_refused_and_told_of_the_first(real_si
         process.communicate(timeout=PATIENCE_S)
     sentence = refusal(second)
     host = os.uname().nodename
-    assert f"host {host} runs a benchmark already (pid {process.pid}, run " in sentence
+    assert f"a benchmark runs on {host} already (pid {process.pid}, run " in sentence
     assert real_site.launches() == launches
 
 

@@ -225,7 +225,7 @@ def test_another_runs_host_is_refused(agent: AgentProcess, neighbours: Neighbour
     guard(agent, neighbours)
     second = neighbours.agent()
     refused = second.ask("guard", run_id="another", cache_dir=None, keep=False)
-    assert "runs a benchmark already" in refused["error"]
+    assert "a benchmark runs on" in refused["error"]
     assert neighbours.run_id in refused["error"]
     assert second.hang_up() == 0
     assert agent.ask("ping")["stage"] == "starting"  # it has not been touched

@@ -63,8 +63,8 @@ def test_all_hosts_are_asked_and_each_answers_for_itself(
     agents(links, neighbours, N1, N2)
     rank = neighbours.marked_rank()
     requests = {
-        N1: {"do": "ranks", "run_id": neighbours.run_id},
-        N2: {"do": "ranks", "run_id": "another"},
+        N1: {"do": "orphans", "run_id": neighbours.run_id},
+        N2: {"do": "orphans", "run_id": "another"},
     }
     answers = links.ask(requests, PATIENCE_S)
     assert {host: answer.value for host, answer in answers.items()} == {N1: 1, N2: 0}
@@ -84,7 +84,7 @@ def test_what_an_agent_refuses_is_a_problem(links: HostLinks, neighbours: Neighb
 def test_a_host_that_prints_a_banner_first_is_understood(links: HostLinks) -> None:
     reply = f"""echo '{REPLY_MARK}{{"id": 1, "value": 7}}'"""
     scripts(links, n1=f"echo Welcome; printf 'no newline: '; echo; {greeting()}; {reply}; {DEAF}")
-    answer = links.ask({"n1": {"do": "ranks"}}, PATIENCE_S)["n1"]
+    answer = links.ask({"n1": {"do": "orphans"}}, PATIENCE_S)["n1"]
     assert (answer.value, links.version("n1")) == (7, VERSION)
 
 
@@ -227,7 +227,7 @@ def test_one_lost_host_keeps_no_other_from_answering(
 ) -> None:
     agents(links, neighbours, N1)
     scripts(links, n2="exit 255")
-    question = {"do": "ranks", "run_id": "r"}
+    question = {"do": "orphans", "run_id": "r"}
     answers = links.ask({N1: question, "n2": question}, PATIENCE_S)
     assert (answers[N1].value, answers["n2"].value) == (0, None)
     assert list(links.lost([N1, "n2"])) == ["n2"]
@@ -270,7 +270,7 @@ def test_a_lost_host_can_be_opened_again(links: HostLinks, neighbours: Neighbour
     scripts(links, **{N1: "exit 255"})
     why(links, N1)
     agents(links, neighbours, N1)
-    answer = links.ask({N1: {"do": "ranks", "run_id": "r"}}, PATIENCE_S)[N1]
+    answer = links.ask({N1: {"do": "orphans", "run_id": "r"}}, PATIENCE_S)[N1]
     assert (answer.value, answer.problem) == (0, None)
 
 

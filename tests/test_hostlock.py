@@ -56,7 +56,7 @@ def test_second_holder_fails_and_names_the_first(tmp_path: Path) -> None:
         since = json.loads(lock(tmp_path).path.read_text())["since"]
 
     assert str(error.value) == (
-        f"host n1 runs a benchmark already (pid {process.pid}, run run-of-another, since"
+        f"a benchmark runs on n1 already (pid {process.pid}, run run-of-another, since"
         f" {since}); two at a time disturb each other, so wait for its end or stop it"
     )
 

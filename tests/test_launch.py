@@ -34,6 +34,7 @@ class FakeCluster:
 
     losses: dict[str, str] = field(default_factory=dict)
     counts: dict[str, int | None] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
     ends: list[tuple[str, int]] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
@@ -49,6 +50,9 @@ class FakeCluster:
     def ranks(self, names: Sequence[str]) -> dict[str, int | None]:
         self.asked += 1
         return {name: count for name, count in self.counts.items() if name in names}
+
+    def hostname(self, name: str) -> str | None:
+        return self.names.get(name)
 
     def watch(self, pids: Mapping[str, Sequence[int]]) -> None:
         self.watched = pids
@@ -203,6 +207,22 @@ def test_ranks_are_not_counted_while_they_are_still_expected(neighbours: Neighbo
     for _ in range(3):
         watch.check(together=False)  # far sooner than any rank can begin
     assert cluster.asked == 0
+
+
+# --- where ranks run ------------------------------------------------------------------------
+
+
+def test_ranks_on_another_host_than_planned_stop_the_launch(neighbours: Neighbours) -> None:
+    hosts = [str(rank["host"]) for rank in RANKS]
+    here = FakeCluster(names={"n1": hosts[0], "n2": hosts[-1]})
+    watch = watch_of(plan_of(neighbours), here)
+    watch.ranks_together(RANKS)
+    watch.check(together=True)
+    swapped = FakeCluster(names={"n1": hosts[-1], "n2": hosts[0]})
+    watch = watch_of(plan_of(neighbours), swapped)
+    watch.ranks_together(RANKS)
+    with pytest.raises(StopLaunch, match=r"rank 0 runs on .*, the plan has it on n1, which calls"):
+        watch.check(together=True)
 
 
 # --- who ended first ------------------------------------------------------------------------

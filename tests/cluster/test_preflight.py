@@ -131,6 +131,6 @@ def test_a_host_where_another_benchmark_runs_is_refused(cluster: Cluster) -> Non
     assert holder.stdout.readline() == "held\n"
     code, text = dry_run(cluster, *TWO)
     assert code == pytest.ExitCode.TESTS_FAILED
-    assert re.search(r"host n2: host n2 runs a benchmark already \(pid \d+, run another", text)
+    assert re.search(r"host n2: a benchmark runs on n2 already \(pid \d+, run another", text)
     holder.kill()
     holder.communicate()
