@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -121,3 +122,17 @@ def test_a_trace_needs_to_be_on_the_launchers_host_only(cluster: Cluster) -> Non
     assert trial["ok"], text
     assert trial["requests"]["completed"] == len(lines)
     assert {rank["host"] for rank in trial["ranks"]} == {"n1", "n2"}
+
+
+@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_host_whose_agent_was_killed_or_stopped_is_given_back_all_the_same(
+    cluster: Cluster, sig: signal.Signals
+) -> None:
+    session = Session(cluster, (*ONE_TRIAL, "--kv-hosts", "n1", "n2", "--kv-np=2"))
+    session.wait_for_phase("window", trial=0)
+    cluster.kill("n2", session.find("n2", "pytest_kvcache.hostagent").pid, sig)
+    text = session.end()
+    (trial,) = session.trials()
+    if sig == signal.SIGKILL:  # a stopped one is not noticed in so short a run, and hurts nothing
+        assert "host n2 with rank 1 is lost: the connection to it broke" in trial["error"], text
+    assert left_on(cluster, *cluster.names) == []
