@@ -227,12 +227,17 @@ def _whether_a_host_was_slow(data: Mapping[str, Any], plan: Plan) -> Iterator[Ve
 def _at_least_s(
     ranks: Sequence[Mapping[str, Any]], window_s: float, typical_s: float
 ) -> float | None:
-    """The same for a host with few operations; None if a typical one would have few as well."""
+    """The same for a host with few operations; None if a typical one would have few as well.
+
+    One that did nothing at all fails its trial as idle.
+    """
     in_flight: float = sum(rank["mean_depth"] or 0.0 for rank in ranks)
-    if in_flight * window_s / typical_s < _SLOW_FACTOR * _ENOUGH_OPERATIONS * len(ranks):
-        return None
     done: int = sum(rank["read_count"] + rank["write_count"] for rank in ranks)
-    return in_flight * window_s / max(1, done)
+    if not done or in_flight * window_s / typical_s < _SLOW_FACTOR * _ENOUGH_OPERATIONS * len(
+        ranks
+    ):
+        return None
+    return in_flight * window_s / done
 
 
 def _operation_s(ranks: Sequence[Mapping[str, Any]], window_s: float) -> float | None:
