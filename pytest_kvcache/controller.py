@@ -143,8 +143,12 @@ class Controller:
         check_plan(options, plan, self.setup(), self._environ)
         self.argv(options, plan, self.directory)  # refuses launcher parameters that contradict it
 
-    def survey(self, options: Options, layout: RankLayout) -> Survey | None:
-        """What the hosts are; asked once, and again if one was lost; None: all are this one."""
+    def survey(self, options: Options, layout: RankLayout, *, again: bool = False) -> Survey | None:
+        """What the hosts are; None: all are this one.
+
+        Asked once; a while later also if one was lost meanwhile, or with ``again``, for
+        what is free changes.
+        """
         names = tuple(host.name for host in layout.hosts)
         if not any(map(self._execution.access.is_linked, names)):
             return None
@@ -160,17 +164,18 @@ class Controller:
         )
         key = (names, question, options.keep)
         known = self._surveys.get(key)
-        if known is None or (self._cluster.lost(names) and known.is_old()):
-            survey = self._cluster.survey(names, question, keep=options.keep)
-            problems = library_problems(setup.mpi_library, survey)
-            self._surveys[key] = survey.with_problems(problems)
-            self._progress.surveyed(self._surveys[key])
-            self._note_hosts(survey)
+        if known is None or (known.is_old() and (again or self._cluster.lost(names))):
+            found = self._cluster.survey(names, question, keep=options.keep)
+            found = found.with_problems(library_problems(setup.mpi_library, found))
+            self._surveys[key] = found
+            if known is None or found.problems or known.problems:
+                self._progress.surveyed(found)
+            self._note_hosts(found)
         return self._surveys[key]
 
-    def refusal(self, options: Options, plan: Plan) -> str | None:
+    def refusal(self, options: Options, plan: Plan, *, again: bool = False) -> str | None:
         """Why hosts can't run the plan, a line each; None: nothing stands against it."""
-        survey = self.survey(options, plan.layout)
+        survey = self.survey(options, plan.layout, again=again)
         if survey is None:
             return None
         lines = [
@@ -229,9 +234,9 @@ class Controller:
         result = CaseResult(plan=case.plan)
         directory = self._new_directory(case.plan)
         try:
-            self._check_hosts(options, case.plan)
             trials = self._trial_limit(options)
             for index in range(trials):
+                self._check_hosts(options, case.plan, again=index == 0)
                 self._progress.trial_started(result, index, trials)
                 trial = self._run_trial(options, case, index, directory)
                 result = self._keep(question, result.with_trial(trial))
@@ -248,11 +253,11 @@ class Controller:
                 raise
         return result
 
-    def _check_hosts(self, options: Options, plan: Plan) -> None:
+    def _check_hosts(self, options: Options, plan: Plan, *, again: bool) -> None:
         """Have all hosts for this run alone; PreflightError if one can't be used."""
         if any(is_local(host.name) for host in plan.layout.hosts):
             self.take_lock()
-        refusal = self.refusal(options, plan)
+        refusal = self.refusal(options, plan, again=again)
         if refusal is not None:
             raise PreflightError(f"preflight found\n  {refusal}")
 

@@ -36,14 +36,12 @@ class HostAccess(Protocol):
         """Why ``argv`` failed to start anything, without the host's name; None: not known."""
 
 
-class SshAccess:
-    """Other hosts by ``--kv-ssh``, this one without a connection."""
+class _ToOtherMachines:
+    """Agents run as the ranks do; this machine needs none."""
 
     sees_ranks = True
 
-    def __init__(self, ssh: Sequence[str]) -> None:
-        self._ssh = tuple(ssh)
-        self._shell: RemoteShell | None = None
+    def __init__(self) -> None:
         self._local: dict[str, bool] = {}  # asking a name server takes time
 
     def is_linked(self, host: str) -> bool:
@@ -51,6 +49,15 @@ class SshAccess:
         if host not in self._local:
             self._local[host] = is_local(host)
         return not self._local[host]
+
+
+class SshAccess(_ToOtherMachines):
+    """Other hosts by ``--kv-ssh``, this one without a connection."""
+
+    def __init__(self, ssh: Sequence[str]) -> None:
+        self._ssh = tuple(ssh)
+        self._shell: RemoteShell | None = None
+        super().__init__()
 
     def prepare(self, hosts: Sequence[str], cache_dir: str | None) -> dict[str, str]:
         """Ask ssh for its settings."""
@@ -74,26 +81,18 @@ class SshAccess:
         return None
 
 
-class SrunAccess:
+class SrunAccess(_ToOtherMachines):
     """Other hosts by steps of the Slurm allocation, this one without a connection.
 
     A step of one task has our pipes: the end of its standard input is the end of ours, and
     Slurm ends it with its srun. ``--overlap`` leaves to the ranks what it runs on.
     """
 
-    sees_ranks = True
-
     def __init__(self, path: str, environ: Mapping[str, str]) -> None:
         """``path`` is srun's, ``environ`` the controller's, which has the allocation."""
         self._path = path
         self._nodes = allocated_nodes(environ)
-        self._local: dict[str, bool] = {}  # asking a name server takes time
-
-    def is_linked(self, host: str) -> bool:
-        """Whether it is another machine."""
-        if host not in self._local:
-            self._local[host] = is_local(host)
-        return not self._local[host]
+        super().__init__()
 
     def prepare(self, hosts: Sequence[str], cache_dir: str | None) -> dict[str, str]:
         """Nothing to do: the allocation is there."""

@@ -89,8 +89,13 @@ class HostLink:
         if self.process is None or self.lost is not None:
             return
         assert self.process.stdin is not None
+        line = f"{json.dumps(request)}\n".encode()
         with suppress(BlockingIOError, BrokenPipeError):
-            os.write(self.process.stdin.fileno(), f"{json.dumps(request)}\n".encode())
+            if os.write(self.process.stdin.fileno(), line) < len(line):
+                self.lost = (
+                    f"can't be sent {len(line)} bytes at once; raise fs.pipe-max-size here, or"
+                    " name fewer hosts"
+                )
 
     def streams(self) -> tuple[IO[bytes], ...]:
         """What the host says: its output, its errors; none without a connection."""

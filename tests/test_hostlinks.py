@@ -253,6 +253,17 @@ def test_a_host_that_falls_silent_is_given_up(
     wait_for(lambda: not is_alive(pid_of(links, "n1")))
 
 
+def test_a_request_that_does_not_fit_is_told_and_not_sent_in_part(
+    links: HostLinks, neighbours: Neighbours
+) -> None:
+    agents(links, neighbours, N1)
+    wait_for(lambda: links.version(N1))
+    see = {"do": "see", "directory": "/", "names": ["n" * 4096] * 1024}
+    answer = links.ask({N1: see}, PATIENCE_S)[N1]
+    assert answer.problem is not None
+    assert "bytes at once; raise fs.pipe-max-size" in answer.problem
+
+
 def test_hosts_hear_from_us_whatever_the_controller_is_busy_with(
     links: HostLinks, neighbours: Neighbours, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,4 +320,4 @@ def test_closing_does_not_wait_for_a_host_that_does_not_go(
 
 
 def test_connections_that_were_never_opened_can_be_closed() -> None:
-    HostLinks().close()
+    assert HostLinks().close() == []

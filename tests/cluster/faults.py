@@ -107,7 +107,7 @@ FAULTS = (
     Fault(
         name="rank killed (SIGKILL)",
         inject=_kill(BAD, "pytest_kvcache.worker", signal.SIGKILL),
-        said=rf"{RANK} was killed by signal 9|{RANK}",
+        said=rf"{RANK} (was killed by signal 9|ended with exit code 9)",
     ),
     Fault(
         name="rank stopped (SIGSTOP)",
@@ -139,7 +139,7 @@ FAULTS = (
     Fault(
         name="launcher's daemon killed",
         inject=lambda session: _kill(BAD, session.column.daemon, signal.SIGKILL)(session),
-        said=rf"host {BAD}: the launcher's daemon there is gone|{RANK}",
+        said=rf"host {BAD}: the launcher's daemon there is gone|{RANK} was the first to end",
     ),
     Fault(
         name="launcher killed",
