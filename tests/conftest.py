@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import uuid
@@ -19,6 +20,12 @@ from tests.site import PLUGINS, Site, machine_to_oneself
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+def pytest_configure() -> None:
+    """A script's background jobs ignore SIGINT; the sessions that tests interrupt must not."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 ANSWER = "mpi-library: Open MPI v5.0.11, package: of a test"
 
