@@ -21,6 +21,7 @@ from tests.site import PLUGINS, Site, machine_to_oneself
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+
 def pytest_configure() -> None:
     """A script's background jobs ignore SIGINT; the sessions that tests interrupt must not."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
