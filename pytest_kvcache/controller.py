@@ -45,7 +45,10 @@ if TYPE_CHECKING:
 
 _RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _LIBRARY_CHOICE = ("MPI4PY_LIBMPI", "MPI4PY_MPIABI")
-_YIELD = "OMPI_MCA_mpi_yield_when_idle"
+# Open MPI's settings, unless the user has made his own. Waiting ranks leave the core to
+# others; a rank that goes down with another one waits a second, so that the daemons can
+# first say which one it was and which signal killed it.
+_MPI_SETTINGS = {"OMPI_MCA_mpi_yield_when_idle": "1", "OMPI_MCA_mpi_abort_delay": "1"}
 
 
 class Progress:
@@ -213,7 +216,7 @@ class Controller:
             env={
                 **_RANK_ENVIRONMENT,
                 **self._library_choice(),
-                **self._yielding(),
+                **self._mpi_settings(),
                 MARKER_VARIABLE: plan.run_id,
             },
             params=options.mpi_params,
@@ -292,9 +295,8 @@ class Controller:
         """How the user tells mpi4py which MPI library to load: so on every host."""
         return {name: self._environ[name] for name in _LIBRARY_CHOICE if name in self._environ}
 
-    def _yielding(self) -> dict[str, str]:
-        """Waiting ranks leave the core to others, unless the user has said otherwise."""
-        return {} if _YIELD in self._environ else {_YIELD: "1"}
+    def _mpi_settings(self) -> dict[str, str]:
+        return {name: v for name, v in _MPI_SETTINGS.items() if name not in self._environ}
 
     def _trial_limit(self, options: Options) -> int:
         limit = options.trials.high
