@@ -31,7 +31,7 @@ from pytest_kvcache.controller import Controller, Progress
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.evidence import evidence_of
 from pytest_kvcache.localhost import is_local
-from pytest_kvcache.metrics import METRICS
+from pytest_kvcache.metrics import METRICS, possible
 from pytest_kvcache.planning import Case, CaseName, Planner, name_cases
 from pytest_kvcache.registry import build_registry
 from pytest_kvcache.report import describe_plan
@@ -163,7 +163,7 @@ class Bench:
                 evidence=evidence_of(trial.to_json() for trial in case.trials),
             )
             for case in self.controller.run.cases
-            for metric in self.options.metrics
+            for metric in possible(self.options.metrics, case.plan.phase)
         ]
 
     def differing(self) -> tuple[str, ...]:

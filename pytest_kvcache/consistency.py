@@ -10,6 +10,7 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.errors import OptionError, ResultError
+from pytest_kvcache.metrics import never_makes
 from pytest_kvcache.optiontable import OPTIONS
 from pytest_kvcache.recorder import widest_slice_s
 
@@ -86,6 +87,9 @@ def _rank_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
         before, after = getattr(rank, early), getattr(rank, late)
         if not before <= after + _CLOCK_S:
             yield f"{early} is {before}; it must be at most {late}, which is {after}"
+    for kind in ("read", "write"):
+        if never_makes(kind, plan.phase) and (count := getattr(rank, f"{kind}_count")):
+            yield f"{kind}_count is {count}; it must be 0 with phase {plan.phase}"
     if rank.cached_blocks > plan.capacity_blocks:
         yield (
             f"cached_blocks is {rank.cached_blocks}; it must be at most the plan's"
@@ -120,6 +124,7 @@ _RULE_OF = {
     "block_tokens": "block_tokens",
     "tensor_parallel": "tensor_parallel",
     "generation_mode": "generation_mode",
+    "phase": "phase",
     "io": "io",
     "sync": "sync",
     "queue_depth": "queue_depth",

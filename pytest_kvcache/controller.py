@@ -21,6 +21,7 @@ from pytest_kvcache.hostlock import HostLock
 from pytest_kvcache.launch import Launch
 from pytest_kvcache.launchers.protocol import LaunchJob
 from pytest_kvcache.localhost import is_local
+from pytest_kvcache.metrics import possible
 from pytest_kvcache.preflight import (
     check_plan,
     check_results_dir,
@@ -364,7 +365,7 @@ def _is_settled(options: Options, case: CaseResult) -> bool:
 
 def _is_narrow(case: CaseResult, metrics: Sequence[str], target_ci: float) -> bool:
     """Whether the interval of every metric is within ``target_ci`` of its mean."""
-    for series in map(case.series, metrics):
+    for series in map(case.series, possible(metrics, case.plan.phase)):
         interval = None if series is None else series.ci95
         if series is None or interval is None:
             return False

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_kvcache.backends.protocol import Backend
-    from pytest_kvcache.cache.index import Slot
+    from pytest_kvcache.cache.index import Blocked, Slot
     from pytest_kvcache.payload import Payload
     from pytest_kvcache.workloads.protocol import Request, Workload
 
@@ -81,6 +81,7 @@ class Engine:
         settings: TransferSettings,
         block_tokens: int,
         generation_s_per_token: float,
+        phase: str,
         backend: Backend,
         index: CacheIndex,
         workload: Workload,
@@ -93,6 +94,8 @@ class Engine:
         self._settings = settings
         self._block_tokens = block_tokens
         self._generation_s_per_token = generation_s_per_token
+        self._reads = phase != "prefill"
+        self._writes = phase != "decode"
         self._index = index
         self._workload = workload
         self._recorder = recorder
@@ -344,7 +347,7 @@ class Engine:
         self._pumping = True
         while self._waiting:
             flight = self._waiting[0]
-            admission = self._index.admit(flight.request.keys, flight.request.prompt_blocks)
+            admission = self._decide(flight.request)
             if not isinstance(admission, Admission):
                 self._blocked_on = admission.slot
                 break
@@ -356,8 +359,12 @@ class Engine:
         if not self._flights:
             self._main.notify()
 
+    def _decide(self, request: Request) -> Admission | Blocked:
+        decide = self._index.admit if self._writes or self._populating else self._index.look_up
+        return decide(request.keys, request.prompt_blocks)
+
     def _admit(self, flight: _Flight) -> None:
-        hits = flight.admission.hits
+        hits = flight.admission.hits if self._reads else []
         flight.issued_ns = flight.loaded_ns = self._clock()
         if self._populating:
             self._index.release(flight.admission)
@@ -386,7 +393,7 @@ class Engine:
             ADMIT, request.prompt_blocks, flight.issued_ns, hits,
             request.prompt_tokens, hit_tokens,
         )  # fmt: skip
-        if hits:
+        if hits and self._reads:
             loaded_bytes = hits * self._settings.object_bytes
             self._log.add(LOAD, 0, flight.issued_ns, flight.loaded_ns, loaded_bytes, 0)
 

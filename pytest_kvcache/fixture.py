@@ -133,9 +133,12 @@ class KVCache:
 
         ``benchmark`` is pytest-benchmark's fixture, still unused in this test.
         """
+        spec = METRICS[metric]
+        impossible = spec.impossible(self._bench.options.phase)
+        if impossible is not None:
+            pytest.skip(f"{metric}: {impossible}")
         result = self._finished(self._bench.run(name))
         series = result.series(metric)
-        spec = METRICS[metric]
         if series is None:
             pytest.fail(f"{metric}: {why_absent(result, metric)}", pytrace=False)
         benchmark.name = f"{result.name}-{metric}"
@@ -190,6 +193,9 @@ class KVCache:
 def why_absent(result: CaseResult, metric: str) -> str:
     """Why a case that ran lacks a metric."""
     spec = METRICS[metric]
+    impossible = spec.impossible(result.plan.phase)
+    if impossible is not None:
+        return impossible
     sections = [trial.data[spec.section] for trial in result.trials if trial.data]
     counts = [section.get("count") for section in sections]
     few = None

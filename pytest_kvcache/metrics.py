@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pytest_kvcache.errors import ResultError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 PERCENTILES: Mapping[str, float] = MappingProxyType(
     {"p50": 50.0, "p95": 95.0, "p99": 99.0, "p999": 99.9}
@@ -20,7 +20,14 @@ PERCENTILES: Mapping[str, float] = MappingProxyType(
 MIN_SAMPLES_BEYOND = 10  # a percentile is shown only if it rests on this many samples above it
 
 LATENCY_SECTIONS = ("read", "write", "queue", "device", "load", "request")
-_READ_SECTIONS = frozenset({"read", "load"})
+# Phase of serving → the operations that it never makes.
+_NEVER: Mapping[str, str] = MappingProxyType({"prefill": "read", "decode": "write"})
+_KIND_OF = MappingProxyType({"read": "read", "load": "read", "write": "write"})
+
+
+def never_makes(kind: str, phase: str) -> bool:
+    """Whether ``phase`` (``both``, ``prefill``, ``decode``) makes no ``read`` or ``write``."""
+    return _NEVER.get(phase) == kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,10 +50,12 @@ class Metric:
         """The part of the trial it belongs to, such as ``read``."""
         return self.path[0]
 
-    @property
-    def needs_reads(self) -> bool:
-        """Whether a run without reads can't have it."""
-        return self.section in _READ_SECTIONS
+    def impossible(self, phase: str) -> str | None:
+        """Why no run in ``phase`` can have it; None: it can."""
+        kind = _KIND_OF.get(self.section)
+        if kind is None or not never_makes(kind, phase):
+            return None
+        return f"--kv-phase={phase} makes no {kind}s"
 
     @property
     def round_unit(self) -> str:
@@ -107,3 +116,8 @@ def _rate_metrics() -> Iterator[Metric]:
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {metric.name: metric for metric in (*_latency_metrics(), *_rate_metrics())}
 )
+
+
+def possible(names: Sequence[str], phase: str) -> list[str]:
+    """The metrics among ``names`` that a run in ``phase`` can have."""
+    return [name for name in names if METRICS[name].impossible(phase) is None]

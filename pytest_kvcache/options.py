@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_kvcache.errors import OptionError, UnavailableError, UnknownNameError
 from pytest_kvcache.hosts import HostSpec
+from pytest_kvcache.metrics import METRICS
 from pytest_kvcache.optiontable import OPTIONS, OptionSpec, Trials
 
 if TYPE_CHECKING:
@@ -169,8 +170,20 @@ def _check_together(options: Options) -> None:
         )
     if options.fail and options.compare is None:
         raise OptionError("--kv-fail needs a baseline; name its file with --kv-compare=FILE")
+    _check_phase(options)
     _check_containers(options)
     _check_trace(options)
+
+
+def _check_phase(options: Options) -> None:
+    """A gate on what can't be there would never open."""
+    for flag, rules in (("--kv-fail", options.fail), ("--kv-slo", options.slo)):
+        for rule in rules:
+            impossible = METRICS[rule.metric].impossible(options.phase)
+            if impossible is not None:
+                raise OptionError(
+                    f"{flag} judges {rule.metric}, but {impossible}; leave one of them out"
+                )
 
 
 def _check_containers(options: Options) -> None:

@@ -297,9 +297,10 @@ OPTIONS: tuple[OptionSpec, ...] = (
                parse=_choice("latency", "throughput"), is_available=_is("throughput"),
                later="judge latency with --kv-slo='read.p95_ms<200'",
                help="which SLO set judges the run (default: throughput)"),
-    OptionSpec(name="phase", metavar="{both,prefill,decode}", is_available=_is("both"),
-               parse=_choice("both", "prefill", "decode"), later="use --kv-phase=both",
-               help="disaggregated serving (default: both)"),
+    OptionSpec(name="phase", metavar="{both,prefill,decode}",
+               parse=_choice("both", "prefill", "decode"),
+               help="disaggregated serving: prefill only stores, decode only loads what was"
+               " stored before the window (default: both)"),
     OptionSpec(name="trace", metavar="FILE", parse=_text, selects=True,
                help="trace to replay (Mooncake JSONL); selects --kv-scenario=trace"),
     OptionSpec(name="trace_speedup", metavar="X",

@@ -80,6 +80,7 @@ class Plan:
     block_tokens: int
     tensor_parallel: int
     generation_mode: str
+    phase: str
     backend: str
     io: str
     sync: str
@@ -281,6 +282,7 @@ def build_plan(
         block_tokens=block_tokens,
         tensor_parallel=options.tensor_parallel,
         generation_mode=options.generation_mode,
+        phase=options.phase,
         backend=options.backend,
         io=options.io,
         sync=options.sync or ("none" if options.io == "direct" else "data"),

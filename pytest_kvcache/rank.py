@@ -26,6 +26,7 @@ from pytest_kvcache.proof import IoCounters, probe_filesystem, sample_io
 from pytest_kvcache.recorder import Recorder, Window
 from pytest_kvcache.results import RankResult, latencies_ms
 from pytest_kvcache.transfers import TransferSettings
+from pytest_kvcache.workloads.phases import DecodeWorkload, build_workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.backends.protocol import Backend
     from pytest_kvcache.plan import Plan
     from pytest_kvcache.registry import Registry
+    from pytest_kvcache.workloads.protocol import Workload
     from pytest_kvcache.workloads.trace_file import Trace
 
 # The stop stamp of a transfer waits for the GIL; with the default of 5 ms a thread that
@@ -53,6 +55,7 @@ class Rank:
         self._owns_directory = False
         self._janitor: Janitor | None = None
         self._backend: Backend | None = None
+        self._workload: Workload | None = None
         self._facts: BackendFacts | None = None
         self._filesystem: dict[str, Any] | None = None
         self._population_s = 0.0
@@ -76,7 +79,8 @@ class Rank:
         if facts.in_directory:
             self._filesystem = probe_filesystem(plan.cache_dir, self.host).to_json()
         payload = Payload(self._payload_seed(), plan.chunk_bytes) if facts.stores_data else None
-        workload = registry.workload(plan.scenario).build(plan.context(self.rank, self._trace))
+        family = registry.workload(plan.scenario)
+        self._workload = build_workload(family, plan.context(self.rank, self._trace), plan.phase)
         self.engine = Engine(
             settings=TransferSettings(
                 queue_depth=plan.queue_depth,
@@ -88,9 +92,10 @@ class Rank:
             ),
             block_tokens=plan.block_tokens,
             generation_s_per_token=plan.generation_s_per_token,
+            phase=plan.phase,
             backend=self._backend,
             index=self.index,
-            workload=workload,
+            workload=self._workload,
             payload=payload,
             recorder=self.recorder,
         )
@@ -142,6 +147,8 @@ class Rank:
         self._populated_blocks = self.index.present_blocks
         if self.engine.first_error is not None:
             raise StorageError(self.engine.first_error)
+        if isinstance(self._workload, DecodeWorkload):
+            self._workload.check_population()
 
     def run(self, start_ns: int, tick: Callable[[], bool]) -> None:
         """Ramp, window and drain, from ``start_ns`` on this host's clock."""

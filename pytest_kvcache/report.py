@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from pytest_kvcache.metrics import METRICS
+from pytest_kvcache.metrics import METRICS, possible
 from pytest_kvcache.units import format_bytes
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
     good = [trial for trial in case.trials if trial.ok]
     if len(good) == len(case.trials) and good:
         yield ""
-        yield from _table(case, [*metrics, *(m for m in _ALWAYS if m not in metrics)])
+        shown = possible(metrics, case.plan.phase)
+        yield from _table(case, [*shown, *(m for m in _ALWAYS if m not in shown)])
         yield from _proof_lines(good)
     for trial in case.trials:
         if trial.error is not None:
@@ -51,10 +52,11 @@ def describe_plan(plan: Plan) -> str:
     where = f" in {plan.cache_dir}" if plan.needs_directory else ""
     durable = "durable" if plan.sync == "data" else "not durable"
     users = f"{plan.users} users per rank"
+    phase = "" if plan.phase == "both" else f"{plan.phase} only; "
     if plan.trace is not None and plan.trace.speedup:
         users = f"{plan.trace.requests} requests of {plan.trace.name} at their recorded times"
     return (
-        f"{plan.np} rank{'s' * (plan.np > 1)} on {hosts}; {users}; blocks of"
+        f"{plan.np} rank{'s' * (plan.np > 1)} on {hosts}; {phase}{users}; blocks of"
         f" {plan.block_tokens} tokens = {format_bytes(plan.block_bytes)};"
         f" {plan.backend}{where}, {durable}; depth {plan.queue_depth}; window {window}"
     )

@@ -78,6 +78,7 @@ def make_plan(**changes: Any) -> Plan:
         "block_tokens": 4,
         "tensor_parallel": 1,
         "generation_mode": "none",
+        "phase": "both",
         "backend": "null",
         "io": "direct",
         "sync": "none",
@@ -463,6 +464,7 @@ class Rig:
         payload: Payload | None = None,
         block_tokens: int = 1,
         generation_s_per_token: float = 0.0,
+        phase: str = "both",
         **changes: Any,
     ) -> None:
         values: dict[str, Any] = {
@@ -480,6 +482,7 @@ class Rig:
             settings=TransferSettings(**values | changes),
             block_tokens=block_tokens,
             generation_s_per_token=generation_s_per_token,
+            phase=phase,
             backend=backend,
             index=self.index,
             workload=workload,

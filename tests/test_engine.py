@@ -3,7 +3,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -1083,3 +1084,46 @@ def test_users_ask_the_same_whatever_the_speed_of_the_storage() -> None:
         shared = min(len(asked), len(slow[user]))
         assert shared > 0
         assert asked[:shared] == slow[user][:shared]
+
+
+# -- disaggregated serving -----------------------------------------------------------------
+
+
+def phase_plan(phase: str, **changes: Any) -> Plan:
+    return make_plan(phase=phase, backend="memory", duration_s=0.3, context_scale=0.1, **changes)
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_a_phase_makes_its_own_operations_only(phase: str) -> None:
+    book = Bookkeeper()
+    registry = registry_of(backends={"memory": lambda: book}, workloads=tireless_scenarios())
+    result = run_rank(phase_plan(phase), registry).result
+    assert book.breaches == []
+    assert result.error is None
+    assert result.populated_blocks > 0
+    assert result.hit_blocks > 0
+    if phase == "prefill":
+        assert (result.read_count, result.requested_read_bytes, book.counts["get"]) == (0, 0, 0)
+        assert result.write_count > 0
+        assert result.generated_tokens == 0
+    else:
+        assert (result.write_count, result.requested_write_bytes) == (0, 0)
+        assert book.counts["put"] == len(book.objects) == result.populated_blocks
+        assert result.read_count > 0
+        assert result.hit_blocks == result.prompt_blocks
+        assert result.generated_tokens > 0
+
+
+def test_a_decode_without_room_for_every_user_fails_and_says_how_many_there_are() -> None:
+    registry = registry_of(backends={"memory": Bookkeeper}, workloads=tireless_scenarios())
+    with pytest.raises(StorageError, match=r"contexts of \d of 4 users.*--kv-num-users"):
+        run_rank(phase_plan("decode", capacity_blocks=20), registry)
+
+
+def test_a_decoded_trace_hits_everything_that_the_cache_can_hold() -> None:
+    trace = real_trace(MOONCAKE).limit(500)
+    plan = replay_plan(trace, 50_000)
+    result = run_rank(replace(plan, phase="decode"), build_registry(), trace=trace).result
+    assert result.error is None
+    assert result.hit_blocks == result.prompt_blocks == result.read_count > 0
+    assert result.write_count == 0

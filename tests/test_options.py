@@ -111,8 +111,6 @@ DISTRIBUTED = {
 # What a later version brings, and what says the same as leaving the option out.
 LATER = [
     ("performance_profile", "latency"),
-    ("phase", "prefill"),
-    ("phase", "decode"),
     ("request_rate", "10"),
     ("arrival", "gamma"),
     ("precondition", "10"),
@@ -424,7 +422,7 @@ def test_hosts_of_an_ini_file_are_words(site: Site) -> None:
     assert '"localhost"' in origin_line(result, "layout")
 
 
-@pytest.mark.parametrize("arguments", [("--kv-phase=decode",), ("--kv-html", "r.html")])
+@pytest.mark.parametrize("arguments", [("--kv-layout=layer",), ("--kv-html", "r.html")])
 def test_an_unavailable_option_exits_4_and_launches_nothing(
     site: Site, arguments: tuple[str, ...]
 ) -> None:
@@ -506,3 +504,19 @@ def test_a_relative_cache_directory_is_made_absolute(
     monkeypatch.chdir(tmp_path)
     assert given_in({"cache_dir": (".", "command line")}).cache_dir == str(tmp_path)
     assert given_in({"cache_dir": ("a/../b", "ini")}).cache_dir == str(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("phase", "name", "text"),
+    [
+        ("prefill", "slo", "read.p95_ms<20"),
+        ("prefill", "slo", "load.p50_ms<20"),
+        ("decode", "slo", "write.gib_per_s>1"),
+        ("decode", "fail", "write.p95_ms:5%"),
+    ],
+)
+def test_a_gate_on_what_a_phase_never_does_is_refused(phase: str, name: str, text: str) -> None:
+    given: dict[str, Any] = {name: ([text], "command line"), "compare": ("old.json", "command line")}
+    with pytest.raises(OptionError, match=rf"--kv-{name} judges .*--kv-phase={phase} makes no"):
+        given_in({**given, "phase": (phase, "ini")})
+    given_in({**given, "phase": ("both", "command line")})

@@ -286,3 +286,24 @@ def test_the_main_job_of_the_checkout_has_all_its_samples(real_site: Site) -> No
     assert plan["scenario"] == "mixed"
     stored = real_site.case()["trials"][0]["cache"]["tiers"]["storage"]["bytes"]
     assert 0 < stored < 2e9
+
+
+@pytest.mark.parametrize(
+    ("phase", "skipped"),
+    [("prefill", ("read.p95_ms", "read.gib_per_s", "load.p50_ms")),
+     ("decode", ("write.p95_ms", "write.gib_per_s"))],
+)  # fmt: skip
+def test_a_phase_skips_the_metrics_that_it_can_not_have(
+    real_site: Site, phase: str, skipped: tuple[str, ...]
+) -> None:
+    kind = {"prefill": "read", "decode": "write"}[phase]
+    result = real_site.real(
+        f"--kv-phase={phase}", "--kv-backend=file", "--kv-trials=1", "--kv-num-users=40",
+        f"--kv-metrics={','.join(DEFAULT_METRICS)}", "--kv-allow-invalid", "-rs",
+    )  # fmt: skip
+    result.assert_outcomes(passed=len(DEFAULT_METRICS) - len(skipped), skipped=len(skipped))
+    for metric in skipped:
+        result.stdout.fnmatch_lines([f"*{metric}: --kv-phase={phase} makes no {kind}s*"])
+    (trial,) = real_site.case()["trials"]
+    assert trial[kind]["count"] == trial[kind]["bytes"] == 0
+    assert trial[{"read": "write", "write": "read"}[kind]]["count"] > 0

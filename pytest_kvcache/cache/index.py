@@ -142,6 +142,23 @@ class CacheIndex:
         self.hit_blocks += len(hits)
         return Admission(hits=hits, inserts=inserts, victims=victims, prompt_blocks=prompt_blocks)
 
+    def look_up(self, keys: Sequence[bytes], prompt_blocks: int) -> Admission | Blocked:
+        """Decide a request that stores nothing: its hits, pinned; nothing is touched.
+
+        ``keys`` and the answer as in ``admit``.
+        """
+        keys = keys[:prompt_blocks]
+        if self.capacity_blocks is not None:
+            keys = keys[: self.capacity_blocks]
+        hits = _leading_run(list(map(self._slots.get, keys)))
+        if isinstance(hits, Blocked):
+            return hits
+        for slot in hits:
+            slot.pins += 1
+        self.prompt_blocks += prompt_blocks
+        self.hit_blocks += len(hits)
+        return Admission(hits=hits, inserts=[], victims=[], prompt_blocks=prompt_blocks)
+
     def has_room_for(self, keys: Sequence[bytes]) -> bool:
         """Return whether all these distinct keys could be stored without a victim."""
         if self.capacity_blocks is None:

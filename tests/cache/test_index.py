@@ -454,3 +454,29 @@ class RequestsInFlight(RuleBasedStateMachine):
 
 TestRequestsInFlight = RequestsInFlight.TestCase
 TestRequestsInFlight.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
+
+
+def test_a_look_up_pins_its_hits_and_changes_nothing_else() -> None:
+    index = CacheIndex(4)
+    for slot in admit(index, [A, B, C]).inserts:
+        index.commit(slot)
+    found = index.look_up([A, B, D], 3)
+    assert isinstance(found, Admission)
+    assert [slot.key for slot in found.hits] == [A, B]
+    assert found.inserts == found.victims == []
+    assert [slot.pins for slot in found.hits] == [1, 1]
+    assert (index.prompt_blocks, index.hit_blocks) == (3 + 3, 2)
+    assert index.used_blocks == index.present_blocks == 3
+    index.release(found)
+    assert [slot.pins for slot in found.hits] == [0, 0]
+
+
+def test_a_look_up_reads_no_blocks_of_the_output_and_none_that_are_being_stored() -> None:
+    index = CacheIndex(None)
+    first = admit(index, [A, B])
+    assert isinstance(index.look_up([A, B], 2), Blocked)
+    for slot in first.inserts:
+        index.commit(slot)
+    found = index.look_up([A, B], 1)
+    assert isinstance(found, Admission)
+    assert [slot.key for slot in found.hits] == [A]

@@ -1,0 +1,146 @@
+"""One side of disaggregated serving: a workload whose requests only store, or only load.
+
+Rank-side; imports neither pytest nor MPI. Where prompts are computed and tokens are
+generated on different machines, the one kind writes KV blocks and the other reads them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pytest_kvcache.errors import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_kvcache.workloads.protocol import (
+        Request,
+        Workload,
+        WorkloadContext,
+        WorkloadFamily,
+    )
+
+
+def build_workload(family: WorkloadFamily, context: WorkloadContext, phase: str) -> Workload:
+    """A rank's requests in ``phase``: ``both``, ``prefill`` or ``decode``."""
+    workload = family.build(context)
+    if phase == "prefill":
+        return PrefillWorkload(workload)
+    if phase == "decode" and family.needs_trace:
+        return DecodeReplay(workload, family.build(replace(context, trace_cycles=1)))
+    if phase == "decode":
+        return DecodeWorkload(workload)
+    return workload
+
+
+class PrefillWorkload:
+    """Prompts are computed, nothing is generated (implements ``Workload``).
+
+    What a conversation's answer adds is stored with its next prompt.
+    """
+
+    def __init__(self, workload: Workload) -> None:
+        self._workload = workload
+
+    @property
+    def users(self) -> int:
+        """As many as without the phase."""
+        return self._workload.users
+
+    @property
+    def open_loop(self) -> bool:
+        """As without the phase."""
+        return self._workload.open_loop
+
+    def population(self) -> Iterator[Request]:
+        """As without the phase: a cache in the middle of its life."""
+        return self._workload.population()
+
+    def next_request(self, user: int) -> Request | None:
+        """The next prompt, without its answer."""
+        request = self._workload.next_request(user)
+        if request is None:
+            return None
+        return request._replace(keys=request.keys[: request.prompt_blocks], output_tokens=0)
+
+
+class DecodeWorkload:
+    """Every request loads the stored context of its user, whole (implements ``Workload``).
+
+    Contexts do not grow, for nothing is stored; think times and answers are those of
+    the dialogue that goes on.
+    """
+
+    def __init__(self, workload: Workload) -> None:
+        self._workload = workload
+        self._stored: dict[int, Request] = {}
+
+    @property
+    def users(self) -> int:
+        """As many as without the phase."""
+        return self._workload.users
+
+    @property
+    def open_loop(self) -> bool:
+        """As without the phase."""
+        return self._workload.open_loop
+
+    def population(self) -> Iterator[Request]:
+        """Every user's context; whoever asks for the next one has stored this one."""
+        for request in self._workload.population():
+            yield request
+            self._stored[request.user] = request
+
+    def check_population(self) -> None:
+        """Raise StorageError unless every user has a context to load."""
+        if len(self._stored) < self.users:
+            raise StorageError(
+                f"the cache holds the contexts of {len(self._stored)} of {self.users} users, and"
+                " with --kv-phase=decode each must have one; lower --kv-num-users or raise"
+                " --kv-storage-capacity-gb"
+            )
+
+    def next_request(self, user: int) -> Request | None:
+        """Load what the user's dialogue has come to."""
+        turn = self._workload.next_request(user)
+        if turn is None:
+            return None
+        stored = self._stored[turn.user]
+        return stored._replace(
+            prompt_blocks=len(stored.keys),
+            prompt_tokens=stored.prompt_tokens + stored.output_tokens,
+            output_tokens=turn.output_tokens,
+            think_s=turn.think_s,
+            arrival_ns=turn.arrival_ns,
+        )
+
+
+class DecodeReplay:
+    """A trace of which everything was stored beforehand (implements ``Workload``).
+
+    ``recorded`` gives the trace's requests once more, for the population.
+    """
+
+    def __init__(self, workload: Workload, recorded: Workload) -> None:
+        self._workload = workload
+        self._recorded = recorded
+
+    @property
+    def users(self) -> int:
+        """As many as without the phase."""
+        return self._workload.users
+
+    @property
+    def open_loop(self) -> bool:
+        """As without the phase."""
+        return self._workload.open_loop
+
+    def population(self) -> Iterator[Request]:
+        """The prompts in their order; the cache takes them until it is full."""
+        while (request := self._recorded.next_request(0)) is not None:
+            yield request
+
+    def next_request(self, user: int) -> Request | None:
+        """The next request of the trace."""
+        return self._workload.next_request(user)
