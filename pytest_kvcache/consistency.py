@@ -52,7 +52,8 @@ _COUNTS = (
     "load_censored", "request_censored",
 )  # fmt: skip
 _COUNTS_OR_NONE = (
-    "read_p95_ms", "write_p95_ms", "mean_depth", "device_read_bytes", "device_write_bytes",
+    "read_p95_ms", "write_p95_ms", "null_ops_per_s", "memory_ops_per_s", "mean_depth",
+    "device_read_bytes", "device_write_bytes",
 )  # fmt: skip
 
 

@@ -213,7 +213,7 @@ def _agreed(comm: Comm, watch: _Watch, deadline_s: float) -> bool:
 
 
 def _conduct(comm: Comm, plan: Plan, run_dir: Path, watch: _Watch) -> int:
-    for phase in ("set-up", "population"):
+    for phase in ("set-up", "calibration", "population"):
         watch.enter(phase)
         if not _agreed(comm, watch, plan.deadline_s):
             _leave(comm, watch, plan)

@@ -11,13 +11,16 @@ import os
 import resource
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
+from pytest_kvcache.backends.null import NullBackend
 from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
 from pytest_kvcache.cache.index import CacheIndex
 from pytest_kvcache.cachedir import claim_rank_dir, remove_rank_dir, remove_run_dir
+from pytest_kvcache.calibration import ArenaBackend, BlindPayload, closed_loop, operations_per_s
 from pytest_kvcache.engine import Engine
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.janitor import Janitor
@@ -29,13 +32,13 @@ from pytest_kvcache.transfers import TransferSettings
 from pytest_kvcache.workloads.phases import DecodeWorkload, build_workload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from pytest_kvcache.backends.protocol import Backend
     from pytest_kvcache.plan import Plan
     from pytest_kvcache.registry import Registry
-    from pytest_kvcache.workloads.protocol import Workload
+    from pytest_kvcache.workloads.protocol import Workload, WorkloadContext, WorkloadFamily
     from pytest_kvcache.workloads.trace_file import Trace
 
 # The stop stamp of a transfer waits for the GIL; with the default of 5 ms a thread that
@@ -44,7 +47,7 @@ _SWITCH_INTERVAL_S = 1e-5
 
 
 class Rank:
-    """Set up, populate, run, close, report; each once, in this order."""
+    """Set up, calibrate, populate, run, close, report; each once, in this order."""
 
     def __init__(self, plan: Plan, rank: int, host: str, trace: Trace | None) -> None:
         self.plan = plan
@@ -55,7 +58,10 @@ class Rank:
         self._owns_directory = False
         self._janitor: Janitor | None = None
         self._backend: Backend | None = None
+        self._family: WorkloadFamily | None = None
         self._workload: Workload | None = None
+        self._null_ops_per_s: float | None = None
+        self._memory_ops_per_s: float | None = None
         self._facts: BackendFacts | None = None
         self._filesystem: dict[str, Any] | None = None
         self._population_s = 0.0
@@ -71,17 +77,55 @@ class Rank:
         self.engine: Engine | None = None
 
     def set_up(self, registry: Registry) -> None:
-        """Open the storage and touch all buffers. Raises StorageError."""
+        """Open the storage. Raises StorageError."""
         plan = self.plan
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         self._backend, facts = self._opened(registry.backend(plan.backend))
         self._facts = facts
         if facts.in_directory:
             self._filesystem = probe_filesystem(plan.cache_dir, self.host).to_json()
-        payload = Payload(self._payload_seed(), plan.chunk_bytes) if facts.stores_data else None
-        family = registry.workload(plan.scenario)
-        self._workload = build_workload(family, plan.context(self.rank, self._trace), plan.phase)
-        self.engine = Engine(
+        self._family = registry.workload(plan.scenario)
+
+    def calibrate(self, tick: Callable[[], bool]) -> None:
+        """Find out what the engine could do without the storage, which is not touched."""
+        assert self._facts is not None
+        if not self._facts.is_storage:
+            return  # the run itself tells
+        self._null_ops_per_s = self._without_storage(NullBackend(), tick)
+        self._memory_ops_per_s = self._without_storage(ArenaBackend(), tick)
+
+    def _without_storage(self, backend: Backend, tick: Callable[[], bool]) -> float | None:
+        plan, recorder = self.plan, Recorder()
+        workload = closed_loop(self._build_workload, plan.context(self.rank, self._trace))
+        if workload is None:
+            return None
+        engine = self._make_engine(
+            backend,
+            CacheIndex(plan.capacity_blocks),
+            workload,
+            BlindPayload(self._payload_seed(), plan.chunk_bytes),
+            recorder,
+            generation_s_per_token=0.0,
+        )
+        with _undisturbed():
+            return operations_per_s(engine, recorder, plan.stored_bytes, tick)
+
+    def _build_workload(self, context: WorkloadContext) -> Workload:
+        assert self._family is not None
+        return build_workload(self._family, context, self.plan.phase)
+
+    def _make_engine(
+        self,
+        backend: Backend,
+        index: CacheIndex,
+        workload: Workload,
+        payload: Payload | None,
+        recorder: Recorder,
+        *,
+        generation_s_per_token: float,
+    ) -> Engine:
+        plan = self.plan
+        return Engine(
             settings=TransferSettings(
                 queue_depth=plan.queue_depth,
                 object_bytes=plan.block_bytes,
@@ -91,13 +135,29 @@ class Rank:
                 verify=plan.verify,
             ),
             block_tokens=plan.block_tokens,
-            generation_s_per_token=plan.generation_s_per_token,
+            generation_s_per_token=generation_s_per_token,
             phase=plan.phase,
-            backend=self._backend,
-            index=self.index,
-            workload=self._workload,
+            backend=backend,
+            index=index,
+            workload=workload,
             payload=payload,
-            recorder=self.recorder,
+            recorder=recorder,
+        )
+
+    def _ready_engine(self) -> Engine:
+        """The engine of the run; all buffers are touched."""
+        plan = self.plan
+        assert self._backend is not None
+        assert self._facts is not None
+        stores = self._facts.stores_data
+        self._workload = self._build_workload(plan.context(self.rank, self._trace))
+        return self._make_engine(
+            self._backend,
+            self.index,
+            self._workload,
+            Payload(self._payload_seed(), plan.chunk_bytes) if stores else None,
+            self.recorder,
+            generation_s_per_token=plan.generation_s_per_token,
         )
 
     def _opened(self, factory: Callable[[], Backend]) -> tuple[Backend, BackendFacts]:
@@ -140,7 +200,7 @@ class Rank:
 
     def populate(self, tick: Callable[[], bool]) -> None:
         """Fill the cache. Raises StorageError with the first failed operation."""
-        assert self.engine is not None
+        self.engine = self._ready_engine()
         began = time.monotonic()
         self.engine.populate(tick)
         self._population_s = time.monotonic() - began
@@ -158,16 +218,11 @@ class Rank:
         end_ns = None if plan.duration_s is None else begin_ns + int(plan.duration_s * 1e9)
         self.recorder.open_window(Window(begin_ns, end_ns))
         self._admitted_blocks = (self.index.prompt_blocks, self.index.hit_blocks)
-        gc.collect()
-        gc.freeze()  # a collection would stop all threads in the middle of the window
-        gc.disable()
-        counters, cpu_s = sample_io(), _cpu_s()
-        try:
+        with _undisturbed():
+            counters, cpu_s = sample_io(), _cpu_s()
             self.stopped_ns = self.engine.run(
                 start_ns=start_ns, end_ns=end_ns, drain_s=plan.drain_s, tick=tick
             )
-        finally:
-            gc.enable()
         self.start_ns = self.engine.began_ns
         self.drained_ns = time.monotonic_ns()
         self._cpu_s = _cpu_s() - cpu_s
@@ -242,6 +297,8 @@ class Rank:
             cpu_s=self._cpu_s,
             peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             cores=len(os.sched_getaffinity(0)),
+            null_ops_per_s=self._null_ops_per_s,
+            memory_ops_per_s=self._memory_ops_per_s,
             cleanup_error=cleanup_error,
             **self._window_sums(window_ns, window_ns // 2 // slice_ns * slice_ns),
             **self._operation_counts(),
@@ -320,6 +377,18 @@ class Rank:
         span_ns = self.stopped_ns - self.window_begin_ns
         busy_ns = self.recorder.histograms["device"].sum_ns
         return busy_ns / span_ns if span_ns > 0 else None
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A collection of garbage would stop all threads in the middle of the window."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _cpu_s() -> float:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 TRIAL_SCHEMA = "pytest-kvcache/trial/1"
 _GIB = 1 << 30
 _NS_PER_MS = 1e6
+LEAST_HEADROOM = 2.0  # operations the harness can make to those it made; below, it is the limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +91,8 @@ class RankResult:
     cpu_s: float
     peak_rss_bytes: int
     cores: int
+    null_ops_per_s: float | None
+    memory_ops_per_s: float | None
     error: str | None
     cleanup_error: str | None
 
@@ -232,7 +235,7 @@ def _sum(ranks: Iterable[RankResult], name: str) -> int:
     return sum(getattr(rank, name) for rank in ranks)
 
 
-def _sum_or_none(ranks: Sequence[RankResult], name: str) -> int | None:
+def _sum_or_none(ranks: Sequence[RankResult], name: str) -> Any:
     values = [getattr(rank, name) for rank in ranks]
     return None if any(value is None for value in values) else sum(values)
 
@@ -256,7 +259,7 @@ def trial_data(record: TrialRecord, plan: Plan) -> dict[str, Any]:
         "tokens": _tokens(ranks, window_s),
         "cache": _cache(ranks, plan),
         "proof": _proof(ranks),
-        "harness": _harness(ranks),
+        "harness": _harness(ranks, window_s),
         "integrity": {"checked": _sum(ranks, "checked"), "failed": _sum(ranks, "corrupt")},
         "ranks": [asdict(rank) for rank in ranks],
     }  # fmt: skip
@@ -356,15 +359,27 @@ def _proof(ranks: Sequence[RankResult]) -> dict[str, Any]:
     }
 
 
-def _harness(ranks: Sequence[RankResult]) -> dict[str, Any]:
+def headroom_of(rank: RankResult, window_s: float) -> float | None:
+    """How many times as many operations the rank could have made without the storage."""
+    done_per_s = ratio(rank.read_count + rank.write_count, window_s)
+    if rank.null_ops_per_s is None or not done_per_s:
+        return None
+    return rank.null_ops_per_s / done_per_s
+
+
+def _harness(ranks: Sequence[RankResult], window_s: float) -> dict[str, Any]:
+    headrooms = [headroom_of(rank, window_s) for rank in ranks]
+    known = [headroom for headroom in headrooms if headroom is not None]
+    least = min(known) if len(known) == len(ranks) else None
     cpu_s = sum(rank.cpu_s for rank in ranks)
     moved = _sum(ranks, "requested_read_bytes") + _sum(ranks, "requested_write_bytes")
     return {
         "cpu_s": cpu_s,
         "cpu_s_per_gib": ratio(cpu_s, moved / _GIB),
-        "null_ops_per_s": None,
-        "headroom": None,
-        "client_bound": None,
+        "null_ops_per_s": _sum_or_none(ranks, "null_ops_per_s"),
+        "memory_ops_per_s": _sum_or_none(ranks, "memory_ops_per_s"),
+        "headroom": least,
+        "client_bound": None if least is None else least < LEAST_HEADROOM,
     }
 
 

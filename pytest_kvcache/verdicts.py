@@ -76,6 +76,7 @@ def _judge(data: Mapping[str, Any], plan: Plan) -> tuple[Verdict, ...]:
         *_whether_reads_were_real(data),
         *_whether_the_window_holds(data, plan),
         *_whether_the_load_was_right(data, plan),
+        *_whether_the_harness_was_fast(data),
     ]
     return tuple(found)
 
@@ -276,4 +277,16 @@ def _whether_the_load_was_right(data: Mapping[str, Any], plan: Plan) -> Iterator
             severity="warning",
             text=f"{sum(known) / len(known):.1f} of {plan.queue_depth} transfers were in flight"
             " per rank on average; this is the load's speed, not the storage's limit",
+        )
+
+
+def _whether_the_harness_was_fast(data: Mapping[str, Any]) -> Iterator[Verdict]:
+    harness = data["harness"]
+    if harness["client_bound"]:
+        yield Verdict(
+            code="CLIENT_BOUND",
+            severity="invalid",
+            text=f"a rank could make only {harness['headroom']:.1f} times as many operations"
+            " without the storage; this measures the harness as well, use more ranks (--kv-np) or"
+            " larger blocks (--kv-block-tokens)",
         )

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,10 +121,11 @@ def _measure(comm: Comm, rank: Rank) -> int:
     error = _attempt(lambda: rank.set_up(registry))
     if not _agree(comm, heart, error, plan.deadline_s):
         return _give_up(comm, heart, rank)
-    heart.phase = "population"
-    error = _attempt(lambda: rank.populate(heart.tick))
-    if not _agree(comm, heart, error, plan.deadline_s):
-        return _give_up(comm, heart, rank)
+    for phase, step in (("calibration", rank.calibrate), ("population", rank.populate)):
+        heart.phase = phase
+        error = _attempt(partial(step, heart.tick))
+        if not _agree(comm, heart, error, plan.deadline_s):
+            return _give_up(comm, heart, rank)
     heart.phase = "window"
     if plan.layout.first_on_host(rank.rank) == rank.rank:
         comm.answer_clock()

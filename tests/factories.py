@@ -636,12 +636,15 @@ def run_rank(
     rank: int = 0,
     trace: Trace | None = None,
     tick: Callable[[], bool] = lambda: False,
+    calibrates: bool = False,
 ) -> Finished:
     """Do what a worker does, without MPI."""
     one = Rank(plan, rank, HOST, trace)
     with unchanged_interpreter():
         try:
             one.set_up(registry)
+            if calibrates:
+                one.calibrate(tick)
             one.populate(tick)
             gc.freeze()  # what the tests hold is much, and would be collected in the window
             origin_ns = time.monotonic_ns()
@@ -740,6 +743,8 @@ def rank_result(rank: int = 0, **changes: Any) -> RankResult:
             cpu_s=1.0,
             peak_rss_bytes=1 << 26,
             cores=1,
+            null_ops_per_s=1e6,
+            memory_ops_per_s=1e6,
             error=None,
             cleanup_error=None,
         ),

@@ -516,7 +516,10 @@ def test_a_relative_cache_directory_is_made_absolute(
     ],
 )
 def test_a_gate_on_what_a_phase_never_does_is_refused(phase: str, name: str, text: str) -> None:
-    given: dict[str, Any] = {name: ([text], "command line"), "compare": ("old.json", "command line")}
+    given: dict[str, Any] = {
+        name: ([text], "command line"),
+        "compare": ("old.json", "command line"),
+    }
     with pytest.raises(OptionError, match=rf"--kv-{name} judges .*--kv-phase={phase} makes no"):
         given_in({**given, "phase": (phase, "ini")})
     given_in({**given, "phase": ("both", "command line")})

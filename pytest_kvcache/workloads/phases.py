@@ -106,7 +106,9 @@ class DecodeWorkload:
         turn = self._workload.next_request(user)
         if turn is None:
             return None
-        stored = self._stored[turn.user]
+        stored = self._stored.get(turn.user)
+        if stored is None:
+            return None
         return stored._replace(
             prompt_blocks=len(stored.keys),
             prompt_tokens=stored.prompt_tokens + stored.output_tokens,
