@@ -34,6 +34,12 @@ GENERATION_S_PER_TOKEN = {"none": 0.0, "fast": 0.002, "realistic": 0.030}
 _SLOWEST_BYTES_PER_S = 20e6  # of a whole host, for the default deadline
 _START_S = 120.0  # for the default deadline: start of the ranks and their end
 _MIN_DRAIN_S = 30.0
+# Of a rank's memory, without pages that ranks share: interpreter, numpy, MPI and histograms
+# (31 MiB were measured), logs, and the 32 MiB that calibration copies to and fro.
+_RANK_BYTES = 96 * MIB
+# Of a block: its key, its place in the index and in the users' contexts (430 to 510 bytes
+# were measured).
+_BLOCK_MEMORY_BYTES = 640
 
 # What may differ between two runs that measure the same thing.
 _NOT_WORKLOAD = (
@@ -147,6 +153,13 @@ class Plan:
     def buffer_bytes(self) -> int:
         """Buffers of one rank: a write and a read buffer per transfer in flight."""
         return 0 if self.backend == "null" else 2 * self.queue_depth * self.chunk_bytes
+
+    @property
+    def memory_bytes(self) -> int:
+        """What one rank takes of its host at most, shared libraries apart: the forecast."""
+        held = self.capacity_bytes if self.backend == "memory" else 0
+        known = _BLOCK_MEMORY_BYTES * min(self.capacity_blocks, self.need_blocks)
+        return _RANK_BYTES + self.buffer_bytes + known + held
 
     @property
     def needs_directory(self) -> bool:

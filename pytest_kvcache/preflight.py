@@ -29,7 +29,7 @@ from pytest_kvcache.localhost import (
 )
 from pytest_kvcache.mpilibrary import mpi_library
 from pytest_kvcache.plan import FREE_SHARE
-from pytest_kvcache.units import MIB, format_bytes
+from pytest_kvcache.units import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from pytest_kvcache.plan import Plan
     from pytest_kvcache.registry import Registry
 
-_RANK_BYTES = 64 * MIB  # interpreter, numpy, MPI and histograms: 31 MiB were measured (PSS)
 _DAEMONS = {"openmpi-5": "prted", "openmpi-4": "orted", "hydra": "hydra_pmi_proxy"}
 _OPEN_FILES = 160  # of a rank: its library's and interpreter's, and 64 objects half done
 _ROOT_VARIABLES = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
@@ -156,7 +155,7 @@ def _own_problems(options: Options, plan: Plan, host: HostRanks, facts: HostFact
             f"has {facts.cores} cores for {host.ranks} ranks; lower --kv-np, or add"
             " --kv-oversubscribe"
         )
-    wanted = host.ranks * _rank_memory_bytes(plan)
+    wanted = host.ranks * plan.memory_bytes
     if facts.memory_bytes is not None and wanted > facts.memory_bytes:
         yield (
             f"has {format_bytes(facts.memory_bytes)} of memory free for {host.ranks} ranks that"
@@ -240,14 +239,9 @@ def _check_space(options: Options, plan: Plan, ranks: int) -> None:
 
 def _check_memory(plan: Plan, ranks: int) -> None:
     free = available_memory_bytes()
-    wanted = ranks * _rank_memory_bytes(plan)
+    wanted = ranks * plan.memory_bytes
     if free is not None and wanted > free:
         raise PreflightError(
             f"{ranks} ranks need {format_bytes(wanted)} of memory on one host, which has"
             f" {format_bytes(free)}; lower --kv-np, --kv-queue-depth or the capacity"
         )
-
-
-def _rank_memory_bytes(plan: Plan) -> int:
-    held = plan.capacity_bytes if plan.backend == "memory" else 0
-    return _RANK_BYTES + plan.buffer_bytes + held

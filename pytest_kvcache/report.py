@@ -149,16 +149,14 @@ def _proof_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
     data = trials[-1].data
     assert data is not None
     proof, requests = data["proof"], data["requests"]
-    reads = _moved(proof["requested_read_bytes"], proof["device_read_bytes"])
-    writes = _moved(proof["requested_write_bytes"], proof["device_write_bytes"])
+    peak_bytes = max(rank["peak_rss_bytes"] for rank in data["ranks"])
     yield ""
     yield from _wrapped(
         f"last trial: {data['read']['count']} reads, {data['write']['count']} writes,"
         f" {requests['completed']} requests; {proof['io_mode']} I/O, sync {proof['sync']};"
-        f" device moved {reads} of"
-        f" the bytes read, {writes} of those written; {data['integrity']['checked']}"
-        f" transfers verified, {data['integrity']['failed']} wrong;"
-        f" {_cpu(data['harness'])}",
+        f" device moved {_moved(proof)}; {data['integrity']['checked']} transfers verified,"
+        f" {data['integrity']['failed']} wrong; {_cpu(data['harness'])}; at most"
+        f" {format_bytes(peak_bytes)} of memory per rank",
         indent="  ",
     )
     notes = {rank["io_note"] for rank in data["ranks"] if rank["io_note"]}
@@ -166,10 +164,15 @@ def _proof_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
         yield from _wrapped(f"note: {note}", indent="  ")
 
 
-def _moved(asked: int, moved: int | None) -> str:
-    if moved is None:
-        return "an unknown share"
-    return f"{moved / asked:.0%}" if asked else "none"
+def _moved(proof: Mapping[str, Any]) -> str:
+    """The device's share of what was asked for, by direction."""
+    shares = []
+    for kind, verb in (("read", "read"), ("write", "written")):
+        asked, moved = (proof[f"{what}_{kind}_bytes"] for what in ("requested", "device"))
+        if asked:
+            share = "an unknown share" if moved is None else f"{moved / asked:.0%}"
+            shares.append(f"{share} of the bytes {verb}")
+    return ", ".join(shares) or "nothing, for nothing was asked"
 
 
 def _cpu(harness: Mapping[str, Any]) -> str:

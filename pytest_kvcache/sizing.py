@@ -72,7 +72,8 @@ def _case(options: Options, planner: Planner, name: CaseName) -> Iterator[str]:
     yield f"  working set per rank      {format_bytes(need)} ({users}, {plan.need_blocks} blocks)"
     yield f"  tiers per rank            gpu 0 B, cpu 0 B, storage {format_bytes(need)}"
     yield f"  storage capacity per rank {format_bytes(plan.capacity_bytes)}{_why_less(plan)}"
-    yield f"  memory per rank           {format_bytes(plan.buffer_bytes)} of buffers"
+    memory, buffers = format_bytes(plan.memory_bytes), format_bytes(plan.buffer_bytes)
+    yield f"  memory per rank           {memory}, of them {buffers} buffers"
     yield ""
     yield from _ranks_table(options, planner, name, plan)
     if case.trace is not None:
@@ -103,7 +104,7 @@ def _why_less(plan: Plan) -> str:
 
 def _ranks_table(options: Options, planner: Planner, name: CaseName, plan: Plan) -> Iterator[str]:
     """Need of the largest rank and of all ranks of one host."""
-    yield f"  {'ranks':>7}{'largest rank':>16}{'all ranks':>16}{'buffers of all':>18}"
+    yield f"  {'ranks':>7}{'largest rank':>16}{'all ranks':>16}{'memory of all':>18}"
     for ranks in _RANKS:
         layout = RankLayout(hosts=(HostRanks(name="127.0.0.1", ranks=ranks),))
         try:
@@ -113,7 +114,7 @@ def _ranks_table(options: Options, planner: Planner, name: CaseName, plan: Plan)
         yield (
             f"  {ranks:>7}{format_bytes(largest * plan.stored_bytes):>16}"
             f"{format_bytes(total * plan.stored_bytes):>16}"
-            f"{format_bytes(plan.buffer_bytes * ranks):>18}"
+            f"{format_bytes(plan.memory_bytes * ranks):>18}"
         )
 
 

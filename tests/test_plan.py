@@ -167,6 +167,18 @@ def test_every_field_of_a_plan_is_part_of_the_load_or_is_not() -> None:
     assert not SAME_LOAD.keys() & OTHER_LOAD.keys()
 
 
+def test_the_forecast_of_memory_grows_with_buffers_and_blocks() -> None:
+    little = make_plan(capacity_blocks=1, need_blocks=1)
+    many = replace(little, capacity_blocks=10**6, need_blocks=2 * 10**6)
+    assert little.memory_bytes < 100 << 20
+    assert many.memory_bytes - little.memory_bytes >= 500 * (10**6 - 1)
+    assert replace(many, need_blocks=1).memory_bytes == little.memory_bytes
+    file = replace(little, backend="file", cache_dir="/data")
+    assert file.memory_bytes == little.memory_bytes + file.buffer_bytes
+    memory = replace(file, backend="memory")
+    assert memory.memory_bytes == file.memory_bytes + memory.capacity_bytes
+
+
 @pytest.mark.parametrize("name", SAME_LOAD)
 def test_what_does_not_change_the_load_leaves_the_workload_digest(name: str) -> None:
     plan = make_plan(np=2)

@@ -294,7 +294,7 @@ def test_a_host_needs_a_core_for_each_of_its_ranks(cores: int, *, fits: bool) ->
 
 def test_a_host_needs_memory_for_its_ranks() -> None:
     plan = on_hosts()
-    enough = 2 * (64 * 1024**2 + plan.buffer_bytes)
+    enough = 2 * plan.memory_bytes
     assert problems(plan, {"memory_bytes": enough}) == {}
     assert problems(plan, {"memory_bytes": None}) == {}
     (told,) = problems(plan, {"memory_bytes": enough - 1})["n1"]
