@@ -209,8 +209,8 @@ def slab_with_a_damaged_header(own: Path) -> Path:
 
 
 def link_to_a_slab(own: Path) -> Path:
-    path = own / "kvcache-slab-0008"
-    path.symlink_to(own / "kvcache-slab-0001")
+    path = own / "kvcache-slab-0001"
+    path.symlink_to(path.rename(own / "elsewhere"))
     return path
 
 
