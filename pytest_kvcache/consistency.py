@@ -152,6 +152,10 @@ def plan_faults(plan: Plan) -> Iterator[str]:
         yield f"plan.deadline_s is {plan.deadline_s}; it must be above 0"
     if plan.cores not in _CORES:
         yield f"plan.cores is {plan.cores!r}; it must be one of {', '.join(_CORES)}"
+    stores = ("file", "slab") if plan.backend == "file" else (None,)
+    if plan.store not in stores:
+        known = " or ".join(str(store) for store in stores)
+        yield f"plan.store is {plan.store!r}; for the backend {plan.backend} it must be {known}"
     if plan.trace is not None:
         trace = {name: getattr(plan.trace, name) for name in _TRACE_RULE_OF}
         yield from _broken_rules(trace, _TRACE_RULE_OF, "trace.")

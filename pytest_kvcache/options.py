@@ -172,6 +172,7 @@ def _check_together(options: Options) -> None:
         raise OptionError("--kv-fail needs a baseline; name its file with --kv-compare=FILE")
     _check_phase(options)
     _check_containers(options)
+    _check_store(options)
     _check_trace(options)
 
 
@@ -199,6 +200,17 @@ def _check_containers(options: Options) -> None:
                 f"{flag} is {getattr(options, name)}; it belongs to containers, so add"
                 " --kv-exec-type=docker or leave it out"
             )
+
+
+def _check_store(options: Options) -> None:
+    """A store is the file backend's; auto is no choice of one."""
+    if options.store == "auto" or options.backend == "file":
+        return
+    name = "kv_store" if options.origins["store"] == "ini" else "--kv-store"
+    raise OptionError(
+        f"{name} is {options.store} and --kv-backend is {options.backend}; only the backend file"
+        " has stores, so leave the store out or use --kv-backend=file"
+    )
 
 
 def _check_trace(options: Options) -> None:

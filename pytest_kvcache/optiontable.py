@@ -359,8 +359,8 @@ OPTIONS: tuple[OptionSpec, ...] = (
                is_available=_is("block"), later="use --kv-layout=block",
                help="one object per block, or per layer of it (default: block)"),
     OptionSpec(name="store", metavar="{auto,file,slab}", parse=_choice("auto", "file", "slab"),
-               is_available=_is("auto", "file"), later="use --kv-store=file",
-               help="one file per object, or slabs (default: auto = file)"),
+               help="how --kv-backend=file keeps objects: a file each, or in preallocated slabs"
+               " (default: auto = slab up to 1 MiB as stored, else file)"),
     OptionSpec(name="queue_depth", metavar="N", parse=_count(1, 1024),
                help="transfers of at most 4 MiB in flight per rank (default: 16)"),
     OptionSpec(name="verify", metavar="{off,sample,full}",

@@ -13,6 +13,7 @@ import os
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.backends.slaballocator import slab_count
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.hosts import RankLayout
 from pytest_kvcache.launchers.protocol import binds_ranks
@@ -23,12 +24,17 @@ from pytest_kvcache.workloads.protocol import Need, WorkloadContext
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pytest_kvcache.backends.protocol import Store
     from pytest_kvcache.options import Options
     from pytest_kvcache.workloads.trace_file import Trace
 
 MAX_CHUNK_BYTES = 4 * MIB
 PAGE_BYTES = 4096
 DEFAULT_BLOCK_TOKENS = 256
+# Objects up to this size, as stored, go into slabs. Measured on ext4 (docs/why.md, "Two
+# stores"): at 64 KiB a file per object costs 2.5 times an overwrite in a slab, at 1 MiB
+# 2.1 times (2.6 with a sync), at 32 MiB nothing; between the two nothing was measured.
+SLAB_UP_TO_BYTES = MIB
 FREE_SHARE = 0.9  # of the free space that a run may fill
 GENERATION_S_PER_TOKEN = {"none": 0.0, "fast": 0.002, "realistic": 0.030}
 _SLOWEST_BYTES_PER_S = 20e6  # of a whole host, for the default deadline
@@ -68,6 +74,7 @@ class Plan:
     """One case, ready to be launched; ``trial`` counts from 0.
 
     ``duration_s`` None: until the trace ends. ``capacity_blocks`` is per rank.
+    ``store`` is how the backend file keeps objects, None for every other backend.
     ``need_blocks`` is what one rank would store if nothing were evicted. ``cores`` is
     ``split`` (ranks of a host divide its cores) or ``shared`` (as the launcher bound them).
     """
@@ -88,6 +95,7 @@ class Plan:
     generation_mode: str
     phase: str
     backend: str
+    store: Store | None
     io: str
     sync: str
     cache_dir: str
@@ -148,6 +156,20 @@ class Plan:
     def capacity_bytes(self) -> int:
         """The hard cap on disk of one rank."""
         return self.capacity_blocks * self.stored_bytes
+
+    @property
+    def most_blocks(self) -> int:
+        """Blocks that one rank may take room for: all there is in slabs, else what it stores."""
+        return (
+            self.capacity_blocks
+            if self.store == "slab"
+            else min(self.capacity_blocks, self.need_blocks)
+        )
+
+    @property
+    def slab_files(self) -> int:
+        """Files that one rank keeps open as its slabs."""
+        return slab_count(self.capacity_blocks, self.stored_bytes) if self.store == "slab" else 0
 
     @property
     def buffer_bytes(self) -> int:
@@ -264,6 +286,15 @@ def effective_block_tokens(options: Options, trace: Trace | None) -> int:
     return options.block_tokens or DEFAULT_BLOCK_TOKENS
 
 
+def effective_store(asked: str, backend: str, stored_bytes: int) -> Store | None:
+    """``file`` or ``slab``, by size where ``auto`` is asked for; None for another backend."""
+    if backend != "file":
+        return None
+    if asked == "auto":
+        return "slab" if stored_bytes <= SLAB_UP_TO_BYTES else "file"
+    return "slab" if asked == "slab" else "file"
+
+
 def build_plan(
     options: Options,
     *,
@@ -297,6 +328,7 @@ def build_plan(
         generation_mode=options.generation_mode,
         phase=options.phase,
         backend=options.backend,
+        store=effective_store(options.store, options.backend, stored),
         io=options.io,
         sync=options.sync or ("none" if options.io == "direct" else "data"),
         cache_dir=options.cache_dir,

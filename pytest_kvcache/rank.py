@@ -196,6 +196,8 @@ class Rank:
             io="direct" if plan.io == "direct" else "buffered",
             sync="data" if plan.sync == "data" else "none",
             host=self.host,
+            capacity_objects=plan.capacity_blocks,
+            store=plan.store,
         )
 
     def populate(self, tick: Callable[[], bool]) -> None:

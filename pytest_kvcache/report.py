@@ -49,7 +49,8 @@ def describe_plan(plan: Plan) -> str:
     """One sentence on what ran, where."""
     hosts = ", ".join(f"{host.name}:{host.ranks}" for host in plan.layout.hosts)
     window = "until the trace ends" if plan.duration_s is None else f"{plan.duration_s:g} s"
-    where = f" in {plan.cache_dir}" if plan.needs_directory else ""
+    how = " as slabs" if plan.store == "slab" else ""
+    where = f"{how} in {plan.cache_dir}" if plan.needs_directory else ""
     durable = "durable" if plan.sync == "data" else "not durable"
     users = f"{plan.users} users per rank"
     phase = "" if plan.phase == "both" else f"{plan.phase} only; "

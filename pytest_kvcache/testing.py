@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from pytest_kvcache.backends.protocol import Backend, BackendFacts, IoMode, SyncMode
+    from pytest_kvcache.backends.protocol import Backend, BackendFacts, IoMode, Store, SyncMode
 
 CHUNK_BYTES = 16 * PAGE_BYTES
+CAPACITY_OBJECTS = 32  # more than the tests ever store at the same time
 _THREADS = 8
 _KEY, _OTHER_KEY = "0a1b.0", "0a1b.1"
 _TAG, _OTHER_TAG = 0xA11CE, 0xB0B
@@ -36,13 +37,14 @@ _TAG, _OTHER_TAG = 0xA11CE, 0xB0B
 class BackendContract:
     """What every backend must do; `make_backend` returns a new one that is not open.
 
-    ``io``, ``sync`` and ``host`` go into the plan. The directory of the plan exists and
+    ``io``, ``sync``, ``store`` and ``host`` go into the plan. The directory of the plan exists and
     is empty. Where a backend says that it stores no data, the tests that read back are
     skipped with that reason.
     """
 
     io: ClassVar[IoMode] = "direct"
     sync: ClassVar[SyncMode] = "none"
+    store: ClassVar[Store | None] = None
     host: ClassVar[str] = "contract-host"
 
     def make_backend(self, tmp_path: Path) -> Backend:
@@ -61,6 +63,8 @@ class BackendContract:
             io=self.io,
             sync=self.sync,
             host=self.host,
+            capacity_objects=CAPACITY_OBJECTS,
+            store=self.store,
         )
         backend = self.make_backend(tmp_path)
         facts = backend.open(plan)

@@ -63,6 +63,7 @@ def options(**texts: str | list[str]) -> Options:
 
 def make_plan(**changes: Any) -> Plan:
     """A plan of one rank on the null backend; no directory, a window of 0.2 s."""
+    on_files = changes.get("backend") == "file"
     values: dict[str, Any] = {
         "version": "1.0",
         "run_id": "run",
@@ -80,6 +81,7 @@ def make_plan(**changes: Any) -> Plan:
         "generation_mode": "none",
         "phase": "both",
         "backend": "null",
+        "store": "file" if on_files else None,
         "io": "direct",
         "sync": "none",
         "cache_dir": "/nowhere",

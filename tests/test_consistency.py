@@ -192,6 +192,8 @@ def test_a_plan_that_options_led_to_has_no_fault(plan: Plan) -> None:
         ("queue_depth", 0, "is 0; it must be at least 1"),
         ("generation_mode", "slow", "it must be one of none, fast, realistic"),
         ("io", "banana", "is 'banana'; it must be one of direct, buffered"),
+        ("store", "auto", "for the backend file it must be file or slab"),
+        ("store", None, "for the backend file it must be file or slab"),
         ("sync", "sometimes", "it must be one of none, data"),
         ("verify", "hm", "it must be one of off, sample, full"),
         ("cores", "stolen", "it must be one of split, shared"),
@@ -220,3 +222,9 @@ def test_an_impossible_replay_is_named(field: str, value: object) -> None:
 
 def test_a_backend_of_a_plugin_is_no_fault() -> None:
     assert list(plan_faults(sound_plan(backend="s3"))) == []
+
+
+def test_only_the_backend_file_has_stores() -> None:
+    assert list(plan_faults(sound_plan(store="slab"))) == []
+    (told,) = plan_faults(sound_plan(backend="s3", store="slab"))
+    assert told == "plan.store is 'slab'; for the backend s3 it must be None"

@@ -141,8 +141,10 @@ def test_the_other_cases_still_run(real_site: Site) -> None:
     assert [case["np"] for case in real_site.run()["cases"]] == [2, 1]
 
 
-def test_a_rank_that_is_killed_leaves_no_data(real_site: Site) -> None:
-    with leaving_nothing(real_site), real_site.started(*real_site.real_args(*LONG)) as process:
+@pytest.mark.parametrize("store", ["file", "slab"])
+def test_a_rank_that_is_killed_leaves_no_data(real_site: Site, store: str) -> None:
+    args = real_site.real_args(*LONG, f"--kv-store={store}")
+    with leaving_nothing(real_site), real_site.started(*args) as process:
         *_others, rank = real_site.wait_for_window(process)
         os.kill(rank, signal.SIGKILL)
         text, _ = process.communicate(timeout=PATIENCE_S)
@@ -267,6 +269,16 @@ def test_when_pytest_is_killed_the_ranks_end_by_themselves(real_site: Site) -> N
         process.kill()
         process.wait()
         wait_for(lambda: not any(is_alive(pid) for pid in pids))
+
+
+def test_slabs_of_ranks_that_are_all_killed_at_once_are_removed(real_site: Site) -> None:
+    args = real_site.real_args(*LONG, "--kv-store=slab")
+    with leaving_nothing(real_site), real_site.started(*args) as process:
+        pids = real_site.wait_for_window(process)
+        assert list(real_site.cache_dir.glob("kvcache-*/rank-1/kvcache-slab-0007"))
+        for pid in (process.pid, *pids):
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
 
 
 def is_alive(pid: int) -> bool:

@@ -127,7 +127,6 @@ LATER = [
     ("gpu_mem_gb", "16"),
     ("cpu_mem_gb", "0.5"),
     ("layout", "layer"),
-    ("store", "slab"),
     ("data", "strict"),
     ("closed", "true"),
     ("html", "report.html"),
@@ -144,14 +143,13 @@ NEUTRAL = [
     ("gpu_mem_gb", "0"),
     ("cpu_mem_gb", "0 GiB"),
     ("layout", "block"),
-    ("store", "auto"),
-    ("store", "file"),
     ("data", "normal"),
     ("closed", "false"),
 ]
 GOOD = [
     ("hosts", ["n1:2", "n2:4"], (HostSpec(name="n1", slots=2), HostSpec(name="n2", slots=4))),
     ("np", "2", (2,)),
+    ("store", "slab", "slab"),
     ("np", "1, 2,4", (1, 2, 4)),
     ("mpi_params", ["--mca a 'b c'", "-q"], ("--mca", "a", "b c", "-q")),
     ("num_users", "100000", 100_000),
@@ -332,6 +330,23 @@ def test_options_that_contradict_each_other_are_refused(
     with pytest.raises(OptionError) as error:
         build_options({name: (text, "command line") for name, text in given_texts.items()})
     assert str(error.value).startswith(problem)
+
+
+@pytest.mark.parametrize("backend", ["memory", "null", "mine"])
+@pytest.mark.parametrize("store", ["file", "slab"])
+@pytest.mark.parametrize(
+    ("origin", "name"),
+    [("command line", "--kv-store"), ("call", "--kv-store"), ("ini", "kv_store")],
+)
+def test_only_the_backend_file_takes_a_store(
+    backend: str, store: str, origin: Any, name: str
+) -> None:
+    given = {"backend": (backend, "command line"), "store": (store, origin)}
+    with pytest.raises(OptionError) as error:
+        build_options(given)
+    assert str(error.value).startswith(f"{name} is {store} and --kv-backend is {backend}; only the")
+    assert build_options(given | {"backend": ("file", "ini")}).store == store
+    assert build_options(given | {"store": ("auto", origin)}).store == "auto"
 
 
 def test_a_trace_given_alone_is_the_scenario() -> None:

@@ -20,6 +20,7 @@ from pytest_kvcache.plan import (
     default_deadline_s,
     effective_block_tokens,
 )
+from pytest_kvcache.units import MIB
 from pytest_kvcache.workloads.protocol import Need
 from tests.factories import PAGE, SMALL, make_plan, options
 from tests.traces import small_trace
@@ -144,6 +145,7 @@ OTHER_LOAD: dict[str, Any] = {
     "generation_mode": "fast",
     "phase": "decode",
     "backend": "memory",
+    "store": "slab",
     "io": "buffered",
     "sync": "data",
     "capacity_blocks": 9_999,
@@ -368,6 +370,36 @@ def test_a_replay_keeps_its_own_values_against_an_ini() -> None:
 )
 def test_buffered_files_are_synced_unless_told_otherwise(texts: dict[str, str], sync: str) -> None:
     assert plan_of(options(**texts)).sync == sync
+
+
+@pytest.mark.parametrize(
+    ("texts", "stored_bytes", "store"),
+    [
+        ({}, PAGE, "slab"),
+        ({}, MIB, "slab"),
+        ({}, MIB + PAGE, "file"),
+        ({"store": "auto"}, MIB, "slab"),
+        ({"store": "auto"}, 32 * MIB, "file"),
+        ({"store": "file"}, PAGE, "file"),
+        ({"store": "slab"}, 32 * MIB, "slab"),
+        ({"backend": "memory"}, PAGE, None),
+        ({"backend": "null"}, PAGE, None),
+        ({"backend": "mine"}, PAGE, None),
+    ],
+)
+def test_the_size_of_an_object_chooses_its_store_unless_somebody_did(
+    texts: dict[str, str], stored_bytes: int, store: str | None
+) -> None:
+    plan = plan_of(options(**texts), block_tokens=stored_bytes // 2)
+    assert (plan.stored_bytes, plan.store) == (stored_bytes, store)
+    assert plan.origins["store"] == ("command line" if "store" in texts else "default")
+
+
+def test_slabs_take_room_for_the_whole_capacity_and_keep_files_open() -> None:
+    slabs = make_plan(backend="file", store="slab", capacity_blocks=100, need_blocks=10)
+    assert (slabs.most_blocks, slabs.slab_files) == (100, 8)
+    files = replace(slabs, store="file")
+    assert (files.most_blocks, files.slab_files) == (10, 0)
 
 
 def test_every_value_tells_where_it_comes_from() -> None:

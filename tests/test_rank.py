@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_kvcache.backends.file import FileBackend
 from pytest_kvcache.backends.null import NullBackend
 from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
+from pytest_kvcache.backends.slab import SlabBackend
+from pytest_kvcache.backends.stores import StoreBackend
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.rank import Rank
 from pytest_kvcache.recorder import SECTIONS
@@ -66,13 +67,14 @@ def file_plan(tmp_path: Path, **changes: Any) -> Plan:
 # -- what a rank reports -------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def on_files(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A rank that ran on files until its users fell silent, with a ramp."""
+@pytest.fixture(scope="module", params=["file", "slab"])
+def on_files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A rank that ran on files until its users fell silent, with a ramp; in either store."""
     plan = file_plan(
-        tmp_path_factory.mktemp("cache"), ramp_s=0.01, duration_s=None, users=8, capacity_blocks=300
-    )
-    registry = registry_of(backends={"file": FileBackend}, workloads=tireless_scenarios(30))
+        tmp_path_factory.mktemp("cache"), ramp_s=0.01, duration_s=None, users=8,
+        capacity_blocks=300, store=request.param,
+    )  # fmt: skip
+    registry = registry_of(backends={"file": StoreBackend}, workloads=tireless_scenarios(30))
     return run_rank(plan, registry)
 
 
@@ -222,6 +224,17 @@ def test_a_fallback_to_buffered_files_brings_its_sync(io: str, origin: str, sync
     assert Fresh.closed == len(made) == (2 if sync == "data" else 1)
 
 
+def test_slabs_that_are_opened_again_for_the_fallback_are_made_anew(tmp_path: Path) -> None:
+    plan = file_plan(tmp_path, store="slab", duration_s=0.02, origins={"sync": "default"})
+    registry = registry_of(
+        backends={"file": lambda: SlabBackend(probe=lambda _: "Invalid argument")},
+        workloads=tireless_scenarios(10),
+    )
+    result = run_rank(plan, registry).result
+    assert (result.error, result.io_mode, result.sync) == (None, "buffered", "data")
+    assert "refuses direct I/O (Invalid argument)" in (result.io_note or "")
+
+
 # -- the agreed start ------------------------------------------------------------------------
 
 
@@ -302,6 +315,23 @@ def test_the_cap_of_the_plan_is_the_cap_of_the_storage(scenario: str) -> None:
     assert backend.breaches == []
     assert result.evictions > 0
     assert result.cached_blocks <= 30
+
+
+def test_a_rank_never_wants_more_slabs_than_its_capacity(tmp_path: Path) -> None:
+    slabs: list[SlabBackend] = []
+
+    def make() -> SlabBackend:
+        slabs.append(SlabBackend())
+        return slabs[-1]
+
+    plan = file_plan(tmp_path, store="slab", users=8, capacity_blocks=30, duration_s=None)
+    registry = registry_of(backends={"file": make}, workloads=tireless_scenarios(10))
+    result = run_rank(plan, registry).result
+    (backend,) = slabs
+    assert (result.error, result.corrupt) == (None, 0)
+    assert result.evictions > 0
+    assert backend.allocator.allocated == result.cached_blocks
+    assert backend.allocator.allocated + backend.allocator.free == 30
 
 
 # -- failures ------------------------------------------------------------------------------
@@ -430,6 +460,8 @@ def test_the_backend_is_told_what_the_plan_says() -> None:
             io="buffered",
             sync="data",
             host=HOST,
+            capacity_objects=10_000,
+            store=None,
         )
     ]
     assert backend.counts["sync"] == backend.counts["put"] > 0

@@ -127,6 +127,8 @@ def test_durability_is_said(sync: str, words: str) -> None:
 def test_the_place_of_the_blocks_is_said_where_there_is_one(tmp_path: Path) -> None:
     assert str(tmp_path) in describe_plan(make_plan(backend="file", cache_dir=str(tmp_path)))
     assert "/nowhere" not in describe_plan(make_plan(backend="null"))
+    slabs = make_plan(backend="file", store="slab", cache_dir=str(tmp_path))
+    assert f"; file as slabs in {tmp_path}, " in describe_plan(slabs)
 
 
 @settings(deadline=None, max_examples=25)

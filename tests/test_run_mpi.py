@@ -70,7 +70,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, mpirun: str) -> Iterator[Done
             f"--kv-cache-dir={cache_dir}", f"--kv-results-dir={path / 'my results'}",
             "--kv-num-users=40", "--kv-duration=2", "--kv-trials=2", "--kv-verify=full",
             f"--kv-metrics={','.join(DEFAULT_METRICS)}", "--benchmark-json=benchmarks.json",
-            "--kv-allow-invalid",
+            "--kv-allow-invalid", "--kv-store=file",
         ]  # fmt: skip
         # Only while it runs: other tests of this module want the machine for themselves.
         with machine_to_oneself():
@@ -255,16 +255,36 @@ def test_a_recorded_trace_hits_what_its_reference_says(
     assert found == ratios[capacity_blocks]
 
 
-def test_data_is_kept_where_the_user_asks_for_it(real_site: Site) -> None:
+def test_a_run_on_slabs_says_so_passes_and_leaves_nothing(real_site: Site) -> None:
+    with storage_directory("slabs") as cache_dir:
+        result = real_site.real(
+            "--kv-backend=file", "--kv-store=slab", f"--kv-cache-dir={cache_dir}",
+            "--kv-verify=full", "--kv-trials=2", "--kv-allow-invalid", "--kv-num-users=20",
+        )  # fmt: skip
+        assert list(cache_dir.iterdir()) == []
+    result.assert_outcomes(passed=2)
+    plan = real_site.case()["plan"]
+    assert (plan["store"], plan["origins"]["store"]) == ("slab", "command line")
+    assert "file as slabs in" in " ".join(output(result).split())
+    assert main(["verify", str(real_site.run_file())]) == 0
+    for trial in real_site.case()["trials"]:
+        assert trial["integrity"]["checked"] >= trial["read"]["count"] > 0
+        assert trial["integrity"]["failed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("store", "names"), [("file", "rank-*/??/*"), ("auto", "rank-*/kvcache-slab-0000")]
+)
+def test_data_is_kept_where_the_user_asks_for_it(real_site: Site, store: str, names: str) -> None:
     result = real_site.real(
         "--kv-backend=file", "--kv-keep", "--kv-io=buffered", "--kv-allow-invalid",
-        "--kv-metrics=read.gib_per_s",
+        "--kv-metrics=read.gib_per_s", f"--kv-store={store}",
     )  # fmt: skip
     result.assert_outcomes(passed=1)
     (kept,) = real_site.cache_dir.iterdir()
     assert kept.name == f"kvcache-{real_site.run()['run_id']}"
     assert sorted(path.name for path in kept.iterdir()) == ["KVCACHE-RUN", "rank-0", "rank-1"]
-    assert any(path.is_file() for path in kept.glob("rank-*/*/*"))
+    assert any(path.is_file() for path in kept.glob(names))
     trial = real_site.case()["trials"][0]
     assert (trial["proof"]["io_mode"], real_site.case()["plan"]["sync"]) == ("buffered", "data")
 
