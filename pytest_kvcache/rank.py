@@ -21,7 +21,7 @@ from pytest_kvcache.cachedir import claim_rank_dir, remove_rank_dir, remove_run_
 from pytest_kvcache.engine import Engine
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.janitor import Janitor
-from pytest_kvcache.payload import Payload
+from pytest_kvcache.payload import make_payload
 from pytest_kvcache.proof import IoCounters, probe_filesystem, sample_io
 from pytest_kvcache.recorder import Recorder, Window
 from pytest_kvcache.results import RankResult, latencies_ms
@@ -75,7 +75,10 @@ class Rank:
         self._facts = facts
         if facts.in_directory:
             self._filesystem = probe_filesystem(plan.cache_dir, self.host).to_json()
-        payload = Payload(self._payload_seed(), plan.chunk_bytes) if facts.stores_data else None
+        payload = None
+        if facts.stores_data:
+            seed = self._payload_seed()
+            payload = make_payload(plan.data, seed, plan.chunk_bytes, plan.stored_bytes)
         workload = registry.workload(plan.scenario).build(plan.context(self.rank, self._trace))
         self.engine = Engine(
             settings=TransferSettings(
@@ -112,8 +115,12 @@ class Rank:
         return backend, replace(buffered, io_note=facts.io_note)
 
     def _payload_seed(self) -> int:
-        """Other data on every rank and in every trial, or a storage could deduplicate it."""
-        identity = f"{self.plan.seed}/{self.plan.trial}/{self.rank}".encode()
+        """Other data on every rank, in every trial and run.
+
+        Or a storage could deduplicate it, and serve what an earlier run left.
+        """
+        plan = self.plan
+        identity = f"{plan.run_id}/{plan.seed}/{plan.trial}/{self.rank}".encode()
         return int.from_bytes(blake2b(identity, digest_size=8).digest(), "big")
 
     def _backend_plan(self) -> BackendPlan:

@@ -130,7 +130,6 @@ LATER = [
     ("cpu_mem_gb", "0.5"),
     ("layout", "layer"),
     ("store", "slab"),
-    ("data", "strict"),
     ("closed", "true"),
     ("html", "report.html"),
 ]
@@ -211,6 +210,7 @@ BAD = [
     ("io", "mmap"),
     ("sync", "full"),
     ("verify", "some"),
+    ("data", "loose"),
     ("keep", "perhaps"),
     ("cache_dir", ""),
     ("results_dir", " "),
