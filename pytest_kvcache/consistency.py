@@ -130,6 +130,7 @@ _RULE_OF = {
     "sync": "sync",
     "queue_depth": "queue_depth",
     "verify": "verify",
+    "data": "data",
 }
 _TRACE_RULE_OF = {
     "speedup": "trace_speedup",

@@ -365,10 +365,11 @@ OPTIONS: tuple[OptionSpec, ...] = (
                help="transfers of at most 4 MiB in flight per rank (default: 16)"),
     OptionSpec(name="verify", metavar="{off,sample,full}",
                parse=_choice("off", "sample", "full"),
-               help="integrity of what is read, off the timed path (default: sample)"),
+               help="integrity of what is read, off the timed path (default: sample); null stores"
+               " nothing to verify"),
     OptionSpec(name="data", metavar="{normal,strict}", parse=_choice("normal", "strict"),
-               is_available=_is("normal"), later="use --kv-data=normal",
-               help="what is written: unique per 4 KiB (default: normal)"),
+               help="what is written: unique per 4 KiB, or per 512 bytes with nothing in common"
+               " between objects (default: normal); null stores nothing"),
     OptionSpec(name="seed", metavar="N", parse=_count(0),
                help="of every generator (default: 42)"),
     OptionSpec(name="keep", kind="flag", parse=_flag,

@@ -104,6 +104,7 @@ class Plan:
     queue_depth: int
     cores: str
     verify: str
+    data: str
     keep: bool
     deadline_s: float
     plugins: tuple[str, ...]
@@ -337,6 +338,7 @@ def build_plan(
         queue_depth=options.queue_depth,
         cores="shared" if binds_ranks(options.mpi_params) else "split",
         verify=options.verify,
+        data=options.data,
         keep=options.keep,
         deadline_s=options.deadline or 1.0,
         plugins=options.plugin,

@@ -20,11 +20,11 @@ from pytest_kvcache.backends.null import NullBackend
 from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
 from pytest_kvcache.cache.index import CacheIndex
 from pytest_kvcache.cachedir import claim_rank_dir, remove_rank_dir, remove_run_dir
-from pytest_kvcache.calibration import ArenaBackend, BlindPayload, closed_loop, operations_per_s
+from pytest_kvcache.calibration import ArenaBackend, closed_loop, operations_per_s
 from pytest_kvcache.engine import Engine
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.janitor import Janitor
-from pytest_kvcache.payload import Payload
+from pytest_kvcache.payload import make_payload
 from pytest_kvcache.proof import IoCounters, probe_filesystem, sample_io
 from pytest_kvcache.recorder import Recorder, Window
 from pytest_kvcache.results import RankResult, latencies_ms
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pytest_kvcache.backends.protocol import Backend
+    from pytest_kvcache.payload import Payload
     from pytest_kvcache.plan import Plan
     from pytest_kvcache.registry import Registry
     from pytest_kvcache.workloads.protocol import Workload, WorkloadContext, WorkloadFamily
@@ -103,12 +104,17 @@ class Rank:
             backend,
             CacheIndex(plan.capacity_blocks),
             workload,
-            BlindPayload(self._payload_seed(), plan.chunk_bytes),
+            self._payload(),
             recorder,
             generation_s_per_token=0.0,
+            blind=True,
         )
         with _undisturbed():
             return operations_per_s(engine, recorder, plan.stored_bytes, tick)
+
+    def _payload(self) -> Payload:
+        plan = self.plan
+        return make_payload(plan.data, self._payload_seed(), plan.chunk_bytes, plan.stored_bytes)
 
     def _build_workload(self, context: WorkloadContext) -> Workload:
         assert self._family is not None
@@ -123,6 +129,7 @@ class Rank:
         recorder: Recorder,
         *,
         generation_s_per_token: float,
+        blind: bool = False,
     ) -> Engine:
         plan = self.plan
         return Engine(
@@ -133,6 +140,7 @@ class Rank:
                 chunk_bytes=plan.chunk_bytes,
                 sync=self._sync == "data",
                 verify=plan.verify,
+                blind=blind,
             ),
             block_tokens=plan.block_tokens,
             generation_s_per_token=generation_s_per_token,
@@ -155,7 +163,7 @@ class Rank:
             self._backend,
             self.index,
             self._workload,
-            Payload(self._payload_seed(), plan.chunk_bytes) if stores else None,
+            self._payload() if stores else None,
             self.recorder,
             generation_s_per_token=plan.generation_s_per_token,
         )
@@ -177,8 +185,12 @@ class Rank:
         return backend, replace(buffered, io_note=facts.io_note)
 
     def _payload_seed(self) -> int:
-        """Other data on every rank and in every trial, or a storage could deduplicate it."""
-        identity = f"{self.plan.seed}/{self.plan.trial}/{self.rank}".encode()
+        """Other data on every rank, in every trial and run.
+
+        Or a storage could deduplicate it, and serve what an earlier run left.
+        """
+        plan = self.plan
+        identity = f"{plan.run_id}/{plan.seed}/{plan.trial}/{self.rank}".encode()
         return int.from_bytes(blake2b(identity, digest_size=8).digest(), "big")
 
     def _backend_plan(self) -> BackendPlan:

@@ -19,6 +19,7 @@ import pytest
 
 from pytest_kvcache.backends.protocol import PAGE_BYTES, BackendPlan
 from pytest_kvcache.errors import StorageError
+from pytest_kvcache.identity import Identity
 from pytest_kvcache.payload import Payload
 
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ class _Objects:
         self.backend = backend
         self.object_bytes = object_bytes
         self.offsets = tuple(range(0, object_bytes, CHUNK_BYTES))
-        self.payload = Payload(7, CHUNK_BYTES)
+        self.payload = Payload(7, CHUNK_BYTES, object_bytes)
         self._syncs = syncs
 
     def put(self, key: str, tag: int) -> None:
@@ -240,7 +241,7 @@ class _Objects:
     def put_chunk(self, key: str, tag: int, offset: int) -> None:
         length = self._length(offset)
         buffer = self.payload.write_buffer()
-        self.payload.stamp(buffer, length, tag, offset // PAGE_BYTES)
+        self.payload.stamp(buffer, length, _identity(tag), offset // PAGE_BYTES)
         self.backend.put_from(key, offset, buffer.view[:length])
 
     def check_chunk(self, key: str, tag: int, offset: int, length: int | None = None) -> None:
@@ -251,7 +252,8 @@ class _Objects:
         page = offset // PAGE_BYTES
         # A part of a chunk carries the base of its place in the chunk; its stamps do.
         thorough = offset % CHUNK_BYTES == 0
-        assert self.payload.verify(buffer, wanted, tag, page, thorough=thorough) is None
+        identity = _identity(tag)
+        assert self.payload.verify(buffer, wanted, identity, page, thorough=thorough) is None
 
     def live(self, number: int) -> None:
         key = f"{number:x}"
@@ -261,3 +263,7 @@ class _Objects:
 
     def _length(self, offset: int) -> int:
         return min(CHUNK_BYTES, self.object_bytes - offset)
+
+
+def _identity(number: int) -> Identity:
+    return Identity(number.to_bytes(16, "little"), 0)

@@ -90,6 +90,7 @@ def make_plan(**changes: Any) -> Plan:
         "queue_depth": 4,
         "cores": "shared",
         "verify": "full",
+        "data": "normal",
         "keep": False,
         "deadline_s": 60.0,
         "plugins": (),

@@ -196,6 +196,7 @@ def test_a_plan_that_options_led_to_has_no_fault(plan: Plan) -> None:
         ("store", None, "for the backend file it must be file or slab"),
         ("sync", "sometimes", "it must be one of none, data"),
         ("verify", "hm", "it must be one of off, sample, full"),
+        ("data", "hm", "it must be one of normal, strict"),
         ("cores", "stolen", "it must be one of split, shared"),
         ("deadline_s", 0.0, "it must be above 0"),
         ("need_blocks", -1, "it must be a whole number of at least 0"),

@@ -39,6 +39,7 @@ from tests.traces import MOONCAKE, REFERENCE, SHAREGPT, real_trace
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from pytest_kvcache.identity import Identity
     from pytest_kvcache.plan import Plan
     from pytest_kvcache.workloads.protocol import Request, Workload
     from pytest_kvcache.workloads.trace_file import Trace
@@ -649,17 +650,23 @@ def test_the_last_byte_counts_and_not_the_last_check(clock: FakeClock, stage: St
 
     class Slow(Payload):
         def verify(
-            self, buffer: ChunkBuffer, length: int, tag: int, first_page: int, *, thorough: bool
+            self,
+            buffer: ChunkBuffer,
+            length: int,
+            identity: Identity,
+            first_page: int,
+            *,
+            thorough: bool,
         ) -> None:
             del buffer, length, first_page, thorough
-            if tag == first_tag:
+            if identity == own:
                 verifying.set()
                 assert verified.wait(PATIENCE_S)
 
     script = Script([[ask(0, "a", "b")]], population=[ask(0, "a", "b")])
     rig = Rig(script, stage, clock=clock, payload=Slow(1, PAGE), queue_depth=2, verify="full")
     rig.start()
-    first_tag = rig.index._slots[key_of("a")].tag
+    own = rig.index._slots[key_of("a")].identity
     first, second = stage.expect("get a", "get b")
     clock.advance(2 * S)
     stage.release(first)

@@ -106,6 +106,23 @@ def test_corrupt_data_is_called_so_and_named(real_site: Site) -> None:
     assert "corrupt" in trial["error"] or "wrong" in trial["error"]
 
 
+@pytest.mark.parametrize("data", ["normal", "strict"])
+def test_one_flipped_bit_fails_the_case_and_its_object_is_named(real_site: Site, data: str) -> None:
+    options = ("--kv-backend=flipped-bit", "--kv-verify=full", f"--kv-data={data}")
+    cause = the_cause(failed(real_site, *options))
+    told = re.fullmatch(
+        rf"({RANK_1}): 1 failed operation, the first: object ([0-9a-f]{{32}}\.\d+) read back"
+        r" wrong at byte \d+: page \d+ of object \2 differs in 1 bytes, the first at byte"
+        r" 3096 of the page",
+        cause,
+    )
+    assert told, cause
+    (trial,) = real_site.case()["trials"]
+    assert (trial["integrity"]["failed"], trial["read"]["failed"]) == (1, 1)
+    assert trial["integrity"]["checked"] > 1
+    assert real_site.run()["cases"][0]["plan"]["data"] == data
+
+
 def test_a_rank_that_ends_before_it_began_fails_the_case(real_site: Site) -> None:
     cause = the_cause(failed(real_site, "--kv-backend=early-exit"))
     assert re.match(r"rank \d", cause), cause

@@ -127,7 +127,6 @@ LATER = [
     ("gpu_mem_gb", "16"),
     ("cpu_mem_gb", "0.5"),
     ("layout", "layer"),
-    ("data", "strict"),
     ("closed", "true"),
     ("html", "report.html"),
 ]
@@ -207,6 +206,7 @@ BAD = [
     ("io", "mmap"),
     ("sync", "full"),
     ("verify", "some"),
+    ("data", "loose"),
     ("keep", "perhaps"),
     ("cache_dir", ""),
     ("results_dir", " "),

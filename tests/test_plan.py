@@ -86,6 +86,7 @@ GIVEN = st.fixed_dictionaries(
         "storage_capacity_gb": st.integers(4, 1_000).map(str),
         "queue_depth": st.integers(1, 1_024).map(str),
         "verify": st.sampled_from(["off", "sample", "full"]),
+        "data": st.sampled_from(["normal", "strict"]),
         "seed": st.integers(0, 10**18 - 1).map(str),
         "keep": st.sampled_from(["true", "false"]),
         "deadline": decimals(1, 86_400),
@@ -152,6 +153,7 @@ OTHER_LOAD: dict[str, Any] = {
     "queue_depth": 5,
     "cores": "split",
     "verify": "off",
+    "data": "strict",
     "trace": TRACE,
 }
 OTHER_TRACE: dict[str, Any] = {

@@ -433,6 +433,52 @@ def test_every_trial_begins_with_an_empty_directory(tmp_path: Path) -> None:
 # -- what a backend and a workload are given -----------------------------------------------
 
 
+def first_object(plan: Plan, rank: int = 0) -> bytes:
+    """What a rank stores first, on one thread."""
+    contents: list[bytes] = []
+
+    class First(Bookkeeper):
+        def put_from(self, key: str, offset: int, buffer: memoryview) -> None:
+            contents.append(bytes(buffer))
+            super().put_from(key, offset, buffer)
+
+    run_rank(plan, with_backend(First()), rank=rank)
+    return contents[0]
+
+
+@pytest.mark.parametrize("data", ["normal", "strict"])
+def test_every_rank_trial_and_run_stores_data_of_its_own(data: str) -> None:
+    plan = make_plan(backend="memory", duration_s=0.01, queue_depth=1, data=data, np=2)
+    base = first_object(plan)
+    assert first_object(plan) == base
+    others = [
+        first_object(plan, rank=1),
+        first_object(replace(plan, trial=1)),
+        first_object(replace(plan, run_id="another")),
+        first_object(replace(plan, seed=43)),
+    ]
+    for other in others:  # not even half a page of it
+        assert not {base[at : at + 2048] for at in range(0, PAGE, 2048)} & {
+            other[at : at + 2048] for at in range(0, PAGE, 2048)
+        }
+
+
+def test_strict_data_is_other_data_and_verifies_too() -> None:
+    plan = make_plan(backend="memory", duration_s=0.1, queue_depth=1)
+    strict = replace(plan, data="strict")
+    assert first_object(strict)[PAGE // 2 :] != first_object(plan)[PAGE // 2 :]
+    result = run_rank(strict, with_backend(Bookkeeper())).result
+    assert (result.error, result.corrupt) == (None, 0)
+    assert result.checked > 0
+
+
+def test_a_backend_without_data_has_nothing_to_make_or_verify() -> None:
+    plan = make_plan(backend="memory", duration_s=0.05, data="strict", verify="full")
+    result = run_rank(plan, with_backend(NullBackend())).result
+    assert (result.error, result.checked, result.corrupt) == (None, 0, 0)
+    assert result.read_count > 0
+
+
 def test_the_backend_is_told_what_the_plan_says() -> None:
     told: list[BackendPlan] = []
 

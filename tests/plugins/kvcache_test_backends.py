@@ -68,6 +68,13 @@ class CorruptBackend(_OnRankOne):
         buffer[0] ^= 1
 
 
+class FlippedBitBackend(_OnRankOne):
+    """A bit of the content, in the middle of a page: only a check of every byte sees it."""
+
+    def misbehave(self, buffer: memoryview) -> None:
+        buffer[-1000] ^= 1
+
+
 class KilledBackend(_OnRankOne):
     def misbehave(self, buffer: memoryview) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -97,6 +104,7 @@ def kvcache_backends() -> Mapping[str, Callable[[], Backend]]:
         "raising": RaisingBackend,
         "failing": FailingBackend,
         "corrupt": CorruptBackend,
+        "flipped-bit": FlippedBitBackend,
         "killed": KilledBackend,
         "leaving": LeavingBackend,
         "hanging": HangingBackend,
