@@ -49,8 +49,8 @@ SIDES = (
         name="values",  # tables, parsers and frozen values, known to everyone
         modules=(
             "atomic", "baseline", "compare", "errors", "events", "evidence", "hosts", "latency",
-            "metrics", "models", "options", "optiontable", "scenarios", "summary", "units",
-            "version",
+            "live", "metrics", "models", "options", "optiontable", "scenarios", "series",
+            "summary", "units", "version",
         ),
         may_import=(),
         foreign=("numpy", "tomli"),
@@ -76,8 +76,8 @@ SIDES = (
     Side(
         name="ranks",  # what runs under mpirun
         modules=(
-            "comm", "containers.init", "coordinator", "engine", "janitor", "rank", "transfers",
-            "worker",
+            "comm", "containers.init", "coordinator", "engine", "freespace", "janitor", "rank",
+            "transfers", "worker",
         ),
         may_import=("values", "both"),
         foreign=("numpy", "mpi4py"),
