@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.metrics import METRICS
+from pytest_kvcache.series import KINDS
 from pytest_kvcache.units import format_bytes
 
 if TYPE_CHECKING:
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from pytest_kvcache.summary import MetricSeries
 
 WIDTH = 80
+_BARS = " ▁▂▃▄▅▆▇█"
+_ASCII_BARS = " .:-=+*#@"
 _ALWAYS = ("requests.per_s", "cache.hit_ratio")
 _GIB = 1 << 30
 _HOST_WIDTH = 17
@@ -27,6 +32,44 @@ _LINE_WIDTH = WIDTH - 1 - len("[kv] ")  # of progress
 def report_run(run: RunResult, metrics: Sequence[str]) -> str:
     """All cases of a run, one table each."""
     return "\n\n".join("\n".join(_case(case, metrics)) for case in run.cases)
+
+
+def report_series(case: CaseResult, *, ascii_only: bool) -> Iterator[str]:
+    """GiB/s over time as a bar per interval, a line per trial and kind that moved anything.
+
+    Of a series that is longer than the line, bars are means of equally many intervals.
+    """
+    lines = [*_series_lines(case, ascii_only=ascii_only)]
+    if lines:
+        yield from (f"{case.name}, GiB/s over time", *lines)
+
+
+def _series_lines(case: CaseResult, *, ascii_only: bool) -> Iterator[str]:
+    for trial, kind in itertools.product(case.trials, KINDS):
+        if trial.data is None:
+            continue
+        series = trial.data["series"]
+        rates = [moved / series["interval_s"] / _GIB for moved in series[f"{kind}_bytes"]]
+        if any(rates):
+            head = f"  trial {trial.index} {kind:<6}"
+            tail = f" {figure(min(rates))} to {figure(max(rates))} GiB/s"
+            width = WIDTH - 1 - len(head) - len(tail)
+            yield f"{head}{sparkline(_fitted(rates, width), ascii_only=ascii_only)}{tail}"
+
+
+def _fitted(values: Sequence[float], width: int) -> list[float]:
+    """At most ``width`` values: means of equally many; the last one of what is left."""
+    each = -(-len(values) // width)
+    parts = [values[begin : begin + each] for begin in range(0, len(values), each)]
+    return [sum(part) / len(part) for part in parts]
+
+
+def sparkline(values: Sequence[float], *, ascii_only: bool) -> str:
+    """A character per value, from 0 (the lowest bar is left to what is 0) to the highest."""
+    bars = _ASCII_BARS if ascii_only else _BARS
+    highest = max(values, default=0.0)
+    steps = len(bars) - 1
+    return "".join(bars[math.ceil(value / highest * steps) if value else 0] for value in values)
 
 
 def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:

@@ -16,6 +16,7 @@ from pytest_kvcache.report import (
     describe_survey,
     figure,
     report_run,
+    report_series,
 )
 from pytest_kvcache.results import CaseResult, TrialResult
 from tests.canned import case_of, run_of, trial_of
@@ -320,3 +321,38 @@ def _figures(text: str) -> str:
     found = re.search(r"\d+ s[, ] ?r .*", text)
     assert found is not None
     return found[0]
+
+
+# --- over time ------------------------------------------------------------------------------
+
+
+def over_time(moved: list[int], *, ascii_only: bool = False) -> list[str]:
+    """The lines of a case of one trial that read so much in each second."""
+    plan = make_plan()
+    trial = trial_of(plan)
+    assert trial.data is not None
+    series = {"interval_s": 1, "read_bytes": moved, "write_bytes": [0] * len(moved)}
+    data = {**trial.data, "series": series}
+    return [*report_series(case_of(plan, replace(trial, data=data)), ascii_only=ascii_only)]
+
+
+def test_a_bar_per_second_shows_the_stall_as_nothing() -> None:
+    head, line = over_time([GIB, 0, 2 * GIB, 1])
+    assert head == "chat-small-np1, GiB/s over time"
+    assert line == "  trial 0 read  ▄ █▁ 0.0000 to 2.000 GiB/s"
+
+
+def test_bars_are_ascii_where_the_terminal_knows_nothing_else() -> None:
+    assert over_time([GIB, 0, 2 * GIB, 1], ascii_only=True)[1].startswith("  trial 0 read  = @. ")
+
+
+def test_without_a_whole_second_nothing_is_drawn() -> None:
+    assert over_time([]) == []
+    failed = case_of(make_plan(), TrialResult(index=0, error="x"))
+    assert [*report_series(failed, ascii_only=False)] == []
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 1 << 50), max_size=1024))
+def test_a_series_of_any_length_fits_the_line(moved: list[int]) -> None:
+    assert all(len(line) < WIDTH for line in over_time(moved))
