@@ -13,6 +13,7 @@ from pytest_kvcache.errors import OptionError, ResultError
 from pytest_kvcache.metrics import never_makes
 from pytest_kvcache.optiontable import OPTIONS
 from pytest_kvcache.recorder import widest_slice_s
+from pytest_kvcache.series import KINDS, MAX_POINTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -63,6 +64,7 @@ def record_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
         for fault in _rank_faults(rank, plan):
             yield f"rank {rank.rank} on host {rank.host}: {fault}"
     yield from _window_faults(record, plan)
+    yield from _series_faults(record, plan)
 
 
 def check_record(record: TrialRecord, plan: Plan) -> None:
@@ -111,6 +113,46 @@ def _window_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
             f"window_s is {record.window_s}; by the ranks' stop_s it must be between"
             f" {least_s:.6g} and {most_s:.6g}"
         )
+
+
+def _series_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
+    """The series has the window's whole intervals."""
+    series, window_ns = record.series, round(record.window_s * 1e9)
+    points = window_ns // series.interval_ns
+    if series.points != points:
+        yield f"the series has {series.points} points; a window of {record.window_s} s has {points}"
+    booked_s = max(rank.drained_s for rank in record.ranks) - plan.ramp_s
+    if series.interval_ns / 1e9 > max(1.0, 2 * booked_s / MAX_POINTS):
+        yield (
+            f"the series has intervals of {series.interval_ns / 1e9:g} s; {booked_s:.6g} s fit"
+            f" into {MAX_POINTS} narrower ones"
+        )
+    for column, kind in enumerate(KINDS):
+        yield from _series_bytes_faults(record, plan, kind, column)
+
+
+def _series_bytes_faults(record: TrialRecord, plan: Plan, kind: str, column: int) -> Iterator[str]:
+    """No bytes that the window lacks; where objects are of one size, so much of each."""
+    series, window_ns = record.series, round(record.window_s * 1e9)
+    told = series.moved_bytes[:, column].tolist()
+    moved_bytes, op_bytes, count = (
+        sum(getattr(rank, f"{kind}_{what}") for rank in record.ranks)
+        for what in ("bytes", "op_bytes", "count")
+    )
+    whole = series.points * series.interval_ns == window_ns
+    if sum(told) > moved_bytes or (whole and sum(told) != moved_bytes):
+        yield (
+            f"the series has {sum(told)} bytes of {kind}s; it must be {'' if whole else 'at most '}"
+            f"those of the window, which are {moved_bytes}"
+        )
+    if count and op_bytes == count * plan.block_bytes:
+        operations = series.operations[:, column].tolist()
+        for point, (found, moved) in enumerate(zip(operations, told, strict=True)):
+            if moved != found * plan.block_bytes:
+                yield (
+                    f"the series has {moved} bytes of {found} {kind}s in interval {point}; each"
+                    f" moves {plan.block_bytes}"
+                )
 
 
 # --- the plan ---------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from pytest_kvcache.cachedir import claim_rank_dir, remove_rank_dir, remove_run_
 from pytest_kvcache.calibration import ArenaBackend, closed_loop, operations_per_s
 from pytest_kvcache.engine import Engine
 from pytest_kvcache.errors import StorageError
+from pytest_kvcache.freespace import FreeSpace
 from pytest_kvcache.janitor import Janitor
 from pytest_kvcache.payload import make_payload
 from pytest_kvcache.proof import IoCounters, probe_filesystem, sample_io
@@ -58,6 +59,7 @@ class Rank:
         self._sync = plan.sync
         self._owns_directory = False
         self._janitor: Janitor | None = None
+        self._space: FreeSpace | None = None
         self._backend: Backend | None = None
         self._family: WorkloadFamily | None = None
         self._workload: Workload | None = None
@@ -201,6 +203,8 @@ class Rank:
             self._owns_directory = True
             if not plan.keep and not plan.layout.local_index(self.rank):
                 self._janitor = Janitor.hire(plan.cache_dir, plan.run_id, os.environ)
+            if not plan.layout.local_index(self.rank):  # one of a host is enough
+                self._space = FreeSpace(plan.cache_dir)
         return BackendPlan(
             directory=directory,
             object_bytes=plan.stored_bytes,
@@ -247,7 +251,9 @@ class Rank:
         if self.engine is None:
             return {"error": None}
         counters, index = self.engine.counters, self.index
+        space = {} if self._space is None else {"free_bytes": self._space.available_bytes}
         return {
+            **space,
             "error": self.engine.first_error,
             "read_bytes": counters.read_bytes,
             "write_bytes": counters.write_bytes,
@@ -256,6 +262,7 @@ class Rank:
             "hit_blocks": index.hit_blocks - self._admitted_blocks[1],
             "cached_blocks": index.present_blocks,
             "waiting_s": self.engine.pool.longest_wait_ns() / 1e9,
+            "recent": self.recorder.take_recent(time.monotonic_ns()),
         }
 
     @property
@@ -279,6 +286,8 @@ class Rank:
 
     def _clean_up(self) -> str | None:
         """Close the backend and remove the rank's directory, unless it is to be kept."""
+        if self._space is not None:
+            self._space.close()
         try:
             if self._backend is not None:
                 self._backend.close()

@@ -15,6 +15,7 @@ from pytest_kvcache.latency import Histogram
 from pytest_kvcache.metrics import METRICS, MIN_SAMPLES_BEYOND, PERCENTILES
 from pytest_kvcache.plan import Plan
 from pytest_kvcache.recorder import CENSORED, SECTIONS
+from pytest_kvcache.series import Series
 from pytest_kvcache.summary import MetricSeries
 from pytest_kvcache.version import RUN_SCHEMA
 
@@ -117,13 +118,14 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRecord:
-    """What the coordinator wrote: all ranks' scalars and the summed histograms."""
+    """What the coordinator wrote: all ranks' scalars, the summed histograms and series."""
 
     plan_digest: str
     trial: int
     window_s: float
     ranks: tuple[RankResult, ...]
     histograms: Mapping[str, Histogram]
+    series: Series
 
     def to_json(self) -> dict[str, Any]:
         """As written into ``trial.json``."""
@@ -134,12 +136,14 @@ class TrialRecord:
             "window_s": self.window_s,
             "ranks": [asdict(rank) for rank in self.ranks],
             "histograms": {name: h.to_json() for name, h in self.histograms.items()},
+            "series": self.series.to_json(),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], plan: Plan) -> TrialRecord:
         """Read and check against the plan; ResultError says what is missing."""
-        missing = {"plan_digest", "trial", "window_s", "ranks", "histograms"} - set(data)
+        parts = {"plan_digest", "trial", "window_s", "ranks", "histograms", "series"}
+        missing = parts - set(data)
         if missing:
             raise ResultError(f"the trial's record lacks {', '.join(sorted(missing))}")
         if data.get("schema") != TRIAL_SCHEMA:
@@ -160,6 +164,7 @@ class TrialRecord:
             window_s=data["window_s"],
             ranks=ranks,
             histograms=histograms,
+            series=Series.from_json(data["series"]),
         )
 
 
@@ -261,6 +266,7 @@ def trial_data(record: TrialRecord, plan: Plan) -> dict[str, Any]:
         "proof": _proof(ranks),
         "harness": _harness(ranks, window_s),
         "integrity": {"checked": _sum(ranks, "checked"), "failed": _sum(ranks, "corrupt")},
+        "series": record.series.to_json(),
         "ranks": [asdict(rank) for rank in ranks],
     }  # fmt: skip
 

@@ -34,6 +34,7 @@ from pytest_kvcache.recorder import READ, SECTIONS, WRITE, Recorder, Window
 from pytest_kvcache.registry import Registry
 from pytest_kvcache.results import RankResult, TrialRecord
 from pytest_kvcache.scenarios import SYNTHETIC
+from pytest_kvcache.series import KINDS, Cut, Series, SeriesLedger, coarse_index
 from pytest_kvcache.transfers import DELETE, TransferSettings
 from pytest_kvcache.workloads.protocol import Need, Request
 from pytest_kvcache.workloads.synthetic import SyntheticFamily
@@ -672,7 +673,30 @@ def record_of(plan: Plan, ranks: Sequence[Finished]) -> TrialRecord:
         window_s=window_ns / 1e9,
         ranks=tuple(rank.result_in(window_ns) for rank in ranks),
         histograms=histograms,
+        series=series_of(window_ns, [rank.rank.recorder.series for rank in ranks]),
     )
+
+
+def series_of(window_ns: int, ledgers: Sequence[SeriesLedger]) -> Series:
+    """What the coordinator makes of ranks that have booked this."""
+    cut = Cut.common(window_ns, [ledger.extent() for ledger in ledgers])
+    dense = [ledger.dense(cut) for ledger in ledgers]
+    return Series.from_dense(sum(dense[1:], start=dense[0]), cut)
+
+
+def even_series(window_s: float, operations: Sequence[int], moved_bytes: Sequence[int]) -> Series:
+    """A trial's series of so many reads and writes of 1 ms, evenly over the window."""
+    window_ns = round(window_s * 1e9)
+    ledger = SeriesLedger(0, window_ns)
+    for kind, wanted, total_bytes in zip(KINDS, operations, moved_bytes, strict=True):
+        count = min(wanted, total_bytes)
+        if count:
+            sizes = np.full(count, total_bytes // count, dtype=np.int64)
+            sizes[-1] += total_bytes % count
+            done_ns = np.arange(count, dtype=np.int64) * window_ns // count
+            bins = coarse_index(np.full(count, 1_000_000, dtype=np.int64))
+            ledger.add(kind, done_ns, bins, sizes)
+    return series_of(window_ns, [ledger])
 
 
 # --- records ------------------------------------------------------------------------------
@@ -762,7 +786,10 @@ def sound_plan(**changes: Any) -> Plan:
 
 
 def sound_record(plan: Plan, ranks: Sequence[RankResult], **changes: Any) -> TrialRecord:
-    """A trial of these ranks; every read took 1 ms, every write 2 ms."""
+    """A trial of these ranks; every read took 1 ms, every write 2 ms; evenly over the window."""
+    window_s = changes.get("window_s", 60.0)
+    counted = [sum(getattr(rank, f"{kind}_count") for rank in ranks) for kind in KINDS]
+    moved = [sum(getattr(rank, f"{kind}_bytes") for rank in ranks) for kind in KINDS]
     counts = {
         "read": (1_000_000, sum(rank.read_count for rank in ranks)),
         "write": (2_000_000, sum(rank.write_count for rank in ranks)),
@@ -782,6 +809,7 @@ def sound_record(plan: Plan, ranks: Sequence[RankResult], **changes: Any) -> Tri
             window_s=60.0,
             ranks=tuple(ranks),
             histograms=histograms,
+            series=even_series(window_s, counted, moved),
         ),
         **changes,
     )

@@ -49,8 +49,8 @@ SIDES = (
         name="values",  # tables, parsers and frozen values, known to everyone
         modules=(
             "atomic", "baseline", "compare", "errors", "events", "evidence", "hosts", "latency",
-            "metrics", "models", "options", "optiontable", "scenarios", "summary", "units",
-            "version",
+            "live", "metrics", "models", "options", "optiontable", "scenarios", "series",
+            "summary", "units", "version",
         ),
         may_import=(),
         foreign=("numpy", "tomli"),
@@ -76,7 +76,8 @@ SIDES = (
     Side(
         name="ranks",  # what runs under mpirun
         modules=(
-            "calibration", "comm", "containers.init", "coordinator", "engine", "janitor", "rank",
+            "calibration", "comm", "containers.init", "coordinator", "engine", "freespace",
+            "janitor", "rank",
             "transfers", "worker",
         ),
         may_import=("values", "both"),

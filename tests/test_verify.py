@@ -184,6 +184,17 @@ def test_what_is_free_is_really_there(real_run: dict[str, Any]) -> None:
         assert any(re.fullmatch(pattern, path) for path in free), pattern
 
 
+def test_no_number_of_a_series_can_be_changed_unseen() -> None:
+    data = sound_run()
+    unseen = []
+    for path, value in numbers(data):
+        if "series" in path:
+            with forged(data, path, value + 1):
+                if not complaints(data):
+                    unseen.append(".".join(map(str, path)))
+    assert unseen == []
+
+
 @pytest.mark.parametrize(
     "path",
     [
