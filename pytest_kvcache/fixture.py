@@ -191,6 +191,8 @@ def why_absent(result: CaseResult, metric: str) -> str:
     """Why a case that ran lacks a metric."""
     spec = METRICS[metric]
     sections = [trial.data[spec.section] for trial in result.trials if trial.data]
+    if None in sections:
+        return f"only an open loop has {spec.section}; add --kv-request-rate"
     counts = [section.get("count") for section in sections]
     few = None
     if spec.percentile is not None and None not in counts:

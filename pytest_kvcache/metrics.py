@@ -19,7 +19,7 @@ PERCENTILES: Mapping[str, float] = MappingProxyType(
 )
 MIN_SAMPLES_BEYOND = 10  # a percentile is shown only if it rests on this many samples above it
 
-LATENCY_SECTIONS = ("read", "write", "queue", "device", "load", "request")
+LATENCY_SECTIONS = ("read", "write", "queue", "device", "load", "request", "wakeup")
 _READ_SECTIONS = frozenset({"read", "load"})
 
 

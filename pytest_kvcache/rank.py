@@ -24,8 +24,9 @@ from pytest_kvcache.janitor import Janitor
 from pytest_kvcache.payload import Payload
 from pytest_kvcache.proof import IoCounters, probe_filesystem, sample_io
 from pytest_kvcache.recorder import Recorder, Window
-from pytest_kvcache.results import RankResult, latencies_ms
+from pytest_kvcache.results import RankResult, latencies_ms, ratio
 from pytest_kvcache.transfers import TransferSettings
+from pytest_kvcache.workloads.openloop import OpenLoop, arrival_offsets_ns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.backends.protocol import Backend
     from pytest_kvcache.plan import Plan
     from pytest_kvcache.registry import Registry
+    from pytest_kvcache.workloads.protocol import Workload
     from pytest_kvcache.workloads.trace_file import Trace
 
 # The stop stamp of a transfer waits for the GIL; with the default of 5 ms a thread that
@@ -76,7 +78,6 @@ class Rank:
         if facts.in_directory:
             self._filesystem = probe_filesystem(plan.cache_dir, self.host).to_json()
         payload = Payload(self._payload_seed(), plan.chunk_bytes) if facts.stores_data else None
-        workload = registry.workload(plan.scenario).build(plan.context(self.rank, self._trace))
         self.engine = Engine(
             settings=TransferSettings(
                 queue_depth=plan.queue_depth,
@@ -90,10 +91,25 @@ class Rank:
             generation_s_per_token=plan.generation_s_per_token,
             backend=self._backend,
             index=self.index,
-            workload=workload,
+            workload=self._workload(registry),
             payload=payload,
             recorder=self.recorder,
         )
+
+    def _workload(self, registry: Registry) -> Workload:
+        """This rank's requests; at a declared rate it issues its share of them."""
+        plan = self.plan
+        workload = registry.workload(plan.scenario).build(plan.context(self.rank, self._trace))
+        if plan.request_rate is None or plan.arrival is None:
+            return workload
+        identity = f"{plan.seed}/{plan.trial}/{self.rank}"
+        offsets_ns = arrival_offsets_ns(
+            per_s=plan.request_rate / plan.np,
+            arrival=plan.arrival,
+            span_s=plan.ramp_s + (plan.duration_s or 0.0),
+            identity=f"{identity}/arrivals",
+        )
+        return OpenLoop(workload, offsets_ns, f"{identity}/turns")
 
     def _opened(self, factory: Callable[[], Backend]) -> tuple[Backend, BackendFacts]:
         """Open the storage; a fallback from direct to buffered brings its default sync.
@@ -260,6 +276,10 @@ class Rank:
             "first_half_hits": first["hit_blocks"],
             "second_half_blocks": sums["prompt_blocks"] - first["prompt_blocks"],
             "second_half_hits": sums["hit_blocks"] - first["hit_blocks"],
+            "first_half_waiting": ratio(first["waiting"], first["samples"]),
+            "second_half_waiting": ratio(
+                sums["waiting"] - first["waiting"], sums["samples"] - first["samples"]
+            ),
         }
 
     def _operation_counts(self) -> dict[str, Any]:
@@ -281,6 +301,8 @@ class Rank:
             "completed": counters.completed,
             "dropped": counters.dropped,
             "backlog": counters.backlog,
+            "generating": counters.generating,
+            "storing": counters.storing,
             "store_stall_s": counters.stall_ns / 1e9,
             "load_censored": self.recorder.censored["load"],
             "request_censored": self.recorder.censored["request"],

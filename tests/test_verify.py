@@ -352,7 +352,7 @@ def test_an_invalid_trial_is_ok_only_if_that_was_allowed() -> None:
         ({"hit_blocks": 6_000}, "hit_blocks is 6000; it must be at most prompt_blocks"),
         (
             {"completed": 201},
-            "completed + request_censored + dropped is 201; it must be at most offered",
+            "completed + request_censored is 201; it must be at most offered",
         ),
         ({"stop_s": 20.0, "drained_s": 20.0}, "window_s is 60.0; by the ranks' stop_s it must be"),
     ],

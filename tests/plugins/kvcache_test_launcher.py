@@ -103,7 +103,7 @@ def canned_record(plan: Plan) -> TrialRecord:
         trial=plan.trial,
         window_s=plan.duration_s or 1.0,
         ranks=tuple(canned_rank(plan, rank, histogram) for rank in range(plan.np)),
-        histograms=dict.fromkeys(SECTIONS, histogram),
+        histograms={name: Histogram() if name == "wakeup" else histogram for name in SECTIONS},
     )
 
 
