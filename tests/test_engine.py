@@ -971,8 +971,9 @@ def test_a_full_store_queue_holds_nobody_back_in_an_open_loop(
     ]
     rig = Rig(Script([arrivals], open_loop=True), stage, clock=clock, queue_depth=1)
     rig.start()
-    for number in range(5):
-        wait_for(lambda done=number: rig.engine.counters.completed == done + 1)
+    counters = rig.engine.counters
+    while counters.completed < 5:
+        wait_for(lambda: counters.completed * S > clock() - rig.start_ns)
         rig.advance(S)
     assert rig.engine._stores == 30
     assert not rig.engine._stalled
@@ -1198,7 +1199,7 @@ class Slow(Bookkeeper):
         super().put_from(key, offset, buffer)
 
 
-def streams(backend: Bookkeeper, capacity_blocks: int) -> dict[int, list[Request]]:
+def streams(backend: Bookkeeper, capacity_blocks: int, **changes: object) -> Watched:
     """What the users of a rank ask for, against this backend."""
     seen: list[Watched] = []
 
@@ -1213,16 +1214,24 @@ def streams(backend: Bookkeeper, capacity_blocks: int) -> dict[int, list[Request
     registry = registry_of(backends={"memory": lambda: backend}, workloads={"mixed": Spied()})
     plan = make_plan(
         scenario="mixed", users=10, backend="memory", capacity_blocks=capacity_blocks,
-        context_scale=0.02,
+        context_scale=0.02, **changes,
     )  # fmt: skip
     assert run_rank(plan, registry).result.error is None
-    return seen[0].given
+    return seen[0]
 
 
 def test_users_ask_the_same_whatever_the_speed_of_the_storage() -> None:
-    quick, slow = streams(Bookkeeper(), 300), streams(Slow(), 300)
+    quick, slow = (streams(backend, 300).given for backend in (Bookkeeper(), Slow()))
     assert set(quick) == set(slow) == set(range(10))
     for user, asked in quick.items():
         shared = min(len(asked), len(slow[user]))
         assert shared > 0
         assert asked[:shared] == slow[user][:shared]
+
+
+@pytest.mark.parametrize("arrival", ["poisson", "gamma"])
+def test_at_a_rate_the_storage_decides_nothing_of_what_is_asked_or_when(arrival: str) -> None:
+    at_a_rate = {"request_rate": 500.0, "arrival": arrival}
+    quick, slow = (streams(backend, 300, **at_a_rate) for backend in (Bookkeeper(), Slow()))
+    assert len(quick.order) > 50
+    assert quick.order == slow.order

@@ -96,8 +96,10 @@ def _gamma(uniforms: FloatArray, shape: float) -> FloatArray:
 class OpenLoop:
     """A closed workload whose users ask when the schedule says so (implements ``Workload``).
 
-    Each arrival takes the next turn of a user that a generator of its own draws; think
-    times play no part. Raises OptionError for a workload with arrivals of its own.
+    Each arrival takes the next turn of a user that a generator of its own draws, out of
+    the half that has been silent for longest: nobody asks again at once, which would
+    make the request wait for the blocks of the one before. Think times play no part.
+    Raises OptionError for a workload with arrivals of its own.
     """
 
     open_loop = True
@@ -111,7 +113,7 @@ class OpenLoop:
         self._closed = closed
         self._offsets_ns = offsets_ns
         self._draws = random.Random(int.from_bytes(_digest(identity), "big"))
-        self._asking = list(range(closed.users))
+        self._silent = list(range(closed.users))  # for longest first
         self._arrived = 0
 
     @property
@@ -126,13 +128,14 @@ class OpenLoop:
     def next_request(self, user: int) -> Request | None:
         """The next arrival, whoever is asked for; None after the last one."""
         del user
-        while self._asking and self._arrived < len(self._offsets_ns):
+        while self._silent and self._arrived < len(self._offsets_ns):
             # random() is the one method whose sequence Python promises to keep.
-            place = int(self._draws.random() * len(self._asking))
-            request = self._closed.next_request(self._asking[place])
+            place = int(self._draws.random() * ((len(self._silent) + 1) // 2))
+            drawn = self._silent.pop(place)
+            request = self._closed.next_request(drawn)
             if request is not None:
+                self._silent.append(drawn)
                 arrival_ns = int(self._offsets_ns[self._arrived])
                 self._arrived += 1
                 return request._replace(think_s=0.0, arrival_ns=arrival_ns)
-            del self._asking[place]
         return None

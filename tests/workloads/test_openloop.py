@@ -156,6 +156,17 @@ def test_every_arrival_takes_the_next_turn_of_a_user() -> None:
         assert [r.keys for r in mine] == [r.keys for r in turns[user][: len(mine)]]
 
 
+@given(users=st.integers(1, 50), identity=IDENTITIES)
+def test_nobody_asks_again_before_half_of_the_others_did(users: int, identity: str) -> None:
+    turns = [[ask(user, "a")] * 300 for user in range(users)]
+    found = drained(OpenLoop(Script(turns), offsets(*range(300)), identity))
+    last: dict[int, int] = {}
+    for number, request in enumerate(found):
+        assert number - last.get(request.user, -users) >= (users + 2) // 2
+        last[request.user] = number
+    assert len(last) == users
+
+
 def test_users_are_drawn_anew_for_each_identity() -> None:
     def users(identity: str) -> list[int]:
         turns = [[ask(user, "a")] * 100 for user in range(4)]
