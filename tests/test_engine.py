@@ -1084,6 +1084,20 @@ def test_simulated_generation_is_no_backlog_of_the_storage(clock: FakeClock, sta
     assert sums["waiting"] / sums["samples"] == pytest.approx(18 / 20, abs=0.1)
 
 
+def test_an_answer_that_was_generated_is_no_longer_being_generated(
+    clock: FakeClock, stage: Stage
+) -> None:
+    arrivals = [ask(0, output=["a"], arrival_ns=0), ask(0, arrival_ns=1_000 * S)]
+    rig = Rig(Script([arrivals], open_loop=True), stage, clock=clock, generation_s_per_token=1.0)
+    rig.start(window_ns=10 * S)
+    rig.advance(5 * S)
+    stage.release(*stage.expect("put a"))
+    rig.advance(5 * S)
+    rig.finish()
+    counters = rig.engine.counters
+    assert (counters.completed, counters.backlog, counters.generating) == (1, 0, 0)
+
+
 # -- population ----------------------------------------------------------------------------
 
 
