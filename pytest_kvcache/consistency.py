@@ -30,8 +30,11 @@ _PARTS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("read_op_bytes",), "requested_read_bytes"),
     (("write_bytes",), "requested_write_bytes"),
     (("write_op_bytes",), "requested_write_bytes"),
-    (("completed", "request_censored", "dropped"), "offered"),
+    (("completed", "request_censored"), "offered"),
+    (("completed", "dropped"), "offered"),
     (("backlog", "dropped"), "offered"),
+    (("generating",), "backlog"),
+    (("storing",), "completed"),
     (("completed_in_window", "dropped"), "offered"),
     (("hit_blocks",), "prompt_blocks"),
     (("hit_tokens",), "arrived_tokens"),
@@ -50,11 +53,12 @@ _COUNTS = (
     "first_half_hits", "second_half_blocks", "second_half_hits", "evictions", "cached_blocks",
     "populated_blocks", "population_s", "store_stall_s", "requested_read_bytes",
     "requested_write_bytes", "checked", "corrupt", "cpu_s", "peak_rss_bytes", "cores",
-    "load_censored", "request_censored",
+    "load_censored", "request_censored", "generating", "storing",
 )  # fmt: skip
 _COUNTS_OR_NONE = (
     "read_p95_ms", "write_p95_ms", "null_ops_per_s", "memory_ops_per_s", "mean_depth",
     "device_read_bytes", "device_write_bytes",
+    "first_half_waiting", "second_half_waiting",
 )  # fmt: skip
 
 
@@ -65,6 +69,7 @@ def record_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
             yield f"rank {rank.rank} on host {rank.host}: {fault}"
     yield from _window_faults(record, plan)
     yield from _series_faults(record, plan)
+    yield from _arrival_faults(record, plan)
 
 
 def check_record(record: TrialRecord, plan: Plan) -> None:
@@ -155,6 +160,21 @@ def _series_bytes_faults(record: TrialRecord, plan: Plan, kind: str, column: int
                 )
 
 
+def _arrival_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
+    """In an open loop whatever has an answer, or waits for one, has arrived."""
+    arrived = record.histograms["wakeup"].count
+    if not (plan.open_loop or arrived):
+        return
+    answered = record.histograms["request"].count
+    waited = answered + sum(rank.request_censored for rank in record.ranks)
+    offered = sum(rank.offered for rank in record.ranks)
+    if not waited <= arrived <= offered:
+        yield (
+            f"wakeup.count is {arrived}; it must be between the {waited} requests of the window"
+            f" and all {offered} that were offered"
+        )
+
+
 # --- the plan ---------------------------------------------------------------------------------
 
 # Field of the plan → the option whose rule its value must keep.
@@ -168,6 +188,8 @@ _RULE_OF = {
     "tensor_parallel": "tensor_parallel",
     "generation_mode": "generation_mode",
     "phase": "phase",
+    "request_rate": "request_rate",
+    "arrival": "arrival",
     "io": "io",
     "sync": "sync",
     "queue_depth": "queue_depth",
@@ -179,7 +201,7 @@ _TRACE_RULE_OF = {
     "cycles": "trace_cycles",
     "limit": "trace_limit",
 }
-_MAY_BE_NONE = frozenset({"duration_s", "trace.limit"})
+_MAY_BE_NONE = frozenset({"duration_s", "request_rate", "arrival", "trace.limit"})
 _CORES = ("split", "shared")
 _PARSERS = {spec.name: spec.parse for spec in OPTIONS}
 

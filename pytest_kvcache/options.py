@@ -174,6 +174,11 @@ def _check_together(options: Options) -> None:
     _check_containers(options)
     _check_store(options)
     _check_trace(options)
+    if options.overrides("arrival") and options.request_rate is None:
+        raise OptionError(
+            f"--kv-arrival is {options.arrival}; it belongs to an open loop, so add"
+            " --kv-request-rate or leave it out"
+        )
 
 
 def _check_phase(options: Options) -> None:
@@ -238,6 +243,13 @@ def _check_replay(options: Options) -> None:
             f"--kv-context-scale is {options.context_scale:g}; a trace is replayed as it was"
             " recorded, so leave it out"
         )
+    for name in ("request_rate", "arrival"):
+        if options.overrides(name):
+            flag = "--kv-" + name.replace("_", "-")
+            raise OptionError(
+                f"{flag} is {options.texts[name][0]}; a trace has times of its own, so leave it"
+                " out and use --kv-trace-speedup"
+            )
     if options.trace_speedup > 0 and options.overrides("num_users"):
         raise OptionError(
             f"--kv-num-users is {options.num_users}; a trace that is replayed at its recorded"

@@ -224,7 +224,6 @@ def _is(*values: object) -> Callable[[Any], bool]:
     return lambda value: value in values
 
 
-_OPEN_LOOP = "leave it out; users issue their next request after the previous one"
 _TIERS = "only the storage tier exists so far, use 0"
 
 OPTIONS: tuple[OptionSpec, ...] = (
@@ -311,10 +310,13 @@ OPTIONS: tuple[OptionSpec, ...] = (
                help="replay the trace N times over (default: 1)"),
     OptionSpec(name="trace_limit", metavar="N", parse=_count(1),
                help="replay the first N requests only"),
-    OptionSpec(name="request_rate", metavar="R", parse=_above(0.0), later=_OPEN_LOOP,
-               help="open loop, requests per second"),
+    OptionSpec(name="request_rate", metavar="R", parse=_above(0.0),
+               help="open loop: R requests per second, of all ranks together, each of them"
+               " issues R/np; users take turns at those times instead of thinking"
+               " (default: closed loop)"),
     OptionSpec(name="arrival", metavar="{poisson,gamma}", parse=_choice("poisson", "gamma"),
-               later=_OPEN_LOOP, help="open loop, arrivals"),
+               help="times between those requests: exponential, or in bursts (coefficient of"
+               " variation 2), with --kv-request-rate (default: poisson)"),
     OptionSpec(name="precondition", metavar="SIZE", parse=_text, help="overwrite in place first",
                later="leave it out; population before the window fills the cache"),
     OptionSpec(name="reread_factor", metavar="N", is_available=_is(0.0),

@@ -19,6 +19,7 @@ from pytest_kvcache.hosts import RankLayout
 from pytest_kvcache.launchers.protocol import binds_ranks
 from pytest_kvcache.models import ModelSpec
 from pytest_kvcache.units import MIB, format_bytes
+from pytest_kvcache.workloads.openloop import DEFAULT_ARRIVAL, MAX_ARRIVALS
 from pytest_kvcache.workloads.protocol import Need, WorkloadContext
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ class Plan:
     ``store`` is how the backend file keeps objects, None for every other backend.
     ``need_blocks`` is what one rank would store if nothing were evicted. ``cores`` is
     ``split`` (ranks of a host divide its cores) or ``shared`` (as the launcher bound them).
+    ``request_rate`` is that of all ranks together, per second; None, and no ``arrival``:
+    a closed loop, or the times of a trace.
     """
 
     version: str
@@ -94,6 +97,8 @@ class Plan:
     tensor_parallel: int
     generation_mode: str
     phase: str
+    request_rate: float | None
+    arrival: str | None
     backend: str
     store: Store | None
     io: str
@@ -121,6 +126,26 @@ class Plan:
             raise OptionError(
                 f"the storage capacity per rank holds no block of {format_bytes(self.block_bytes)};"
                 " raise --kv-storage-capacity-gb, free some space, or lower --kv-block-tokens"
+            )
+        self._check_arrivals()
+
+    def _check_arrivals(self) -> None:
+        rate = self.request_rate
+        if (rate is None) != (self.arrival is None):
+            raise OptionError(f"arrival is {self.arrival!r}; it must go with a request_rate")
+        if rate is None:
+            return
+        if self.trace is not None:
+            raise OptionError(
+                f"--kv-request-rate is {rate:g}; a trace has times of its own, so leave it out and"
+                " use --kv-trace-speedup"
+            )
+        arrivals = rate / self.np * (self.ramp_s + (self.duration_s or 0.0))
+        if arrivals > MAX_ARRIVALS:
+            raise OptionError(
+                f"--kv-request-rate is {rate:g}, which makes {arrivals:.3g} requests of a rank in"
+                f" ramp and window; it must be at most {MAX_ARRIVALS:,}, so lower it, use more"
+                " ranks, or shorten --kv-duration"
             )
 
     @property
@@ -188,6 +213,11 @@ class Plan:
     def needs_directory(self) -> bool:
         """Whether ranks own a directory; null and memory do not."""
         return self.backend not in ("null", "memory")
+
+    @property
+    def open_loop(self) -> bool:
+        """Whether requests come at times of their own, however fast the answers are."""
+        return self.request_rate is not None or bool(self.trace and self.trace.speedup > 0)
 
     @property
     def drain_s(self) -> float:
@@ -311,6 +341,8 @@ def build_plan(
     ramp_s = options.ramp if options.overrides("ramp") or not replays else 0.0
     if ramp_s is None:
         ramp_s = min(30.0, (duration_s or 0.0) / 10)
+    asked_rate = options.overrides("request_rate") or not replays
+    request_rate = options.request_rate if asked_rate else None
     stored = -(-model.block_bytes(block_tokens, options.tensor_parallel) // PAGE_BYTES) * PAGE_BYTES
     plan = Plan(
         version=facts.version,
@@ -328,6 +360,8 @@ def build_plan(
         tensor_parallel=options.tensor_parallel,
         generation_mode=options.generation_mode,
         phase=options.phase,
+        request_rate=request_rate,
+        arrival=None if request_rate is None else options.arrival or DEFAULT_ARRIVAL,
         backend=options.backend,
         store=effective_store(options.store, options.backend, stored),
         io=options.io,
@@ -362,7 +396,9 @@ _OPTION_OF = {
     "cores": "mpi_params",
 }
 # What a replay fixes for itself.
-_REPLAY_OWN = frozenset({"duration_s", "ramp_s", "block_tokens", "context_scale"})
+_REPLAY_OWN = frozenset(
+    {"duration_s", "ramp_s", "block_tokens", "context_scale", "request_rate", "arrival"}
+)
 _DERIVED = frozenset({"run_id", "version", "trial", "need_blocks", "origins"})
 
 
@@ -376,6 +412,8 @@ def _origins(options: Options, *, replays: bool) -> dict[str, str]:
     for name in _REPLAY_OWN if replays else ():
         if not options.overrides(_OPTION_OF.get(name, name)):
             found[name] = "scenario"
+    if options.request_rate is None:
+        found["arrival"] = "default"
     if options.allow_invalid:
         found["allow_invalid"] = given["allow_invalid"]
     return found

@@ -28,8 +28,9 @@ from pytest_kvcache.janitor import Janitor
 from pytest_kvcache.payload import make_payload
 from pytest_kvcache.proof import IoCounters, probe_filesystem, sample_io
 from pytest_kvcache.recorder import Recorder, Window
-from pytest_kvcache.results import RankResult, latencies_ms
+from pytest_kvcache.results import RankResult, latencies_ms, ratio
 from pytest_kvcache.transfers import TransferSettings
+from pytest_kvcache.workloads.openloop import OpenLoop, arrival_offsets_ns
 from pytest_kvcache.workloads.phases import DecodeWorkload, build_workload
 
 if TYPE_CHECKING:
@@ -164,11 +165,25 @@ class Rank:
         return self._make_engine(
             self._backend,
             self.index,
-            self._workload,
+            self._at_its_rate(self._workload),
             self._payload() if stores else None,
             self.recorder,
             generation_s_per_token=plan.generation_s_per_token,
         )
+
+    def _at_its_rate(self, workload: Workload) -> Workload:
+        """At a declared rate a rank issues its share of the requests."""
+        plan = self.plan
+        if plan.request_rate is None or plan.arrival is None:
+            return workload
+        identity = f"{plan.seed}/{plan.trial}/{self.rank}"
+        offsets_ns = arrival_offsets_ns(
+            per_s=plan.request_rate / plan.np,
+            arrival=plan.arrival,
+            span_s=plan.ramp_s + (plan.duration_s or 0.0),
+            identity=f"{identity}/arrivals",
+        )
+        return OpenLoop(workload, offsets_ns, f"{identity}/turns")
 
     def _opened(self, factory: Callable[[], Backend]) -> tuple[Backend, BackendFacts]:
         """Open the storage; a fallback from direct to buffered brings its default sync.
@@ -347,6 +362,10 @@ class Rank:
             "first_half_hits": first["hit_blocks"],
             "second_half_blocks": sums["prompt_blocks"] - first["prompt_blocks"],
             "second_half_hits": sums["hit_blocks"] - first["hit_blocks"],
+            "first_half_waiting": ratio(first["waiting"], first["samples"]),
+            "second_half_waiting": ratio(
+                sums["waiting"] - first["waiting"], sums["samples"] - first["samples"]
+            ),
         }
 
     def _operation_counts(self) -> dict[str, Any]:
@@ -368,6 +387,8 @@ class Rank:
             "completed": counters.completed,
             "dropped": counters.dropped,
             "backlog": counters.backlog,
+            "generating": counters.generating,
+            "storing": counters.storing,
             "store_stall_s": counters.stall_ns / 1e9,
             "load_censored": self.recorder.censored["load"],
             "request_censored": self.recorder.censored["request"],

@@ -30,6 +30,8 @@ TRANSFER = 2  # -, started, done, bytes, -        (one of several of an object)
 LOAD = 3  # -, issued, last byte, bytes, -
 REQUEST = 4  # -, intended, done, prompt tokens, output tokens
 ADMIT = 5  # prompt blocks, arrival, hit blocks, prompt tokens, hit tokens
+WAKEUP = 6  # -, intended, dealt with, -, -        (an arrival of an open loop)
+WAITING = 7  # requests that wait for the storage, now, now, -, -        (a sample)
 
 _COLUMNS = 6
 _ROW = struct.Struct(f"={_COLUMNS}q")
@@ -39,7 +41,7 @@ _OBJECTS = ((READ, "read"), (WRITE, "write"))
 
 CENSORED = ("load", "request")  # what may have begun without being seen to end
 
-SECTIONS = ("read", "write", "queue", "device", "load", "request")
+SECTIONS = ("read", "write", "queue", "device", "load", "request", "wakeup")
 
 LEDGER_COLUMNS = (
     "read_bytes",
@@ -51,6 +53,8 @@ LEDGER_COLUMNS = (
     "hit_blocks",
     "arrived_tokens",
     "hit_tokens",
+    "waiting",
+    "samples",
 )
 _SLICE_NS = 10_000_000
 _MAX_SLICES = 1 << 16
@@ -154,6 +158,28 @@ class Ledger:
         """Totals from ``begin_ns`` to ``end_ns`` after the origin (multiples of a slice)."""
         part = self._sums[begin_ns // self.slice_ns : end_ns // self.slice_ns]
         return dict(zip(LEDGER_COLUMNS, (int(v) for v in part.sum(axis=0)), strict=True))
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the engine counts beside the log, from the start of the run on.
+
+    ``backlog`` are the requests without an answer when issuing stops, ``generating``
+    those of them whose answer is only simulated; ``storing`` are answered, and some of
+    their blocks are not stored yet.
+    """
+
+    read_failed: int = 0
+    write_failed: int = 0
+    read_bytes: int = 0
+    write_bytes: int = 0
+    offered: int = 0
+    completed: int = 0
+    dropped: int = 0
+    backlog: int = 0
+    generating: int = 0
+    storing: int = 0
+    stall_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +293,11 @@ class Recorder:
         self.histograms["load"].record(loads[:, 3] - loads[:, 2])
         self._book_requests(rows[kinds == REQUEST], rows[inside & (kinds == REQUEST)])
         self._book_arrivals(rows[inside & (kinds == ADMIT)])
+        wakeups = rows[inside & (kinds == WAKEUP)]
+        self.histograms["wakeup"].record(wakeups[:, 3] - wakeups[:, 2])
+        samples = rows[kinds == WAITING]
+        ones = np.ones(len(samples), dtype=np.int64)
+        self.ledger.add(samples[:, 2], {"waiting": samples[:, 1], "samples": ones})
 
     def _book_operations(self, name: str, rows: NDArray[np.int64]) -> None:
         self.histograms[name].record(rows[:, 3] - rows[:, 2])

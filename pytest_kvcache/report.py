@@ -97,7 +97,9 @@ def describe_plan(plan: Plan) -> str:
     durable = "durable" if plan.sync == "data" else "not durable"
     users = f"{plan.users} users per rank"
     phase = "" if plan.phase == "both" else f"{plan.phase} only; "
-    if plan.trace is not None and plan.trace.speedup:
+    if plan.request_rate is not None:
+        users = f"{plan.request_rate:g} requests/s ({plan.arrival}) by {users}"
+    elif plan.trace is not None and plan.trace.speedup:
         users = f"{plan.trace.requests} requests of {plan.trace.name} at their recorded times"
     return (
         f"{plan.np} rank{'s' * (plan.np > 1)} on {hosts}; {phase}{users}; blocks of"
@@ -200,7 +202,7 @@ def _proof_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
         f" {requests['completed']} requests; {proof['io_mode']} I/O, sync {proof['sync']};"
         f" device moved {_moved(proof)}; {data['integrity']['checked']} transfers verified,"
         f" {data['integrity']['failed']} wrong; {_cpu(data['harness'])}; at most"
-        f" {format_bytes(peak_bytes)} of memory per rank",
+        f" {format_bytes(peak_bytes)} of memory per rank{_wakeup(data['wakeup'])}",
         indent="  ",
     )
     notes = {rank["io_note"] for rank in data["ranks"] if rank["io_note"]}
@@ -222,6 +224,12 @@ def _moved(proof: Mapping[str, Any]) -> str:
 def _cpu(harness: Mapping[str, Any]) -> str:
     per_gib = harness["cpu_s_per_gib"]
     return "no CPU figure" if per_gib is None else f"{per_gib:.2f} CPU s per GiB"
+
+
+def _wakeup(section: Mapping[str, Any] | None) -> str:
+    """How late the harness was for the requests of an open loop."""
+    p99_ms = None if section is None else section["ms"]["p99"]
+    return "" if p99_ms is None else f"; p99 of the wake-up lag {figure(p99_ms)} ms"
 
 
 def _verdict_lines(trials: Sequence[TrialResult]) -> Iterator[str]:

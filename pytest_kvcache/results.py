@@ -27,6 +27,8 @@ TRIAL_SCHEMA = "pytest-kvcache/trial/1"
 _GIB = 1 << 30
 _NS_PER_MS = 1e6
 LEAST_HEADROOM = 2.0  # operations the harness can make to those it made; below, it is the limit
+_HALVES = ("first", "second")
+_REQUEST_COUNTS = ("offered", "completed", "dropped", "backlog", "generating", "storing")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,8 @@ class RankResult:
     completed_in_window: int
     dropped: int
     backlog: int
+    generating: int
+    storing: int
     prompt_tokens: int
     generated_tokens: int
     prompt_blocks: int
@@ -70,6 +74,8 @@ class RankResult:
     first_half_hits: int
     second_half_blocks: int
     second_half_hits: int
+    first_half_waiting: float | None
+    second_half_waiting: float | None
     evictions: int
     cached_blocks: int
     populated_blocks: int
@@ -240,7 +246,7 @@ def _sum(ranks: Iterable[RankResult], name: str) -> int:
     return sum(getattr(rank, name) for rank in ranks)
 
 
-def _sum_or_none(ranks: Sequence[RankResult], name: str) -> Any:
+def _sum_or_none(ranks: Sequence[RankResult], name: str) -> float | None:
     values = [getattr(rank, name) for rank in ranks]
     return None if any(value is None for value in values) else sum(values)
 
@@ -248,6 +254,7 @@ def _sum_or_none(ranks: Sequence[RankResult], name: str) -> Any:
 def trial_data(record: TrialRecord, plan: Plan) -> dict[str, Any]:
     """The trial's part of the run file, from the ranks' records alone."""
     ranks, window_s = record.ranks, record.window_s
+    wakeup = record.histograms["wakeup"]
     operation_bytes = _sum(ranks, "read_op_bytes") + _sum(ranks, "write_op_bytes")
     return {
         "window_s": window_s,
@@ -256,10 +263,11 @@ def trial_data(record: TrialRecord, plan: Plan) -> dict[str, Any]:
         "first_done_s": min(r.drained_s for r in ranks),
         "last_done_s": max(r.drained_s for r in ranks),
         **{name: _operations(record, name) for name in ("read", "write")},
-        "queue": _latency_section(record, "queue", operation_bytes),
+        "queue": _section(record.histograms["queue"], bytes=operation_bytes),
         "demote": None,
-        "device": _latency_section(record, "device", _sum(ranks, "device_bytes")),
+        "device": _section(record.histograms["device"], bytes=_sum(ranks, "device_bytes")),
         **{name: _censored_section(record, name) for name in CENSORED},
+        "wakeup": _section(wakeup) if wakeup.count else None,  # a closed loop has none
         "requests": _requests(ranks, window_s),
         "tokens": _tokens(ranks, window_s),
         "cache": _cache(ranks, plan),
@@ -284,32 +292,27 @@ def _operations(record: TrialRecord, name: str) -> dict[str, Any]:
     }
 
 
-def _latency_section(record: TrialRecord, name: str, moved_bytes: int) -> dict[str, Any]:
-    histogram = record.histograms[name]
+def _section(histogram: Histogram, censored: int = 0, **facts: int) -> dict[str, Any]:
+    """Latencies with what they are of; ``censored`` began and were not seen to end."""
     return {
         "count": histogram.count,
-        "bytes": moved_bytes,
-        "ms": latencies_ms(histogram),
+        **facts,
+        "ms": latencies_ms(histogram, censored),
         "histogram": histogram.to_json(),
     }
 
 
 def _censored_section(record: TrialRecord, name: str) -> dict[str, Any]:
     """Load or request: some may have begun and not ended."""
-    histogram = record.histograms[name]
     censored = _sum(record.ranks, f"{name}_censored")
-    return {
-        "count": histogram.count,
-        "censored": censored,
-        "ms": latencies_ms(histogram, censored),
-        "histogram": histogram.to_json(),
-    }
+    return {**_section(record.histograms[name], censored), "censored": censored}
 
 
 def _requests(ranks: Sequence[RankResult], window_s: float) -> dict[str, Any]:
     completed = _sum(ranks, "completed_in_window")
     return {
-        **{name: _sum(ranks, name) for name in ("offered", "completed", "dropped", "backlog")},
+        **{name: _sum(ranks, name) for name in _REQUEST_COUNTS},
+        "half_waiting": [_sum_or_none(ranks, f"{half}_half_waiting") for half in _HALVES],
         "completed_in_window": completed,
         "per_s": ratio(completed, window_s) if completed else None,
         "goodput_per_s": None,
@@ -342,7 +345,7 @@ def _cache(ranks: Sequence[RankResult], plan: Plan) -> dict[str, Any]:
         "hit_token_ratio": ratio(_sum(ranks, "hit_tokens"), _sum(ranks, "arrived_tokens")),
         "half_hit_ratios": [
             ratio(_sum(ranks, f"{half}_half_hits"), _sum(ranks, f"{half}_half_blocks"))
-            for half in ("first", "second")
+            for half in _HALVES
         ],
         "evictions": _sum(ranks, "evictions"),
         "populated_blocks": _sum(ranks, "populated_blocks"),

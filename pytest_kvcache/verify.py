@@ -82,9 +82,14 @@ def _record(data: Mapping[str, Any], plan: Plan) -> TrialRecord:
         trial=plan.trial,
         window_s=data["window_s"],
         ranks=tuple(RankResult.from_json(rank) for rank in data["ranks"]),
-        histograms={name: Histogram.from_json(data[name]["histogram"]) for name in SECTIONS},
+        histograms={name: _histogram(data[name]) for name in SECTIONS},
         series=Series.from_json(data["series"]),
     )
+
+
+def _histogram(section: Mapping[str, Any] | None) -> Histogram:
+    """A section's; one that a trial does not have is empty."""
+    return Histogram() if section is None else Histogram.from_json(section["histogram"])
 
 
 def _why_not_ok(

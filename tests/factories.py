@@ -81,6 +81,8 @@ def make_plan(**changes: Any) -> Plan:
         "tensor_parallel": 1,
         "generation_mode": "none",
         "phase": "both",
+        "request_rate": None,
+        "arrival": None,
         "backend": "null",
         "store": "file" if on_files else None,
         "io": "direct",
@@ -738,6 +740,8 @@ def rank_result(rank: int = 0, **changes: Any) -> RankResult:
             completed_in_window=190,
             dropped=0,
             backlog=0,
+            generating=0,
+            storing=0,
             prompt_tokens=20_000,
             generated_tokens=2_000,
             prompt_blocks=2_000,
@@ -748,6 +752,8 @@ def rank_result(rank: int = 0, **changes: Any) -> RankResult:
             first_half_hits=500,
             second_half_blocks=1_000,
             second_half_hits=500,
+            first_half_waiting=1.0,
+            second_half_waiting=1.0,
             evictions=0,
             cached_blocks=500,
             populated_blocks=100,
@@ -797,6 +803,7 @@ def sound_record(plan: Plan, ranks: Sequence[RankResult], **changes: Any) -> Tri
         "device": (1_500_000, sum(rank.read_count + rank.write_count for rank in ranks)),
         "load": (4_000_000, sum(rank.completed for rank in ranks)),
         "request": (5_000_000, sum(rank.completed for rank in ranks)),
+        "wakeup": (100_000, plan.open_loop * sum(rank.offered for rank in ranks)),
     }
     histograms = {}
     for name, (value_ns, count) in counts.items():

@@ -5,11 +5,13 @@ import re
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from pytest_kvcache.backends.null import NullBackend
 from pytest_kvcache.consistency import check_record, plan_faults, record_faults
 from pytest_kvcache.errors import ResultError
+from pytest_kvcache.latency import Histogram
 from pytest_kvcache.plan import TracePlan
 from pytest_kvcache.results import RankResult
 from tests.factories import (
@@ -75,13 +77,15 @@ def test_what_real_ranks_leave_has_no_fault(duration_s: float | None) -> None:
         ({"first_half_blocks": 1_001}, "first_half_blocks + second_half_blocks is 2001; it must"),
         ({"first_half_hits": 501}, "first_half_hits + second_half_hits is 1001; it must be at mo"),
         (
-            {"completed": 201},
-            "completed + request_censored + dropped is 201; it must be at most offered, which is",
+            {"completed": 190, "completed_in_window": 9, "request_censored": 11},
+            "completed + request_censored is 201; it must be at most offered, which is",
         ),
         (
             {"completed": 190, "completed_in_window": 9, "dropped": 11},
-            "completed + request_censored + dropped is 201; it must be at most",
+            "completed + dropped is 201; it must be at most offered, which is",
         ),
+        ({"generating": 3, "backlog": 2}, "generating is 3; it must be at most backlog"),
+        ({"storing": 201}, "storing is 201; it must be at most completed"),
         ({"backlog": 201}, "backlog + dropped is 201; it must be at most offered"),
         ({"completed_in_window": 201}, "completed_in_window + dropped is 201; it must be at most"),
         ({"corrupt": 1_001}, "corrupt is 1001; it must be at most checked, which is 1000"),
@@ -116,6 +120,8 @@ def test_a_figure_that_is_not_known_is_no_fault() -> None:
         "read_p95_ms",
         "write_p95_ms",
         "mean_depth",
+        "first_half_waiting",
+        "second_half_waiting",
         "device_read_bytes",
         "device_write_bytes",
     )
@@ -164,6 +170,49 @@ def test_every_rank_and_every_fault_is_named() -> None:
         check_record(record, plan)
 
 
+# --- an open loop ---------------------------------------------------------------------------
+
+OPEN = sound_plan(request_rate=5.0, arrival="poisson")
+
+
+@pytest.mark.parametrize(
+    ("plan", "wakeups", "changes", "is_sound"),
+    [
+        (OPEN, 200, {}, True),
+        (OPEN, 201, {}, False),  # more than were offered
+        (OPEN, 199, {}, False),  # less than have an answer
+        (OPEN, 203, {"offered": 205, "dropped": 3, "request_censored": 3}, True),
+        (OPEN, 202, {"offered": 205, "dropped": 3, "request_censored": 3}, False),
+        (OPEN, 0, {}, False),
+        (sound_plan(trace=REPLAY), 199, {}, False),
+        (sound_plan(), 0, {}, True),
+        (sound_plan(), 201, {}, False),
+    ],
+)
+def test_whatever_has_an_answer_in_an_open_loop_has_arrived(
+    plan: Plan, wakeups: int, changes: dict[str, Any], *, is_sound: bool
+) -> None:
+    sound = sound_record(plan, [rank_result(0)])
+    arrived = Histogram()
+    arrived.record(np.full(wakeups, 1_000, dtype=np.int64))
+    record = replace(
+        sound,
+        ranks=(rank_result(0, **changes),),
+        histograms={**sound.histograms, "wakeup": arrived},
+    )
+    told = list(record_faults(record, plan))
+    assert (not told) == is_sound
+    assert is_sound or told[0].startswith(f"wakeup.count is {wakeups}; it must be between the ")
+
+
+def test_what_an_open_loop_leaves_has_no_fault() -> None:
+    registry = registry_of(backends={"null": NullBackend}, workloads=tireless_scenarios())
+    plan = make_plan(np=2, duration_s=0.3, request_rate=400.0, arrival="gamma")
+    record = record_of(plan, [run_rank(plan, registry, rank=rank) for rank in range(2)])
+    check_record(record, plan)
+    assert record.histograms["wakeup"].count > 0
+
+
 # --- a plan ---------------------------------------------------------------------------------
 
 
@@ -199,6 +248,8 @@ def test_a_plan_that_options_led_to_has_no_fault(plan: Plan) -> None:
         ("data", "hm", "it must be one of normal, strict"),
         ("cores", "stolen", "it must be one of split, shared"),
         ("deadline_s", 0.0, "it must be above 0"),
+        ("request_rate", 0.0, "it must be above 0"),
+        ("arrival", "uniform", "it must be one of poisson, gamma"),
         ("need_blocks", -1, "it must be a whole number of at least 0"),
         ("trial", -1, "it must be a whole number of at least 0"),
         ("capacity_blocks", 1.5, "it must be a whole number of at least 1"),

@@ -17,6 +17,7 @@ from pytest_kvcache.rank import Rank
 from pytest_kvcache.recorder import SECTIONS
 from pytest_kvcache.registry import build_registry
 from pytest_kvcache.results import RankResult
+from pytest_kvcache.workloads.openloop import arrival_offsets_ns
 from tests.factories import (
     HOST,
     PAGE,
@@ -135,6 +136,19 @@ def test_a_rank_on_files_knows_its_filesystem_and_its_bytes(on_files: Finished) 
 
 def test_a_ranks_result_survives_its_json(on_files: Finished) -> None:
     assert RankResult.from_json(asdict(on_files.result)) == on_files.result
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_issues_its_share_of_the_rate_in_ramp_and_window(rank: int) -> None:
+    plan = make_plan(np=2, ramp_s=0.1, duration_s=0.4, request_rate=800.0, arrival="poisson")
+    result = run_rank(plan, build_registry(), rank=rank).result
+    offsets_ns = arrival_offsets_ns(
+        per_s=400.0, arrival="poisson", span_s=0.5, identity=f"42/0/{rank}/arrivals"
+    )
+    assert result.offered == len(offsets_ns) - 1
+    assert result.offered == pytest.approx(200, abs=60)
+    assert result.store_stall_s == 0
+    assert result.first_half_waiting is not None
 
 
 def test_a_rank_without_storage_says_so() -> None:

@@ -17,6 +17,8 @@ from pytest_kvcache.recorder import (
     REQUEST,
     SECTIONS,
     TRANSFER,
+    WAITING,
+    WAKEUP,
     WRITE,
     Ledger,
     Log,
@@ -241,6 +243,7 @@ PLACES = [
         (REQUEST, ("request",), {"requests": 1, "prompt_tokens": 100, "output_tokens": 1}),
         (LOAD, ("load",), {}),
         (TRANSFER, ("device",), {}),
+        (WAKEUP, ("wakeup",), {}),
     ],
 )
 def test_latency_goes_by_the_start_and_amounts_by_the_end(
@@ -272,6 +275,13 @@ def test_hits_go_by_the_arrival(at_ns: int, *, counts: bool) -> None:
     sums = recorder.ledger.sums(0, recorder.ledger.end_ns)
     wanted = {"prompt_blocks": 7, "hit_blocks": 5, "arrived_tokens": 70, "hit_tokens": 50}
     assert sums == {name: wanted.get(name, 0) * counts for name in LEDGER_COLUMNS}
+
+
+def test_samples_of_the_queue_are_booked_when_they_were_taken() -> None:
+    rows = [(WAITING, count, at, at, 0, 0) for count, at in ((9, 9 * S), (4, 10 * S), (7, 15 * S))]
+    ledger = booked(*rows).ledger
+    halves = [ledger.sums(0, 5 * S), ledger.sums(5 * S, 10 * S)]
+    assert [(half["waiting"], half["samples"]) for half in halves] == [(4, 1), (7, 1)]
 
 
 def test_a_window_without_an_end_takes_everything_after_its_begin() -> None:

@@ -98,6 +98,18 @@ def test_results_that_are_no_storage_say_so() -> None:
     assert "NOT_STORAGE" not in shown(case_of(make_plan(backend="file")))
 
 
+def test_an_open_loop_says_its_rate_and_how_late_the_harness_was() -> None:
+    plan = make_plan(request_rate=2.5, arrival="gamma")
+    assert "2.5 requests/s (gamma) by 4 users per rank" in describe_plan(plan)
+    trial = trial_of(plan)
+    assert trial.data is not None
+    late = replace(trial, data={**trial.data, "wakeup": trial.data["request"]})
+    told = " ".join(shown(case_of(plan, late)).split())
+    p99_ms = figure(trial.data["request"]["ms"]["p99"])
+    assert f"p99 of the wake-up lag {p99_ms} ms" in told
+    assert "wake-up" not in shown(case_of(make_plan()))
+
+
 def test_a_verdict_of_some_trials_names_them() -> None:
     plan = make_plan()
     clean = replace(trial_of(plan), verdicts=())

@@ -121,7 +121,7 @@ def canned_record(plan: Plan) -> TrialRecord:
         trial=plan.trial,
         window_s=window_s,
         ranks=ranks,
-        histograms=dict.fromkeys(SECTIONS, histogram),
+        histograms={name: Histogram() if name == "wakeup" else histogram for name in SECTIONS},
         series=even_series(plan.trial, window_s, moved_bytes),
     )
 
