@@ -51,7 +51,8 @@ _COUNTS = (
     "load_censored", "request_censored",
 )  # fmt: skip
 _COUNTS_OR_NONE = (
-    "read_p95_ms", "write_p95_ms", "mean_depth", "device_read_bytes", "device_write_bytes",
+    "read_p95_ms", "write_p95_ms", "mean_depth", "longest_pause_s", "device_read_bytes",
+    "device_write_bytes",
 )  # fmt: skip
 
 

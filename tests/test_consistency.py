@@ -116,6 +116,7 @@ def test_a_figure_that_is_not_known_is_no_fault() -> None:
         "read_p95_ms",
         "write_p95_ms",
         "mean_depth",
+        "longest_pause_s",
         "device_read_bytes",
         "device_write_bytes",
     )

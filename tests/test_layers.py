@@ -76,8 +76,8 @@ SIDES = (
     Side(
         name="ranks",  # what runs under mpirun
         modules=(
-            "comm", "containers.init", "coordinator", "engine", "janitor", "rank", "transfers",
-            "worker",
+            "comm", "containers.init", "coordinator", "engine", "janitor", "pauses", "rank",
+            "transfers", "worker",
         ),
         may_import=("values", "both"),
         foreign=("numpy", "mpi4py"),
