@@ -54,6 +54,7 @@ class Rank:
         self._owns_directory = False
         self._place: Place | None = None
         self._place_fault: str | None = None
+        self._clock_fault: str | None = None
         self._pauses = PauseWatch()
         self._janitor: Janitor | None = None
         self._backend: Backend | None = None
@@ -169,6 +170,7 @@ class Rank:
         finally:
             gc.enable()
         self._pauses.look()
+        self._clock_fault = self._pauses.clock_fault()
         self.start_ns = self.engine.began_ns
         self.drained_ns = time.monotonic_ns()
         self._cpu_s = _cpu_s() - cpu_s
@@ -222,14 +224,23 @@ class Rank:
 
     def _with_its_cause(self, error: str | None) -> str | None:
         """The first failed operation, and why none of them can be trusted."""
-        return "; ".join(filter(None, (error, self._place_fault))) or None
+        return "; ".join(filter(None, (error, self._place_fault, self._clock_fault))) or None
 
     def leave(self) -> None:
         """After all ranks have closed: the first one of a host removes the run's directory."""
         if self._janitor is not None:
-            remove_run_dir(self.plan.cache_dir, self.plan.run_id, self.host)
+            self._remove_run_dir()
             self._janitor.dismiss()
             self._janitor = None
+
+    def _remove_run_dir(self) -> None:
+        """Raises StorageError, with what went wrong before that: it may be the reason."""
+        try:
+            remove_run_dir(self.plan.cache_dir, self.plan.run_id, self.host)
+        except StorageError as error:
+            before = None if self.engine is None else self.engine.first_error
+            told = self._with_its_cause(before)
+            raise StorageError(f"{told}; {error}" if told else str(error)) from error
 
     def _clean_up(self) -> str | None:
         """Close the backend and remove the rank's directory, unless it is to be kept."""

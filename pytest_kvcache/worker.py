@@ -138,6 +138,8 @@ def _measure(comm: Comm, rank: Rank) -> int:
 def _report(comm: Comm, heart: _Heartbeat, rank: Rank, origin_ns: int) -> None:
     """Close, cut the common window out of the counts, send everything."""
     cleanup_error = rank.close()
+    # Not in a gather, in which nobody listens: closing may take long, or raise.
+    comm.wait_all(what="clean-up", deadline_s=rank.plan.deadline_s, tick=heart.wait)
     comm.gather((rank.stopped_ns - rank.window_begin_ns, rank.recorder.ledger.slice_ns))
     window_ns, slice_ns = comm.broadcast(None)
     result = rank.result(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -66,6 +67,36 @@ def test_a_new_window_knows_nothing_of_the_one_before() -> None:
 def test_no_gap_between_looks_is_longer(looks_ns: list[int]) -> None:
     gaps_ns = [late - early for early, late in pairwise([0, *looks_ns])]
     assert watched(Clock(), 0, *looks_ns) == max(gaps_ns) / 1e9
+
+
+@pytest.mark.parametrize(
+    ("passed_ns", "measured_ns", "told"),
+    [
+        (60 * S, 60 * S, None),
+        (60 * S, 60 * S - 9_000_000, None),  # between the readings of a busy host
+        (60 * S, 60 * S - 11_000_000, "0.011"),
+        (60 * S, 0, "60.000"),  # suspended
+        (60 * S, 3_660 * S, "-3600.000"),
+        (60 * S, -S, "61.000"),
+    ],
+)
+def test_a_clock_that_does_not_measure_what_passes_is_told(
+    passed_ns: int, measured_ns: int, told: str | None
+) -> None:
+    passing, measuring = Clock(), Clock()
+    watch = PauseWatch(passing, measuring)
+    watch.begin(0)
+    passing.now_ns += passed_ns
+    measuring.now_ns += measured_ns
+    fault = watch.clock_fault()
+    assert (fault is None) == (told is None)
+    assert told is None or f"went {told} s apart" in str(fault)
+
+
+def test_the_clocks_of_this_machine_go_together() -> None:
+    watch = PauseWatch()
+    watch.begin(0)
+    assert watch.clock_fault() is None
 
 
 def test_the_clock_never_goes_back() -> None:
