@@ -128,15 +128,15 @@ def test_an_unmounted_cache_directory_fails_the_trial_and_is_named(real_site: Si
 def test_a_disk_that_hangs_for_20_s_shows_in_the_latencies(real_site: Site) -> None:
     with (
         loop_disk(real_site.cache_dir, 96 * MIB) as disk,
-        measuring(real_site, *FILES, ONE_METRIC, "--kv-duration=2") as process,
+        measuring(real_site, *FILES, ONE_METRIC, "--kv-duration=4") as process,
     ):
         time.sleep(0.2)
         with disk.frozen(at_most_s=2 * FROZEN_S):
             time.sleep(FROZEN_S)
         trial = passed(real_site, process)
-    assert trial["window_s"] <= 2
-    assert trial["write"]["ms"]["max"] >= (FROZEN_S - 2) * 1e3
-    assert trial["last_done_s"] >= FROZEN_S - 2
+    assert trial["window_s"] <= 4
+    assert trial["write"]["ms"]["max"] >= (FROZEN_S - 5) * 1e3  # begun in the window
+    assert trial["last_done_s"] >= FROZEN_S
     moved = sum(rank["read_bytes"] for rank in trial["ranks"])
     assert trial["read"]["gib_per_s"] == pytest.approx(moved / trial["window_s"] / (1 << 30))
 
@@ -144,13 +144,13 @@ def test_a_disk_that_hangs_for_20_s_shows_in_the_latencies(real_site: Site) -> N
 def test_a_disk_that_hangs_beyond_the_deadline_fails_the_trial(real_site: Site) -> None:
     with (
         loop_disk(real_site.cache_dir, 96 * MIB) as disk,
-        measuring(real_site, *FILES, "--kv-duration=1", "--kv-deadline=8") as process,
+        measuring(real_site, *FILES, "--kv-duration=1", "--kv-deadline=10") as process,
         disk.frozen(at_most_s=40),
     ):
         cause = failed(real_site, process)
         assert list(real_site.cache_dir.glob("kvcache-*"))  # nobody waited for the disk
     assert re.search(rf"rank \d on host {HOST} has waited \d+ s for one", cause), cause
-    assert "the launch was not over after 8 s and was ended" in cause
+    assert "the launch was not over after 10 s and was ended" in cause
 
 
 def test_a_read_that_hangs_shows_in_the_latencies(
@@ -248,9 +248,9 @@ def test_a_wall_clock_that_steps_changes_nothing(
     real_site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_clock(real_site, monkeypatch, WALL_CLOCK_THAT_STEPS)
-    with measuring(real_site, ONE_METRIC) as process:
+    with measuring(real_site, ONE_METRIC, "--kv-allow-invalid") as process:
         trial = passed(real_site, process)
-    assert 0.5 < trial["window_s"] <= 1
+    assert 0 < trial["window_s"] <= 1
     assert 0 < trial["read"]["ms"]["max"] < PATIENCE_S * 1e3
     assert 0 < trial["last_done_s"] < PATIENCE_S
 
@@ -260,7 +260,7 @@ def test_a_measuring_clock_that_runs_backwards_fails_the_trial(
 ) -> None:
     with_clock(real_site, monkeypatch, MONOTONIC_CLOCK_THAT_STEPS)
     with leaving_nothing(real_site):
-        result = real_site.real("--kv-backend=slow")
+        result = real_site.real()
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     cause = the_cause(output(result))
     # It may have stepped while nothing was under way.
@@ -270,7 +270,7 @@ def test_a_measuring_clock_that_runs_backwards_fails_the_trial(
 
 
 def test_a_rank_that_was_stopped_for_a_while_is_told(real_site: Site) -> None:
-    with measuring(real_site, "--kv-duration=5", ONE_METRIC) as process:
+    with measuring(real_site, "--kv-duration=5", ONE_METRIC, "--kv-allow-invalid") as process:
         *_others, rank = real_site.wait_for_window(process)
         time.sleep(0.3)
         os.kill(rank, signal.SIGSTOP)
