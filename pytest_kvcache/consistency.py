@@ -57,6 +57,7 @@ _COUNTS = (
 )  # fmt: skip
 _COUNTS_OR_NONE = (
     "read_p95_ms", "write_p95_ms", "null_ops_per_s", "memory_ops_per_s", "mean_depth",
+    "longest_pause_s",
     "device_read_bytes", "device_write_bytes",
     "first_half_waiting", "second_half_waiting",
 )  # fmt: skip

@@ -25,8 +25,9 @@ from pytest_kvcache.engine import Engine
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.freespace import FreeSpace
 from pytest_kvcache.janitor import Janitor
+from pytest_kvcache.pauses import PauseWatch
 from pytest_kvcache.payload import make_payload
-from pytest_kvcache.proof import IoCounters, probe_filesystem, sample_io
+from pytest_kvcache.proof import IoCounters, Place, probe_filesystem, sample_io
 from pytest_kvcache.recorder import Recorder, Window
 from pytest_kvcache.results import RankResult, latencies_ms, ratio
 from pytest_kvcache.transfers import TransferSettings
@@ -59,6 +60,10 @@ class Rank:
         self._trace = trace
         self._sync = plan.sync
         self._owns_directory = False
+        self._place: Place | None = None
+        self._place_fault: str | None = None
+        self._clock_fault: str | None = None
+        self._pauses = PauseWatch()
         self._janitor: Janitor | None = None
         self._space: FreeSpace | None = None
         self._backend: Backend | None = None
@@ -216,6 +221,7 @@ class Rank:
         if plan.needs_directory:
             directory = claim_rank_dir(plan.cache_dir, plan.run_id, self.rank, self.host)
             self._owns_directory = True
+            self._place = Place(directory, self.host)
             if not plan.keep and not plan.layout.local_index(self.rank):
                 self._janitor = Janitor.hire(plan.cache_dir, plan.run_id, os.environ)
             if not plan.layout.local_index(self.rank):  # one of a host is enough
@@ -239,7 +245,8 @@ class Rank:
         self._population_s = time.monotonic() - began
         self._populated_blocks = self.index.present_blocks
         if self.engine.first_error is not None:
-            raise StorageError(self.engine.first_error)
+            self._look_at_the_place()
+            raise StorageError(self._with_its_cause(self.engine.first_error))
         if isinstance(self._workload, DecodeWorkload):
             self._workload.check_population()
 
@@ -253,13 +260,25 @@ class Rank:
         self._admitted_blocks = (self.index.prompt_blocks, self.index.hit_blocks)
         with _undisturbed():
             counters, cpu_s = sample_io(), _cpu_s()
+            self._pauses.begin(begin_ns - time.monotonic_ns())
             self.stopped_ns = self.engine.run(
-                start_ns=start_ns, end_ns=end_ns, drain_s=plan.drain_s, tick=tick
+                start_ns=start_ns, end_ns=end_ns, drain_s=plan.drain_s, tick=self._looking(tick)
             )
+        self._pauses.look()
+        self._clock_fault = self._pauses.clock_fault()
         self.start_ns = self.engine.began_ns
         self.drained_ns = time.monotonic_ns()
         self._cpu_s = _cpu_s() - cpu_s
         self._io = sample_io().since(counters)
+
+    def _looking(self, tick: Callable[[], bool]) -> Callable[[], bool]:
+        """The tick, by which this rank also sees whether it stood still."""
+
+        def look_and_tick() -> bool:
+            self._pauses.look()
+            return tick()
+
+        return look_and_tick
 
     def progress(self) -> dict[str, Any]:
         """Counts for the people who wait; since the start of the run, not of its window."""
@@ -290,19 +309,43 @@ class Rank:
         if self.engine is not None:
             self.engine.close()
             self.recorder.finish()
+        self._look_at_the_place()
         return self._clean_up()
+
+    def _look_at_the_place(self) -> None:
+        """Find out whether paths still lead to the directory that this rank was given.
+
+        Asked only when nothing is measured any more: a storage that hangs would stop the rank.
+        """
+        if self._place is not None:
+            self._place_fault = self._place_fault or self._place.fault()
+
+    def _with_its_cause(self, error: str | None) -> str | None:
+        """The first failed operation, and why none of them can be trusted."""
+        return "; ".join(filter(None, (error, self._place_fault, self._clock_fault))) or None
 
     def leave(self) -> None:
         """After all ranks have closed: the first one of a host removes the run's directory."""
         if self._janitor is not None:
-            remove_run_dir(self.plan.cache_dir, self.plan.run_id, self.host)
+            self._remove_run_dir()
             self._janitor.dismiss()
             self._janitor = None
+
+    def _remove_run_dir(self) -> None:
+        """Raises StorageError, with what went wrong before that: it may be the reason."""
+        try:
+            remove_run_dir(self.plan.cache_dir, self.plan.run_id, self.host)
+        except StorageError as error:
+            before = None if self.engine is None else self.engine.first_error
+            told = self._with_its_cause(before)
+            raise StorageError(f"{told}; {error}" if told else str(error)) from error
 
     def _clean_up(self) -> str | None:
         """Close the backend and remove the rank's directory, unless it is to be kept."""
         if self._space is not None:
             self._space.close()
+        if self._place is not None:
+            self._place.close()
         try:
             if self._backend is not None:
                 self._backend.close()
@@ -332,6 +375,7 @@ class Rank:
             population_s=self._population_s,
             populated_blocks=self._populated_blocks,
             mean_depth=self._mean_depth(),
+            longest_pause_s=self._pauses.longest_s,
             cpu_s=self._cpu_s,
             peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             cores=len(os.sched_getaffinity(0)),
@@ -396,7 +440,7 @@ class Rank:
             "cached_blocks": self.index.present_blocks,
             "checked": pool.checked,
             "corrupt": pool.corrupt,
-            "error": self.engine.first_error,
+            "error": self._with_its_cause(self.engine.first_error),
         }
 
     def _io_facts(self) -> dict[str, Any]:

@@ -84,6 +84,7 @@ class RankResult:
     load_censored: int
     request_censored: int
     mean_depth: float | None
+    longest_pause_s: float | None
     io_mode: str
     io_note: str | None
     sync: str
@@ -381,10 +382,12 @@ def _harness(ranks: Sequence[RankResult], window_s: float) -> dict[str, Any]:
     known = [headroom for headroom in headrooms if headroom is not None]
     least = min(known) if len(known) == len(ranks) else None
     cpu_s = sum(rank.cpu_s for rank in ranks)
+    pauses_s = [rank.longest_pause_s for rank in ranks if rank.longest_pause_s is not None]
     moved = _sum(ranks, "requested_read_bytes") + _sum(ranks, "requested_write_bytes")
     return {
         "cpu_s": cpu_s,
         "cpu_s_per_gib": ratio(cpu_s, moved / _GIB),
+        "longest_pause_s": max(pauses_s, default=None),
         "null_ops_per_s": _sum_or_none(ranks, "null_ops_per_s"),
         "memory_ops_per_s": _sum_or_none(ranks, "memory_ops_per_s"),
         "headroom": least,

@@ -26,6 +26,7 @@ _STEADY_DIFFERENCE = 0.05  # between the hit ratios of the window's halves
 _COMMON_SHARE = 0.9  # of the longest rank's window that all ranks must share
 _SLOW_FACTOR = 4.0  # between the slowest host's time for an operation and a typical one's
 _ENOUGH_OPERATIONS = 30  # of a rank, to tell a slow host from chance
+_LONG_PAUSE_S = 1.0  # between two looks of a rank that looks around every 0.1 s
 _SATURATED_SHARE = 0.5  # of the queue depth in flight on average
 _BACKLOG_SHARE = 0.05  # of the offered requests that may wait for the storage at the end
 _CHANCE = 3.0  # standard deviations that chance may make
@@ -168,6 +169,7 @@ def _whether_the_window_holds(data: Mapping[str, Any], plan: Plan) -> Iterator[V
         )
     yield from _whether_all_were_there(data, plan)
     yield from _whether_a_host_was_slow(data, plan)
+    yield from _whether_a_rank_stood_still(data)
     first, second = data["cache"]["half_hit_ratios"]
     if first is not None and second is not None and abs(first - second) > _STEADY_DIFFERENCE:
         yield Verdict(
@@ -226,6 +228,19 @@ def _whether_a_host_was_slow(data: Mapping[str, Any], plan: Plan) -> Iterator[Ve
                 " what slows that host",
             )
             return
+
+
+def _whether_a_rank_stood_still(data: Mapping[str, Any]) -> Iterator[Verdict]:
+    known = [rank for rank in data["ranks"] if rank["longest_pause_s"] is not None]
+    longest = max(known, key=lambda rank: rank["longest_pause_s"], default=None)
+    if longest is not None and longest["longest_pause_s"] > _LONG_PAUSE_S:
+        yield Verdict(
+            code="PAUSED",
+            severity="warning",
+            text=f"rank {longest['rank']} on host {longest['host']} stood still for"
+            f" {longest['longest_pause_s']:.1f} s in the window: its latencies contain that, look"
+            " for what stops it (a debugger, a suspended machine, an overloaded host)",
+        )
 
 
 def _at_least_s(

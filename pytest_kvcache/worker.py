@@ -140,6 +140,8 @@ def _measure(comm: Comm, rank: Rank) -> int:
 def _report(comm: Comm, heart: _Heartbeat, rank: Rank, origin_ns: int) -> None:
     """Close, cut the common window out of the counts, send everything."""
     cleanup_error = rank.close()
+    # Not in a gather, in which nobody listens: closing may take long, or raise.
+    comm.wait_all(what="clean-up", deadline_s=rank.plan.deadline_s, tick=heart.wait)
     recorder = rank.recorder
     span_ns = rank.stopped_ns - rank.window_begin_ns
     comm.gather((span_ns, recorder.ledger.slice_ns, recorder.series.extent()))

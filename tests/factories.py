@@ -762,6 +762,7 @@ def rank_result(rank: int = 0, **changes: Any) -> RankResult:
             load_censored=0,
             request_censored=0,
             mean_depth=4.0,
+            longest_pause_s=0.1,
             io_mode="direct",
             io_note=None,
             sync="none",

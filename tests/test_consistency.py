@@ -122,6 +122,7 @@ def test_a_figure_that_is_not_known_is_no_fault() -> None:
         "mean_depth",
         "first_half_waiting",
         "second_half_waiting",
+        "longest_pause_s",
         "device_read_bytes",
         "device_write_bytes",
     )

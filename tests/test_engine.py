@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_kvcache.errors import StalledError, StorageError
+from pytest_kvcache.errors import ResultError, StalledError, StorageError
 from pytest_kvcache.payload import ChunkBuffer, Payload
 from pytest_kvcache.recorder import WRITE
 from pytest_kvcache.registry import build_registry
@@ -428,6 +428,19 @@ def test_a_bug_in_a_backend_is_raised_out_of_the_population() -> None:
     rig = Rig(Script([[]], population=[ask(0, "a")]), Broken(), clock=time.monotonic_ns)
     with pytest.raises(RuntimeError, match="a bug in a backend"):
         rig.populate()
+
+
+def test_a_clock_that_runs_backwards_gives_an_error_and_no_number(
+    clock: FakeClock, stage: Stage
+) -> None:
+    rig = Rig(Script([[ask(0, "a")]]), stage, clock=clock)
+    rig.start()
+    (put,) = stage.expect("put a")
+    clock.advance(-5 * S)
+    stage.release(put)
+    with pytest.raises(ResultError, match=r"a latency is -5000000000 ns; it must not be negative"):
+        rig.finish()
+    assert rig.histogram("write").count == 0
 
 
 def test_a_read_that_never_ends_fails_the_trial(clock: FakeClock, stage: Stage) -> None:

@@ -7,18 +7,16 @@ import re
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_kvcache.sharedmemory import Segments
-from tests.site import PATIENCE_S, is_locked, output, refusal, runs_as_root, wait_for
+from tests.aftermath import is_alive, leaving_nothing, the_cause
+from tests.filesystems import small_filesystem
+from tests.site import PATIENCE_S, output, refusal, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.site import Site
 
 pytestmark = pytest.mark.mpi
@@ -26,31 +24,6 @@ pytestmark = pytest.mark.mpi
 FILES = ("--kv-backend=file", "--kv-allow-invalid", "--kv-metrics=read.gib_per_s")
 LONG = (*FILES, "--kv-duration=300")
 RANK_1 = r"rank 1 \(pid \d+\) on host \S+|rank 1 on host \S+"
-
-
-def processes_of(path: Path) -> list[str]:
-    """Command lines of processes that have to do with a directory, but for this one's."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        with suppress(OSError):
-            if not entry.name.isdigit() or int(entry.name) == os.getpid():
-                continue
-            words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            is_ours = str(path) in words or (entry / "cwd").readlink().is_relative_to(path)
-            if is_ours and words:
-                found.append(words)
-    return found
-
-
-@contextmanager
-def leaving_nothing(site: Site) -> Iterator[None]:
-    """Afterwards no process, lock, shared memory or stored data of the session is left."""
-    before = Segments.now()
-    yield
-    wait_for(lambda: not processes_of(site.path))
-    wait_for(lambda: not [p for p in site.cache_dir.glob("*") if p.name != "ballast"])
-    assert not is_locked(os.uname().nodename)
-    wait_for(lambda: Segments.now().names <= before.names)  # others may run MPI meanwhile
 
 
 def failed(site: Site, *args: str) -> str:
@@ -61,18 +34,6 @@ def failed(site: Site, *args: str) -> str:
     assert result.ret == pytest.ExitCode.TESTS_FAILED, text
     assert "INTERNALERROR" not in text
     return text
-
-
-def the_cause(text: str) -> str:
-    """The first line of the fault, told in full once and then referred to."""
-    told = re.findall(r"^chat-tiny-1b-np2 failed: (.*)$", text, re.MULTILINE)
-    referred = re.findall(
-        r"^chat-tiny-1b-np2 failed, told in full above: (.*)$", text, re.MULTILINE
-    )
-    assert len(told) == 1
-    assert referred == told
-    assert text.count("last lines of ") <= 1
-    return str(told[0])
 
 
 # --- ranks that go wrong --------------------------------------------------------------------
@@ -220,22 +181,6 @@ BALLAST = """
 """
 
 
-@contextmanager
-def small_filesystem(directory: Path, options: str) -> Iterator[None]:
-    """A tmpfs; the test is skipped where it can't be mounted."""
-    if not runs_as_root():
-        pytest.skip("only root can mount a small filesystem")
-    command = ["mount", "-t", "tmpfs", "-o", options, "kvcache-test", str(directory)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no tmpfs can be mounted here: {error}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(directory)], check=True)
-
-
 def test_a_full_disk_is_told_with_host_and_directory(real_site: Site) -> None:
     # Planned while there was room, which somebody else then took.
     real_site.pytester.makeconftest(BALLAST.format(left=4 << 20))
@@ -296,14 +241,6 @@ def test_slabs_of_ranks_that_are_all_killed_at_once_are_removed(real_site: Site)
         for pid in (process.pid, *pids):
             os.kill(pid, signal.SIGKILL)
         process.wait()
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in ("Z", "X")
 
 
 def test_a_timeout_in_the_middle_ends_the_launch_and_is_not_repeated(real_site: Site) -> None:

@@ -77,7 +77,7 @@ SIDES = (
         name="ranks",  # what runs under mpirun
         modules=(
             "calibration", "comm", "containers.init", "coordinator", "engine", "freespace",
-            "janitor", "rank",
+            "janitor", "pauses", "rank",
             "transfers", "worker",
         ),
         may_import=("values", "both"),

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import gc
+import re
+import shutil
 import sys
 import time
 from dataclasses import asdict, replace
@@ -8,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_kvcache.backends.file import FileBackend
 from pytest_kvcache.backends.null import NullBackend
 from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
 from pytest_kvcache.backends.slab import SlabBackend
@@ -24,6 +27,7 @@ from tests.factories import (
     SMALL,
     Bookkeeper,
     Family,
+    Finished,
     Script,
     ask,
     key_of,
@@ -42,7 +46,6 @@ if TYPE_CHECKING:
     from pytest_kvcache.backends.protocol import Backend
     from pytest_kvcache.plan import Plan
     from pytest_kvcache.registry import Registry
-    from tests.factories import Finished
 
 
 @pytest.fixture(autouse=True)
@@ -247,6 +250,82 @@ def test_slabs_that_are_opened_again_for_the_fallback_are_made_anew(tmp_path: Pa
     result = run_rank(plan, registry).result
     assert (result.error, result.io_mode, result.sync) == (None, "buffered", "data")
     assert "refuses direct I/O (Invalid argument)" in (result.io_note or "")
+
+
+# -- pauses --------------------------------------------------------------------------------
+
+
+def test_a_rank_that_does_not_look_around_stood_still() -> None:
+    looks: list[int] = []
+
+    def tick() -> bool:
+        looks.append(1)
+        if len(looks) == 2:
+            time.sleep(0.4)
+        return len(looks) == 3
+
+    rank = Rank(make_plan(duration_s=60.0), 0, HOST, None)
+    result = finished(rank, build_registry(), tick).result
+    assert result.longest_pause_s is not None
+    assert result.longest_pause_s >= 0.4
+
+
+def test_a_pause_in_the_ramp_is_none_of_the_window() -> None:
+    plan = make_plan(ramp_s=60.0, duration_s=0.1)
+    result = run_rank(plan, build_registry(), tick=lambda: True).result
+    assert result.longest_pause_s is None
+
+
+# -- the directory ---------------------------------------------------------------------------
+
+
+def test_a_rank_whose_path_leads_elsewhere_fails_though_no_operation_did(tmp_path: Path) -> None:
+    own = tmp_path / "kvcache-run" / "rank-0"
+
+    def tick() -> bool:
+        own.rename(tmp_path / "away")
+        own.mkdir()
+        return True
+
+    registry = registry_of(backends={"file": Bookkeeper}, workloads=tireless_scenarios())
+    rank = Rank(file_plan(tmp_path, duration_s=60.0), 0, HOST, None)
+    result = finished(rank, registry, tick).result
+    assert result.read_failed + result.write_failed == 0
+    assert str(result.error).startswith(f"{own} on {HOST} is another directory than at the start")
+
+
+def finished(rank: Rank, registry: Registry, tick: Callable[[], bool]) -> Finished:
+    """A rank that ran with this tick in its window."""
+    with unchanged_interpreter():
+        rank.set_up(registry)
+        rank.populate(lambda: False)
+        origin_ns = time.monotonic_ns()
+        rank.run(origin_ns, tick)
+        return Finished(rank, origin_ns, rank.close())
+
+
+def test_a_rank_whose_directory_is_gone_says_so_with_the_first_failure(tmp_path: Path) -> None:
+    def tick() -> bool:
+        shutil.rmtree(tmp_path / "kvcache-run", ignore_errors=True)
+        return False
+
+    registry = registry_of(backends={"file": FileBackend}, workloads=tireless_scenarios())
+    plan = file_plan(tmp_path, duration_s=5.0, users=8, keep=False)
+    rank = Rank(plan, 0, HOST, None)
+    error = str(finished(rank, registry, tick).result.error)
+    assert re.match(rf"{HOST}: can't \w+ .*: No such file or directory; .* is gone: it was", error)
+    rank.leave()
+
+
+def test_a_directory_that_goes_during_the_population_is_told(tmp_path: Path) -> None:
+    class Removed(FileBackend):
+        def put_from(self, key: str, offset: int, buffer: memoryview) -> None:
+            shutil.rmtree(tmp_path / "kvcache-run", ignore_errors=True)
+            super().put_from(key, offset, buffer)
+
+    registry = registry_of(backends={"file": Removed}, workloads=tireless_scenarios())
+    with pytest.raises(StorageError, match=r"No such file or directory; .* is gone: it was"):
+        run_rank(file_plan(tmp_path), registry)
 
 
 # -- the agreed start ------------------------------------------------------------------------

@@ -39,6 +39,7 @@ SEVERITY = {
     "UNPROVEN": "warning",
     "NOT_STEADY": "warning",
     "NOT_STORAGE": "warning",
+    "PAUSED": "warning",
     "UNSATURATED": "warning",
 }
 
@@ -476,3 +477,32 @@ def test_many_faults_are_all_told() -> None:
         "CACHED_READS", "SHORT_WINDOW", "SKEWED", "NOT_STEADY", "OVERLOADED", "UNSATURATED",
     }  # fmt: skip
     assert proof == "CACHED_READS"
+
+
+# -- pauses --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("longest_pause_s", "codes"), [(None, set()), (0.0, set()), (1.0, set()), (1.1, {"PAUSED"})]
+)
+def test_a_rank_that_stood_still_is_told(longest_pause_s: float | None, codes: set[str]) -> None:
+    assert of_one(longest_pause_s=longest_pause_s) == codes
+
+
+def test_the_rank_that_stood_still_longest_is_named_with_its_host() -> None:
+    ranks = [
+        rank_result(0, longest_pause_s=2.0),
+        rank_result(1, host="n2", longest_pause_s=3.25),
+        rank_result(2, longest_pause_s=None),
+    ]
+    plan = sound_plan(np=3)
+    data, verdicts = evaluate_trial(sound_record(plan, ranks), plan)
+    (verdict,) = [verdict for verdict in verdicts if verdict.code == "PAUSED"]
+    assert verdict.text.startswith("rank 1 on host n2 stood still for 3.2 s in the window")
+    assert data["harness"]["longest_pause_s"] == 3.25
+
+
+def test_a_pause_that_nobody_knows_is_null() -> None:
+    plan = sound_plan()
+    data, _ = evaluate_trial(sound_record(plan, [rank_result(0, longest_pause_s=None)]), plan)
+    assert data["harness"]["longest_pause_s"] is None

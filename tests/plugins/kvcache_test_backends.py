@@ -92,6 +92,13 @@ class HangingBackend(_OnRankOne):
         time.sleep(600)
 
 
+class LingeringBackend(_OnRankOne):
+    """Hangs in a read for ``KVCACHE_TEST_LINGER_S``; the reads behind it wait as well."""
+
+    def misbehave(self, buffer: memoryview) -> None:
+        time.sleep(float(os.environ["KVCACHE_TEST_LINGER_S"]))
+
+
 class EarlyExitBackend(MemoryBackend):
     def open(self, plan: BackendPlan) -> None:  # type: ignore[override]  # it never returns
         os._exit(0)
@@ -108,5 +115,6 @@ def kvcache_backends() -> Mapping[str, Callable[[], Backend]]:
         "killed": KilledBackend,
         "leaving": LeavingBackend,
         "hanging": HangingBackend,
+        "lingering": LingeringBackend,
         "early-exit": EarlyExitBackend,
     }
