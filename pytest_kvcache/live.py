@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_kvcache.series import BIN_COUNT, KINDS, coarse_index, p99_ms
+from pytest_kvcache.series import BIN_COUNT, KINDS, p99_ms
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -36,14 +36,14 @@ class Recent:
         self._operations = dict.fromkeys(KINDS, 0)
         self._bytes = dict.fromkeys(KINDS, 0)
 
-    def add(self, kind: str, service_ns: IntArray, moved_bytes: IntArray) -> None:
-        """Count operations of one kind that have been completed."""
-        if not service_ns.size:
+    def add(self, kind: str, bins: IntArray, moved_bytes: IntArray) -> None:
+        """Count completed operations of a kind; ``bins``: ``coarse_index`` of their times."""
+        if not bins.size:
             return
-        self._operations[kind] += len(service_ns)
+        self._operations[kind] += len(bins)
         self._bytes[kind] += int(moved_bytes.sum())
         if kind == "read":
-            self._reads += np.bincount(coarse_index(service_ns), minlength=BIN_COUNT)
+            self._reads += np.bincount(bins, minlength=BIN_COUNT)
 
     def take(self, now_ns: int) -> dict[str, Any]:
         """About 1.2 kB, whatever has happened: the counts until now, which begin anew."""

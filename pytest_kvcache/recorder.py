@@ -18,7 +18,7 @@ import numpy as np
 
 from pytest_kvcache.latency import Histogram
 from pytest_kvcache.live import Recent
-from pytest_kvcache.series import SeriesLedger
+from pytest_kvcache.series import SeriesLedger, coarse_index
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,6 +34,8 @@ ADMIT = 5  # prompt blocks, arrival, hit blocks, prompt tokens, hit tokens
 _COLUMNS = 6
 _ROW = struct.Struct(f"={_COLUMNS}q")
 _ROWS_PER_BUFFER = 4096
+
+_OBJECTS = ((READ, "read"), (WRITE, "write"))
 
 CENSORED = ("load", "request")  # what may have begun without being seen to end
 
@@ -211,8 +213,8 @@ class Recorder:
             buffer = self._full.popleft()
             if self._window is not None:
                 _kept, seen_bytes = self._peeked.pop(id(buffer), (buffer, 0))
-                self._count_recent(_rows(buffer, seen_bytes, len(buffer)))
-                self._book(_rows(buffer, 0, len(buffer)), self._window)
+                seen = seen_bytes // _ROW.size
+                self._book(_rows(buffer, 0, len(buffer)), seen, self._window)
 
     def take_recent(self, now_ns: int) -> dict[str, Any] | None:
         """What was completed since this was asked last; None: there is no window yet.
@@ -226,17 +228,18 @@ class Recorder:
 
     def _peek(self) -> None:
         """Count what is in buffers that are not full yet, each row once."""
+        fresh = []
         for log in self._logs:
             buffer, filled_bytes = log.written()
             _kept, seen_bytes = self._peeked.get(id(buffer), (buffer, 0))
             if filled_bytes > seen_bytes:
-                self._count_recent(_rows(buffer, seen_bytes, filled_bytes))
+                fresh.append(_rows(buffer, seen_bytes, filled_bytes))
                 self._peeked[id(buffer)] = (buffer, filled_bytes)
-
-    def _count_recent(self, rows: NDArray[np.int64]) -> None:
-        for kind, name in ((READ, "read"), (WRITE, "write")):
-            done = rows[rows[:, 0] == kind]
-            self._recent.add(name, done[:, 3] - done[:, 2], done[:, 4])
+        if fresh:
+            rows = np.concatenate(fresh)
+            for kind, name in _OBJECTS:
+                done = rows[rows[:, 0] == kind]
+                self._recent.add(name, coarse_index(done[:, 3] - done[:, 2]), done[:, 4])
 
     def finish(self) -> None:
         """Book everything; only when all writers have stopped."""
@@ -244,16 +247,20 @@ class Recorder:
             log.flush()
         self.absorb()
 
-    def _book(self, rows: NDArray[np.int64], window: Window) -> None:
+    def _book(self, rows: NDArray[np.int64], seen: int, window: Window) -> None:
+        """Of the first ``seen`` rows the live line has been told."""
         started = rows[:, 2]
         inside = started >= window.begin_ns
         if window.end_ns is not None:
             inside &= started < window.end_ns
         kinds = rows[:, 0]
-        for kind, name in ((READ, "read"), (WRITE, "write")):
+        for kind, name in _OBJECTS:
             every = rows[kinds == kind]
             self.ledger.add(every[:, 3], {f"{name}_bytes": every[:, 4]})
-            self.series.add(name, every[:, 3], every[:, 3] - every[:, 2], every[:, 4])
+            bins = coarse_index(every[:, 3] - every[:, 2])
+            self.series.add(name, every[:, 3], bins, every[:, 4])
+            told = np.count_nonzero(kinds[:seen] == kind)
+            self._recent.add(name, bins[told:], every[told:, 4])
             self._book_operations(name, rows[inside & (kinds == kind)])
         self._book_device(rows[inside & (kinds == TRANSFER)])
         loads = rows[inside & (kinds == LOAD)]

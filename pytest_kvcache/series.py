@@ -132,10 +132,11 @@ class SeriesLedger:
         self._bytes = np.zeros((MAX_POINTS, len(KINDS)), dtype=np.int64)
         self._counts = np.zeros((MAX_POINTS, len(KINDS), BIN_COUNT), dtype=np.int64)
 
-    def add(
-        self, kind: str, done_ns: IntArray, service_ns: IntArray, moved_bytes: IntArray
-    ) -> None:
-        """Book operations of a kind at the moments at which they were done."""
+    def add(self, kind: str, done_ns: IntArray, bins: IntArray, moved_bytes: IntArray) -> None:
+        """Book operations of a kind at the moments at which they were done.
+
+        ``bins`` are the ``coarse_index`` of their service times.
+        """
         inside = done_ns >= self._begin_ns
         if self._end_ns is not None:
             inside &= done_ns < self._end_ns
@@ -148,7 +149,7 @@ class SeriesLedger:
         points, column = since_ns // self.interval_ns, KINDS.index(kind)
         np.add.at(self._bytes[:, column], points, moved_bytes[inside])
         first, end = int(points.min()), int(points.max()) + 1
-        flat = (points - first) * BIN_COUNT + coarse_index(service_ns[inside])
+        flat = (points - first) * BIN_COUNT + bins[inside]
         counted = np.bincount(flat, minlength=(end - first) * BIN_COUNT)
         self._counts[first:end, column] += counted.reshape(-1, BIN_COUNT)
 

@@ -34,7 +34,7 @@ from pytest_kvcache.recorder import READ, SECTIONS, WRITE, Recorder, Window
 from pytest_kvcache.registry import Registry
 from pytest_kvcache.results import RankResult, TrialRecord
 from pytest_kvcache.scenarios import SYNTHETIC
-from pytest_kvcache.series import KINDS, Cut, Series, SeriesLedger
+from pytest_kvcache.series import KINDS, Cut, Series, SeriesLedger, coarse_index
 from pytest_kvcache.transfers import DELETE, TransferSettings
 from pytest_kvcache.workloads.protocol import Need, Request
 from pytest_kvcache.workloads.synthetic import SyntheticFamily
@@ -685,7 +685,8 @@ def even_series(window_s: float, operations: Sequence[int], moved_bytes: Sequenc
             sizes = np.full(count, total_bytes // count, dtype=np.int64)
             sizes[-1] += total_bytes % count
             done_ns = np.arange(count, dtype=np.int64) * window_ns // count
-            ledger.add(kind, done_ns, np.full(count, 1_000_000, dtype=np.int64), sizes)
+            bins = coarse_index(np.full(count, 1_000_000, dtype=np.int64))
+            ledger.add(kind, done_ns, bins, sizes)
     return series_of(window_ns, [ledger])
 
 

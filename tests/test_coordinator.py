@@ -8,6 +8,7 @@ import pytest
 from pytest_kvcache.coordinator import _misplaced, _Watch
 from pytest_kvcache.events import EventTail, EventWriter
 from pytest_kvcache.live import Recent
+from pytest_kvcache.series import coarse_index
 from tests.factories import S, layout_of, make_plan
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def window_reports(at_ns: int, reads: int, *free: int | None) -> list[tuple[int,
     found = []
     for rank in (1, 2):
         recent = Recent()
-        recent.add("read", np.full(reads, 1_000), np.full(reads, 1 << 30))
+        recent.add("read", coarse_index(np.full(reads, 1_000)), np.full(reads, 1 << 30))
         report: dict[str, Any] = {"phase": "window", "error": None, "recent": recent.take(at_ns)}
         if len(free) >= rank:
             report["free_bytes"] = free[rank - 1]

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_kvcache.live import LiveFigures, Recent
+from pytest_kvcache.series import coarse_index
 from tests.factories import S
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ def report(
 ) -> dict[str, Any]:
     """What a rank tells that has completed these."""
     recent = Recent()
-    recent.add("read", ns(reads_ns), ns([size] * len(reads_ns)))
-    recent.add("write", ns([5_000] * writes), ns([size] * writes))
+    recent.add("read", coarse_index(ns(reads_ns)), ns([size] * len(reads_ns)))
+    recent.add("write", coarse_index(ns([5_000] * writes)), ns([size] * writes))
     return recent.take(t_ns)
 
 
@@ -46,7 +47,7 @@ def test_a_report_is_small_whatever_has_happened() -> None:
 
 def test_a_report_counts_from_the_one_before() -> None:
     recent = Recent()
-    recent.add("read", ns([1_000]), ns([7]))
+    recent.add("read", coarse_index(ns([1_000])), ns([7]))
     assert recent.take(1)["read_bytes"] == 7
     assert recent.take(2) == report(2)
 

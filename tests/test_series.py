@@ -67,7 +67,7 @@ def ledger_of(events: Sequence[Event], end_ns: int | None = None) -> SeriesLedge
         ledger.add(
             kind,
             ns(*(BEGIN_NS + done for _, done, _, _ in mine)),
-            ns(*(service for _, _, service, _ in mine)),
+            coarse_index(ns(*(service for _, _, service, _ in mine))),
             ns(*(moved for _, _, _, moved in mine)),
         )
     return ledger
@@ -272,7 +272,7 @@ def test_an_hour_is_small_in_the_run_file() -> None:
     ledger = SeriesLedger(0, 1_000 * S)
     done_ns = generator.integers(0, 1_000 * S, 1_000_000)
     service_ns = generator.lognormal(15, 1, done_ns.size).astype(np.int64)
-    ledger.add("read", done_ns, service_ns, np.full(done_ns.size, 4096))
+    ledger.add("read", done_ns, coarse_index(service_ns), np.full(done_ns.size, 4096))
     assert len(json.dumps(series_of(1_000 * S, [ledger]).to_json())) < 250_000
 
 

@@ -24,7 +24,7 @@ from pytest_kvcache.latency import Histogram
 from pytest_kvcache.plan import Plan
 from pytest_kvcache.recorder import SECTIONS
 from pytest_kvcache.results import RankResult, TrialRecord, latencies_ms
-from pytest_kvcache.series import KINDS, Cut, Series, SeriesLedger
+from pytest_kvcache.series import KINDS, Cut, Series, SeriesLedger, coarse_index
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -104,7 +104,7 @@ def even_series(trial: int, window_s: float, moved_bytes: Mapping[str, int]) -> 
             done_ns = np.linspace(0, window_ns - 1, OPERATIONS).astype(np.int64)
             sizes = np.full(OPERATIONS, total // OPERATIONS, dtype=np.int64)
             sizes[-1] += total % OPERATIONS
-            ledger.add(kind, done_ns, latencies_ns(trial), sizes)
+            ledger.add(kind, done_ns, coarse_index(latencies_ns(trial)), sizes)
     cut = Cut.common(window_ns, [ledger.extent()])
     return Series.from_dense(ledger.dense(cut), cut)
 
