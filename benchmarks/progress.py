@@ -6,9 +6,9 @@ One rank of this process runs the same replay on the null and on the memory back
 everything that a heartbeat of a real rank makes (twice a second the newest rows are
 counted and a report is pickled, as MPI would), and with neither heartbeat nor series.
 Both take turns in every round, so that a machine that drifts slows down both; the ratio is
-taken within each round. A third figure says the same without noise of the machine: how much
+taken within each round. A third figure depends less on what else the machine does: how much
 of the CPU time of a run is left for all the rest. All is on one core, as of a rank that
-shares a host with others:
+shares a host with others (waiting for the GIL counts as ours, so it is a lower bound):
 what the main thread does is taken from the threads that move. Nothing here is a test.
 """
 
