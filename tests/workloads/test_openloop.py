@@ -119,7 +119,7 @@ def test_gamma_has_the_distribution_of_its_shape() -> None:
     assert (steps < 0.01).mean() == pytest.approx(0.2465, abs=0.005)  # P(1/4, 0.01/4)
 
 
-def test_ranks_and_bursts() -> None:
+def test_bursts_vary_twice_as_much_as_a_poisson_process() -> None:
     assert interval_cv("poisson") == 1
     assert interval_cv("gamma") == 2
 
@@ -156,6 +156,7 @@ def test_every_arrival_takes_the_next_turn_of_a_user() -> None:
         assert [r.keys for r in mine] == [r.keys for r in turns[user][: len(mine)]]
 
 
+@settings(deadline=None)
 @given(users=st.integers(1, 50), identity=IDENTITIES)
 def test_nobody_asks_again_before_half_of_the_others_did(users: int, identity: str) -> None:
     turns = [[ask(user, "a")] * 300 for user in range(users)]
@@ -177,6 +178,7 @@ def test_users_are_drawn_anew_for_each_identity() -> None:
     assert users("42/0/0") != users("42/0/1")
 
 
+@settings(deadline=None)
 @given(lengths=st.lists(st.integers(0, 5), min_size=1, max_size=5), arrivals=st.integers(0, 30))
 def test_users_that_have_no_more_turns_are_passed_over(lengths: list[int], arrivals: int) -> None:
     turns: Sequence[Sequence[Request]] = [[ask(n, "a")] * count for n, count in enumerate(lengths)]
