@@ -62,7 +62,7 @@ def test_a_metric_is_the_median_over_trials() -> None:
         ("kvcache.run(scenario='nope')", "--kv-scenario is 'nope'; it must name a known scenario"),
         ("kvcache.run(model='nope')", "--kv-model is 'nope'; it must name a known model"),
         ("kvcache.run(backend='nope')", "--kv-backend is 'nope'; it must name a known backend"),
-        ("kvcache.run(phase='decode')", "--kv-phase is decode; this is not available yet"),
+        ("kvcache.run(layout='layer')", "--kv-layout is layer; this is not available yet"),
         ("kvcache.run(np=[1, 2])", "kvcache.run() runs one case, the options ask for"),
         ("kvcache.run(model=['tiny-1b', 'qwen3-32b'])", "kvcache.run() runs one case"),
         ("kvcache.run(scenario='chat,agent')", "kvcache.run() runs one case"),
