@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from pytest_kvcache.recorder import Recorder
     from pytest_kvcache.workloads.protocol import Request, Workload, WorkloadContext
 
-_FILL_NS = 500_000_000  # what filling the cache may take
-_SPAN_NS = 400_000_000  # what is measured
+_FILL_NS = 250_000_000  # what filling the cache may take
+_SPAN_NS = 250_000_000  # what is measured
 _DRAIN_S = 1.0
 _ARENA_CHUNKS = 8  # 32 MiB, more than most caches of a core
 

@@ -28,6 +28,30 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Laws, tables and refusals that no version of Python or pytest changes; most of the time.
+_ONCE = frozenset(
+    {
+        "test_bad_input", "test_calibration", "test_cluster", "test_consistency",
+        "test_contract", "test_controller", "test_corruption", "test_engine",
+        "test_file_backend", "test_hostagent", "test_hostlinks", "test_index", "test_init",
+        "test_launch", "test_outside", "test_rank", "test_reuse", "test_series",
+        "test_slab_allocator", "test_slab_backend", "test_supervise", "test_verify",
+    }
+)  # fmt: skip
+_MINUTES = ("cluster", "containers", "lengthy")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what is tested once; what takes minutes runs where somebody asks for it."""
+    asked = config.option.markexpr or config.args_source is pytest.Config.ArgsSource.ARGS
+    for item in items:
+        if item.path.stem in _ONCE:
+            item.add_marker("once")
+        slow = next((name for name in _MINUTES if item.get_closest_marker(name)), None)
+        if slow is not None and not asked:
+            item.add_marker(pytest.mark.skip(reason=f"takes minutes: pytest -m {slow}"))
+
+
 ANSWER = "mpi-library: Open MPI v5.0.11, package: of a test"
 
 

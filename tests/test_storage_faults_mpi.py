@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from tests.site import Site
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.lengthy]
 
 HOST = os.uname().nodename
 FILES = ("--kv-backend=file", "--kv-allow-invalid")
