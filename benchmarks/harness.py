@@ -1,6 +1,6 @@
 """How fast and how small is the harness itself? Prints each figure against its target.
 
-    python benchmarks/harness.py [--json FILE] [--rounds N]
+    python -m benchmarks.harness [--json FILE] [--rounds N]
 
 The null backend moves nothing, so what is left is ours: workload, index, queue, threads,
 log, histograms. Ranks are started by the real mpirun. Figures are medians over the
@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from cases import launch, options, plan_case
-from figures import MIB, Figure, table, where
 
+from benchmarks.cases import launch, options, plan_case
+from benchmarks.figures import MIB, Figure, table, where
 from pytest_kvcache.atomic import write_json
 from pytest_kvcache.bench import new_run_id
 from pytest_kvcache.rank import Rank

@@ -1,4 +1,6 @@
-"""One rank without a launcher, in a process of its own: ``python onerank.py OPTIONS RANK``.
+"""One rank without a launcher, in a process of its own.
+
+    python -m benchmarks.onerank OPTIONS RANK [calibrate]
 
 OPTIONS is JSON, option name → text (or texts); ``calibrate`` as a third argument asks
 for what the engine can do without the storage. Says "ready" when the cache is filled, reads the
@@ -14,8 +16,7 @@ import sys
 import time
 from typing import Any
 
-from cases import options, plan_case
-
+from benchmarks.cases import options, plan_case
 from pytest_kvcache.rank import Rank
 from pytest_kvcache.registry import build_registry
 from pytest_kvcache.results import latencies_ms

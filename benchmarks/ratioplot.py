@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
-from storagefigures import RATIO
+from benchmarks.storagefigures import RATIO
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from figures import Figure
+    from benchmarks.figures import Figure
 
 _LEFT, _WIDTH, _ROW, _TOP = 290, 420, 24, 44
 _MET, _MISSED = "#2a7f62", "#c1440e"

@@ -1,6 +1,6 @@
 """How fast is the engine beside fio? Prints every target of the engine and what was reached.
 
-    python benchmarks/storage.py [--rounds N] [--seconds S] [--cache-dir DIR] [--memory-dir DIR]
+    python -m benchmarks.storage [--rounds N] [--seconds S] [--cache-dir DIR] [--memory-dir DIR]
 
 Bandwidth, CPU and memory are those of whole runs (pytest, mpirun, two ranks with 8
 transfers in flight); operations per second and percentiles those of single ranks without
@@ -24,23 +24,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import fio
-import scale
-from cases import launch, options, plan_case
-from figures import MIB, table, where
-from fio import FioJob
-from ratioplot import ratio_plot
-from storagefigures import figures_of, percentile_table
-
+from benchmarks import fio, scale
+from benchmarks.cases import launch, options, plan_case
+from benchmarks.figures import MIB, table, where
+from benchmarks.fio import FioJob
+from benchmarks.ratioplot import ratio_plot
+from benchmarks.storagefigures import figures_of, percentile_table
 from pytest_kvcache.atomic import write_json
 from pytest_kvcache.proof import probe_filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from storagefigures import Raw
+    from benchmarks.storagefigures import Raw
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
+PLUGIN = "benchmarks.uniform"
 KIB = 1 << 10
 GIB = 1 << 30
 CHUNK_BYTES = 4 * MIB
@@ -69,7 +68,7 @@ class Site:
         """One trial of a whole session with the file backend."""
         with tempfile.TemporaryDirectory(prefix="kvcache-storage-") as results:
             asked = {
-                "plugin": "kvcache_uniform", "scenario": f"uniform-{kind}", "model": "uniform-1k",
+                "plugin": PLUGIN, "scenario": f"uniform-{kind}", "model": "uniform-1k",
                 "phase": PHASES[kind], "block-tokens": size // KIB, "num-users": users, "np": np,
                 "context-scale": DATA_GIB if kind == "read" else FRESH_GIB, "queue-depth": depth,
                 "duration": self.seconds, "ramp": RAMP_S, "trials": 1, "cache-dir": self.disk,
@@ -127,7 +126,7 @@ class Site:
     ) -> list[dict[str, Any]]:
         """Ranks of one thread each, without a launcher; one answer per rank."""
         asked = {
-            "plugin": ["kvcache_uniform"], "scenario": f"uniform-{kind}", "model": "uniform-1k",
+            "plugin": [PLUGIN], "scenario": f"uniform-{kind}", "model": "uniform-1k",
             "phase": PHASES[kind], "block_tokens": str(size // KIB), "num_users": "2",
             "context_scale": str(MEMORY_GIB), "queue_depth": "1", "np": str(np),
             "oversubscribe": "true", "duration": str(MEMORY_SECONDS), "ramp": str(RAMP_S),
@@ -136,7 +135,7 @@ class Site:
         more = ["calibrate"] if calibrate else []
         children = [
             subprocess.Popen(
-                [sys.executable, str(HERE / "onerank.py"), json.dumps(asked), str(rank), *more],
+                [sys.executable, "-m", "benchmarks.onerank", json.dumps(asked), str(rank), *more],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(),
             )
             for rank in range(np)
@@ -149,8 +148,8 @@ class Site:
 
 
 def environment() -> dict[str, str]:
-    """With the plugin beside this script on the path."""
-    paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    """With the checkout on the path, for the plugin."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from figures import MIB, Figure, ratios, short
+from benchmarks.figures import MIB, Figure, ratios, short
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

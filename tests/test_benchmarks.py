@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
-import fio
 import pytest
-from figures import Figure, ratios, table
 from hypothesis import given
 from hypothesis import strategies as st
-from kvcache_uniform import MODEL, UniformFamily, UniformRead, UniformWrite
-from ratioplot import ratio_plot
-from storage import in_turn, trial_figures
-from storagefigures import figures_of, percentile_table
 
+from benchmarks import fio
+from benchmarks.figures import Figure, ratios, table
+from benchmarks.ratioplot import ratio_plot
+from benchmarks.storage import in_turn, trial_figures
+from benchmarks.storagefigures import figures_of, percentile_table
+from benchmarks.uniform import MODEL, UniformFamily, UniformRead, UniformWrite
 from pytest_kvcache.registry import build_registry
 from pytest_kvcache.verdicts import evaluate_trial
 from pytest_kvcache.workloads.protocol import WorkloadContext
@@ -141,9 +141,9 @@ def test_the_null_engine_of_fio_gets_no_directory() -> None:
 
 def test_without_fio_the_script_says_how_to_install_it(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "storage.py")],
-        env={**os.environ, "PATH": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True,
-        check=False,
+        [sys.executable, "-m", "benchmarks.storage"],
+        env={**os.environ, "PATH": str(tmp_path), "PYTHONPATH": str(ROOT)}, cwd=tmp_path,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stdout == ""
@@ -269,7 +269,7 @@ def context(**changes: Any) -> WorkloadContext:
 
 
 def test_the_plugin_registers_both_directions_and_the_model() -> None:
-    registry = build_registry(["kvcache_uniform"])
+    registry = build_registry(["benchmarks.uniform"])
     assert {"uniform-read", "uniform-write"} <= set(registry.workloads)
     assert registry.models["uniform-1k"].bytes_per_token == MODEL.bytes_per_token == KIB
 

@@ -1,4 +1,4 @@
-"""The pattern of a storage benchmark as a workload: ``--kv-plugin kvcache_uniform``.
+"""The pattern of a storage benchmark as a workload: ``--kv-plugin benchmarks.uniform``.
 
 Users who never think, whose requests are runs of blocks: the queue is always full.
 ``uniform-read`` (for ``--kv-phase=decode``) loads one run of a data set at random after
