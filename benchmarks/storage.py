@@ -48,7 +48,10 @@ BANDWIDTH_BYTES = (64 * KIB, MIB, 4 * MIB, 32 * MIB)
 OPERATION_BYTES = (16 * KIB, 64 * KIB, 256 * KIB)
 PERCENTILE_BYTES = (16 * KIB, 64 * KIB)
 DATA_GIB = 0.5  # of a rank's data set, and of a fio job's file
-FRESH_GIB = 16.0  # of a rank's room for writes that replace nothing
+# Objects up to here go into slabs and are overwritten in place, as fio does; larger ones
+# are files of their own, written anew, for fio knows nothing like a new file per object.
+SLAB_BYTES = MIB
+APPEND_GIB = 16.0  # of a rank's room for those, more than a window fills
 MEMORY_GIB = 0.25  # likewise where the storage is memory
 RAMP_S = 0.5
 MEMORY_SECONDS = 1.0  # enough for any percentile there
@@ -67,10 +70,12 @@ class Site:
     ) -> dict[str, Any]:
         """One trial of a whole session with the file backend."""
         with tempfile.TemporaryDirectory(prefix="kvcache-storage-") as results:
+            scenario = scenario_of(kind, size)
             asked = {
-                "plugin": PLUGIN, "scenario": f"uniform-{kind}", "model": "uniform-1k",
+                "plugin": PLUGIN, "scenario": scenario, "model": "uniform-1k",
                 "phase": PHASES[kind], "block-tokens": size // KIB, "num-users": users, "np": np,
-                "context-scale": DATA_GIB if kind == "read" else FRESH_GIB, "queue-depth": depth,
+                "context-scale": APPEND_GIB if scenario == "uniform-append" else DATA_GIB,
+                "queue-depth": depth,
                 "duration": self.seconds, "ramp": RAMP_S, "trials": 1, "cache-dir": self.disk,
                 "results-dir": results, "metrics": f"{kind}.gib_per_s",
             }  # fmt: skip
@@ -126,7 +131,7 @@ class Site:
     ) -> list[dict[str, Any]]:
         """Ranks of one thread each, without a launcher; one answer per rank."""
         asked = {
-            "plugin": [PLUGIN], "scenario": f"uniform-{kind}", "model": "uniform-1k",
+            "plugin": [PLUGIN], "scenario": scenario_of(kind, size), "model": "uniform-1k",
             "phase": PHASES[kind], "block_tokens": str(size // KIB), "num_users": "2",
             "context_scale": str(MEMORY_GIB), "queue_depth": "1", "np": str(np),
             "oversubscribe": "true", "duration": str(MEMORY_SECONDS), "ramp": str(RAMP_S),
@@ -145,6 +150,13 @@ class Site:
     def calibrated(self, kind: str, size: int) -> dict[str, Any]:
         """One rank of one thread on tmpfs, and what it can do without any storage."""
         return self.one_thread(kind, size, calibrate=True)[0]
+
+
+def scenario_of(kind: str, size: int) -> str:
+    """Which of the plugin's scenarios it is."""
+    if kind == "read":
+        return "uniform-read"
+    return "uniform-overwrite" if size <= SLAB_BYTES else "uniform-append"
 
 
 def environment() -> dict[str, str]:

@@ -2,8 +2,9 @@
 
 Users who never think, whose requests are runs of blocks: the queue is always full.
 ``uniform-read`` (for ``--kv-phase=decode``) loads one run of a data set at random after
-the other, ``uniform-write`` (for ``--kv-phase=prefill``) stores runs that were never
-stored before. A token has 1 KiB, so ``--kv-block-tokens`` is the object's size in KiB and
+the other. ``uniform-overwrite`` and ``uniform-append`` (for ``--kv-phase=prefill``) store
+runs that were never stored before: into a full cache, where each replaces another one, and
+into an empty one. A token has 1 KiB, so ``--kv-block-tokens`` is the object's size in KiB and
 ``--kv-context-scale`` the GiB of a rank's data. Rank-side; imports neither pytest nor MPI.
 """
 
@@ -70,7 +71,7 @@ class _Uniform:
         )
 
 
-class UniformWrite(_Uniform):
+class UniformAppend(_Uniform):
     """Every request is new (implements ``Workload``)."""
 
     def population(self) -> Iterator[Request]:
@@ -80,6 +81,15 @@ class UniformWrite(_Uniform):
     def next_request(self, user: int) -> Request | None:
         """A run that was never asked for before."""
         return self._new_request(user)
+
+
+class UniformOverwrite(UniformAppend):
+    """The same where there is no room left (implements ``Workload``)."""
+
+    def population(self) -> Iterator[Request]:
+        """As much as there is room for."""
+        for owner in range(_blocks(self._context) // self._run):
+            yield self._new_request(owner)
 
 
 class UniformRead(_Uniform):
@@ -112,11 +122,11 @@ class UniformRead(_Uniform):
 class UniformFamily:
     """Reads or writes (implements ``WorkloadFamily``)."""
 
-    workload: type[UniformRead | UniformWrite]
+    workload: type[UniformRead | UniformAppend]
     needs_trace = False
 
     def need(self, context: WorkloadContext) -> Need:
-        """As many blocks as the scale says; writing goes on for ever and replaces them."""
+        """As many blocks as the scale says: a cache of that size, which writing would outgrow."""
         return Need(working_set_blocks=_blocks(context))
 
     def build(self, context: WorkloadContext) -> Workload:
@@ -126,10 +136,11 @@ class UniformFamily:
 
 @pytest_kvcache.hookimpl
 def kvcache_workloads() -> Mapping[str, WorkloadFamily]:
-    """The two directions."""
+    """Reads, and the two kinds of writes."""
     return {
         "uniform-read": UniformFamily(UniformRead),
-        "uniform-write": UniformFamily(UniformWrite),
+        "uniform-append": UniformFamily(UniformAppend),
+        "uniform-overwrite": UniformFamily(UniformOverwrite),
     }
 
 

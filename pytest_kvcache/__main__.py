@@ -11,9 +11,12 @@ from typing import Any
 
 from pytest_kvcache.errors import KVCacheError, ResultError
 from pytest_kvcache.options import Options
-from pytest_kvcache.report import report_run
+from pytest_kvcache.report import report_run, report_series
 from pytest_kvcache.results import RunResult
 from pytest_kvcache.verify import verify_run
+
+_BEYOND_ASCII = "▁█—…"
+_PLAIN = str.maketrans({"—": "-", "…": ".."})
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -26,6 +29,25 @@ def _read(path: str) -> dict[str, Any]:
     return data
 
 
+def _shown(run: RunResult, encoding: str) -> str:
+    """The tables, and below them how each trial went over time, in what the terminal can show."""
+    ascii_only = not _can_show(_BEYOND_ASCII, encoding)
+    parts = [report_run(run, Options().metrics)]
+    parts += ["\n".join(report_series(case, ascii_only=ascii_only)) for case in run.cases]
+    text = "\n\n".join(part for part in parts if part)
+    if not ascii_only:
+        return text
+    return text.translate(_PLAIN).encode(encoding, "replace").decode(encoding)
+
+
+def _can_show(text: str, encoding: str) -> bool:
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _problems(path: str, *, show: bool) -> list[str]:
     """What is wrong with a run file; a sound one is shown if that is asked for."""
     try:
@@ -33,7 +55,8 @@ def _problems(path: str, *, show: bool) -> list[str]:
         problems = verify_run(data)
         if show and not problems:
             with suppress(BrokenPipeError):  # `… show | head`
-                print(report_run(RunResult.from_json(data), Options().metrics), flush=True)
+                encoding = sys.stdout.encoding or "ascii"
+                print(_shown(RunResult.from_json(data), encoding), flush=True)
     except KVCacheError as error:
         problems = [str(error)]
     return problems

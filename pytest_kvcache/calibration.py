@@ -3,7 +3,8 @@
 Rank-side; imports neither pytest nor MPI. The same requests run once against a backend
 that does nothing and once against memory, without thinking and without an open loop's
 schedule, and with everything that a measured run does in between: stamping, verifying,
-booking. Only what verification says is not heard, for what is read was never stored.
+booking. Only what verification says is not heard, for what is read was never stored
+(``TransferSettings.blind``).
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import numpy as np
 
 from pytest_kvcache.backends.null import NullBackend
 from pytest_kvcache.backends.protocol import MAX_CHUNK_BYTES, PAGE_BYTES
-from pytest_kvcache.payload import Payload
 from pytest_kvcache.recorder import Window
 
 if TYPE_CHECKING:
@@ -53,15 +53,6 @@ class ArenaBackend(NullBackend):
         pages = (len(self._arena) - length) // PAGE_BYTES + 1
         begin = (zlib.crc32(key.encode()) + offset // PAGE_BYTES) % pages * PAGE_BYTES
         return self._arena[begin : begin + length]
-
-
-class BlindPayload(Payload):
-    """Verifies as ever, and says that all is well."""
-
-    def verify(self, *args: Any, **kwargs: Any) -> str | None:
-        """Do the work of the check; None."""
-        super().verify(*args, **kwargs)
-        return None
 
 
 class _Unthinking:

@@ -13,6 +13,7 @@ from pytest_kvcache.errors import OptionError, ResultError
 from pytest_kvcache.metrics import never_makes
 from pytest_kvcache.optiontable import OPTIONS
 from pytest_kvcache.recorder import widest_slice_s
+from pytest_kvcache.series import KINDS, MAX_POINTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -29,8 +30,11 @@ _PARTS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("read_op_bytes",), "requested_read_bytes"),
     (("write_bytes",), "requested_write_bytes"),
     (("write_op_bytes",), "requested_write_bytes"),
-    (("completed", "request_censored", "dropped"), "offered"),
+    (("completed", "request_censored"), "offered"),
+    (("completed", "dropped"), "offered"),
     (("backlog", "dropped"), "offered"),
+    (("generating",), "backlog"),
+    (("storing",), "completed"),
     (("completed_in_window", "dropped"), "offered"),
     (("hit_blocks",), "prompt_blocks"),
     (("hit_tokens",), "arrived_tokens"),
@@ -49,11 +53,13 @@ _COUNTS = (
     "first_half_hits", "second_half_blocks", "second_half_hits", "evictions", "cached_blocks",
     "populated_blocks", "population_s", "store_stall_s", "requested_read_bytes",
     "requested_write_bytes", "checked", "corrupt", "cpu_s", "peak_rss_bytes", "cores",
-    "load_censored", "request_censored",
+    "load_censored", "request_censored", "generating", "storing",
 )  # fmt: skip
 _COUNTS_OR_NONE = (
     "read_p95_ms", "write_p95_ms", "null_ops_per_s", "memory_ops_per_s", "mean_depth",
+    "longest_pause_s",
     "device_read_bytes", "device_write_bytes",
+    "first_half_waiting", "second_half_waiting",
 )  # fmt: skip
 
 
@@ -63,6 +69,8 @@ def record_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
         for fault in _rank_faults(rank, plan):
             yield f"rank {rank.rank} on host {rank.host}: {fault}"
     yield from _window_faults(record, plan)
+    yield from _series_faults(record, plan)
+    yield from _arrival_faults(record, plan)
 
 
 def check_record(record: TrialRecord, plan: Plan) -> None:
@@ -113,6 +121,61 @@ def _window_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
         )
 
 
+def _series_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
+    """The series has the window's whole intervals."""
+    series, window_ns = record.series, round(record.window_s * 1e9)
+    points = window_ns // series.interval_ns
+    if series.points != points:
+        yield f"the series has {series.points} points; a window of {record.window_s} s has {points}"
+    booked_s = max(rank.drained_s for rank in record.ranks) - plan.ramp_s
+    if series.interval_ns / 1e9 > max(1.0, 2 * booked_s / MAX_POINTS):
+        yield (
+            f"the series has intervals of {series.interval_ns / 1e9:g} s; {booked_s:.6g} s fit"
+            f" into {MAX_POINTS} narrower ones"
+        )
+    for column, kind in enumerate(KINDS):
+        yield from _series_bytes_faults(record, plan, kind, column)
+
+
+def _series_bytes_faults(record: TrialRecord, plan: Plan, kind: str, column: int) -> Iterator[str]:
+    """No bytes that the window lacks; where objects are of one size, so much of each."""
+    series, window_ns = record.series, round(record.window_s * 1e9)
+    told = series.moved_bytes[:, column].tolist()
+    moved_bytes, op_bytes, count = (
+        sum(getattr(rank, f"{kind}_{what}") for rank in record.ranks)
+        for what in ("bytes", "op_bytes", "count")
+    )
+    whole = series.points * series.interval_ns == window_ns
+    if sum(told) > moved_bytes or (whole and sum(told) != moved_bytes):
+        yield (
+            f"the series has {sum(told)} bytes of {kind}s; it must be {'' if whole else 'at most '}"
+            f"those of the window, which are {moved_bytes}"
+        )
+    if count and op_bytes == count * plan.block_bytes:
+        operations = series.operations[:, column].tolist()
+        for point, (found, moved) in enumerate(zip(operations, told, strict=True)):
+            if moved != found * plan.block_bytes:
+                yield (
+                    f"the series has {moved} bytes of {found} {kind}s in interval {point}; each"
+                    f" moves {plan.block_bytes}"
+                )
+
+
+def _arrival_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
+    """In an open loop whatever has an answer, or waits for one, has arrived."""
+    arrived = record.histograms["wakeup"].count
+    if not (plan.open_loop or arrived):
+        return
+    answered = record.histograms["request"].count
+    waited = answered + sum(rank.request_censored for rank in record.ranks)
+    offered = sum(rank.offered for rank in record.ranks)
+    if not waited <= arrived <= offered:
+        yield (
+            f"wakeup.count is {arrived}; it must be between the {waited} requests of the window"
+            f" and all {offered} that were offered"
+        )
+
+
 # --- the plan ---------------------------------------------------------------------------------
 
 # Field of the plan → the option whose rule its value must keep.
@@ -126,17 +189,20 @@ _RULE_OF = {
     "tensor_parallel": "tensor_parallel",
     "generation_mode": "generation_mode",
     "phase": "phase",
+    "request_rate": "request_rate",
+    "arrival": "arrival",
     "io": "io",
     "sync": "sync",
     "queue_depth": "queue_depth",
     "verify": "verify",
+    "data": "data",
 }
 _TRACE_RULE_OF = {
     "speedup": "trace_speedup",
     "cycles": "trace_cycles",
     "limit": "trace_limit",
 }
-_MAY_BE_NONE = frozenset({"duration_s", "trace.limit"})
+_MAY_BE_NONE = frozenset({"duration_s", "request_rate", "arrival", "trace.limit"})
 _CORES = ("split", "shared")
 _PARSERS = {spec.name: spec.parse for spec in OPTIONS}
 
@@ -152,6 +218,10 @@ def plan_faults(plan: Plan) -> Iterator[str]:
         yield f"plan.deadline_s is {plan.deadline_s}; it must be above 0"
     if plan.cores not in _CORES:
         yield f"plan.cores is {plan.cores!r}; it must be one of {', '.join(_CORES)}"
+    stores = ("file", "slab") if plan.backend == "file" else (None,)
+    if plan.store not in stores:
+        known = " or ".join(str(store) for store in stores)
+        yield f"plan.store is {plan.store!r}; for the backend {plan.backend} it must be {known}"
     if plan.trace is not None:
         trace = {name: getattr(plan.trace, name) for name in _TRACE_RULE_OF}
         yield from _broken_rules(trace, _TRACE_RULE_OF, "trace.")

@@ -21,9 +21,11 @@ from pytest_kvcache.comm import Comm, clock_ns
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.events import EventWriter
 from pytest_kvcache.latency import Histogram
+from pytest_kvcache.live import LiveFigures
 from pytest_kvcache.plan import Plan
 from pytest_kvcache.recorder import SECTIONS
 from pytest_kvcache.results import TrialRecord
+from pytest_kvcache.series import Cut, Series, empty_dense
 from pytest_kvcache.version import VERSION
 from pytest_kvcache.workloads.deal import deal
 from pytest_kvcache.workloads.trace_file import Trace
@@ -52,6 +54,7 @@ class _Watch:
         self._stopped = False
         self._reports: dict[int, dict[str, Any]] = {}
         self._heard: dict[int, float] = {}
+        self._live = LiveFigures(comm.size - 1)
         self.phase = "set-up"
 
     def elapsed_s(self) -> float:
@@ -61,6 +64,7 @@ class _Watch:
     def enter(self, phase: str, **facts: int) -> None:
         """A new phase: who was silent before gets a new chance."""
         self.phase = phase
+        self._live.restart()
         self._heard = dict.fromkeys(range(1, self._comm.size), time.monotonic())
         self._events.write("phase", t_s=self.elapsed_s(), phase=phase, **facts)
 
@@ -70,6 +74,8 @@ class _Watch:
         for rank, report in self._comm.progress_reports():
             self._heard[rank] = now
             self._reports[rank] = report
+            if report["phase"] == self.phase and report.get("recent") is not None:
+                self._live.hear(rank, report["recent"])
             if report["phase"] == "dying":
                 self.fail(rank - 1, report["error"])
             elif report["error"] is not None and not self._stopped:
@@ -108,8 +114,14 @@ class _Watch:
             )
         }  # fmt: skip
         self._events.write(
-            "progress", t_s=self.elapsed_s(), phase=self.phase, **totals, waiting=self._waiting()
-        )
+            "progress", t_s=self.elapsed_s(), phase=self.phase, **totals, waiting=self._waiting(),
+            recent=self._live.take(), free_bytes=self._free_bytes(),
+        )  # fmt: skip
+
+    def _free_bytes(self) -> int | None:
+        """Of the host with the least; None: a host does not know, or nothing is stored."""
+        told = [r["free_bytes"] for r in self._reports.values() if "free_bytes" in r]
+        return min(told) if told and None not in told else None
 
     def _waiting(self) -> dict[str, Any] | None:
         """The rank whose storage has not answered for longest, if that is long."""
@@ -224,6 +236,7 @@ def _conduct(comm: Comm, plan: Plan, run_dir: Path, watch: _Watch) -> int:
     comm.scatter([start_ns + offset for offset in offsets_ns])
     comm.wait_all(what="drain", deadline_s=plan.deadline_s, tick=watch.tick)
     watch.enter("clean-up")
+    comm.wait_all(what="clean-up", deadline_s=plan.deadline_s, tick=watch.tick)
     record = _gather(comm, plan)
     _leave(comm, watch, plan)
     write_json(run_dir / "trial.json", record.to_json())
@@ -234,16 +247,19 @@ def _gather(comm: Comm, plan: Plan) -> TrialRecord:
     """The common window ends where the first rank stopped; then everything is summed."""
     spans = comm.gather(None)
     assert spans is not None
-    slice_ns = max(slice_ns for _span, slice_ns in spans[1:])
-    span_ns = min(span for span, _slice in spans[1:])
+    slice_ns = max(slice_ns for _span, slice_ns, _extent in spans[1:])
+    span_ns = min(span for span, _slice, _extent in spans[1:])
     if plan.duration_s is not None:
         span_ns = min(span_ns, int(plan.duration_s * 1e9))
     window_ns = max(0, span_ns // slice_ns * slice_ns)
-    comm.broadcast((window_ns, slice_ns))
+    cut = Cut.common(window_ns, [extent for _span, _slice, extent in spans[1:]])
+    comm.broadcast((window_ns, slice_ns, cut))
     empty = np.stack([Histogram().counts for _name in SECTIONS])
     counts = comm.sum_arrays(empty)
+    series = comm.sum_arrays(empty_dense(cut))
     gathered = comm.gather(None)
     assert counts is not None
+    assert series is not None
     assert gathered is not None
     results = [result for result, _extremes in gathered[1:]]
     return TrialRecord(
@@ -255,6 +271,7 @@ def _gather(comm: Comm, plan: Plan) -> TrialRecord:
             name: _merged(counts[row], [extremes[row] for _result, extremes in gathered[1:]])
             for row, name in enumerate(SECTIONS)
         },
+        series=Series.from_dense(series, cut),
     )
 
 

@@ -17,12 +17,21 @@ import itertools
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_kvcache.cache.index import Admission, CacheIndex
 from pytest_kvcache.errors import StalledError
-from pytest_kvcache.recorder import ADMIT, LOAD, READ, REQUEST, WRITE, Recorder
+from pytest_kvcache.recorder import (
+    ADMIT,
+    LOAD,
+    READ,
+    REQUEST,
+    WAITING,
+    WAKEUP,
+    WRITE,
+    Counters,
+    Recorder,
+)
 from pytest_kvcache.transfers import DELETE, Operation, TransferPool, TransferSettings
 
 if TYPE_CHECKING:
@@ -55,21 +64,6 @@ class _Flight:
         self.loaded_ns = 0
         self.left = 0
         self.failed = False
-
-
-@dataclass(slots=True)
-class Counters:
-    """What the engine counts beside the log, from the start of the run on."""
-
-    read_failed: int = 0
-    write_failed: int = 0
-    read_bytes: int = 0
-    write_bytes: int = 0
-    offered: int = 0
-    completed: int = 0
-    dropped: int = 0
-    backlog: int = 0
-    stall_ns: int = 0
 
 
 class Engine:
@@ -122,6 +116,8 @@ class Engine:
         self._end_ns: int | None = None
         self._all_arrived = False
         self._flights = 0
+        self._generating = 0
+        self._sampled_ns = 0
         self._stores = 0
         self._max_stores = _STORES_PER_DEPTH * settings.queue_depth
         self._populating = True
@@ -221,6 +217,7 @@ class Engine:
         while True:
             with self._lock:
                 now = self._fire_timers()
+                self._sample(now)
                 if not busy() or (until_ns is not None and now >= until_ns):
                     return self.first_error is None
                 self._main.wait(self._sleep_s(now, until_ns))
@@ -240,21 +237,30 @@ class Engine:
         return max(0.0, (wake_ns - now) / 1e9)
 
     def _fire_timers(self) -> int:
-        """Start what is due; returns the time."""
-        now = self._clock()
-        while self._timers and self._timers[0][0] <= now:
+        """Start what is due, for a tick's time at most; returns the time."""
+        began = now = self._clock()
+        while self._timers and self._timers[0][0] <= now < began + _TICK_NS:
             due_ns, _order, flight, request = heapq.heappop(self._timers)
             if flight is not None:
+                self._generating -= 1
                 self._respond(flight, now)
-            elif request is not None:
+            elif request is not None and (self._end_ns is None or due_ns < self._end_ns):
                 self._arrive(request, due_ns)
                 if self._workload.open_loop:
+                    self._log.add(WAKEUP, 0, due_ns, now, 0, 0)
                     self._schedule_arrival()
             self._pump()
             now = self._clock()
         return now
 
+    def _sample(self, now: int) -> None:
+        """Note, ten times a second, how many requests wait for the storage."""
+        if now - self._sampled_ns >= _TICK_NS:
+            self._sampled_ns = now
+            self._log.add(WAITING, self._flights - self._generating, now, now, 0, 0)
+
     def _at(self, due_ns: int, flight: _Flight | None, request: Request | None) -> None:
+        self._generating += flight is not None
         heapq.heappush(self._timers, (due_ns, next(self._order), flight, request))
         if self._timers[0][0] == due_ns:
             self._main.notify()
@@ -291,9 +297,10 @@ class Engine:
         if self._stopping:
             return
         self._stopping = True
+        now = self._clock()
         if not self._all_arrived:
             self._note_backlog()
-        now = self._clock()
+            self._count_overdue(now)
         self.counters.stall_ns += sum(now - since_ns for _user, since_ns in self._stalled)
         for flight in self._waiting:
             self._recorder.censor("request", flight.intended_ns)
@@ -308,6 +315,21 @@ class Engine:
         """What is under way when the last request has come: by then, or at the stop."""
         counters = self.counters
         counters.backlog = counters.offered - counters.dropped - counters.completed
+        counters.generating = self._generating
+        counters.storing = max(0, self._flights - counters.backlog)
+
+    def _count_overdue(self, now: int) -> None:
+        """Arrivals of an open loop that nobody has come to deal with: offered all the same."""
+        counters, workload = self.counters, self._workload
+        arrival = next((t for t in self._timers if t[3] is not None and workload.open_loop), None)
+        due_ns, request = (now, None) if arrival is None else (arrival[0], arrival[3])
+        while request is not None and due_ns < min(now, self._end_ns or now):
+            counters.offered += 1
+            counters.backlog += 1
+            self._log.add(WAKEUP, 0, due_ns, now, 0, 0)
+            self._recorder.censor("request", due_ns)
+            request = workload.next_request(0)
+            due_ns = self._start_ns + (request.arrival_ns or 0) if request is not None else now
 
     def _schedule_arrival(self) -> None:
         request = self._workload.next_request(0)
@@ -336,6 +358,7 @@ class Engine:
         self.counters.offered += 1
         if self._flights >= MAX_BACKLOG and self._workload.open_loop:
             self.counters.dropped += 1
+            self._recorder.censor("request", intended_ns)
             return
         self._flights += 1
         self._waiting.append(_Flight(request, intended_ns))
@@ -407,7 +430,7 @@ class Engine:
                 request.prompt_tokens, request.output_tokens,
             )  # fmt: skip
         self._store(flight)
-        if self._stores > self._max_stores:
+        if self._stores > self._max_stores and not self._workload.open_loop:
             self._stalled.append((request.user, self._clock()))
         else:
             self._next_turn(request.user, done_ns)

@@ -197,9 +197,13 @@ def why_absent(result: CaseResult, metric: str) -> str:
     if impossible is not None:
         return impossible
     sections = [trial.data[spec.section] for trial in result.trials if trial.data]
-    counts = [section.get("count") for section in sections]
+    if None in sections:
+        return f"only an open loop has {spec.section}; add --kv-request-rate"
+    counts = [
+        section["count"] + section.get("censored", 0) for section in sections if "count" in section
+    ]
     few = None
-    if spec.percentile is not None and None not in counts:
+    if spec.percentile is not None and len(counts) == len(sections):
         few = round(1000 / (100 - spec.percentile))
     if few is not None and any(count < few for count in counts):
         return (
@@ -213,7 +217,7 @@ def why_absent(result: CaseResult, metric: str) -> str:
         )
         return (
             f"too much had not ended at the end of the window to tell ({spec.section}: {shown} by"
-            " trial); lengthen --kv-duration or lower --kv-num-users"
+            " trial); lengthen --kv-duration, or lower --kv-num-users or --kv-request-rate"
         )
     return "the trials have no such value"
 

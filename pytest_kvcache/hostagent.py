@@ -80,7 +80,8 @@ class Guard:
             left = LaunchProcesses(marker=self.run_id).kill()
             self.segments.remove_new()
             self.sessions.remove_new()
-        if self.cache_dir is not None and not self.keep:
+        # What is stuck in the storage would be joined by us; the ranks' janitor removes it then.
+        if self.cache_dir is not None and not self.keep and not left:
             remove_run_dir(self.cache_dir, self.run_id)
         return [describe_process(pid) for pid in left]
 

@@ -133,7 +133,7 @@ class Histogram:
             raise ResultError(
                 f"histogram scheme is {data['scheme']!r}; this version reads {SCHEME!r} only"
             )
-        counts = _unpack(data["bins"])
+        counts = unpack_bins(data["bins"], BIN_COUNT)
         count = _integer(data, "count")
         if count != _total(counts):
             raise ResultError(
@@ -151,7 +151,7 @@ class Histogram:
             "sum_ns": self._sum_ns,
             "min_ns": self._min_ns,
             "max_ns": self._max_ns,
-            "bins": _pack(self._counts),
+            "bins": pack_bins(self._counts),
         }
 
     @property
@@ -296,7 +296,7 @@ def _check_extremes(counts: IntArray, sum_ns: int, min_ns: int | None, max_ns: i
         )
 
 
-def _pack(counts: IntArray) -> str:
+def pack_bins(counts: IntArray) -> str:
     """Return the used bins as pairs (gap to the one before, count), deflated, in base64."""
     used = np.flatnonzero(counts)
     pairs = np.empty(used.size, dtype=_PAIR)
@@ -305,31 +305,31 @@ def _pack(counts: IntArray) -> str:
     return base64.b64encode(zlib.compress(pairs.tobytes(), 9)).decode("ascii")
 
 
-def _unpack(text: object) -> IntArray:
-    """Return the dense counts of ``_pack``'s text; ResultError when it is damaged."""
-    pairs = np.frombuffer(_inflate(text), dtype=_PAIR)
+def unpack_bins(text: object, size: int) -> IntArray:
+    """Return the ``size`` dense counts of ``pack_bins``' text; ResultError: it is damaged."""
+    pairs = np.frombuffer(_inflate(text, size), dtype=_PAIR)
     gaps = pairs["gap"]
     # Bounded gaps first: only then can their sum not overflow.
-    if gaps.size and (int(gaps[0]) < 0 or gaps[1:].min(initial=1) < 1 or gaps.max() > BIN_COUNT):
+    if gaps.size and (int(gaps[0]) < 0 or gaps[1:].min(initial=1) < 1 or gaps.max() > size):
         raise ResultError("histogram bins do not rise; they were damaged: use an intact file")
     used = np.cumsum(gaps)
-    if used.size and (int(used[-1]) >= BIN_COUNT or int(pairs["count"].min()) < 1):
+    if used.size and (int(used[-1]) >= size or int(pairs["count"].min()) < 1):
         raise ResultError(
-            f"histogram bins go beyond bin {BIN_COUNT - 1} or hold a count below 1; "
+            f"histogram bins go beyond bin {size - 1} or hold a count below 1; "
             "they were damaged: use an intact file"
         )
-    counts = np.zeros(BIN_COUNT, dtype=np.int64)
+    counts = np.zeros(size, dtype=np.int64)
     counts[used] = pairs["count"]
     return counts
 
 
-def _inflate(text: object) -> bytes:
-    """Return the decoded pairs, a multiple of 16 bytes and at most BIN_COUNT of them."""
+def _inflate(text: object, size: int) -> bytes:
+    """Return the decoded pairs, a multiple of 16 bytes and at most ``size`` of them."""
     if not isinstance(text, str):
         raise ResultError(f"histogram bins are {_short(text)}; they must be base64 text")
     decoder = zlib.decompressobj()
     try:
-        data = decoder.decompress(base64.b64decode(text, validate=True), BIN_COUNT * 16 + 1)
+        data = decoder.decompress(base64.b64decode(text, validate=True), size * 16 + 1)
     except (ValueError, binascii.Error, zlib.error) as error:
         raise ResultError(
             f"histogram bins are {_short(text)}; they must be zlib data in base64: {error}"

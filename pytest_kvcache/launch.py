@@ -10,7 +10,7 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from pytest_kvcache.cachedir import remove_run_dir
+from pytest_kvcache.cachedir import remove_run_dir, run_dir
 from pytest_kvcache.consistency import check_record
 from pytest_kvcache.errors import LaunchError, ResultError, StorageError
 from pytest_kvcache.events import EventTail
@@ -244,14 +244,23 @@ class Launch:
         left = self._aftermath.clean_up(tail_lines(self._log, _LOG_LINES))
         left += self._watch.clean_up()
         if self._plan.needs_directory and not self._plan.keep:
-            try:
-                remove_run_dir(self._plan.cache_dir, self._plan.run_id)
-            except StorageError as error:
-                left.append(str(error))
+            left += self._remove_data()
         if left:
             with self._log.open("a", encoding="utf-8") as log:
                 log.writelines(f"[kv] {line}\n" for line in left)
         return left
+
+    def _remove_data(self) -> list[str]:
+        """Remove what ranks stored; where one of them is stuck in the storage, we would be too."""
+        plan = self._plan
+        if LaunchProcesses(marker=plan.run_id).ranks():
+            place = run_dir(plan.cache_dir, plan.run_id)
+            return [f"{place} is there until its storage answers again, and is removed then"]
+        try:
+            remove_run_dir(plan.cache_dir, plan.run_id)
+        except StorageError as error:
+            return [str(error)]
+        return []
 
     def _problem(self, ended: LaunchExit) -> str | None:
         """Why the launch failed, in one sentence and the last lines; None: it did not."""

@@ -19,7 +19,7 @@ PERCENTILES: Mapping[str, float] = MappingProxyType(
 )
 MIN_SAMPLES_BEYOND = 10  # a percentile is shown only if it rests on this many samples above it
 
-LATENCY_SECTIONS = ("read", "write", "queue", "device", "load", "request")
+LATENCY_SECTIONS = ("read", "write", "queue", "device", "load", "request", "wakeup")
 # Phase of serving → the operations that it never makes.
 _NEVER: Mapping[str, str] = MappingProxyType({"prefill": "read", "decode": "write"})
 _KIND_OF = MappingProxyType({"read": "read", "load": "read", "write": "write"})

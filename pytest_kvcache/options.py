@@ -172,7 +172,13 @@ def _check_together(options: Options) -> None:
         raise OptionError("--kv-fail needs a baseline; name its file with --kv-compare=FILE")
     _check_phase(options)
     _check_containers(options)
+    _check_store(options)
     _check_trace(options)
+    if options.overrides("arrival") and options.request_rate is None:
+        raise OptionError(
+            f"--kv-arrival is {options.arrival}; it belongs to an open loop, so add"
+            " --kv-request-rate or leave it out"
+        )
 
 
 def _check_phase(options: Options) -> None:
@@ -201,6 +207,17 @@ def _check_containers(options: Options) -> None:
             )
 
 
+def _check_store(options: Options) -> None:
+    """A store is the file backend's; auto is no choice of one."""
+    if options.store == "auto" or options.backend == "file":
+        return
+    name = "kv_store" if options.origins["store"] == "ini" else "--kv-store"
+    raise OptionError(
+        f"{name} is {options.store} and --kv-backend is {options.backend}; only the backend file"
+        " has stores, so leave the store out or use --kv-backend=file"
+    )
+
+
 def _check_trace(options: Options) -> None:
     names = scenario_names(options)
     if options.trace is not None and "trace" not in names and not _outdone(options, "trace"):
@@ -226,6 +243,13 @@ def _check_replay(options: Options) -> None:
             f"--kv-context-scale is {options.context_scale:g}; a trace is replayed as it was"
             " recorded, so leave it out"
         )
+    for name in ("request_rate", "arrival"):
+        if options.overrides(name):
+            flag = "--kv-" + name.replace("_", "-")
+            raise OptionError(
+                f"{flag} is {options.texts[name][0]}; a trace has times of its own, so leave it"
+                " out and use --kv-trace-speedup"
+            )
     if options.trace_speedup > 0 and options.overrides("num_users"):
         raise OptionError(
             f"--kv-num-users is {options.num_users}; a trace that is replayed at its recorded"

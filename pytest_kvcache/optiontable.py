@@ -224,7 +224,6 @@ def _is(*values: object) -> Callable[[Any], bool]:
     return lambda value: value in values
 
 
-_OPEN_LOOP = "leave it out; users issue their next request after the previous one"
 _TIERS = "only the storage tier exists so far, use 0"
 
 OPTIONS: tuple[OptionSpec, ...] = (
@@ -311,10 +310,13 @@ OPTIONS: tuple[OptionSpec, ...] = (
                help="replay the trace N times over (default: 1)"),
     OptionSpec(name="trace_limit", metavar="N", parse=_count(1),
                help="replay the first N requests only"),
-    OptionSpec(name="request_rate", metavar="R", parse=_above(0.0), later=_OPEN_LOOP,
-               help="open loop, requests per second"),
+    OptionSpec(name="request_rate", metavar="R", parse=_above(0.0),
+               help="open loop: R requests per second, of all ranks together, each of them"
+               " issues R/np; users take turns at those times instead of thinking"
+               " (default: closed loop)"),
     OptionSpec(name="arrival", metavar="{poisson,gamma}", parse=_choice("poisson", "gamma"),
-               later=_OPEN_LOOP, help="open loop, arrivals"),
+               help="times between those requests: exponential, or in bursts (coefficient of"
+               " variation 2), with --kv-request-rate (default: poisson)"),
     OptionSpec(name="precondition", metavar="SIZE", parse=_text, help="overwrite in place first",
                later="leave it out; population before the window fills the cache"),
     OptionSpec(name="reread_factor", metavar="N", is_available=_is(0.0),
@@ -359,16 +361,17 @@ OPTIONS: tuple[OptionSpec, ...] = (
                is_available=_is("block"), later="use --kv-layout=block",
                help="one object per block, or per layer of it (default: block)"),
     OptionSpec(name="store", metavar="{auto,file,slab}", parse=_choice("auto", "file", "slab"),
-               is_available=_is("auto", "file"), later="use --kv-store=file",
-               help="one file per object, or slabs (default: auto = file)"),
+               help="how --kv-backend=file keeps objects: a file each, or in preallocated slabs"
+               " (default: auto = slab up to 1 MiB as stored, else file)"),
     OptionSpec(name="queue_depth", metavar="N", parse=_count(1, 1024),
                help="transfers of at most 4 MiB in flight per rank (default: 16)"),
     OptionSpec(name="verify", metavar="{off,sample,full}",
                parse=_choice("off", "sample", "full"),
-               help="integrity of what is read, off the timed path (default: sample)"),
+               help="integrity of what is read, off the timed path (default: sample); null stores"
+               " nothing to verify"),
     OptionSpec(name="data", metavar="{normal,strict}", parse=_choice("normal", "strict"),
-               is_available=_is("normal"), later="use --kv-data=normal",
-               help="what is written: unique per 4 KiB (default: normal)"),
+               help="what is written: unique per 4 KiB, or per 512 bytes with nothing in common"
+               " between objects (default: normal); null stores nothing"),
     OptionSpec(name="seed", metavar="N", parse=_count(0),
                help="of every generator (default: 42)"),
     OptionSpec(name="keep", kind="flag", parse=_flag,

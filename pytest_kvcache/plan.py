@@ -13,22 +13,29 @@ import os
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.backends.slaballocator import slab_count
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.hosts import RankLayout
 from pytest_kvcache.launchers.protocol import binds_ranks
 from pytest_kvcache.models import ModelSpec
 from pytest_kvcache.units import MIB, format_bytes
+from pytest_kvcache.workloads.openloop import DEFAULT_ARRIVAL, MAX_ARRIVALS
 from pytest_kvcache.workloads.protocol import Need, WorkloadContext
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pytest_kvcache.backends.protocol import Store
     from pytest_kvcache.options import Options
     from pytest_kvcache.workloads.trace_file import Trace
 
 MAX_CHUNK_BYTES = 4 * MIB
 PAGE_BYTES = 4096
 DEFAULT_BLOCK_TOKENS = 256
+# Objects up to this size, as stored, go into slabs. Measured on ext4 (docs/why.md, "Two
+# stores"): at 64 KiB a file per object costs 2.5 times an overwrite in a slab, at 1 MiB
+# 2.1 times (2.6 with a sync), at 32 MiB nothing; between the two nothing was measured.
+SLAB_UP_TO_BYTES = MIB
 FREE_SHARE = 0.9  # of the free space that a run may fill
 GENERATION_S_PER_TOKEN = {"none": 0.0, "fast": 0.002, "realistic": 0.030}
 _SLOWEST_BYTES_PER_S = 20e6  # of a whole host, for the default deadline
@@ -68,8 +75,11 @@ class Plan:
     """One case, ready to be launched; ``trial`` counts from 0.
 
     ``duration_s`` None: until the trace ends. ``capacity_blocks`` is per rank.
+    ``store`` is how the backend file keeps objects, None for every other backend.
     ``need_blocks`` is what one rank would store if nothing were evicted. ``cores`` is
     ``split`` (ranks of a host divide its cores) or ``shared`` (as the launcher bound them).
+    ``request_rate`` is that of all ranks together, per second; None, and no ``arrival``:
+    a closed loop, or the times of a trace.
     """
 
     version: str
@@ -87,7 +97,10 @@ class Plan:
     tensor_parallel: int
     generation_mode: str
     phase: str
+    request_rate: float | None
+    arrival: str | None
     backend: str
+    store: Store | None
     io: str
     sync: str
     cache_dir: str
@@ -96,6 +109,7 @@ class Plan:
     queue_depth: int
     cores: str
     verify: str
+    data: str
     keep: bool
     deadline_s: float
     plugins: tuple[str, ...]
@@ -112,6 +126,26 @@ class Plan:
             raise OptionError(
                 f"the storage capacity per rank holds no block of {format_bytes(self.block_bytes)};"
                 " raise --kv-storage-capacity-gb, free some space, or lower --kv-block-tokens"
+            )
+        self._check_arrivals()
+
+    def _check_arrivals(self) -> None:
+        rate = self.request_rate
+        if (rate is None) != (self.arrival is None):
+            raise OptionError(f"arrival is {self.arrival!r}; it must go with a request_rate")
+        if rate is None:
+            return
+        if self.trace is not None:
+            raise OptionError(
+                f"--kv-request-rate is {rate:g}; a trace has times of its own, so leave it out and"
+                " use --kv-trace-speedup"
+            )
+        arrivals = rate / self.np * (self.ramp_s + (self.duration_s or 0.0))
+        if arrivals > MAX_ARRIVALS:
+            raise OptionError(
+                f"--kv-request-rate is {rate:g}, which makes {arrivals:.3g} requests of a rank in"
+                f" ramp and window; it must be at most {MAX_ARRIVALS:,}, so lower it, use more"
+                " ranks, or shorten --kv-duration"
             )
 
     @property
@@ -150,6 +184,20 @@ class Plan:
         return self.capacity_blocks * self.stored_bytes
 
     @property
+    def most_blocks(self) -> int:
+        """Blocks that one rank may take room for: all there is in slabs, else what it stores."""
+        return (
+            self.capacity_blocks
+            if self.store == "slab"
+            else min(self.capacity_blocks, self.need_blocks)
+        )
+
+    @property
+    def slab_files(self) -> int:
+        """Files that one rank keeps open as its slabs."""
+        return slab_count(self.capacity_blocks, self.stored_bytes) if self.store == "slab" else 0
+
+    @property
     def buffer_bytes(self) -> int:
         """Buffers of one rank: a write and a read buffer per transfer in flight."""
         return 0 if self.backend == "null" else 2 * self.queue_depth * self.chunk_bytes
@@ -165,6 +213,11 @@ class Plan:
     def needs_directory(self) -> bool:
         """Whether ranks own a directory; null and memory do not."""
         return self.backend not in ("null", "memory")
+
+    @property
+    def open_loop(self) -> bool:
+        """Whether requests come at times of their own, however fast the answers are."""
+        return self.request_rate is not None or bool(self.trace and self.trace.speedup > 0)
 
     @property
     def drain_s(self) -> float:
@@ -264,6 +317,15 @@ def effective_block_tokens(options: Options, trace: Trace | None) -> int:
     return options.block_tokens or DEFAULT_BLOCK_TOKENS
 
 
+def effective_store(asked: str, backend: str, stored_bytes: int) -> Store | None:
+    """``file`` or ``slab``, by size where ``auto`` is asked for; None for another backend."""
+    if backend != "file":
+        return None
+    if asked == "auto":
+        return "slab" if stored_bytes <= SLAB_UP_TO_BYTES else "file"
+    return "slab" if asked == "slab" else "file"
+
+
 def build_plan(
     options: Options,
     *,
@@ -279,6 +341,8 @@ def build_plan(
     ramp_s = options.ramp if options.overrides("ramp") or not replays else 0.0
     if ramp_s is None:
         ramp_s = min(30.0, (duration_s or 0.0) / 10)
+    asked_rate = options.overrides("request_rate") or not replays
+    request_rate = options.request_rate if asked_rate else None
     stored = -(-model.block_bytes(block_tokens, options.tensor_parallel) // PAGE_BYTES) * PAGE_BYTES
     plan = Plan(
         version=facts.version,
@@ -296,7 +360,10 @@ def build_plan(
         tensor_parallel=options.tensor_parallel,
         generation_mode=options.generation_mode,
         phase=options.phase,
+        request_rate=request_rate,
+        arrival=None if request_rate is None else options.arrival or DEFAULT_ARRIVAL,
         backend=options.backend,
+        store=effective_store(options.store, options.backend, stored),
         io=options.io,
         sync=options.sync or ("none" if options.io == "direct" else "data"),
         cache_dir=options.cache_dir,
@@ -305,6 +372,7 @@ def build_plan(
         queue_depth=options.queue_depth,
         cores="shared" if binds_ranks(options.mpi_params) else "split",
         verify=options.verify,
+        data=options.data,
         keep=options.keep,
         deadline_s=options.deadline or 1.0,
         plugins=options.plugin,
@@ -328,7 +396,9 @@ _OPTION_OF = {
     "cores": "mpi_params",
 }
 # What a replay fixes for itself.
-_REPLAY_OWN = frozenset({"duration_s", "ramp_s", "block_tokens", "context_scale"})
+_REPLAY_OWN = frozenset(
+    {"duration_s", "ramp_s", "block_tokens", "context_scale", "request_rate", "arrival"}
+)
 _DERIVED = frozenset({"run_id", "version", "trial", "need_blocks", "origins"})
 
 
@@ -342,6 +412,8 @@ def _origins(options: Options, *, replays: bool) -> dict[str, str]:
     for name in _REPLAY_OWN if replays else ():
         if not options.overrides(_OPTION_OF.get(name, name)):
             found[name] = "scenario"
+    if options.request_rate is None:
+        found["arrival"] = "default"
     if options.allow_invalid:
         found["allow_invalid"] = given["allow_invalid"]
     return found

@@ -17,6 +17,8 @@ _OPENMPI = re.compile(
     r"process rank (?P<rank>\d+) with PID (?P<pid>\d+) on node (?P<host>\S+?) "
     r"(?:exited on signal (?P<signal>\d+)|(?P<how>exiting improperly|calling \"abort\"))"
 )
+# The same two, of a process that ended in its own way: no host, no pid.
+_OPENMPI_CODE = re.compile(r"Process name: \[\S+,(?P<rank>\d+)\] Exit code: (?P<code>\d+)")
 # hydra (MPICH, Intel MPI).
 _HYDRA = re.compile(r"PID (?P<pid>\d+) RUNNING AT (?P<host>\S+).*?EXIT CODE: (?P<code>\d+)")
 _SSH = re.compile(
@@ -56,13 +58,24 @@ def cause_of_death(lines: Sequence[str], ranks: Sequence[Mapping[str, Any]]) -> 
 def _openmpi(text: str, ranks: Sequence[Mapping[str, Any]]) -> str | None:
     match = _OPENMPI.search(text)
     if match is None:
-        return None
+        return _openmpi_code(text, ranks)
     who = _name(int(match["rank"]) - 1, ranks, match["host"])
     if match["signal"]:
         return f"{who} was killed by signal {match['signal']}"
     if match["how"] == "exiting improperly":
         return f"{who} ended in the middle of the work"
     return f"{who} gave up"
+
+
+def _openmpi_code(text: str, ranks: Sequence[Mapping[str, Any]]) -> str | None:
+    match = _OPENMPI_CODE.search(text)
+    number = -1 if match is None else int(match["rank"]) - 1
+    if match is None or not 0 <= number < len(ranks):
+        return None
+    who = _name(number, ranks, ranks[number]["host"])
+    signalled = int(match["code"]) - 128  # as shells say it, and worker.py of SIGTERM
+    after = f", as after signal {signalled}" if signalled > 0 else ""
+    return f"{who} ended with exit code {match['code']}{after}"
 
 
 def _hydra(text: str, ranks: Sequence[Mapping[str, Any]]) -> str | None:

@@ -161,7 +161,7 @@ def _own_problems(options: Options, plan: Plan, host: HostRanks, facts: HostFact
             f"has {format_bytes(facts.memory_bytes)} of memory free for {host.ranks} ranks that"
             f" need {format_bytes(wanted)}; lower --kv-np, --kv-queue-depth or the capacity"
         )
-    files = _OPEN_FILES + 2 * plan.queue_depth
+    files = _OPEN_FILES + 2 * plan.queue_depth + plan.slab_files
     if plan.needs_directory and facts.open_files is not None and facts.open_files < files:
         yield (
             f"allows {facts.open_files} open files, a rank needs {files}; raise 'ulimit -n' for"
@@ -174,17 +174,18 @@ def _space_problems(plan: Plan, facts: HostFacts, ranks: int) -> Iterator[str]:
     if facts.filesystem is None:
         return
     free, inodes = facts.filesystem["available_bytes"], facts.filesystem["available_inodes"]
-    blocks = ranks * min(plan.capacity_blocks, plan.need_blocks)
+    blocks = ranks * plan.most_blocks
     if blocks * plan.stored_bytes > FREE_SHARE * free:
         yield (
             f"has {format_bytes(free)} free in {plan.cache_dir} for {ranks} ranks that store"
             f" {format_bytes(blocks * plan.stored_bytes)}; that must stay below {FREE_SHARE:.0%},"
             " free some or lower --kv-storage-capacity-gb"
         )
-    if inodes is not None and blocks > inodes:
+    if inodes is not None and plan.store != "slab" and blocks > inodes:
+        instead = "use --kv-store=slab, " if plan.store == "file" else ""
         yield (
             f"has {inodes} inodes free in {plan.cache_dir} for {blocks} blocks of {ranks} ranks, a"
-            " file each; lower --kv-storage-capacity-gb or use longer --kv-block-tokens"
+            f" file each; {instead}lower --kv-storage-capacity-gb or use longer --kv-block-tokens"
         )
 
 
@@ -227,7 +228,7 @@ def _check_space(options: Options, plan: Plan, ranks: int) -> None:
     """A cap that the user asked for must be there (a cap we chose fits by its making)."""
     if not plan.needs_directory or not options.storage_capacity_gb:
         return
-    wanted = min(plan.capacity_blocks, plan.need_blocks) * plan.stored_bytes * ranks
+    wanted = plan.most_blocks * plan.stored_bytes * ranks
     free = available_disk_bytes(plan.cache_dir)
     if wanted > FREE_SHARE * free:
         raise PreflightError(

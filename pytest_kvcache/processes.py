@@ -40,6 +40,8 @@ _DEAD = (b"Z", b"X")
 class _Stat:
     """What proc_pid_stat(5) says of a process."""
 
+    task: str
+    """Where below /proc it can be read; a living thread's where the first thread is dead."""
     name: bytes
     state: bytes
     parent: int
@@ -49,15 +51,22 @@ class _Stat:
     @classmethod
     def of(cls, pid: int) -> _Stat | None:
         """None: gone, or dead."""
+        first = cls._of_task(str(pid))
+        if first is None or first.state not in _DEAD:
+            return first
+        # A thread stuck in the kernel outlives SIGKILL, and the first thread's death.
+        others = (cls._of_task(task) for task in _threads(pid))
+        return next((stat for stat in others if stat and stat.state not in _DEAD), None)
+
+    @classmethod
+    def _of_task(cls, task: str) -> _Stat | None:
         try:
-            before, _, after = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")
+            before, _, after = Path(f"/proc/{task}/stat").read_bytes().rpartition(b")")
         except OSError:
             return None
         fields = after.split()
-        if fields[0] in _DEAD:
-            return None
         name = before.partition(b"(")[2]
-        return cls(name, fields[0], int(fields[1]), int(fields[3]), fields[19])
+        return cls(task, name, fields[0], int(fields[1]), int(fields[3]), fields[19])
 
 
 @dataclass(slots=True)
@@ -84,7 +93,7 @@ class LaunchProcesses:
 
     def alive(self) -> tuple[int, ...]:
         """Return the pids of the members that are not dead yet."""
-        members = {pid: stat for pid, stat in _all().items() if self._has(pid, stat)}
+        members = {pid: stat for pid, stat in _all().items() if self._has(stat)}
         for stat in members.values():
             self._remember_daemon(stat.parent)
         daemons = (pid for pid, started in self._daemons.items() if _started(pid) == started)
@@ -102,11 +111,11 @@ class LaunchProcesses:
 
     def reaches(self, host: str) -> bool:
         """Whether one that the launcher has started here names ``host``: its way there."""
-        members = {pid: stat for pid, stat in _all().items() if self._has(pid, stat)}
+        members = {pid: stat for pid, stat in _all().items() if self._has(stat)}
         word = host.encode()
         return any(
-            stat.parent in members and word in _bytes_of(pid, "cmdline").split(b"\0")
-            for pid, stat in members.items()
+            stat.parent in members and word in _bytes_of(stat.task, "cmdline").split(b"\0")
+            for stat in members.values()
         )
 
     def orphans(self) -> int:
@@ -118,14 +127,14 @@ class LaunchProcesses:
         return {
             pid: stat
             for pid, stat in _all().items()
-            if _RANK_MODULE in _bytes_of(pid, "cmdline").split(b"\0") and self._has(pid, stat)
+            if _RANK_MODULE in _bytes_of(stat.task, "cmdline").split(b"\0") and self._has(stat)
         }
 
-    def _has(self, pid: int, stat: _Stat) -> bool:
+    def _has(self, stat: _Stat) -> bool:
         if stat.session == self.session:
             return True
         marker = f"{MARKER_VARIABLE}={self.marker}".encode()
-        return marker in _bytes_of(pid, "environ").split(b"\0")
+        return marker in _bytes_of(stat.task, "environ").split(b"\0")
 
     def _remember_daemon(self, pid: int) -> None:
         stat = _Stat.of(pid)
@@ -160,9 +169,17 @@ def _started(pid: int) -> bytes | None:
     return None if stat is None else stat.started
 
 
-def _bytes_of(pid: int, name: str) -> bytes:
+def _threads(pid: int) -> list[str]:
+    """Where below /proc its threads are."""
+    try:
+        return [f"{pid}/task/{thread}" for thread in os.listdir(f"/proc/{pid}/task")]  # noqa: PTH208
+    except OSError:
+        return []
+
+
+def _bytes_of(task: str, name: str) -> bytes:
     """A file of the process; empty if it has gone or is another user's."""
     try:
-        return Path(f"/proc/{pid}/{name}").read_bytes()
+        return Path(f"/proc/{task}/{name}").read_bytes()
     except OSError:
         return b""

@@ -5,6 +5,7 @@ Reads /proc and /sys only; parsing is pure. Imports neither pytest nor MPI.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from dataclasses import asdict, dataclass
@@ -48,6 +49,8 @@ _VIRTUAL_MODEL = re.compile(
     r"qemu|virtual|virtio|vbox|vmware|xen|elastic block store|persistentdisk", re.IGNORECASE
 )
 _OCTAL = re.compile(r"\\([0-7]{3})")
+# What a path says that leads nowhere any more; ESTALE over a network.
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 # Anonymous device numbers (btrfs, overlay, network): the filesystem has no one device.
 _ANONYMOUS_MAJOR = "0:"
 
@@ -144,6 +147,54 @@ class FilesystemFacts:
             for name in ("is_tmpfs", "is_network", "is_overlay", "counts_io")
         }
         return asdict(self) | derived
+
+
+class Place:
+    """A directory that a rank on ``host`` uses by its path, and where that path once led.
+
+    Once a filesystem is mounted above it, or unmounted (umount -l asks nobody), the same
+    path leads elsewhere: the rank would measure another storage. The directory is held
+    open, for some filesystems forget inode numbers of what nobody holds.
+    """
+
+    def __init__(self, path: str, host: str) -> None:
+        """Hold the directory; StorageError if there is none."""
+        self._path, self._host = path, host
+        self._fd: int | None = None
+        try:
+            self._fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise StorageError(f"{host}: can't open {path}: {error.strerror}") from error
+
+    def fault(self) -> str | None:
+        """Why what was measured here can't be trusted; None: the path leads where it did."""
+        if self._fd is None:
+            return None
+        try:
+            before, now = os.fstat(self._fd), os.stat(self._path)  # noqa: PTH116 - as descriptors
+        except OSError as error:
+            if error.errno in _GONE:
+                return self._moved("is gone: it was removed, or its filesystem unmounted")
+            return f"{self._host}: can't examine {self._path}: {error.strerror}"
+        if os.path.samestat(before, now):
+            return None
+        return self._moved(
+            "is another directory than at the start: something was mounted there, unmounted or"
+            " put in its place"
+        )
+
+    def _moved(self, what: str) -> str:
+        return (
+            f"{self._path} on {self._host} {what} while ranks used it, so that they may have"
+            " measured another storage; leave the cache directory alone until the run is over"
+            " (after an unmount look on that filesystem for what is left)"
+        )
+
+    def close(self) -> None:
+        """Let go of the directory; twice is harmless."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
 
 
 def is_network_type(fs_type: str) -> bool:

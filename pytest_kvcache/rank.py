@@ -20,15 +20,18 @@ from pytest_kvcache.backends.null import NullBackend
 from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
 from pytest_kvcache.cache.index import CacheIndex
 from pytest_kvcache.cachedir import claim_rank_dir, remove_rank_dir, remove_run_dir
-from pytest_kvcache.calibration import ArenaBackend, BlindPayload, closed_loop, operations_per_s
+from pytest_kvcache.calibration import ArenaBackend, closed_loop, operations_per_s
 from pytest_kvcache.engine import Engine
 from pytest_kvcache.errors import StorageError
+from pytest_kvcache.freespace import FreeSpace
 from pytest_kvcache.janitor import Janitor
-from pytest_kvcache.payload import Payload
-from pytest_kvcache.proof import IoCounters, probe_filesystem, sample_io
+from pytest_kvcache.pauses import PauseWatch
+from pytest_kvcache.payload import make_payload
+from pytest_kvcache.proof import IoCounters, Place, probe_filesystem, sample_io
 from pytest_kvcache.recorder import Recorder, Window
-from pytest_kvcache.results import RankResult, latencies_ms
+from pytest_kvcache.results import RankResult, latencies_ms, ratio
 from pytest_kvcache.transfers import TransferSettings
+from pytest_kvcache.workloads.openloop import OpenLoop, arrival_offsets_ns
 from pytest_kvcache.workloads.phases import DecodeWorkload, build_workload
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pytest_kvcache.backends.protocol import Backend
+    from pytest_kvcache.payload import Payload
     from pytest_kvcache.plan import Plan
     from pytest_kvcache.registry import Registry
     from pytest_kvcache.workloads.protocol import Workload, WorkloadContext, WorkloadFamily
@@ -56,7 +60,12 @@ class Rank:
         self._trace = trace
         self._sync = plan.sync
         self._owns_directory = False
+        self._place: Place | None = None
+        self._place_fault: str | None = None
+        self._clock_fault: str | None = None
+        self._pauses = PauseWatch()
         self._janitor: Janitor | None = None
+        self._space: FreeSpace | None = None
         self._backend: Backend | None = None
         self._family: WorkloadFamily | None = None
         self._workload: Workload | None = None
@@ -105,12 +114,17 @@ class Rank:
             backend,
             CacheIndex(plan.capacity_blocks),
             workload,
-            BlindPayload(self._payload_seed(), plan.chunk_bytes),
+            self._payload(),
             recorder,
             generation_s_per_token=0.0,
+            blind=True,
         )
         with _undisturbed():
             return operations_per_s(engine, recorder, plan.stored_bytes, tick)
+
+    def _payload(self) -> Payload:
+        plan = self.plan
+        return make_payload(plan.data, self._payload_seed(), plan.chunk_bytes, plan.stored_bytes)
 
     def _build_workload(self, context: WorkloadContext) -> Workload:
         assert self._family is not None
@@ -125,6 +139,7 @@ class Rank:
         recorder: Recorder,
         *,
         generation_s_per_token: float,
+        blind: bool = False,
     ) -> Engine:
         plan = self.plan
         return Engine(
@@ -135,6 +150,7 @@ class Rank:
                 chunk_bytes=plan.chunk_bytes,
                 sync=self._sync == "data",
                 verify=plan.verify,
+                blind=blind,
             ),
             block_tokens=plan.block_tokens,
             generation_s_per_token=generation_s_per_token,
@@ -156,11 +172,25 @@ class Rank:
         return self._make_engine(
             self._backend,
             self.index,
-            self._workload,
-            Payload(self._payload_seed(), plan.chunk_bytes) if stores else None,
+            self._at_its_rate(self._workload),
+            self._payload() if stores else None,
             self.recorder,
             generation_s_per_token=plan.generation_s_per_token,
         )
+
+    def _at_its_rate(self, workload: Workload) -> Workload:
+        """At a declared rate a rank issues its share of the requests."""
+        plan = self.plan
+        if plan.request_rate is None or plan.arrival is None:
+            return workload
+        identity = f"{plan.seed}/{plan.trial}/{self.rank}"
+        offsets_ns = arrival_offsets_ns(
+            per_s=plan.request_rate / plan.np,
+            arrival=plan.arrival,
+            span_s=plan.ramp_s + (plan.duration_s or 0.0),
+            identity=f"{identity}/arrivals",
+        )
+        return OpenLoop(workload, offsets_ns, f"{identity}/turns")
 
     def _opened(self, factory: Callable[[], Backend]) -> tuple[Backend, BackendFacts]:
         """Open the storage; a fallback from direct to buffered brings its default sync.
@@ -179,8 +209,12 @@ class Rank:
         return backend, replace(buffered, io_note=facts.io_note)
 
     def _payload_seed(self) -> int:
-        """Other data on every rank and in every trial, or a storage could deduplicate it."""
-        identity = f"{self.plan.seed}/{self.plan.trial}/{self.rank}".encode()
+        """Other data on every rank, in every trial and run.
+
+        Or a storage could deduplicate it, and serve what an earlier run left.
+        """
+        plan = self.plan
+        identity = f"{plan.run_id}/{plan.seed}/{plan.trial}/{self.rank}".encode()
         return int.from_bytes(blake2b(identity, digest_size=8).digest(), "big")
 
     def _backend_plan(self) -> BackendPlan:
@@ -189,8 +223,11 @@ class Rank:
         if plan.needs_directory:
             directory = claim_rank_dir(plan.cache_dir, plan.run_id, self.rank, self.host)
             self._owns_directory = True
+            self._place = Place(directory, self.host)
             if not plan.keep and not plan.layout.local_index(self.rank):
                 self._janitor = Janitor.hire(plan.cache_dir, plan.run_id, os.environ)
+            if not plan.layout.local_index(self.rank):  # one of a host is enough
+                self._space = FreeSpace(plan.cache_dir)
         return BackendPlan(
             directory=directory,
             object_bytes=plan.stored_bytes,
@@ -198,6 +235,8 @@ class Rank:
             io="direct" if plan.io == "direct" else "buffered",
             sync="data" if plan.sync == "data" else "none",
             host=self.host,
+            capacity_objects=plan.capacity_blocks,
+            store=plan.store,
         )
 
     def populate(self, tick: Callable[[], bool]) -> None:
@@ -208,7 +247,8 @@ class Rank:
         self._population_s = time.monotonic() - began
         self._populated_blocks = self.index.present_blocks
         if self.engine.first_error is not None:
-            raise StorageError(self.engine.first_error)
+            self._look_at_the_place()
+            raise StorageError(self._with_its_cause(self.engine.first_error))
         if isinstance(self._workload, DecodeWorkload):
             self._workload.check_population()
 
@@ -222,20 +262,34 @@ class Rank:
         self._admitted_blocks = (self.index.prompt_blocks, self.index.hit_blocks)
         with _undisturbed():
             counters, cpu_s = sample_io(), _cpu_s()
+            self._pauses.begin(begin_ns - time.monotonic_ns())
             self.stopped_ns = self.engine.run(
-                start_ns=start_ns, end_ns=end_ns, drain_s=plan.drain_s, tick=tick
+                start_ns=start_ns, end_ns=end_ns, drain_s=plan.drain_s, tick=self._looking(tick)
             )
+        self._pauses.look()
+        self._clock_fault = self._pauses.clock_fault()
         self.start_ns = self.engine.began_ns
         self.drained_ns = time.monotonic_ns()
         self._cpu_s = _cpu_s() - cpu_s
         self._io = sample_io().since(counters)
+
+    def _looking(self, tick: Callable[[], bool]) -> Callable[[], bool]:
+        """The tick, by which this rank also sees whether it stood still."""
+
+        def look_and_tick() -> bool:
+            self._pauses.look()
+            return tick()
+
+        return look_and_tick
 
     def progress(self) -> dict[str, Any]:
         """Counts for the people who wait; since the start of the run, not of its window."""
         if self.engine is None:
             return {"error": None}
         counters, index = self.engine.counters, self.index
+        space = {} if self._space is None else {"free_bytes": self._space.available_bytes}
         return {
+            **space,
             "error": self.engine.first_error,
             "read_bytes": counters.read_bytes,
             "write_bytes": counters.write_bytes,
@@ -244,6 +298,7 @@ class Rank:
             "hit_blocks": index.hit_blocks - self._admitted_blocks[1],
             "cached_blocks": index.present_blocks,
             "waiting_s": self.engine.pool.longest_wait_ns() / 1e9,
+            "recent": self.recorder.take_recent(time.monotonic_ns()),
         }
 
     @property
@@ -256,17 +311,43 @@ class Rank:
         if self.engine is not None:
             self.engine.close()
             self.recorder.finish()
+        self._look_at_the_place()
         return self._clean_up()
+
+    def _look_at_the_place(self) -> None:
+        """Find out whether paths still lead to the directory that this rank was given.
+
+        Asked only when nothing is measured any more: a storage that hangs would stop the rank.
+        """
+        if self._place is not None:
+            self._place_fault = self._place_fault or self._place.fault()
+
+    def _with_its_cause(self, error: str | None) -> str | None:
+        """The first failed operation, and why none of them can be trusted."""
+        return "; ".join(filter(None, (error, self._place_fault, self._clock_fault))) or None
 
     def leave(self) -> None:
         """After all ranks have closed: the first one of a host removes the run's directory."""
         if self._janitor is not None:
-            remove_run_dir(self.plan.cache_dir, self.plan.run_id, self.host)
+            self._remove_run_dir()
             self._janitor.dismiss()
             self._janitor = None
 
+    def _remove_run_dir(self) -> None:
+        """Raises StorageError, with what went wrong before that: it may be the reason."""
+        try:
+            remove_run_dir(self.plan.cache_dir, self.plan.run_id, self.host)
+        except StorageError as error:
+            before = None if self.engine is None else self.engine.first_error
+            told = self._with_its_cause(before)
+            raise StorageError(f"{told}; {error}" if told else str(error)) from error
+
     def _clean_up(self) -> str | None:
         """Close the backend and remove the rank's directory, unless it is to be kept."""
+        if self._space is not None:
+            self._space.close()
+        if self._place is not None:
+            self._place.close()
         try:
             if self._backend is not None:
                 self._backend.close()
@@ -296,6 +377,7 @@ class Rank:
             population_s=self._population_s,
             populated_blocks=self._populated_blocks,
             mean_depth=self._mean_depth(),
+            longest_pause_s=self._pauses.longest_s,
             cpu_s=self._cpu_s,
             peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             cores=len(os.sched_getaffinity(0)),
@@ -326,6 +408,10 @@ class Rank:
             "first_half_hits": first["hit_blocks"],
             "second_half_blocks": sums["prompt_blocks"] - first["prompt_blocks"],
             "second_half_hits": sums["hit_blocks"] - first["hit_blocks"],
+            "first_half_waiting": ratio(first["waiting"], first["samples"]),
+            "second_half_waiting": ratio(
+                sums["waiting"] - first["waiting"], sums["samples"] - first["samples"]
+            ),
         }
 
     def _operation_counts(self) -> dict[str, Any]:
@@ -347,6 +433,8 @@ class Rank:
             "completed": counters.completed,
             "dropped": counters.dropped,
             "backlog": counters.backlog,
+            "generating": counters.generating,
+            "storing": counters.storing,
             "store_stall_s": counters.stall_ns / 1e9,
             "load_censored": self.recorder.censored["load"],
             "request_censored": self.recorder.censored["request"],
@@ -354,7 +442,7 @@ class Rank:
             "cached_blocks": self.index.present_blocks,
             "checked": pool.checked,
             "corrupt": pool.corrupt,
-            "error": self.engine.first_error,
+            "error": self._with_its_cause(self.engine.first_error),
         }
 
     def _io_facts(self) -> dict[str, Any]:

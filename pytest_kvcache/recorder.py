@@ -3,7 +3,8 @@
 Rank-side; imports neither pytest nor MPI. A row is six int64 in a preallocated buffer,
 one call to write. The main thread turns full buffers into histograms and into the
 ledger, which holds what was completed per slice of time, so that all ranks can cut the
-same common window out of their counts after the fact.
+same common window out of their counts after the fact, and into the time series. What it
+has to know at once, for the live line, it reads out of buffers that are not full yet.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from __future__ import annotations
 import struct
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pytest_kvcache.latency import Histogram
+from pytest_kvcache.live import Recent
+from pytest_kvcache.series import SeriesLedger, coarse_index
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,14 +30,18 @@ TRANSFER = 2  # -, started, done, bytes, -        (one of several of an object)
 LOAD = 3  # -, issued, last byte, bytes, -
 REQUEST = 4  # -, intended, done, prompt tokens, output tokens
 ADMIT = 5  # prompt blocks, arrival, hit blocks, prompt tokens, hit tokens
+WAKEUP = 6  # -, intended, dealt with, -, -        (an arrival of an open loop)
+WAITING = 7  # requests that wait for the storage, now, now, -, -        (a sample)
 
 _COLUMNS = 6
 _ROW = struct.Struct(f"={_COLUMNS}q")
 _ROWS_PER_BUFFER = 4096
 
+_OBJECTS = ((READ, "read"), (WRITE, "write"))
+
 CENSORED = ("load", "request")  # what may have begun without being seen to end
 
-SECTIONS = ("read", "write", "queue", "device", "load", "request")
+SECTIONS = ("read", "write", "queue", "device", "load", "request", "wakeup")
 
 LEDGER_COLUMNS = (
     "read_bytes",
@@ -46,6 +53,8 @@ LEDGER_COLUMNS = (
     "hit_blocks",
     "arrived_tokens",
     "hit_tokens",
+    "waiting",
+    "samples",
 )
 _SLICE_NS = 10_000_000
 _MAX_SLICES = 1 << 16
@@ -75,14 +84,30 @@ class Log:
         offset += _ROW.size
         if offset == len(self._buffer):
             self._full.append(self._buffer)
+            self._offset = offset = 0  # before the buffer: see ``written``
             self._buffer = bytearray(len(self._buffer))
-            offset = 0
         self._offset = offset
+
+    def written(self) -> tuple[bytes | bytearray, int]:
+        """The buffer and how far it is filled, for another thread than the writer's.
+
+        Never further than it is: the writer moves the offset after the row is whole, and
+        back before there is a new buffer, and the buffer is looked at first in here.
+        """
+        buffer = self._buffer
+        return buffer, self._offset
 
     def flush(self) -> None:
         """Hand over what is left; only when the writer has stopped."""
         self._full.append(self._buffer[: self._offset])
         self._offset = 0
+
+
+def _rows(buffer: bytes | bytearray, begin_bytes: int, end_bytes: int) -> NDArray[np.int64]:
+    """Rows of a buffer; whole ones, as offsets move by whole rows."""
+    values = (end_bytes - begin_bytes) // 8
+    rows = np.frombuffer(buffer, dtype=np.int64, count=values, offset=begin_bytes)
+    return rows.reshape(-1, _COLUMNS)
 
 
 class Ledger:
@@ -135,6 +160,28 @@ class Ledger:
         return dict(zip(LEDGER_COLUMNS, (int(v) for v in part.sum(axis=0)), strict=True))
 
 
+@dataclass(slots=True)
+class Counters:
+    """What the engine counts beside the log, from the start of the run on.
+
+    ``backlog`` are the requests without an answer when issuing stops, ``generating``
+    those of them whose answer is only simulated; ``storing`` are answered, and some of
+    their blocks are not stored yet.
+    """
+
+    read_failed: int = 0
+    write_failed: int = 0
+    read_bytes: int = 0
+    write_bytes: int = 0
+    offered: int = 0
+    completed: int = 0
+    dropped: int = 0
+    backlog: int = 0
+    generating: int = 0
+    storing: int = 0
+    stall_ns: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """The measured span on this rank's clock; ``end_ns`` None: until the work is done."""
@@ -144,7 +191,7 @@ class Window:
 
 
 class Recorder:
-    """All logs of a rank, its histograms and its ledger.
+    """All logs of a rank, its histograms, its ledger and its time series.
 
     Latency counts every operation *started* in the window, so that a stall at its end
     is not lost; bytes, requests and tokens count when *completed*, per slice.
@@ -158,6 +205,9 @@ class Recorder:
         self.section_bytes = dict.fromkeys(("read", "write", "device"), 0)
         self.censored = dict.fromkeys(CENSORED, 0)
         self.ledger = Ledger(0)
+        self.series = SeriesLedger(0, None)
+        self._recent = Recent()
+        self._peeked: dict[int, tuple[bytes | bytearray, int]] = {}  # by id, kept alive in here
 
     def new_log(self) -> Log:
         """A log for one more writer."""
@@ -170,6 +220,10 @@ class Recorder:
         self._full.clear()
         self._window = window
         self.ledger = Ledger(window.begin_ns)
+        self.series = SeriesLedger(window.begin_ns, window.end_ns)
+        self._peeked.clear()
+        self._peek()
+        self._recent = Recent()
 
     def censor(self, section: str, start_ns: int) -> None:
         """Count what began at ``start_ns`` and will not be seen to end, if in the window."""
@@ -182,9 +236,36 @@ class Recorder:
     def absorb(self) -> None:
         """Book all full buffers; called by the main thread between its ticks."""
         while self._full:
-            rows = np.frombuffer(self._full.popleft(), dtype=np.int64).reshape(-1, _COLUMNS)
+            buffer = self._full.popleft()
             if self._window is not None:
-                self._book(rows, self._window)
+                _kept, seen_bytes = self._peeked.pop(id(buffer), (buffer, 0))
+                seen = seen_bytes // _ROW.size
+                self._book(_rows(buffer, 0, len(buffer)), seen, self._window)
+
+    def take_recent(self, now_ns: int) -> dict[str, Any] | None:
+        """What was completed since this was asked last; None: there is no window yet.
+
+        Called by the main thread, between two of ``absorb``; costs the writers nothing.
+        """
+        if self._window is None:
+            return None
+        self._peek()
+        return self._recent.take(now_ns)
+
+    def _peek(self) -> None:
+        """Count what is in buffers that are not full yet, each row once."""
+        fresh = []
+        for log in self._logs:
+            buffer, filled_bytes = log.written()
+            _kept, seen_bytes = self._peeked.get(id(buffer), (buffer, 0))
+            if filled_bytes > seen_bytes:
+                fresh.append(_rows(buffer, seen_bytes, filled_bytes))
+                self._peeked[id(buffer)] = (buffer, filled_bytes)
+        if fresh:
+            rows = np.concatenate(fresh)
+            for kind, name in _OBJECTS:
+                done = rows[rows[:, 0] == kind]
+                self._recent.add(name, coarse_index(done[:, 3] - done[:, 2]), done[:, 4])
 
     def finish(self) -> None:
         """Book everything; only when all writers have stopped."""
@@ -192,21 +273,31 @@ class Recorder:
             log.flush()
         self.absorb()
 
-    def _book(self, rows: NDArray[np.int64], window: Window) -> None:
+    def _book(self, rows: NDArray[np.int64], seen: int, window: Window) -> None:
+        """Of the first ``seen`` rows the live line has been told."""
         started = rows[:, 2]
         inside = started >= window.begin_ns
         if window.end_ns is not None:
             inside &= started < window.end_ns
         kinds = rows[:, 0]
-        for kind, name in ((READ, "read"), (WRITE, "write")):
+        for kind, name in _OBJECTS:
             every = rows[kinds == kind]
             self.ledger.add(every[:, 3], {f"{name}_bytes": every[:, 4]})
+            bins = coarse_index(every[:, 3] - every[:, 2])
+            self.series.add(name, every[:, 3], bins, every[:, 4])
+            told = np.count_nonzero(kinds[:seen] == kind)
+            self._recent.add(name, bins[told:], every[told:, 4])
             self._book_operations(name, rows[inside & (kinds == kind)])
         self._book_device(rows[inside & (kinds == TRANSFER)])
         loads = rows[inside & (kinds == LOAD)]
         self.histograms["load"].record(loads[:, 3] - loads[:, 2])
         self._book_requests(rows[kinds == REQUEST], rows[inside & (kinds == REQUEST)])
         self._book_arrivals(rows[inside & (kinds == ADMIT)])
+        wakeups = rows[inside & (kinds == WAKEUP)]
+        self.histograms["wakeup"].record(wakeups[:, 3] - wakeups[:, 2])
+        samples = rows[kinds == WAITING]
+        ones = np.ones(len(samples), dtype=np.int64)
+        self.ledger.add(samples[:, 2], {"waiting": samples[:, 1], "samples": ones})
 
     def _book_operations(self, name: str, rows: NDArray[np.int64]) -> None:
         self.histograms[name].record(rows[:, 3] - rows[:, 2])

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pluggy
 
 from pytest_kvcache import hookspecs
-from pytest_kvcache.backends.file import FileBackend
 from pytest_kvcache.backends.memory import MemoryBackend
 from pytest_kvcache.backends.null import NullBackend
+from pytest_kvcache.backends.stores import StoreBackend
 from pytest_kvcache.errors import OptionError, UnavailableError, UnknownNameError
 from pytest_kvcache.models import MODELS, ModelSpec, load_models
 from pytest_kvcache.scenarios import LATER, SYNTHETIC, TRACE
@@ -44,7 +44,7 @@ class _BuiltIns:
 
     @hookspecs.hookimpl
     def kvcache_backends(self) -> Mapping[str, Callable[[], Backend]]:
-        return {"file": FileBackend, "memory": MemoryBackend, "null": NullBackend}
+        return {"file": StoreBackend, "memory": MemoryBackend, "null": NullBackend}
 
     @hookspecs.hookimpl
     def kvcache_workloads(self) -> Mapping[str, WorkloadFamily]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.metrics import METRICS, possible
+from pytest_kvcache.series import KINDS
 from pytest_kvcache.units import format_bytes
 
 if TYPE_CHECKING:
@@ -17,16 +20,56 @@ if TYPE_CHECKING:
     from pytest_kvcache.summary import MetricSeries
 
 WIDTH = 80
+_BARS = " ▁▂▃▄▅▆▇█"
+_ASCII_BARS = " .:-=+*#@"
 _ALWAYS = ("requests.per_s", "cache.hit_ratio")
 _GIB = 1 << 30
 _HOST_WIDTH = 17
 _SHARED_WIDTH = 13  # what the other columns leave
-_SHORTEST_S = 0.01  # between two progress events that give a rate
+_LINE_WIDTH = WIDTH - 1 - len("[kv] ")  # of progress
 
 
 def report_run(run: RunResult, metrics: Sequence[str]) -> str:
     """All cases of a run, one table each."""
     return "\n\n".join("\n".join(_case(case, metrics)) for case in run.cases)
+
+
+def report_series(case: CaseResult, *, ascii_only: bool) -> Iterator[str]:
+    """GiB/s over time as a bar per interval, a line per trial and kind that moved anything.
+
+    Of a series that is longer than the line, bars are means of equally many intervals.
+    """
+    lines = [*_series_lines(case, ascii_only=ascii_only)]
+    if lines:
+        yield from (f"{case.name}, GiB/s over time", *lines)
+
+
+def _series_lines(case: CaseResult, *, ascii_only: bool) -> Iterator[str]:
+    for trial, kind in itertools.product(case.trials, KINDS):
+        if trial.data is None:
+            continue
+        series = trial.data["series"]
+        rates = [moved / series["interval_s"] / _GIB for moved in series[f"{kind}_bytes"]]
+        if any(rates):
+            head = f"  trial {trial.index} {kind:<6}"
+            tail = f" {figure(min(rates))} to {figure(max(rates))} GiB/s"
+            width = WIDTH - 1 - len(head) - len(tail)
+            yield f"{head}{sparkline(_fitted(rates, width), ascii_only=ascii_only)}{tail}"
+
+
+def _fitted(values: Sequence[float], width: int) -> list[float]:
+    """At most ``width`` values: means of equally many; the last one of what is left."""
+    each = -(-len(values) // width)
+    parts = [values[begin : begin + each] for begin in range(0, len(values), each)]
+    return [sum(part) / len(part) for part in parts]
+
+
+def sparkline(values: Sequence[float], *, ascii_only: bool) -> str:
+    """A character per value, from 0 (the lowest bar is left to what is 0) to the highest."""
+    bars = _ASCII_BARS if ascii_only else _BARS
+    highest = max(values, default=0.0)
+    steps = len(bars) - 1
+    return "".join(bars[math.ceil(value / highest * steps) if value else 0] for value in values)
 
 
 def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
@@ -49,11 +92,14 @@ def describe_plan(plan: Plan) -> str:
     """One sentence on what ran, where."""
     hosts = ", ".join(f"{host.name}:{host.ranks}" for host in plan.layout.hosts)
     window = "until the trace ends" if plan.duration_s is None else f"{plan.duration_s:g} s"
-    where = f" in {plan.cache_dir}" if plan.needs_directory else ""
+    how = " as slabs" if plan.store == "slab" else ""
+    where = f"{how} in {plan.cache_dir}" if plan.needs_directory else ""
     durable = "durable" if plan.sync == "data" else "not durable"
     users = f"{plan.users} users per rank"
     phase = "" if plan.phase == "both" else f"{plan.phase} only; "
-    if plan.trace is not None and plan.trace.speedup:
+    if plan.request_rate is not None:
+        users = f"{plan.request_rate:g} requests/s ({plan.arrival}) by {users}"
+    elif plan.trace is not None and plan.trace.speedup:
         users = f"{plan.trace.requests} requests of {plan.trace.name} at their recorded times"
     return (
         f"{plan.np} rank{'s' * (plan.np > 1)} on {hosts}; {phase}{users}; blocks of"
@@ -156,7 +202,7 @@ def _proof_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
         f" {requests['completed']} requests; {proof['io_mode']} I/O, sync {proof['sync']};"
         f" device moved {_moved(proof)}; {data['integrity']['checked']} transfers verified,"
         f" {data['integrity']['failed']} wrong; {_cpu(data['harness'])}; at most"
-        f" {format_bytes(peak_bytes)} of memory per rank",
+        f" {format_bytes(peak_bytes)} of memory per rank{_wakeup(data['wakeup'])}",
         indent="  ",
     )
     notes = {rank["io_note"] for rank in data["ranks"] if rank["io_note"]}
@@ -180,6 +226,12 @@ def _cpu(harness: Mapping[str, Any]) -> str:
     return "no CPU figure" if per_gib is None else f"{per_gib:.2f} CPU s per GiB"
 
 
+def _wakeup(section: Mapping[str, Any] | None) -> str:
+    """How late the harness was for the requests of an open loop."""
+    p99_ms = None if section is None else section["ms"]["p99"]
+    return "" if p99_ms is None else f"; p99 of the wake-up lag {figure(p99_ms)} ms"
+
+
 def _verdict_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
     """Each verdict once, with the trials it was given on."""
     given: dict[str, list[int]] = {}
@@ -200,36 +252,57 @@ def _wrapped(text: str, *, indent: str) -> list[str]:
     )  # fmt: skip
 
 
-def describe_progress(
-    case: CaseResult, trial: int, trials: int, event: Mapping[str, Any], rate: ProgressRate
-) -> str:
-    """One line on a running trial; ``rate`` remembers the last event."""
-    where = f"{case.name} trial {trial + 1}/{trials} {event['phase']}"
+def describe_progress(case: CaseResult, trial: int, trials: int, event: Mapping[str, Any]) -> str:
+    """One line on a running trial; with figures it fits 80 columns, and they go first."""
+    number = f"{trial + 1}/{trials}"
+    where = f"{case.name} trial {number} {event['phase']}"
     if event["event"] != "progress":
         return where
-    read, write = rate.gib_per_s(event)
     parts = [f"{event['t_s']:.0f} s"]
     if event["phase"] == "population":
         stored = event["cached_blocks"] * case.plan.stored_bytes
         parts.append(f"{format_bytes(stored)} stored")
-    elif event["phase"] == "window" and event["prompt_blocks"]:
-        parts.append(f"r {read:.2f} w {write:.2f} GiB/s")
-        parts.append(f"hit {event['hit_blocks'] / event['prompt_blocks']:.0%}")
-    return f"{where} {', '.join(parts)}"
+    elif event["phase"] == "window":
+        parts += _live_figures(event)
+    if case.plan.needs_directory and len(parts) > 1:
+        free_bytes = event["free_bytes"]
+        parts.append("free —" if free_bytes is None else f"free {_short(free_bytes / _GIB)} GiB")
+    figures = ", ".join(parts)
+    if len(figures) + len(number) >= _LINE_WIDTH:
+        figures = " ".join(parts)
+    room = _LINE_WIDTH - len(figures) - 1
+    heads = (where, f"{case.name} {number}", f"trial {number}", number)
+    head = next((head for head in heads if len(head) <= room), "")
+    return f"{head} {figures}".lstrip()
 
 
-class ProgressRate:
-    """Turns the counters of two consecutive progress events into rates."""
+def _live_figures(event: Mapping[str, Any]) -> Iterator[str]:
+    """Of the last second; dashes where a rank has not told of it yet."""
+    recent = event["recent"]
+    if recent is None:
+        yield from ("r — w — GiB/s", "— IOPS", "r p99 —")
+    else:
+        read, write = _short(recent["read_gib_per_s"]), _short(recent["write_gib_per_s"])
+        yield f"r {read} w {write} GiB/s"
+        yield f"{_thousands(recent['operations_per_s'])} IOPS"
+        yield f"r p99 {_milliseconds(recent['read_p99_ms'])}"
+    asked = event["prompt_blocks"]
+    yield f"hit {event['hit_blocks'] / asked:.0%}" if asked else "hit —"
 
-    def __init__(self) -> None:
-        self._last: Mapping[str, Any] | None = None
 
-    def gib_per_s(self, event: Mapping[str, Any]) -> tuple[float, float]:
-        """(read, write) since the event before; 0 where there was none."""
-        last, self._last = self._last, event
-        elapsed = 0.0 if last is None else event["t_s"] - last["t_s"]
-        if last is None or elapsed < _SHORTEST_S or event["phase"] != last["phase"]:
-            return 0.0, 0.0
-        read = max(0, event["read_bytes"] - last["read_bytes"]) / elapsed / _GIB
-        write = max(0, event["write_bytes"] - last["write_bytes"]) / elapsed / _GIB
-        return read, write
+def _short(value: float) -> str:
+    """Three digits, or as many as there are before the point."""
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"  # noqa: PLR2004
+
+
+def _thousands(value: float) -> str:
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if value >= 10 * size:
+            return f"{value / size:.0f}{unit}"
+    return f"{value:.0f}"
+
+
+def _milliseconds(value: float | None) -> str:
+    if value is None:
+        return "—"
+    return f"{value / 1000:.0f} s" if value >= 10_000 else f"{_short(value)} ms"  # noqa: PLR2004

@@ -15,6 +15,7 @@ from pytest_kvcache.latency import Histogram
 from pytest_kvcache.metrics import METRICS, MIN_SAMPLES_BEYOND, PERCENTILES
 from pytest_kvcache.plan import Plan
 from pytest_kvcache.recorder import CENSORED, SECTIONS
+from pytest_kvcache.series import Series
 from pytest_kvcache.summary import MetricSeries
 from pytest_kvcache.version import RUN_SCHEMA
 
@@ -26,6 +27,8 @@ TRIAL_SCHEMA = "pytest-kvcache/trial/1"
 _GIB = 1 << 30
 _NS_PER_MS = 1e6
 LEAST_HEADROOM = 2.0  # operations the harness can make to those it made; below, it is the limit
+_HALVES = ("first", "second")
+_REQUEST_COUNTS = ("offered", "completed", "dropped", "backlog", "generating", "storing")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +62,8 @@ class RankResult:
     completed_in_window: int
     dropped: int
     backlog: int
+    generating: int
+    storing: int
     prompt_tokens: int
     generated_tokens: int
     prompt_blocks: int
@@ -69,6 +74,8 @@ class RankResult:
     first_half_hits: int
     second_half_blocks: int
     second_half_hits: int
+    first_half_waiting: float | None
+    second_half_waiting: float | None
     evictions: int
     cached_blocks: int
     populated_blocks: int
@@ -77,6 +84,7 @@ class RankResult:
     load_censored: int
     request_censored: int
     mean_depth: float | None
+    longest_pause_s: float | None
     io_mode: str
     io_note: str | None
     sync: str
@@ -117,13 +125,14 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRecord:
-    """What the coordinator wrote: all ranks' scalars and the summed histograms."""
+    """What the coordinator wrote: all ranks' scalars, the summed histograms and series."""
 
     plan_digest: str
     trial: int
     window_s: float
     ranks: tuple[RankResult, ...]
     histograms: Mapping[str, Histogram]
+    series: Series
 
     def to_json(self) -> dict[str, Any]:
         """As written into ``trial.json``."""
@@ -134,12 +143,14 @@ class TrialRecord:
             "window_s": self.window_s,
             "ranks": [asdict(rank) for rank in self.ranks],
             "histograms": {name: h.to_json() for name, h in self.histograms.items()},
+            "series": self.series.to_json(),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], plan: Plan) -> TrialRecord:
         """Read and check against the plan; ResultError says what is missing."""
-        missing = {"plan_digest", "trial", "window_s", "ranks", "histograms"} - set(data)
+        parts = {"plan_digest", "trial", "window_s", "ranks", "histograms", "series"}
+        missing = parts - set(data)
         if missing:
             raise ResultError(f"the trial's record lacks {', '.join(sorted(missing))}")
         if data.get("schema") != TRIAL_SCHEMA:
@@ -160,6 +171,7 @@ class TrialRecord:
             window_s=data["window_s"],
             ranks=ranks,
             histograms=histograms,
+            series=Series.from_json(data["series"]),
         )
 
 
@@ -235,7 +247,7 @@ def _sum(ranks: Iterable[RankResult], name: str) -> int:
     return sum(getattr(rank, name) for rank in ranks)
 
 
-def _sum_or_none(ranks: Sequence[RankResult], name: str) -> Any:
+def _sum_or_none(ranks: Sequence[RankResult], name: str) -> float | None:
     values = [getattr(rank, name) for rank in ranks]
     return None if any(value is None for value in values) else sum(values)
 
@@ -243,6 +255,7 @@ def _sum_or_none(ranks: Sequence[RankResult], name: str) -> Any:
 def trial_data(record: TrialRecord, plan: Plan) -> dict[str, Any]:
     """The trial's part of the run file, from the ranks' records alone."""
     ranks, window_s = record.ranks, record.window_s
+    wakeup = record.histograms["wakeup"]
     operation_bytes = _sum(ranks, "read_op_bytes") + _sum(ranks, "write_op_bytes")
     return {
         "window_s": window_s,
@@ -251,16 +264,18 @@ def trial_data(record: TrialRecord, plan: Plan) -> dict[str, Any]:
         "first_done_s": min(r.drained_s for r in ranks),
         "last_done_s": max(r.drained_s for r in ranks),
         **{name: _operations(record, name) for name in ("read", "write")},
-        "queue": _latency_section(record, "queue", operation_bytes),
+        "queue": _section(record.histograms["queue"], bytes=operation_bytes),
         "demote": None,
-        "device": _latency_section(record, "device", _sum(ranks, "device_bytes")),
+        "device": _section(record.histograms["device"], bytes=_sum(ranks, "device_bytes")),
         **{name: _censored_section(record, name) for name in CENSORED},
+        "wakeup": _section(wakeup) if wakeup.count else None,  # a closed loop has none
         "requests": _requests(ranks, window_s),
         "tokens": _tokens(ranks, window_s),
         "cache": _cache(ranks, plan),
         "proof": _proof(ranks),
         "harness": _harness(ranks, window_s),
         "integrity": {"checked": _sum(ranks, "checked"), "failed": _sum(ranks, "corrupt")},
+        "series": record.series.to_json(),
         "ranks": [asdict(rank) for rank in ranks],
     }  # fmt: skip
 
@@ -278,32 +293,27 @@ def _operations(record: TrialRecord, name: str) -> dict[str, Any]:
     }
 
 
-def _latency_section(record: TrialRecord, name: str, moved_bytes: int) -> dict[str, Any]:
-    histogram = record.histograms[name]
+def _section(histogram: Histogram, censored: int = 0, **facts: int) -> dict[str, Any]:
+    """Latencies with what they are of; ``censored`` began and were not seen to end."""
     return {
         "count": histogram.count,
-        "bytes": moved_bytes,
-        "ms": latencies_ms(histogram),
+        **facts,
+        "ms": latencies_ms(histogram, censored),
         "histogram": histogram.to_json(),
     }
 
 
 def _censored_section(record: TrialRecord, name: str) -> dict[str, Any]:
     """Load or request: some may have begun and not ended."""
-    histogram = record.histograms[name]
     censored = _sum(record.ranks, f"{name}_censored")
-    return {
-        "count": histogram.count,
-        "censored": censored,
-        "ms": latencies_ms(histogram, censored),
-        "histogram": histogram.to_json(),
-    }
+    return {**_section(record.histograms[name], censored), "censored": censored}
 
 
 def _requests(ranks: Sequence[RankResult], window_s: float) -> dict[str, Any]:
     completed = _sum(ranks, "completed_in_window")
     return {
-        **{name: _sum(ranks, name) for name in ("offered", "completed", "dropped", "backlog")},
+        **{name: _sum(ranks, name) for name in _REQUEST_COUNTS},
+        "half_waiting": [_sum_or_none(ranks, f"{half}_half_waiting") for half in _HALVES],
         "completed_in_window": completed,
         "per_s": ratio(completed, window_s) if completed else None,
         "goodput_per_s": None,
@@ -336,7 +346,7 @@ def _cache(ranks: Sequence[RankResult], plan: Plan) -> dict[str, Any]:
         "hit_token_ratio": ratio(_sum(ranks, "hit_tokens"), _sum(ranks, "arrived_tokens")),
         "half_hit_ratios": [
             ratio(_sum(ranks, f"{half}_half_hits"), _sum(ranks, f"{half}_half_blocks"))
-            for half in ("first", "second")
+            for half in _HALVES
         ],
         "evictions": _sum(ranks, "evictions"),
         "populated_blocks": _sum(ranks, "populated_blocks"),
@@ -372,10 +382,12 @@ def _harness(ranks: Sequence[RankResult], window_s: float) -> dict[str, Any]:
     known = [headroom for headroom in headrooms if headroom is not None]
     least = min(known) if len(known) == len(ranks) else None
     cpu_s = sum(rank.cpu_s for rank in ranks)
+    pauses_s = [rank.longest_pause_s for rank in ranks if rank.longest_pause_s is not None]
     moved = _sum(ranks, "requested_read_bytes") + _sum(ranks, "requested_write_bytes")
     return {
         "cpu_s": cpu_s,
         "cpu_s_per_gib": ratio(cpu_s, moved / _GIB),
+        "longest_pause_s": max(pauses_s, default=None),
         "null_ops_per_s": _sum_or_none(ranks, "null_ops_per_s"),
         "memory_ops_per_s": _sum_or_none(ranks, "memory_ops_per_s"),
         "headroom": least,

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.controller import Progress
-from pytest_kvcache.report import WIDTH, ProgressRate, describe_progress, describe_survey
+from pytest_kvcache.report import WIDTH, describe_progress, describe_survey
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,7 +27,6 @@ class TerminalProgress(Progress):
         self._trials = 0
         self._case: CaseResult | None = None
         self._trial = 0
-        self._rate = ProgressRate()
         self._wrote_s = 0.0
         self._line_open = False
 
@@ -38,7 +37,6 @@ class TerminalProgress(Progress):
     def trial_started(self, case: CaseResult, trial: int, trials: int) -> None:
         """A launch begins."""
         self._case, self._trial, self._trials = case, trial, trials
-        self._rate = ProgressRate()
         self._wrote_s = 0.0
         self._write(f"{case.name} trial {trial + 1}/{self._trials} starting")
 
@@ -46,8 +44,7 @@ class TerminalProgress(Progress):
         """Show what the coordinator says."""
         if self._case is None or event["event"] not in ("progress", "phase"):
             return
-        text = describe_progress(self._case, self._trial, self._trials, event, self._rate)
-        self._write(text)
+        self._write(describe_progress(self._case, self._trial, self._trials, event))
 
     def trial_finished(self, case: CaseResult, trial: TrialResult) -> None:
         """A launch is over; tell the plugins."""

@@ -19,15 +19,17 @@ import pytest
 
 from pytest_kvcache.backends.protocol import PAGE_BYTES, BackendPlan
 from pytest_kvcache.errors import StorageError
+from pytest_kvcache.identity import Identity
 from pytest_kvcache.payload import Payload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from pytest_kvcache.backends.protocol import Backend, BackendFacts, IoMode, SyncMode
+    from pytest_kvcache.backends.protocol import Backend, BackendFacts, IoMode, Store, SyncMode
 
 CHUNK_BYTES = 16 * PAGE_BYTES
+CAPACITY_OBJECTS = 32  # more than the tests ever store at the same time
 _THREADS = 8
 _KEY, _OTHER_KEY = "0a1b.0", "0a1b.1"
 _TAG, _OTHER_TAG = 0xA11CE, 0xB0B
@@ -36,13 +38,14 @@ _TAG, _OTHER_TAG = 0xA11CE, 0xB0B
 class BackendContract:
     """What every backend must do; `make_backend` returns a new one that is not open.
 
-    ``io``, ``sync`` and ``host`` go into the plan. The directory of the plan exists and
+    ``io``, ``sync``, ``store`` and ``host`` go into the plan. The directory of the plan exists and
     is empty. Where a backend says that it stores no data, the tests that read back are
     skipped with that reason.
     """
 
     io: ClassVar[IoMode] = "direct"
     sync: ClassVar[SyncMode] = "none"
+    store: ClassVar[Store | None] = None
     host: ClassVar[str] = "contract-host"
 
     def make_backend(self, tmp_path: Path) -> Backend:
@@ -61,6 +64,8 @@ class BackendContract:
             io=self.io,
             sync=self.sync,
             host=self.host,
+            capacity_objects=CAPACITY_OBJECTS,
+            store=self.store,
         )
         backend = self.make_backend(tmp_path)
         facts = backend.open(plan)
@@ -220,7 +225,7 @@ class _Objects:
         self.backend = backend
         self.object_bytes = object_bytes
         self.offsets = tuple(range(0, object_bytes, CHUNK_BYTES))
-        self.payload = Payload(7, CHUNK_BYTES)
+        self.payload = Payload(7, CHUNK_BYTES, object_bytes)
         self._syncs = syncs
 
     def put(self, key: str, tag: int) -> None:
@@ -236,7 +241,7 @@ class _Objects:
     def put_chunk(self, key: str, tag: int, offset: int) -> None:
         length = self._length(offset)
         buffer = self.payload.write_buffer()
-        self.payload.stamp(buffer, length, tag, offset // PAGE_BYTES)
+        self.payload.stamp(buffer, length, _identity(tag), offset // PAGE_BYTES)
         self.backend.put_from(key, offset, buffer.view[:length])
 
     def check_chunk(self, key: str, tag: int, offset: int, length: int | None = None) -> None:
@@ -247,7 +252,8 @@ class _Objects:
         page = offset // PAGE_BYTES
         # A part of a chunk carries the base of its place in the chunk; its stamps do.
         thorough = offset % CHUNK_BYTES == 0
-        assert self.payload.verify(buffer, wanted, tag, page, thorough=thorough) is None
+        identity = _identity(tag)
+        assert self.payload.verify(buffer, wanted, identity, page, thorough=thorough) is None
 
     def live(self, number: int) -> None:
         key = f"{number:x}"
@@ -257,3 +263,7 @@ class _Objects:
 
     def _length(self, offset: int) -> int:
         return min(CHUNK_BYTES, self.object_bytes - offset)
+
+
+def _identity(number: int) -> Identity:
+    return Identity(number.to_bytes(16, "little"), 0)

@@ -7,11 +7,13 @@ of threads is the queue depth.
 
 Times of an operation: submitted (put into the queue), started (its first transfer was
 issued), done (its last one ended, after the sync if there is one). Stamping before a
-write and verification after a read are outside all of them.
+write and verification after a read are outside all of them; the thread that does them
+is not transferring meanwhile.
 """
 
 from __future__ import annotations
 
+import random
 import threading
 from collections import deque
 from contextlib import suppress
@@ -26,11 +28,14 @@ if TYPE_CHECKING:
 
     from pytest_kvcache.backends.protocol import Backend
     from pytest_kvcache.cache.index import Slot
+    from pytest_kvcache.identity import Identity
     from pytest_kvcache.payload import Payload
 
 DELETE = 9  # an operation that is carried out but not measured
 PAGE_BYTES = 4096
-_THOROUGH_EVERY = 64  # with sampled verification, one transfer in so many is checked whole
+# With sampled verification, one in so many transfers of a thread is checked whole: at a
+# random place among them, for each 64th would always be the same chunk of an object.
+_THOROUGH_EVERY = 64
 # Backend calls shorter than this are over before another thread is awake (a wake-up was
 # measured at 5 to 50 µs), so one thread carries them out faster than several.
 _QUICK_CALL_NS = 5_000
@@ -42,7 +47,9 @@ class TransferSettings:
     """How operations are carried out.
 
     ``object_bytes`` is the logical size of every object, ``stored_bytes`` the same
-    padded to whole pages; results count logical bytes.
+    padded to whole pages; results count logical bytes. ``blind``: the backend stores
+    nothing, so what is read is stamped as if it had been stored, then verified as ever,
+    and what that finds is not heard.
     """
 
     queue_depth: int
@@ -51,6 +58,7 @@ class TransferSettings:
     chunk_bytes: int
     sync: bool
     verify: str
+    blind: bool = False
 
     @property
     def transfers(self) -> int:
@@ -89,44 +97,60 @@ class _Worker:
     """What one thread owns: its log, its buffers and its verification counts."""
 
     __slots__ = (
-        "_payload", "_read", "_thorough_every", "_write", "busy_since_ns", "checked", "corrupt",
-        "log",
+        "_payload", "_random", "_read", "_thorough_at", "_thorough_every", "_write",
+        "busy_since_ns", "checked", "corrupt", "log",
     )  # fmt: skip
 
-    def __init__(self, payload: Payload | None, log: Log, verify: str) -> None:
+    def __init__(self, payload: Payload | None, log: Log, verify: str, seed: int) -> None:
         self.log = log
         self.busy_since_ns = 0  # of the call that is under way; 0: none is
         self.checked = 0
         self.corrupt = 0
         self._payload = payload
         self._thorough_every = {"off": 0, "sample": _THOROUGH_EVERY, "full": 1}[verify]
+        self._thorough_at = 0  # the first one; then one in every so many
+        self._random = random.Random(seed)
         if payload is not None:
-            self._read = payload.read_buffer()
             self._write = payload.write_buffer()
+            self._read = payload.read_buffer(self._write)
 
     def _thorough(self) -> bool:
-        return self.checked % self._thorough_every == 0
+        return self.checked == self._thorough_at
 
-    def prepare(self, kind: int, tag: int, offset: int, length: int) -> memoryview:
+    def _choose_next(self) -> None:
+        every = self._thorough_every
+        begin = (self.checked // every + 1) * every
+        self._thorough_at = begin + self._random.randrange(every)
+
+    def prepare(self, kind: int, identity: Identity, offset: int, length: int) -> memoryview:
         """The buffer to read into (poisoned, so that stale content can't pass) or to write."""
         payload = self._payload
         if payload is None or kind == DELETE:
             return memoryview(b"")
         if kind == WRITE:
-            payload.stamp(self._write, length, tag, offset // PAGE_BYTES)
+            payload.stamp(self._write, length, identity, offset // PAGE_BYTES)
             return self._write.view[:length]
         if self._thorough_every:
             payload.poison(self._read, length, thorough=self._thorough())
         return self._read.view[:length]
 
-    def verify(self, tag: int, offset: int, length: int) -> str | None:
+    def pretend(self, identity: Identity, offset: int, length: int) -> None:
+        """Make the read buffer what it would be if the object had been read."""
+        if self._payload is not None:
+            self._payload.stamp(self._read, length, identity, offset // PAGE_BYTES)
+
+    def verify(self, identity: Identity, offset: int, length: int) -> str | None:
         """What is wrong with the data just read; None: nothing, or not looked at."""
         payload = self._payload
         if payload is None or not self._thorough_every:
             return None
         thorough = self._thorough()
+        if thorough:
+            self._choose_next()
         self.checked += 1
-        problem = payload.verify(self._read, length, tag, offset // PAGE_BYTES, thorough=thorough)
+        problem = payload.verify(
+            self._read, length, identity, offset // PAGE_BYTES, thorough=thorough
+        )
         if problem is not None:
             self.corrupt += 1
         return problem
@@ -166,8 +190,8 @@ class TransferPool:
         self._call_ns = 10.0 * _QUICK_CALL_NS  # recent mean; slow until dozens of calls were quick
         self._offsets = range(0, settings.stored_bytes, settings.chunk_bytes)
         self._workers = [
-            _Worker(payload, recorder.new_log(), settings.verify)
-            for _ in range(settings.queue_depth)
+            _Worker(payload, recorder.new_log(), settings.verify, number)
+            for number in range(settings.queue_depth)
         ]
         self._threads = [
             threading.Thread(target=self._run, args=(worker,), name="kvcache-io", daemon=True)
@@ -279,10 +303,10 @@ class TransferPool:
 
     def _transfer(self, worker: _Worker, operation: Operation, offset: int) -> None:
         settings, clock = self._settings, self._clock
-        kind, tag = operation.kind, operation.slot.tag
+        kind, identity = operation.kind, operation.slot.identity
         length = min(settings.chunk_bytes, settings.stored_bytes - offset)
         picked = clock()
-        view = worker.prepare(kind, tag, offset, length)
+        view = worker.prepare(kind, identity, offset, length)
         started = clock()
         if not operation.started_ns:
             operation.started_ns = started  # it has begun; the lock below finds the earliest
@@ -330,8 +354,10 @@ class TransferPool:
     def _verify(
         self, worker: _Worker, operation: Operation, offset: int, length: int
     ) -> str | None:
-        problem = worker.verify(operation.slot.tag, offset, length)
-        if problem is None:
+        if self._settings.blind:
+            worker.pretend(operation.slot.identity, offset, length)
+        problem = worker.verify(operation.slot.identity, offset, length)
+        if problem is None or self._settings.blind:
             return None
         return f"object {operation.slot.object_key} read back wrong at byte {offset}: {problem}"
 

@@ -6,11 +6,13 @@ Severities are fixed by the run file's documentation: ``invalid`` fails the tria
 
 from __future__ import annotations
 
+import math
 from statistics import median_low
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.recorder import widest_slice_s
 from pytest_kvcache.results import Verdict, trial_data
+from pytest_kvcache.workloads.openloop import interval_cv
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -24,8 +26,10 @@ _STEADY_DIFFERENCE = 0.05  # between the hit ratios of the window's halves
 _COMMON_SHARE = 0.9  # of the longest rank's window that all ranks must share
 _SLOW_FACTOR = 4.0  # between the slowest host's time for an operation and a typical one's
 _ENOUGH_OPERATIONS = 30  # of a rank, to tell a slow host from chance
+_LONG_PAUSE_S = 1.0  # between two looks of a rank that looks around every 0.1 s
 _SATURATED_SHARE = 0.5  # of the queue depth in flight on average
-_BACKLOG_SHARE = 0.05  # of the offered requests that may be under way at the end
+_BACKLOG_SHARE = 0.05  # of the offered requests that may wait for the storage at the end
+_CHANCE = 3.0  # standard deviations that chance may make
 
 
 _NO_STORAGE_CODES = ("TMPFS", "NOT_STORAGE")  # stand against it whatever was read
@@ -60,7 +64,7 @@ def idle_error(ranks: Sequence[RankResult]) -> str | None:
     if len(idle) == len(ranks):
         return (
             "the storage tier completed no operation in the window; lengthen --kv-duration, add"
-            " --kv-num-users, or use shorter blocks (--kv-block-tokens)"
+            " --kv-num-users or raise --kv-request-rate, or use shorter blocks (--kv-block-tokens)"
         )
     more = f" (and {len(idle) - 1} more)" if len(idle) > 1 else ""
     return (
@@ -165,6 +169,7 @@ def _whether_the_window_holds(data: Mapping[str, Any], plan: Plan) -> Iterator[V
         )
     yield from _whether_all_were_there(data, plan)
     yield from _whether_a_host_was_slow(data, plan)
+    yield from _whether_a_rank_stood_still(data)
     first, second = data["cache"]["half_hit_ratios"]
     if first is not None and second is not None and abs(first - second) > _STEADY_DIFFERENCE:
         yield Verdict(
@@ -225,6 +230,19 @@ def _whether_a_host_was_slow(data: Mapping[str, Any], plan: Plan) -> Iterator[Ve
             return
 
 
+def _whether_a_rank_stood_still(data: Mapping[str, Any]) -> Iterator[Verdict]:
+    known = [rank for rank in data["ranks"] if rank["longest_pause_s"] is not None]
+    longest = max(known, key=lambda rank: rank["longest_pause_s"], default=None)
+    if longest is not None and longest["longest_pause_s"] > _LONG_PAUSE_S:
+        yield Verdict(
+            code="PAUSED",
+            severity="warning",
+            text=f"rank {longest['rank']} on host {longest['host']} stood still for"
+            f" {longest['longest_pause_s']:.1f} s in the window: its latencies contain that, look"
+            " for what stops it (a debugger, a suspended machine, an overloaded host)",
+        )
+
+
 def _at_least_s(
     ranks: Sequence[Mapping[str, Any]], window_s: float, typical_s: float
 ) -> float | None:
@@ -259,24 +277,19 @@ def _longest_window_s(data: Mapping[str, Any], plan: Plan) -> float:
 
 
 def _whether_the_load_was_right(data: Mapping[str, Any], plan: Plan) -> Iterator[Verdict]:
-    requests = data["requests"]
-    under_way = requests["dropped"] + requests["backlog"]
-    open_loop = plan.trace is not None and plan.trace.speedup > 0
-    if open_loop and under_way > max(plan.np, _BACKLOG_SHARE * requests["offered"]):
-        yield Verdict(
-            code="OVERLOADED",
-            severity="invalid",
-            text=f"{under_way} of {requests['offered']} requests were dropped or not done at the"
-            " end; the storage can't follow, lower --kv-trace-speedup",
-        )
+    if plan.open_loop or data["wakeup"] is not None:
+        yield from _whether_requests_piled_up(data["requests"], plan)
     depths = [rank["mean_depth"] for rank in data["ranks"]]
     known = [depth for depth in depths if depth is not None]
     if known and sum(known) / len(known) < _SATURATED_SHARE * plan.queue_depth:
+        speed = "this is the load's speed, not the storage's limit"
+        if plan.open_loop:
+            speed = f"an open loop below the storage's limit has the load's speed: {_faster(plan)}"
         yield Verdict(
             code="UNSATURATED",
             severity="warning",
             text=f"{sum(known) / len(known):.1f} of {plan.queue_depth} transfers were in flight"
-            " per rank on average; this is the load's speed, not the storage's limit",
+            f" per rank on average; {speed}",
         )
 
 
@@ -290,3 +303,48 @@ def _whether_the_harness_was_fast(data: Mapping[str, Any]) -> Iterator[Verdict]:
             " without the storage; this measures the harness as well, use more ranks (--kv-np) or"
             " larger blocks (--kv-block-tokens)",
         )
+
+
+def _whether_requests_piled_up(requests: Mapping[str, Any], plan: Plan) -> Iterator[Verdict]:
+    """Of an open loop: what was left at the end, and whether ever more were waiting.
+
+    Simulated generation is no waiting; storing what was answered is.
+    """
+    offered, waiting = requests["offered"], requests["backlog"] - requests["generating"]
+    left = requests["dropped"] + waiting + requests["storing"]
+    why = None
+    if left > max(plan.np, _BACKLOG_SHARE * offered):
+        why = f"{left} of {offered} requests were dropped, unanswered or not stored at the end"
+    elif _is_growing(requests, plan):
+        first, second = requests["half_waiting"]
+        why = f"from {first:.0f} in the first half of the window to {second:.0f} in the second one"
+        why = f"the requests that wait for the storage grew {why}"
+    if why is not None:
+        slower = "--kv-request-rate" if plan.trace is None else "--kv-trace-speedup"
+        yield Verdict(
+            code="OVERLOADED",
+            severity="invalid",
+            text=f"{why}; the storage can't follow, and response times are those of a queue: lower"
+            f" {slower}, or take faster storage (where wakeup is as long, it is the harness: more"
+            " ranks)",
+        )
+
+
+def _is_growing(requests: Mapping[str, Any], plan: Plan) -> bool:
+    """Whether more than chance has lengthened the queue from one half to the other.
+
+    A queue that is exactly at its capacity is a random walk: n arrivals lengthen it by
+    cv * sqrt(n) (one standard deviation), for cv of the times between them. One below
+    its capacity varies less; one above it grows by a share of n.
+    """
+    first, second = requests["half_waiting"]
+    if first is None or second is None:
+        return False
+    cv = 1.0 if plan.arrival is None else interval_cv(plan.arrival)
+    return bool(second - first > _CHANCE * cv * math.sqrt(requests["offered"] / 2))
+
+
+def _faster(plan: Plan) -> str:
+    """What an open loop is told that has not come to the storage's limit."""
+    option = "--kv-request-rate" if plan.trace is None else "--kv-trace-speedup"
+    return f"leave it for that load's response times, raise {option} to find the limit"

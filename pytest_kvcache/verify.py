@@ -14,6 +14,7 @@ from pytest_kvcache.errors import ResultError
 from pytest_kvcache.latency import Histogram
 from pytest_kvcache.recorder import SECTIONS
 from pytest_kvcache.results import CaseResult, RankResult, RunResult, TrialRecord
+from pytest_kvcache.series import Series
 from pytest_kvcache.verdicts import evaluate_trial, idle_error
 
 if TYPE_CHECKING:
@@ -81,8 +82,14 @@ def _record(data: Mapping[str, Any], plan: Plan) -> TrialRecord:
         trial=plan.trial,
         window_s=data["window_s"],
         ranks=tuple(RankResult.from_json(rank) for rank in data["ranks"]),
-        histograms={name: Histogram.from_json(data[name]["histogram"]) for name in SECTIONS},
+        histograms={name: _histogram(data[name]) for name in SECTIONS},
+        series=Series.from_json(data["series"]),
     )
+
+
+def _histogram(section: Mapping[str, Any] | None) -> Histogram:
+    """A section's; one that a trial does not have is empty."""
+    return Histogram() if section is None else Histogram.from_json(section["histogram"])
 
 
 def _why_not_ok(

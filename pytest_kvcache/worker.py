@@ -140,13 +140,18 @@ def _measure(comm: Comm, rank: Rank) -> int:
 def _report(comm: Comm, heart: _Heartbeat, rank: Rank, origin_ns: int) -> None:
     """Close, cut the common window out of the counts, send everything."""
     cleanup_error = rank.close()
-    comm.gather((rank.stopped_ns - rank.window_begin_ns, rank.recorder.ledger.slice_ns))
-    window_ns, slice_ns = comm.broadcast(None)
+    # Not in a gather, in which nobody listens: closing may take long, or raise.
+    comm.wait_all(what="clean-up", deadline_s=rank.plan.deadline_s, tick=heart.wait)
+    recorder = rank.recorder
+    span_ns = rank.stopped_ns - rank.window_begin_ns
+    comm.gather((span_ns, recorder.ledger.slice_ns, recorder.series.extent()))
+    window_ns, slice_ns, cut = comm.broadcast(None)
     result = rank.result(
         origin_ns=origin_ns, window_ns=window_ns, slice_ns=slice_ns, cleanup_error=cleanup_error
     )
-    histograms = [rank.recorder.histograms[name] for name in SECTIONS]
+    histograms = [recorder.histograms[name] for name in SECTIONS]
     comm.sum_arrays(np.stack([histogram.counts for histogram in histograms]))
+    comm.sum_arrays(recorder.series.dense(cut))
     extremes = [(h.sum_ns, h.min_ns, h.max_ns) for h in histograms]
     comm.gather((result, extremes))
     _leave(comm, heart, rank)

@@ -34,6 +34,7 @@ from pytest_kvcache.recorder import READ, SECTIONS, WRITE, Recorder, Window
 from pytest_kvcache.registry import Registry
 from pytest_kvcache.results import RankResult, TrialRecord
 from pytest_kvcache.scenarios import SYNTHETIC
+from pytest_kvcache.series import KINDS, Cut, Series, SeriesLedger, coarse_index
 from pytest_kvcache.transfers import DELETE, TransferSettings
 from pytest_kvcache.workloads.protocol import Need, Request
 from pytest_kvcache.workloads.synthetic import SyntheticFamily
@@ -63,6 +64,7 @@ def options(**texts: str | list[str]) -> Options:
 
 def make_plan(**changes: Any) -> Plan:
     """A plan of one rank on the null backend; no directory, a window of 0.2 s."""
+    on_files = changes.get("backend") == "file"
     values: dict[str, Any] = {
         "version": "1.0",
         "run_id": "run",
@@ -79,7 +81,10 @@ def make_plan(**changes: Any) -> Plan:
         "tensor_parallel": 1,
         "generation_mode": "none",
         "phase": "both",
+        "request_rate": None,
+        "arrival": None,
         "backend": "null",
+        "store": "file" if on_files else None,
         "io": "direct",
         "sync": "none",
         "cache_dir": "/nowhere",
@@ -88,6 +93,7 @@ def make_plan(**changes: Any) -> Plan:
         "queue_depth": 4,
         "cores": "shared",
         "verify": "full",
+        "data": "normal",
         "keep": False,
         "deadline_s": 60.0,
         "plugins": (),
@@ -669,7 +675,30 @@ def record_of(plan: Plan, ranks: Sequence[Finished]) -> TrialRecord:
         window_s=window_ns / 1e9,
         ranks=tuple(rank.result_in(window_ns) for rank in ranks),
         histograms=histograms,
+        series=series_of(window_ns, [rank.rank.recorder.series for rank in ranks]),
     )
+
+
+def series_of(window_ns: int, ledgers: Sequence[SeriesLedger]) -> Series:
+    """What the coordinator makes of ranks that have booked this."""
+    cut = Cut.common(window_ns, [ledger.extent() for ledger in ledgers])
+    dense = [ledger.dense(cut) for ledger in ledgers]
+    return Series.from_dense(sum(dense[1:], start=dense[0]), cut)
+
+
+def even_series(window_s: float, operations: Sequence[int], moved_bytes: Sequence[int]) -> Series:
+    """A trial's series of so many reads and writes of 1 ms, evenly over the window."""
+    window_ns = round(window_s * 1e9)
+    ledger = SeriesLedger(0, window_ns)
+    for kind, wanted, total_bytes in zip(KINDS, operations, moved_bytes, strict=True):
+        count = min(wanted, total_bytes)
+        if count:
+            sizes = np.full(count, total_bytes // count, dtype=np.int64)
+            sizes[-1] += total_bytes % count
+            done_ns = np.arange(count, dtype=np.int64) * window_ns // count
+            bins = coarse_index(np.full(count, 1_000_000, dtype=np.int64))
+            ledger.add(kind, done_ns, bins, sizes)
+    return series_of(window_ns, [ledger])
 
 
 # --- records ------------------------------------------------------------------------------
@@ -711,6 +740,8 @@ def rank_result(rank: int = 0, **changes: Any) -> RankResult:
             completed_in_window=190,
             dropped=0,
             backlog=0,
+            generating=0,
+            storing=0,
             prompt_tokens=20_000,
             generated_tokens=2_000,
             prompt_blocks=2_000,
@@ -721,6 +752,8 @@ def rank_result(rank: int = 0, **changes: Any) -> RankResult:
             first_half_hits=500,
             second_half_blocks=1_000,
             second_half_hits=500,
+            first_half_waiting=1.0,
+            second_half_waiting=1.0,
             evictions=0,
             cached_blocks=500,
             populated_blocks=100,
@@ -729,6 +762,7 @@ def rank_result(rank: int = 0, **changes: Any) -> RankResult:
             load_censored=0,
             request_censored=0,
             mean_depth=4.0,
+            longest_pause_s=0.1,
             io_mode="direct",
             io_note=None,
             sync="none",
@@ -759,7 +793,10 @@ def sound_plan(**changes: Any) -> Plan:
 
 
 def sound_record(plan: Plan, ranks: Sequence[RankResult], **changes: Any) -> TrialRecord:
-    """A trial of these ranks; every read took 1 ms, every write 2 ms."""
+    """A trial of these ranks; every read took 1 ms, every write 2 ms; evenly over the window."""
+    window_s = changes.get("window_s", 60.0)
+    counted = [sum(getattr(rank, f"{kind}_count") for rank in ranks) for kind in KINDS]
+    moved = [sum(getattr(rank, f"{kind}_bytes") for rank in ranks) for kind in KINDS]
     counts = {
         "read": (1_000_000, sum(rank.read_count for rank in ranks)),
         "write": (2_000_000, sum(rank.write_count for rank in ranks)),
@@ -767,6 +804,7 @@ def sound_record(plan: Plan, ranks: Sequence[RankResult], **changes: Any) -> Tri
         "device": (1_500_000, sum(rank.read_count + rank.write_count for rank in ranks)),
         "load": (4_000_000, sum(rank.completed for rank in ranks)),
         "request": (5_000_000, sum(rank.completed for rank in ranks)),
+        "wakeup": (100_000, plan.open_loop * sum(rank.offered for rank in ranks)),
     }
     histograms = {}
     for name, (value_ns, count) in counts.items():
@@ -779,6 +817,7 @@ def sound_record(plan: Plan, ranks: Sequence[RankResult], **changes: Any) -> Tri
             window_s=60.0,
             ranks=tuple(ranks),
             histograms=histograms,
+            series=even_series(window_s, counted, moved),
         ),
         **changes,
     )

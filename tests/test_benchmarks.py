@@ -19,7 +19,7 @@ from benchmarks.figures import Figure, ratios, table
 from benchmarks.ratioplot import ratio_plot
 from benchmarks.storage import in_turn, trial_figures
 from benchmarks.storagefigures import figures_of, percentile_table
-from benchmarks.uniform import MODEL, UniformFamily, UniformRead, UniformWrite
+from benchmarks.uniform import MODEL, UniformAppend, UniformFamily, UniformOverwrite, UniformRead
 from pytest_kvcache.registry import build_registry
 from pytest_kvcache.verdicts import evaluate_trial
 from pytest_kvcache.workloads.protocol import WorkloadContext
@@ -268,9 +268,9 @@ def context(**changes: Any) -> WorkloadContext:
     return WorkloadContext(**{**values, **changes})
 
 
-def test_the_plugin_registers_both_directions_and_the_model() -> None:
+def test_the_plugin_registers_reads_and_writes_and_the_model() -> None:
     registry = build_registry(["benchmarks.uniform"])
-    assert {"uniform-read", "uniform-write"} <= set(registry.workloads)
+    assert {"uniform-read", "uniform-append", "uniform-overwrite"} <= set(registry.workloads)
     assert registry.models["uniform-1k"].bytes_per_token == MODEL.bytes_per_token == KIB
 
 
@@ -297,13 +297,23 @@ def test_only_what_is_wholly_stored_is_asked_for() -> None:
 
 
 def test_every_write_is_of_something_new() -> None:
-    workload = UniformWrite(context())
+    workload = UniformAppend(context())
     assert list(workload.population()) == []
     keys = [key for user in range(50) for key in workload.next_request(user).keys]  # type: ignore[union-attr]
     assert len(set(keys)) == len(keys) == 50 * 8
 
 
+def test_a_cache_to_be_overwritten_is_full_at_the_start() -> None:
+    workload = UniformOverwrite(context())
+    stored = [key for request in workload.population() for key in request.keys]
+    need = UniformFamily(UniformOverwrite).need(context()).working_set_blocks
+    assert need - 8 < len(stored) <= need
+    request = workload.next_request(0)
+    assert request is not None
+    assert not {*stored} & {*request.keys}
+
+
 def test_ranks_and_trials_have_keys_of_their_own() -> None:
-    first = [UniformWrite(context(**change)).next_request(0)
+    first = [UniformAppend(context(**change)).next_request(0)
              for change in ({}, {"rank": 1}, {"trial": 1}, {"seed": 2})]  # fmt: skip
     assert len({request.keys for request in first if request is not None}) == 4

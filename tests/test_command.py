@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -83,7 +84,9 @@ def test_a_run_is_shown_as_its_session_showed_it(site: Site) -> None:
     assert shown.ret == 0
     assert shown.outlines[0] == "mixed-tiny-1b-np2"
     assert max(map(len, shown.outlines)) <= 80
-    assert shown.stdout.str().strip() in session.stdout.str()
+    tables, *over_time = shown.stdout.str().split("\n\nmixed-tiny-1b-np2, GiB/s over time\n")
+    assert tables.strip() in session.stdout.str()
+    assert len(over_time) <= 1
 
 
 def test_a_failed_trial_is_shown_with_its_cause(
@@ -232,3 +235,18 @@ def test_of_several_files_each_is_judged(
     assert main(["verify", str(run_file), str(run_file)]) == 0
     assert main(["show", str(run_file), str(run_file)]) == 0
     assert capsys.readouterr().out.count("95 % CI") == 4
+
+
+@pytest.mark.parametrize(("encoding", "bar"), [("utf-8", "█"), ("ascii", "@"), ("latin-1", "@")])
+def test_a_run_is_shown_over_time_in_what_the_terminal_knows(
+    tmp_path: Path, encoding: str, bar: str
+) -> None:
+    run_file = tmp_path / "run.json"
+    run = run_of(case_of(make_plan(duration_s=3.0)))  # whole seconds
+    run_file.write_text(json.dumps(run.to_json()))
+    shown = subprocess.run(
+        [sys.executable, "-m", "pytest_kvcache", "show", str(run_file)],
+        capture_output=True, check=True, env={**os.environ, "PYTHONIOENCODING": encoding},
+    ).stdout.decode(encoding)  # fmt: skip
+    assert "chat-small-np1, GiB/s over time" in shown
+    assert bar in shown

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from pytest_kvcache.coordinator import _misplaced, _Watch
 from pytest_kvcache.events import EventTail, EventWriter
-from tests.factories import layout_of, make_plan
+from pytest_kvcache.live import Recent
+from pytest_kvcache.series import coarse_index
+from tests.factories import S, layout_of, make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,3 +116,69 @@ def test_a_wait_of_two_seconds_is_worth_telling(tmp_path: Path) -> None:
 @pytest.mark.parametrize("waits_s", [(), (1.99, 0.0)])
 def test_ranks_that_get_answers_do_not_wait(tmp_path: Path, waits_s: tuple[float, ...]) -> None:
     assert told(tmp_path, *waits_s) is None
+
+
+# --- the live line --------------------------------------------------------------------------
+
+
+def window_reports(at_ns: int, reads: int, *free: int | None) -> list[tuple[int, dict[str, Any]]]:
+    """Of two ranks in the window, each of which has completed so many reads of 1 GiB."""
+    found = []
+    for rank in (1, 2):
+        recent = Recent()
+        recent.add("read", coarse_index(np.full(reads, 1_000)), np.full(reads, 1 << 30))
+        report: dict[str, Any] = {"phase": "window", "error": None, "recent": recent.take(at_ns)}
+        if len(free) >= rank:
+            report["free_bytes"] = free[rank - 1]
+        found.append((rank, report))
+    return found
+
+
+def lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *batches: list[tuple[int, dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """The progress events of a window, one after each batch of reports."""
+    monkeypatch.setattr("pytest_kvcache.coordinator._PROGRESS_S", 0.0)
+    comm, events = Reports(), EventWriter(tmp_path / "events.jsonl")
+    watch = _Watch(comm, plan_of(n1=1, n2=1), events, ["n1", "n2"])  # type: ignore[arg-type]
+    watch.enter("window")
+    for batch in batches:
+        comm.sent = batch
+        watch.tick()
+    events.close()
+    told = EventTail(tmp_path / "events.jsonl").poll()
+    return [event for event in told if event["event"] == "progress"]
+
+
+def test_figures_of_the_last_second_are_summed_over_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = lines(
+        tmp_path, monkeypatch, window_reports(S, 1_000), window_reports(3 * S, 60)
+    )
+    assert first["recent"] is None
+    assert second["recent"]["operations_per_s"] == 60
+    assert second["recent"]["read_gib_per_s"] == 60
+    assert second["recent"]["read_p99_ms"] == pytest.approx(0.001, rel=1 / 16)
+
+
+def test_reports_of_another_phase_are_no_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = window_reports(3 * S, 60)
+    late[0][1]["phase"] = "population"
+    _first, second = lines(tmp_path, monkeypatch, window_reports(S, 0), late)
+    assert second["recent"] is None
+
+
+@pytest.mark.parametrize(
+    ("free", "told_bytes"), [((), None), ((7,), 7), ((7, 5), 5), ((7, None), None)]
+)
+def test_the_free_space_is_that_of_the_host_with_the_least(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    free: tuple[int | None, ...],
+    told_bytes: int | None,
+) -> None:
+    (line,) = lines(tmp_path, monkeypatch, window_reports(S, 1, *free))
+    assert line["free_bytes"] == told_bytes

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_kvcache.errors import StalledError, StorageError
+from pytest_kvcache.errors import ResultError, StalledError, StorageError
 from pytest_kvcache.payload import ChunkBuffer, Payload
 from pytest_kvcache.recorder import WRITE
 from pytest_kvcache.registry import build_registry
@@ -39,6 +39,7 @@ from tests.traces import MOONCAKE, REFERENCE, SHAREGPT, real_trace
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from pytest_kvcache.identity import Identity
     from pytest_kvcache.plan import Plan
     from pytest_kvcache.workloads.protocol import Request, Workload
     from pytest_kvcache.workloads.trace_file import Trace
@@ -429,6 +430,19 @@ def test_a_bug_in_a_backend_is_raised_out_of_the_population() -> None:
         rig.populate()
 
 
+def test_a_clock_that_runs_backwards_gives_an_error_and_no_number(
+    clock: FakeClock, stage: Stage
+) -> None:
+    rig = Rig(Script([[ask(0, "a")]]), stage, clock=clock)
+    rig.start()
+    (put,) = stage.expect("put a")
+    clock.advance(-5 * S)
+    stage.release(put)
+    with pytest.raises(ResultError, match=r"a latency is -5000000000 ns; it must not be negative"):
+        rig.finish()
+    assert rig.histogram("write").count == 0
+
+
 def test_a_read_that_never_ends_fails_the_trial(clock: FakeClock, stage: Stage) -> None:
     script = Script([[ask(0, "a")]], population=[ask(0, "a")])
     rig = Rig(script, stage, clock=clock)
@@ -649,17 +663,23 @@ def test_the_last_byte_counts_and_not_the_last_check(clock: FakeClock, stage: St
 
     class Slow(Payload):
         def verify(
-            self, buffer: ChunkBuffer, length: int, tag: int, first_page: int, *, thorough: bool
+            self,
+            buffer: ChunkBuffer,
+            length: int,
+            identity: Identity,
+            first_page: int,
+            *,
+            thorough: bool,
         ) -> None:
             del buffer, length, first_page, thorough
-            if tag == first_tag:
+            if identity == own:
                 verifying.set()
                 assert verified.wait(PATIENCE_S)
 
     script = Script([[ask(0, "a", "b")]], population=[ask(0, "a", "b")])
     rig = Rig(script, stage, clock=clock, payload=Slow(1, PAGE), queue_depth=2, verify="full")
     rig.start()
-    first_tag = rig.index._slots[key_of("a")].tag
+    own = rig.index._slots[key_of("a")].identity
     first, second = stage.expect("get a", "get b")
     clock.advance(2 * S)
     stage.release(first)
@@ -921,6 +941,8 @@ def test_what_comes_beyond_the_longest_backlog_is_dropped_and_counted(
     assert (counters.offered, counters.dropped, counters.completed) == (5, 3, 2)
     assert rig.histogram("request").count == rig.sums()["requests"] == 2
     assert rig.sums()["prompt_blocks"] == 2
+    assert rig.recorder.censored["request"] == 3
+    assert rig.histogram("wakeup").count == 5
 
 
 def test_what_is_under_way_when_the_last_request_has_arrived_is_backlog(
@@ -939,6 +961,162 @@ def test_what_is_under_way_when_the_last_request_has_arrived_is_backlog(
     rig.finish()
     assert rig.engine.counters.completed == 20
     assert rig.engine.counters.backlog >= 19
+
+
+def test_a_stall_of_the_storage_counts_for_every_request_that_should_have_begun_in_it(
+    clock: FakeClock, stage: Stage
+) -> None:
+    # Coordinated omission: a closed loop would have seen one slow request here.
+    arrivals = [ask(0, "a", arrival_ns=number * S) for number in range(10)]
+    script = Script([arrivals], population=[ask(0, "a")], open_loop=True)
+    rig = Rig(script, stage, clock=clock, queue_depth=1)
+    rig.start()
+    stage.expect("get a")
+    for _ in range(20):
+        rig.advance(S)
+    wait_for(lambda: rig.engine.counters.offered == 10)
+    stage.release_all()
+    rig.finish()
+    waits = [(20 - number) * S for number in range(10)]
+    assert extremes(rig.histogram("request")) == (10, min(waits), max(waits), sum(waits))
+    reads = rig.histogram("read")
+    assert (reads.count, reads.max_ns, reads.sum_ns) == (10, 20 * S, 20 * S)
+
+
+def test_a_full_store_queue_holds_nobody_back_in_an_open_loop(
+    clock: FakeClock, stage: Stage
+) -> None:
+    arrivals = [
+        ask(0, *(f"{number}{part}" for part in "abcdef"), arrival_ns=number * S)
+        for number in range(5)
+    ]
+    rig = Rig(Script([arrivals], open_loop=True), stage, clock=clock, queue_depth=1)
+    rig.start()
+    counters = rig.engine.counters
+    while counters.completed < 5:
+        wait_for(lambda: counters.completed * S > clock() - rig.start_ns)
+        rig.advance(S)
+    assert rig.engine._stores == 30
+    assert not rig.engine._stalled
+    clock.advance(10 * S)
+    stage.release_all()
+    rig.finish()
+    counters = rig.engine.counters
+    assert (counters.stall_ns, counters.backlog, counters.storing) == (0, 1, 4)
+    assert extremes(rig.histogram("request")) == (5, 0, 0, 0)
+
+
+def test_the_time_that_the_harness_takes_to_wake_up_is_recorded_apart() -> None:
+    clock = FakeClock()
+    arrivals = [ask(0, arrival_ns=S), ask(0, arrival_ns=2 * S)]
+    rig = Rig(Script([arrivals], open_loop=True), Stage(clock), clock=clock)
+    rig.start()
+    wait_for(lambda: rig.engine._timers)
+    clock.advance(S // 2)
+    rig.advance(S)  # nobody has looked at the clock at 1 s
+    wait_for(lambda: rig.engine.counters.offered == 1)
+    rig.advance(S // 2)
+    rig.finish()
+    assert extremes(rig.histogram("wakeup")) == (2, 0, S // 2, S // 2)
+    assert rig.histogram("request").sum_ns == S // 2
+    assert rig.histogram("load").count == 0
+
+
+def test_a_closed_loop_has_no_wake_ups(clock: FakeClock) -> None:
+    rig = Rig(Script([[ask(0, think_s=1.0), ask(0)]]), Stage(clock), clock=clock)
+    rig.start()
+    rig.advance(5 * S)
+    rig.finish()
+    assert rig.histogram("request").count == 2
+    assert rig.histogram("wakeup").count == 0
+
+
+def test_a_window_lasts_to_its_end_and_takes_no_arrival_beyond_it(clock: FakeClock) -> None:
+    arrivals = [ask(0, arrival_ns=at * S) for at in (1, 9, 10, 11)]
+    script = Script([arrivals], open_loop=True)
+    rig = Rig(script, Stage(clock), clock=clock)
+    rig.start(window_ns=10 * S)
+    rig.advance(9 * S)
+    wait_for(lambda: rig.engine.counters.completed == 2)
+    rig.advance(S // 2)
+    assert not rig.has_ended
+    rig.advance(3 * S)
+    rig.finish()
+    assert rig.stopped_ns == rig.start_ns + 9 * S + S // 2 + 3 * S
+    counters = rig.engine.counters
+    assert (counters.offered, counters.completed, counters.backlog) == (2, 2, 0)
+
+
+class Sluggish(Script):
+    """It takes the harness 60 ms to make a request."""
+
+    clock: FakeClock
+
+    def next_request(self, user: int) -> Request | None:
+        self.clock.advance(60_000_000)
+        return super().next_request(user)
+
+
+def test_arrivals_that_the_harness_never_came_to_deal_with_are_offered_and_left(
+    clock: FakeClock,
+) -> None:
+    arrivals = [ask(0, arrival_ns=number * 10_000_000) for number in range(200)]
+    script = Sluggish([arrivals], open_loop=True)
+    script.clock = clock
+    rig = Rig(script, Stage(clock), clock=clock)
+    rig.run(window_ns=S)
+    counters = rig.engine.counters
+    assert counters.offered == 100
+    assert 0 < counters.completed < 20
+    assert counters.backlog == 100 - counters.completed
+    assert counters.storing == 0
+    assert rig.histogram("wakeup").count == 100
+    assert rig.recorder.censored["request"] == counters.backlog
+
+
+def test_a_tick_comes_even_if_arrivals_never_stop(clock: FakeClock) -> None:
+    arrivals = [ask(0, arrival_ns=0)] * 10_000
+    script = Sluggish([arrivals], open_loop=True)
+    script.clock = clock
+    rig = Rig(script, Stage(clock), clock=clock)
+    rig.stop = True  # told by the first tick
+    rig.run()
+    assert rig.engine.counters.completed < 10
+
+
+def test_simulated_generation_is_no_backlog_of_the_storage(clock: FakeClock, stage: Stage) -> None:
+    arrivals = [ask(0, output=[name], arrival_ns=0) for name in "abc"]
+    arrivals.append(ask(0, "x", arrival_ns=S))
+    arrivals.append(ask(0, arrival_ns=1_000 * S))
+    script = Script([arrivals], population=[ask(0, "x")], open_loop=True)
+    rig = Rig(script, stage, clock=clock, queue_depth=1, generation_s_per_token=100.0)
+    rig.start(window_ns=10 * S, drain_s=0.0)
+    wait_for(lambda: rig.engine._generating == 3)
+    rig.advance(S)
+    (held,) = stage.expect("get x")
+    for _ in range(18):
+        rig.advance(S // 2)
+        wait_for(lambda: rig.engine._sampled_ns == clock())
+    stage.release(held)
+    rig.finish()
+    counters = rig.engine.counters
+    assert (counters.offered, counters.backlog, counters.generating) == (4, 4, 3)
+    sums = rig.sums(0, 10 * S)
+    assert sums["waiting"] / sums["samples"] == pytest.approx(18 / 20, abs=0.1)
+
+
+def test_an_answer_that_was_generated_is_no_longer_being_generated(
+    clock: FakeClock, stage: Stage
+) -> None:
+    arrivals = [ask(0, output=["a"], arrival_ns=0), ask(0, arrival_ns=1_000 * S)]
+    rig = Rig(Script([arrivals], open_loop=True), stage, clock=clock, generation_s_per_token=1.0)
+    rig.start(window_ns=10 * S)
+    rig.advance(5 * S)
+    stage.release(*stage.expect("put a"))
+    rig.advance(5 * S)
+    rig.finish()
+    counters = rig.engine.counters
+    assert (counters.completed, counters.backlog, counters.generating) == (1, 0, 0)
 
 
 # -- population ----------------------------------------------------------------------------
@@ -1056,7 +1234,7 @@ class Slow(Bookkeeper):
         super().put_from(key, offset, buffer)
 
 
-def streams(backend: Bookkeeper, capacity_blocks: int) -> dict[int, list[Request]]:
+def streams(backend: Bookkeeper, capacity_blocks: int, **changes: object) -> Watched:
     """What the users of a rank ask for, against this backend."""
     seen: list[Watched] = []
 
@@ -1071,19 +1249,27 @@ def streams(backend: Bookkeeper, capacity_blocks: int) -> dict[int, list[Request
     registry = registry_of(backends={"memory": lambda: backend}, workloads={"mixed": Spied()})
     plan = make_plan(
         scenario="mixed", users=10, backend="memory", capacity_blocks=capacity_blocks,
-        context_scale=0.02,
+        context_scale=0.02, **changes,
     )  # fmt: skip
     assert run_rank(plan, registry).result.error is None
-    return seen[0].given
+    return seen[0]
 
 
 def test_users_ask_the_same_whatever_the_speed_of_the_storage() -> None:
-    quick, slow = streams(Bookkeeper(), 300), streams(Slow(), 300)
+    quick, slow = (streams(backend, 300).given for backend in (Bookkeeper(), Slow()))
     assert set(quick) == set(slow) == set(range(10))
     for user, asked in quick.items():
         shared = min(len(asked), len(slow[user]))
         assert shared > 0
         assert asked[:shared] == slow[user][:shared]
+
+
+@pytest.mark.parametrize("arrival", ["poisson", "gamma"])
+def test_at_a_rate_the_storage_decides_nothing_of_what_is_asked_or_when(arrival: str) -> None:
+    at_a_rate = {"request_rate": 500.0, "arrival": arrival}
+    quick, slow = (streams(backend, 300, **at_a_rate) for backend in (Bookkeeper(), Slow()))
+    assert len(quick.order) > 50
+    assert quick.order == slow.order
 
 
 # -- disaggregated serving -----------------------------------------------------------------

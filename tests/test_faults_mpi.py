@@ -7,18 +7,16 @@ import re
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_kvcache.sharedmemory import Segments
-from tests.site import PATIENCE_S, is_locked, output, refusal, runs_as_root, wait_for
+from tests.aftermath import is_alive, leaving_nothing, the_cause
+from tests.filesystems import small_filesystem
+from tests.site import PATIENCE_S, output, refusal, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.site import Site
 
 pytestmark = pytest.mark.mpi
@@ -26,31 +24,6 @@ pytestmark = pytest.mark.mpi
 FILES = ("--kv-backend=file", "--kv-allow-invalid", "--kv-metrics=read.gib_per_s")
 LONG = (*FILES, "--kv-duration=300")
 RANK_1 = r"rank 1 \(pid \d+\) on host \S+|rank 1 on host \S+"
-
-
-def processes_of(path: Path) -> list[str]:
-    """Command lines of processes that have to do with a directory, but for this one's."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        with suppress(OSError):
-            if not entry.name.isdigit() or int(entry.name) == os.getpid():
-                continue
-            words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            is_ours = str(path) in words or (entry / "cwd").readlink().is_relative_to(path)
-            if is_ours and words:
-                found.append(words)
-    return found
-
-
-@contextmanager
-def leaving_nothing(site: Site) -> Iterator[None]:
-    """Afterwards no process, lock, shared memory or stored data of the session is left."""
-    before = Segments.now()
-    yield
-    wait_for(lambda: not processes_of(site.path))
-    wait_for(lambda: not [p for p in site.cache_dir.glob("*") if p.name != "ballast"])
-    assert not is_locked(os.uname().nodename)
-    wait_for(lambda: Segments.now().names <= before.names)  # others may run MPI meanwhile
 
 
 def failed(site: Site, *args: str) -> str:
@@ -61,18 +34,6 @@ def failed(site: Site, *args: str) -> str:
     assert result.ret == pytest.ExitCode.TESTS_FAILED, text
     assert "INTERNALERROR" not in text
     return text
-
-
-def the_cause(text: str) -> str:
-    """The first line of the fault, told in full once and then referred to."""
-    told = re.findall(r"^chat-tiny-1b-np2 failed: (.*)$", text, re.MULTILINE)
-    referred = re.findall(
-        r"^chat-tiny-1b-np2 failed, told in full above: (.*)$", text, re.MULTILINE
-    )
-    assert len(told) == 1
-    assert referred == told
-    assert text.count("last lines of ") <= 1
-    return str(told[0])
 
 
 # --- ranks that go wrong --------------------------------------------------------------------
@@ -104,6 +65,23 @@ def test_corrupt_data_is_called_so_and_named(real_site: Site) -> None:
     assert trial["integrity"]["failed"] == 1
     assert trial["read"]["failed"] == 1
     assert "corrupt" in trial["error"] or "wrong" in trial["error"]
+
+
+@pytest.mark.parametrize("data", ["normal", "strict"])
+def test_one_flipped_bit_fails_the_case_and_its_object_is_named(real_site: Site, data: str) -> None:
+    options = ("--kv-backend=flipped-bit", "--kv-verify=full", f"--kv-data={data}")
+    cause = the_cause(failed(real_site, *options))
+    told = re.fullmatch(
+        rf"({RANK_1}): 1 failed operation, the first: object ([0-9a-f]{{32}}\.\d+) read back"
+        r" wrong at byte \d+: page \d+ of object \2 differs in 1 bytes, the first at byte"
+        r" 3096 of the page",
+        cause,
+    )
+    assert told, cause
+    (trial,) = real_site.case()["trials"]
+    assert (trial["integrity"]["failed"], trial["read"]["failed"]) == (1, 1)
+    assert trial["integrity"]["checked"] > 1
+    assert real_site.run()["cases"][0]["plan"]["data"] == data
 
 
 def test_a_rank_that_ends_before_it_began_fails_the_case(real_site: Site) -> None:
@@ -141,8 +119,10 @@ def test_the_other_cases_still_run(real_site: Site) -> None:
     assert [case["np"] for case in real_site.run()["cases"]] == [2, 1]
 
 
-def test_a_rank_that_is_killed_leaves_no_data(real_site: Site) -> None:
-    with leaving_nothing(real_site), real_site.started(*real_site.real_args(*LONG)) as process:
+@pytest.mark.parametrize("store", ["file", "slab"])
+def test_a_rank_that_is_killed_leaves_no_data(real_site: Site, store: str) -> None:
+    args = real_site.real_args(*LONG, f"--kv-store={store}")
+    with leaving_nothing(real_site), real_site.started(*args) as process:
         *_others, rank = real_site.wait_for_window(process)
         os.kill(rank, signal.SIGKILL)
         text, _ = process.communicate(timeout=PATIENCE_S)
@@ -201,22 +181,6 @@ BALLAST = """
 """
 
 
-@contextmanager
-def small_filesystem(directory: Path, options: str) -> Iterator[None]:
-    """A tmpfs; the test is skipped where it can't be mounted."""
-    if not runs_as_root():
-        pytest.skip("only root can mount a small filesystem")
-    command = ["mount", "-t", "tmpfs", "-o", options, "kvcache-test", str(directory)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no tmpfs can be mounted here: {error}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(directory)], check=True)
-
-
 def test_a_full_disk_is_told_with_host_and_directory(real_site: Site) -> None:
     # Planned while there was room, which somebody else then took.
     real_site.pytester.makeconftest(BALLAST.format(left=4 << 20))
@@ -269,12 +233,14 @@ def test_when_pytest_is_killed_the_ranks_end_by_themselves(real_site: Site) -> N
         wait_for(lambda: not any(is_alive(pid) for pid in pids))
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in ("Z", "X")
+def test_slabs_of_ranks_that_are_all_killed_at_once_are_removed(real_site: Site) -> None:
+    args = real_site.real_args(*LONG, "--kv-store=slab")
+    with leaving_nothing(real_site), real_site.started(*args) as process:
+        pids = real_site.wait_for_window(process)
+        assert list(real_site.cache_dir.glob("kvcache-*/rank-1/kvcache-slab-0007"))
+        for pid in (process.pid, *pids):
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
 
 
 def test_a_timeout_in_the_middle_ends_the_launch_and_is_not_repeated(real_site: Site) -> None:

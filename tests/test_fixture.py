@@ -292,6 +292,8 @@ def test_the_clock_stands_still_when_it_is_set_and_runs_otherwise() -> None:
         ("load.max_ms", 66, 1, "had not ended at the end of the window to tell (load: 1 of 67"),
         ("load.p95_ms", 66, 8, "FEW_SAMPLES: p95 needs 200 operations"),
         ("load.max_ms", 0, 0, "the trials have no such value"),
+        ("load.p50_ms", 12, 802, "had not ended at the end of the window to tell (load: 802 of 8"),
+        ("wakeup.p50_ms", 0, 0, "only an open loop has wakeup; add --kv-request-rate"),
     ],
 )
 def test_an_absent_metric_says_what_it_lacked(

@@ -399,7 +399,9 @@ def test_the_recipe_of_the_documentation_decodes_a_run_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = Path(__file__).parents[1] / "docs" / "histogram.md"
-    decode, percentile = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    decode, percentile, _series = re.findall(
+        r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL
+    )
     assert len(decode.strip().splitlines()) <= 10
     histogram = Histogram()
     histogram.record(np.random.default_rng(7).lognormal(14, 1.5, 5_000).astype(np.int64))

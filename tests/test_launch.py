@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_kvcache import launch
+from pytest_kvcache.cachedir import claim_rank_dir
 from pytest_kvcache.errors import LaunchError
 from pytest_kvcache.events import EventWriter
 from pytest_kvcache.launch import HostWatch, Launch
@@ -15,7 +17,6 @@ from tests.neighbours import end
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from pytest_kvcache.cluster import Cluster
     from pytest_kvcache.plan import Plan
@@ -370,6 +371,19 @@ def test_a_launch_that_fails_is_cleaned_up_after_on_all_hosts(
     assert cluster.cleaned == 1
     log = (tmp_path / "mpirun.log").read_text()
     assert "[kv] host n2: pid 7 (python) can't be ended\n" in log
+
+
+def test_what_a_stuck_rank_stored_is_not_waited_for(tmp_path: Path, neighbours: Neighbours) -> None:
+    plan = plan_of(neighbours, backend="file", cache_dir=str(tmp_path))
+    own = claim_rank_dir(str(tmp_path), plan.run_id, 0, "n1")
+    stuck = neighbours.marked_rank()
+    one = launch_of(plan, tmp_path)
+    (told,) = one._remove_data()
+    assert "is there until its storage answers again" in told
+    assert Path(own).is_dir()
+    end(stuck)
+    assert one._remove_data() == []
+    assert not Path(own).parent.exists()
 
 
 def test_a_launch_that_is_interrupted_is_cleaned_up_after_too(

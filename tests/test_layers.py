@@ -49,8 +49,8 @@ SIDES = (
         name="values",  # tables, parsers and frozen values, known to everyone
         modules=(
             "atomic", "baseline", "compare", "errors", "events", "evidence", "hosts", "latency",
-            "metrics", "models", "options", "optiontable", "scenarios", "summary", "units",
-            "version",
+            "live", "metrics", "models", "options", "optiontable", "scenarios", "series",
+            "summary", "units", "version",
         ),
         may_import=(),
         foreign=("numpy", "tomli"),
@@ -59,8 +59,8 @@ SIDES = (
         name="both",  # what controller and ranks share: the plan, the protocols, the results
         modules=(
             "", "backends.", "cache.", "cachedir", "consistency", "containers", "containers.agent",
-            "hookspecs", "launchers.protocol", "payload", "plan", "proof", "recorder", "registry",
-            "results", "verdicts", "workloads.",
+            "hookspecs", "identity", "launchers.protocol", "payload", "plan", "proof", "recorder",
+            "registry", "results", "verdicts", "workloads.",
         ),
         may_import=("values",),
         foreign=("numpy", "pluggy"),
@@ -76,7 +76,8 @@ SIDES = (
     Side(
         name="ranks",  # what runs under mpirun
         modules=(
-            "calibration", "comm", "containers.init", "coordinator", "engine", "janitor", "rank",
+            "calibration", "comm", "containers.init", "coordinator", "engine", "freespace",
+            "janitor", "pauses", "rank",
             "transfers", "worker",
         ),
         may_import=("values", "both"),

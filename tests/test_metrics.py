@@ -16,7 +16,7 @@ from tests.factories import rank_result, sound_plan, sound_record
 
 @pytest.fixture(scope="module")
 def trial() -> dict[str, Any]:
-    plan = sound_plan()
+    plan = sound_plan(request_rate=5.0, arrival="poisson")
     data, _ = evaluate_trial(sound_record(plan, [rank_result()]), plan)
     return data
 

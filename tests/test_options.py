@@ -16,6 +16,7 @@ from pytest_kvcache.options import (
     describe_value,
     scenario_names,
 )
+from pytest_kvcache.workloads.openloop import ARRIVAL_SHAPES
 from tests.site import output, refusal
 
 if TYPE_CHECKING:
@@ -111,8 +112,6 @@ DISTRIBUTED = {
 # What a later version brings, and what says the same as leaving the option out.
 LATER = [
     ("performance_profile", "latency"),
-    ("request_rate", "10"),
-    ("arrival", "gamma"),
     ("precondition", "10"),
     ("reread_factor", "2"),
     ("workload", "load.toml"),
@@ -127,8 +126,6 @@ LATER = [
     ("gpu_mem_gb", "16"),
     ("cpu_mem_gb", "0.5"),
     ("layout", "layer"),
-    ("store", "slab"),
-    ("data", "strict"),
     ("closed", "true"),
     ("html", "report.html"),
 ]
@@ -144,14 +141,13 @@ NEUTRAL = [
     ("gpu_mem_gb", "0"),
     ("cpu_mem_gb", "0 GiB"),
     ("layout", "block"),
-    ("store", "auto"),
-    ("store", "file"),
     ("data", "normal"),
     ("closed", "false"),
 ]
 GOOD = [
     ("hosts", ["n1:2", "n2:4"], (HostSpec(name="n1", slots=2), HostSpec(name="n2", slots=4))),
     ("np", "2", (2,)),
+    ("store", "slab", "slab"),
     ("np", "1, 2,4", (1, 2, 4)),
     ("mpi_params", ["--mca a 'b c'", "-q"], ("--mca", "a", "b c", "-q")),
     ("num_users", "100000", 100_000),
@@ -209,6 +205,7 @@ BAD = [
     ("io", "mmap"),
     ("sync", "full"),
     ("verify", "some"),
+    ("data", "loose"),
     ("keep", "perhaps"),
     ("cache_dir", ""),
     ("results_dir", " "),
@@ -324,6 +321,7 @@ def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
         ({"exec_type": "docker"}, "--kv-exec-type is docker; name the image with --kv-image"),
         ({"image": "kv:1"}, "--kv-image is kv:1; it belongs to containers, so add --kv-exec"),
         ({"container_engine": "podman"}, "--kv-container-engine is podman; it belongs to"),
+        ({"arrival": "gamma"}, "--kv-arrival is gamma; it belongs to an open loop, so add"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(
@@ -334,9 +332,37 @@ def test_options_that_contradict_each_other_are_refused(
     assert str(error.value).startswith(problem)
 
 
+@pytest.mark.parametrize("backend", ["memory", "null", "mine"])
+@pytest.mark.parametrize("store", ["file", "slab"])
+@pytest.mark.parametrize(
+    ("origin", "name"),
+    [("command line", "--kv-store"), ("call", "--kv-store"), ("ini", "kv_store")],
+)
+def test_only_the_backend_file_takes_a_store(
+    backend: str, store: str, origin: Any, name: str
+) -> None:
+    given = {"backend": (backend, "command line"), "store": (store, origin)}
+    with pytest.raises(OptionError) as error:
+        build_options(given)
+    assert str(error.value).startswith(f"{name} is {store} and --kv-backend is {backend}; only the")
+    assert build_options(given | {"backend": ("file", "ini")}).store == store
+    assert build_options(given | {"store": ("auto", origin)}).store == "auto"
+
+
 def test_a_trace_given_alone_is_the_scenario() -> None:
     assert scenario_names(built("trace", "t.jsonl")) == ("trace",)
     assert scenario_names(Options()) == ("mixed",)
+
+
+def test_the_arrivals_of_an_ini_wait_for_a_rate() -> None:
+    assert given_in({"arrival": ("gamma", "ini")}).arrival == "gamma"
+    rate, arrival = ("2.5", "command line"), ("gamma", "command line")
+    asked = given_in({"request_rate": rate, "arrival": arrival})
+    assert (asked.request_rate, asked.arrival) == (2.5, "gamma")
+
+
+def test_every_arrival_has_a_shape() -> None:
+    assert set((table()["arrival"].metavar or "").strip("{}").split(",")) == set(ARRIVAL_SHAPES)
 
 
 @settings(deadline=None)
@@ -476,6 +502,13 @@ def test_a_trace_and_another_scenario_in_one_place_contradict_each_other() -> No
     [
         ("context_scale", "4", {}, r"--kv-context-scale is 4; a trace is replayed as it was"),
         ("num_users", "7", {}, r"--kv-num-users is 7; .* add --kv-trace-speedup=0"),
+        ("request_rate", "7", {}, r"--kv-request-rate is 7; .* out and use --kv-trace-speedup"),
+        (
+            "arrival",
+            "gamma",
+            {"request_rate": ("7", "ini")},
+            r"--kv-arrival is gamma; .* out and use --kv-trace-speedup",
+        ),
     ],
 )
 def test_what_a_replay_would_ignore_is_refused(

@@ -2,213 +2,418 @@ from __future__ import annotations
 
 import mmap
 import zlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_kvcache.payload import ChunkBuffer, Payload
+from pytest_kvcache.identity import HEAD_BYTES, Identity
+from pytest_kvcache.payload import ChunkBuffer, Payload, StrictPayload, make_payload
 
-PAGE = 4096
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PAGE, SECTOR = 4096, 512
 CHUNK = 8 * PAGE
-TAG = 0xFEED_0001
-PAYLOAD = Payload(42, CHUNK)
+OBJECT_BYTES = 4 * CHUNK
+NORMAL = Payload(42, CHUNK, OBJECT_BYTES)
+STRICT = StrictPayload(42, CHUNK, OBJECT_BYTES)
+BOTH = pytest.mark.parametrize("payload", [NORMAL, STRICT], ids=["normal", "strict"])
+EITHER = pytest.mark.parametrize("thorough", [True, False], ids=["thorough", "stamps"])
 
-tags = st.integers(0, 2**64 - 1)
-first_pages = st.integers(0, 2**40)
+KEY, OTHER_KEY = b"k" * 16, b"o" * 16
+OBJECT = Identity(KEY, 5)
+
+identities = st.builds(
+    Identity,
+    key=st.binary(min_size=16, max_size=16),
+    generation=st.integers(0, 2**40),
+    part=st.integers(0, 200),
+)
+first_pages = st.one_of(st.just(0), st.integers(0, 2**30))
 page_counts = st.integers(1, CHUNK // PAGE)
 
 
-def stamped(tag: int = TAG, first_page: int = 0, length: int = CHUNK) -> bytes:
-    buffer = PAYLOAD.write_buffer()
-    PAYLOAD.stamp(buffer, length, tag, first_page)
+def stamped(
+    payload: Payload, identity: Identity = OBJECT, first_page: int = 0, length: int = CHUNK
+) -> bytes:
+    buffer = payload.write_buffer()
+    payload.stamp(buffer, length, identity, first_page)
     return bytes(buffer.view[:length])
 
 
-def read(content: bytes, *, thorough: bool = True) -> ChunkBuffer:
-    buffer = PAYLOAD.read_buffer()
-    PAYLOAD.poison(buffer, CHUNK, thorough=thorough)
+def verdict(
+    payload: Payload,
+    content: bytes,
+    *,
+    thorough: bool,
+    identity: Identity = OBJECT,
+    first_page: int = 0,
+) -> str:
+    """What is said of a content that was read; empty: it is right."""
+    buffer = payload.read_buffer()
+    payload.poison(buffer, CHUNK, thorough=thorough)
     buffer.view[: len(content)] = content
-    return buffer
+    return payload.verify(buffer, len(content), identity, first_page, thorough=thorough) or ""
 
 
-def verdict(content: bytes, *, thorough: bool, tag: int = TAG, first_page: int = 0) -> str:
-    buffer = read(content)
-    problem = PAYLOAD.verify(buffer, len(content), tag, first_page, thorough=thorough)
-    return problem or ""
+# -- what is right -------------------------------------------------------------------------
 
 
-@given(tag=tags, first_page=first_pages, pages=page_counts, thorough=st.booleans())
+@BOTH
+@EITHER
+@given(identity=identities, first_page=first_pages, pages=page_counts)
 def test_what_was_stamped_verifies(
-    tag: int, first_page: int, pages: int, *, thorough: bool
+    payload: Payload, identity: Identity, first_page: int, pages: int, *, thorough: bool
 ) -> None:
-    content = stamped(tag, first_page, pages * PAGE)
-    assert not verdict(content, tag=tag, first_page=first_page, thorough=thorough)
-
-
-@settings(max_examples=300)
-@given(bit=st.integers(0, CHUNK * 8 - 1))
-def test_one_flipped_bit_anywhere_is_found(bit: int) -> None:
-    content = bytearray(stamped(first_page=32))
-    content[bit // 8] ^= 1 << bit % 8
-    problem = verdict(bytes(content), thorough=True, first_page=32)
-    page, byte = divmod(bit // 8, PAGE)
-    assert f"page {32 + page} of" in problem
-    if byte >= 16:
-        assert f"differs in 1 bytes, the first at byte {byte} of the page" in problem
-    else:
-        assert "has the stamp of" in problem
-
-
-def test_every_bit_of_a_page_counts() -> None:
-    page = stamped(length=PAGE)
-    for byte in range(0, PAGE, 7):
-        content = bytearray(page)
-        content[byte] ^= 0x10
-        assert verdict(bytes(content), thorough=True)
-
-
-@pytest.mark.parametrize("thorough", [True, False])
-@given(tag=tags, other=tags)
-def test_a_swapped_object_is_found(tag: int, other: int, *, thorough: bool) -> None:
-    problem = verdict(stamped(other), tag=tag, thorough=thorough)
-    if tag == other:
-        assert not problem
-    else:
-        assert f"page 0 of object {tag:#018x}" in problem
-
-
-@pytest.mark.parametrize("thorough", [True, False])
-def test_a_stale_object_is_named(*, thorough: bool) -> None:
-    problem = verdict(stamped(0xBAD), thorough=thorough)
-    assert problem == (
-        "page 0 of object 0x00000000feed0001 has the stamp of page 0 of object 0x0000000000000bad"
+    content = stamped(payload, identity, first_page, pages * PAGE)
+    assert not verdict(
+        payload, content, identity=identity, first_page=first_page, thorough=thorough
     )
 
 
-@pytest.mark.parametrize("thorough", [True, False])
-def test_another_chunk_of_the_same_object_is_found(*, thorough: bool) -> None:
-    problem = verdict(stamped(first_page=8), thorough=thorough)
-    assert "has the stamp of page 8 of object 0x00000000feed0001" in problem
+@BOTH
+@given(
+    puts=st.lists(
+        st.tuples(identities, st.sampled_from([0, 8, 16, 24]), page_counts), min_size=1, max_size=6
+    )
+)
+def test_a_write_buffer_serves_one_transfer_after_another(
+    payload: Payload, puts: list[tuple[Identity, int, int]]
+) -> None:
+    buffer = payload.write_buffer()
+    for identity, first_page, pages in puts:
+        length = pages * PAGE
+        payload.stamp(buffer, length, identity, first_page)
+        assert bytes(buffer.view[:length]) == stamped(payload, identity, first_page, length)
 
 
-@pytest.mark.parametrize("thorough", [True, False])
-def test_an_object_whose_second_half_is_zero_is_found(*, thorough: bool) -> None:
-    content = stamped()[: CHUNK // 2] + bytes(CHUNK // 2)
-    problem = verdict(content, thorough=thorough)
-    assert problem.endswith("has no stamp: it is zero")
-    assert problem.startswith("page 4 of" if thorough else "page 7 of")
+@BOTH
+def test_a_part_of_a_chunk_has_its_stamps(payload: Payload) -> None:
+    content = stamped(payload, first_page=8)
+    part = content[2 * PAGE : 5 * PAGE]
+    assert not verdict(payload, part, first_page=10, thorough=False)
 
 
-@pytest.mark.parametrize("thorough", [True, False])
-def test_an_object_whose_second_half_is_older_is_found(*, thorough: bool) -> None:
-    content = stamped()[: CHUNK // 2] + stamped(0xBAD)[CHUNK // 2 :]
-    assert "of object 0x0000000000000bad" in verdict(content, thorough=thorough)
+@BOTH
+def test_a_corrupt_read_can_not_leak_into_a_write(payload: Payload) -> None:
+    write = payload.write_buffer()
+    got = payload.read_buffer(write)
+    got.view[:] = b"\xff" * CHUNK
+    assert payload.verify(got, CHUNK, Identity(OTHER_KEY, 1), 8, thorough=True)
+    payload.stamp(write, CHUNK, OBJECT, 0)
+    assert bytes(write.view) == stamped(payload)
 
 
-def test_a_page_torn_below_its_stamp_is_found() -> None:
-    content = bytearray(stamped())
-    content[PAGE + 512 : 2 * PAGE] = bytes(PAGE - 512)
-    assert "page 1 of object" in verdict(bytes(content), thorough=True)
-    assert "the first at byte 512 of the page" in verdict(bytes(content), thorough=True)
+# -- what is wrong -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("thorough", [True, False])
-@pytest.mark.parametrize("missing", [0, 7])
-def test_what_an_earlier_read_left_does_not_pass(missing: int, *, thorough: bool) -> None:
-    buffer = PAYLOAD.read_buffer()
-    buffer.view[:] = stamped()
-    PAYLOAD.poison(buffer, CHUNK, thorough=thorough)
+@BOTH
+@settings(max_examples=300)
+@given(bit=st.integers(0, CHUNK * 8 - 1), first_page=st.sampled_from([0, 32]))
+def test_one_flipped_bit_anywhere_is_found(payload: Payload, bit: int, first_page: int) -> None:
+    content = bytearray(stamped(payload, first_page=first_page))
+    content[bit // 8] ^= 1 << bit % 8
+    problem = verdict(payload, bytes(content), thorough=True, first_page=first_page)
+    page, byte = divmod(bit // 8, PAGE)
+    assert f"page {first_page + page} of object {OBJECT}" in problem
+    stamp_or_head = byte % (PAGE if payload is NORMAL else SECTOR) < 16
+    stamp_or_head |= not first_page and not page and byte < HEAD_BYTES
+    if not stamp_or_head:
+        assert f"differs in 1 bytes, the first at byte {byte} of the page" in problem
+
+
+@BOTH
+@EITHER
+@given(bit=st.integers(128, HEAD_BYTES * 8 - 1))
+def test_a_flipped_bit_of_the_head_is_always_found(
+    payload: Payload, bit: int, *, thorough: bool
+) -> None:
+    content = bytearray(stamped(payload, length=PAGE))
+    content[bit // 8] ^= 1 << bit % 8
+    assert verdict(payload, bytes(content), thorough=thorough) == (
+        f"page 0 of object {OBJECT} has a damaged head: its checksum is not that of what it says"
+    )
+
+
+@BOTH
+@EITHER
+@pytest.mark.parametrize("pages", [1, 4, 5, 8])
+@pytest.mark.parametrize("first_page", [0, 8])
+def test_one_wrong_stamp_is_always_found(
+    payload: Payload, pages: int, first_page: int, *, thorough: bool
+) -> None:
+    unit = PAGE if payload is NORMAL else SECTOR
+    right = stamped(payload, first_page=first_page, length=pages * PAGE)
+    for at in range(0, pages * PAGE, unit):
+        for byte in (at, at + 8):
+            content = bytearray(right)
+            content[byte] ^= 1
+            problem = verdict(payload, bytes(content), first_page=first_page, thorough=thorough)
+            assert f"page {first_page + at // PAGE} of object {OBJECT}" in problem
+
+
+@BOTH
+@EITHER
+@given(identity=identities, other=identities, first_page=st.sampled_from([0, 8]))
+def test_a_swapped_object_is_found(
+    payload: Payload, identity: Identity, other: Identity, first_page: int, *, thorough: bool
+) -> None:
+    content = stamped(payload, other, first_page)
+    problem = verdict(payload, content, identity=identity, first_page=first_page, thorough=thorough)
+    assert bool(problem) == (identity != other)
+
+
+STALE = Identity(KEY, 3)
+WHOSE = [
+    (STALE, f"object {STALE}: it is stale, an older generation of the key"),
+    (Identity(OTHER_KEY, 5), f"object {OTHER_KEY.hex()}.5: it was swapped for another one"),
+    (Identity(KEY, 5, 2), f"object {KEY.hex()}.5 (part 2): it is another part of the block"),
+]
+
+
+@BOTH
+@EITHER
+@pytest.mark.parametrize(("other", "whose"), WHOSE, ids=["stale", "swapped", "part"])
+def test_the_head_tells_whose_object_was_read(
+    payload: Payload, other: Identity, whose: str, *, thorough: bool
+) -> None:
+    problem = verdict(payload, stamped(payload, other), thorough=thorough)
+    assert problem == f"page 0 of object {OBJECT} has the stamp of page 0 of {whose}"
+
+
+@BOTH
+@EITHER
+@pytest.mark.parametrize("pages", [1, 8])
+def test_the_same_object_of_another_rank_trial_or_run_is_found(
+    payload: Payload, pages: int, *, thorough: bool
+) -> None:
+    foreign = type(payload)(43, CHUNK, OBJECT_BYTES)
+    problem = verdict(payload, stamped(foreign, length=pages * PAGE), thorough=thorough)
+    whose = f"object {OBJECT} of another rank, trial or run"
+    assert problem == f"page 0 of object {OBJECT} has the stamp of page 0 of {whose}"
+    content = stamped(foreign, first_page=8, length=pages * PAGE)
+    problem = verdict(payload, content, first_page=8, thorough=thorough)
+    assert problem.endswith("page 8 of another object")
+
+
+@BOTH
+@EITHER
+def test_an_object_of_another_length_is_found(payload: Payload, *, thorough: bool) -> None:
+    shorter = type(payload)(42, CHUNK, CHUNK)
+    problem = verdict(payload, stamped(shorter), thorough=thorough)
+    assert problem.endswith(f"of an object of {CHUNK} bytes, not {OBJECT_BYTES}")
+
+
+@EITHER
+def test_a_later_chunk_tells_a_stale_object_too(*, thorough: bool) -> None:
+    content = stamped(NORMAL, STALE, first_page=8)
+    problem = verdict(NORMAL, content, first_page=8, thorough=thorough)
+    assert problem == f"page 8 of object {OBJECT} has the stamp of page 8 of {WHOSE[0][1]}"
+    content = stamped(STRICT, STALE, first_page=8)
+    problem = verdict(STRICT, content, first_page=8, thorough=thorough)
+    place = "sector 0 of page 8 of"
+    assert problem == f"{place} object {OBJECT} has the stamp of {place} {WHOSE[0][1]}"
+
+
+@BOTH
+@EITHER
+def test_another_chunk_of_the_same_object_is_found(payload: Payload, *, thorough: bool) -> None:
+    problem = verdict(payload, stamped(payload, first_page=8), thorough=thorough)
+    assert problem.endswith("page 8 of the same object")
+
+
+@BOTH
+@EITHER
+@pytest.mark.parametrize("page", range(1, 8))
+def test_an_object_whose_tail_is_zero_is_found(
+    payload: Payload, page: int, *, thorough: bool
+) -> None:
+    content = stamped(payload)[: page * PAGE] + bytes(CHUNK - page * PAGE)
+    problem = verdict(payload, content, thorough=thorough)
+    assert problem.endswith(f"page {page} of object {OBJECT} has no stamp: it is zero")
+
+
+@BOTH
+@EITHER
+@pytest.mark.parametrize("page", range(1, 8))
+def test_an_object_whose_tail_is_older_is_found(
+    payload: Payload, page: int, *, thorough: bool
+) -> None:
+    at = page * PAGE
+    content = stamped(payload)[:at] + stamped(payload, STALE)[at:]
+    problem = verdict(payload, content, thorough=thorough)
+    assert f"page {page} of object {OBJECT} has the stamp of " in problem
+    assert "it is stale" in problem
+
+
+@EITHER
+@pytest.mark.parametrize("sector", range(1, 64))
+def test_strict_data_that_is_torn_at_a_sector_is_always_found(
+    sector: int, *, thorough: bool
+) -> None:
+    at = sector * SECTOR
+    for tail in (bytes(CHUNK - at), stamped(STRICT, STALE)[at:]):
+        problem = verdict(STRICT, stamped(STRICT)[:at] + tail, thorough=thorough)
+        assert f"sector {sector % 8} of page {sector // 8} of object {OBJECT} has" in problem
+
+
+def test_normal_data_that_is_torn_within_a_page_is_found_by_the_thorough_check_only() -> None:
+    content = stamped(NORMAL)[: -PAGE + SECTOR] + bytes(PAGE - SECTOR)
+    assert not verdict(NORMAL, content, thorough=False)
+    assert "the first at byte 512 of the page" in verdict(NORMAL, content, thorough=True)
+
+
+# -- what an earlier read left -------------------------------------------------------------
+
+
+@BOTH
+@EITHER
+@pytest.mark.parametrize("missing", range(8))
+def test_what_an_earlier_read_left_does_not_pass(
+    payload: Payload, missing: int, *, thorough: bool
+) -> None:
+    buffer, content = payload.read_buffer(), stamped(payload)
+    buffer.view[:] = content
+    payload.poison(buffer, CHUNK, thorough=thorough)
     for page in range(8):
         if page != missing:
             start = page * PAGE
-            buffer.view[start : start + PAGE] = stamped()[start : start + PAGE]
-    problem = PAYLOAD.verify(buffer, CHUNK, TAG, 0, thorough=thorough)
+            buffer.view[start : start + PAGE] = content[start : start + PAGE]
+    problem = payload.verify(buffer, CHUNK, OBJECT, 0, thorough=thorough)
     assert problem is not None
-    assert f"page {missing} of" in problem
-    assert "was not read" in problem
+    assert f"page {missing} of object {OBJECT} was not read" in problem
 
 
-def test_thorough_poison_spoils_every_sector() -> None:
-    buffer = PAYLOAD.read_buffer()
-    buffer.view[:] = stamped()
-    PAYLOAD.poison(buffer, CHUNK, thorough=True)
-    content = stamped()
-    for sector in range(0, CHUNK, 512):
-        assert bytes(buffer.view[sector : sector + 512]) != content[sector : sector + 512]
+@BOTH
+def test_thorough_poison_spoils_every_sector(payload: Payload) -> None:
+    buffer, content = payload.read_buffer(), stamped(payload)
+    buffer.view[:] = content
+    payload.poison(buffer, CHUNK, thorough=True)
+    for sector in range(0, CHUNK, SECTOR):
+        assert bytes(buffer.view[sector : sector + SECTOR]) != content[sector : sector + SECTOR]
 
 
+@BOTH
 @given(pages=page_counts)
-def test_poison_and_verify_leave_the_rest_of_the_buffer_alone(pages: int) -> None:
-    buffer = PAYLOAD.read_buffer()
-    PAYLOAD.poison(buffer, pages * PAGE, thorough=True)
+def test_poison_and_verify_leave_the_rest_of_the_buffer_alone(payload: Payload, pages: int) -> None:
+    buffer = payload.read_buffer()
+    payload.poison(buffer, pages * PAGE, thorough=True)
     assert not any(buffer.view[pages * PAGE :])
-    buffer.view[: pages * PAGE] = stamped(length=pages * PAGE)
+    buffer.view[: pages * PAGE] = stamped(payload, length=pages * PAGE)
     for thorough in (True, False):
-        assert PAYLOAD.verify(buffer, pages * PAGE, TAG, 0, thorough=thorough) is None
+        assert payload.verify(buffer, pages * PAGE, OBJECT, 0, thorough=thorough) is None
 
 
-def test_a_corrupt_read_can_not_leak_into_a_write() -> None:
-    write, got = PAYLOAD.write_buffer(), PAYLOAD.read_buffer()
-    got.view[:] = b"\xff" * CHUNK
-    PAYLOAD.stamp(write, CHUNK, TAG, 0)
-    assert bytes(write.view) == stamped()
+# -- what storage could save ---------------------------------------------------------------
 
 
-def test_a_write_buffer_serves_one_object_after_another() -> None:
-    buffer = PAYLOAD.write_buffer()
-    PAYLOAD.stamp(buffer, CHUNK, 1, 1000)
-    PAYLOAD.stamp(buffer, 2 * PAGE, 2, 5)
-    assert bytes(buffer.view[: 2 * PAGE]) == stamped(2, 5, 2 * PAGE)
+def units(content: bytes, size: int) -> Iterator[bytes]:
+    return (content[start : start + size] for start in range(0, len(content), size))
 
 
-def test_data_does_not_compress() -> None:
-    content = b"".join(stamped(tag, page, CHUNK) for tag in (1, 2) for page in (0, 8))
-    assert len(zlib.compress(content[:CHUNK], 9)) / CHUNK > 0.99
-    for start in range(0, len(content), PAGE):
-        page = content[start : start + PAGE]
-        assert len(zlib.compress(page, 9)) / PAGE > 0.99
+@BOTH
+def test_data_does_not_compress(payload: Payload) -> None:
+    content = b"".join(
+        stamped(payload, Identity(KEY, number), page) for number in (1, 2) for page in (0, 8)
+    )
+    for size in (CHUNK, PAGE):
+        for part in units(content, size):
+            assert len(zlib.compress(part, 9)) / size > 0.99
 
 
-def test_no_two_pages_of_many_objects_are_equal() -> None:
+def test_many_objects_of_strict_data_do_not_compress_together() -> None:
+    small = StrictPayload(1, PAGE)  # several fit into zlib's window
+    content = b"".join(stamped(small, Identity(KEY, n), length=PAGE) for n in range(64))
+    assert len(zlib.compress(content, 9)) / len(content) > 0.999
+
+
+@pytest.mark.parametrize(
+    ("payload", "unit"), [(NORMAL, PAGE), (STRICT, SECTOR)], ids=["normal", "strict"]
+)
+def test_no_two_units_of_many_objects_are_equal(payload: Payload, unit: int) -> None:
     seen = {
-        hash(stamped(tag, chunk * 8)[start : start + PAGE])
-        for tag in range(300)
+        part
+        for number in range(60)
         for chunk in range(4)
-        for start in range(0, CHUNK, PAGE)
+        for part in units(stamped(payload, Identity(KEY, number), chunk * 8), unit)
     }
-    assert len(seen) == 300 * 4 * 8
+    assert len(seen) == 60 * 4 * CHUNK // unit
 
 
-def test_the_seed_decides_the_content() -> None:
-    same, other = Payload(42, CHUNK), Payload(43, CHUNK)
-    assert bytes(same.write_buffer().view) == bytes(PAYLOAD.write_buffer().view)
-    assert bytes(other.write_buffer().view) != bytes(PAYLOAD.write_buffer().view)
+@given(
+    one=st.tuples(identities, st.integers(0, 2**40)),
+    other=st.tuples(identities, st.integers(0, 2**40)),
+    same_object=st.booleans(),
+)
+def test_strict_stamps_are_unique_and_tell_object_and_unit(
+    one: tuple[Identity, int], other: tuple[Identity, int], *, same_object: bool
+) -> None:
+    if same_object:
+        other = (one[0], other[1])
+    stamps = [STRICT._stamp_of(identity.tag, unit) for identity, unit in (one, other)]
+    assert (stamps[0] == stamps[1]) == ((one[0].tag, one[1]) == (other[0].tag, other[1]))
+    assert STRICT._tag_and_unit(stamps[0]) == (one[0].tag, one[1])
 
 
-def test_the_content_of_a_seed_is_the_same_on_every_machine() -> None:
-    base = bytes(Payload(42, PAGE).write_buffer().view)
-    assert zlib.crc32(base) == 0xCE7175E6
+@given(one=identities, other=identities, first_page=st.sampled_from([0, 8, 16, 8000]))
+def test_strict_data_of_two_objects_shares_no_word_at_equal_places(
+    one: Identity, other: Identity, first_page: int
+) -> None:
+    words = [
+        np.frombuffer(stamped(STRICT, identity, first_page), "<u8") for identity in (one, other)
+    ]
+    assert bool((words[0] == words[1]).any()) == (one.tag == other.tag)
 
 
+@given(identity=identities)
+def test_strict_data_of_two_chunks_of_an_object_shares_no_word_at_equal_places(
+    identity: Identity,
+) -> None:
+    words = [np.frombuffer(stamped(STRICT, identity, page), "<u8") for page in (0, 8)]
+    assert not (words[0] == words[1]).any()
+
+
+@BOTH
+def test_the_seed_decides_the_content(payload: Payload) -> None:
+    same, other = (type(payload)(seed, CHUNK, OBJECT_BYTES) for seed in (42, 43))
+    assert stamped(same) == stamped(payload)
+    assert stamped(other) != stamped(payload)
+
+
+@pytest.mark.parametrize(
+    ("data", "checksum"), [("normal", 0x1A3B1F5D), ("strict", 0xB3430E77)], ids=["normal", "strict"]
+)
+def test_the_content_of_a_seed_is_the_same_on_every_machine(data: str, checksum: int) -> None:
+    payload = make_payload(data, 42, PAGE, PAGE)
+    content = stamped(payload, length=PAGE) + stamped(payload, first_page=1, length=PAGE)
+    assert zlib.crc32(content) == checksum
+
+
+# -- buffers and lengths -------------------------------------------------------------------
+
+
+@BOTH
 @pytest.mark.parametrize("kind", ["write_buffer", "read_buffer"])
-def test_buffers_are_aligned_for_direct_io(kind: str) -> None:
-    buffer = PAYLOAD.write_buffer() if kind == "write_buffer" else PAYLOAD.read_buffer()
+def test_buffers_are_aligned_for_direct_io(payload: Payload, kind: str) -> None:
+    buffer: ChunkBuffer = getattr(payload, kind)()
     address = np.frombuffer(buffer.view, np.uint8).__array_interface__["data"][0]
     assert address % mmap.PAGESIZE == 0
     assert len(buffer.view) == CHUNK
 
 
+@BOTH
 @pytest.mark.parametrize("length", [0, -PAGE, PAGE - 1, PAGE + 512, CHUNK + PAGE])
-def test_a_length_that_is_not_whole_pages_is_refused(length: int) -> None:
-    buffer = PAYLOAD.write_buffer()
+def test_a_length_that_is_not_whole_pages_is_refused(payload: Payload, length: int) -> None:
+    buffer = payload.write_buffer()
     with pytest.raises(ValueError, match=f"length is {length}; it must be a multiple of 4096"):
-        PAYLOAD.stamp(buffer, length, TAG, 0)
+        payload.stamp(buffer, length, OBJECT, 0)
     with pytest.raises(ValueError, match="length is"):
-        PAYLOAD.poison(buffer, length)
+        payload.poison(buffer, length)
     with pytest.raises(ValueError, match="length is"):
-        PAYLOAD.verify(buffer, length, TAG, 0, thorough=False)
+        payload.verify(buffer, length, OBJECT, 0, thorough=False)
 
 
 @pytest.mark.parametrize("chunk_bytes", [0, 1000, PAGE + 1])

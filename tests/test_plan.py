@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from pytest_kvcache.plan import (
     default_deadline_s,
     effective_block_tokens,
 )
+from pytest_kvcache.units import MIB
 from pytest_kvcache.workloads.protocol import Need
 from tests.factories import PAGE, SMALL, make_plan, options
 from tests.traces import small_trace
@@ -78,6 +80,7 @@ GIVEN = st.fixed_dictionaries(
         "tensor_parallel": st.sampled_from(["1", "2", "4", "8"]),
         "phase": st.sampled_from(["both", "prefill", "decode"]),
         "generation_mode": st.sampled_from(["none", "fast", "realistic"]),
+        "request_rate": decimals(0.001, 500),
         "backend": st.sampled_from(["file", "memory", "null", "mine"]),
         "io": st.sampled_from(["direct", "buffered"]),
         "sync": st.sampled_from(["none", "data"]),
@@ -85,6 +88,7 @@ GIVEN = st.fixed_dictionaries(
         "storage_capacity_gb": st.integers(4, 1_000).map(str),
         "queue_depth": st.integers(1, 1_024).map(str),
         "verify": st.sampled_from(["off", "sample", "full"]),
+        "data": st.sampled_from(["normal", "strict"]),
         "seed": st.integers(0, 10**18 - 1).map(str),
         "keep": st.sampled_from(["true", "false"]),
         "deadline": decimals(1, 86_400),
@@ -105,6 +109,8 @@ GIVEN = st.fixed_dictionaries(
 def test_a_plan_survives_its_json(
     given_texts: dict[str, Any], model: Any, block_tokens: int, trace: TracePlan | None, origin: Any
 ) -> None:
+    if trace is not None and origin != "ini":
+        given_texts = {name: text for name, text in given_texts.items() if name != "request_rate"}
     asked = build_options({name: (text, origin) for name, text in given_texts.items()})
     plan = plan_of(asked, model=model, block_tokens=block_tokens, trace=trace)
     again = Plan.from_json(json.loads(json.dumps(plan.to_json())))
@@ -143,15 +149,20 @@ OTHER_LOAD: dict[str, Any] = {
     "tensor_parallel": 2,
     "generation_mode": "fast",
     "phase": "decode",
+    "request_rate": 5.0,
+    "arrival": "gamma",
     "backend": "memory",
+    "store": "slab",
     "io": "buffered",
     "sync": "data",
     "capacity_blocks": 9_999,
     "queue_depth": 5,
     "cores": "split",
     "verify": "off",
+    "data": "strict",
     "trace": TRACE,
 }
+OPEN_LOOP: dict[str, Any] = {"request_rate": 4.0, "arrival": "poisson"}
 OTHER_TRACE: dict[str, Any] = {
     "digest": "e" * 64,
     "requests": 4,
@@ -189,7 +200,7 @@ def test_what_does_not_change_the_load_leaves_the_workload_digest(name: str) -> 
 
 @pytest.mark.parametrize("name", OTHER_LOAD)
 def test_what_changes_the_load_changes_the_workload_digest(name: str) -> None:
-    plan = make_plan()
+    plan = make_plan(**(OPEN_LOOP if name in OPEN_LOOP else {}))
     other = replace(plan, **{name: OTHER_LOAD[name]})
     assert other.workload_digest != plan.workload_digest
     assert other.digest != plan.digest
@@ -349,12 +360,53 @@ def test_duration_and_ramp(
 
 
 def test_a_replay_keeps_its_own_values_against_an_ini() -> None:
-    texts = {"duration": "10", "ramp": "1", "context_scale": "0.5"}
+    texts = {"duration": "10", "ramp": "1", "context_scale": "0.5", "request_rate": "9"}
     asked = build_options({name: (text, "ini") for name, text in texts.items()})
     plan = plan_of(asked, trace=TRACE)
     assert (plan.duration_s, plan.ramp_s, plan.context_scale) == (None, 0.0, 1.0)
+    assert (plan.request_rate, plan.arrival) == (None, None)
+    assert plan.origins["request_rate"] == plan.origins["arrival"] == "scenario"
     assert plan.origins["duration_s"] == plan.origins["ramp_s"] == "scenario"
     assert plan_of(asked).origins["duration_s"] == "ini"
+
+
+@pytest.mark.parametrize(
+    ("texts", "arrival", "origin"),
+    [
+        ({"request_rate": "9"}, "poisson", "default"),
+        ({"request_rate": "9", "arrival": "gamma"}, "gamma", "ini"),
+        ({"arrival": "gamma"}, None, "default"),
+        ({}, None, "default"),
+    ],
+)
+def test_arrivals_belong_to_a_rate(texts: dict[str, str], arrival: str | None, origin: str) -> None:
+    plan = plan_of(build_options({name: (text, "ini") for name, text in texts.items()}))
+    assert (plan.arrival, plan.origins["arrival"]) == (arrival, origin)
+    assert plan.open_loop == (plan.request_rate is not None) == ("request_rate" in texts)
+
+
+@pytest.mark.parametrize(("speedup", "is_open"), [(2.0, True), (0.0, False)])
+def test_a_trace_at_recorded_times_is_an_open_loop(speedup: float, *, is_open: bool) -> None:
+    assert make_plan(trace=replace(TRACE, speedup=speedup)).open_loop == is_open
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"request_rate": 4.0}, "arrival is None; it must go with a request_rate"),
+        ({"arrival": "gamma"}, "arrival is 'gamma'; it must go with a request_rate"),
+        ({**OPEN_LOOP, "trace": TRACE}, "--kv-request-rate is 4; a trace has times of its own"),
+        (
+            {**OPEN_LOOP, "request_rate": 1e6, "duration_s": 90.0, "ramp_s": 10.1, "np": 2},
+            "--kv-request-rate is 1e+06, which makes 5",
+        ),
+    ],
+)
+def test_a_rate_that_can_not_be_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=re.escape(message)):
+        make_plan(**changes)
+    make_plan(**OPEN_LOOP, duration_s=90.0, ramp_s=10.0, np=2)
+    make_plan(arrival="poisson", request_rate=1e6, duration_s=90.0, ramp_s=10.0, np=2)
 
 
 @pytest.mark.parametrize(
@@ -368,6 +420,36 @@ def test_a_replay_keeps_its_own_values_against_an_ini() -> None:
 )
 def test_buffered_files_are_synced_unless_told_otherwise(texts: dict[str, str], sync: str) -> None:
     assert plan_of(options(**texts)).sync == sync
+
+
+@pytest.mark.parametrize(
+    ("texts", "stored_bytes", "store"),
+    [
+        ({}, PAGE, "slab"),
+        ({}, MIB, "slab"),
+        ({}, MIB + PAGE, "file"),
+        ({"store": "auto"}, MIB, "slab"),
+        ({"store": "auto"}, 32 * MIB, "file"),
+        ({"store": "file"}, PAGE, "file"),
+        ({"store": "slab"}, 32 * MIB, "slab"),
+        ({"backend": "memory"}, PAGE, None),
+        ({"backend": "null"}, PAGE, None),
+        ({"backend": "mine"}, PAGE, None),
+    ],
+)
+def test_the_size_of_an_object_chooses_its_store_unless_somebody_did(
+    texts: dict[str, str], stored_bytes: int, store: str | None
+) -> None:
+    plan = plan_of(options(**texts), block_tokens=stored_bytes // 2)
+    assert (plan.stored_bytes, plan.store) == (stored_bytes, store)
+    assert plan.origins["store"] == ("command line" if "store" in texts else "default")
+
+
+def test_slabs_take_room_for_the_whole_capacity_and_keep_files_open() -> None:
+    slabs = make_plan(backend="file", store="slab", capacity_blocks=100, need_blocks=10)
+    assert (slabs.most_blocks, slabs.slab_files) == (100, 8)
+    files = replace(slabs, store="file")
+    assert (files.most_blocks, files.slab_files) == (10, 0)
 
 
 def test_every_value_tells_where_it_comes_from() -> None:

@@ -14,6 +14,20 @@ SIGNAL = f"""{BOX}
 prterun noticed that process rank 2 with PID 102 on node n2 exited on
 signal 9 (Killed).
 {BOX}"""
+CODE = f"""{BOX}
+prterun detected that one or more processes exited with non-zero status,
+thus causing the job to be terminated. The first process to do so was:
+
+   Process name: [prterun-vm-467@1,2]
+   Exit code:    {{}}
+{BOX}"""
+CODE_4 = f"""{BOX}
+mpirun detected that one or more processes exited with non-zero status, thus causing
+the job to be terminated. The first process to do so was:
+
+  Process name: [[31415,1],1]
+  Exit code:    3
+{BOX}"""
 EARLY = f"""{BOX}
 prterun detected that one or more processes exited with non-zero status...
 This may be: mpirun has exited due to process rank 1 with PID 101 on node n1 exiting improperly.
@@ -66,6 +80,29 @@ n2.site: rank 2 {}"""
 )
 def test_the_launchers_words_become_rank_host_and_cause(text: str, cause: str) -> None:
     assert cause_of_death(text.splitlines(), RANKS) == cause
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        (
+            CODE.format(143),
+            "rank 1 (pid 102) on host n2 ended with exit code 143, as after signal 15",
+        ),
+        (CODE.format(1), "rank 1 (pid 102) on host n2 ended with exit code 1"),
+        (CODE_4, "rank 0 (pid 101) on host n1 ended with exit code 3"),
+    ],
+)
+def test_a_rank_that_ended_in_its_own_way_is_named_with_its_exit_code(
+    text: str, cause: str
+) -> None:
+    assert cause_of_death(text.splitlines(), RANKS) == cause
+
+
+def test_an_exit_code_of_a_process_that_is_no_rank_says_nothing() -> None:
+    lines = CODE.format(1).splitlines()
+    assert cause_of_death(lines, RANKS[:1]) is None
+    assert cause_of_death([line.replace("1,2]", "1,0]") for line in lines], RANKS) is None
 
 
 def test_a_rank_that_never_got_together_is_named_without_its_pid() -> None:

@@ -221,6 +221,8 @@ def test_the_cap_that_was_asked_for_must_be_free(tmp_path: Path) -> None:
     with pytest.raises(PreflightError, match=r"--kv-storage-capacity-gb lets 1 ranks store"):
         check(too_much, storage_capacity_gb="1")
     check(replace(too_much, need_blocks=10), storage_capacity_gb="1")
+    with pytest.raises(PreflightError, match=r"--kv-storage-capacity-gb lets 1 ranks store"):
+        check(replace(too_much, need_blocks=10, store="slab"), storage_capacity_gb="1")
 
 
 def test_what_ranks_need_on_a_host_is_the_sum(tmp_path: Path) -> None:
@@ -336,12 +338,26 @@ def test_no_more_space_is_asked_for_than_ranks_will_ever_use() -> None:
     assert list(problems(on_hosts(), none)) == ["n1"]
 
 
+def test_slabs_take_their_whole_capacity_at_once() -> None:
+    ten = with_free(available_bytes=int(20 * on_hosts().stored_bytes / FREE_SHARE) + 1)
+    assert problems(on_hosts(store="slab", capacity_blocks=10), ten) == {}
+    assert list(problems(on_hosts(store="slab", capacity_blocks=11), ten)) == ["n1"]
+
+
+def test_slabs_need_no_inode_per_block_but_stay_open() -> None:
+    plan = on_hosts(store="slab", queue_depth=4)
+    assert problems(plan, with_free(available_inodes=1)) == {}
+    assert problems(plan, {"open_files": 176}) == {}
+    assert problems(plan, {"open_files": 175})["n1"][0].startswith("allows 175 open files")
+
+
 @pytest.mark.parametrize(("inodes", "fits"), [(20, True), (19, False), (None, True)])
 def test_every_block_needs_an_inode(inodes: int | None, *, fits: bool) -> None:
     found = problems(on_hosts(), with_free(available_inodes=inodes))
     assert bool(found) != fits
     if not fits:
         assert found["n1"][0].startswith("has 19 inodes free in /nowhere for 20 blocks of 2 ranks")
+        assert "a file each; use --kv-store=slab, lower" in found["n1"][0]
 
 
 def test_a_host_that_lacks_several_things_is_told_all() -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,8 +15,6 @@ from tests.factories import PATIENCE_S, wait_for
 from tests.neighbours import end, is_alive, rank_command, wait_until_marked, was_killed
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.neighbours import Neighbours
 
 # Starts what it is told with the marker, as a launcher's daemon does: it has none itself.
@@ -25,6 +25,14 @@ environ = {**os.environ, sys.argv[2]: sys.argv[3]}
 child = subprocess.Popen(sys.argv[4:], env=environ, stdin=subprocess.PIPE)
 print(child.pid, flush=True)
 sys.stdin.read()
+"""
+
+
+# As a killed process whose other thread hangs in the kernel: the first one is dead.
+HEADLESS = """
+import ctypes, os, platform, threading
+threading.Thread(target=lambda: os.read(0, 1)).start()
+ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[platform.machine()], 0)
 """
 
 
@@ -127,6 +135,26 @@ def test_a_rank_whose_parent_is_no_daemon_is_an_orphan(marker: str) -> None:
     assert processes(marker).orphans() == 1
     end(shell.process)
     processes(marker).kill()
+
+
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "aarch64"), reason="the number of exit(2) is not known"
+)
+def test_a_process_whose_first_thread_is_dead_is_alive_while_another_is(marker: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HEADLESS, "pytest_kvcache.worker"],
+        stdin=subprocess.PIPE,
+        env={**os.environ, MARKER_VARIABLE: marker},
+    )
+    try:
+        state = Path(f"/proc/{process.pid}/stat")
+        wait_for(lambda: state.read_text().rpartition(")")[2].split()[0] == "Z")
+        assert processes(marker).alive() == (process.pid,)
+        assert processes(marker).ranks() == 1
+        assert describe_process(process.pid).startswith(f"pid {process.pid} (")
+    finally:
+        process.communicate(b"x")
+    assert processes(marker).alive() == ()
 
 
 def test_what_can_not_be_killed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -15,6 +17,7 @@ from pytest_kvcache.proof import (
     FilesystemFacts,
     IoCounters,
     MountFacts,
+    Place,
     find_mount,
     hypervisor_flag,
     is_virtual,
@@ -24,6 +27,9 @@ from pytest_kvcache.proof import (
     probe_filesystem,
     sample_io,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 IO_TEXT = """\
 rchar: 323934931
@@ -322,3 +328,70 @@ def test_what_counts_as_a_virtual_disk(
 )
 def test_the_cpu_says_whether_it_is_a_guests(text: str, flag: bool | None) -> None:  # noqa: FBT001
     assert hypervisor_flag(text) is flag
+
+
+# -- where a path leads --------------------------------------------------------------------
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    """A directory that a rank uses."""
+    (tmp_path / "rank-0").mkdir()
+    held = Place(str(tmp_path / "rank-0"), "n1")
+    yield held
+    held.close()
+
+
+def test_a_directory_that_stays_is_no_fault(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "rank-0" / "file").touch()
+    assert place.fault() is None
+
+
+def test_a_directory_that_is_gone_is_told_with_path_and_host(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "rank-0").rmdir()
+    assert f"{tmp_path}/rank-0 on n1 is gone: it was removed, or its" in str(place.fault())
+
+
+def test_a_parent_that_is_no_directory_any_more_is_the_same(place: Place, tmp_path: Path) -> None:
+    parent = tmp_path.rename(tmp_path.with_name("elsewhere"))
+    tmp_path.touch()
+    try:
+        assert "is gone" in str(place.fault())
+    finally:
+        tmp_path.unlink()
+        parent.rename(tmp_path)
+
+
+def test_another_directory_of_the_same_name_is_told(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "rank-0").rename(tmp_path / "away")
+    (tmp_path / "rank-0").mkdir()
+    assert f"{tmp_path}/rank-0 on n1 is another directory than at" in str(place.fault())
+
+
+def test_a_directory_put_there_anew_is_another_one(place: Place, tmp_path: Path) -> None:
+    # Filesystems give a free inode number away again; not while the directory is held.
+    (tmp_path / "rank-0").rmdir()
+    (tmp_path / "rank-0").mkdir()
+    assert "is another directory" in str(place.fault())
+
+
+def test_a_directory_that_was_let_go_is_not_looked_at(place: Place, tmp_path: Path) -> None:
+    place.close()
+    (tmp_path / "rank-0").rmdir()
+    assert place.fault() is None
+    place.close()
+
+
+def test_no_directory_can_not_be_held(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"n1: can't open .*/none: No such file or directory"):
+        Place(str(tmp_path / "none"), "n1")
+
+
+def test_what_can_not_be_examined_says_why(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(_path: str) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", failing)
+        fault = place.fault()
+    assert re.fullmatch(r"n1: can't examine .*/rank-0: Input/output error", str(fault))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import gc
+import re
+import shutil
 import sys
 import time
 from dataclasses import asdict, replace
@@ -11,17 +13,21 @@ import pytest
 from pytest_kvcache.backends.file import FileBackend
 from pytest_kvcache.backends.null import NullBackend
 from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
+from pytest_kvcache.backends.slab import SlabBackend
+from pytest_kvcache.backends.stores import StoreBackend
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.rank import Rank
 from pytest_kvcache.recorder import SECTIONS
 from pytest_kvcache.registry import build_registry
 from pytest_kvcache.results import RankResult
+from pytest_kvcache.workloads.openloop import arrival_offsets_ns
 from tests.factories import (
     HOST,
     PAGE,
     SMALL,
     Bookkeeper,
     Family,
+    Finished,
     Script,
     ask,
     key_of,
@@ -40,7 +46,6 @@ if TYPE_CHECKING:
     from pytest_kvcache.backends.protocol import Backend
     from pytest_kvcache.plan import Plan
     from pytest_kvcache.registry import Registry
-    from tests.factories import Finished
 
 
 @pytest.fixture(autouse=True)
@@ -66,13 +71,14 @@ def file_plan(tmp_path: Path, **changes: Any) -> Plan:
 # -- what a rank reports -------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def on_files(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A rank that ran on files until its users fell silent, with a ramp."""
+@pytest.fixture(scope="module", params=["file", "slab"])
+def on_files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A rank that ran on files until its users fell silent, with a ramp; in either store."""
     plan = file_plan(
-        tmp_path_factory.mktemp("cache"), ramp_s=0.01, duration_s=None, users=8, capacity_blocks=300
-    )
-    registry = registry_of(backends={"file": FileBackend}, workloads=tireless_scenarios(30))
+        tmp_path_factory.mktemp("cache"), ramp_s=0.01, duration_s=None, users=8,
+        capacity_blocks=300, store=request.param,
+    )  # fmt: skip
+    registry = registry_of(backends={"file": StoreBackend}, workloads=tireless_scenarios(30))
     return run_rank(plan, registry)
 
 
@@ -133,6 +139,18 @@ def test_a_rank_on_files_knows_its_filesystem_and_its_bytes(on_files: Finished) 
 
 def test_a_ranks_result_survives_its_json(on_files: Finished) -> None:
     assert RankResult.from_json(asdict(on_files.result)) == on_files.result
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_issues_its_share_of_the_rate_in_ramp_and_window(rank: int) -> None:
+    plan = make_plan(np=2, ramp_s=0.1, duration_s=0.4, request_rate=800.0, arrival="poisson")
+    result = run_rank(plan, build_registry(), rank=rank).result
+    offsets_ns = arrival_offsets_ns(
+        per_s=400.0, arrival="poisson", span_s=0.5, identity=f"42/0/{rank}/arrivals"
+    )
+    assert result.offered == len(offsets_ns) - 1
+    assert result.offered == pytest.approx(200, abs=60)
+    assert result.store_stall_s == 0
 
 
 def test_a_rank_without_storage_says_so() -> None:
@@ -222,6 +240,93 @@ def test_a_fallback_to_buffered_files_brings_its_sync(io: str, origin: str, sync
     assert Fresh.closed == len(made) == (2 if sync == "data" else 1)
 
 
+def test_slabs_that_are_opened_again_for_the_fallback_are_made_anew(tmp_path: Path) -> None:
+    plan = file_plan(tmp_path, store="slab", duration_s=0.02, origins={"sync": "default"})
+    registry = registry_of(
+        backends={"file": lambda: SlabBackend(probe=lambda _: "Invalid argument")},
+        workloads=tireless_scenarios(10),
+    )
+    result = run_rank(plan, registry).result
+    assert (result.error, result.io_mode, result.sync) == (None, "buffered", "data")
+    assert "refuses direct I/O (Invalid argument)" in (result.io_note or "")
+
+
+# -- pauses --------------------------------------------------------------------------------
+
+
+def test_a_rank_that_does_not_look_around_stood_still() -> None:
+    looks: list[int] = []
+
+    def tick() -> bool:
+        looks.append(1)
+        if len(looks) == 2:
+            time.sleep(0.4)
+        return len(looks) == 3
+
+    rank = Rank(make_plan(duration_s=60.0), 0, HOST, None)
+    result = finished(rank, build_registry(), tick).result
+    assert result.longest_pause_s is not None
+    assert result.longest_pause_s >= 0.4
+
+
+def test_a_pause_in_the_ramp_is_none_of_the_window() -> None:
+    plan = make_plan(ramp_s=60.0, duration_s=0.1)
+    result = run_rank(plan, build_registry(), tick=lambda: True).result
+    assert result.longest_pause_s is None
+
+
+# -- the directory ---------------------------------------------------------------------------
+
+
+def test_a_rank_whose_path_leads_elsewhere_fails_though_no_operation_did(tmp_path: Path) -> None:
+    own = tmp_path / "kvcache-run" / "rank-0"
+
+    def tick() -> bool:
+        own.rename(tmp_path / "away")
+        own.mkdir()
+        return True
+
+    registry = registry_of(backends={"file": Bookkeeper}, workloads=tireless_scenarios())
+    rank = Rank(file_plan(tmp_path, duration_s=60.0), 0, HOST, None)
+    result = finished(rank, registry, tick).result
+    assert result.read_failed + result.write_failed == 0
+    assert str(result.error).startswith(f"{own} on {HOST} is another directory than at the start")
+
+
+def finished(rank: Rank, registry: Registry, tick: Callable[[], bool]) -> Finished:
+    """A rank that ran with this tick in its window."""
+    with unchanged_interpreter():
+        rank.set_up(registry)
+        rank.populate(lambda: False)
+        origin_ns = time.monotonic_ns()
+        rank.run(origin_ns, tick)
+        return Finished(rank, origin_ns, rank.close())
+
+
+def test_a_rank_whose_directory_is_gone_says_so_with_the_first_failure(tmp_path: Path) -> None:
+    def tick() -> bool:
+        shutil.rmtree(tmp_path / "kvcache-run", ignore_errors=True)
+        return False
+
+    registry = registry_of(backends={"file": FileBackend}, workloads=tireless_scenarios())
+    plan = file_plan(tmp_path, duration_s=5.0, users=8, keep=False)
+    rank = Rank(plan, 0, HOST, None)
+    error = str(finished(rank, registry, tick).result.error)
+    assert re.match(rf"{HOST}: can't \w+ .*: No such file or directory; .* is gone: it was", error)
+    rank.leave()
+
+
+def test_a_directory_that_goes_during_the_population_is_told(tmp_path: Path) -> None:
+    class Removed(FileBackend):
+        def put_from(self, key: str, offset: int, buffer: memoryview) -> None:
+            shutil.rmtree(tmp_path / "kvcache-run", ignore_errors=True)
+            super().put_from(key, offset, buffer)
+
+    registry = registry_of(backends={"file": Removed}, workloads=tireless_scenarios())
+    with pytest.raises(StorageError, match=r"No such file or directory; .* is gone: it was"):
+        run_rank(file_plan(tmp_path), registry)
+
+
 # -- the agreed start ------------------------------------------------------------------------
 
 
@@ -302,6 +407,23 @@ def test_the_cap_of_the_plan_is_the_cap_of_the_storage(scenario: str) -> None:
     assert backend.breaches == []
     assert result.evictions > 0
     assert result.cached_blocks <= 30
+
+
+def test_a_rank_never_wants_more_slabs_than_its_capacity(tmp_path: Path) -> None:
+    slabs: list[SlabBackend] = []
+
+    def make() -> SlabBackend:
+        slabs.append(SlabBackend())
+        return slabs[-1]
+
+    plan = file_plan(tmp_path, store="slab", users=8, capacity_blocks=30, duration_s=None)
+    registry = registry_of(backends={"file": make}, workloads=tireless_scenarios(10))
+    result = run_rank(plan, registry).result
+    (backend,) = slabs
+    assert (result.error, result.corrupt) == (None, 0)
+    assert result.evictions > 0
+    assert backend.allocator.allocated == result.cached_blocks
+    assert backend.allocator.allocated + backend.allocator.free == 30
 
 
 # -- failures ------------------------------------------------------------------------------
@@ -403,6 +525,52 @@ def test_every_trial_begins_with_an_empty_directory(tmp_path: Path) -> None:
 # -- what a backend and a workload are given -----------------------------------------------
 
 
+def first_object(plan: Plan, rank: int = 0) -> bytes:
+    """What a rank stores first, on one thread."""
+    contents: list[bytes] = []
+
+    class First(Bookkeeper):
+        def put_from(self, key: str, offset: int, buffer: memoryview) -> None:
+            contents.append(bytes(buffer))
+            super().put_from(key, offset, buffer)
+
+    run_rank(plan, with_backend(First()), rank=rank)
+    return contents[0]
+
+
+@pytest.mark.parametrize("data", ["normal", "strict"])
+def test_every_rank_trial_and_run_stores_data_of_its_own(data: str) -> None:
+    plan = make_plan(backend="memory", duration_s=0.01, queue_depth=1, data=data, np=2)
+    base = first_object(plan)
+    assert first_object(plan) == base
+    others = [
+        first_object(plan, rank=1),
+        first_object(replace(plan, trial=1)),
+        first_object(replace(plan, run_id="another")),
+        first_object(replace(plan, seed=43)),
+    ]
+    for other in others:  # not even half a page of it
+        assert not {base[at : at + 2048] for at in range(0, PAGE, 2048)} & {
+            other[at : at + 2048] for at in range(0, PAGE, 2048)
+        }
+
+
+def test_strict_data_is_other_data_and_verifies_too() -> None:
+    plan = make_plan(backend="memory", duration_s=0.1, queue_depth=1)
+    strict = replace(plan, data="strict")
+    assert first_object(strict)[PAGE // 2 :] != first_object(plan)[PAGE // 2 :]
+    result = run_rank(strict, with_backend(Bookkeeper())).result
+    assert (result.error, result.corrupt) == (None, 0)
+    assert result.checked > 0
+
+
+def test_a_backend_without_data_has_nothing_to_make_or_verify() -> None:
+    plan = make_plan(backend="memory", duration_s=0.05, data="strict", verify="full")
+    result = run_rank(plan, with_backend(NullBackend())).result
+    assert (result.error, result.checked, result.corrupt) == (None, 0, 0)
+    assert result.read_count > 0
+
+
 def test_the_backend_is_told_what_the_plan_says() -> None:
     told: list[BackendPlan] = []
 
@@ -430,6 +598,8 @@ def test_the_backend_is_told_what_the_plan_says() -> None:
             io="buffered",
             sync="data",
             host=HOST,
+            capacity_objects=10_000,
+            store=None,
         )
     ]
     assert backend.counts["sync"] == backend.counts["put"] > 0

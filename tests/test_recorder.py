@@ -17,12 +17,15 @@ from pytest_kvcache.recorder import (
     REQUEST,
     SECTIONS,
     TRANSFER,
+    WAITING,
+    WAKEUP,
     WRITE,
     Ledger,
+    Log,
     Recorder,
     Window,
 )
-from tests.factories import S, extremes
+from tests.factories import S, extremes, series_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -240,6 +243,7 @@ PLACES = [
         (REQUEST, ("request",), {"requests": 1, "prompt_tokens": 100, "output_tokens": 1}),
         (LOAD, ("load",), {}),
         (TRANSFER, ("device",), {}),
+        (WAKEUP, ("wakeup",), {}),
     ],
 )
 def test_latency_goes_by_the_start_and_amounts_by_the_end(
@@ -271,6 +275,13 @@ def test_hits_go_by_the_arrival(at_ns: int, *, counts: bool) -> None:
     sums = recorder.ledger.sums(0, recorder.ledger.end_ns)
     wanted = {"prompt_blocks": 7, "hit_blocks": 5, "arrived_tokens": 70, "hit_tokens": 50}
     assert sums == {name: wanted.get(name, 0) * counts for name in LEDGER_COLUMNS}
+
+
+def test_samples_of_the_queue_are_booked_when_they_were_taken() -> None:
+    rows = [(WAITING, count, at, at, 0, 0) for count, at in ((9, 9 * S), (4, 10 * S), (7, 15 * S))]
+    ledger = booked(*rows).ledger
+    halves = [ledger.sums(0, 5 * S), ledger.sums(5 * S, 10 * S)]
+    assert [(half["waiting"], half["samples"]) for half in halves] == [(4, 1), (7, 1)]
 
 
 def test_a_window_without_an_end_takes_everything_after_its_begin() -> None:
@@ -308,3 +319,98 @@ def test_rows_from_before_the_window_was_opened_are_not_measured() -> None:
 def test_a_clock_that_runs_backwards_is_an_error() -> None:
     with pytest.raises(ResultError, match="must not be negative"):
         booked((READ, 11 * S, 12 * S, 12 * S - 1, 1, 1))
+
+
+# -- the last second, out of buffers that are not full ---------------------------------------
+
+
+def recent_of(recorder: Recorder) -> tuple[int, int, int]:
+    """Operations, bytes read and written since this was asked last."""
+    found = recorder.take_recent(0)
+    assert found is not None
+    return found["operations"], found["read_bytes"], found["write_bytes"]
+
+
+def test_before_the_window_nothing_is_recent() -> None:
+    recorder = Recorder()
+    recorder.new_log().add(READ, 0, 1, 2, 100, 1)
+    assert recorder.take_recent(0) is None
+
+
+def test_what_the_population_did_is_not_recent() -> None:
+    recorder = Recorder()
+    log = recorder.new_log()
+    log.add(WRITE, 0, 1, 2, 100, 1)
+    recorder.open_window(Window(S, None))
+    assert recent_of(recorder) == (0, 0, 0)
+    log.add(WRITE, 0, S, S + 1, 10, 1)
+    assert recent_of(recorder) == (1, 0, 10)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(1, 5_000), st.booleans()), max_size=8))
+def test_every_row_is_recent_once_wherever_its_buffer_is(
+    steps: list[tuple[int, int, bool]],
+) -> None:
+    recorder = Recorder()
+    logs = [recorder.new_log(), recorder.new_log()]
+    recorder.open_window(Window(0, None))
+    written = seen = 0
+    for log, count, absorb in steps:
+        for _ in range(count):
+            logs[log].add(READ, 0, S, S + 1000, 1, 1)
+        written += count
+        if absorb:
+            recorder.absorb()
+        seen += recent_of(recorder)[0]
+    recorder.absorb()
+    assert seen + recent_of(recorder)[0] == written
+
+
+def test_rows_are_seen_once_while_others_write_them() -> None:
+    recorder = Recorder()
+    logs = [recorder.new_log() for _ in range(3)]
+    recorder.open_window(Window(0, None))
+
+    def write(log: Log) -> None:
+        for _ in range(30_000):
+            log.add(READ, 0, S, S + 1000, 7, 1)
+
+    threads = [threading.Thread(target=write, args=(log,)) for log in logs]
+    for thread in threads:
+        thread.start()
+    seen = read_bytes = 0
+    while any(thread.is_alive() for thread in threads):
+        recorder.absorb()
+        operations, moved, _ = recent_of(recorder)
+        seen, read_bytes = seen + operations, read_bytes + moved
+    recorder.absorb()
+    operations, moved, _ = recent_of(recorder)
+    assert (seen + operations, read_bytes + moved) == (90_000, 7 * 90_000)
+
+
+def test_other_rows_than_those_of_objects_are_not_recent() -> None:
+    recorder = Recorder()
+    log = recorder.new_log()
+    recorder.open_window(Window(0, None))
+    for kind in (TRANSFER, LOAD, REQUEST, ADMIT):
+        log.add(kind, 0, S, S + 1, 100, 1)
+    assert recent_of(recorder) == (0, 0, 0)
+
+
+# -- the series ------------------------------------------------------------------------------
+
+
+def test_the_series_and_the_ledger_hold_the_same_bytes_of_whole_seconds() -> None:
+    recorder = Recorder()
+    log = recorder.new_log()
+    recorder.open_window(Window(2 * S, 5 * S))
+    for done_ns in range(S, 7 * S, S // 10):
+        log.add(READ, 0, done_ns - S // 2, done_ns, 100, 1)
+        log.add(WRITE, 0, done_ns - S // 2, done_ns, 7, 1)
+        log.add(TRANSFER, 0, done_ns - S // 2, done_ns, 100, 1)
+    recorder.finish()
+    series = series_of(3 * S, [recorder.series])
+    sums = recorder.ledger.sums(0, 3 * S)
+    assert series.moved_bytes.sum(axis=0).tolist() == [sums["read_bytes"], sums["write_bytes"]]
+    assert series.operations.tolist() == [[10, 10]] * 3

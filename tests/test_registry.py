@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_kvcache.backends.file import FileBackend
+from pytest_kvcache.backends.stores import StoreBackend
 from pytest_kvcache.errors import OptionError, UnavailableError, UnknownNameError
 from pytest_kvcache.models import MODELS
 from pytest_kvcache.registry import Registry, build_registry
@@ -64,7 +64,7 @@ def test_only_a_replay_needs_a_trace(built_in: Registry) -> None:
 
 def test_a_backend_is_made_anew_each_time(built_in: Registry) -> None:
     factory = built_in.backend("file")
-    assert isinstance(factory(), FileBackend)
+    assert isinstance(factory(), StoreBackend)
     assert factory() is not factory()
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,19 +11,21 @@ from hypothesis import strategies as st
 from pytest_kvcache.metrics import METRICS
 from pytest_kvcache.report import (
     WIDTH,
-    ProgressRate,
     describe_plan,
     describe_progress,
     describe_survey,
     figure,
     report_run,
+    report_series,
 )
 from pytest_kvcache.results import CaseResult, TrialResult
 from tests.canned import case_of, run_of, trial_of
-from tests.factories import FILESYSTEM, host_facts, make_plan, survey_of
+from tests.factories import FILESYSTEM, host_facts, make_plan, sound_plan, survey_of
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from pytest_kvcache.plan import Plan
 
 GIB = 1 << 30
 
@@ -40,6 +43,7 @@ def event(**changes: Any) -> dict[str, Any]:
     values = {
         "event": "progress", "phase": "window", "t_s": 1.0, "read_bytes": 0, "write_bytes": 0,
         "completed": 0, "prompt_blocks": 4, "hit_blocks": 3, "cached_blocks": 10,
+        "recent": None, "free_bytes": None,
     }  # fmt: skip
     return values | changes
 
@@ -94,6 +98,18 @@ def test_results_that_are_no_storage_say_so() -> None:
     assert "NOT_STORAGE" not in shown(case_of(make_plan(backend="file")))
 
 
+def test_an_open_loop_says_its_rate_and_how_late_the_harness_was() -> None:
+    plan = make_plan(request_rate=2.5, arrival="gamma")
+    assert "2.5 requests/s (gamma) by 4 users per rank" in describe_plan(plan)
+    trial = trial_of(plan)
+    assert trial.data is not None
+    late = replace(trial, data={**trial.data, "wakeup": trial.data["request"]})
+    told = " ".join(shown(case_of(plan, late)).split())
+    p99_ms = figure(trial.data["request"]["ms"]["p99"])
+    assert f"p99 of the wake-up lag {p99_ms} ms" in told
+    assert "wake-up" not in shown(case_of(make_plan()))
+
+
 def test_a_verdict_of_some_trials_names_them() -> None:
     plan = make_plan()
     clean = replace(trial_of(plan), verdicts=())
@@ -127,6 +143,8 @@ def test_durability_is_said(sync: str, words: str) -> None:
 def test_the_place_of_the_blocks_is_said_where_there_is_one(tmp_path: Path) -> None:
     assert str(tmp_path) in describe_plan(make_plan(backend="file", cache_dir=str(tmp_path)))
     assert "/nowhere" not in describe_plan(make_plan(backend="null"))
+    slabs = make_plan(backend="file", store="slab", cache_dir=str(tmp_path))
+    assert f"; file as slabs in {tmp_path}, " in describe_plan(slabs)
 
 
 @settings(deadline=None, max_examples=25)
@@ -237,45 +255,118 @@ def test_a_figure_is_the_value_to_four_digits(value: float) -> None:
 # --- progress -------------------------------------------------------------------------------
 
 
-def progress(rate: ProgressRate, **changes: Any) -> str:
-    return describe_progress(case_of(make_plan()), 0, 3, event(**changes), rate)
+RECENT = {
+    "operations_per_s": 12_345.6, "read_gib_per_s": 1.234, "write_gib_per_s": 56.78,
+    "read_p99_ms": 3.21,
+}  # fmt: skip
 
 
-def test_progress_names_case_trial_phase_and_time() -> None:
-    text = progress(ProgressRate())
-    assert text.startswith("chat-small-np1 trial 1/3 window 1 s")
-    assert "hit 75%" in text
+def progress(plan: Plan | None = None, **changes: Any) -> str:
+    return describe_progress(case_of(plan or make_plan()), 0, 3, event(**changes))
+
+
+def test_progress_begins_with_case_trial_phase_and_time() -> None:
+    text = progress(phase="population")
+    assert text.startswith("chat-small-np1 trial 1/3 population 1 s, ")
 
 
 def test_a_phase_begins_without_figures() -> None:
-    assert progress(ProgressRate(), event="phase").endswith("trial 1/3 window")
+    assert progress(event="phase").endswith("trial 1/3 window")
 
 
-def test_rates_are_those_since_the_last_event() -> None:
-    rate = ProgressRate()
-    progress(rate, t_s=1.0, read_bytes=5 * GIB)
-    text = progress(rate, t_s=3.0, read_bytes=9 * GIB, write_bytes=GIB)
-    assert "r 2.00 w 0.50 GiB/s" in text
+def test_the_line_of_a_window_has_all_figures_of_the_last_second() -> None:
+    text = progress(sound_plan(), t_s=12.3, recent=RECENT, free_bytes=123 * GIB)
+    figures = ("12 s", "r 1.23 w 56.8 GiB/s", "12k IOPS", "r p99 3.21 ms", "hit 75%")
+    for figure_ in (*figures, "free 123 GiB"):
+        assert figure_ in text
 
 
-def test_the_first_event_of_a_phase_claims_no_rate() -> None:
-    rate = ProgressRate()
-    progress(rate, phase="population", t_s=1.0, read_bytes=5 * GIB)
-    assert "r 0.00 w 0.00 GiB/s" in progress(rate, t_s=2.0, read_bytes=9 * GIB)
+def test_a_second_that_lacks_a_rank_has_dashes_instead_of_rates() -> None:
+    text = progress(sound_plan(), recent=None, free_bytes=None)
+    for part in ("r — w — GiB/s", "— IOPS", "r p99 —", "hit 75%", "free —"):
+        assert part in text
 
 
-def test_population_tells_how_much_is_stored() -> None:
-    assert "stored" in progress(ProgressRate(), phase="population", cached_blocks=1000)
+def test_a_second_without_operations_is_zero_without_a_percentile() -> None:
+    stalled = {**dict.fromkeys(RECENT, 0.0), "read_p99_ms": None}
+    text = progress(recent=stalled, prompt_blocks=0, hit_blocks=0)
+    for part in ("r 0.00 w 0.00 GiB/s", "0 IOPS", "r p99 —", "hit —"):
+        assert part in text
+
+
+@pytest.mark.parametrize("backend", ["null", "memory"])
+def test_without_a_directory_there_is_no_free_space(backend: str) -> None:
+    assert "free" not in progress(make_plan(backend=backend), recent=RECENT)
+    assert "free" not in progress(make_plan(backend=backend), phase="population")
+
+
+def test_population_tells_how_much_is_stored_and_what_is_free() -> None:
+    text = progress(sound_plan(), phase="population", cached_blocks=1000, free_bytes=5 * GIB)
+    assert text.endswith("stored, free 5.00 GiB")
 
 
 @settings(deadline=None)
-@given(st.floats(0, 1e6), st.floats(0, 1e6), st.integers(0, 1 << 50), st.integers(0, 1 << 50))
-def test_rates_are_never_negative_or_endless(
-    first_s: float, second_s: float, first_bytes: int, second_bytes: int
+@given(
+    name=st.from_regex(r"[a-z][a-z0-9.-]{0,60}", fullmatch=True),
+    t_s=st.floats(0, 99_999),
+    recent=st.none()
+    | st.fixed_dictionaries(
+        {
+            "operations_per_s": st.floats(0, 1e8),
+            "read_gib_per_s": st.floats(0, 999),
+            "write_gib_per_s": st.floats(0, 999),
+            "read_p99_ms": st.none() | st.floats(0, 1e6),
+        }
+    ),
+    free_bytes=st.none() | st.integers(0, 1 << 53),
+)
+def test_figures_fit_the_line_and_the_case_is_named_where_there_is_room(
+    name: str, t_s: float, recent: dict[str, Any] | None, free_bytes: int | None
 ) -> None:
-    rate = ProgressRate()
-    rate.gib_per_s(event(t_s=first_s, read_bytes=first_bytes))
-    read, write = rate.gib_per_s(event(t_s=second_s, read_bytes=second_bytes))
-    assert read >= 0
-    assert read != float("inf")
-    assert write == 0
+    plan = sound_plan(scenario=name)
+    text = progress(plan, t_s=t_s, recent=recent, free_bytes=free_bytes)
+    assert len(f"[kv] {text}") < WIDTH
+    assert text.split(",")[-1].split("free ")[1].endswith(("GiB", "—"))
+    assert (plan.case in text) == (len(f"[kv] {plan.case} 1/3 ") + len(_figures(text)) < WIDTH)
+
+
+def _figures(text: str) -> str:
+    """The line without its head: from the elapsed seconds on."""
+    found = re.search(r"\d+ s[, ] ?r .*", text)
+    assert found is not None
+    return found[0]
+
+
+# --- over time ------------------------------------------------------------------------------
+
+
+def over_time(moved: list[int], *, ascii_only: bool = False) -> list[str]:
+    """The lines of a case of one trial that read so much in each second."""
+    plan = make_plan()
+    trial = trial_of(plan)
+    assert trial.data is not None
+    series = {"interval_s": 1, "read_bytes": moved, "write_bytes": [0] * len(moved)}
+    data = {**trial.data, "series": series}
+    return [*report_series(case_of(plan, replace(trial, data=data)), ascii_only=ascii_only)]
+
+
+def test_a_bar_per_second_shows_the_stall_as_nothing() -> None:
+    head, line = over_time([GIB, 0, 2 * GIB, 1])
+    assert head == "chat-small-np1, GiB/s over time"
+    assert line == "  trial 0 read  ▄ █▁ 0.0000 to 2.000 GiB/s"
+
+
+def test_bars_are_ascii_where_the_terminal_knows_nothing_else() -> None:
+    assert over_time([GIB, 0, 2 * GIB, 1], ascii_only=True)[1].startswith("  trial 0 read  = @. ")
+
+
+def test_without_a_whole_second_nothing_is_drawn() -> None:
+    assert over_time([]) == []
+    failed = case_of(make_plan(), TrialResult(index=0, error="x"))
+    assert [*report_series(failed, ascii_only=False)] == []
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 1 << 50), max_size=1024))
+def test_a_series_of_any_length_fits_the_line(moved: list[int]) -> None:
+    assert all(len(line) < WIDTH for line in over_time(moved))

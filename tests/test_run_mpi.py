@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_kvcache.__main__ import main
+from pytest_kvcache.plan import Plan
+from pytest_kvcache.workloads.openloop import arrival_offsets_ns
 from tests.site import (
     PATIENCE_S,
     PLUGINS,
@@ -70,7 +72,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, mpirun: str) -> Iterator[Done
             f"--kv-cache-dir={cache_dir}", f"--kv-results-dir={path / 'my results'}",
             "--kv-num-users=40", "--kv-duration=2", "--kv-trials=2", "--kv-verify=full",
             f"--kv-metrics={','.join(DEFAULT_METRICS)}", "--benchmark-json=benchmarks.json",
-            "--kv-allow-invalid",
+            "--kv-allow-invalid", "--kv-store=file",
         ]  # fmt: skip
         # Only while it runs: other tests of this module want the machine for themselves.
         with machine_to_oneself():
@@ -255,16 +257,95 @@ def test_a_recorded_trace_hits_what_its_reference_says(
     assert found == ratios[capacity_blocks]
 
 
-def test_data_is_kept_where_the_user_asks_for_it(real_site: Site) -> None:
+def test_a_run_on_slabs_says_so_passes_and_leaves_nothing(real_site: Site) -> None:
+    with storage_directory("slabs") as cache_dir:
+        result = real_site.real(
+            "--kv-backend=file", "--kv-store=slab", f"--kv-cache-dir={cache_dir}",
+            "--kv-verify=full", "--kv-trials=2", "--kv-allow-invalid", "--kv-num-users=20",
+        )  # fmt: skip
+        assert list(cache_dir.iterdir()) == []
+    result.assert_outcomes(passed=2)
+    plan = real_site.case()["plan"]
+    assert (plan["store"], plan["origins"]["store"]) == ("slab", "command line")
+    assert "file as slabs in" in " ".join(output(result).split())
+    assert main(["verify", str(real_site.run_file())]) == 0
+    for trial in real_site.case()["trials"]:
+        assert trial["integrity"]["checked"] >= trial["read"]["count"] > 0
+        assert trial["integrity"]["failed"] == 0
+
+
+def scheduled(plan: Plan) -> list[int]:
+    """How many requests each rank has to issue in its ramp and its window."""
+    assert plan.request_rate is not None
+    assert plan.arrival is not None
+    span_s = plan.ramp_s + (plan.duration_s or 0.0)
+    schedules = [
+        arrival_offsets_ns(
+            per_s=plan.request_rate / plan.np,
+            arrival=plan.arrival,
+            span_s=span_s,
+            identity=f"{plan.seed}/{plan.trial}/{rank}/arrivals",
+        )
+        for rank in range(plan.np)
+    ]
+    return [int((offsets_ns < int(span_s * 1e9)).sum()) for offsets_ns in schedules]
+
+
+@pytest.mark.parametrize("arrival", ["poisson", "gamma"])
+def test_a_rate_is_issued_to_the_last_request(real_site: Site, arrival: str) -> None:
+    with storage_directory("open-loop") as cache_dir:
+        result = real_site.real(
+            "--kv-backend=file", f"--kv-cache-dir={cache_dir}", "--kv-request-rate=50",
+            f"--kv-arrival={arrival}", "--kv-duration=2", "--kv-metrics=wakeup.p50_ms",
+            "--kv-allow-invalid",
+        )  # fmt: skip
+    result.assert_outcomes(passed=1)
+    assert f"50 requests/s ({arrival}) by 10 users per rank" in " ".join(output(result).split())
+    plan, trial = Plan.from_json(real_site.case()["plan"]), real_site.case()["trials"][0]
+    offered = [rank["offered"] for rank in trial["ranks"]]
+    assert offered == scheduled(plan)
+    assert len(set(offered)) == 2  # each rank has a schedule of its own
+    assert 50 < sum(offered) < 200
+    assert trial["wakeup"]["count"] == sum(offered)
+    assert trial["wakeup"]["ms"]["p50"] >= 0
+    requests = trial["requests"]
+    assert requests["completed"] + requests["backlog"] + requests["dropped"] == sum(offered)
+    assert all(mean is None or mean >= 0 for mean in requests["half_waiting"])
+    (run_file,) = real_site.path.glob("results/*/run.json")
+    assert main(["verify", str(run_file)]) == 0
+
+
+def test_a_rate_that_the_storage_can_not_follow_is_an_overload_and_fails(
+    real_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVCACHE_TEST_SLEEP_S", "0.05")  # 640 transfers per second
+    result = real_site.real(
+        "--kv-backend=slow", "--kv-request-rate=400", "--kv-duration=2",
+        "--kv-metrics=requests.per_s",
+    )  # fmt: skip
+    result.assert_outcomes(failed=1)
+    trial = real_site.case()["trials"][0]
+    (verdict,) = (v for v in trial["verdicts"] if v["code"] == "OVERLOADED")
+    assert verdict["severity"] == "invalid"
+    assert "lower --kv-request-rate" in verdict["text"]
+    assert "OVERLOADED" in trial["error"]
+    requests = trial["requests"]
+    assert requests["backlog"] + requests["storing"] > requests["offered"] / 20
+
+
+@pytest.mark.parametrize(
+    ("store", "names"), [("file", "rank-*/??/*"), ("auto", "rank-*/kvcache-slab-0000")]
+)
+def test_data_is_kept_where_the_user_asks_for_it(real_site: Site, store: str, names: str) -> None:
     result = real_site.real(
         "--kv-backend=file", "--kv-keep", "--kv-io=buffered", "--kv-allow-invalid",
-        "--kv-metrics=read.gib_per_s",
+        "--kv-metrics=read.gib_per_s", f"--kv-store={store}",
     )  # fmt: skip
     result.assert_outcomes(passed=1)
     (kept,) = real_site.cache_dir.iterdir()
     assert kept.name == f"kvcache-{real_site.run()['run_id']}"
     assert sorted(path.name for path in kept.iterdir()) == ["KVCACHE-RUN", "rank-0", "rank-1"]
-    assert any(path.is_file() for path in kept.glob("rank-*/*/*"))
+    assert any(path.is_file() for path in kept.glob(names))
     trial = real_site.case()["trials"][0]
     assert (trial["proof"]["io_mode"], real_site.case()["plan"]["sync"]) == ("buffered", "data")
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pytest_kvcache.backends.protocol import Backend
+    from pytest_kvcache.identity import Identity
 
 
 class Pool:
@@ -129,19 +130,25 @@ class SlowPayload(Payload):
         super().__init__(1, PAGE)
         self._clock = clock
 
-    def stamp(self, buffer: ChunkBuffer, length: int, tag: int, first_page: int) -> None:
+    def stamp(self, buffer: ChunkBuffer, length: int, identity: Identity, first_page: int) -> None:
         self._clock.advance(S)
-        super().stamp(buffer, length, tag, first_page)
+        super().stamp(buffer, length, identity, first_page)
 
     def poison(self, buffer: ChunkBuffer, length: int, *, thorough: bool = False) -> None:
         self._clock.advance(S)
         super().poison(buffer, length, thorough=thorough)
 
     def verify(
-        self, buffer: ChunkBuffer, length: int, tag: int, first_page: int, *, thorough: bool
+        self,
+        buffer: ChunkBuffer,
+        length: int,
+        identity: Identity,
+        first_page: int,
+        *,
+        thorough: bool,
     ) -> str | None:
         self._clock.advance(S)
-        return super().verify(buffer, length, tag, first_page, thorough=thorough)
+        return super().verify(buffer, length, identity, first_page, thorough=thorough)
 
 
 def test_making_and_checking_data_is_in_no_time_of_an_operation(clock: FakeClock) -> None:
@@ -231,9 +238,15 @@ def test_an_operation_ends_with_its_last_byte_whichever_is_verified_last(
 
     class Slow(Payload):
         def verify(
-            self, buffer: ChunkBuffer, length: int, tag: int, first_page: int, *, thorough: bool
+            self,
+            buffer: ChunkBuffer,
+            length: int,
+            identity: Identity,
+            first_page: int,
+            *,
+            thorough: bool,
         ) -> None:
-            del buffer, length, tag, thorough
+            del buffer, length, identity, thorough
             if not first_page:
                 verifying.set()
                 assert verified.wait(PATIENCE_S)
@@ -263,10 +276,12 @@ def test_an_operation_starts_with_its_first_transfer_whichever_that_is(
     late = threading.Event()
 
     class Late(Payload):
-        def stamp(self, buffer: ChunkBuffer, length: int, tag: int, first_page: int) -> None:
+        def stamp(
+            self, buffer: ChunkBuffer, length: int, identity: Identity, first_page: int
+        ) -> None:
             if not first_page:
                 assert late.wait(PATIENCE_S)
-            super().stamp(buffer, length, tag, first_page)
+            super().stamp(buffer, length, identity, first_page)
 
     pool = Pool(stage, clock=clock, payload=Late(1, PAGE), queue_depth=2, stored_bytes=2 * PAGE)
     pool.pool.start()
@@ -365,17 +380,55 @@ def test_full_verification_finds_a_flipped_bit_anywhere(at: int) -> None:
     assert pool.histogram("read")[0] == pool.histogram("device")[0] - 1 == 0
 
 
-def test_sampled_verification_sees_every_stamp_and_every_64th_transfer_whole() -> None:
+def test_sampled_verification_sees_every_stamp_and_one_transfer_in_64_whole() -> None:
     pool, backend, slots = stored_pool("sample")
     damage(backend, 100)
-    failed = [operation.failed for _ in range(129) for operation in pool.carry_out(READ, *slots)]
-    assert [number for number, bad in enumerate(failed) if bad] == [0, 64, 128]
+    failed = [operation.failed for _ in range(640) for operation in pool.carry_out(READ, *slots)]
+    assert failed[0]
+    assert sum(failed) == 10
     damage(backend, 100)
-    damage(backend, 0)
-    assert [operation.failed for operation in pool.carry_out(READ, *slots)] == [True]
+    for at in (0, 8, PAGE, PAGE + 8):
+        damage(backend, at)
+        assert [operation.failed for operation in pool.carry_out(READ, *slots)] == [True]
+        damage(backend, at)
     pool.close()
-    assert (pool.pool.checked, pool.pool.corrupt) == (130, 4)
-    assert pool.histogram("read")[0] == 126
+    assert (pool.pool.checked, pool.pool.corrupt) == (644, 14)
+    assert pool.histogram("read")[0] == 630
+
+
+class Counting(Payload):
+    """Counts the thorough checks by page."""
+
+    def __init__(self) -> None:
+        super().__init__(1, PAGE)
+        self.thorough: Counter[int] = Counter()
+
+    def verify(
+        self,
+        buffer: ChunkBuffer,
+        length: int,
+        identity: Identity,
+        first_page: int,
+        *,
+        thorough: bool,
+    ) -> str | None:
+        self.thorough[first_page] += thorough
+        return super().verify(buffer, length, identity, first_page, thorough=thorough)
+
+
+@pytest.mark.parametrize("transfers", [1, 2, 3, 16, 61, 64])
+def test_every_chunk_of_an_object_has_its_share_of_the_thorough_checks(transfers: int) -> None:
+    backend, payload = Bookkeeper(), Counting()
+    backend.prepare(transfers * PAGE)
+    pool = Pool(backend, payload=payload, stored_bytes=transfers * PAGE, verify="sample")
+    pool.pool.start()
+    slots = pool.slots("a")
+    pool.carry_out(WRITE, *slots)
+    for _ in range(512):
+        pool.carry_out(READ, *slots)
+    pool.close()
+    assert payload.thorough.keys() == set(range(transfers))
+    assert all(1 <= count <= 24 for count in payload.thorough.values())
 
 
 def test_without_verification_nothing_is_checked() -> None:

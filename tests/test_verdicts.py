@@ -3,8 +3,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
+from pytest_kvcache.latency import Histogram
 from pytest_kvcache.plan import TracePlan
 from pytest_kvcache.verdicts import evaluate_trial, idle_error
 from tests.factories import FILESYSTEM, PAGE, rank_result, sound_plan, sound_record
@@ -26,6 +28,7 @@ REPLAY = TracePlan(
     one_rank_hit_ratio=0.5,
     dealt_hit_ratio=0.5,
 )
+POISSON: dict[str, Any] = {"request_rate": 5.0, "arrival": "poisson"}
 SEVERITY = {
     "CACHED_READS": "invalid",
     "OVERLOADED": "invalid",
@@ -36,6 +39,7 @@ SEVERITY = {
     "UNPROVEN": "warning",
     "NOT_STEADY": "warning",
     "NOT_STORAGE": "warning",
+    "PAUSED": "warning",
     "UNSATURATED": "warning",
 }
 
@@ -369,12 +373,77 @@ def test_ranks_of_one_host_are_not_compared() -> None:
         ({"offered": 1_000, "dropped": 26, "backlog": 25}, {"OVERLOADED"}),
         ({"offered": 10, "backlog": 1}, set()),  # one request per rank is always under way
         ({"offered": 10, "backlog": 2}, {"OVERLOADED"}),
+        ({"offered": 1_000, "backlog": 90, "generating": 40}, set()),
+        ({"offered": 1_000, "backlog": 91, "generating": 40}, {"OVERLOADED"}),
+        ({"offered": 1_000, "backlog": 20, "storing": 30}, set()),
+        ({"offered": 1_000, "backlog": 20, "storing": 31}, {"OVERLOADED"}),
     ],
 )
+@pytest.mark.parametrize("loop", [{"trace": REPLAY}, POISSON])
 def test_an_open_loop_that_is_not_followed_is_overloaded(
-    changes: dict[str, int], codes: set[str]
+    loop: dict[str, Any], changes: dict[str, int], codes: set[str]
 ) -> None:
-    assert of_one(sound_plan(trace=REPLAY), **changes) == codes
+    assert of_one(sound_plan(**loop), **changes) == codes
+
+
+@pytest.mark.parametrize(
+    ("halves", "loop", "codes"),
+    [
+        ((10.0, 310.0), POISSON, set()),
+        ((10.0, 310.1), POISSON, {"OVERLOADED"}),
+        ((10.0, 310.1), {"trace": REPLAY}, {"OVERLOADED"}),
+        ((310.1, 10.0), POISSON, set()),
+        ((5_000.0, 5_000.0), POISSON, set()),  # long responses are no growth
+        ((10.0, 310.1), {**POISSON, "arrival": "gamma"}, set()),
+        ((10.0, 610.1), {**POISSON, "arrival": "gamma"}, {"OVERLOADED"}),
+        ((10.0, 610.1), {}, set()),
+        ((None, 610.1), POISSON, set()),
+        ((10.0, None), POISSON, set()),
+    ],
+)
+def test_a_queue_that_grows_by_more_than_chance_is_an_overload(
+    halves: tuple[float | None, float | None], loop: dict[str, Any], codes: set[str]
+) -> None:
+    first, second = halves
+    assert codes == of_one(
+        sound_plan(**loop), offered=20_000, first_half_waiting=first, second_half_waiting=second
+    )
+
+
+def test_the_queues_of_all_ranks_are_one() -> None:
+    half = rank_result(0, offered=10_000, first_half_waiting=0.0, second_half_waiting=150.1)
+    plan = sound_plan(np=2, **POISSON)
+    assert judged([half, replace(half, rank=1)], plan)[0] == {"OVERLOADED"}
+    assert judged([half, rank_result(1, offered=10_000)], plan)[0] == set()
+
+
+def text_of(code: str, plan: Plan, **changes: Any) -> str:
+    _data, verdicts = evaluate_trial(sound_record(plan, [rank_result(0, **changes)]), plan)
+    (text,) = (verdict.text for verdict in verdicts if verdict.code == code)
+    return text
+
+
+@pytest.mark.parametrize(
+    ("loop", "option"), [({"trace": REPLAY}, "--kv-trace-speedup"), (POISSON, "--kv-request-rate")]
+)
+def test_an_open_loop_is_told_which_option_makes_it_faster_or_slower(
+    loop: dict[str, Any], option: str
+) -> None:
+    plan = sound_plan(**loop)
+    assert f"lower {option}, or take faster" in text_of("OVERLOADED", plan, backlog=100)
+    idle = text_of("UNSATURATED", plan, mean_depth=0.1)
+    assert idle.endswith(f"raise {option} to find the limit")
+    assert "the load's speed" in text_of("UNSATURATED", sound_plan(), mean_depth=0.1)
+
+
+def test_arrivals_of_a_plugins_own_are_an_open_loop() -> None:
+    arrived = Histogram()
+    arrived.record(np.full(200, 1_000, dtype=np.int64))
+    plan, ranks = sound_plan(), [rank_result(0, backlog=100)]
+    record = sound_record(plan, ranks)
+    record = replace(record, histograms={**record.histograms, "wakeup": arrived})
+    codes = {verdict.code for verdict in evaluate_trial(record, plan)[1]}
+    assert codes == {"OVERLOADED"}
 
 
 @pytest.mark.parametrize("trace", [None, replace(REPLAY, speedup=0.0)])
@@ -408,3 +477,32 @@ def test_many_faults_are_all_told() -> None:
         "CACHED_READS", "SHORT_WINDOW", "SKEWED", "NOT_STEADY", "OVERLOADED", "UNSATURATED",
     }  # fmt: skip
     assert proof == "CACHED_READS"
+
+
+# -- pauses --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("longest_pause_s", "codes"), [(None, set()), (0.0, set()), (1.0, set()), (1.1, {"PAUSED"})]
+)
+def test_a_rank_that_stood_still_is_told(longest_pause_s: float | None, codes: set[str]) -> None:
+    assert of_one(longest_pause_s=longest_pause_s) == codes
+
+
+def test_the_rank_that_stood_still_longest_is_named_with_its_host() -> None:
+    ranks = [
+        rank_result(0, longest_pause_s=2.0),
+        rank_result(1, host="n2", longest_pause_s=3.25),
+        rank_result(2, longest_pause_s=None),
+    ]
+    plan = sound_plan(np=3)
+    data, verdicts = evaluate_trial(sound_record(plan, ranks), plan)
+    (verdict,) = [verdict for verdict in verdicts if verdict.code == "PAUSED"]
+    assert verdict.text.startswith("rank 1 on host n2 stood still for 3.2 s in the window")
+    assert data["harness"]["longest_pause_s"] == 3.25
+
+
+def test_a_pause_that_nobody_knows_is_null() -> None:
+    plan = sound_plan()
+    data, _ = evaluate_trial(sound_record(plan, [rank_result(0, longest_pause_s=None)]), plan)
+    assert data["harness"]["longest_pause_s"] is None

@@ -184,6 +184,17 @@ def test_what_is_free_is_really_there(real_run: dict[str, Any]) -> None:
         assert any(re.fullmatch(pattern, path) for path in free), pattern
 
 
+def test_no_number_of_a_series_can_be_changed_unseen() -> None:
+    data = sound_run()
+    unseen = []
+    for path, value in numbers(data):
+        if "series" in path:
+            with forged(data, path, value + 1):
+                if not complaints(data):
+                    unseen.append(".".join(map(str, path)))
+    assert unseen == []
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -342,6 +353,14 @@ def test_an_invalid_trial_is_ok_only_if_that_was_allowed() -> None:
     assert verify_run(sound_run(allowed, device_read_bytes=0)) == []
 
 
+def test_an_open_loop_without_its_wake_ups_is_found() -> None:
+    plan = sound_plan(request_rate=5.0, arrival="poisson")
+    run = sound_run(plan)
+    assert verify_run(run) == []
+    run["cases"][0]["trials"][0]["wakeup"] = None
+    assert any("wakeup.count is 0; it must be between" in told for told in verify_run(run))
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -352,7 +371,7 @@ def test_an_invalid_trial_is_ok_only_if_that_was_allowed() -> None:
         ({"hit_blocks": 6_000}, "hit_blocks is 6000; it must be at most prompt_blocks"),
         (
             {"completed": 201},
-            "completed + request_censored + dropped is 201; it must be at most offered",
+            "completed + request_censored is 201; it must be at most offered",
         ),
         ({"stop_s": 20.0, "drained_s": 20.0}, "window_s is 60.0; by the ranks' stop_s it must be"),
     ],

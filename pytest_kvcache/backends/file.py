@@ -1,101 +1,27 @@
-"""The file backend: one file per object in the rank's own directory.
+"""The file store: one file per object in the rank's own directory.
 
 Rank side: imports neither pytest nor MPI.
 """
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import mmap
 import os
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_kvcache.backends.fileio import Place, direct_refusal, move
 from pytest_kvcache.backends.openfiles import OpenFiles
-from pytest_kvcache.backends.protocol import PAGE_BYTES, BackendFacts
-from pytest_kvcache.errors import StorageError
+from pytest_kvcache.backends.protocol import BackendFacts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
+    from pytest_kvcache.backends.fileio import Transfer
     from pytest_kvcache.backends.protocol import BackendPlan
-
-    Transfer = Callable[[int, Sequence[memoryview | mmap.mmap], int], int]
 
 # Directories of one level: 100,000 objects leave about 400 entries in each.
 FAN_OUT = 256
-
-_REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP)
-
-
-def direct_refusal(
-    path: str,
-    *,
-    opener: Callable[[str, int, int], int] = os.open,
-    writer: Transfer = os.pwritev,
-    reader: Transfer = os.preadv,
-) -> str | None:
-    """Why the filesystem of ``path`` refuses direct I/O; None if it takes it.
-
-    Decided by writing and reading one aligned page of a new file ``path``, removed
-    again: some filesystems accept the open and refuse the transfer. Raises OSError for
-    any other failure than a refusal.
-    """
-    page = mmap.mmap(-1, PAGE_BYTES)
-    page.write(os.urandom(PAGE_BYTES))
-    written = bytes(page)
-    try:
-        fd = opener(path, os.O_RDWR | os.O_CREAT | os.O_DIRECT, 0o600)
-        try:
-            writer(fd, (page,), 0)
-            page[:] = bytes(PAGE_BYTES)
-            reader(fd, (page,), 0)
-        finally:
-            os.close(fd)
-    except OSError as error:
-        if error.errno not in _REFUSALS:
-            raise
-        return os.strerror(error.errno)
-    finally:
-        Path(path).unlink(missing_ok=True)
-    return None if bytes(page) == written else "a page came back changed"
-
-
-def keeps_pages(path: str) -> bool:
-    """Whether a page of a new file ``path`` stays in the page cache after DONTNEED.
-
-    True on tmpfs, where the page cache is the storage. Asked of mincore(2); a filesystem
-    whose files can't be mapped counts as False.
-    """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        os.pwrite(fd, bytes(PAGE_BYTES), 0)
-        os.fdatasync(fd)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        return _is_cached(fd)
-    finally:
-        os.close(fd)
-        Path(path).unlink()
-
-
-def _is_cached(fd: int) -> bool:
-    """Whether the first page of a file is in the page cache."""
-    try:
-        mapped = mmap.mmap(fd, PAGE_BYTES, flags=mmap.MAP_PRIVATE)
-    except OSError as error:
-        if error.errno not in (errno.ENODEV, *_REFUSALS):
-            raise
-        return False
-    states = (ctypes.c_ubyte * 1)()
-    first = ctypes.c_char.from_buffer(mapped)
-    answer = ctypes.CDLL(None, use_errno=True).mincore(
-        ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(PAGE_BYTES), states
-    )
-    if answer:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return bool(states[0] & 1)
 
 
 class FileBackend:
@@ -109,7 +35,7 @@ class FileBackend:
     def __init__(self, *, probe: Callable[[str], str | None] = direct_refusal) -> None:
         self._probe = probe
         self._fan_out: tuple[str, ...] = ()
-        self._directory = self._host = ""
+        self._place = Place(host="", directory="")
         self._object_bytes = 0
         self._direct = self._holds_for_sync = False
         self._reading = self._writing = OpenFiles(0, 0)
@@ -117,16 +43,14 @@ class FileBackend:
 
     def open(self, plan: BackendPlan) -> BackendFacts:
         """Create the fan-out directories and find out how files can be opened."""
-        if plan.directory is None:
-            raise StorageError(f"{plan.host}: the file backend needs a directory, got none")
-        self._directory, self._host = plan.directory, plan.host
+        self._place = Place.of(plan)
         self._object_bytes = plan.object_bytes
         self._holds_for_sync = plan.sync == "data"
         try:
             self._make_fan_out()
-            note = self._choose_io(plan)
+            self._direct, notes = self._place.choose_io(plan, self._probe)
         except OSError as error:
-            raise self._failure("prepare", self._directory, error) from error
+            raise self._place.failure("prepare", self._place.directory, error) from error
         direct = os.O_DIRECT if self._direct else 0
         self._read_flags = os.O_RDONLY | direct
         self._write_flags = os.O_RDWR | os.O_CREAT | direct
@@ -136,7 +60,7 @@ class FileBackend:
         )
         return BackendFacts(
             io_mode="direct" if self._direct else "buffered",
-            io_note=note,
+            io_note="; ".join(notes) or None,
             stores_data=True,
             is_storage=True,
             in_directory=True,
@@ -151,9 +75,9 @@ class FileBackend:
             else:
                 moved = self._move_chunk(os.pwritev, path, self._writing, offset, buffer)
         except OSError as error:
-            raise self._failure("write", path, error) from error
+            raise self._place.failure("write", path, error) from error
         if moved != len(buffer):
-            raise self._short("write", path, offset, len(buffer), moved)
+            raise self._place.short("write", path, offset, len(buffer), moved)
 
     def get_into(self, key: str, offset: int, buffer: memoryview) -> None:
         """Read a part of the object's file into ``buffer``."""
@@ -164,9 +88,9 @@ class FileBackend:
             else:
                 moved = self._move_chunk(os.preadv, path, self._reading, offset, buffer)
         except OSError as error:
-            raise self._failure("read", path, error) from error
+            raise self._place.failure("read", path, error) from error
         if moved != len(buffer):
-            raise self._short("read", path, offset, len(buffer), moved)
+            raise self._place.short("read", path, offset, len(buffer), moved)
 
     def delete(self, key: str) -> None:
         """Unlink the object's file and let go of its descriptors."""
@@ -178,7 +102,7 @@ class FileBackend:
                     os.close(fd)
             os.unlink(path)  # noqa: PTH108 - a Path costs more than the call
         except OSError as error:
-            raise self._failure("delete", path, error) from error
+            raise self._place.failure("delete", path, error) from error
 
     def sync(self, key: str) -> None:
         """Call fdatasync on the object's file; buffered, drop its pages from the page cache."""
@@ -194,7 +118,7 @@ class FileBackend:
             finally:
                 os.close(fd)
         except OSError as error:
-            raise self._failure("sync", path, error) from error
+            raise self._place.failure("sync", path, error) from error
 
     def close(self) -> None:
         """Close the files that are still open."""
@@ -202,31 +126,13 @@ class FileBackend:
             self._writing.close()
             self._reading.close()
         except OSError as error:
-            raise self._failure("close a file of", self._directory, error) from error
+            raise self._place.failure("close a file of", self._place.directory, error) from error
 
     def _make_fan_out(self) -> None:
-        names = [f"{self._directory}/{number:02x}" for number in range(FAN_OUT)]
+        names = [f"{self._place.directory}/{number:02x}" for number in range(FAN_OUT)]
         for name in names:
             Path(name).mkdir(0o700, exist_ok=True)
         self._fan_out = tuple(f"{name}/" for name in names)
-
-    def _choose_io(self, plan: BackendPlan) -> str | None:
-        """Set ``_direct``; the answer is what people should know about it."""
-        probe_path = f"{self._directory}/probe"
-        refusal = self._probe(probe_path) if plan.io == "direct" else None
-        self._direct = plan.io == "direct" and refusal is None
-        notes = []
-        if refusal is not None:
-            notes.append(
-                f"the filesystem of {self._directory} on {self._host} refuses direct I/O"
-                f" ({refusal}): buffered instead"
-            )
-        if not self._direct and keeps_pages(probe_path):
-            notes.append(
-                f"the page cache of {self._host} keeps pages of {self._directory} that were"
-                " to be dropped: reads may come from memory"
-            )
-        return "; ".join(notes) or None
 
     def _path(self, key: str) -> str:
         # A checksum, for keys need not begin with random digits.
@@ -237,7 +143,7 @@ class FileBackend:
     ) -> int:
         fd = os.open(path, flags, 0o600)
         try:
-            return self._move(call, fd, offset, buffer)
+            return move(call, fd, offset, buffer, buffered=not self._direct)
         finally:
             os.close(fd)
 
@@ -247,36 +153,7 @@ class FileBackend:
         file = files.acquire(path)
         moved = 0
         try:
-            moved = self._move(call, file.fd, offset, buffer)
+            moved = move(call, file.fd, offset, buffer, buffered=not self._direct)
         finally:
             files.release(path, file, moved if moved == len(buffer) else None)
         return moved
-
-    def _move(self, call: Transfer, fd: int, offset: int, buffer: memoryview) -> int:
-        """Bytes moved; fewer than the buffer has only where the file ends."""
-        wanted = len(buffer)
-        moved = call(fd, (buffer,), offset)
-        while moved < wanted:
-            step = call(fd, (buffer[moved:],), offset + moved)
-            if not step:
-                break
-            moved += step
-        if not self._direct and call is os.preadv:
-            os.posix_fadvise(fd, offset, wanted, os.POSIX_FADV_DONTNEED)
-        return moved
-
-    def _failure(self, action: str, path: str, error: OSError) -> StorageError:
-        reason = error.strerror or str(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return StorageError(
-                f"the filesystem of {self._directory} on {self._host} is full (can't {action}"
-                f" {path}: {reason}); lower --kv-storage-capacity-gb or give another"
-                " --kv-cache-dir"
-            )
-        return StorageError(f"{self._host}: can't {action} {path}: {reason}")
-
-    def _short(self, action: str, path: str, offset: int, wanted: int, got: int) -> StorageError:
-        return StorageError(
-            f"{self._host}: short {action} of {path} at offset {offset}:"
-            f" wanted {wanted} bytes, got {got}"
-        )

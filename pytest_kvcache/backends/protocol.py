@@ -17,6 +17,7 @@ MAX_CHUNK_BYTES = 4 * 2**20
 
 IoMode = Literal["direct", "buffered"]
 SyncMode = Literal["none", "data"]
+Store = Literal["file", "slab"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +27,9 @@ class BackendPlan:
     ``directory`` is the rank's own, empty and existing (None where the backend needs
     none); ``object_bytes`` the size of an object as stored, ``chunk_bytes`` the largest
     transfer; with ``io="direct"`` both are multiples of 4096. ``host`` names this
-    machine in messages. Raises OptionError for a value that breaks a rule.
+    machine in messages. ``capacity_objects`` is how many objects will ever be stored at
+    the same time (None: not known); ``store`` how the backend called file keeps them,
+    None for every other backend. Raises OptionError for a value that breaks a rule.
     """
 
     directory: str | None
@@ -35,6 +38,8 @@ class BackendPlan:
     io: IoMode
     sync: SyncMode
     host: str
+    capacity_objects: int | None = None
+    store: Store | None = None
 
     def __post_init__(self) -> None:
         if self.io not in ("direct", "buffered"):
@@ -48,6 +53,7 @@ class BackendPlan:
                 f"chunk_bytes is {self.chunk_bytes}; it must be 1 to {MAX_CHUNK_BYTES}"
             )
         self._check_alignment()
+        self._check_store()
 
     def _check_alignment(self) -> None:
         if self.io != "direct":
@@ -61,6 +67,17 @@ class BackendPlan:
                     f"{name} is {value}; with io direct it must be a multiple of"
                     f" {PAGE_BYTES}: pad it, or use io buffered"
                 )
+
+    def _check_store(self) -> None:
+        if self.store not in (None, "file", "slab"):
+            raise OptionError(f"store is {self.store!r}; it must be file or slab")
+        if self.capacity_objects is not None and self.capacity_objects < 1:
+            raise OptionError(f"capacity_objects is {self.capacity_objects}; it must be at least 1")
+        if self.store == "slab" and self.capacity_objects is None:
+            raise OptionError(
+                "store is 'slab' and capacity_objects is None; slabs are made for a number of"
+                " objects, give it"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

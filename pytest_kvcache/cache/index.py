@@ -1,7 +1,7 @@
 """The exact LRU-prefix index of one tier: what is stored, what goes, who reads it.
 
 Pure logic on the request path: no I/O, no locks (the engine calls it under its own),
-no clock. Imports nothing but the standard library.
+no clock. Imports nothing but the standard library and what an object is.
 
 Why it is exact: an LRU cache of C blocks always holds the C most recently used keys,
 so its content after a request is the request's own keys followed by the others in
@@ -21,33 +21,27 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pytest_kvcache.identity import Identity
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-# The largest prime below 2**64 and the odd 64-bit number next to 2**64 / golden ratio:
-# modulo a prime, generations of one key never share a tag, and the golden ratio keeps
-# multiples of small generations far apart (Knuth, The Art of Computer Programming,
-# vol. 3, section 6.4, Fibonacci hashing).
-_TAG_MODULUS = 0xFFFF_FFFF_FFFF_FFC5
-_TAG_STEP = 0x9E37_79B9_7F4A_7C15
 
 
 class Slot:
     """One block of the tier: the place of one stored object.
 
     ``object_key`` is what a backend stores under: the key in hex, a dot, and the
-    generation, which no other object of the index ever had; ``tag`` is the 64-bit
-    value that the object's stamps carry. ``present`` is true once the object is
-    completely stored; ``pins`` counts the admissions that read it now. Only
-    `CacheIndex` changes a slot.
+    generation, which no other object of the index ever had; ``identity`` is what the
+    object says of itself. ``present`` is true once the object is completely stored;
+    ``pins`` counts the admissions that read it now. Only `CacheIndex` changes a slot.
     """
 
-    __slots__ = ("key", "object_key", "pins", "present", "tag")
+    __slots__ = ("identity", "key", "object_key", "pins", "present")
 
     def __init__(self, key: bytes, generation: int) -> None:
         self.key = key
         self.object_key = f"{key.hex()}.{generation}"
-        self.tag = (int.from_bytes(key, "little") + generation * _TAG_STEP) % _TAG_MODULUS
+        self.identity = Identity(key, generation)
         self.present = False
         self.pins = 0
 

@@ -34,6 +34,9 @@ def test_the_protocol_has_six_methods() -> None:
         ({"chunk_bytes": 2**22 + 4096}, "chunk_bytes is 4198400; it must be 1 to 4194304"),
         ({"chunk_bytes": 6000}, "chunk_bytes is 6000; .* multiple of 4096"),
         ({"io": "mmap"}, "io is 'mmap'; it must be direct or buffered"),
+        ({"store": "cloud"}, "store is 'cloud'; it must be file or slab"),
+        ({"store": "slab"}, "capacity_objects is None; slabs are made for a number of objects"),
+        ({"capacity_objects": 0}, "capacity_objects is 0; it must be at least 1"),
         ({"sync": "all"}, "sync is 'all'; it must be none or data"),
     ],
 )

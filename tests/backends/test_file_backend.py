@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import shutil
-import subprocess
 import tempfile
 import threading
 from pathlib import Path
@@ -12,50 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_kvcache.backends import file
-from pytest_kvcache.backends.file import FileBackend, direct_refusal, keeps_pages
+from pytest_kvcache.backends import fileio
+from pytest_kvcache.backends.file import FileBackend
+from pytest_kvcache.backends.fileio import direct_refusal, keeps_pages, move
 from pytest_kvcache.backends.openfiles import MAX_IDLE_FILES, OpenFiles
-from pytest_kvcache.backends.protocol import BackendPlan
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.proof import probe_filesystem
+from tests.storage import (
+    CHUNK,
+    PAGE,
+    make_plan,
+    mounted,
+    open_files_below,
+    page_buffer,
+    stored_files,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-PAGE = 4096
-CHUNK = 64 * 1024
-
-
-def make_plan(directory: Path | None, **change: Any) -> BackendPlan:
-    values: dict[str, Any] = {
-        "directory": None if directory is None else str(directory),
-        "object_bytes": CHUNK,
-        "chunk_bytes": CHUNK,
-        "io": "direct",
-        "sync": "none",
-        "host": "n1",
-    }
-    return BackendPlan(**(values | change))
-
-
-def page_buffer(size: int, fill: bytes = b"x") -> memoryview:
-    memory = mmap.mmap(-1, size)
-    memory[:] = fill * size
-    return memoryview(memory)
-
-
-def open_files_below(directory: Path) -> list[str]:
-    links = []
-    for name in Path("/proc/self/fd").iterdir():
-        try:
-            links.append(str(name.readlink()))
-        except FileNotFoundError:  # the listing's own
-            continue
-    return [link for link in links if link.startswith(str(directory))]
-
-
-def stored_files(directory: Path) -> list[Path]:
-    return [path for path in directory.rglob("*") if path.is_file()]
 
 
 def refuse(_path: str) -> str:
@@ -173,7 +145,7 @@ def test_pages_that_stay_are_noted_for_people() -> None:
 def is_cached(path: Path) -> bool:
     fd = os.open(path, os.O_RDONLY)
     try:
-        return file._is_cached(fd)
+        return fileio.is_cached(fd)
     finally:
         os.close(fd)
 
@@ -322,20 +294,21 @@ def buffered(tmp_path: Path) -> FileBackend:
     return backend
 
 
-def test_a_short_transfer_goes_on_where_it_stopped(buffered: FileBackend) -> None:
+def test_a_short_transfer_goes_on_where_it_stopped() -> None:
     calls = []
 
     def stingy(_fd: int, buffers: Any, offset: int) -> int:
         calls.append((offset, len(buffers[0])))
         return min(1000, len(buffers[0]))
 
-    assert buffered._move(stingy, 0, 500, memoryview(bytes(2500))) == 2500
+    assert move(stingy, 0, 500, memoryview(bytes(2500)), buffered=True) == 2500
     assert calls == [(500, 2500), (1500, 1500), (2500, 500)]
 
 
-def test_a_transfer_that_moves_nothing_ends(buffered: FileBackend) -> None:
+def test_a_transfer_that_moves_nothing_ends() -> None:
     steps = iter([1000, 0])
-    assert buffered._move(lambda *_: next(steps), 0, 0, memoryview(bytes(4096))) == 1000
+    moved = move(lambda *_: next(steps), 0, 0, memoryview(bytes(4096)), buffered=True)
+    assert moved == 1000
 
 
 @pytest.mark.parametrize("size", [CHUNK, 2 * CHUNK])
@@ -409,21 +382,8 @@ def put_and_sync(backend: FileBackend) -> None:
 
 @pytest.fixture
 def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a filesystem to fill up")
-    target = tmp_path / "small"
-    target.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=8m,mode=700", "tmpfs", str(target)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("there is no mount command")
-    if done.returncode:
-        pytest.skip(f"can't mount a tmpfs here: {done.stderr.strip()}")
-    try:
+    with mounted(tmp_path / "small", "tmpfs", "size=8m,mode=700") as target:
         yield target
-    finally:
-        subprocess.run(["umount", str(target)], check=True)
 
 
 def test_a_really_full_filesystem_is_told_and_survived(small_tmpfs: Path) -> None:

@@ -300,8 +300,8 @@ def test_every_stored_object_has_a_name_and_a_tag_of_its_own() -> None:
     keys = [number.to_bytes(16, "big") for number in (0, 1, 2, 2**64, 2**127)] * 50
     slots = [serve(index, [key]).inserts[0] for key in keys]
     assert len({slot.object_key for slot in slots}) == len(slots)
-    assert len({slot.tag for slot in slots}) == len(slots)
-    assert all(0 <= slot.tag < 2**64 for slot in slots)
+    assert len({slot.identity.tag for slot in slots}) == len(slots)
+    assert all(0 <= slot.identity.tag < 2**64 for slot in slots)
     assert all(
         slot.object_key.startswith(key.hex() + ".") for slot, key in zip(slots, keys, strict=True)
     )
@@ -311,7 +311,9 @@ def test_equal_streams_name_their_objects_equally() -> None:
     def names() -> list[tuple[str, int]]:
         index = CacheIndex(2)
         streams = [[A, B], [C], [A, D]]
-        return [(s.object_key, s.tag) for keys in streams for s in serve(index, keys).inserts]
+        return [
+            (s.object_key, s.identity.tag) for keys in streams for s in serve(index, keys).inserts
+        ]
 
     assert names() == names()
 

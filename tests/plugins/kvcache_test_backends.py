@@ -68,6 +68,13 @@ class CorruptBackend(_OnRankOne):
         buffer[0] ^= 1
 
 
+class FlippedBitBackend(_OnRankOne):
+    """A bit of the content, in the middle of a page: only a check of every byte sees it."""
+
+    def misbehave(self, buffer: memoryview) -> None:
+        buffer[-1000] ^= 1
+
+
 class KilledBackend(_OnRankOne):
     def misbehave(self, buffer: memoryview) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -85,6 +92,13 @@ class HangingBackend(_OnRankOne):
         time.sleep(600)
 
 
+class LingeringBackend(_OnRankOne):
+    """Hangs in a read for ``KVCACHE_TEST_LINGER_S``; the reads behind it wait as well."""
+
+    def misbehave(self, buffer: memoryview) -> None:
+        time.sleep(float(os.environ["KVCACHE_TEST_LINGER_S"]))
+
+
 class EarlyExitBackend(MemoryBackend):
     def open(self, plan: BackendPlan) -> None:  # type: ignore[override]  # it never returns
         os._exit(0)
@@ -97,8 +111,10 @@ def kvcache_backends() -> Mapping[str, Callable[[], Backend]]:
         "raising": RaisingBackend,
         "failing": FailingBackend,
         "corrupt": CorruptBackend,
+        "flipped-bit": FlippedBitBackend,
         "killed": KilledBackend,
         "leaving": LeavingBackend,
         "hanging": HangingBackend,
+        "lingering": LingeringBackend,
         "early-exit": EarlyExitBackend,
     }

@@ -24,6 +24,7 @@ from pytest_kvcache.latency import Histogram
 from pytest_kvcache.plan import Plan
 from pytest_kvcache.recorder import SECTIONS
 from pytest_kvcache.results import RankResult, TrialRecord, latencies_ms
+from pytest_kvcache.series import KINDS, Cut, Series, SeriesLedger, coarse_index
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -94,16 +95,34 @@ def canned_rank(plan: Plan, rank: int, histogram: Histogram) -> RankResult:
     )  # fmt: skip
 
 
+def even_series(trial: int, window_s: float, moved_bytes: Mapping[str, int]) -> Series:
+    """The bytes of each kind, moved by as many operations each second."""
+    window_ns = round(window_s * 1e9)
+    ledger = SeriesLedger(0, window_ns)
+    for kind, total in moved_bytes.items():
+        if total:
+            done_ns = np.linspace(0, window_ns - 1, OPERATIONS).astype(np.int64)
+            sizes = np.full(OPERATIONS, total // OPERATIONS, dtype=np.int64)
+            sizes[-1] += total % OPERATIONS
+            ledger.add(kind, done_ns, coarse_index(latencies_ns(trial)), sizes)
+    cut = Cut.common(window_ns, [ledger.extent()])
+    return Series.from_dense(ledger.dense(cut), cut)
+
+
 def canned_record(plan: Plan) -> TrialRecord:
     """What ranks of this plan would have gathered."""
     histogram = Histogram()
     histogram.record(latencies_ns(plan.trial))
+    window_s = plan.duration_s or 1.0
+    ranks = tuple(canned_rank(plan, rank, histogram) for rank in range(plan.np))
+    moved_bytes = {kind: sum(getattr(r, f"{kind}_bytes") for r in ranks) for kind in KINDS}
     return TrialRecord(
         plan_digest=plan.digest,
         trial=plan.trial,
-        window_s=plan.duration_s or 1.0,
-        ranks=tuple(canned_rank(plan, rank, histogram) for rank in range(plan.np)),
-        histograms=dict.fromkeys(SECTIONS, histogram),
+        window_s=window_s,
+        ranks=ranks,
+        histograms={name: Histogram() if name == "wakeup" else histogram for name in SECTIONS},
+        series=even_series(plan.trial, window_s, moved_bytes),
     )
 
 
@@ -116,7 +135,10 @@ def tell_progress(plan: Plan, path: Path) -> None:
         events.write(
             "progress", t_s=float(second), phase="window", waiting=None, read_bytes=second << 30,
             write_bytes=second << 30, completed=second, prompt_blocks=4, hit_blocks=3,
-            cached_blocks=4,
+            cached_blocks=4, free_bytes=second << 40, recent=None if second == 1 else {
+                "operations_per_s": 5_000.0, "read_gib_per_s": 1.0, "write_gib_per_s": 1.0,
+                "read_p99_ms": 1.5,
+            },
         )  # fmt: skip
     if os.environ.get("KVCACHE_TEST_FAULT") == "failed":
         events.write("failed", t_s=3.0, rank=1, host="n1", error="the disk is on fire")
@@ -161,6 +183,10 @@ def damaged(data: dict[str, Any], fault: str) -> dict[str, Any]:
         whole = data["ranks"][0]
         data["ranks"][1] |= NOTHING
         data["ranks"][0] |= {name: 2 * whole[name] for name in ("read_count", "write_count")}
+    if fault != "impossible":
+        moved_bytes = {k: sum(r[f"{k}_bytes"] for r in data["ranks"]) for k in KINDS}
+        series = even_series(data["trial"], data["window_s"], moved_bytes)
+        data["series"] = series.to_json()
     return data
 
 

@@ -1,0 +1,62 @@
+"""What a session that went wrong leaves behind and says. Not a test module."""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_kvcache.sharedmemory import Segments
+from tests.site import is_locked, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.site import Site
+
+
+def processes_of(path: Path) -> list[str]:
+    """Command lines of processes that have to do with a directory, but for this one's."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if not entry.name.isdigit() or int(entry.name) == os.getpid():
+                continue
+            words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            is_ours = str(path) in words or (entry / "cwd").readlink().is_relative_to(path)
+            if is_ours and words:
+                found.append(words)
+    return found
+
+
+@contextmanager
+def leaving_nothing(site: Site) -> Iterator[None]:
+    """Afterwards no process, lock, shared memory or stored data of the session is left."""
+    before = Segments.now()
+    yield
+    wait_for(lambda: not processes_of(site.path))
+    wait_for(lambda: not [p for p in site.cache_dir.glob("*") if p.name != "ballast"])
+    assert not is_locked(os.uname().nodename)
+    wait_for(lambda: Segments.now().names <= before.names)  # others may run MPI meanwhile
+
+
+def the_cause(text: str) -> str:
+    """The first line of the fault, told in full once and then referred to."""
+    told = re.findall(r"^chat-tiny-1b-np2 failed: (.*)$", text, re.MULTILINE)
+    referred = re.findall(
+        r"^chat-tiny-1b-np2 failed, told in full above: (.*)$", text, re.MULTILINE
+    )
+    assert len(told) == 1
+    assert referred == told
+    assert text.count("last lines of ") <= 1
+    return str(told[0])
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in ("Z", "X")
