@@ -1,6 +1,6 @@
 """How fast and how small is the harness itself? Prints each figure against its target.
 
-    python benchmarks/harness.py [--json FILE] [--rounds N]
+    python -m benchmarks.harness [--json FILE] [--rounds N]
 
 The null backend moves nothing, so what is left is ours: workload, index, queue, threads,
 log, histograms. Ranks are started by the real mpirun. Figures are medians over the
@@ -12,73 +12,26 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import platform
 import resource
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.cases import launch, options, plan_case
+from benchmarks.figures import MIB, Figure, table, where
 from pytest_kvcache.atomic import write_json
 from pytest_kvcache.bench import new_run_id
-from pytest_kvcache.launchers.protocol import LaunchJob
-from pytest_kvcache.options import build_options
-from pytest_kvcache.planning import Planner, name_cases
-from pytest_kvcache.preflight import find_setup
 from pytest_kvcache.rank import Rank
 from pytest_kvcache.registry import build_registry
 from pytest_kvcache.workloads.trace_file import Trace
 
 if TYPE_CHECKING:
-    from pytest_kvcache.options import Options
     from pytest_kvcache.planning import Case
-
-MIB = 1 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
-    """One measured quantity; ``values`` one per round."""
-
-    name: str
-    unit: str
-    target: float
-    at_least: bool
-    values: tuple[float, ...]
-
-    @property
-    def met(self) -> bool:
-        """Whether the median reaches the target."""
-        median = statistics.median(self.values)
-        return median >= self.target if self.at_least else median <= self.target
-
-    def line(self) -> str:
-        """As printed."""
-        sign = "≥" if self.at_least else "≤"
-        median = statistics.median(self.values)
-        spread = f"{min(self.values):,.2f} … {max(self.values):,.2f}"
-        target = f"{sign} {self.target:,g}"
-        verdict = "met" if self.met else "MISSED"
-        return f"{self.name:<34}{median:>12,.2f} {self.unit:<6}{spread:>24}{target:>12} {verdict}"
-
-    def to_json(self) -> dict[str, Any]:
-        """As written."""
-        return {
-            "name": self.name,
-            "unit": self.unit,
-            "target": self.target,
-            "at_least": self.at_least,
-            "values": list(self.values),
-            "median": statistics.median(self.values),
-            "met": self.met,
-        }
 
 
 def made_up_trace(requests: int = 4000, blocks: int = 30) -> Trace:
@@ -118,17 +71,6 @@ def write_mooncake(trace: Trace, path: Path) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def options(**given: str) -> Options:
-    """Options as given in a call."""
-    return build_options({name: (value, "call") for name, value in given.items()})
-
-
-def plan_case(asked: Options) -> Case:
-    """The one case the options ask for."""
-    registry = build_registry()
-    return Planner(registry, new_run_id()).plan(asked, name_cases(asked, registry)[0])
-
-
 def operations_per_s(case: Case) -> float:
     """Operations of one rank of this process, everything on, null backend."""
     rank = Rank(case.plan, 0, "localhost", case.trace)
@@ -140,37 +82,6 @@ def operations_per_s(case: Case) -> float:
     rank.close()
     histograms = rank.recorder.histograms
     return (histograms["read"].count + histograms["write"].count) / elapsed_s
-
-
-def launch(case: Case, directory: Path) -> tuple[float, float]:
-    """Seconds from the launch to the first measured operation; peak MiB of a rank."""
-    plan = case.plan
-    write_json(directory / "plan.json", plan.to_json())
-    asked = options(allow_run_as_root="true")
-    setup = find_setup(asked, build_registry(), os.environ)
-    argv = setup.launcher.argv(
-        LaunchJob(
-            hosts=(("127.0.0.1", plan.np),),
-            controller_host="127.0.0.1",
-            local_hosts=frozenset({"127.0.0.1"}),
-            program=(
-                setup.python, "-m", "mpi4py", "-m", "pytest_kvcache.worker",
-                str(directory), str(plan.world_size),
-            ),
-            env={"OMP_NUM_THREADS": "1"},
-            params=(),
-            allow_run_as_root=True,
-        )
-    )  # fmt: skip
-    began_ns = time.monotonic_ns()
-    subprocess.run(argv, check=True, stdin=subprocess.DEVNULL)
-    record = json.loads((directory / "trial.json").read_text())
-    lines = (directory / "events.jsonl").read_text().splitlines()
-    start_ns = next(e["start_ns"] for e in map(json.loads, lines) if "start_ns" in e)
-    population_s = max(rank["population_s"] for rank in record["ranks"])
-    first_s = min(rank["start_s"] for rank in record["ranks"])
-    peak = max(rank["peak_rss_bytes"] for rank in record["ranks"])
-    return (start_ns - began_ns) / 1e9 + first_s - population_s, peak / MIB
 
 
 def plan_seconds(path: Path) -> float:
@@ -198,7 +109,7 @@ def measure(rounds: int, work: Path) -> list[Figure]:
         directory = work / f"store-{number}"
         directory.mkdir()
         fresh = replace(storing, plan=replace(storing.plan, run_id=new_run_id()))
-        sizes.append(launch(fresh, directory)[1])
+        sizes.append(launch(fresh, directory)[1] / MIB)
         plans.append(plan_seconds(trace_path))
     return [
         Figure(name="null backend, operations per rank", unit="k/s", target=50, at_least=True,
@@ -220,19 +131,15 @@ def main() -> int:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir="/var/tmp") as work:
         figures = measure(given.rounds, Path(work))
-    print(f"{'figure':<34}{'median':>12} {'':<6}{'range':>24}{'target':>12}")
-    for figure in figures:
-        print(figure.line())
+    print(table(figures))
     given.json.parent.mkdir(parents=True, exist_ok=True)
-    facts = {
-        "python": platform.python_version(),
-        "kernel": platform.release(),
-        "cores": os.cpu_count(),
+    record = {
+        **where(),
         "rounds": given.rounds,
         "cpu_s": resource.getrusage(resource.RUSAGE_SELF).ru_utime,
         "figures": [figure.to_json() for figure in figures],
     }
-    write_json(given.json, facts)
+    write_json(given.json, record)
     print(f"written to {given.json}")
     return 0
 

@@ -25,7 +25,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.harness import made_up_trace, options, plan_case, write_mooncake
+from benchmarks.cases import options, plan_case
+from benchmarks.harness import made_up_trace, write_mooncake
 from pytest_kvcache.atomic import write_json
 from pytest_kvcache.bench import new_run_id
 from pytest_kvcache.live import Recent

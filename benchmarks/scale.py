@@ -1,6 +1,6 @@
 """What does a launch cost as ranks grow? Prints a row per count of ranks.
 
-    python benchmarks/scale.py [--np 2,16,64,256] [--json FILE]
+    python -m benchmarks.scale [--np 2,16,64,256] [--json FILE]
 
 All ranks run on this machine, oversubscribed, with the null backend, which allocates no
 buffers and moves nothing: what is left is the launch, the barriers, the gathering and

@@ -101,7 +101,9 @@ class Rank:
         if not self._facts.is_storage:
             return  # the run itself tells
         self._null_ops_per_s = self._without_storage(NullBackend(), tick)
+        gc.collect()  # an engine and its pool hold each other, and all their buffers
         self._memory_ops_per_s = self._without_storage(ArenaBackend(), tick)
+        gc.collect()
 
     def _without_storage(self, backend: Backend, tick: Callable[[], bool]) -> float | None:
         plan, recorder = self.plan, Recorder()
@@ -477,6 +479,7 @@ def _undisturbed() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+        gc.unfreeze()  # what is frozen is never freed: calibration's buffers, for one
 
 
 def _cpu_s() -> float:

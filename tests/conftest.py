@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+sys.path.append(str(Path(__file__).parents[1]))  # for benchmarks, behind an installed package
+
+
 def pytest_configure() -> None:
     """A script's background jobs ignore SIGINT; the sessions that tests interrupt must not."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from pytest_kvcache.backends.protocol import MAX_CHUNK_BYTES, PAGE_BYTES
 from pytest_kvcache.calibration import ArenaBackend, closed_loop
+from pytest_kvcache.rank import Rank
 from pytest_kvcache.registry import build_registry
 from pytest_kvcache.results import headroom_of
 from pytest_kvcache.scenarios import SYNTHETIC
@@ -30,12 +32,14 @@ from tests.factories import (
     run_rank,
     sound_plan,
     sound_record,
+    unchanged_interpreter,
 )
 from tests.traces import MOONCAKE, real_trace, small_trace
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pytest_kvcache.engine import Engine
     from pytest_kvcache.plan import Plan
     from pytest_kvcache.registry import Registry
     from pytest_kvcache.results import Verdict
@@ -75,6 +79,24 @@ def test_a_rank_is_calibrated_without_touching_its_storage(tmp_path: Path, phase
     )
     assert result.corrupt == 0
     assert threading.active_count() == before
+
+
+def test_what_calibration_needed_is_given_back_before_the_run(tmp_path: Path) -> None:
+    engines = []
+
+    class Watched(Rank):
+        def _make_engine(self, *args: Any, **kwargs: Any) -> Engine:
+            engine = super()._make_engine(*args, **kwargs)
+            engines.append(weakref.ref(engine))
+            return engine
+
+    rank = Watched(file_plan(tmp_path), 0, "localhost", None)
+    with unchanged_interpreter():
+        rank.set_up(build_registry())
+        rank.calibrate(lambda: False)
+        rank.close()
+        rank.leave()
+    assert [engine() for engine in engines] == [None, None]
 
 
 @pytest.mark.parametrize("backend", ["null", "memory"])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import mmap
 import zlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -420,3 +421,24 @@ def test_a_length_that_is_not_whole_pages_is_refused(payload: Payload, length: i
 def test_a_chunk_that_is_not_whole_pages_is_refused(chunk_bytes: int) -> None:
     with pytest.raises(ValueError, match=f"chunk_bytes is {chunk_bytes}; it must be a multiple"):
         Payload(1, chunk_bytes)
+
+
+def _flags_of(address: int) -> list[str]:
+    """What the kernel says of the mapping that holds ``address``."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+        first = line.split()[0]
+        if "-" in first and not first.endswith(":"):
+            begin, end = (int(part, 16) for part in first.split("-"))
+            inside = begin <= address < end
+        elif inside and first == "VmFlags:":
+            return line.split()[1:]
+    return []
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a kernel without huge pages"
+)
+def test_buffers_are_of_huge_pages_where_there_are_any() -> None:
+    buffer = ChunkBuffer(4 << 20)
+    assert "hg" in _flags_of(buffer.words.ctypes.data)

@@ -1,0 +1,319 @@
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import fio
+from benchmarks.figures import Figure, ratios, table
+from benchmarks.ratioplot import ratio_plot
+from benchmarks.storage import in_turn, trial_figures
+from benchmarks.storagefigures import figures_of, percentile_table
+from benchmarks.uniform import MODEL, UniformAppend, UniformFamily, UniformOverwrite, UniformRead
+from pytest_kvcache.registry import build_registry
+from pytest_kvcache.verdicts import evaluate_trial
+from pytest_kvcache.workloads.protocol import WorkloadContext
+from tests.factories import rank_result, sound_plan, sound_record
+
+ROOT = Path(__file__).parents[1]
+KIB, MIB = 1 << 10, 1 << 20
+
+# What fio 3.33 writes, without the parts that nobody reads.
+REPORT: dict[str, Any] = {
+    "fio version": "fio-3.33",
+    "jobs": [
+        {
+            "jobname": "beside",
+            "error": 0,
+            "job_runtime": 4000,
+            "usr_cpu": 2.5,
+            "sys_cpu": 10.0,
+            "read": {
+                "io_bytes": 1 << 30,
+                "bw_bytes": 1 << 29,
+                "iops": 512.0,
+                "total_ios": 1024,
+                "clat_ns": {
+                    "percentile": {
+                        "50.000000": 1_000_000,
+                        "95.000000": 2_000_000,
+                        "99.000000": 3_000_000,
+                        "99.900000": 4_000_000,
+                    }
+                },
+            },
+            "write": {"io_bytes": 0},
+        }
+    ],
+}
+
+
+def figure(*values: float, target: float = 0.95, at_least: bool = True) -> Figure:
+    return Figure(name="read", unit="× fio", target=target, at_least=at_least, values=values)
+
+
+def side(speed: float, **more: Any) -> dict[str, Any]:
+    ms = {"p50": 0.01, "p95": 0.02, "p99": 0.03, "p999": None}
+    return {
+        "gib_per_s": speed, "cpu_s_per_gib": 0.1, "ops_per_s": 1000 * speed, "ms": ms, **more,
+    }  # fmt: skip
+
+
+def raw_figures() -> dict[str, dict[str, list[Any]]]:
+    """Two rounds of everything."""
+    ours = side(0.9, peak_rss_bytes=200 * MIB, null_ops_per_s=100_000.0)
+    beside = {"ours": ours, "fio": side(1.0), "fio_null": side(1.0, ops_per_s=1e6)}
+    both = [beside, beside]
+    return {
+        "bandwidth": {f"{kind} {size}": both for kind in ("read", "write")
+                      for size in (64 * KIB, MIB, 32 * MIB)},
+        "single": {"read": both},
+        "operations": {f"read {16 * KIB}": both},
+        "percentiles": {f"read {16 * KIB} 2": [{"fio": [side(1.0)], "null": [side(1), side(2)]}]},
+        "start": {"s": [1.0, 1.2]},
+        "gather": {"s": [0.4]},
+    }  # fmt: skip
+
+
+# --- fio ------------------------------------------------------------------------------------
+
+
+def test_a_report_of_fio_gives_its_rates_its_percentiles_and_its_cpu_time() -> None:
+    assert fio.figures(REPORT, "read") == {
+        "gib_per_s": 0.5,
+        "ops_per_s": 512.0,
+        "ms": {"p50": 1.0, "p95": 2.0, "p99": 3.0, "p999": 4.0},
+        "cpu_s_per_gib": pytest.approx(0.5),
+        "count": 1024,
+    }
+
+
+def test_a_report_of_fio_without_what_was_asked_for_is_no_figure() -> None:
+    with pytest.raises(ValueError, match="fio made no write"):
+        fio.figures(REPORT, "write")
+
+
+def test_a_failed_job_of_fio_is_no_figure() -> None:
+    report = copy.deepcopy(REPORT)
+    report["jobs"][0]["error"] = 28
+    with pytest.raises(ValueError, match="error 28"):
+        fio.figures(report, "read")
+
+
+def test_jobs_of_fio_that_were_not_summed_are_no_figure() -> None:
+    with pytest.raises(ValueError, match="2 groups"):
+        fio.figures({"jobs": REPORT["jobs"] * 2}, "read")
+
+
+def job(**changes: Any) -> fio.FioJob:
+    values: dict[str, Any] = {
+        "kind": "read", "block_bytes": MIB, "jobs": 2, "depth": 8, "engine": "libaio",
+        "size_bytes": 1 << 30, "seconds": 2.0,
+    }  # fmt: skip
+    return fio.FioJob(**{**values, **changes})
+
+
+def test_the_pattern_is_the_command_of_fio() -> None:
+    argv = job().argv(Path("/data"))
+    wanted = "--rw=randread --bs=1048576 --numjobs=2 --iodepth=8 --direct=1 --time_based"
+    assert {*wanted.split(), "--runtime=2000ms", "--directory=/data", "--unlink=1"} <= set(argv)
+
+
+def test_a_pass_through_a_file_is_sequential_and_not_repeated() -> None:
+    argv = job(seconds=None, direct=False).argv(Path("/data"))
+    assert {"--rw=read", "--direct=0"} <= set(argv)
+    assert "--time_based" not in argv
+
+
+def test_the_null_engine_of_fio_gets_no_directory() -> None:
+    assert not [word for word in job(engine="null").argv(Path("/data")) if "/data" in word]
+
+
+def test_without_fio_the_script_says_how_to_install_it(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.storage"],
+        env={**os.environ, "PATH": str(tmp_path), "PYTHONPATH": str(ROOT)}, cwd=tmp_path,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == f"{fio.MISSING}\n"
+    assert "apt install fio" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+# --- figures and targets --------------------------------------------------------------------
+
+
+def test_the_median_decides_and_not_the_best_round() -> None:
+    assert not figure(0.5, 0.9, 1.5).met
+    assert figure(0.5, 0.95, 1.5).met
+    assert figure(1.0, 2.0, 3.0, target=2.0, at_least=False).met
+    assert not figure(1.0, 2.1, 3.0, target=2.0, at_least=False).met
+
+
+def test_a_figure_without_a_round_is_refused() -> None:
+    with pytest.raises(ValueError, match="read has no value"):
+        figure()
+
+
+def test_ratios_are_of_neighbours_and_not_of_medians() -> None:
+    assert ratios([1.0, 4.0], [2.0, 4.0]) == (0.5, 1.0)
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        ratios([1.0], [2.0, 4.0])
+
+
+@given(st.lists(st.floats(0.001, 99_999), min_size=1, max_size=9), st.booleans())
+def test_every_line_of_the_table_fits_80_columns(values: list[float], at_least: bool) -> None:  # noqa: FBT001
+    one = Figure(
+        name="one 32 MiB object, beside readahead", unit="× fio", target=0.95, at_least=at_least,
+        values=tuple(values),
+    )  # fmt: skip
+    assert max(map(len, table([one]).splitlines())) <= 80
+
+
+def test_every_target_has_its_rows() -> None:
+    found = {one.name: one for one in figures_of(raw_figures())}
+    assert list(found) == [
+        "bandwidth, read 64 KiB", "bandwidth, read 1 MiB", "bandwidth, read 32 MiB",
+        "bandwidth, write 64 KiB", "bandwidth, write 1 MiB", "bandwidth, write 32 MiB",
+        "one 32 MiB object, beside readahead",
+        "CPU per GiB, read 1 MiB", "CPU per GiB, read 32 MiB",
+        "CPU per GiB, write 1 MiB", "CPU per GiB, write 32 MiB",
+        "memory of the largest rank",
+        "1 thread, tmpfs, read 16 KiB",
+        "above fio's, null, read 16 KiB",
+        "start to first operation, 2 ranks",
+        "gather of 64 ranks",
+    ]  # fmt: skip
+    assert {name for name, one in found.items() if not one.met} == {
+        "bandwidth, read 1 MiB", "bandwidth, read 32 MiB", "bandwidth, write 1 MiB",
+        "bandwidth, write 32 MiB", "one 32 MiB object, beside readahead",
+        "1 thread, tmpfs, read 16 KiB",
+    }  # fmt: skip
+    assert found["above fio's, null, read 16 KiB"].values == pytest.approx((9.0, 9.0))
+    assert found["memory of the largest rank"].values == pytest.approx((200 / 1024, 200 / 1024))
+    assert found["bandwidth, read 1 MiB"].values == pytest.approx((0.9, 0.9))
+
+
+def test_a_percentile_of_several_ranks_is_the_slowest_ranks_and_too_few_are_a_dash() -> None:
+    raw = raw_figures()
+    (entry,) = raw["percentiles"][f"read {16 * KIB} 2"]
+    entry["null"][1] = side(1, ms={"p50": 0.05, "p95": 0.06, "p99": 0.07, "p999": 0.08})
+    lines = percentile_table(raw).splitlines()
+    assert lines[1].split() == [
+        "read",
+        "16",
+        "KiB,",
+        "np",
+        "2,",
+        "fio",
+        "10.0",
+        "20.0",
+        "30.0",
+        "-",
+    ]
+    assert lines[2].split()[-4:] == ["50.0", "60.0", "70.0", "-"]
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_figures_survive_json() -> None:
+    for one in figures_of(raw_figures()):
+        data = json.loads(json.dumps(one.to_json()))
+        assert data["values"] == list(one.values)
+        assert data["median"] == one.median
+
+
+def test_the_picture_has_a_row_per_ratio_and_is_svg() -> None:
+    figures = figures_of(raw_figures())
+    drawn = ET.fromstring(ratio_plot(figures))
+    circles = drawn.findall("{http://www.w3.org/2000/svg}circle")
+    assert len(circles) == sum(one.unit == "× fio" for one in figures)
+
+
+def test_the_order_within_a_round_turns_and_the_names_stay() -> None:
+    seen: list[str] = []
+    steps = {name: (lambda name=name: seen.append(name)) for name in ("ours", "fio")}
+    assert list(in_turn(0, steps)) == list(in_turn(1, steps)) == ["ours", "fio"]
+    assert seen == ["ours", "fio", "fio", "ours"]
+
+
+def test_the_rows_find_their_figures_in_a_run_file() -> None:
+    plan = sound_plan()
+    data, verdicts = evaluate_trial(sound_record(plan, [rank_result()]), plan)
+    trial = {**data, "verdicts": [asdict(verdict) for verdict in verdicts]}
+    found = trial_figures({"cases": [{"trials": [trial]}]}, "read")
+    assert found["gib_per_s"] == data["read"]["gib_per_s"]
+    assert found["peak_rss_bytes"] == data["ranks"][0]["peak_rss_bytes"]
+
+
+# --- the workload ---------------------------------------------------------------------------
+
+
+def context(**changes: Any) -> WorkloadContext:
+    values: dict[str, Any] = {
+        "users": 4, "block_tokens": 64, "context_scale": 0.01, "seed": 1, "trial": 0, "rank": 0,
+        "trace": None, "trace_speedup": 0.0, "trace_cycles": 1,
+    }  # fmt: skip
+    return WorkloadContext(**{**values, **changes})
+
+
+def test_the_plugin_registers_reads_and_writes_and_the_model() -> None:
+    registry = build_registry(["benchmarks.uniform"])
+    assert {"uniform-read", "uniform-append", "uniform-overwrite"} <= set(registry.workloads)
+    assert registry.models["uniform-1k"].bytes_per_token == MODEL.bytes_per_token == KIB
+
+
+@given(block_tokens=st.sampled_from([16, 64, 1024, 4096]), scale=st.floats(0.005, 0.05))
+def test_the_data_set_is_what_it_needs_and_no_key_comes_twice(
+    block_tokens: int, scale: float
+) -> None:
+    spec = context(block_tokens=block_tokens, context_scale=scale)
+    requests = list(UniformRead(spec).population())
+    keys = [key for request in requests for key in request.keys]
+    assert len(set(keys)) == len(keys)
+    need = UniformFamily(UniformRead).need(spec).working_set_blocks
+    assert need - max(1, 512 // block_tokens) < len(keys) <= need
+    assert [request.user for request in requests] == list(range(len(requests)))
+
+
+def test_only_what_is_wholly_stored_is_asked_for() -> None:
+    workload = UniformRead(context())
+    population = workload.population()
+    next(population)
+    assert workload.next_request(0) is None  # the first one may be under way still
+    next(population)
+    assert {workload.next_request(0).user for _ in range(20)} == {0}  # type: ignore[union-attr]
+
+
+def test_every_write_is_of_something_new() -> None:
+    workload = UniformAppend(context())
+    assert list(workload.population()) == []
+    keys = [key for user in range(50) for key in workload.next_request(user).keys]  # type: ignore[union-attr]
+    assert len(set(keys)) == len(keys) == 50 * 8
+
+
+def test_a_cache_to_be_overwritten_is_full_at_the_start() -> None:
+    workload = UniformOverwrite(context())
+    stored = [key for request in workload.population() for key in request.keys]
+    need = UniformFamily(UniformOverwrite).need(context()).working_set_blocks
+    assert need - 8 < len(stored) <= need
+    request = workload.next_request(0)
+    assert request is not None
+    assert not {*stored} & {*request.keys}
+
+
+def test_ranks_and_trials_have_keys_of_their_own() -> None:
+    first = [UniformAppend(context(**change)).next_request(0)
+             for change in ({}, {"rank": 1}, {"trial": 1}, {"seed": 2})]  # fmt: skip
+    assert len({request.keys for request in first if request is not None}) == 4
