@@ -51,6 +51,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.path.stem in _ONCE:
             item.add_marker("once")
         slow = next((name for name in _MINUTES if item.get_closest_marker(name)), None)
+        if slow in {"containers", "lengthy"}:  # each waits for itself, not for the other
+            item.add_marker(pytest.mark.xdist_group(slow))
         if slow is not None and not asked:
             item.add_marker(pytest.mark.skip(reason=f"takes minutes: pytest -m {slow}"))
 

@@ -195,7 +195,7 @@ def test_a_full_disk_is_told_with_host_and_directory(real_site: Site) -> None:
 
 def test_no_inodes_left_is_a_full_disk(real_site: Site) -> None:
     with small_filesystem(real_site.cache_dir, "size=64m,nr_inodes=400"):
-        cause = the_cause(failed(real_site, *FILES[:2]))
+        cause = the_cause(failed(real_site, *FILES[:2], "--kv-store=file"))
     assert "is full" in cause
     assert str(real_site.cache_dir) in cause
 
