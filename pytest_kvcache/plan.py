@@ -42,7 +42,7 @@ _SLOWEST_BYTES_PER_S = 20e6  # of a whole host, for the default deadline
 _START_S = 120.0  # for the default deadline: start of the ranks and their end
 _MIN_DRAIN_S = 30.0
 # Of a rank's memory, without pages that ranks share: interpreter, numpy, MPI and histograms
-# (31 MiB were measured), logs, and the 32 MiB that calibration copies to and fro.
+# (31 MiB were measured), logs, and the 32 MiB that calibration copies back and forth.
 _RANK_BYTES = 96 * MIB
 # Of a block: its key, its place in the index and in the users' contexts (430 to 510 bytes
 # were measured).

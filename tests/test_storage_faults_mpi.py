@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.mpi, pytest.mark.lengthy]
 
 HOST = os.uname().nodename
-FILES = ("--kv-backend=file", "--kv-allow-invalid")
+FILES = ("--kv-backend=file", "--kv-allow-invalid")  # small objects: slabs
+EACH_ITS_FILE = ("--kv-store=file", "--kv-duration=300")  # ended by the fault
+IN_SLABS = ("--kv-store=slab", "--kv-duration=2")
 ONE_METRIC = "--kv-metrics=read.gib_per_s"
-LONG = (*FILES, "--kv-duration=300")
 FROZEN_S = 20.0
 LINGER_S = 12.0  # longer than a rank may be silent
 
@@ -83,7 +84,10 @@ def filesystem(kind: str, directory: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
 def test_a_disk_that_fills_up_half_way_fails_the_trial(real_site: Site, kind: str) -> None:
-    with filesystem(kind, real_site.cache_dir), measuring(real_site, *LONG) as process:
+    with (
+        filesystem(kind, real_site.cache_dir),
+        measuring(real_site, *FILES, *EACH_ITS_FILE) as process,
+    ):
         fill(real_site.cache_dir, until=lambda: process.poll() is not None)
         cause = failed(real_site, process)
     assert re.search(rf"rank \d on host {HOST}: \d+ failed operations?, the first: ", cause)
@@ -92,10 +96,22 @@ def test_a_disk_that_fills_up_half_way_fails_the_trial(real_site: Site, kind: st
     assert "lower --kv-storage-capacity-gb or give another --kv-cache-dir" in cause
 
 
+@pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
+def test_a_disk_that_fills_up_takes_nothing_from_slabs(real_site: Site, kind: str) -> None:
+    with (
+        filesystem(kind, real_site.cache_dir),
+        measuring(real_site, *FILES, *IN_SLABS, ONE_METRIC) as process,
+    ):
+        fill(real_site.cache_dir, until=lambda: process.poll() is not None)
+        trial = passed(real_site, process)
+    assert trial["write"]["count"] > 0
+    assert trial["write"]["failed"] == trial["read"]["failed"] == 0
+
+
 def test_a_device_that_fails_ends_the_trial_with_its_own_error(real_site: Site) -> None:
     with (
         loop_disk(real_site.cache_dir, 64 * MIB) as disk,
-        measuring(real_site, *LONG, "--kv-io=direct") as process,
+        measuring(real_site, *FILES, *EACH_ITS_FILE, "--kv-io=direct") as process,
     ):
         disk.lose_all_but(MIB)
         cause = failed(real_site, process)
@@ -106,17 +122,26 @@ def test_a_device_that_fails_ends_the_trial_with_its_own_error(real_site: Site) 
     ), cause
 
 
-def test_a_removed_run_directory_fails_the_trial_and_is_named(real_site: Site) -> None:
-    with measuring(real_site, *LONG) as process:
+@pytest.mark.parametrize("store", [EACH_ITS_FILE, IN_SLABS])
+def test_a_removed_run_directory_fails_the_trial_and_is_named(
+    real_site: Site, store: tuple[str, ...]
+) -> None:
+    with measuring(real_site, *FILES, *store) as process:
         (directory,) = real_site.cache_dir.glob("kvcache-*")
         # At once: while it is emptied, a rank may find a file gone and its directory there.
         shutil.rmtree(directory.rename(real_site.path / "removed"))
         cause = failed(real_site, process)
-    assert re.search(rf"; {directory}/rank-\d on {HOST} is gone: it was removed, or its", cause)
+    assert re.search(rf"{directory}/rank-\d on {HOST} is gone: it was removed, or its", cause)
 
 
-def test_an_unmounted_cache_directory_fails_the_trial_and_is_named(real_site: Site) -> None:
-    with loop_disk(real_site.cache_dir, 64 * MIB) as disk, measuring(real_site, *LONG) as process:
+@pytest.mark.parametrize("store", [EACH_ITS_FILE, IN_SLABS])
+def test_an_unmounted_cache_directory_fails_the_trial_and_is_named(
+    real_site: Site, store: tuple[str, ...]
+) -> None:
+    with (
+        loop_disk(real_site.cache_dir, 64 * MIB) as disk,
+        measuring(real_site, *FILES, *store) as process,
+    ):
         disk.unmount_lazily()
         cause = failed(real_site, process)
     assert re.search(rf"{real_site.cache_dir}/kvcache-\S+ on {HOST} is gone: it was", cause), cause

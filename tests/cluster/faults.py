@@ -151,6 +151,6 @@ FAULTS = (
         inject=_fill,
         mend=_empty,
         said=rf"{RANK}: .*No space left on device",
-        args=("--kv-duration=6", "--kv-storage-capacity-gb=0.02"),
+        args=("--kv-duration=6", "--kv-storage-capacity-gb=0.02", "--kv-store=file"),
     ),
 )

@@ -31,6 +31,13 @@ def dry_run(cluster: Cluster, *args: str) -> tuple[int, str]:
     return session.process.returncode, " ".join(text.split())
 
 
+def hide_package(cluster: Cluster) -> None:
+    """The installed one, and the checkout's, which lies behind it for the tests' helpers."""
+    checkout = Path(__file__).parents[2] / "pytest_kvcache"
+    for package in {Path(pytest_kvcache.__file__).parent, checkout}:
+        cluster.hide("n2", package)
+
+
 def hide_metadata(cluster: Cluster) -> None:
     """Another version of the package on n2, as far as its metadata say."""
     site = Path(sysconfig.get_path("purelib"))
@@ -58,7 +65,7 @@ FOUND: tuple[tuple[str, Callable[[Cluster], None], str], ...] = (
     ),
     (
         "no package",
-        lambda c: c.hide("n2", Path(pytest_kvcache.__file__).parent),
+        hide_package,
         r"has no fitting pytest-kvcache in \S+/python\S* \(.*No module named .*install this",
     ),
     (
