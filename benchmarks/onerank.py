@@ -51,7 +51,7 @@ def measure(given: dict[str, Any], number: int, *, calibrates: bool) -> dict[str
     kind = "read" if plan.phase == "decode" else "write"
     done_bytes = result.read_bytes if kind == "read" else result.write_bytes
     return {
-        "ops_per_s": done_bytes / plan.block_bytes / (window_ns / 1e9),
+        "ops_per_s": done_bytes / plan.object_bytes / (window_ns / 1e9),
         "ms": latencies_ms(rank.recorder.histograms[kind]),
         "null_ops_per_s": result.null_ops_per_s,
         "memory_ops_per_s": result.memory_ops_per_s,

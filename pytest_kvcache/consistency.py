@@ -151,13 +151,13 @@ def _series_bytes_faults(record: TrialRecord, plan: Plan, kind: str, column: int
             f"the series has {sum(told)} bytes of {kind}s; it must be {'' if whole else 'at most '}"
             f"those of the window, which are {moved_bytes}"
         )
-    if count and op_bytes == count * plan.block_bytes:
+    if count and op_bytes == count * plan.object_bytes:
         operations = series.operations[:, column].tolist()
         for point, (found, moved) in enumerate(zip(operations, told, strict=True)):
-            if moved != found * plan.block_bytes:
+            if moved != found * plan.object_bytes:
                 yield (
                     f"the series has {moved} bytes of {found} {kind}s in interval {point}; each"
-                    f" moves {plan.block_bytes}"
+                    f" moves {plan.object_bytes}"
                 )
 
 
@@ -193,6 +193,7 @@ _RULE_OF = {
     "arrival": "arrival",
     "io": "io",
     "sync": "sync",
+    "object_layout": "layout",
     "queue_depth": "queue_depth",
     "verify": "verify",
     "data": "data",

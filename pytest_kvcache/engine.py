@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.workloads.protocol import Request, Workload
 
 MAX_BACKLOG = 10_000  # open loop: requests under way per rank; what comes beyond is dropped
-_STORES_PER_DEPTH = 4  # objects waiting to be stored per queue depth, before users wait
+_STORES_PER_DEPTH = 4  # blocks waiting to be stored per queue depth, before users wait
 _TICK_NS = 100_000_000
 _LAST_OPERATIONS_NS = 60_000_000_000  # for what is in flight when everything else has ended
 
@@ -119,7 +119,8 @@ class Engine:
         self._generating = 0
         self._sampled_ns = 0
         self._stores = 0
-        self._max_stores = _STORES_PER_DEPTH * settings.queue_depth
+        self._parts = settings.objects_per_block
+        self._max_stores = _STORES_PER_DEPTH * settings.queue_depth * self._parts
         self._populating = True
         self._stopping = False
         self._pumping = False
@@ -393,7 +394,7 @@ class Engine:
             self._index.release(flight.admission)
             self._store(flight)
             return
-        flight.left = len(hits)
+        flight.left = len(hits) * self._parts
         if hits:
             self.pool.submit(READ, hits, flight)
         else:
@@ -417,7 +418,7 @@ class Engine:
             request.prompt_tokens, hit_tokens,
         )  # fmt: skip
         if hits and self._reads:
-            loaded_bytes = hits * self._settings.object_bytes
+            loaded_bytes = hits * self._parts * self._settings.object_bytes
             self._log.add(LOAD, 0, flight.issued_ns, flight.loaded_ns, loaded_bytes, 0)
 
     def _respond(self, flight: _Flight, done_ns: int) -> None:
@@ -437,18 +438,18 @@ class Engine:
 
     def _store(self, flight: _Flight) -> None:
         admission = flight.admission
-        self._stores += len(admission.inserts)
+        self._stores += len(admission.inserts) * self._parts
         if self._stopping:
             return
         if admission.victims:
-            flight.left = len(admission.victims)
+            flight.left = len(admission.victims) * self._parts
             self.pool.submit(DELETE, admission.victims, flight)
         else:
             self._write(flight)
 
     def _write(self, flight: _Flight) -> None:
         inserts = flight.admission.inserts
-        flight.left = len(inserts)
+        flight.left = len(inserts) * self._parts
         if not inserts:
             self._flights -= 1
         elif not self._stopping:
@@ -472,7 +473,8 @@ class Engine:
         elif not flight.left:
             self._write(flight)
         blocker = self._blocked_on  # admission is asked again only when it can have changed
-        if blocker is None or blocker is operation.slot or (blocker.present and not blocker.pins):
+        own = blocker is operation.slot and (blocker.present or operation.failed)
+        if blocker is None or own or (blocker.present and not blocker.pins):
             self._pump()
 
     def _complete_read(self, operation: Operation, flight: _Flight) -> None:

@@ -28,6 +28,7 @@ _STEP_INVERSE = pow(_TAG_STEP, -1, _TAG_MODULUS)
 # Where the part begins in the number that is hashed: generations below 2**48 and parts
 # below 2**15 of one key all have tags of their own.
 _PART_SHIFT = 48
+MAX_PARTS = 1 << 15
 
 _FIELDS = struct.Struct("<QQ16sQQQI")
 _CHECKSUM = struct.Struct("<I")
@@ -37,7 +38,8 @@ HEAD_BYTES = _FIELDS.size + _CHECKSUM.size
 class Identity(NamedTuple):
     """One object of a rank: the 16 bytes of its key, which writing of it, which part.
 
-    ``part`` numbers the objects that one block is cut into; 0 where it is a single one.
+    ``part`` numbers the objects that one block is cut into, at most `MAX_PARTS`; 0 where
+    it is a single one.
     """
 
     key: bytes

@@ -358,8 +358,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
     OptionSpec(name="sync", metavar="{none,data}", parse=_choice("none", "data"),
                help="durability of each put (default: none with direct, data with buffered)"),
     OptionSpec(name="layout", metavar="{block,layer}", parse=_choice("block", "layer"),
-               is_available=_is("block"), later="use --kv-layout=block",
-               help="one object per block, or per layer of it (default: block)"),
+               help="one object per block, or one per layer of a block (default: block)"),
     OptionSpec(name="store", metavar="{auto,file,slab}", parse=_choice("auto", "file", "slab"),
                help="how --kv-backend=file keeps objects: a file each, or in preallocated slabs"
                " (default: auto = slab up to 1 MiB as stored, else file)"),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_kvcache.backends.slaballocator import slab_count
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.hosts import RankLayout
+from pytest_kvcache.identity import MAX_PARTS
 from pytest_kvcache.launchers.protocol import binds_ranks
 from pytest_kvcache.models import ModelSpec
 from pytest_kvcache.units import MIB, format_bytes
@@ -47,6 +48,8 @@ _RANK_BYTES = 96 * MIB
 # Of a block: its key, its place in the index and in the users' contexts (430 to 510 bytes
 # were measured).
 _BLOCK_MEMORY_BYTES = 640
+# Of each further object of a block: its place in the queue and in the slabs.
+_OBJECT_MEMORY_BYTES = 640
 
 # What may differ between two runs that measure the same thing.
 _NOT_WORKLOAD = (
@@ -75,6 +78,8 @@ class Plan:
     """One case, ready to be launched; ``trial`` counts from 0.
 
     ``duration_s`` None: until the trace ends. ``capacity_blocks`` is per rank.
+    ``object_layout`` is ``block`` (a block is one object) or ``layer`` (one per layer);
+    ``layout`` is where the ranks are.
     ``store`` is how the backend file keeps objects, None for every other backend.
     ``need_blocks`` is what one rank would store if nothing were evicted. ``cores`` is
     ``split`` (ranks of a host divide its cores) or ``shared`` (as the launcher bound them).
@@ -100,6 +105,7 @@ class Plan:
     request_rate: float | None
     arrival: str | None
     backend: str
+    object_layout: str
     store: Store | None
     io: str
     sync: str
@@ -123,9 +129,15 @@ class Plan:
                 " working directories of their own"
             )
         if self.capacity_blocks < 1:
+            block = format_bytes(self.stored_bytes)
             raise OptionError(
-                f"the storage capacity per rank holds no block of {format_bytes(self.block_bytes)};"
+                f"the storage capacity per rank holds no block of {block};"
                 " raise --kv-storage-capacity-gb, free some space, or lower --kv-block-tokens"
+            )
+        if self.objects_per_block > MAX_PARTS:
+            raise OptionError(
+                f"--kv-layout is layer and {self.model.name} has {self.model.layers} layers; a"
+                f" block can be at most {MAX_PARTS} objects, use --kv-layout=block"
             )
         self._check_arrivals()
 
@@ -169,19 +181,39 @@ class Plan:
         return self.model.block_bytes(self.block_tokens, self.tensor_parallel)
 
     @property
-    def stored_bytes(self) -> int:
+    def objects_per_block(self) -> int:
+        """How many objects a block is stored as."""
+        return objects_per_block(self.object_layout, self.model)
+
+    @property
+    def object_bytes(self) -> int:
+        """Logical bytes of an object: a block's, or those of one layer of it."""
+        return self.block_bytes // self.objects_per_block
+
+    @property
+    def object_stored_bytes(self) -> int:
         """The same padded to whole pages: what is transferred."""
-        return -(-self.block_bytes // PAGE_BYTES) * PAGE_BYTES
+        return _padded(self.object_bytes)
+
+    @property
+    def stored_bytes(self) -> int:
+        """What a block takes on the storage: all its objects, each padded."""
+        return self.objects_per_block * self.object_stored_bytes
 
     @property
     def chunk_bytes(self) -> int:
         """The largest transfer."""
-        return min(MAX_CHUNK_BYTES, self.stored_bytes)
+        return min(MAX_CHUNK_BYTES, self.object_stored_bytes)
 
     @property
     def capacity_bytes(self) -> int:
         """The hard cap on disk of one rank."""
         return self.capacity_blocks * self.stored_bytes
+
+    @property
+    def capacity_objects(self) -> int:
+        """Objects that one rank stores at the same time at most."""
+        return self.capacity_blocks * self.objects_per_block
 
     @property
     def most_blocks(self) -> int:
@@ -195,7 +227,9 @@ class Plan:
     @property
     def slab_files(self) -> int:
         """Files that one rank keeps open as its slabs."""
-        return slab_count(self.capacity_blocks, self.stored_bytes) if self.store == "slab" else 0
+        if self.store != "slab":
+            return 0
+        return slab_count(self.capacity_objects, self.object_stored_bytes)
 
     @property
     def buffer_bytes(self) -> int:
@@ -206,7 +240,8 @@ class Plan:
     def memory_bytes(self) -> int:
         """What one rank takes of its host at most, shared libraries apart: the forecast."""
         held = self.capacity_bytes if self.backend == "memory" else 0
-        known = _BLOCK_MEMORY_BYTES * min(self.capacity_blocks, self.need_blocks)
+        of_block = _BLOCK_MEMORY_BYTES + _OBJECT_MEMORY_BYTES * (self.objects_per_block - 1)
+        known = of_block * min(self.capacity_blocks, self.need_blocks)
         return _RANK_BYTES + self.buffer_bytes + known + held
 
     @property
@@ -289,6 +324,15 @@ class Plan:
         return cls(**values)
 
 
+def objects_per_block(object_layout: str, model: ModelSpec) -> int:
+    """How many objects a block is stored as: 1, or one per layer."""
+    return model.layers if object_layout == "layer" else 1
+
+
+def _padded(size_bytes: int) -> int:
+    return -(-size_bytes // PAGE_BYTES) * PAGE_BYTES
+
+
 def _digest(data: Mapping[str, Any]) -> str:
     text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -318,7 +362,7 @@ def effective_block_tokens(options: Options, trace: Trace | None) -> int:
 
 
 def effective_store(asked: str, backend: str, stored_bytes: int) -> Store | None:
-    """``file`` or ``slab``, by size where ``auto`` is asked for; None for another backend."""
+    """``file`` or ``slab``, by an object's size where ``auto``; None for another backend."""
     if backend != "file":
         return None
     if asked == "auto":
@@ -343,7 +387,8 @@ def build_plan(
         ramp_s = min(30.0, (duration_s or 0.0) / 10)
     asked_rate = options.overrides("request_rate") or not replays
     request_rate = options.request_rate if asked_rate else None
-    stored = -(-model.block_bytes(block_tokens, options.tensor_parallel) // PAGE_BYTES) * PAGE_BYTES
+    objects = objects_per_block(options.layout, model)
+    stored = _padded(model.block_bytes(block_tokens, options.tensor_parallel) // objects)
     plan = Plan(
         version=facts.version,
         run_id=facts.run_id,
@@ -363,11 +408,12 @@ def build_plan(
         request_rate=request_rate,
         arrival=None if request_rate is None else options.arrival or DEFAULT_ARRIVAL,
         backend=options.backend,
+        object_layout=options.layout,
         store=effective_store(options.store, options.backend, stored),
         io=options.io,
         sync=options.sync or ("none" if options.io == "direct" else "data"),
         cache_dir=options.cache_dir,
-        capacity_blocks=_capacity_blocks(options.storage_capacity_gb, stored, facts),
+        capacity_blocks=_capacity_blocks(options.storage_capacity_gb, objects * stored, facts),
         need_blocks=facts.need.working_set_blocks,
         queue_depth=options.queue_depth,
         cores="shared" if binds_ranks(options.mpi_params) else "split",
@@ -393,6 +439,7 @@ _OPTION_OF = {
     "capacity_blocks": "storage_capacity_gb",
     "plugins": "plugin",
     "layout": "np",
+    "object_layout": "layout",
     "cores": "mpi_params",
 }
 # What a replay fixes for itself.

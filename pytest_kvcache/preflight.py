@@ -175,17 +175,19 @@ def _space_problems(plan: Plan, facts: HostFacts, ranks: int) -> Iterator[str]:
         return
     free, inodes = facts.filesystem["available_bytes"], facts.filesystem["available_inodes"]
     blocks = ranks * plan.most_blocks
+    files = blocks * plan.objects_per_block
     if blocks * plan.stored_bytes > FREE_SHARE * free:
         yield (
             f"has {format_bytes(free)} free in {plan.cache_dir} for {ranks} ranks that store"
             f" {format_bytes(blocks * plan.stored_bytes)}; that must stay below {FREE_SHARE:.0%},"
             " free some or lower --kv-storage-capacity-gb"
         )
-    if inodes is not None and plan.store != "slab" and blocks > inodes:
+    if inodes is not None and plan.store != "slab" and files > inodes:
+        each = "a file each" if plan.objects_per_block == 1 else "a file for each layer"
         instead = "use --kv-store=slab, " if plan.store == "file" else ""
         yield (
-            f"has {inodes} inodes free in {plan.cache_dir} for {blocks} blocks of {ranks} ranks, a"
-            f" file each; {instead}lower --kv-storage-capacity-gb or use longer --kv-block-tokens"
+            f"has {inodes} inodes free in {plan.cache_dir} for {blocks} blocks of {ranks} ranks,"
+            f" {each}; {instead}lower --kv-storage-capacity-gb or use longer --kv-block-tokens"
         )
 
 

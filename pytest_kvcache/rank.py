@@ -82,7 +82,7 @@ class Rank:
         self.stopped_ns = 0
         self.drained_ns = 0
         self.recorder = Recorder()
-        self.index = CacheIndex(plan.capacity_blocks)
+        self.index = CacheIndex(plan.capacity_blocks, plan.objects_per_block)
         self.engine: Engine | None = None
 
     def set_up(self, registry: Registry) -> None:
@@ -112,7 +112,7 @@ class Rank:
             return None
         engine = self._make_engine(
             backend,
-            CacheIndex(plan.capacity_blocks),
+            CacheIndex(plan.capacity_blocks, plan.objects_per_block),
             workload,
             self._payload(),
             recorder,
@@ -120,11 +120,11 @@ class Rank:
             blind=True,
         )
         with _undisturbed():
-            return operations_per_s(engine, recorder, plan.stored_bytes, tick)
+            return operations_per_s(engine, recorder, plan.object_stored_bytes, tick)
 
     def _payload(self) -> Payload:
-        plan = self.plan
-        return make_payload(plan.data, self._payload_seed(), plan.chunk_bytes, plan.stored_bytes)
+        plan, seed = self.plan, self._payload_seed()
+        return make_payload(plan.data, seed, plan.chunk_bytes, plan.object_stored_bytes)
 
     def _build_workload(self, context: WorkloadContext) -> Workload:
         assert self._family is not None
@@ -145,12 +145,13 @@ class Rank:
         return Engine(
             settings=TransferSettings(
                 queue_depth=plan.queue_depth,
-                object_bytes=plan.block_bytes,
-                stored_bytes=plan.stored_bytes,
+                object_bytes=plan.object_bytes,
+                stored_bytes=plan.object_stored_bytes,
                 chunk_bytes=plan.chunk_bytes,
                 sync=self._sync == "data",
                 verify=plan.verify,
                 blind=blind,
+                objects_per_block=plan.objects_per_block,
             ),
             block_tokens=plan.block_tokens,
             generation_s_per_token=generation_s_per_token,
@@ -230,12 +231,12 @@ class Rank:
                 self._space = FreeSpace(plan.cache_dir)
         return BackendPlan(
             directory=directory,
-            object_bytes=plan.stored_bytes,
+            object_bytes=plan.object_stored_bytes,
             chunk_bytes=plan.chunk_bytes,
             io="direct" if plan.io == "direct" else "buffered",
             sync="data" if plan.sync == "data" else "none",
             host=self.host,
-            capacity_objects=plan.capacity_blocks,
+            capacity_objects=plan.capacity_objects,
             store=plan.store,
         )
 

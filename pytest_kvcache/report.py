@@ -103,9 +103,19 @@ def describe_plan(plan: Plan) -> str:
         users = f"{plan.trace.requests} requests of {plan.trace.name} at their recorded times"
     return (
         f"{plan.np} rank{'s' * (plan.np > 1)} on {hosts}; {phase}{users}; blocks of"
-        f" {plan.block_tokens} tokens = {format_bytes(plan.block_bytes)};"
+        f" {plan.block_tokens} tokens = {describe_block(plan)};"
         f" {plan.backend}{where}, {durable}; depth {plan.queue_depth}; window {window}"
     )
+
+
+def describe_block(plan: Plan) -> str:
+    """The size of a block, and how many objects of which size it is if it is several."""
+    size = format_bytes(plan.block_bytes)
+    if plan.object_layout == "block":
+        return size
+    objects = plan.objects_per_block
+    one = "1 object" if objects == 1 else f"{objects} objects"
+    return f"{size} in {one} of {format_bytes(plan.object_bytes)} (a layer each)"
 
 
 def describe_survey(survey: Survey) -> list[str]:

@@ -15,6 +15,7 @@ from pytest_kvcache.hosts import HostRanks, RankLayout
 from pytest_kvcache.options import OPTIONS
 from pytest_kvcache.planning import CaseName, Planner, name_cases
 from pytest_kvcache.registry import build_registry
+from pytest_kvcache.report import describe_block
 from pytest_kvcache.units import format_bytes
 
 if TYPE_CHECKING:
@@ -86,8 +87,7 @@ def _model_lines(options: Options, model: ModelSpec, plan: Plan) -> Iterator[str
     shard = model.shard_bytes_per_token(options.tensor_parallel)
     per_rank = "" if shard == whole else f", {shard:,} per rank of {options.tensor_parallel}"
     yield f"  bytes per token           {whole:,}{per_rank}"
-    block = format_bytes(plan.block_bytes)
-    yield f"  block                     {plan.block_tokens} tokens, {block}"
+    yield f"  block                     {plan.block_tokens} tokens, {describe_block(plan)}"
     if model.note:
         indent = " " * 28
         text = textwrap.wrap(model.note, 79, initial_indent=indent, subsequent_indent=indent)

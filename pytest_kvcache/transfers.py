@@ -47,7 +47,8 @@ class TransferSettings:
     """How operations are carried out.
 
     ``object_bytes`` is the logical size of every object, ``stored_bytes`` the same
-    padded to whole pages; results count logical bytes. ``blind``: the backend stores
+    padded to whole pages; results count logical bytes. A block is stored as
+    ``objects_per_block`` of them: one, or one per layer. ``blind``: the backend stores
     nothing, so what is read is stamped as if it had been stored, then verified as ever,
     and what that finds is not heard.
     """
@@ -59,6 +60,7 @@ class TransferSettings:
     sync: bool
     verify: str
     blind: bool = False
+    objects_per_block: int = 1
 
     @property
     def transfers(self) -> int:
@@ -67,13 +69,18 @@ class TransferSettings:
 
 
 class Operation:
-    """One get, put or delete of an object; ``owner`` is whoever submitted it."""
+    """One get, put or delete of an object; ``owner`` is whoever submitted it.
+
+    ``part`` is which object of the slot's block; None where it is the only one.
+    """
 
     __slots__ = (
         "done_ns",
         "failed",
+        "identity",
         "kind",
         "left",
+        "object_key",
         "owner",
         "slot",
         "stamping_ns",
@@ -81,9 +88,17 @@ class Operation:
         "submitted_ns",
     )
 
-    def __init__(self, kind: int, slot: Slot, owner: Any, submitted_ns: int, left: int) -> None:
+    def __init__(
+        self, kind: int, slot: Slot, owner: Any, submitted_ns: int, left: int,
+        *, part: int | None = None,
+    ) -> None:  # fmt: skip
         self.kind = kind
         self.slot = slot
+        self.object_key = slot.object_key
+        self.identity = slot.identity
+        if part is not None:
+            self.object_key = f"{slot.object_key}.{part}"
+            self.identity = slot.identity._replace(part=part)
         self.owner = owner
         self.submitted_ns = submitted_ns
         self.stamping_ns = 0
@@ -189,6 +204,8 @@ class TransferPool:
         self._closed = False
         self._call_ns = 10.0 * _QUICK_CALL_NS  # recent mean; slow until dozens of calls were quick
         self._offsets = range(0, settings.stored_bytes, settings.chunk_bytes)
+        several = settings.objects_per_block > 1
+        self._parts = tuple(range(settings.objects_per_block)) if several else (None,)
         self._workers = [
             _Worker(payload, recorder.new_log(), settings.verify, number)
             for number in range(settings.queue_depth)
@@ -225,15 +242,16 @@ class TransferPool:
             thread.start()
 
     def submit(self, kind: int, slots: Sequence[Slot], owner: Any) -> None:
-        """Queue one operation per slot."""
+        """Queue one operation per object of each slot, block by block."""
         now = self._clock()
         offsets = (0,) if kind == DELETE else self._offsets
-        ready = self._ready
+        ready, parts = self._ready, self._parts
         for slot in slots:
-            operation = Operation(kind, slot, owner, now, len(offsets))
-            for offset in offsets:
-                ready.append((operation, offset))
-        self._wake(len(slots) * len(offsets))
+            for part in parts:
+                operation = Operation(kind, slot, owner, now, len(offsets), part=part)
+                for offset in offsets:
+                    ready.append((operation, offset))
+        self._wake(len(slots) * len(parts) * len(offsets))
 
     def _wake(self, transfers: int) -> None:
         """Wake threads for what was queued; where calls are quick, one at a time serves."""
@@ -303,7 +321,7 @@ class TransferPool:
 
     def _transfer(self, worker: _Worker, operation: Operation, offset: int) -> None:
         settings, clock = self._settings, self._clock
-        kind, identity = operation.kind, operation.slot.identity
+        kind, identity = operation.kind, operation.identity
         length = min(settings.chunk_bytes, settings.stored_bytes - offset)
         picked = clock()
         view = worker.prepare(kind, identity, offset, length)
@@ -311,7 +329,7 @@ class TransferPool:
         if not operation.started_ns:
             operation.started_ns = started  # it has begun; the lock below finds the earliest
         worker.busy_since_ns = started
-        error = self._call(kind, operation.slot.object_key, offset, view)
+        error = self._call(kind, operation.object_key, offset, view)
         done = clock()
         worker.busy_since_ns = 0
         if kind == READ and error is None:
@@ -355,11 +373,11 @@ class TransferPool:
         self, worker: _Worker, operation: Operation, offset: int, length: int
     ) -> str | None:
         if self._settings.blind:
-            worker.pretend(operation.slot.identity, offset, length)
-        problem = worker.verify(operation.slot.identity, offset, length)
+            worker.pretend(operation.identity, offset, length)
+        problem = worker.verify(operation.identity, offset, length)
         if problem is None or self._settings.blind:
             return None
-        return f"object {operation.slot.object_key} read back wrong at byte {offset}: {problem}"
+        return f"object {operation.object_key} read back wrong at byte {offset}: {problem}"
 
     def _sync(self, operation: Operation) -> int:
         """Make the object durable, unless a transfer of it failed; then it is complete."""
@@ -367,7 +385,7 @@ class TransferPool:
         began = self._clock()
         try:
             if not operation.failed:
-                self._backend.sync(operation.slot.object_key)
+                self._backend.sync(operation.object_key)
         except StorageError as problem:
             error = str(problem)
         done = self._clock()

@@ -84,6 +84,7 @@ def make_plan(**changes: Any) -> Plan:
         "request_rate": None,
         "arrival": None,
         "backend": "null",
+        "object_layout": "block",
         "store": "file" if on_files else None,
         "io": "direct",
         "sync": "none",
@@ -119,8 +120,9 @@ def key_of(block: object) -> bytes:
 
 
 def name_of(object_key: str) -> str:
-    """The name behind a backend's object key."""
-    return bytes.fromhex(object_key.partition(".")[0]).decode().lstrip(".")
+    """The name behind a backend's object key, with ``/2`` if it is the part 2 of a block."""
+    key, _generation, *part = object_key.split(".")
+    return "/".join([bytes.fromhex(key).decode().lstrip("."), *part])
 
 
 def ask(user: int, *blocks: object, output: Sequence[object] = (), **changes: Any) -> Request:
@@ -483,7 +485,7 @@ class Rig:
         }
         self.clock = clock
         self.recorder = Recorder()
-        self.index = CacheIndex(capacity_blocks)
+        self.index = CacheIndex(capacity_blocks, changes.get("objects_per_block", 1))
         self.engine = Engine(
             settings=TransferSettings(**values | changes),
             block_tokens=block_tokens,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import threading
 import time
 from collections import defaultdict
@@ -50,7 +51,7 @@ class Tampering(MemoryBackend):
         before = bytes(buffer)
         super().get_into(key, offset, buffer)
         self._got[key, offset] += 1
-        if name_of(key) == "a" and self._got[key, offset] > 1:
+        if name_of(key).startswith("a") and self._got[key, offset] > 1:
             right = bytes(buffer)
             self._damage(self, key, offset, before, buffer)
             with self._counting:
@@ -106,6 +107,15 @@ def swapped(backend: Tampering, key: str, offset: int, before: bytes, buffer: me
     buffer[:] = backend.other(offset)
 
 
+def other_layer(
+    backend: Tampering, key: str, offset: int, before: bytes, buffer: memoryview
+) -> None:
+    """All transfers are of the next layer of the same block."""
+    del before
+    block, _, layer = key.rpartition(".")
+    buffer[:] = backend._put[f"{block}.{(int(layer) + 1) % 3}"][offset]
+
+
 def foreign(backend: Tampering, key: str, offset: int, before: bytes, buffer: memoryview) -> None:
     """All transfers are of the object that another rank, trial or run has under the name."""
     del before
@@ -117,7 +127,7 @@ def foreign(backend: Tampering, key: str, offset: int, before: bytes, buffer: me
 
 
 def played(
-    damage: Damage, *, verify: str, data: str, pages: int, depth: int = 1
+    damage: Damage, *, verify: str, data: str, pages: int, depth: int = 1, layers: int = 1
 ) -> tuple[Rig, Tampering]:
     """Block ``a`` is stored, evicted, stored again, and read until a read fails."""
     object_bytes, chunk_bytes = pages * PAGE, min(CHUNK, pages * PAGE)
@@ -127,6 +137,7 @@ def played(
         script, backend, clock=time.monotonic_ns, capacity_blocks=1, queue_depth=depth,
         payload=make_payload(data, 1, chunk_bytes, object_bytes), verify=verify,
         object_bytes=object_bytes, stored_bytes=object_bytes, chunk_bytes=chunk_bytes,
+        objects_per_block=layers,
     )  # fmt: skip
     rig.run()
     return rig, backend
@@ -227,6 +238,22 @@ def test_wrong_transfers_are_counted_one_by_one_with_several_in_flight(fault: st
     rig, backend = played(damage, verify="sample", data="normal", pages=6 * 64, depth=4)
     assert_counted(rig, backend, good_reads=1)
     assert rig.engine.pool.corrupt == backend.damaged
+
+
+@DATA
+@pytest.mark.parametrize("verify", ["sample", "full"])
+def test_a_layer_that_came_instead_of_another_one_of_its_block_is_found_at_once(
+    verify: str, data: str
+) -> None:
+    rig, backend = played(other_layer, verify=verify, data=data, pages=2, layers=3)
+    assert rig.engine.pool.first_error is not None
+    name = next(reversed(backend._put)).rpartition(".")[0]
+    pattern = (
+        rf"object {re.escape(name)}\.[012] read back wrong at byte 0: .*another part of the block"
+    )
+    assert re.match(pattern, rig.engine.pool.first_error)
+    assert rig.engine.pool.corrupt == backend.damaged >= 1
+    assert rig.histogram("read").count == 3
 
 
 def test_older_content_below_the_stamp_of_a_normal_page_is_the_right_content() -> None:

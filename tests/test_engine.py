@@ -142,18 +142,33 @@ def scripts(draw: st.DrawFn) -> list[list[Request]]:
     return turns
 
 
+def stored_objects(rig: Rig, parts: int) -> set[str]:
+    """The objects of all blocks that the index calls present."""
+    present = [slot.object_key for slot in rig.index._slots.values() if slot.present]
+    if parts == 1:
+        return set(present)
+    return {f"{object_key}.{part}" for object_key in present for part in range(parts)}
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     turns=scripts(),
     capacity_blocks=st.integers(1, 6),
     queue_depth=st.integers(1, 4),
     chunks=st.integers(1, 3),
+    parts=st.integers(1, 3),
     syncs=st.booleans(),
 )
 def test_whatever_is_asked_the_storage_is_never_abused(
-    turns: list[list[Request]], capacity_blocks: int, queue_depth: int, chunks: int, *, syncs: bool
+    turns: list[list[Request]],
+    capacity_blocks: int,
+    queue_depth: int,
+    chunks: int,
+    parts: int,
+    *,
+    syncs: bool,
 ) -> None:
-    backend, workload = Bookkeeper(limit=capacity_blocks), Watched(Script(turns))
+    backend, workload = Bookkeeper(limit=capacity_blocks * parts), Watched(Script(turns))
     stored_bytes, object_bytes = chunks * PAGE, chunks * PAGE - 1
     backend.prepare(stored_bytes, syncs=syncs)
     rig = Rig(
@@ -165,18 +180,18 @@ def test_whatever_is_asked_the_storage_is_never_abused(
         queue_depth=queue_depth,
         stored_bytes=stored_bytes,
         object_bytes=object_bytes,
+        objects_per_block=parts,
         sync=syncs,
         verify="full",
     )
     rig.run()
     assert rig.engine.first_error is None
     assert backend.breaches == []
-    hits, content = literal(workload.order, capacity_blocks)
-    evictions = rig.index.evictions
-    writes = len(content) + evictions
-    present = {slot.object_key for slot in rig.index._slots.values() if slot.present}
+    hit_blocks, content = literal(workload.order, capacity_blocks)
     assert list(rig.index._slots) == content
-    assert set(backend.objects) == present
+    assert set(backend.objects) == stored_objects(rig, parts)
+    hits, evictions = hit_blocks * parts, rig.index.evictions * parts
+    writes = len(content) * parts + evictions
     assert [backend.counts[name] for name in ("get", "put", "delete", "sync")] == [
         hits * chunks,
         writes * chunks,
@@ -184,7 +199,7 @@ def test_whatever_is_asked_the_storage_is_never_abused(
         writes * syncs,
     ]
     sums, counters = rig.sums(), rig.engine.counters
-    assert sums["hit_blocks"] == hits
+    assert sums["hit_blocks"] == hit_blocks
     assert (rig.histogram("read").count, rig.histogram("write").count) == (hits, writes)
     assert rig.histogram("device").count == (hits + writes) * chunks
     assert (sums["read_bytes"], sums["write_bytes"]) == (hits * object_bytes, writes * object_bytes)
@@ -235,6 +250,73 @@ def test_a_block_is_read_only_when_its_last_chunk_is_written(
     rig.finish()
     assert [str(call) for call in stage.calls[2:]] == ["get a", "get a @4096"]
     assert rig.index.hit_blocks == 1
+
+
+def test_a_block_in_layers_is_read_only_when_the_last_of_them_is_written(
+    clock: FakeClock, stage: Stage
+) -> None:
+    script = Script([[ask(0, "a")], [ask(1, "a")]])
+    rig = Rig(script, stage, clock=clock, queue_depth=3, objects_per_block=3)
+    rig.start()
+    calls = stage.expect("put a/0", "put a/1", "put a/2")
+    stage.release(calls[2], calls[0])
+    (slot,) = rig.index._slots.values()
+    wait_for(lambda: slot.unwritten == 1)
+    stage.expect("put a/1")
+    clock.advance(S)
+    stage.release(calls[1])
+    stage.release(*stage.expect("get a/0", "get a/1", "get a/2"))
+    rig.finish()
+    assert rig.index.hit_blocks == 1
+    assert (rig.histogram("write").count, rig.histogram("read").count) == (3, 3)
+    assert rig.histogram("load").count == 1
+    assert rig.sums()["write_bytes"] == 3 * PAGE
+    write = rig.histogram("write")
+    assert (write.min_ns, write.max_ns) == (0, S)  # of an object, not of the block
+
+
+def test_all_layers_of_a_victim_are_deleted_before_anything_is_written(
+    clock: FakeClock, stage: Stage
+) -> None:
+    script = Script([[ask(0, "b")]], population=[ask(0, "a")])
+    rig = Rig(script, stage, clock=clock, capacity_blocks=1, objects_per_block=2)
+    rig.start()
+    first, second = stage.expect("delete a/0", "delete a/1")
+    stage.release(second)
+    stage.expect("delete a/0")
+    stage.release(first)
+    stage.release(*stage.expect("put b/0", "put b/1"))
+    rig.finish()
+
+
+def test_a_block_that_lost_a_layer_is_no_hit(clock: FakeClock, stage: Stage) -> None:
+    rig = Rig(Script([[ask(0, "a")]]), stage, clock=clock, queue_depth=3, objects_per_block=3)
+    rig.start()
+    first, second, third = stage.expect("put a/0", "put a/1", "put a/2")
+    stage.release(first)
+    stage.release(second, error="no space left")
+    stage.release(third)
+    rig.finish()
+    assert rig.index.present_blocks == rig.index.used_blocks == 0
+    assert rig.engine.counters.write_failed == 1
+    assert rig.histogram("write").count == 2
+    assert rig.engine.first_error is not None
+    assert "no space left" in rig.engine.first_error
+
+
+def test_a_layer_that_can_not_be_read_makes_its_request_have_no_load(
+    clock: FakeClock, stage: Stage
+) -> None:
+    script = Script([[ask(0, "a")]], population=[ask(0, "a")])
+    rig = Rig(script, stage, clock=clock, queue_depth=3, objects_per_block=3)
+    rig.start()
+    first, second, third = stage.expect("get a/0", "get a/1", "get a/2")
+    stage.release(first, third)
+    stage.release(second, error="a read error")
+    rig.finish()
+    assert rig.engine.counters.read_failed == 1
+    assert (rig.histogram("read").count, rig.histogram("load").count) == (2, 0)
+    assert rig.index.present_blocks == 0
 
 
 def test_a_block_that_two_requests_lack_is_stored_once(clock: FakeClock, stage: Stage) -> None:

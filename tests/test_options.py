@@ -125,7 +125,6 @@ LATER = [
     ("autoscaler_mode", "qos"),
     ("gpu_mem_gb", "16"),
     ("cpu_mem_gb", "0.5"),
-    ("layout", "layer"),
     ("closed", "true"),
     ("html", "report.html"),
 ]
@@ -140,7 +139,6 @@ NEUTRAL = [
     ("enable_autoscaling", "off"),
     ("gpu_mem_gb", "0"),
     ("cpu_mem_gb", "0 GiB"),
-    ("layout", "block"),
     ("data", "normal"),
     ("closed", "false"),
 ]
@@ -148,6 +146,7 @@ GOOD = [
     ("hosts", ["n1:2", "n2:4"], (HostSpec(name="n1", slots=2), HostSpec(name="n2", slots=4))),
     ("np", "2", (2,)),
     ("store", "slab", "slab"),
+    ("layout", "layer", "layer"),
     ("np", "1, 2,4", (1, 2, 4)),
     ("mpi_params", ["--mca a 'b c'", "-q"], ("--mca", "a", "b c", "-q")),
     ("num_users", "100000", 100_000),
@@ -448,7 +447,7 @@ def test_hosts_of_an_ini_file_are_words(site: Site) -> None:
     assert '"localhost"' in origin_line(result, "layout")
 
 
-@pytest.mark.parametrize("arguments", [("--kv-layout=layer",), ("--kv-html", "r.html")])
+@pytest.mark.parametrize("arguments", [("--kv-cpu-mem-gb=4",), ("--kv-html", "r.html")])
 def test_an_unavailable_option_exits_4_and_launches_nothing(
     site: Site, arguments: tuple[str, ...]
 ) -> None:

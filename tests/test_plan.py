@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_kvcache.backends.slaballocator import slab_count
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.hosts import HostRanks, RankLayout
-from pytest_kvcache.models import MODELS
+from pytest_kvcache.identity import MAX_PARTS
+from pytest_kvcache.models import MODELS, ModelSpec
 from pytest_kvcache.options import Options, build_options
 from pytest_kvcache.plan import (
     CaseFacts,
@@ -152,6 +154,7 @@ OTHER_LOAD: dict[str, Any] = {
     "request_rate": 5.0,
     "arrival": "gamma",
     "backend": "memory",
+    "object_layout": "layer",
     "store": "slab",
     "io": "buffered",
     "sync": "data",
@@ -188,6 +191,48 @@ def test_the_forecast_of_memory_grows_with_buffers_and_blocks() -> None:
     assert file.memory_bytes == little.memory_bytes + file.buffer_bytes
     memory = replace(file, backend="memory")
     assert memory.memory_bytes == file.memory_bytes + memory.capacity_bytes
+
+
+# -- layouts -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tensor_parallel", [1, 2, 8])
+@pytest.mark.parametrize("model", MODELS.values(), ids=str)
+def test_the_objects_of_a_block_are_its_layers_and_together_the_block(
+    model: ModelSpec, tensor_parallel: int
+) -> None:
+    whole = make_plan(model=model, tensor_parallel=tensor_parallel, block_tokens=16)
+    layers = replace(whole, object_layout="layer")
+    assert (whole.objects_per_block, layers.objects_per_block) == (1, model.layers)
+    assert layers.objects_per_block * layers.object_bytes == whole.object_bytes == whole.block_bytes
+    assert layers.object_stored_bytes % PAGE == 0
+    assert 0 <= layers.object_stored_bytes - layers.object_bytes < PAGE
+    assert layers.stored_bytes == model.layers * layers.object_stored_bytes
+    assert layers.stored_bytes - whole.stored_bytes < model.layers * PAGE
+    assert layers.chunk_bytes <= layers.object_stored_bytes
+    assert layers.capacity_objects == layers.capacity_blocks * model.layers
+    assert layers.memory_bytes - layers.buffer_bytes > whole.memory_bytes - whole.buffer_bytes
+
+
+def test_the_size_of_an_object_decides_on_the_store_and_what_blocks_take_on_the_capacity() -> None:
+    model = MODELS["llama3.1-8b"]  # 32 layers, 4 KiB each per token
+    changes = {"storage_capacity_gb": "1GiB", "backend": "file", "cache_dir": "/data"}
+    whole = plan_of(options(**changes), model=model, block_tokens=256)
+    layers = plan_of(options(**changes, layout="layer"), model=model, block_tokens=256)
+    assert (whole.object_stored_bytes, whole.store) == (32 * MIB, "file")
+    assert (layers.object_stored_bytes, layers.store) == (1 * MIB, "slab")
+    assert whole.capacity_blocks == layers.capacity_blocks == 32
+    odd = plan_of(options(**changes, layout="layer"), model=SMALL, block_tokens=1)
+    assert odd.stored_bytes == SMALL.layers * PAGE > odd.block_bytes
+    assert odd.capacity_bytes <= GIB
+    assert odd.slab_files == slab_count(odd.capacity_objects, PAGE)
+
+
+def test_a_model_with_more_layers_than_a_block_has_objects_is_refused() -> None:
+    deep = replace(SMALL, layers=MAX_PARTS + 1)
+    with pytest.raises(OptionError, match=r"--kv-layout is layer and .* use --kv-layout=block"):
+        make_plan(model=deep, object_layout="layer")
+    assert make_plan(model=deep).objects_per_block == 1
 
 
 @pytest.mark.parametrize("name", SAME_LOAD)

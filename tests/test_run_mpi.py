@@ -369,6 +369,34 @@ def test_the_main_job_of_the_checkout_has_all_its_samples(real_site: Site) -> No
     assert 0 < stored < 2e9
 
 
+@pytest.mark.parametrize(("phase", "store"), [("both", "file"), ("decode", "slab")])
+def test_blocks_in_layers_are_stored_and_read_a_layer_each(
+    real_site: Site, phase: str, store: str
+) -> None:
+    result = real_site.real(
+        "--kv-layout=layer", f"--kv-phase={phase}", "--kv-backend=file", f"--kv-store={store}",
+        "--kv-verify=full", "--kv-block-tokens=16", "--kv-num-users=10", "--kv-allow-invalid",
+        "--kv-metrics=read.gib_per_s,load.p50_ms", "--kv-keep",
+    )  # fmt: skip
+    result.assert_outcomes(passed=2)
+    case = real_site.case()
+    (trial,) = case["trials"]
+    layers, layer_bytes = 12, 16 * 2048  # tiny-1b: 2 KiB per token and layer
+    assert case["plan"]["object_layout"] == "layer"
+    assert f"= 384 KiB in {layers} objects of 32 KiB" in " ".join(output(result).split())
+    read, integrity = trial["read"], trial["integrity"]
+    assert read["bytes"] % layer_bytes == 0
+    assert (integrity["failed"], trial["read"]["failed"]) == (0, 0)
+    assert integrity["checked"] >= read["count"] > layers
+    blocks = sum(rank["cached_blocks"] for rank in trial["ranks"])
+    assert trial["cache"]["tiers"]["storage"]["bytes"] == blocks * layers * layer_bytes
+    assert main(["verify", str(real_site.run_file())]) == 0
+    (kept,) = real_site.cache_dir.iterdir()
+    files = [path for path in kept.glob("rank-*/??/*") if path.is_file()]
+    assert len(files) == (blocks * layers if store == "file" else 0)
+    assert {path.stat().st_size for path in files} <= {layer_bytes}
+
+
 @pytest.mark.parametrize(
     ("phase", "skipped"),
     [("prefill", ("read.p95_ms", "read.gib_per_s", "load.p50_ms")),

@@ -28,21 +28,24 @@ if TYPE_CHECKING:
 
 
 class Slot:
-    """One block of the tier: the place of one stored object.
+    """One block of the tier: the place of one stored object, or of one per layer.
 
     ``object_key`` is what a backend stores under: the key in hex, a dot, and the
-    generation, which no other object of the index ever had; ``identity`` is what the
-    object says of itself. ``present`` is true once the object is completely stored;
-    ``pins`` counts the admissions that read it now. Only `CacheIndex` changes a slot.
+    generation, which no other block of the index ever had (objects of a layer have the
+    layer's number added); ``identity`` is what the object says of itself, likewise.
+    ``unwritten`` counts the objects that are not stored yet, ``present`` is true once
+    there are none; ``pins`` counts the admissions that read it now. Only `CacheIndex`
+    changes a slot.
     """
 
-    __slots__ = ("identity", "key", "object_key", "pins", "present")
+    __slots__ = ("identity", "key", "object_key", "pins", "present", "unwritten")
 
-    def __init__(self, key: bytes, generation: int) -> None:
+    def __init__(self, key: bytes, generation: int, objects: int = 1) -> None:
         self.key = key
         self.object_key = f"{key.hex()}.{generation}"
         self.identity = Identity(key, generation)
         self.present = False
+        self.unwritten = objects
         self.pins = 0
 
     def __repr__(self) -> str:
@@ -77,14 +80,16 @@ class Blocked:
 class CacheIndex:
     """Slots of one tier in LRU order, at most ``capacity_blocks`` (None: without limit).
 
+    ``objects_per_block``: how many objects a block is stored as, each of them committed.
     The counters ``prompt_blocks``, ``hit_blocks`` and ``evictions`` grow with every
     admission and are never reset; take differences.
     """
 
-    def __init__(self, capacity_blocks: int | None) -> None:
+    def __init__(self, capacity_blocks: int | None, objects_per_block: int = 1) -> None:
         if capacity_blocks is not None and capacity_blocks < 0:
             raise ValueError(f"capacity_blocks is {capacity_blocks}; it must be at least 0")
         self.capacity_blocks = capacity_blocks
+        self.objects_per_block = objects_per_block
         self.prompt_blocks = 0
         self.hit_blocks = 0
         self.evictions = 0
@@ -161,14 +166,25 @@ class CacheIndex:
         return len(self._slots) + missing <= self.capacity_blocks
 
     def commit(self, slot: Slot) -> None:
-        """Say that the object of a reserved slot is completely stored."""
-        if slot.present or self._slots.get(slot.key) is not slot:
+        """Say that an object of a reserved slot is completely stored; the last makes it present.
+
+        Of a slot that was rolled back, objects that were under way may still be committed:
+        the one that failed never is, so it does not become present.
+        """
+        left = slot.unwritten - 1
+        if left < 0 or (not left and self._slots.get(slot.key) is not slot):
             raise ValueError(f"{slot!r} is committed; only a reserved slot can be")
+        slot.unwritten = left
+        if left:
+            return
         slot.present = True
         self._present_blocks += 1
 
     def roll_back(self, slot: Slot) -> None:
-        """Give up a reserved slot whose store failed; delete what was written first."""
+        """Give up a reserved slot whose store failed; delete what was written first.
+
+        Once more for another object of it that failed does nothing.
+        """
         if slot.present:
             raise ValueError(f"{slot!r} is rolled back; only a reserved slot can be")
         if self._slots.get(slot.key) is slot:
@@ -218,12 +234,12 @@ class CacheIndex:
         """Move or insert the keys, last key first; return the new slots in prompt order."""
         slots = self._slots
         move_to_end = slots.move_to_end
-        generation = self._generation
+        generation, objects = self._generation, self.objects_per_block
         inserts: list[Slot] = []
         for key, slot in zip(reversed(keys), reversed(found), strict=True):
             if slot is None:
                 generation += 1
-                slots[key] = fresh = Slot(key, generation)
+                slots[key] = fresh = Slot(key, generation, objects)
                 inserts.append(fresh)
             else:
                 move_to_end(key)

@@ -20,7 +20,7 @@ from pytest_kvcache.cache.index import Admission, Blocked, CacheIndex, Slot
 from tests.traces import AGENTS, MOONCAKE, REFERENCE, SHAREGPT, real_trace
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 A, B, C, D, E = (bytes([letter]) for letter in b"abcde")
 
@@ -254,6 +254,32 @@ def test_a_victim_that_is_being_stored_blocks_until_it_is_committed() -> None:
     assert keys_of(admit(index, [C]).victims) == [A]
 
 
+def test_a_block_of_several_objects_is_present_when_the_last_of_them_is_stored() -> None:
+    index = CacheIndex(2, objects_per_block=3)
+    admission = admit(index, [A])
+    (slot,) = admission.inserts
+    for left in (2, 1, 0):
+        assert not slot.present
+        assert index.present_blocks == 0
+        index.commit(slot)
+        assert slot.unwritten == left
+    assert slot.present
+    with pytest.raises(ValueError, match="only a reserved slot can be"):
+        index.commit(slot)
+
+
+def test_a_block_that_lost_one_object_is_never_present() -> None:
+    index = CacheIndex(2, objects_per_block=3)
+    admission = admit(index, [A])
+    (slot,) = admission.inserts
+    index.commit(slot)
+    index.roll_back(slot)
+    index.commit(slot)  # the other one was under way
+    index.roll_back(slot)
+    assert not slot.present
+    assert (index.used_blocks, index.present_blocks) == (0, 0)
+
+
 def test_a_failed_store_gives_its_room_back() -> None:
     index = CacheIndex(1)
     failed = admit(index, [A]).inserts[0]
@@ -345,10 +371,10 @@ def test_a_negative_capacity_is_refused() -> None:
 
 @dataclass
 class Flight:
-    """One request under way, and how far it is."""
+    """One request under way, and how far it is; ``unwritten``: slots and parts of them."""
 
     admission: Admission
-    unwritten: list[Slot]
+    unwritten: list[tuple[Slot, int]]
     reading: bool = True
     deleted: bool = False
 
@@ -357,7 +383,7 @@ class Flight:
 class Storage:
     """What a backend holds."""
 
-    objects: set[str] = field(default_factory=set)
+    objects: set[tuple[str, int]] = field(default_factory=set)
 
 
 class RequestsInFlight(RuleBasedStateMachine):
@@ -368,10 +394,14 @@ class RequestsInFlight(RuleBasedStateMachine):
         self.storage = Storage()
         self.flights: list[Flight] = []
 
-    @initialize(capacity_blocks=st.integers(1, 8))
-    def start(self, capacity_blocks: int) -> None:
+    @initialize(capacity_blocks=st.integers(1, 8), parts=st.integers(1, 3))
+    def start(self, capacity_blocks: int, parts: int) -> None:
         self.capacity_blocks = capacity_blocks
-        self.index = CacheIndex(capacity_blocks)
+        self.parts = range(parts)
+        self.index = CacheIndex(capacity_blocks, objects_per_block=parts)
+
+    def objects_of(self, slots: Iterable[Slot]) -> set[tuple[str, int]]:
+        return {(slot.object_key, part) for slot in slots for part in self.parts}
 
     def state(self) -> list[tuple[str, bool, int]]:
         return [(s.object_key, s.present, s.pins) for s in self.index._slots.values()]
@@ -384,15 +414,16 @@ class RequestsInFlight(RuleBasedStateMachine):
             assert (self.state(), self.index.prompt_blocks, self.index.hit_blocks) == before
             assert admission.slot.pins or not admission.slot.present
             return
-        assert {slot.object_key for slot in admission.hits} <= self.storage.objects
+        assert self.objects_of(admission.hits) <= self.storage.objects
         assert all(slot.pins > 0 for slot in admission.hits)
-        self.flights.append(Flight(admission, list(admission.inserts)))
+        unwritten = [(slot, part) for slot in admission.inserts for part in self.parts]
+        self.flights.append(Flight(admission, unwritten))
 
     @precondition(lambda self: any(not f.deleted for f in self.flights))
     @rule(data=st.data())
     def delete_victims(self, data: st.DataObject) -> None:
         flight = data.draw(st.sampled_from([f for f in self.flights if not f.deleted]))
-        self.storage.objects -= {slot.object_key for slot in flight.admission.victims}
+        self.storage.objects -= self.objects_of(flight.admission.victims)
         flight.deleted = True
 
     @precondition(lambda self: any(f.deleted and f.unwritten for f in self.flights))
@@ -400,12 +431,14 @@ class RequestsInFlight(RuleBasedStateMachine):
     def write(self, data: st.DataObject, fails: bool) -> None:  # noqa: FBT001 - drawn
         ready = [f for f in self.flights if f.deleted and f.unwritten]
         flight = data.draw(st.sampled_from(ready))
-        slot = data.draw(st.sampled_from(flight.unwritten))
-        flight.unwritten.remove(slot)
-        if fails:
+        slot, part = data.draw(st.sampled_from(flight.unwritten))
+        flight.unwritten.remove((slot, part))
+        if fails:  # the engine stops, and nothing else of the block is written
+            flight.unwritten = [other for other in flight.unwritten if other[0] is not slot]
+            self.storage.objects -= self.objects_of([slot])
             self.index.roll_back(slot)
         else:
-            self.storage.objects.add(slot.object_key)
+            self.storage.objects.add((slot.object_key, part))
             self.index.commit(slot)
 
     @precondition(lambda self: any(f.reading and f.admission.hits for f in self.flights))
@@ -414,7 +447,7 @@ class RequestsInFlight(RuleBasedStateMachine):
         readers = [f for f in self.flights if f.reading and f.admission.hits]
         flight = data.draw(st.sampled_from(readers))
         slot = data.draw(st.sampled_from(flight.admission.hits))
-        self.storage.objects.discard(slot.object_key)
+        self.storage.objects -= self.objects_of([slot])
         self.index.drop(slot)
 
     @precondition(lambda self: any(f.reading for f in self.flights))
@@ -427,14 +460,14 @@ class RequestsInFlight(RuleBasedStateMachine):
     @invariant()
     def storage_never_holds_more_than_the_capacity(self) -> None:
         if hasattr(self, "index"):
-            assert len(self.storage.objects) <= self.capacity_blocks
+            assert len(self.storage.objects) <= self.capacity_blocks * len(self.parts)
             assert self.index.used_blocks <= self.capacity_blocks
 
     @invariant()
     def what_the_index_calls_present_is_stored(self) -> None:
         if hasattr(self, "index"):
             present = [s for s in self.index._slots.values() if s.present]
-            assert {slot.object_key for slot in present} <= self.storage.objects
+            assert self.objects_of(present) <= self.storage.objects
             assert self.index.present_blocks == len(present)
 
     @invariant()
@@ -446,7 +479,7 @@ class RequestsInFlight(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for flight in self.flights:
-            for slot in flight.unwritten:
+            for slot, _part in flight.unwritten:
                 self.index.roll_back(slot)
             if flight.reading:
                 self.index.release(flight.admission)
