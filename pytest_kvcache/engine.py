@@ -394,9 +394,8 @@ class Engine:
             self._index.release(flight.admission)
             self._store(flight)
             return
-        flight.left = len(hits) * self._parts
         if hits:
-            self.pool.submit(READ, hits, flight)
+            flight.left = self.pool.submit(READ, hits, flight)
         else:
             self._loaded(flight)
 
@@ -442,18 +441,16 @@ class Engine:
         if self._stopping:
             return
         if admission.victims:
-            flight.left = len(admission.victims) * self._parts
-            self.pool.submit(DELETE, admission.victims, flight)
+            flight.left = self.pool.submit(DELETE, admission.victims, flight)
         else:
             self._write(flight)
 
     def _write(self, flight: _Flight) -> None:
         inserts = flight.admission.inserts
-        flight.left = len(inserts) * self._parts
         if not inserts:
             self._flights -= 1
         elif not self._stopping:
-            self.pool.submit(WRITE, inserts, flight)
+            flight.left = self.pool.submit(WRITE, inserts, flight)
 
     def _on_idle(self) -> None:
         if self._stopping or self.pool.crash is not None:
@@ -472,10 +469,13 @@ class Engine:
             self._complete_write(operation, flight)
         elif not flight.left:
             self._write(flight)
-        blocker = self._blocked_on  # admission is asked again only when it can have changed
-        own = blocker is operation.slot and (blocker.present or operation.failed)
-        if blocker is None or own or (blocker.present and not blocker.pins):
-            self._pump()
+        if self._waiting:
+            blocker = self._blocked_on  # admission is asked again only when it can have changed
+            own = blocker is operation.slot and (blocker.present or operation.failed)
+            if blocker is None or own or (blocker.present and not blocker.pins):
+                self._pump()
+        elif not self._flights:
+            self._main.notify()
 
     def _complete_read(self, operation: Operation, flight: _Flight) -> None:
         if operation.failed:

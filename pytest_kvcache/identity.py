@@ -49,10 +49,9 @@ class Identity(NamedTuple):
     @property
     def tag(self) -> int:
         """The 64-bit value that stands for it in stamps: its own among those of its key."""
-        return (
-            int.from_bytes(self.key, "little")
-            + (self.generation + (self.part << _PART_SHIFT)) * _TAG_STEP
-        ) % _TAG_MODULUS
+        key, generation, part = self
+        number = int.from_bytes(key, "little") + (generation + (part << _PART_SHIFT)) * _TAG_STEP
+        return number % _TAG_MODULUS
 
     def older_of_tag(self, tag: int) -> Identity | None:
         """The earlier generation of the same key and part whose tag this is, if any."""

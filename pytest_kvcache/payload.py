@@ -59,18 +59,42 @@ def _ask_for_huge_pages(memory: mmap.mmap) -> None:
             raise
 
 
+class Cut:
+    """The first bytes of a `ChunkBuffer`, as long as a transfer: made once, used for each.
+
+    ``view`` is what backends transfer, ``words`` the same memory as little-endian uint64,
+    ``tags`` and ``numbers`` the two words of the stamps by unit, ``head`` the bytes where
+    an object has its head.
+    """
+
+    __slots__ = ("head", "numbers", "pages", "tags", "units", "view", "words")
+
+    def __init__(self, buffer: ChunkBuffer, length: int, unit_bytes: int) -> None:
+        if length % PAGE_BYTES or not 0 < length <= len(buffer.view):
+            raise ValueError(
+                f"length is {length}; it must be a multiple of {PAGE_BYTES},"
+                f" at least that and at most {len(buffer.view)}"
+            )
+        self.pages = length // PAGE_BYTES
+        self.units = length // unit_bytes
+        self.view = buffer.view[:length]
+        self.head = buffer.view[:HEAD_BYTES]
+        self.words = buffer.words[: length // _WORD_BYTES]
+        self.tags = self.words[:: unit_bytes // _WORD_BYTES]
+        self.numbers = self.words[1 :: unit_bytes // _WORD_BYTES]
+
+
 class ChunkBuffer:
     """One chunk of page-aligned memory, touched when it is made.
 
-    ``view`` is what backends transfer (slice it to the length of the transfer), ``words``
-    the same memory as little-endian uint64, ``tags`` and ``numbers`` the two words of its
-    stamps by unit. ``right_tags`` and ``right_numbers`` have room for computing them,
+    ``view`` is the whole of it, ``words`` the same memory as little-endian uint64.
+    ``right_tags`` and ``right_numbers`` have room for computing the stamps of its units,
     ``model`` is where a thorough check makes what a read buffer should hold, and
     ``has_head`` tells whether a write buffer's first page holds a head.
     """
 
     __slots__ = (
-        "has_head", "model", "numbers", "right_numbers", "right_tags", "tags", "view", "words",
+        "_cuts", "_unit_bytes", "has_head", "model", "right_numbers", "right_tags", "view", "words",
     )  # fmt: skip
 
     def __init__(
@@ -80,13 +104,20 @@ class ChunkBuffer:
         _ask_for_huge_pages(memory)
         self.view = memoryview(memory)
         self.words = np.frombuffer(memory, "<u8")
-        self.tags = self.words[:: unit_bytes // _WORD_BYTES]
-        self.numbers = self.words[1 :: unit_bytes // _WORD_BYTES]
-        self.right_tags = np.zeros_like(self.tags)
-        self.right_numbers = np.zeros_like(self.numbers)
+        self.right_tags = np.zeros(chunk_bytes // unit_bytes, "<u8")
+        self.right_numbers = np.zeros_like(self.right_tags)
         self.model = model
         self.has_head = False
         self.words.fill(0)
+        self._unit_bytes = unit_bytes
+        self._cuts: dict[int, Cut] = {}
+
+    def cut(self, length: int) -> Cut:
+        """The first ``length`` bytes; ValueError if they are no whole pages of the chunk."""
+        cut = self._cuts.get(length)
+        if cut is None:
+            cut = self._cuts[length] = Cut(self, length, self._unit_bytes)
+        return cut
 
 
 class Payload:
@@ -113,7 +144,7 @@ class Payload:
         words = np.random.Philox(seed).random_raw(chunk_bytes // _WORD_BYTES)
         self._base = words.astype("<u8")
         self._ramp = np.arange(chunk_bytes // self._unit_bytes, dtype="<u8")
-        self._first_numbers = self._ramp.tobytes()
+        self._first_numbers: dict[int, bytes] = {}  # of the first so many pages of an object
 
     def write_buffer(self) -> ChunkBuffer:
         """Return a buffer that holds the base, so that a put needs stamps only."""
@@ -131,18 +162,18 @@ class Payload:
 
     def stamp(self, buffer: ChunkBuffer, length: int, identity: Identity, first_page: int) -> None:
         """Make the first ``length`` bytes those of the object from ``first_page`` on."""
-        self._make(buffer, self._pages(length), identity, first_page)
+        self._make(buffer, buffer.cut(length), identity, first_page)
 
     def poison(self, buffer: ChunkBuffer, length: int, *, thorough: bool = False) -> None:
         """Spoil a read buffer, so that what an earlier read left can't pass for new.
 
         Every stamp; thorough: the first word of every sector of 512 bytes.
         """
-        pages = self._pages(length)
+        cut = buffer.cut(length)
         if thorough:
-            buffer.words[: pages * _PAGE_WORDS : _SECTOR_WORDS] = _POISON
+            cut.words[::_SECTOR_WORDS] = _POISON
         else:
-            buffer.tags[: pages * self._units_per_page] = _POISON
+            cut.tags.fill(_POISON)
 
     def verify(
         self,
@@ -158,33 +189,33 @@ class Payload:
         The head, if the first page is there, and all stamps; thorough: every byte, of a
         buffer that begins where one that was put did.
         """
-        pages = self._pages(length)
+        cut = buffer.cut(length)
         tag = identity.tag ^ self._origin
-        if not first_page and buffer.view[:HEAD_BYTES] != self._head(tag, identity):
+        if not first_page and cut.head.tobytes() != self._head(tag, identity):
             return self._head_fault(buffer, identity)
-        if not self._has_stamps(buffer, pages, tag, first_page):
-            return self._stamp_fault(buffer, pages, identity, first_page)
-        return self._difference(buffer, pages, identity, first_page) if thorough else None
+        if not self._has_stamps(buffer, cut, tag, first_page):
+            return self._stamp_fault(buffer, cut, identity, first_page)
+        return self._difference(buffer, cut, identity, first_page) if thorough else None
 
     # --- content: what is particular to a kind of data --------------------------------------
 
-    def _make(self, buffer: ChunkBuffer, pages: int, identity: Identity, first_page: int) -> None:
+    def _make(self, buffer: ChunkBuffer, cut: Cut, identity: Identity, first_page: int) -> None:
         tag = identity.tag ^ self._origin
-        self._fill(buffer, pages, tag, first_page)
+        self._fill(buffer, cut, tag, first_page)
         if not first_page:
-            buffer.view[:HEAD_BYTES] = self._head(tag, identity)
+            cut.head[:] = self._head(tag, identity)
             buffer.has_head = True
 
-    def _fill(self, buffer: ChunkBuffer, pages: int, tag: int, first_page: int) -> None:
+    def _fill(self, buffer: ChunkBuffer, cut: Cut, tag: int, first_page: int) -> None:
         """All of a buffer that was made by `write_buffer`, but for the head."""
-        if buffer.has_head:
+        if buffer.has_head and first_page:
             buffer.words[:_HEAD_WORDS] = self._base[:_HEAD_WORDS]
             buffer.has_head = False
-        buffer.tags[:pages] = tag
+        cut.tags.fill(tag)
         if first_page:
-            np.add(self._ramp[:pages], np.uint64(first_page), out=buffer.numbers[:pages])
+            np.add(self._ramp[: cut.pages], np.uint64(first_page), out=cut.numbers)
         else:
-            buffer.numbers[:pages] = self._ramp[:pages]
+            cut.numbers[:] = self._ramp[: cut.pages]
 
     def _head(self, tag: int, identity: Identity) -> bytes:
         """The first bytes of the object, as they are stored."""
@@ -194,17 +225,25 @@ class Payload:
         """What `pack_head` made of what was stored."""
         return stored
 
-    def _has_stamps(self, buffer: ChunkBuffer, pages: int, tag: int, first_page: int) -> bool:
+    def _has_stamps(self, buffer: ChunkBuffer, cut: Cut, tag: int, first_page: int) -> bool:  # noqa: ARG002
+        pages = cut.pages
         if pages <= len(_FEW):
-            found = _FEW[pages - 1].unpack_from(buffer.view)
+            found = _FEW[pages - 1].unpack_from(cut.view)
             page = first_page
             return found == (tag, page, tag, page + 1, tag, page + 2, tag, page + 3)[: 2 * pages]
-        if first_page:
-            numbers = (self._ramp[:pages] + np.uint64(first_page)).tobytes()
-        else:
-            numbers = self._first_numbers[: pages * _WORD_BYTES]
         tags = tag.to_bytes(_WORD_BYTES, "little") * pages
-        return buffer.tags[:pages].tobytes() == tags and buffer.numbers[:pages].tobytes() == numbers
+        return cut.tags.tobytes() == tags and (
+            cut.numbers.tobytes() == self._numbers(pages, first_page)
+        )
+
+    def _numbers(self, pages: int, first_page: int) -> bytes:
+        """The numbers of so many pages, as they are stored."""
+        if first_page:
+            return (self._ramp[:pages] + np.uint64(first_page)).tobytes()
+        numbers = self._first_numbers.get(pages)
+        if numbers is None:
+            numbers = self._first_numbers[pages] = self._ramp[:pages].tobytes()
+        return numbers
 
     def _stamp_of(self, tag: int, unit: int) -> tuple[int, int]:
         """The stamp of one unit."""
@@ -217,14 +256,14 @@ class Payload:
     # --- what is wrong ----------------------------------------------------------------------
 
     def _difference(
-        self, buffer: ChunkBuffer, pages: int, identity: Identity, first_page: int
+        self, buffer: ChunkBuffer, cut: Cut, identity: Identity, first_page: int
     ) -> str | None:
         """Compare every byte with those of a model."""
         model = buffer.model
         assert model is not None  # as read_buffer made it
-        self._make(model, pages, identity, first_page)
-        words = pages * _PAGE_WORDS
-        wrong_words = buffer.words[:words] != model.words[:words]
+        right = model.cut(len(cut.view))
+        self._make(model, right, identity, first_page)
+        wrong_words = cut.words != right.words
         if not wrong_words.any():
             return None
         page = int(np.argmax(wrong_words)) // _PAGE_WORDS
@@ -241,7 +280,7 @@ class Payload:
         if head is None:
             tag = identity.tag ^ self._origin
             if _STAMP.unpack_from(buffer.view) != self._stamp_of(tag, 0):
-                return self._stamp_fault(buffer, 1, identity, 0)
+                return self._stamp_fault(buffer, buffer.cut(PAGE_BYTES), identity, 0)
             return (
                 f"page 0 of object {identity} has a damaged head: its checksum is not that of"
                 " what it says"
@@ -256,11 +295,11 @@ class Payload:
         return f"page 0 of object {identity} has the stamp of page 0 of {whose}"
 
     def _stamp_fault(
-        self, buffer: ChunkBuffer, pages: int, identity: Identity, first_page: int
+        self, buffer: ChunkBuffer, cut: Cut, identity: Identity, first_page: int
     ) -> str:
         """Whose stamp the first wrong one is."""
         tag, first = identity.tag ^ self._origin, first_page * self._units_per_page
-        for index in range(pages * self._units_per_page):
+        for index in range(cut.units):
             found = _STAMP.unpack_from(buffer.view, index * self._unit_bytes)
             if found != self._stamp_of(tag, first + index):
                 break
@@ -280,14 +319,6 @@ class Payload:
         page, sector = divmod(unit, self._units_per_page)
         return f"page {page}" if self._units_per_page == 1 else f"sector {sector} of page {page}"
 
-    def _pages(self, length: int) -> int:
-        if length % PAGE_BYTES or not 0 < length <= self._chunk_bytes:
-            raise ValueError(
-                f"length is {length}; it must be a multiple of {PAGE_BYTES},"
-                f" at least that and at most {self._chunk_bytes}"
-            )
-        return length // PAGE_BYTES
-
 
 class StrictPayload(Payload):
     """As `Payload`, with data that nothing can reduce: see the module's text.
@@ -303,20 +334,19 @@ class StrictPayload(Payload):
     _SECOND_INVERSE: ClassVar[int] = pow(_SECOND, -1, 1 << 64)
     _REPEATED: ClassVar[int] = sum(1 << 64 * word for word in range(2, _HEAD_WORDS))
 
-    def _fill(self, buffer: ChunkBuffer, pages: int, tag: int, first_page: int) -> None:
-        words, units = pages * _PAGE_WORDS, pages * self._units_per_page
+    def _fill(self, buffer: ChunkBuffer, cut: Cut, tag: int, first_page: int) -> None:
         key = np.uint64(self._chunk_key(tag, first_page))
-        np.bitwise_xor(self._base[:words], key, out=buffer.words[:words])
-        self._compute_stamps(buffer, units, tag, first_page)
-        buffer.tags[:units] = buffer.right_tags[:units]
-        buffer.numbers[:units] = buffer.right_numbers[:units]
+        np.bitwise_xor(self._base[: len(cut.words)], key, out=cut.words)
+        self._compute_stamps(buffer, cut.units, tag, first_page)
+        cut.tags[:] = buffer.right_tags[: cut.units]
+        cut.numbers[:] = buffer.right_numbers[: cut.units]
 
-    def _has_stamps(self, buffer: ChunkBuffer, pages: int, tag: int, first_page: int) -> bool:
-        units = pages * self._units_per_page
+    def _has_stamps(self, buffer: ChunkBuffer, cut: Cut, tag: int, first_page: int) -> bool:
+        units = cut.units
         self._compute_stamps(buffer, units, tag, first_page)
         return (
-            buffer.tags[:units].tobytes() == buffer.right_tags[:units].tobytes()
-            and buffer.numbers[:units].tobytes() == buffer.right_numbers[:units].tobytes()
+            cut.tags.tobytes() == buffer.right_tags[:units].tobytes()
+            and cut.numbers.tobytes() == buffer.right_numbers[:units].tobytes()
         )
 
     def _compute_stamps(self, buffer: ChunkBuffer, units: int, tag: int, first_page: int) -> None:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from pytest_kvcache.backends.protocol import Backend
     from pytest_kvcache.cache.index import Slot
-    from pytest_kvcache.identity import Identity
     from pytest_kvcache.payload import Payload
 
 DELETE = 9  # an operation that is carried out but not measured
@@ -40,6 +39,7 @@ _THOROUGH_EVERY = 64
 # measured at 5 to 50 µs), so one thread carries them out faster than several.
 _QUICK_CALL_NS = 5_000
 _CALLS_REMEMBERED = 16
+_NOTHING = memoryview(b"")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +68,13 @@ class TransferSettings:
         return -(-self.stored_bytes // self.chunk_bytes)
 
 
+def object_key_of(slot: Slot, part: int | None) -> str:
+    """What a backend stores an object of a block under; None: the only one."""
+    return slot.object_key if part is None else f"{slot.object_key}.{part}"
+
+
 class Operation:
-    """One get, put or delete of an object; ``owner`` is whoever submitted it.
+    """One get or put of an object; ``owner`` is whoever submitted it.
 
     ``part`` is which object of the slot's block; None where it is the only one.
     """
@@ -97,7 +102,7 @@ class Operation:
         self.object_key = slot.object_key
         self.identity = slot.identity
         if part is not None:
-            self.object_key = f"{slot.object_key}.{part}"
+            self.object_key = object_key_of(slot, part)
             self.identity = slot.identity._replace(part=part)
         self.owner = owner
         self.submitted_ns = submitted_ns
@@ -108,67 +113,76 @@ class Operation:
         self.failed = False
 
 
+class Deletion(Operation):
+    """The deletes of some objects, one after the other; ``slot`` is that of the first."""
+
+    __slots__ = ("object_keys",)
+
+    def __init__(self, slot: Slot, object_keys: list[str], owner: Any, submitted_ns: int) -> None:
+        super().__init__(DELETE, slot, owner, submitted_ns, 1)
+        self.object_keys = object_keys
+
+
 class _Worker:
     """What one thread owns: its log, its buffers and its verification counts."""
 
     __slots__ = (
-        "_payload", "_random", "_read", "_thorough_at", "_thorough_every", "_write",
+        "_blind", "_payload", "_random", "_read", "_thorough_at", "_thorough_every", "_write",
         "busy_since_ns", "checked", "corrupt", "log",
     )  # fmt: skip
 
-    def __init__(self, payload: Payload | None, log: Log, verify: str, seed: int) -> None:
+    def __init__(
+        self, payload: Payload | None, log: Log, settings: TransferSettings, seed: int
+    ) -> None:
         self.log = log
         self.busy_since_ns = 0  # of the call that is under way; 0: none is
         self.checked = 0
         self.corrupt = 0
         self._payload = payload
-        self._thorough_every = {"off": 0, "sample": _THOROUGH_EVERY, "full": 1}[verify]
+        self._blind = settings.blind
+        self._thorough_every = {"off": 0, "sample": _THOROUGH_EVERY, "full": 1}[settings.verify]
         self._thorough_at = 0  # the first one; then one in every so many
         self._random = random.Random(seed)
         if payload is not None:
             self._write = payload.write_buffer()
             self._read = payload.read_buffer(self._write)
 
-    def _thorough(self) -> bool:
-        return self.checked == self._thorough_at
-
     def _choose_next(self) -> None:
         every = self._thorough_every
         begin = (self.checked // every + 1) * every
         self._thorough_at = begin + self._random.randrange(every)
 
-    def prepare(self, kind: int, identity: Identity, offset: int, length: int) -> memoryview:
+    def prepare(self, operation: Operation, offset: int, length: int) -> memoryview:
         """The buffer to read into (poisoned, so that stale content can't pass) or to write."""
         payload = self._payload
-        if payload is None or kind == DELETE:
-            return memoryview(b"")
-        if kind == WRITE:
-            payload.stamp(self._write, length, identity, offset // PAGE_BYTES)
-            return self._write.view[:length]
+        if payload is None:
+            return _NOTHING
+        if operation.kind == WRITE:
+            payload.stamp(self._write, length, operation.identity, offset // PAGE_BYTES)
+            return self._write.cut(length).view
         if self._thorough_every:
-            payload.poison(self._read, length, thorough=self._thorough())
-        return self._read.view[:length]
+            payload.poison(self._read, length, thorough=self.checked == self._thorough_at)
+        return self._read.cut(length).view
 
-    def pretend(self, identity: Identity, offset: int, length: int) -> None:
-        """Make the read buffer what it would be if the object had been read."""
-        if self._payload is not None:
-            self._payload.stamp(self._read, length, identity, offset // PAGE_BYTES)
-
-    def verify(self, identity: Identity, offset: int, length: int) -> str | None:
+    def verify(self, operation: Operation, offset: int, length: int) -> str | None:
         """What is wrong with the data just read; None: nothing, or not looked at."""
         payload = self._payload
         if payload is None or not self._thorough_every:
             return None
-        thorough = self._thorough()
+        page = offset // PAGE_BYTES
+        if self._blind:  # make the buffer what it would be if the object had been read
+            payload.stamp(self._read, length, operation.identity, page)
+        thorough = self.checked == self._thorough_at
         if thorough:
             self._choose_next()
         self.checked += 1
-        problem = payload.verify(
-            self._read, length, identity, offset // PAGE_BYTES, thorough=thorough
-        )
-        if problem is not None:
-            self.corrupt += 1
-        return problem
+        problem = payload.verify(self._read, length, operation.identity, page, thorough=thorough)
+        if problem is None:
+            return None
+        self.corrupt += 1
+        if self._blind:
+            return None
+        return f"object {operation.object_key} read back wrong at byte {offset}: {problem}"
 
 
 class TransferPool:
@@ -194,6 +208,8 @@ class TransferPool:
         self.crash: BaseException | None = None
         self._settings = settings
         self._backend = backend
+        self._get_into = backend.get_into
+        self._put_from = backend.put_from
         self._lock = lock
         self._clock = clock
         self._on_complete = on_complete
@@ -204,10 +220,11 @@ class TransferPool:
         self._closed = False
         self._call_ns = 10.0 * _QUICK_CALL_NS  # recent mean; slow until dozens of calls were quick
         self._offsets = range(0, settings.stored_bytes, settings.chunk_bytes)
+        self._last_bytes = settings.stored_bytes - self._offsets[-1]
         several = settings.objects_per_block > 1
         self._parts = tuple(range(settings.objects_per_block)) if several else (None,)
         self._workers = [
-            _Worker(payload, recorder.new_log(), settings.verify, number)
+            _Worker(payload, recorder.new_log(), settings, number)
             for number in range(settings.queue_depth)
         ]
         self._threads = [
@@ -241,17 +258,36 @@ class TransferPool:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, kind: int, slots: Sequence[Slot], owner: Any) -> None:
-        """Queue one operation per object of each slot, block by block."""
+    def submit(self, kind: int, slots: Sequence[Slot], owner: Any) -> int:
+        """Queue a get or put of each object of the slots, or their deletes, for ``owner``.
+
+        Returns how many operations that are: deletes are dealt to as many threads as there
+        are, each of which does its own one after the other.
+        """
+        if kind == DELETE:
+            return self._submit_deletes(slots, owner)
         now = self._clock()
-        offsets = (0,) if kind == DELETE else self._offsets
+        offsets, transfers = self._offsets, len(self._offsets)
         ready, parts = self._ready, self._parts
         for slot in slots:
             for part in parts:
-                operation = Operation(kind, slot, owner, now, len(offsets), part=part)
+                operation = Operation(kind, slot, owner, now, transfers, part=part)
                 for offset in offsets:
                     ready.append((operation, offset))
-        self._wake(len(slots) * len(parts) * len(offsets))
+        count = len(slots) * len(parts)
+        self._wake(count * transfers)
+        return count
+
+    def _submit_deletes(self, slots: Sequence[Slot], owner: Any) -> int:
+        now = self._clock()
+        keys = [object_key_of(slot, part) for slot in slots for part in self._parts]
+        share = -(-len(keys) // len(self._threads))
+        begins = range(0, len(keys), share)
+        for begin in begins:
+            batch = Deletion(slots[0], keys[begin : begin + share], owner, now)
+            self._ready.append((batch, 0))
+        self._wake(len(begins))
+        return len(begins)
 
     def _wake(self, transfers: int) -> None:
         """Wake threads for what was queued; where calls are quick, one at a time serves."""
@@ -298,7 +334,10 @@ class TransferPool:
                     if item is None:
                         return
                     operation, offset = item
-                self._transfer(worker, operation, offset)
+                if isinstance(operation, Deletion):
+                    self._delete(worker, operation)
+                else:
+                    self._transfer(worker, operation, offset)
         except BaseException as error:  # noqa: BLE001  the main thread raises it again
             with self._lock:
                 self.crash = error
@@ -320,20 +359,26 @@ class TransferPool:
         return None
 
     def _transfer(self, worker: _Worker, operation: Operation, offset: int) -> None:
-        settings, clock = self._settings, self._clock
-        kind, identity = operation.kind, operation.identity
-        length = min(settings.chunk_bytes, settings.stored_bytes - offset)
+        clock, kind, settings = self._clock, operation.kind, self._settings
+        length = settings.chunk_bytes if offset != self._offsets[-1] else self._last_bytes
         picked = clock()
-        view = worker.prepare(kind, identity, offset, length)
+        view = worker.prepare(operation, offset, length)
         started = clock()
         if not operation.started_ns:
             operation.started_ns = started  # it has begun; the lock below finds the earliest
         worker.busy_since_ns = started
-        error = self._call(kind, operation.object_key, offset, view)
+        error = None
+        try:
+            if kind == READ:
+                self._get_into(operation.object_key, offset, view)
+            else:
+                self._put_from(operation.object_key, offset, view)
+        except StorageError as problem:
+            error = str(problem)
         done = clock()
         worker.busy_since_ns = 0
         if kind == READ and error is None:
-            error = self._verify(worker, operation, offset, length)
+            error = worker.verify(operation, offset, length)
         syncs = kind == WRITE and settings.sync
         with self._lock:
             if error is not None:
@@ -342,7 +387,7 @@ class TransferPool:
                 operation.started_ns = started
                 operation.stamping_ns = started - picked
             operation.done_ns = max(operation.done_ns, done)
-            self._note_call(done - started)
+            self._call_ns += (done - started - self._call_ns) / _CALLS_REMEMBERED
             operation.left -= 1
             last = not operation.left
             if last and not syncs:
@@ -351,33 +396,26 @@ class TransferPool:
             worker.busy_since_ns = done
             done = self._sync(operation)
             worker.busy_since_ns = 0
-        if len(self._offsets) > 1 and not operation.failed and kind != DELETE:
-            worker.log.add(TRANSFER, 0, started, done, length, 0)
-        if last:
-            self._write_log(worker.log, operation)
+        if not operation.failed:
+            self._write_log(worker.log, operation, started, done, length)
 
-    def _call(self, kind: int, key: str, offset: int, view: memoryview) -> str | None:
-        """Carry one transfer out; returns the error's text."""
+    def _delete(self, worker: _Worker, deletion: Deletion) -> None:
+        error = None
+        began = deletion.started_ns = self._clock()
         try:
-            if kind == READ:
-                self._backend.get_into(key, offset, view)
-            elif kind == WRITE:
-                self._backend.put_from(key, offset, view)
-            else:
-                self._backend.delete(key)
-        except StorageError as error:
-            return str(error)
-        return None
-
-    def _verify(
-        self, worker: _Worker, operation: Operation, offset: int, length: int
-    ) -> str | None:
-        if self._settings.blind:
-            worker.pretend(operation.identity, offset, length)
-        problem = worker.verify(operation.identity, offset, length)
-        if problem is None or self._settings.blind:
-            return None
-        return f"object {operation.object_key} read back wrong at byte {offset}: {problem}"
+            for object_key in deletion.object_keys:
+                worker.busy_since_ns = self._clock()
+                self._backend.delete(object_key)
+        except StorageError as problem:
+            error = str(problem)
+        deletion.done_ns = self._clock()
+        worker.busy_since_ns = 0
+        deletion.left = 0
+        with self._lock:
+            if error is not None:
+                self._fail(deletion, error)
+            self._note_call((deletion.done_ns - began) / len(deletion.object_keys))
+            self._on_complete(deletion)
 
     def _sync(self, operation: Operation) -> int:
         """Make the object durable, unless a transfer of it failed; then it is complete."""
@@ -397,7 +435,7 @@ class TransferPool:
             self._on_complete(operation)
         return done
 
-    def _note_call(self, elapsed_ns: int) -> None:
+    def _note_call(self, elapsed_ns: float) -> None:
         self._call_ns += (elapsed_ns - self._call_ns) / _CALLS_REMEMBERED
 
     def _fail(self, operation: Operation, error: str) -> None:
@@ -405,11 +443,18 @@ class TransferPool:
         if self.first_error is None:
             self.first_error = error
 
-    def _write_log(self, log: Log, operation: Operation) -> None:
-        """One row per operation; queueing excludes the stamping of its first transfer."""
-        if not operation.failed and operation.kind != DELETE:
+    def _write_log(
+        self, log: Log, operation: Operation, started: int, done: int, length: int
+    ) -> None:
+        """One row per operation, and one per transfer of several.
+
+        Queueing excludes the stamping of an operation's first transfer.
+        """
+        transfers = len(self._offsets)
+        if transfers > 1:
+            log.add(TRANSFER, 0, started, done, length, 0)
+        if not operation.left:
             log.add(
                 operation.kind, operation.submitted_ns + operation.stamping_ns,
-                operation.started_ns, operation.done_ns,
-                self._settings.object_bytes, len(self._offsets),
+                operation.started_ns, operation.done_ns, self._settings.object_bytes, transfers,
             )  # fmt: skip

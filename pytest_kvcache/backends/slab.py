@@ -26,6 +26,7 @@ from pytest_kvcache.errors import StorageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pytest_kvcache.backends.fileio import Transfer
     from pytest_kvcache.backends.protocol import BackendPlan
     from pytest_kvcache.backends.slaballocator import Extent
 
@@ -62,7 +63,7 @@ class SlabBackend:
         self._extent_bytes = -(-plan.object_bytes // PAGE_BYTES) * PAGE_BYTES
         self._first_byte = first_byte(self._extent_bytes)
         self._slabs = slab_count(plan.capacity_objects, self._extent_bytes)
-        self.allocator = SlabAllocator(plan.capacity_objects)
+        self.allocator = SlabAllocator(plan.capacity_objects, self._where)
         self._find = self.allocator.find
         try:
             self._direct, notes = self._place.choose_io(plan, self._probe)
@@ -87,14 +88,16 @@ class SlabBackend:
                 f" the slabs of {self._place.directory}; an object has {self._object_bytes} bytes"
             )
         extent = self._find(key) or self._allocate(key)
-        fd, begin = self._where(extent)
         try:
-            moved = move(os.pwritev, fd, begin + offset, buffer, buffered=not self._direct)
+            moved = self._move(os.pwritev, extent, offset, buffer)
         except OSError as error:
             raise self._place.failure("write", self._name(extent, key), error) from error
         if moved != len(buffer):
             raise self._place.short("write", self._name(extent, key), offset, len(buffer), moved)
-        self.allocator.extend(extent, end)
+        if moved == self._object_bytes:
+            extent.end_bytes = end  # in one transfer: there is no other one to race with
+        else:
+            self.allocator.extend(extent, end)
 
     def get_into(self, key: str, offset: int, buffer: memoryview) -> None:
         """Read a part of the object into ``buffer``; what was not put is not there."""
@@ -103,9 +106,8 @@ class SlabBackend:
         if offset + wanted > extent.end_bytes:
             got = max(0, extent.end_bytes - offset)
             raise self._place.short("read", self._name(extent, key), offset, wanted, got)
-        fd, begin = self._where(extent)
         try:
-            moved = move(os.preadv, fd, begin + offset, buffer, buffered=not self._direct)
+            moved = self._move(os.preadv, extent, offset, buffer)
         except OSError as error:
             raise self._place.failure("read", self._name(extent, key), error) from error
         if moved != wanted:
@@ -119,11 +121,11 @@ class SlabBackend:
     def sync(self, key: str) -> None:
         """Call fdatasync on the object's slab; buffered, drop the object from the page cache."""
         extent = self._find(key) or self._absent("sync", key)
-        fd, begin = self._where(extent)
+        fd = extent.fd
         try:
             os.fdatasync(fd)
             if not self._direct:
-                os.posix_fadvise(fd, begin, self._extent_bytes, os.POSIX_FADV_DONTNEED)
+                os.posix_fadvise(fd, extent.begin, self._extent_bytes, os.POSIX_FADV_DONTNEED)
         except OSError as error:
             raise self._place.failure("sync", self._name(extent, key), error) from error
 
@@ -170,9 +172,17 @@ class SlabBackend:
         for path in slabs:
             Path(path).unlink()
 
-    def _where(self, extent: Extent) -> tuple[int, int]:
-        """The slab's descriptor, and the byte in it at which the extent begins."""
-        place, slab = divmod(extent.number, self._slabs)
+    def _move(self, call: Transfer, extent: Extent, offset: int, buffer: memoryview) -> int:
+        begin = extent.begin + offset
+        if self._direct:
+            moved = call(extent.fd, (buffer,), begin)
+            if moved == len(buffer):
+                return moved  # as ever; the rest is for what comes in pieces
+        return move(call, extent.fd, begin, buffer, buffered=not self._direct)
+
+    def _where(self, number: int) -> tuple[int, int]:
+        """The slab's descriptor, and the byte in it at which an extent begins."""
+        place, slab = divmod(number, self._slabs)
         return self._fds[slab], self._first_byte + place * self._extent_bytes
 
     def _name(self, extent: Extent, key: str) -> str:

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _SLAB_BYTES = 4 * 2**30  # a sync of a file waits for what others have written to it
 _FEWEST_SLABS = 8
@@ -20,12 +24,17 @@ def slab_count(extents: int, extent_bytes: int) -> int:
 
 
 class Extent:
-    """Room for one object: its number among all extents, and how much was written into it."""
+    """Room for one object: its number among all extents, and how much was written into it.
 
-    __slots__ = ("end_bytes", "number")
+    ``fd`` and ``begin`` are the descriptor of its slab and the byte where it begins there.
+    """
 
-    def __init__(self, number: int) -> None:
+    __slots__ = ("begin", "end_bytes", "fd", "number")
+
+    def __init__(self, number: int, fd: int, begin: int) -> None:
         self.number = number
+        self.fd = fd
+        self.begin = begin
         self.end_bytes = 0
 
 
@@ -35,10 +44,14 @@ class SlabAllocator:
     An extent has one owner at most, and an owner one extent. Those never used come first,
     in their order, then those that were freed longest ago: used again at once, the same
     few extents would live in the device's write cache. Safe to call from several threads.
+    ``where`` gives an extent's descriptor and first byte.
     """
 
-    def __init__(self, total: int) -> None:
+    def __init__(
+        self, total: int, where: Callable[[int], tuple[int, int]] = lambda _number: (-1, 0)
+    ) -> None:
         self.total = total
+        self._where = where
         self._lock = threading.Lock()
         self._owned: dict[str, Extent] = {}
         self._freed: deque[Extent] = deque()
@@ -88,7 +101,7 @@ class SlabAllocator:
 
     def _take(self) -> Extent | None:
         if self._fresh < self.total:
-            extent = Extent(self._fresh)
+            extent = Extent(self._fresh, *self._where(self._fresh))
             self._fresh += 1
             return extent
         return self._freed.popleft() if self._freed else None
