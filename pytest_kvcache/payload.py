@@ -42,8 +42,8 @@ _HEAD_WORDS = HEAD_BYTES // _WORD_BYTES
 _WORD_MASK = 0xFFFF_FFFF_FFFF_FFFF
 # As the first word of a sector: chance puts it there once in 2**64 times.
 _POISON = 0xDEAD_BEEF_DEAD_BEEF
-# All stamps of so few pages in one call: 0.2 µs, where numpy takes 1 µs.
-_FEW = tuple(struct.Struct("<QQ" + f"{PAGE_BYTES - _STAMP.size}xQQ" * more) for more in range(4))
+# numpy's only number of 16 bytes. Moved and never computed with, so any bits will do.
+_STAMPS = np.dtype("<c16")
 
 
 def _ask_for_huge_pages(memory: mmap.mmap) -> None:
@@ -63,11 +63,16 @@ class Cut:
     """The first bytes of a `ChunkBuffer`, as long as a transfer: made once, used for each.
 
     ``view`` is what backends transfer, ``words`` the same memory as little-endian uint64,
-    ``tags`` and ``numbers`` the two words of the stamps by unit, ``head`` the bytes where
-    an object has its head.
+    ``stamps`` those of its units, each an item, for stamps lie in cache lines that all
+    compete for a few places in the caches: each is touched once. ``head`` are the bytes
+    where an object has its head. ``right`` has room for what the stamps should be, and
+    ``right_tags`` and ``right_numbers`` are the two words of them.
     """
 
-    __slots__ = ("head", "numbers", "pages", "tags", "units", "view", "words")
+    __slots__ = (
+        "first_page", "head", "right", "right_numbers", "right_tags", "stamps", "units", "view",
+        "words",
+    )  # fmt: skip
 
     def __init__(self, buffer: ChunkBuffer, length: int, unit_bytes: int) -> None:
         if length % PAGE_BYTES or not 0 < length <= len(buffer.view):
@@ -75,27 +80,26 @@ class Cut:
                 f"length is {length}; it must be a multiple of {PAGE_BYTES},"
                 f" at least that and at most {len(buffer.view)}"
             )
-        self.pages = length // PAGE_BYTES
         self.units = length // unit_bytes
         self.view = buffer.view[:length]
         self.head = buffer.view[:HEAD_BYTES]
         self.words = buffer.words[: length // _WORD_BYTES]
-        self.tags = self.words[:: unit_bytes // _WORD_BYTES]
-        self.numbers = self.words[1 :: unit_bytes // _WORD_BYTES]
+        self.stamps = self.words.view(_STAMPS)[:: unit_bytes // _STAMP.size]
+        self.right = np.zeros(self.units, _STAMPS)
+        self.right_tags = self.right.view("<u8")[::2]
+        self.right_numbers = self.right.view("<u8")[1::2]
+        self.first_page = -1  # of ``right_numbers``; -1: they are not made yet
 
 
 class ChunkBuffer:
     """One chunk of page-aligned memory, touched when it is made.
 
-    ``view`` is the whole of it, ``words`` the same memory as little-endian uint64.
-    ``right_tags`` and ``right_numbers`` have room for computing the stamps of its units,
+    ``view`` is the whole of it, ``words`` the same memory as little-endian uint64,
     ``model`` is where a thorough check makes what a read buffer should hold, and
     ``has_head`` tells whether a write buffer's first page holds a head.
     """
 
-    __slots__ = (
-        "_cuts", "_unit_bytes", "has_head", "model", "right_numbers", "right_tags", "view", "words",
-    )  # fmt: skip
+    __slots__ = ("_cuts", "_unit_bytes", "has_head", "model", "view", "words")
 
     def __init__(
         self, chunk_bytes: int, unit_bytes: int = PAGE_BYTES, model: ChunkBuffer | None = None
@@ -104,8 +108,6 @@ class ChunkBuffer:
         _ask_for_huge_pages(memory)
         self.view = memoryview(memory)
         self.words = np.frombuffer(memory, "<u8")
-        self.right_tags = np.zeros(chunk_bytes // unit_bytes, "<u8")
-        self.right_numbers = np.zeros_like(self.right_tags)
         self.model = model
         self.has_head = False
         self.words.fill(0)
@@ -144,7 +146,7 @@ class Payload:
         words = np.random.Philox(seed).random_raw(chunk_bytes // _WORD_BYTES)
         self._base = words.astype("<u8")
         self._ramp = np.arange(chunk_bytes // self._unit_bytes, dtype="<u8")
-        self._first_numbers: dict[int, bytes] = {}  # of the first so many pages of an object
+        self._poison = np.frombuffer(_STAMP.pack(_POISON, 0), _STAMPS)[0]
 
     def write_buffer(self) -> ChunkBuffer:
         """Return a buffer that holds the base, so that a put needs stamps only."""
@@ -173,7 +175,7 @@ class Payload:
         if thorough:
             cut.words[::_SECTOR_WORDS] = _POISON
         else:
-            cut.tags.fill(_POISON)
+            cut.stamps.fill(self._poison)
 
     def verify(
         self,
@@ -193,7 +195,8 @@ class Payload:
         tag = identity.tag ^ self._origin
         if not first_page and cut.head.tobytes() != self._head(tag, identity):
             return self._head_fault(buffer, identity)
-        if not self._has_stamps(buffer, cut, tag, first_page):
+        self._compute(cut, tag, first_page)
+        if cut.stamps.tobytes() != cut.right.tobytes():
             return self._stamp_fault(buffer, cut, identity, first_page)
         return self._difference(buffer, cut, identity, first_page) if thorough else None
 
@@ -211,11 +214,15 @@ class Payload:
         if buffer.has_head and first_page:
             buffer.words[:_HEAD_WORDS] = self._base[:_HEAD_WORDS]
             buffer.has_head = False
-        cut.tags.fill(tag)
-        if first_page:
-            np.add(self._ramp[: cut.pages], np.uint64(first_page), out=cut.numbers)
-        else:
-            cut.numbers[:] = self._ramp[: cut.pages]
+        self._compute(cut, tag, first_page)
+        cut.stamps[:] = cut.right
+
+    def _compute(self, cut: Cut, tag: int, first_page: int) -> None:
+        """What the stamps of the cut should be, into ``right``."""
+        cut.right_tags.fill(tag)
+        if first_page != cut.first_page:
+            np.add(self._ramp[: cut.units], np.uint64(first_page), out=cut.right_numbers)
+            cut.first_page = first_page
 
     def _head(self, tag: int, identity: Identity) -> bytes:
         """The first bytes of the object, as they are stored."""
@@ -224,26 +231,6 @@ class Payload:
     def _plain_head(self, stored: bytes) -> bytes:
         """What `pack_head` made of what was stored."""
         return stored
-
-    def _has_stamps(self, buffer: ChunkBuffer, cut: Cut, tag: int, first_page: int) -> bool:  # noqa: ARG002
-        pages = cut.pages
-        if pages <= len(_FEW):
-            found = _FEW[pages - 1].unpack_from(cut.view)
-            page = first_page
-            return found == (tag, page, tag, page + 1, tag, page + 2, tag, page + 3)[: 2 * pages]
-        tags = tag.to_bytes(_WORD_BYTES, "little") * pages
-        return cut.tags.tobytes() == tags and (
-            cut.numbers.tobytes() == self._numbers(pages, first_page)
-        )
-
-    def _numbers(self, pages: int, first_page: int) -> bytes:
-        """The numbers of so many pages, as they are stored."""
-        if first_page:
-            return (self._ramp[:pages] + np.uint64(first_page)).tobytes()
-        numbers = self._first_numbers.get(pages)
-        if numbers is None:
-            numbers = self._first_numbers[pages] = self._ramp[:pages].tobytes()
-        return numbers
 
     def _stamp_of(self, tag: int, unit: int) -> tuple[int, int]:
         """The stamp of one unit."""
@@ -335,23 +322,16 @@ class StrictPayload(Payload):
     _REPEATED: ClassVar[int] = sum(1 << 64 * word for word in range(2, _HEAD_WORDS))
 
     def _fill(self, buffer: ChunkBuffer, cut: Cut, tag: int, first_page: int) -> None:
+        del buffer  # every byte is made anew
         key = np.uint64(self._chunk_key(tag, first_page))
         np.bitwise_xor(self._base[: len(cut.words)], key, out=cut.words)
-        self._compute_stamps(buffer, cut.units, tag, first_page)
-        cut.tags[:] = buffer.right_tags[: cut.units]
-        cut.numbers[:] = buffer.right_numbers[: cut.units]
+        self._compute(cut, tag, first_page)
+        cut.stamps[:] = cut.right
 
-    def _has_stamps(self, buffer: ChunkBuffer, cut: Cut, tag: int, first_page: int) -> bool:
-        units = cut.units
-        self._compute_stamps(buffer, units, tag, first_page)
-        return (
-            cut.tags.tobytes() == buffer.right_tags[:units].tobytes()
-            and cut.numbers.tobytes() == buffer.right_numbers[:units].tobytes()
-        )
-
-    def _compute_stamps(self, buffer: ChunkBuffer, units: int, tag: int, first_page: int) -> None:
-        tags, numbers = buffer.right_tags[:units], buffer.right_numbers[:units]
-        np.add(self._ramp[:units], np.uint64(first_page * self._units_per_page), out=numbers)
+    def _compute(self, cut: Cut, tag: int, first_page: int) -> None:
+        tags, numbers = cut.right_tags, cut.right_numbers
+        first = np.uint64(first_page * self._units_per_page)
+        np.add(self._ramp[: cut.units], first, out=numbers)
         np.multiply(numbers, np.uint64(self._SPREAD), out=tags)
         np.bitwise_xor(tags, np.uint64(tag), out=tags)
         np.add(numbers, tags, out=numbers)

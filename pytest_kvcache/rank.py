@@ -267,12 +267,12 @@ class Rank:
             self.stopped_ns = self.engine.run(
                 start_ns=start_ns, end_ns=end_ns, drain_s=plan.drain_s, tick=self._looking(tick)
             )
+            self.drained_ns = time.monotonic_ns()
+            self._cpu_s = _cpu_s() - cpu_s
+            self._io = sample_io().since(counters)
         self._pauses.look()
         self._clock_fault = self._pauses.clock_fault()
         self.start_ns = self.engine.began_ns
-        self.drained_ns = time.monotonic_ns()
-        self._cpu_s = _cpu_s() - cpu_s
-        self._io = sample_io().since(counters)
 
     def _looking(self, tick: Callable[[], bool]) -> Callable[[], bool]:
         """The tick, by which this rank also sees whether it stood still."""

@@ -217,6 +217,7 @@ class TransferPool:
         self._work = threading.Condition(lock)
         self._ready: deque[tuple[Operation, int]] = deque()
         self._idle = 0
+        self._spare = 0  # threads that are awake and about to look for their next transfer
         self._closed = False
         self._call_ns = 10.0 * _QUICK_CALL_NS  # recent mean; slow until dozens of calls were quick
         self._offsets = range(0, settings.stored_bytes, settings.chunk_bytes)
@@ -292,7 +293,9 @@ class TransferPool:
     def _wake(self, transfers: int) -> None:
         """Wake threads for what was queued; where calls are quick, one at a time serves."""
         if self._call_ns >= _QUICK_CALL_NS:
-            self._work.notify(min(self._idle, transfers))
+            wanted, self._spare = transfers - self._spare, 0
+            if wanted and self._idle:
+                self._work.notify(min(self._idle, wanted))
         elif self._idle == len(self._threads):
             self._work.notify()
 
@@ -391,13 +394,16 @@ class TransferPool:
             operation.left -= 1
             last = not operation.left
             if last and not syncs:
-                self._on_complete(operation)
+                self._complete(operation)
         if last and syncs:
             worker.busy_since_ns = done
             done = self._sync(operation)
             worker.busy_since_ns = 0
         if not operation.failed:
-            self._write_log(worker.log, operation, started, done, length)
+            if len(self._offsets) > 1:
+                worker.log.add(TRANSFER, 0, started, done, length, 0)
+            if last:
+                self._write_log(worker.log, operation)
 
     def _delete(self, worker: _Worker, deletion: Deletion) -> None:
         error = None
@@ -415,7 +421,7 @@ class TransferPool:
             if error is not None:
                 self._fail(deletion, error)
             self._note_call((deletion.done_ns - began) / len(deletion.object_keys))
-            self._on_complete(deletion)
+            self._complete(deletion)
 
     def _sync(self, operation: Operation) -> int:
         """Make the object durable, unless a transfer of it failed; then it is complete."""
@@ -432,8 +438,14 @@ class TransferPool:
             if error is not None:
                 self._fail(operation, error)
             operation.done_ns = done
-            self._on_complete(operation)
+            self._complete(operation)
         return done
+
+    def _complete(self, operation: Operation) -> None:
+        """Tell the owner; of what that queues this thread takes one itself, in a moment."""
+        self._spare = 1
+        self._on_complete(operation)
+        self._spare = 0
 
     def _note_call(self, elapsed_ns: float) -> None:
         self._call_ns += (elapsed_ns - self._call_ns) / _CALLS_REMEMBERED
@@ -443,18 +455,10 @@ class TransferPool:
         if self.first_error is None:
             self.first_error = error
 
-    def _write_log(
-        self, log: Log, operation: Operation, started: int, done: int, length: int
-    ) -> None:
-        """One row per operation, and one per transfer of several.
-
-        Queueing excludes the stamping of an operation's first transfer.
-        """
-        transfers = len(self._offsets)
-        if transfers > 1:
-            log.add(TRANSFER, 0, started, done, length, 0)
-        if not operation.left:
-            log.add(
-                operation.kind, operation.submitted_ns + operation.stamping_ns,
-                operation.started_ns, operation.done_ns, self._settings.object_bytes, transfers,
-            )  # fmt: skip
+    def _write_log(self, log: Log, operation: Operation) -> None:
+        """One row per operation; queueing excludes the stamping of its first transfer."""
+        log.add(
+            operation.kind, operation.submitted_ns + operation.stamping_ns,
+            operation.started_ns, operation.done_ns,
+            self._settings.object_bytes, len(self._offsets),
+        )  # fmt: skip

@@ -91,6 +91,24 @@ def test_a_write_buffer_serves_one_transfer_after_another(
         assert bytes(buffer.view[:length]) == stamped(payload, identity, first_page, length)
 
 
+# As halves of numpy's 16-byte number these are NaNs, signalling ones too, and infinities.
+ODD_TAGS = (0x7FF0_0000_0000_0001, 0xFFF7_FFFF_FFFF_FFFF, 0x7FF8_0000_0000_0001, 0x7FF0 << 48, 0)
+
+
+@pytest.mark.parametrize("tag", ODD_TAGS, ids=hex)
+def test_a_stamp_is_stored_bit_by_bit_whatever_number_it_looks_like(tag: int) -> None:
+    origin = NORMAL.write_buffer()
+    NORMAL.stamp(origin, PAGE, Identity(bytes(16), 0), 0)
+    seed_tag = int(origin.words[0])  # of the tag 0: the origin
+    wanted = Identity((tag ^ seed_tag).to_bytes(16, "little"), 0)
+    assert wanted.tag == tag ^ seed_tag
+    buffer = NORMAL.write_buffer()
+    NORMAL.stamp(buffer, CHUNK, wanted, 8)
+    assert buffer.words[:: PAGE // 8].tolist() == [tag] * 8
+    assert buffer.words[1 :: PAGE // 8].tolist() == list(range(8, 16))
+    assert NORMAL.verify(buffer, CHUNK, wanted, 8, thorough=False) is None
+
+
 @BOTH
 def test_a_part_of_a_chunk_has_its_stamps(payload: Payload) -> None:
     content = stamped(payload, first_page=8)
