@@ -361,7 +361,8 @@ class TransferPool:
                 self._idle -= 1
         return None
 
-    def _transfer(self, worker: _Worker, operation: Operation, offset: int) -> None:
+    # One function, for every call more on this path is time that the storage does not take.
+    def _transfer(self, worker: _Worker, operation: Operation, offset: int) -> None:  # noqa: C901
         clock, kind, settings = self._clock, operation.kind, self._settings
         length = settings.chunk_bytes if offset != self._offsets[-1] else self._last_bytes
         picked = clock()
