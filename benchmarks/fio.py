@@ -22,7 +22,7 @@ class FioJob:
     """A pattern. Sizes in bytes, ``size_bytes`` per job; ``kind`` is read or write.
 
     ``seconds`` None goes through each job's file once, from its begin, else offsets are
-    random. ``direct`` is O_DIRECT.
+    random. ``direct`` is O_DIRECT, ``memory`` what buffers are made of (fio's ``iomem``).
     """
 
     kind: str
@@ -34,6 +34,7 @@ class FioJob:
     seconds: float | None
     ramp_s: float = 0.5
     direct: bool = True
+    memory: str = "malloc"
 
     def argv(self, directory: Path) -> list[str]:
         """The command. Every run lays its files out anew, as ours does, and removes them.
@@ -47,7 +48,8 @@ class FioJob:
             f"--rw={'' if self.seconds is None else 'rand'}{self.kind}",
             f"--bs={self.block_bytes}", f"--numjobs={self.jobs}", f"--iodepth={self.depth}",
             f"--ioengine={self.engine}", f"--size={self.size_bytes}",
-            f"--direct={int(self.direct)}", "--invalidate=1", "--randrepeat=0", "--norandommap",
+            f"--direct={int(self.direct)}", f"--iomem={self.memory}", "--invalidate=1",
+            "--randrepeat=0", "--norandommap",
             f"--percentile_list={':'.join(map(str, (50, 95, 99, 99.9)))}",
         ]  # fmt: skip
         if self.seconds is not None:
@@ -65,6 +67,18 @@ class FioJob:
             self.argv(directory), check=True, capture_output=True, text=True, cwd=directory
         )
         return {"job": asdict(self), **figures(json.loads(done.stdout), self.kind)}
+
+
+def memory_for(buffer_bytes: int, meminfo: str) -> str:
+    """``mmaphuge``, which our buffers are too, if the kernel has huge pages in reserve for it.
+
+    ``meminfo`` is the text of /proc/meminfo. Else ``malloc``: small pages, of which a
+    transfer of some MiB pins hundreds and reaches the device in more pieces.
+    """
+    fields = dict(line.split(":", 1) for line in meminfo.splitlines() if ":" in line)
+    free = int(fields.get("HugePages_Free", "0"))
+    page_bytes = int(fields.get("Hugepagesize", "0 kB").split()[0]) * 1024
+    return "mmaphuge" if free * page_bytes >= buffer_bytes > 0 else "malloc"
 
 
 def is_missing() -> bool:
