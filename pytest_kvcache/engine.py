@@ -12,8 +12,6 @@ written, so that the storage never holds more than the capacity).
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import threading
 import time
 from collections import deque
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from pytest_kvcache.cache.index import Admission, CacheIndex
 from pytest_kvcache.errors import StalledError
+from pytest_kvcache.flights import Flight, Timers
 from pytest_kvcache.recorder import (
     ADMIT,
     LOAD,
@@ -46,24 +45,6 @@ MAX_BACKLOG = 10_000  # open loop: requests under way per rank; what comes beyon
 _STORES_PER_DEPTH = 4  # blocks waiting to be stored per queue depth, before users wait
 _TICK_NS = 100_000_000
 _LAST_OPERATIONS_NS = 60_000_000_000  # for what is in flight when everything else has ended
-
-
-class _Flight:
-    """A request under way; ``left`` operations of its present phase are not done yet."""
-
-    __slots__ = (
-        "admission", "failed", "intended_ns", "issued_ns", "left", "loaded_ns", "request",
-    )  # fmt: skip
-
-    admission: Admission
-
-    def __init__(self, request: Request, intended_ns: int) -> None:
-        self.request = request
-        self.intended_ns = intended_ns
-        self.issued_ns = 0
-        self.loaded_ns = 0
-        self.left = 0
-        self.failed = False
 
 
 class Engine:
@@ -108,10 +89,9 @@ class Engine:
             on_idle=self._on_idle,
         )
         self._log = recorder.new_log()
-        self._waiting: deque[_Flight] = deque()
+        self._waiting: deque[Flight] = deque()
         self._stalled: deque[tuple[int, int]] = deque()
-        self._timers: list[tuple[int, int, _Flight | None, Request | None]] = []
-        self._order = itertools.count()
+        self._timers = Timers()
         self._start_ns = 0
         self._end_ns: int | None = None
         self._all_arrived = False
@@ -203,9 +183,9 @@ class Engine:
         for flight in dict.fromkeys(loading):
             self._recorder.censor("load", flight.issued_ns)
             self._recorder.censor("request", flight.intended_ns)
-        for _due_ns, _order, flight, _request in self._timers:
-            if flight is not None:
-                self._recorder.censor("request", flight.intended_ns)
+        for timer in self._timers:
+            if timer.flight is not None:
+                self._recorder.censor("request", timer.flight.intended_ns)
         self._timers.clear()
 
     # --- waiting and timers ---------------------------------------------------------------
@@ -231,8 +211,8 @@ class Engine:
 
     def _sleep_s(self, now: int, until_ns: int | None) -> float:
         wake_ns = now + _TICK_NS
-        if self._timers:
-            wake_ns = min(wake_ns, self._timers[0][0])
+        if self._timers.first_ns is not None:
+            wake_ns = min(wake_ns, self._timers.first_ns)
         if until_ns is not None:
             wake_ns = min(wake_ns, until_ns)
         return max(0.0, (wake_ns - now) / 1e9)
@@ -240,8 +220,8 @@ class Engine:
     def _fire_timers(self) -> int:
         """Start what is due, for a tick's time at most; returns the time."""
         began = now = self._clock()
-        while self._timers and self._timers[0][0] <= now < began + _TICK_NS:
-            due_ns, _order, flight, request = heapq.heappop(self._timers)
+        while now < began + _TICK_NS and (timer := self._timers.pop_due(now)) is not None:
+            due_ns, _order, flight, request = timer
             if flight is not None:
                 self._generating -= 1
                 self._respond(flight, now)
@@ -260,10 +240,10 @@ class Engine:
             self._sampled_ns = now
             self._log.add(WAITING, self._flights - self._generating, now, now, 0, 0)
 
-    def _at(self, due_ns: int, flight: _Flight | None, request: Request | None) -> None:
+    def _at(self, due_ns: int, flight: Flight | None, request: Request | None) -> None:
         self._generating += flight is not None
-        heapq.heappush(self._timers, (due_ns, next(self._order), flight, request))
-        if self._timers[0][0] == due_ns:
+        self._timers.add(due_ns, flight=flight, request=request)
+        if self._timers.first_ns == due_ns:
             self._main.notify()
 
     def _store_queue_is_full(self) -> bool:
@@ -307,8 +287,7 @@ class Engine:
             self._recorder.censor("request", flight.intended_ns)
         self._waiting.clear()
         self._stalled.clear()
-        self._timers = [timer for timer in self._timers if timer[2] is not None]
-        heapq.heapify(self._timers)
+        self._timers.keep_answers()
         self.pool.keep_only(READ)
         self._main.notify()
 
@@ -322,8 +301,8 @@ class Engine:
     def _count_overdue(self, now: int) -> None:
         """Arrivals of an open loop that nobody has come to deal with: offered all the same."""
         counters, workload = self.counters, self._workload
-        arrival = next((t for t in self._timers if t[3] is not None and workload.open_loop), None)
-        due_ns, request = (now, None) if arrival is None else (arrival[0], arrival[3])
+        arrival = next((t for t in self._timers if t.request and workload.open_loop), None)
+        due_ns, request = (now, None) if arrival is None else (arrival.due_ns, arrival.request)
         while request is not None and due_ns < min(now, self._end_ns or now):
             counters.offered += 1
             counters.backlog += 1
@@ -362,7 +341,7 @@ class Engine:
             self._recorder.censor("request", intended_ns)
             return
         self._flights += 1
-        self._waiting.append(_Flight(request, intended_ns))
+        self._waiting.append(Flight(request, intended_ns))
 
     def _pump(self) -> None:
         """Admit waiting requests in their order, while the first one can be decided."""
@@ -387,7 +366,7 @@ class Engine:
         decide = self._index.admit if self._writes or self._populating else self._index.look_up
         return decide(request.keys, request.prompt_blocks)
 
-    def _admit(self, flight: _Flight) -> None:
+    def _admit(self, flight: Flight) -> None:
         hits = flight.admission.hits if self._reads else []
         flight.issued_ns = flight.loaded_ns = self._clock()
         if self._populating:
@@ -399,7 +378,7 @@ class Engine:
         else:
             self._loaded(flight)
 
-    def _loaded(self, flight: _Flight) -> None:
+    def _loaded(self, flight: Flight) -> None:
         self._index.release(flight.admission)
         if not flight.failed:
             self._log_load(flight)
@@ -409,7 +388,7 @@ class Engine:
         else:
             self._respond(flight, flight.loaded_ns)
 
-    def _log_load(self, flight: _Flight) -> None:
+    def _log_load(self, flight: Flight) -> None:
         request, hits = flight.request, len(flight.admission.hits)
         hit_tokens = min(hits * self._block_tokens, request.prompt_tokens)
         self._log.add(
@@ -420,7 +399,7 @@ class Engine:
             loaded_bytes = hits * self._parts * self._settings.object_bytes
             self._log.add(LOAD, 0, flight.issued_ns, flight.loaded_ns, loaded_bytes, 0)
 
-    def _respond(self, flight: _Flight, done_ns: int) -> None:
+    def _respond(self, flight: Flight, done_ns: int) -> None:
         request = flight.request
         if not flight.failed:
             if not self._stopping:  # what ends while draining was the backlog
@@ -435,7 +414,7 @@ class Engine:
         else:
             self._next_turn(request.user, done_ns)
 
-    def _store(self, flight: _Flight) -> None:
+    def _store(self, flight: Flight) -> None:
         admission = flight.admission
         self._stores += len(admission.inserts) * self._parts
         if self._stopping:
@@ -445,7 +424,7 @@ class Engine:
         else:
             self._write(flight)
 
-    def _write(self, flight: _Flight) -> None:
+    def _write(self, flight: Flight) -> None:
         inserts = flight.admission.inserts
         if not inserts:
             self._flights -= 1
@@ -459,7 +438,7 @@ class Engine:
     # --- ends of operations, under the lock, called by the pool's threads ------------------
 
     def _complete(self, operation: Operation) -> None:
-        flight: _Flight = operation.owner
+        flight: Flight = operation.owner
         flight.left -= 1
         if operation.failed:
             self._stop()  # at once: what follows would be another workload
@@ -477,7 +456,7 @@ class Engine:
         elif not self._flights:
             self._main.notify()
 
-    def _complete_read(self, operation: Operation, flight: _Flight) -> None:
+    def _complete_read(self, operation: Operation, flight: Flight) -> None:
         if operation.failed:
             self.counters.read_failed += 1
             flight.failed = True
@@ -488,7 +467,7 @@ class Engine:
         if not flight.left:
             self._loaded(flight)
 
-    def _complete_write(self, operation: Operation, flight: _Flight) -> None:
+    def _complete_write(self, operation: Operation, flight: Flight) -> None:
         if operation.failed:
             self.counters.write_failed += 1
             self._index.roll_back(operation.slot)

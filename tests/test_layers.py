@@ -76,9 +76,8 @@ SIDES = (
     Side(
         name="ranks",  # what runs under mpirun
         modules=(
-            "calibration", "comm", "containers.init", "coordinator", "engine", "freespace",
-            "janitor", "pauses", "rank",
-            "transfers", "worker",
+            "calibration", "comm", "containers.init", "coordinator", "engine", "flights",
+            "freespace", "janitor", "pauses", "rank", "transfers", "worker",
         ),
         may_import=("values", "both"),
         foreign=("numpy", "mpi4py"),
