@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from pytest_kvcache.plan import Plan
-    from pytest_kvcache.results import RankResult, TrialRecord
+    from pytest_kvcache.trialrecord import RankResult, TrialRecord
 
 _CLOCK_S = 1e-6  # what seconds as floats may be off
 

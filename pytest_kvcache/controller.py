@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from pytest_kvcache.planning import Case
     from pytest_kvcache.preflight import LaunchSetup
     from pytest_kvcache.registry import Registry
-    from pytest_kvcache.results import RankResult, RunResult, TrialRecord
+    from pytest_kvcache.results import RunResult
+    from pytest_kvcache.trialrecord import RankResult, TrialRecord
 
 _RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _LIBRARY_CHOICE = ("MPI4PY_LIBMPI", "MPI4PY_MPIABI")

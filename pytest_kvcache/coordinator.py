@@ -24,8 +24,8 @@ from pytest_kvcache.latency import Histogram
 from pytest_kvcache.live import LiveFigures
 from pytest_kvcache.plan import Plan
 from pytest_kvcache.recorder import SECTIONS
-from pytest_kvcache.results import TrialRecord
 from pytest_kvcache.series import Cut, Series, empty_dense
+from pytest_kvcache.trialrecord import TrialRecord
 from pytest_kvcache.version import VERSION
 from pytest_kvcache.workloads.deal import deal
 from pytest_kvcache.workloads.trace_file import Trace

@@ -16,10 +16,10 @@ from pytest_kvcache.errors import LaunchError, ResultError, StorageError
 from pytest_kvcache.events import EventTail
 from pytest_kvcache.postmortem import cause_of_death, telling_lines
 from pytest_kvcache.processes import LaunchProcesses, describe_process
-from pytest_kvcache.results import TrialRecord
 from pytest_kvcache.sessiondirs import SessionDirs
 from pytest_kvcache.sharedmemory import Segments
 from pytest_kvcache.supervise import LaunchExit, StopLaunch, supervise, tail_lines
+from pytest_kvcache.trialrecord import TrialRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

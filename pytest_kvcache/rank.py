@@ -29,8 +29,9 @@ from pytest_kvcache.pauses import PauseWatch
 from pytest_kvcache.payload import make_payload
 from pytest_kvcache.proof import IoCounters, Place, probe_filesystem, sample_io
 from pytest_kvcache.recorder import Recorder, Window
-from pytest_kvcache.results import RankResult, latencies_ms, ratio
+from pytest_kvcache.results import latencies_ms, ratio
 from pytest_kvcache.transfers import TransferSettings
+from pytest_kvcache.trialrecord import RankResult
 from pytest_kvcache.workloads.openloop import OpenLoop, arrival_offsets_ns
 from pytest_kvcache.workloads.phases import DecodeWorkload, build_workload
 

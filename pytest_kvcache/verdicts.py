@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_kvcache.plan import Plan
-    from pytest_kvcache.results import RankResult, TrialRecord
+    from pytest_kvcache.trialrecord import RankResult, TrialRecord
 
 _MOVED_SHARE = 0.9  # of the bytes asked for that the device must have moved
 _SHORT_WINDOW_S = 30.0

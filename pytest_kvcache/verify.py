@@ -13,8 +13,9 @@ from pytest_kvcache.consistency import plan_faults, record_faults
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.latency import Histogram
 from pytest_kvcache.recorder import SECTIONS
-from pytest_kvcache.results import CaseResult, RankResult, RunResult, TrialRecord
+from pytest_kvcache.results import CaseResult, RunResult
 from pytest_kvcache.series import Series
+from pytest_kvcache.trialrecord import RankResult, TrialRecord
 from pytest_kvcache.verdicts import evaluate_trial, idle_error
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from pytest_kvcache.plan import Plan
-    from pytest_kvcache.results import TrialRecord
+    from pytest_kvcache.trialrecord import TrialRecord
 
 
 def _launcher_plugin() -> ModuleType:

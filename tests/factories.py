@@ -32,10 +32,10 @@ from pytest_kvcache.plan import Plan
 from pytest_kvcache.rank import Rank
 from pytest_kvcache.recorder import READ, SECTIONS, WRITE, Recorder, Window
 from pytest_kvcache.registry import Registry
-from pytest_kvcache.results import RankResult, TrialRecord
 from pytest_kvcache.scenarios import SYNTHETIC
 from pytest_kvcache.series import KINDS, Cut, Series, SeriesLedger, coarse_index
 from pytest_kvcache.transfers import DELETE, TransferSettings
+from pytest_kvcache.trialrecord import RankResult, TrialRecord
 from pytest_kvcache.workloads.protocol import Need, Request
 from pytest_kvcache.workloads.synthetic import SyntheticFamily
 

@@ -13,7 +13,7 @@ from pytest_kvcache.consistency import check_record, plan_faults, record_faults
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.latency import Histogram
 from pytest_kvcache.plan import TracePlan
-from pytest_kvcache.results import RankResult
+from pytest_kvcache.trialrecord import RankResult
 from tests.factories import (
     make_plan,
     rank_result,

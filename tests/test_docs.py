@@ -20,7 +20,7 @@ from pytest_kvcache.optiontable import OPTIONS
 from pytest_kvcache.plan import Plan
 from pytest_kvcache.planning import Planner, name_cases
 from pytest_kvcache.registry import ENTRY_POINTS, build_registry
-from pytest_kvcache.results import RankResult
+from pytest_kvcache.trialrecord import RankResult
 from pytest_kvcache.units import GIB
 from tests.site import SMALL, SUITE, output
 

@@ -60,7 +60,7 @@ SIDES = (
         modules=(
             "", "backends.", "cache.", "cachedir", "consistency", "containers", "containers.agent",
             "hookspecs", "identity", "launchers.protocol", "payload", "plan", "proof", "recorder",
-            "registry", "results", "verdicts", "workloads.",
+            "registry", "results", "trialrecord", "verdicts", "workloads.",
         ),
         may_import=("values",),
         foreign=("numpy", "pluggy"),

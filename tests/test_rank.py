@@ -19,7 +19,7 @@ from pytest_kvcache.errors import StorageError
 from pytest_kvcache.rank import Rank
 from pytest_kvcache.recorder import SECTIONS
 from pytest_kvcache.registry import build_registry
-from pytest_kvcache.results import RankResult
+from pytest_kvcache.trialrecord import RankResult
 from pytest_kvcache.workloads.openloop import arrival_offsets_ns
 from tests.factories import (
     HOST,

@@ -13,15 +13,14 @@ from pytest_kvcache.metrics import METRICS
 from pytest_kvcache.recorder import SECTIONS
 from pytest_kvcache.results import (
     CaseResult,
-    RankResult,
     RunResult,
-    TrialRecord,
     TrialResult,
     Verdict,
     latencies_ms,
     ratio,
     trial_data,
 )
+from pytest_kvcache.trialrecord import RankResult, TrialRecord
 from pytest_kvcache.verdicts import evaluate_trial
 from tests.factories import PAGE, rank_result, sound_plan, sound_record
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_kvcache.plan import Plan
-    from pytest_kvcache.results import RankResult, Verdict
+    from pytest_kvcache.results import Verdict
+    from pytest_kvcache.trialrecord import RankResult
 
 REPLAY = TracePlan(
     name="t",

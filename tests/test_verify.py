@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from pytest_kvcache.plan import Plan
-    from pytest_kvcache.results import TrialRecord
+    from pytest_kvcache.trialrecord import TrialRecord
 
 
 def run_json(plan: Plan, records: list[TrialRecord]) -> dict[str, Any]:

@@ -23,8 +23,9 @@ from pytest_kvcache.events import EventWriter
 from pytest_kvcache.latency import Histogram
 from pytest_kvcache.plan import Plan
 from pytest_kvcache.recorder import SECTIONS
-from pytest_kvcache.results import RankResult, TrialRecord, latencies_ms
+from pytest_kvcache.results import latencies_ms
 from pytest_kvcache.series import KINDS, Cut, Series, SeriesLedger, coarse_index
+from pytest_kvcache.trialrecord import RankResult, TrialRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
