@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.trialrecord import RankResult, TrialRecord
 
 _CLOCK_S = 1e-6  # what seconds as floats may be off
+_ROUNDING = 1e-9  # of a quotient
 
 # Of a rank: (what is a part, what it is a part of).
 _PARTS: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -99,11 +100,15 @@ def _rank_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
     for kind in ("read", "write"):
         if never_makes(kind, plan.phase) and (count := getattr(rank, f"{kind}_count")):
             yield f"{kind}_count is {count}; it must be 0 with phase {plan.phase}"
-    if rank.cached_blocks > plan.capacity_blocks:
-        yield (
-            f"cached_blocks is {rank.cached_blocks}; it must be at most the plan's"
-            f" capacity_blocks, which is {plan.capacity_blocks}"
-        )
+    yield from _plan_limit_faults(rank, plan)
+
+
+def _plan_limit_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
+    """What the plan allows no more of."""
+    for name, limit_name in (("cached_blocks", "capacity_blocks"), ("mean_depth", "queue_depth")):
+        value, limit = getattr(rank, name) or 0, getattr(plan, limit_name)
+        if value > limit * (1 + _ROUNDING):
+            yield f"{name} is {value}; it must be at most the plan's {limit_name}, which is {limit}"
 
 
 def _window_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:

@@ -465,10 +465,14 @@ class Rank:
         }
 
     def _mean_depth(self) -> float | None:
-        """Transfers in flight on average (Little's law: their total time over the span)."""
-        span_ns = self.stopped_ns - self.window_begin_ns
-        busy_ns = self.recorder.histograms["device"].sum_ns
-        return busy_ns / span_ns if span_ns > 0 else None
+        """Transfers in flight on average: their total time in the span over the span.
+
+        To the end of the window, or of the last transfer if there is none then.
+        """
+        end_ns = self.recorder.window_end_ns
+        last_ns = self.drained_ns if end_ns is None else min(self.drained_ns, end_ns)
+        span_ns = last_ns - self.window_begin_ns
+        return self.recorder.in_flight_ns / span_ns if span_ns > 0 else None
 
 
 @contextmanager

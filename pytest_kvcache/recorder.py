@@ -203,6 +203,7 @@ class Recorder:
         self._window: Window | None = None
         self.histograms = {name: Histogram() for name in SECTIONS}
         self.section_bytes = dict.fromkeys(("read", "write", "device"), 0)
+        self.in_flight_ns = 0  # of all transfers, the time that lies in the window
         self.censored = dict.fromkeys(CENSORED, 0)
         self.ledger = Ledger(0)
         self.series = SeriesLedger(0, None)
@@ -224,6 +225,11 @@ class Recorder:
         self._peeked.clear()
         self._peek()
         self._recent = Recent()
+
+    @property
+    def window_end_ns(self) -> int | None:
+        """Where the window ends; None: when the work is done, or there is none."""
+        return None if self._window is None else self._window.end_ns
 
     def censor(self, section: str, start_ns: int) -> None:
         """Count what began at ``start_ns`` and will not be seen to end, if in the window."""
@@ -289,6 +295,8 @@ class Recorder:
             self._recent.add(name, bins[told:], every[told:, 4])
             self._book_operations(name, rows[inside & (kinds == kind)])
         self._book_device(rows[inside & (kinds == TRANSFER)])
+        alone = ((kinds == READ) | (kinds == WRITE)) & (rows[:, 5] == 1)
+        self._book_flight(rows[alone | (kinds == TRANSFER)], window)
         loads = rows[inside & (kinds == LOAD)]
         self.histograms["load"].record(loads[:, 3] - loads[:, 2])
         self._book_requests(rows[kinds == REQUEST], rows[inside & (kinds == REQUEST)])
@@ -308,6 +316,11 @@ class Recorder:
     def _book_device(self, rows: NDArray[np.int64]) -> None:
         self.histograms["device"].record(rows[:, 3] - rows[:, 2])
         self.section_bytes["device"] += int(rows[:, 4].sum())
+
+    def _book_flight(self, rows: NDArray[np.int64], window: Window) -> None:
+        """Of transfers that began before the window or end after it, only what is inside."""
+        begun, ended = (np.clip(rows[:, at], window.begin_ns, window.end_ns) for at in (2, 3))
+        self.in_flight_ns += int((ended - begun).sum())
 
     def _book_requests(self, every: NDArray[np.int64], inside: NDArray[np.int64]) -> None:
         self.histograms["request"].record(inside[:, 3] - inside[:, 2])

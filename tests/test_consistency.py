@@ -89,6 +89,7 @@ def test_what_real_ranks_leave_has_no_fault(duration_s: float | None) -> None:
         ({"backlog": 201}, "backlog + dropped is 201; it must be at most offered"),
         ({"completed_in_window": 201}, "completed_in_window + dropped is 201; it must be at most"),
         ({"corrupt": 1_001}, "corrupt is 1001; it must be at most checked, which is 1000"),
+        ({"mean_depth": 16.1}, "mean_depth is 16.1; it must be at most the plan's queue_depth"),
         ({"cached_blocks": 10_001}, "cached_blocks is 10001; it must be at most the plan's"),
         ({"start_s": 60.1}, "start_s is 60.1; it must be at most stop_s, which is 60.0"),
         ({"drained_s": 59.0}, "stop_s is 60.0; it must be at most drained_s, which is 59.0"),

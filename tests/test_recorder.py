@@ -268,6 +268,27 @@ def test_latency_goes_by_the_start_and_amounts_by_the_end(
 
 
 @pytest.mark.parametrize(
+    ("start_ns", "end_ns", "inside_ns"),
+    [
+        (8 * S, 9 * S, 0),
+        (8 * S, 11 * S, 1 * S),
+        (12 * S, 15 * S, 3 * S),
+        (19 * S, 50 * S, 1 * S),  # it stalls at the end
+        (8 * S, 50 * S, 10 * S),
+        (21 * S, 50 * S, 0),
+    ],
+)
+def test_a_transfer_is_in_flight_as_long_as_it_is_in_the_window(
+    start_ns: int, end_ns: int, inside_ns: int
+) -> None:
+    for row in ((READ, 0, start_ns, end_ns, 1, 1), (TRANSFER, 0, start_ns, end_ns, 1, 0)):
+        assert booked(row).in_flight_ns == inside_ns
+        assert booked(row, end_ns=None).in_flight_ns == max(0, end_ns - max(start_ns, 10 * S))
+    several = (WRITE, 0, start_ns, end_ns, 2, 2)  # its transfers have rows of their own
+    assert booked(several).in_flight_ns == 0
+
+
+@pytest.mark.parametrize(
     ("at_ns", "counts"), [(10 * S - 1, False), (10 * S, True), (20 * S - 1, True), (20 * S, False)]
 )
 def test_hits_go_by_the_arrival(at_ns: int, *, counts: bool) -> None:
