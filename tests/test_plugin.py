@@ -53,9 +53,8 @@ def test_pytest_never_initialises_mpi(site: Site) -> None:
             assert "mpi4py.MPI" not in sys.modules
         """
     )
-    site.pytester.runpytest_subprocess("test_mine.py", *site.canned_args()).assert_outcomes(
-        passed=1
-    )
+    result = site.pytester.runpytest_subprocess("test_mine.py", *PYTEST, *site.canned_args())
+    result.assert_outcomes(passed=1)
 
 
 @pytest.mark.parametrize("args", [("--version",), ("--markers",), ("--fixtures", "-q")])
