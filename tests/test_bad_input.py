@@ -324,10 +324,7 @@ def test_xdist_together_with_the_benchmark_is_refused(site: Site, args: tuple[st
 
 
 def test_xdist_with_workers_named_one_by_one_is_refused_as_well(site: Site) -> None:
-    result = site.pytester.runpytest_subprocess(
-        *PYTEST, *SUITE, *site.canned_args(), "--dist=load", "--tx=popen", timeout=30
-    )
-    assert_refused(site, result, "--kv-np", "xdist")
+    assert_refused(site, site.canned("--dist=load", "--tx=popen"), "--kv-np", "xdist")
 
 
 @pytest.mark.parametrize(
@@ -335,7 +332,7 @@ def test_xdist_with_workers_named_one_by_one_is_refused_as_well(site: Site) -> N
     ["--kv-slo=read.p95_ms<1", "--kv-compare=none.json"],
 )
 def test_a_gate_together_with_xdist_is_refused(site: Site, gate: str) -> None:
-    result = site.pytester.runpytest_subprocess(*PYTEST, *SUITE, "-n1", gate, timeout=30)
+    result = site.call(*SUITE, "-n1", gate)
     assert_refused(site, result, gate.partition("=")[0], "xdist's -n", "drop the -n")
 
 
@@ -352,8 +349,7 @@ def test_a_gate_of_an_ini_together_with_xdist_is_refused_as_well(
 ) -> None:
     site.pytester.makeini(f"[pytest]\n{ini}\n")
     site.pytester.makepyfile("def test_one(): pass")
-    result = site.pytester.runpytest_subprocess(*PYTEST, "-n1", timeout=30)
-    assert_refused(site, result, *fragments, "xdist's -n", "drop the -n")
+    assert_refused(site, site.call("-n1"), *fragments, "xdist's -n", "drop the -n")
 
 
 # --- ini files ------------------------------------------------------------------------------

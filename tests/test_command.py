@@ -124,6 +124,7 @@ TRIAL = ("cases", 0, "trials", 0)
         (("schema",), "pytest-kvcache/run/2", "must be 'pytest-kvcache/run/1'"),
     ],
 )
+@pytest.mark.once
 def test_a_figure_that_was_changed_by_hand_is_found(
     run_file: Path, capsys: pytest.CaptureFixture[str], path: Path_, value: Any, problem: str
 ) -> None:
@@ -164,6 +165,7 @@ def test_a_failure_that_calls_itself_ok_is_found(
         (("cases",), {}, "cases"),
     ],
 )
+@pytest.mark.once
 def test_what_ranks_say_must_agree_with_the_whole(
     run_file: Path, capsys: pytest.CaptureFixture[str], path: Path_, value: Any, problem: str
 ) -> None:
@@ -173,6 +175,7 @@ def test_what_ranks_say_must_agree_with_the_whole(
     assert problem in capsys.readouterr().err
 
 
+@pytest.mark.once
 def test_no_damage_to_a_run_file_ends_in_a_traceback(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
