@@ -40,7 +40,7 @@ def pytest_configure() -> None:
 # time. Single tests of other modules are marked there.
 _ONCE = frozenset(
     {
-        "test_bad_input", "test_calibration", "test_cluster", "test_compare",
+        "test_bad_input", "test_calibration", "test_clocks", "test_cluster", "test_compare",
         "test_consistency", "test_contract", "test_controller", "test_corruption", "test_deal",
         "test_docs", "test_engine", "test_file_backend", "test_gates", "test_hostagent",
         "test_hostlinks", "test_index", "test_init", "test_launch", "test_outside", "test_rank",

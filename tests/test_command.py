@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
 import itertools
 import json
-import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -242,14 +242,14 @@ def test_of_several_files_each_is_judged(
 
 @pytest.mark.parametrize(("encoding", "bar"), [("utf-8", "█"), ("ascii", "@"), ("latin-1", "@")])
 def test_a_run_is_shown_over_time_in_what_the_terminal_knows(
-    tmp_path: Path, encoding: str, bar: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, bar: str
 ) -> None:
     run_file = tmp_path / "run.json"
     run = run_of(case_of(make_plan(duration_s=3.0)))  # whole seconds
     run_file.write_text(json.dumps(run.to_json()))
-    shown = subprocess.run(
-        [sys.executable, "-m", "pytest_kvcache", "show", str(run_file)],
-        capture_output=True, check=True, env={**os.environ, "PYTHONIOENCODING": encoding},
-    ).stdout.decode(encoding)  # fmt: skip
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding, write_through=True))
+    assert main(["show", str(run_file)]) == 0
+    shown = written.getvalue().decode(encoding)
     assert "chat-small-np1, GiB/s over time" in shown
     assert bar in shown

@@ -254,6 +254,7 @@ def loaded_with(modules: list[str]) -> set[str]:
 # --- the package ---------------------------------------------------------------------------
 
 
+@pytest.mark.once
 def test_every_import_stays_on_its_side() -> None:
     assert faults(package_sources()) == []
 
