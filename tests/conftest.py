@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 sys.path.append(str(Path(__file__).parents[1]))  # for benchmarks, behind an installed package
 
 
-# For an interpreter that is not the first one to try a law: --hypothesis-profile=few.
-hypothesis.settings.register_profile("few", max_examples=10)
+# For an interpreter that is not the first one to try a law: --hypothesis-profile=few. How
+# long a busy machine takes to find an example says nothing about the law.
+hypothesis.settings.register_profile(
+    "few", max_examples=10, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 
 
 def pytest_configure() -> None:
