@@ -10,6 +10,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 import pytest_kvcache.bench  # noqa: F401  numpy can't be imported twice, so before pytester drops it
@@ -25,20 +26,29 @@ if TYPE_CHECKING:
 sys.path.append(str(Path(__file__).parents[1]))  # for benchmarks, behind an installed package
 
 
+# For an interpreter that is not the first one to try a law: --hypothesis-profile=few. How
+# long a busy machine takes to find an example says nothing about the law.
+hypothesis.settings.register_profile(
+    "few", max_examples=10, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+
+
 def pytest_configure() -> None:
     """A script's background jobs ignore SIGINT; the sessions that tests interrupt must not."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Laws, tables and refusals that no version of Python or pytest changes; most of the time.
+# Laws, tables, pages and refusals that no version of Python or pytest changes; most of the
+# time. Single tests of other modules are marked there.
 _ONCE = frozenset(
     {
-        "test_bad_input", "test_calibration", "test_cluster", "test_consistency",
-        "test_contract", "test_controller", "test_corruption", "test_engine",
-        "test_file_backend", "test_hostagent", "test_hostlinks", "test_index", "test_init",
-        "test_launch", "test_outside", "test_rank", "test_reuse", "test_series",
-        "test_slab_allocator", "test_slab_backend", "test_supervise", "test_verify",
+        "test_bad_input", "test_calibration", "test_clocks", "test_cluster", "test_compare",
+        "test_consistency", "test_contract", "test_controller", "test_corruption", "test_deal",
+        "test_docs", "test_engine", "test_file_backend", "test_gates", "test_hostagent",
+        "test_hostlinks", "test_index", "test_init", "test_launch", "test_outside", "test_rank",
+        "test_reuse", "test_series", "test_slab_allocator", "test_slab_backend",
+        "test_supervise", "test_verify",
     }
 )  # fmt: skip
 _MINUTES = ("cluster", "containers", "lengthy")

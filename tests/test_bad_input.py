@@ -191,7 +191,7 @@ def test_more_memory_than_there_is_is_refused(site: Site) -> None:
 
 def without_override(site: Site, *args: str) -> pytest.RunResult:
     """The same session held to the modes of files, which root alone is not."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *SUITE]
+    command = [sys.executable, "-m", "pytest", *PYTEST, *SUITE]
     if runs_as_root():
         setpriv = shutil.which("setpriv")
         if setpriv is None:
@@ -262,8 +262,8 @@ def test_no_mpirun_anywhere_is_refused_with_the_pip_command(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     monkeypatch.setenv("PATH", str(bin_dir))
     result = site.pytester.run(
-        bin_dir / "python", "-m", "pytest", "-p", "no:cacheprovider", "--pyargs",
-        "pytest_kvcache.suite", *site.canned_args(without={"--kv-mpi-bin"}),
+        bin_dir / "python", "-m", "pytest", *PYTEST, *SUITE,
+        *site.canned_args(without={"--kv-mpi-bin"}),
     )  # fmt: skip
     assert_refused(site, result, "--kv-mpi-bin is mpirun", f"neither in {bin_dir} nor on PATH",
                    "pip install 'pytest-kvcache[mpi]'")  # fmt: skip
@@ -324,10 +324,7 @@ def test_xdist_together_with_the_benchmark_is_refused(site: Site, args: tuple[st
 
 
 def test_xdist_with_workers_named_one_by_one_is_refused_as_well(site: Site) -> None:
-    result = site.pytester.runpytest_subprocess(
-        *SUITE, *site.canned_args(), "--dist=load", "--tx=popen", timeout=30
-    )
-    assert_refused(site, result, "--kv-np", "xdist")
+    assert_refused(site, site.canned("--dist=load", "--tx=popen"), "--kv-np", "xdist")
 
 
 @pytest.mark.parametrize(
@@ -335,7 +332,7 @@ def test_xdist_with_workers_named_one_by_one_is_refused_as_well(site: Site) -> N
     ["--kv-slo=read.p95_ms<1", "--kv-compare=none.json"],
 )
 def test_a_gate_together_with_xdist_is_refused(site: Site, gate: str) -> None:
-    result = site.pytester.runpytest_subprocess(*PYTEST, *SUITE, "-n1", gate, timeout=30)
+    result = site.call(*SUITE, "-n1", gate)
     assert_refused(site, result, gate.partition("=")[0], "xdist's -n", "drop the -n")
 
 
@@ -352,8 +349,7 @@ def test_a_gate_of_an_ini_together_with_xdist_is_refused_as_well(
 ) -> None:
     site.pytester.makeini(f"[pytest]\n{ini}\n")
     site.pytester.makepyfile("def test_one(): pass")
-    result = site.pytester.runpytest_subprocess(*PYTEST, "-n1", timeout=30)
-    assert_refused(site, result, *fragments, "xdist's -n", "drop the -n")
+    assert_refused(site, site.call("-n1"), *fragments, "xdist's -n", "drop the -n")
 
 
 # --- ini files ------------------------------------------------------------------------------

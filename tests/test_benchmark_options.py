@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -131,21 +132,40 @@ def test_a_replay_gives_back_exactly_what_it_was_given(rounds: list[float]) -> N
     assert benchmark.rounds == rounds
 
 
-# --- options --------------------------------------------------------------------------------
+# --- saved runs -----------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first test that needs a saved run has it saved, for all others."""
+    return tmp_path_factory.mktemp("saved") / ".benchmarks"
+
+
+@pytest.fixture
+def saved(site: Site, storage: Path) -> Path:
+    """A run of three trials at usual speed that pytest-benchmark saved in this directory."""
+    here = site.path / ".benchmarks"
+    if not storage.exists():
+        site.canned(METRICS, TRIALS, "--benchmark-autosave").assert_outcomes(passed=2)
+        shutil.copytree(here, storage)
+    else:
+        shutil.copytree(storage, here)
+    (path,) = here.glob("*/0001_*.json")
+    return path
+
+
+@pytest.mark.usefixtures("saved")
 def test_saved_runs_are_compared_and_the_same_speed_passes(site: Site) -> None:
-    site.canned(METRICS, TRIALS, "--benchmark-autosave").assert_outcomes(passed=2)
     result = site.canned(METRICS, TRIALS, "--benchmark-compare", "--benchmark-compare-fail=mean:5%")
     assert result.ret == pytest.ExitCode.OK
     assert "(0001_" in output(result)
     assert "machine_info is different" not in output(result)
 
 
+@pytest.mark.usefixtures("saved")
 def test_a_slower_run_closes_the_stock_gate_whatever_direction_is_better(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site.canned(METRICS, "--benchmark-autosave").assert_outcomes(passed=2)
     monkeypatch.setenv("KVCACHE_TEST_FACTOR", "1.5")
     gate = ("--benchmark-compare=0001", "--benchmark-compare-fail=mean:20%")
     # A process of its own: pytest-benchmark's gate is an exception that ends it.
@@ -155,27 +175,36 @@ def test_a_slower_run_closes_the_stock_gate_whatever_direction_is_better(
         assert re.search(rf"mixed-tiny-1b-np2-{metric} .* has failed", output(result))
 
 
+@pytest.mark.usefixtures("saved")
 def test_a_faster_run_passes_the_stock_gate(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    site.canned(METRICS, "--benchmark-autosave").assert_outcomes(passed=2)
     monkeypatch.setenv("KVCACHE_TEST_FACTOR", "0.5")
     result = site.canned(METRICS, "--benchmark-compare", "--benchmark-compare-fail=mean:5%")
     assert result.ret == pytest.ExitCode.OK
 
 
-def test_a_machine_whose_clock_rate_changed_is_the_same_machine(site: Site) -> None:
+def test_a_machine_whose_clock_rate_changed_is_the_same_machine(site: Site, saved: Path) -> None:
     # The current frequency is part of pytest-benchmark's machine_info, and a difference
     # is a warning, which is an error where warnings are errors.
-    site.canned(METRICS, "--benchmark-autosave").assert_outcomes(passed=2)
     site.pytester.makeini("[pytest]\nfilterwarnings = error\n")
-    (path,) = site.path.glob(".benchmarks/*/0001_*.json")
-    data = json.loads(path.read_text())
+    data = json.loads(saved.read_text())
     cpu = data["machine_info"].get("cpu", {})
     rates = {"hz_actual": [1_234_500_000, 0], "hz_actual_friendly": "1.2345 GHz"}
     cpu.update({name: rate for name, rate in rates.items() if name in cpu})
-    path.write_text(json.dumps(data))
+    saved.write_text(json.dumps(data))
     result = site.canned_apart(METRICS, "--benchmark-compare")
     assert result.ret == pytest.ExitCode.OK, output(result)[-2000:]
     result.assert_outcomes(passed=2)
+
+
+@pytest.mark.usefixtures("saved")
+def test_the_command_of_pytest_benchmark_reads_what_we_saved(site: Site) -> None:
+    command = [str(Path(sys.executable).parent / "pytest-benchmark"), "compare", "0001"]
+    done = subprocess.run(command, cwd=site.path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "mixed-tiny-1b-np2-read.p95_ms" in done.stdout
+
+
+# --- options --------------------------------------------------------------------------------
 
 
 def test_a_histogram_is_drawn_for_each_metric(site: Site) -> None:
@@ -226,11 +255,3 @@ def test_the_list_of_columns_and_the_order_are_the_users(site: Site) -> None:
     result = site.canned(METRICS, "--benchmark-columns=ops", "--benchmark-sort=name")
     assert "OPS" in output(result)
     assert "Rounds" not in output(result).replace("rounds", "")
-
-
-def test_the_command_of_pytest_benchmark_reads_what_we_saved(site: Site) -> None:
-    site.canned(METRICS, "--benchmark-autosave").assert_outcomes(passed=2)
-    command = [str(Path(sys.executable).parent / "pytest-benchmark"), "compare", "0001"]
-    done = subprocess.run(command, cwd=site.path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "mixed-tiny-1b-np2-read.p95_ms" in done.stdout

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
 import itertools
 import json
-import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -124,6 +124,7 @@ TRIAL = ("cases", 0, "trials", 0)
         (("schema",), "pytest-kvcache/run/2", "must be 'pytest-kvcache/run/1'"),
     ],
 )
+@pytest.mark.once
 def test_a_figure_that_was_changed_by_hand_is_found(
     run_file: Path, capsys: pytest.CaptureFixture[str], path: Path_, value: Any, problem: str
 ) -> None:
@@ -164,6 +165,7 @@ def test_a_failure_that_calls_itself_ok_is_found(
         (("cases",), {}, "cases"),
     ],
 )
+@pytest.mark.once
 def test_what_ranks_say_must_agree_with_the_whole(
     run_file: Path, capsys: pytest.CaptureFixture[str], path: Path_, value: Any, problem: str
 ) -> None:
@@ -173,6 +175,7 @@ def test_what_ranks_say_must_agree_with_the_whole(
     assert problem in capsys.readouterr().err
 
 
+@pytest.mark.once
 def test_no_damage_to_a_run_file_ends_in_a_traceback(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -239,14 +242,14 @@ def test_of_several_files_each_is_judged(
 
 @pytest.mark.parametrize(("encoding", "bar"), [("utf-8", "█"), ("ascii", "@"), ("latin-1", "@")])
 def test_a_run_is_shown_over_time_in_what_the_terminal_knows(
-    tmp_path: Path, encoding: str, bar: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, bar: str
 ) -> None:
     run_file = tmp_path / "run.json"
     run = run_of(case_of(make_plan(duration_s=3.0)))  # whole seconds
     run_file.write_text(json.dumps(run.to_json()))
-    shown = subprocess.run(
-        [sys.executable, "-m", "pytest_kvcache", "show", str(run_file)],
-        capture_output=True, check=True, env={**os.environ, "PYTHONIOENCODING": encoding},
-    ).stdout.decode(encoding)  # fmt: skip
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding, write_through=True))
+    assert main(["show", str(run_file)]) == 0
+    shown = written.getvalue().decode(encoding)
     assert "chat-small-np1, GiB/s over time" in shown
     assert bar in shown

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_kvcache.verify import verify_run
-from tests.site import SUITE, output, wait_for
+from tests.site import PYTEST, SUITE, output, wait_for
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -187,7 +187,7 @@ def test_pytest_killed_in_the_second_trial_leaves_the_first_one_behind(
 ) -> None:
     monkeypatch.setenv("KVCACHE_TEST_FAULT", "hang")
     monkeypatch.setenv("KVCACHE_TEST_FAULT_TRIAL", "1")
-    args = (*SUITE, *site.canned_args(), ONE_METRIC, "--kv-trials=2")
+    args = (*PYTEST, *SUITE, *site.canned_args(), ONE_METRIC, "--kv-trials=2")
     with site.started(*args) as process:
         wait_for(lambda: len(site.launches()) == 2 or process.poll() is not None)
         os.kill(process.pid, signal.SIGKILL)
@@ -292,7 +292,7 @@ def test_on_a_terminal_one_line_is_rewritten_and_wiped_at_the_end(
 
 def in_terminal(site: Site, *args: str) -> str:
     """What a session writes to a terminal of its own."""
-    command = [*SUITE, *site.canned_args(), *args, "-p", "no:cacheprovider"]
+    command = [*PYTEST, *SUITE, *site.canned_args(), *args]
     master, slave = os.openpty()
     with site.started(*command, stdout=slave) as process:
         os.close(slave)

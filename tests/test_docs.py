@@ -22,7 +22,7 @@ from pytest_kvcache.planning import Planner, name_cases
 from pytest_kvcache.registry import ENTRY_POINTS, build_registry
 from pytest_kvcache.trialrecord import RankResult
 from pytest_kvcache.units import GIB
-from tests.site import SMALL, SUITE, output
+from tests.site import PYTEST, SMALL, SUITE, output
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -302,7 +302,7 @@ def test_the_documented_backend_keeps_the_contract(plain_files: Site) -> None:
     first, _second = (line for line in commands(BACKENDS) if "pytest" in line)
     arguments = pytest_arguments(first)
     assert arguments is not None
-    result = plain_files.pytester.runpytest_subprocess(*arguments, "-p", "no:cacheprovider")
+    result = plain_files.pytester.runpytest_subprocess(*arguments, *PYTEST)
     counts = result.parseoutcomes()
     assert counts.keys() == {"passed"}, output(result)
     assert counts["passed"] > 10

@@ -72,6 +72,7 @@ def test_a_metric_is_the_median_over_trials() -> None:
         ("kvcache.run().metric('read.p999_ms')", "FEW_SAMPLES: p99.9 needs 10000 operations"),
     ],
 )
+@pytest.mark.once
 def test_a_wrong_call_fails_the_test_in_one_sentence(site: Site, call: str, sentence: str) -> None:
     result = site.canned_tests(f"def test_one(kvcache): {call}")
     result.assert_outcomes(failed=1)
@@ -136,6 +137,7 @@ def test_a_trial_is_judged_by_the_options_of_the_test_that_asks(
 @pytest.mark.parametrize(
     "difference", ["mpi_params='--map-by slot'", "oversubscribe=False", "allow_run_as_root=True"]
 )
+@pytest.mark.once
 def test_what_decides_the_launch_is_part_of_the_question(site: Site, difference: str) -> None:
     source = f"""
         def test_first(kvcache): kvcache.run(np=1)
@@ -189,6 +191,7 @@ def test_values_may_be_given_as_python_has_them(site: Site) -> None:
         "datasize=True", "dry_run=True",
     ],
 )  # fmt: skip
+@pytest.mark.once
 def test_what_is_decided_for_the_whole_session_is_no_override(site: Site, call: str) -> None:
     (site.path / "base.json").write_text('{"benchmarks": []}')
     source = f"def test_one(kvcache): kvcache.run({call})"

@@ -253,6 +253,7 @@ def loaded_with(modules: list[str]) -> set[str]:
 # --- the package ---------------------------------------------------------------------------
 
 
+@pytest.mark.once
 def test_every_import_stays_on_its_side() -> None:
     assert faults(package_sources()) == []
 
@@ -308,6 +309,7 @@ def test_the_controller_loads_nothing_of_pytest() -> None:
         ("novelty", "", "novelty is on no side"),
     ],
 )
+@pytest.mark.once
 def test_a_forbidden_import_is_found(module: str, line: str, fault: str) -> None:
     sources = package_sources()
     sources[module] = f"{sources.get(module, '')}\n{line}\n"
