@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import socket
@@ -10,7 +11,6 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hypothesis
 import pytest
 
 import pytest_kvcache.bench  # noqa: F401  numpy can't be imported twice, so before pytester drops it
@@ -28,9 +28,12 @@ sys.path.append(str(Path(__file__).parents[1]))  # for benchmarks, behind an ins
 
 # For an interpreter that is not the first one to try a law: --hypothesis-profile=few. How
 # long a busy machine takes to find an example says nothing about the law.
-hypothesis.settings.register_profile(
-    "few", max_examples=10, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
+# The main job of the checkout loads this file as well, and works without the tests' extra.
+if importlib.util.find_spec("hypothesis") is not None:
+    from hypothesis import HealthCheck, settings
+
+    few = settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow])
+    settings.register_profile("few", few)
 
 
 def pytest_configure() -> None:
