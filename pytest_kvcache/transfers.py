@@ -275,9 +275,8 @@ class TransferPool:
                 operation = Operation(kind, slot, owner, now, transfers, part=part)
                 for offset in offsets:
                     ready.append((operation, offset))
-        count = len(slots) * len(parts)
-        self._wake(count * transfers)
-        return count
+        self._wake()
+        return len(slots) * len(parts)
 
     def _submit_deletes(self, slots: Sequence[Slot], owner: Any) -> int:
         now = self._clock()
@@ -287,14 +286,18 @@ class TransferPool:
         for begin in begins:
             batch = Deletion(slots[0], keys[begin : begin + share], owner, now)
             self._ready.append((batch, 0))
-        self._wake(len(begins))
+        self._wake()
         return len(begins)
 
-    def _wake(self, transfers: int) -> None:
-        """Wake threads for what was queued; where calls are quick, one at a time serves."""
+    def _wake(self) -> None:
+        """Wake threads for what is queued; where calls are quick, one at a time serves.
+
+        All that is queued, not what has just come: when calls become slow, the queue may
+        be long, and only one thread at work.
+        """
         if self._call_ns >= _QUICK_CALL_NS:
-            wanted, self._spare = transfers - self._spare, 0
-            if wanted and self._idle:
+            wanted, self._spare = len(self._ready) - self._spare, 0
+            if wanted > 0 and self._idle:
                 self._work.notify(min(self._idle, wanted))
         elif self._idle == len(self._threads):
             self._work.notify()

@@ -628,6 +628,31 @@ def test_a_slow_sync_behind_quick_puts_keeps_all_threads_at_work(clock: FakeCloc
     check_threads_of_a_burst(clock, 4, call_ns=500, sync_ns=1_000_000)
 
 
+def test_calls_that_become_slow_bring_all_threads_to_work_on_what_is_queued(
+    clock: FakeClock,
+) -> None:
+    backend = Timed(clock, 500)
+    pool = Pool(backend, clock=clock, queue_depth=4)
+    pool.pool.start()
+    for slot in pool.slots(*range(200)):
+        pool.carry_out(WRITE, slot)
+    wait_for(lambda: not pool.pool.busy)
+    backend.inside.clear()
+    backend._call_ns = 20_000
+    more = iter(pool.slots(*range(300, 5_300)))
+
+    def one_for_one(operation: Operation) -> None:  # as users do, who ask again at once
+        pool._complete(operation)
+        if len(backend.inside) < 4 and (slot := next(more, None)) is not None:
+            pool.pool.submit(WRITE, [slot], None)
+
+    pool.pool._on_complete = one_for_one
+    pool.submit(WRITE, *pool.slots(*range(200, 208)))
+    wait_for(lambda: not pool.pool.busy)
+    pool.close()
+    assert len(backend.inside) == 4
+
+
 def test_a_queue_that_no_thread_has_looked_at_yet_is_busy() -> None:
     pool = Pool(NullBackend())
     pool.pool.start()
