@@ -8,6 +8,7 @@ content; every engine loads it from a file.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -140,11 +141,13 @@ def image_file() -> Path:
     if store.stat().st_uid != os.getuid():
         raise NoEngineError(f"{store} belongs to another user")
     file = store / f"{_content_key()}.tar"
-    if not file.exists():
-        for old in store.iterdir():
-            old.unlink()
-        with tempfile.TemporaryDirectory(prefix="kvcache-image-", dir="/var/tmp") as scratch:
-            _build(Path(scratch), file)
+    with (store / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may be building it
+        if not file.exists():
+            for old in store.glob("*.*"):
+                old.unlink()
+            with tempfile.TemporaryDirectory(prefix="kvcache-image-", dir="/var/tmp") as scratch:
+                _build(Path(scratch), file)
     return file
 
 
