@@ -1252,6 +1252,25 @@ def test_the_population_waits_for_room_in_the_store_queue() -> None:
     rig.engine.close()
 
 
+def test_a_population_of_many_short_waits_is_told_of_all_the_same() -> None:
+    class Slow(Bookkeeper):
+        def put_from(self, object_key: str, offset: int, data: memoryview) -> None:
+            time.sleep(0.002)
+            super().put_from(object_key, offset, data)
+
+    seen = []
+    contexts = [ask(0, f"{number}x", f"{number}y") for number in range(200)]
+    backend = Slow()
+    backend.prepare(PAGE)
+    rig = Rig(Script([[]], population=contexts), backend, clock=time.monotonic_ns,
+              payload=Payload(1, PAGE))  # fmt: skip
+    rig.engine.populate(lambda: seen.append(rig.index.present_blocks) is not None)
+    assert len(backend.objects) == 400
+    assert len(seen) >= 3  # it takes at least 400 ms; each wait for room a few
+    assert sorted(seen) == seen
+    rig.engine.close()
+
+
 def test_a_failure_ends_the_population_at_once(clock: FakeClock, stage: Stage) -> None:
     contexts = [ask(0, "a1", "a2", "a3", "a4", "a5"), ask(1, "b")]
     rig = Rig(Script([[], []], population=contexts), stage, clock=clock, queue_depth=1)
