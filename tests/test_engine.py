@@ -1258,13 +1258,18 @@ def test_a_population_of_many_short_waits_is_told_of_all_the_same() -> None:
             time.sleep(0.002)
             super().put_from(object_key, offset, data)
 
-    seen = []
+    seen: list[int] = []
+
+    def tick() -> bool:
+        seen.append(rig.index.present_blocks)
+        return False
+
     contexts = [ask(0, f"{number}x", f"{number}y") for number in range(200)]
     backend = Slow()
     backend.prepare(PAGE)
     rig = Rig(Script([[]], population=contexts), backend, clock=time.monotonic_ns,
               payload=Payload(1, PAGE))  # fmt: skip
-    rig.engine.populate(lambda: seen.append(rig.index.present_blocks) is not None)
+    rig.engine.populate(tick)
     assert len(backend.objects) == 400
     assert len(seen) >= 3  # it takes at least 400 ms; each wait for room a few
     assert sorted(seen) == seen
