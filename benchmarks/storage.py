@@ -44,13 +44,15 @@ KIB = 1 << 10
 GIB = 1 << 30
 CHUNK_BYTES = 4 * MIB
 PHASES = {"read": "decode", "write": "prefill"}
+SCENARIOS = {"read": "uniform-read", "write": "uniform-overwrite"}
+STORES = {"read": "auto", "write": "slab"}
 BANDWIDTH_BYTES = (64 * KIB, MIB, 4 * MIB, 32 * MIB)
 OPERATION_BYTES = (16 * KIB, 64 * KIB, 256 * KIB)
 PERCENTILE_BYTES = (16 * KIB, 64 * KIB)
 DATA_GIB = 0.5  # of a rank's data set, and of a fio job's file
-# Objects up to here go into slabs and are overwritten in place, as fio does; larger ones
-# are files of their own, written anew, for fio knows nothing like a new file per object.
-SLAB_BYTES = MIB
+# Slabs are overwritten in place, as fio overwrites its files. What --kv-store=auto makes a
+# file of its own has a second row, of new files: fio knows nothing like them.
+NEW_FILE_BYTES = tuple(size for size in BANDWIDTH_BYTES if size > MIB)
 APPEND_GIB = 16.0  # of a rank's room for those, more than a window fills
 MEMORY_GIB = 0.25  # likewise where the storage is memory
 RAMP_S = 0.5
@@ -60,6 +62,7 @@ SMALL_PAGES = (
     f" more: sysctl vm.nr_hugepages={2 * FIO_BUFFER_BYTES // (2 * MIB)} gives fio some"
 )
 MEMORY_SECONDS = 1.0  # enough for any percentile there
+GATHERS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,16 +75,23 @@ class Site:
     fio_buffers: str
 
     def ours(
-        self, kind: str, size: int, *, np: int = 2, depth: int = 8, users: int = 16
+        self,
+        kind: str,
+        size: int,
+        *,
+        store: str = "auto",
+        np: int = 2,
+        depth: int = 8,
+        users: int = 16,
     ) -> dict[str, Any]:
         """One trial of a whole session with the file backend."""
+        anew = kind == "write" and store == "file"
         with tempfile.TemporaryDirectory(prefix="kvcache-storage-") as results:
-            scenario = scenario_of(kind, size)
             asked = {
-                "plugin": PLUGIN, "scenario": scenario, "model": "uniform-1k",
+                "plugin": PLUGIN, "scenario": "uniform-append" if anew else SCENARIOS[kind],
+                "model": "uniform-1k", "store": store,
                 "phase": PHASES[kind], "block-tokens": size // KIB, "num-users": users, "np": np,
-                "context-scale": APPEND_GIB if scenario == "uniform-append" else DATA_GIB,
-                "queue-depth": depth,
+                "context-scale": APPEND_GIB if anew else DATA_GIB, "queue-depth": depth,
                 "duration": self.seconds, "ramp": RAMP_S, "trials": 1, "cache-dir": self.disk,
                 "results-dir": results, "metrics": f"{kind}.gib_per_s",
             }  # fmt: skip
@@ -137,7 +147,7 @@ class Site:
     ) -> list[dict[str, Any]]:
         """Ranks of one thread each, without a launcher; one answer per rank."""
         asked = {
-            "plugin": [PLUGIN], "scenario": scenario_of(kind, size), "model": "uniform-1k",
+            "plugin": [PLUGIN], "scenario": SCENARIOS[kind], "model": "uniform-1k",
             "phase": PHASES[kind], "block_tokens": str(size // KIB), "num_users": "2",
             "context_scale": str(MEMORY_GIB), "queue_depth": "1", "np": str(np),
             "oversubscribe": "true", "duration": str(MEMORY_SECONDS), "ramp": str(RAMP_S),
@@ -156,13 +166,6 @@ class Site:
     def calibrated(self, kind: str, size: int) -> dict[str, Any]:
         """One rank of one thread on tmpfs, and what it can do without any storage."""
         return self.one_thread(kind, size, calibrate=True)[0]
-
-
-def scenario_of(kind: str, size: int) -> str:
-    """Which of the plugin's scenarios it is."""
-    if kind == "read":
-        return "uniform-read"
-    return "uniform-overwrite" if size <= SLAB_BYTES else "uniform-append"
 
 
 def environment() -> dict[str, str]:
@@ -218,8 +221,9 @@ def in_turn(number: int, steps: Mapping[str, Callable[[], Any]]) -> dict[str, An
 def one_round(site: Site, number: int, work: Path) -> Iterator[tuple[str, str, Any]]:
     """(part, row, raw figures) of everything, once; percentiles in the first round only."""
     for kind, size in itertools.product(PHASES, BANDWIDTH_BYTES):
-        steps = {"ours": partial(site.ours, kind, size), "fio": partial(site.fio, kind, size)}
-        yield "bandwidth", f"{kind} {size}", in_turn(number, steps)
+        yield "bandwidth", f"{kind} {size}", beside(site, number, kind, size, STORES[kind])
+    for size in NEW_FILE_BYTES:
+        yield "new files", f"write {size}", beside(site, number, "write", size, "file")
     alone = partial(site.ours, "read", 32 * MIB, np=1, depth=4, users=1)
     yield "single", "read", in_turn(number, {"ours": alone, "fio": site.fio_readahead})
     for kind, size in itertools.product(PHASES, OPERATION_BYTES):
@@ -232,6 +236,12 @@ def one_round(site: Site, number: int, work: Path) -> Iterator[tuple[str, str, A
     for kind, size, np in itertools.product(PHASES, PERCENTILE_BYTES, () if number else (1, 2)):
         yield "percentiles", f"{kind} {size} {np}", percentiles(site, number, kind, size, np)
     yield "start", "s", started_s(number, work)
+
+
+def beside(site: Site, number: int, kind: str, size: int, store: str) -> dict[str, Any]:
+    """A whole run, and fio at the same pattern."""
+    ours = partial(site.ours, kind, size, store=store)
+    return in_turn(number, {"ours": ours, "fio": partial(site.fio, kind, size)})
 
 
 def percentiles(site: Site, number: int, kind: str, size: int, np: int) -> dict[str, Any]:
@@ -266,7 +276,7 @@ def measure(site: Site, rounds: int, *, gathers: bool) -> Raw:
                       file=sys.stderr)  # fmt: skip
                 raw.setdefault(part, {}).setdefault(row, []).append(value)
     if gathers:
-        raw["gather"] = {"s": [scale.measure(64).gather_s]}
+        raw["gather"] = {"s": [scale.measure(64).gather_s for _ in range(GATHERS)]}
     print(f"\r{'':<60}\r", end="", file=sys.stderr)
     return raw
 

@@ -24,8 +24,10 @@ def figures_of(raw: Raw) -> list[Figure]:
     """Every target in the order of the table; a part that was left out has no row."""
     return [
         *_bandwidths(raw.get("bandwidth", {})),
+        *_bandwidths(raw.get("new files", {}), ", new files"),
         *_single(raw.get("single", {})),
         *_cpu(raw.get("bandwidth", {})),
+        *_cpu(raw.get("new files", {}), ", new files"),
         *_memory(raw.get("bandwidth", {})),
         *_operations(raw.get("operations", {})),
         *_overheads(raw.get("operations", {})),
@@ -59,11 +61,11 @@ def _against(
     )  # fmt: skip
 
 
-def _bandwidths(rows: Mapping[str, list[Any]]) -> Iterator[Figure]:
+def _bandwidths(rows: Mapping[str, list[Any]], how: str = "") -> Iterator[Figure]:
     for row, rounds in rows.items():
         _, size, text = _named(row)
-        target = 0.95 if size >= MIB else 0.90
-        yield _against(rounds, f"bandwidth, {text}", "gib_per_s", target=target, at_least=True)
+        target, name = 0.95 if size >= MIB else 0.90, f"bandwidth, {text}{how}"
+        yield _against(rounds, name, "gib_per_s", target=target, at_least=True)
 
 
 def _single(rows: Mapping[str, list[Any]]) -> Iterator[Figure]:
@@ -72,11 +74,11 @@ def _single(rows: Mapping[str, list[Any]]) -> Iterator[Figure]:
         yield _against(rounds, name, "gib_per_s", target=1.0, at_least=True)
 
 
-def _cpu(rows: Mapping[str, list[Any]]) -> Iterator[Figure]:
+def _cpu(rows: Mapping[str, list[Any]], how: str = "") -> Iterator[Figure]:
     for row, rounds in rows.items():
         _, size, text = _named(row)
         if size >= MIB:
-            name = f"CPU per GiB, {text}"
+            name = f"CPU per GiB, {text}{how}"
             yield _against(rounds, name, "cpu_s_per_gib", target=1.5, at_least=False)
 
 
