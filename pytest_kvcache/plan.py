@@ -40,6 +40,7 @@ SLAB_UP_TO_BYTES = MIB
 FREE_SHARE = 0.9  # of the free space that a run may fill
 GENERATION_S_PER_TOKEN = {"none": 0.0, "fast": 0.002, "realistic": 0.030}
 _SLOWEST_BYTES_PER_S = 20e6  # of a whole host, for the default deadline
+_SLOWEST_OBJECTS_PER_S = 200.0  # likewise: made and removed, read or overwritten
 _START_S = 120.0  # for the default deadline: start of the ranks and their end
 _MIN_DRAIN_S = 30.0
 # Of a rank's memory, without pages that ranks share: interpreter, numpy, MPI and histograms
@@ -481,11 +482,13 @@ def _capacity_blocks(asked_bytes: int, stored_bytes: int, facts: CaseFacts) -> i
 def default_deadline_s(plan: Plan, need: Need) -> float:
     """A wall limit that only a stuck launch exceeds.
 
-    Start and end, the window with its drain, and at 20 MB/s per host everything that is
-    stored before the window or, in a replay, read and written in it.
+    Start and end, the window with its drain, and, at 20 MB/s and 200 objects per second of a
+    host, everything that is stored before the window or, in a replay, read and written in it.
     """
     ranks_per_host = max(host.ranks for host in plan.layout.hosts)
     blocks = need.accessed_blocks or min(plan.capacity_blocks, need.working_set_blocks)
-    moved_s = blocks * plan.stored_bytes * ranks_per_host / _SLOWEST_BYTES_PER_S
+    bytes_s = plan.stored_bytes / _SLOWEST_BYTES_PER_S
+    objects_s = plan.objects_per_block / _SLOWEST_OBJECTS_PER_S
+    moved_s = blocks * ranks_per_host * (bytes_s + objects_s)
     window_s = need.span_s if plan.duration_s is None else plan.duration_s
     return _START_S + plan.ramp_s + window_s + plan.drain_s + moved_s

@@ -52,7 +52,7 @@ _SWITCH_INTERVAL_S = 1e-5
 
 
 class Rank:
-    """Set up, calibrate, populate, run, close, report; each once, in this order."""
+    """Set up, calibrate, make ready, populate, run, close, report; each once, in this order."""
 
     def __init__(self, plan: Plan, rank: int, host: str, trace: Trace | None) -> None:
         self.plan = plan
@@ -241,9 +241,15 @@ class Rank:
             store=plan.store,
         )
 
+    def make_ready(self) -> None:
+        """Build what the run needs and touch its buffers: maybe seconds without a tick."""
+        if self.engine is None:
+            self.engine = self._ready_engine()
+
     def populate(self, tick: Callable[[], bool]) -> None:
         """Fill the cache. Raises StorageError with the first failed operation."""
-        self.engine = self._ready_engine()
+        self.make_ready()
+        assert self.engine is not None
         began = time.monotonic()
         self.engine.populate(tick)
         self._population_s = time.monotonic() - began

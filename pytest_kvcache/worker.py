@@ -115,13 +115,19 @@ def _work(comm: Comm) -> int:
         raise
 
 
+def _calibrate(rank: Rank, tick: Callable[[], bool]) -> None:
+    """What may take long without a tick belongs here, where nobody minds silence."""
+    rank.calibrate(tick)
+    rank.make_ready()
+
+
 def _measure(comm: Comm, rank: Rank) -> int:
     plan, heart = rank.plan, _Heartbeat(comm, rank)
     registry = build_registry(plan.plugins)
     error = _attempt(lambda: rank.set_up(registry))
     if not _agree(comm, heart, error, plan.deadline_s):
         return _give_up(comm, heart, rank)
-    for phase, step in (("calibration", rank.calibrate), ("population", rank.populate)):
+    for phase, step in (("calibration", partial(_calibrate, rank)), ("population", rank.populate)):
         heart.phase = phase
         error = _attempt(partial(step, heart.tick))
         if not _agree(comm, heart, error, plan.deadline_s):

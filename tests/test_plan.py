@@ -549,16 +549,26 @@ def test_the_users_deadline_stands() -> None:
 def test_a_deadline_leaves_time_for_everything_that_a_slow_storage_must_move() -> None:
     need = Need(working_set_blocks=10_000_000)
     plan = plan_of(options(duration="100", ramp="5"), need=need)
-    moved_s = 10_000_000 * PAGE * 2 / 20e6  # two ranks on the host
+    moved_s = 10_000_000 * 2 * (PAGE / 20e6 + 1 / 200)  # two ranks on the host
     assert plan.deadline_s == default_deadline_s(plan, need)
     assert plan.deadline_s - moved_s >= 5 + 100 + plan.drain_s
     assert plan.deadline_s - moved_s < 600
 
 
+def test_a_deadline_counts_every_layer_of_a_block_as_an_object() -> None:
+    need, deep = Need(working_set_blocks=1_000), replace(SMALL, layers=4)
+    whole, layers = (
+        plan_of(options(layout=layout), need=need, model=deep) for layout in ("block", "layer")
+    )
+    assert (whole.objects_per_block, layers.objects_per_block) == (1, 4)
+    more = 1_000 * 2 * 3  # objects, on a host of two ranks
+    assert layers.deadline_s - whole.deadline_s >= more / 200
+
+
 def test_the_deadline_of_a_replay_covers_its_span_and_all_that_it_reads() -> None:
     need = Need(working_set_blocks=10, requests=3, accessed_blocks=10_000_000, span_s=3_000.0)
     plan = plan_of(options(), need=need, trace=TRACE)
-    moved_s = 10_000_000 * PAGE * 2 / 20e6
+    moved_s = 10_000_000 * 2 * (PAGE / 20e6 + 1 / 200)
     assert 3_000 < plan.deadline_s - moved_s < 3_600
 
 
