@@ -80,6 +80,7 @@ class Site:
         size: int,
         *,
         store: str = "auto",
+        sync: str = "none",
         np: int = 2,
         depth: int = 8,
         users: int = 16,
@@ -89,7 +90,7 @@ class Site:
         with tempfile.TemporaryDirectory(prefix="kvcache-storage-") as results:
             asked = {
                 "plugin": PLUGIN, "scenario": "uniform-append" if anew else SCENARIOS[kind],
-                "model": "uniform-1k", "store": store,
+                "model": "uniform-1k", "store": store, "sync": sync,
                 "phase": PHASES[kind], "block-tokens": size // KIB, "num-users": users, "np": np,
                 "context-scale": APPEND_GIB if anew else DATA_GIB, "queue-depth": depth,
                 "duration": self.seconds, "ramp": RAMP_S, "trials": 1, "cache-dir": self.disk,

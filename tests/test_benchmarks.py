@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from benchmarks import fio
 from benchmarks.figures import Figure, ratios, table
 from benchmarks.ratioplot import ratio_plot
+from benchmarks.reference import lines
 from benchmarks.storage import in_turn, trial_figures
 from benchmarks.storagefigures import figures_of, percentile_table
 from benchmarks.uniform import MODEL, UniformAppend, UniformFamily, UniformOverwrite, UniformRead
@@ -269,6 +270,21 @@ def test_the_rows_find_their_figures_in_a_run_file() -> None:
     found = trial_figures({"cases": [{"trials": [trial]}]}, "read")
     assert found["gib_per_s"] == data["read"]["gib_per_s"]
     assert found["peak_rss_bytes"] == data["ranks"][0]["peak_rss_bytes"]
+
+
+def test_beside_the_reference_ratios_are_of_neighbours_and_lines_fit() -> None:
+    def side(gib_per_s: float) -> dict[str, float]:
+        return {"gib_per_s": gib_per_s, "cpu_s_per_gib": 12.5, "peak_rss_bytes": 1.5 * (1 << 30)}
+
+    rounds = [
+        {"ours": side(ours), "theirs": side(theirs)}
+        for ours, theirs in ((1.0, 0.5), (4.0, 1.0), (9.0, 3.0))
+    ]
+    found = lines({"write": rounds, "read": rounds})
+    assert max(map(len, found)) <= 80
+    assert found[1].split() == ["write:", "GiB/s", "4.00", "1.00", "3.00", "2.00", "…", "4.00"]
+    assert "1.50" in found[3]
+    assert len(found) == 1 + 2 * 3
 
 
 # --- the workload ---------------------------------------------------------------------------
