@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_kvcache.errors import ResultError
+from pytest_kvcache.verdictcodes import INVALIDATING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-
-INVALIDATING: Final = frozenset({"CACHED_READS", "CLIENT_BOUND", "OVERLOADED", "SKEWED", "TMPFS"})
-"""Codes of the verdicts of severity ``invalid``, as a pytest-benchmark file tells no severity."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,13 +7,14 @@ holds everything from which its summary can be recomputed.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.metrics import METRICS, MIN_SAMPLES_BEYOND, PERCENTILES
 from pytest_kvcache.plan import Plan
 from pytest_kvcache.recorder import CENSORED
 from pytest_kvcache.summary import MetricSeries
+from pytest_kvcache.verdictcodes import SEVERITIES
 from pytest_kvcache.version import RUN_SCHEMA
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from pytest_kvcache.latency import Histogram
     from pytest_kvcache.trialrecord import RankResult, TrialRecord
-
+    from pytest_kvcache.verdictcodes import Severity
 
 _GIB = 1 << 30
 _NS_PER_MS = 1e6
@@ -35,8 +36,13 @@ class Verdict:
     """A reason to distrust a trial; ``invalid`` fails it, ``warning`` is shown."""
 
     code: str
-    severity: Literal["invalid", "warning"]
+    severity: Severity
     text: str
+
+    @classmethod
+    def of(cls, code: str, text: str) -> Verdict:
+        """A verdict of a known code, whose severity the table of codes fixes."""
+        return cls(code=code, severity=SEVERITIES[code], text=text)
 
 
 def latencies_ms(histogram: Histogram, censored: int = 0) -> dict[str, float | None]:

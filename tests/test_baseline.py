@@ -2,23 +2,21 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_kvcache import verdicts
 from pytest_kvcache.baseline import Baseline, Entry, load_baseline
 from pytest_kvcache.compare import FailRule, judge
 from pytest_kvcache.errors import OptionError
-from pytest_kvcache.evidence import INVALIDATING, Evidence
+from pytest_kvcache.evidence import Evidence
 from tests.series import CASE, IN_MEMORY, NO_STORAGE, SERIES, STORAGE, latency, throughput
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 
 def write(folder: Path, data: object) -> Path:
@@ -267,9 +265,3 @@ def test_a_benchmark_file_tells_what_stands_behind_its_values(
 def test_a_file_older_than_the_evidence_does_not_tell(tmp_path: Path) -> None:
     for data in (run_file(), {"benchmarks": [benchmark_entry()]}):
         assert not load_baseline(write(tmp_path, data)).find(CASE, SERIES, "abc").evidence.is_told
-
-
-def test_every_invalidating_verdict_is_known_to_comparisons() -> None:
-    source = Path(verdicts.__file__).read_text(encoding="utf-8")
-    pattern = r'code="(\w+)",\s+severity="invalid"'
-    assert set(re.findall(pattern, source)) <= INVALIDATING

@@ -22,6 +22,7 @@ from pytest_kvcache.planning import Planner, name_cases
 from pytest_kvcache.registry import ENTRY_POINTS, build_registry
 from pytest_kvcache.trialrecord import RankResult
 from pytest_kvcache.units import GIB
+from pytest_kvcache.verdictcodes import SEVERITIES
 from tests.site import PYTEST, SMALL, SUITE, output
 
 if sys.version_info >= (3, 11):
@@ -259,10 +260,14 @@ def test_every_field_of_a_rank_is_documented() -> None:
 
 
 def test_every_verdict_is_documented_with_its_severity() -> None:
-    source = (Path(build_options.__code__.co_filename).parent / "verdicts.py").read_text()
-    given = set(re.findall(r'code="(\w+)",\s+severity="(\w+)"', source))
-    assert given
-    assert given == {(row[0].strip("`"), row[1]) for row in [*cells(RESULTS, "## Verdicts")][1:]}
+    told = {(row[0].strip("`"), row[1]) for row in [*cells(RESULTS, "## Verdicts")][1:]}
+    assert told == set(SEVERITIES.items())
+
+
+def test_every_verdict_of_the_table_is_given_somewhere_and_no_other() -> None:
+    package = Path(build_options.__code__.co_filename).parent / "verdicts"
+    source = "".join(path.read_text(encoding="utf-8") for path in package.glob("*.py"))
+    assert set(re.findall(r'Verdict\.of\(\s*"(\w+)"', source)) == set(SEVERITIES)
 
 
 def test_every_metric_is_documented() -> None:

@@ -50,7 +50,7 @@ SIDES = (
         modules=(
             "atomic", "baseline", "compare", "errors", "events", "evidence", "hosts", "latency",
             "live", "metrics", "models", "options", "optiontable", "scenarios", "series",
-            "summary", "units", "version",
+            "summary", "units", "verdictcodes", "version",
         ),
         may_import=(),
         foreign=("numpy", "tomli"),
@@ -60,7 +60,7 @@ SIDES = (
         modules=(
             "", "backends.", "cache.", "cachedir", "consistency", "containers", "containers.agent",
             "hookspecs", "identity", "launchers.protocol", "payload", "plan", "proof", "recorder",
-            "registry", "results", "trialrecord", "verdicts", "workloads.",
+            "registry", "results", "trialrecord", "verdicts.", "workloads.",
         ),
         may_import=("values",),
         foreign=("numpy", "pluggy"),

@@ -1,0 +1,35 @@
+"""The one table of verdicts: every code, and whether it fails its trial. Pure.
+
+docs/results.md says of each what it means and what to do.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Severity = Literal["invalid", "warning"]
+
+SEVERITIES: Final[Mapping[str, Severity]] = MappingProxyType(
+    {
+        "CACHED_READS": "invalid",
+        "CLIENT_BOUND": "invalid",
+        "OVERLOADED": "invalid",
+        "SKEWED": "invalid",
+        "TMPFS": "invalid",
+        "NOT_STEADY": "warning",
+        "NOT_STORAGE": "warning",
+        "PAUSED": "warning",
+        "SHORT_WINDOW": "warning",
+        "UNPROVEN": "warning",
+        "UNSATURATED": "warning",
+        "VIRTUAL_DISK": "warning",
+    }
+)
+"""Code → ``invalid`` (fails the trial unless --kv-allow-invalid) or ``warning`` (is shown)."""
+
+INVALIDATING: Final = frozenset(c for c, severity in SEVERITIES.items() if severity == "invalid")
+"""Codes of severity ``invalid``; a pytest-benchmark file tells no severity."""
