@@ -59,7 +59,7 @@ SIDES = (
         name="both",  # what controller and ranks share: the plan, the protocols, the results
         modules=(
             "", "backends.", "cache.", "cachedir", "consistency", "containers", "containers.agent",
-            "hookspecs", "identity", "launchers.protocol", "payload", "plan", "proof", "recorder",
+            "forecast", "hookspecs", "identity", "launchers.protocol", "payload", "plan", "proof", "recorder",
             "registry", "results", "trialrecord", "verdicts.", "workloads.",
         ),
         may_import=("values",),
