@@ -236,6 +236,7 @@ def _conduct(comm: Comm, plan: Plan, run_dir: Path, watch: _Watch) -> int:
     comm.scatter([start_ns + offset for offset in offsets_ns])
     comm.wait_all(what="drain", deadline_s=plan.deadline_s, tick=watch.tick)
     watch.enter("clean-up")
+    comm.wait_all(what="read-back", deadline_s=plan.deadline_s, tick=watch.tick)
     comm.wait_all(what="clean-up", deadline_s=plan.deadline_s, tick=watch.tick)
     record = _gather(comm, plan)
     _leave(comm, watch, plan)

@@ -16,10 +16,12 @@ Severity = Literal["invalid", "warning"]
 SEVERITIES: Final[Mapping[str, Severity]] = MappingProxyType(
     {
         "CACHED_READS": "invalid",
+        "CACHED_WRITES": "invalid",
         "CLIENT_BOUND": "invalid",
         "OVERLOADED": "invalid",
         "SKEWED": "invalid",
         "TMPFS": "invalid",
+        "BUSY_DEVICE": "warning",
         "NOT_STEADY": "warning",
         "NOT_STORAGE": "warning",
         "PAUSED": "warning",

@@ -58,9 +58,10 @@ SIDES = (
     Side(
         name="both",  # what controller and ranks share: the plan, the protocols, the results
         modules=(
-            "", "backends.", "cache.", "cachedir", "consistency", "containers", "containers.agent",
-            "forecast", "hookspecs", "identity", "launchers.protocol", "payload", "plan", "proof",
-            "recorder", "registry", "results", "trialrecord", "verdicts.", "workloads.",
+            "", "backends.", "blockstat", "cache.", "cachedir", "consistency", "containers",
+            "containers.agent", "devicechain", "devicegroups", "forecast", "hookspecs",
+            "identity", "launchers.protocol", "mounts", "payload", "plan", "proof", "recorder",
+            "registry", "results", "trialrecord", "verdicts.", "workloads.",
         ),
         may_import=("values",),
         foreign=("numpy", "pluggy"),
@@ -76,8 +77,8 @@ SIDES = (
     Side(
         name="ranks",  # what runs under mpirun
         modules=(
-            "calibration", "comm", "containers.init", "coordinator", "engine", "flights",
-            "freespace", "janitor", "pauses", "rank", "transfers", "worker",
+            "calibration", "comm", "containers.init", "coordinator", "devicewatch", "engine",
+            "flights", "freespace", "janitor", "pauses", "rank", "readback", "transfers", "worker",
         ),
         may_import=("values", "both"),
         foreign=("numpy", "mpi4py"),
@@ -88,7 +89,7 @@ SIDES = (
             "__main__", "bench", "cluster", "containerexecution", "containerhosts",
             "containers.inside", "containers.outside", "controller", "execution", "hostaccess",
             "hostlinks", "launch", "launchers.", "planning", "postmortem", "preflight",
-            "remoteshell", "report", "sizing", "supervise", "verify",
+            "prooftext", "remoteshell", "report", "sizing", "supervise", "verify",
         ),
         may_import=("values", "both", "hosts"),
     ),
