@@ -292,5 +292,5 @@ def _number(path: Path) -> int | None:
 
 def _fields(path: Path) -> dict[str, int]:
     """Lines of a name and a number; empty where the file is not there."""
-    pairs = (line.split() for line in (_text(path) or "").splitlines())
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
+    pairs = (line.partition(" ") for line in (_text(path) or "").splitlines())
+    return {name: int(number) for name, _, number in pairs if number.isdecimal()}

@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.errors import PreflightError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -61,6 +63,7 @@ _DT_PLTRELSZ, _DT_STRTAB, _DT_SYMTAB, _DT_RELA, _DT_RELASZ, _DT_JMPREL = 2, 5, 6
 _SLOT_TYPES = {"x86_64": (1, 6, 7), "aarch64": (257, 1025, 1026)}
 _RELA, _DYNAMIC, _SYMBOL_BYTES = struct.Struct("<QQq"), struct.Struct("<QQ"), 24
 _LONGEST_CODE_BYTES = 512
+_SHOWN = 5  # of a list in a sentence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,12 +105,39 @@ def find_preloads() -> Preloads:
     return Preloads(preloaded=tuple(_asked(objects.names)), wrappers=wrappers)
 
 
-def wrapped_words(wrapper: Wrapper, most: int = 6) -> str:
-    """``libeatmydata.so (fsync, fdatasync and 3 more)``."""
-    names = ", ".join(wrapper.functions[:most])
-    more = len(wrapper.functions) - most
-    rest = f" and {more} more" if more > 0 else ""
-    return f"{wrapper.library} ({names}{rest})"
+def offence(preloads: Preloads) -> str | None:
+    """What I/O or clocks go through, in words; None: nothing that can be seen from here.
+
+    A library that leaves them alone is none; one that can't be looked at is.
+    """
+    if preloads.wrappers is None:
+        named = [f"{preload.name} ({preload.source})" for preload in preloads.preloaded]
+        return f"{_listed(named)}, of which can't be told what it wraps" if named else None
+    return _listed([_told(wrapper, preloads.preloaded) for wrapper in preloads.wrappers]) or None
+
+
+def _told(wrapper: Wrapper, preloaded: tuple[Preload, ...]) -> str:
+    """``libeatmydata.so (LD_PRELOAD), which wraps fsync, fdatasync and 3 more``."""
+    sources = [preload.source for preload in preloaded if preload.path == wrapper.library]
+    source = f" ({sources[0]})" if sources else ""
+    return f"{wrapper.library}{source}, which wraps {_listed(list(wrapper.functions))}"
+
+
+def _listed(names: list[str]) -> str:
+    """All of a few, the first of many."""
+    shown = ", ".join(names[:_SHOWN])
+    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
+
+
+def check_preloads(preloads: Preloads) -> None:
+    """Raise PreflightError if I/O or clocks go through something else than the C library."""
+    found = offence(preloads)
+    if found is not None:
+        raise PreflightError(
+            f"PRELOADED: I/O or clocks go through {found}; measure without it (unset LD_PRELOAD,"
+            f" or look into {_EVERY_PROCESS}), or add --kv-allow-preload to have the result"
+            " reported with that verdict"
+        )
 
 
 # --- what was asked for ----------------------------------------------------------------------
@@ -118,7 +148,9 @@ def _asked(loaded: tuple[str, ...]) -> Iterator[Preload]:
         for name in re.split(r"[\s:]+", text):
             if name:
                 same = (path for path in loaded if os.path.basename(path) == os.path.basename(name))  # noqa: PTH119  as text
-                yield Preload(name=name, source=source, path=next(same, None))
+                path = next(same, None)
+                real = None if path is None else os.path.realpath(path)
+                yield Preload(name=name, source=source, path=real)
 
 
 def _environment() -> Iterator[tuple[str, str]]:

@@ -29,7 +29,7 @@ from pytest_kvcache.clocks import TwoClocks
 from pytest_kvcache.preloads import Preload, Preloads, Wrapper, find_preloads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
 _STEAL_FIELD = 8  # of a core's line in /proc/stat, proc_stat(5)
 
@@ -56,6 +56,11 @@ class Surroundings:
     io_limits: tuple[IoLimit, ...]
     preloaded: tuple[Preload, ...]
     wrappers: tuple[Wrapper, ...] | None
+
+    @property
+    def preloads(self) -> Preloads:
+        """What was put between the rank and its C library."""
+        return Preloads(preloaded=self.preloaded, wrappers=self.wrappers)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict; ``from_json`` gives the same facts back."""
@@ -116,9 +121,8 @@ class SurroundingsWatch:
 
     def look(self) -> None:
         """Called a few times a second: the first call after the window counts."""
-        if self._ended is None and self._end_ns is not None:
-            if time.monotonic_ns() >= self._end_ns:
-                self._ended = self._count()
+        if self._end_ns is not None and time.monotonic_ns() >= self._end_ns:
+            self.end()
 
     def end(self) -> None:
         """Nothing is issued any more."""
@@ -195,13 +199,6 @@ def steal_s(cores: set[int], path: str = "/proc/stat") -> float | None:
     names = {f"cpu{core}" for core in cores}
     lines = [line.split() for line in text.splitlines() if line.startswith("cpu")]
     ticks = [
-        int(line[_STEAL_FIELD])
-        for line in lines
-        if line[0] in names and len(line) > _STEAL_FIELD
+        int(line[_STEAL_FIELD]) for line in lines if line[0] in names and len(line) > _STEAL_FIELD
     ]
     return sum(ticks) / os.sysconf("SC_CLK_TCK") if len(ticks) == len(cores) else None
-
-
-def limit_words(limit_bytes: int, formatted: Callable[[int], str]) -> str:
-    """How a control group's limit is named in a sentence."""
-    return f"its control group allows {formatted(limit_bytes)}"
