@@ -105,6 +105,21 @@ def find_preloads() -> Preloads:
     return Preloads(preloaded=tuple(_asked(objects.names)), wrappers=wrappers)
 
 
+def inherited_preloads() -> Preloads:
+    """What processes that are started from here will have as well: of what was asked for only.
+
+    What else has changed this process (another plugin of pytest) is not passed on.
+    """
+    if not any(_asked(())):
+        return Preloads(preloaded=(), wrappers=())
+    found = find_preloads()
+    paths = {preload.path for preload in found.preloaded}
+    wrappers = found.wrappers
+    if wrappers is not None:
+        wrappers = tuple(wrapper for wrapper in wrappers if wrapper.library in paths)
+    return Preloads(preloaded=found.preloaded, wrappers=wrappers)
+
+
 def offence(preloads: Preloads) -> str | None:
     """What I/O or clocks go through, in words; None: nothing that can be seen from here.
 
