@@ -266,7 +266,7 @@ class Controller:
             self.take_lock()
         refusal = self.refusal(options, plan, again=again)
         if refusal is not None:
-            raise PreflightError(f"preflight found\n  {refusal}")
+            raise PreflightError(f"preflight: {refusal}")
 
     def _new_directory(self, plan: Plan) -> Path:
         """Where this case's trials go; other options may give another case of the same name."""
