@@ -87,8 +87,8 @@ SIDES = (
         modules=(
             "__main__", "bench", "cluster", "containerexecution", "containerhosts",
             "containers.inside", "containers.outside", "controller", "execution", "hostaccess",
-            "hostlinks", "launch", "launchers.", "planning", "postmortem", "preflight",
-            "remoteshell", "report", "sizing", "supervise", "verify",
+            "hostlinks", "launch", "launchers.", "picture", "planning", "postmortem",
+            "preflight", "remoteshell", "report", "scales", "sizing", "supervise", "svg", "verify",
         ),
         may_import=("values", "both", "hosts"),
     ),
