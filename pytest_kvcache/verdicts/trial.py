@@ -19,7 +19,12 @@ from pytest_kvcache.verdicts.storage import (
     whether_it_is_proven,
     whether_others_used_it,
 )
-from pytest_kvcache.verdicts.surroundings import whether_the_harness_was_fast
+from pytest_kvcache.verdicts.surroundings import (
+    whether_calls_were_wrapped,
+    whether_clocks_agree,
+    whether_something_held_it_up,
+    whether_the_harness_was_fast,
+)
 from pytest_kvcache.verdicts.window import whether_the_window_holds
 
 if TYPE_CHECKING:
@@ -88,5 +93,8 @@ def _judge(data: Mapping[str, Any], plan: Plan) -> tuple[Verdict, ...]:
         *whether_the_window_holds(data, plan),
         *whether_the_load_was_right(data, plan),
         *whether_the_harness_was_fast(data),
+        *whether_calls_were_wrapped(data),
+        *whether_clocks_agree(data),
+        *whether_something_held_it_up(data),
     ]
     return tuple(found)
