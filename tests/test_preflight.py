@@ -21,7 +21,9 @@ from pytest_kvcache.preflight import (
     find_setup,
     host_problems,
     library_problems,
+    memory_below,
 )
+from pytest_kvcache.proof import probe_filesystem
 from pytest_kvcache.registry import build_registry
 from tests.factories import FILESYSTEM, host_facts, layout_of, make_plan, survey_of
 from tests.site import runs_as_root
@@ -243,13 +245,27 @@ def test_what_is_not_on_disk_needs_no_disk(backend: str) -> None:
 
 def test_memory_of_a_memory_backend_counts() -> None:
     plan = make_plan(backend="memory", capacity_blocks=1 << 40)
-    with pytest.raises(PreflightError, match=r"1 rank needs .* on one host, which has .* of memory free"):
+    with pytest.raises(
+        PreflightError, match=r"1 rank needs .* on one host, which has .* of memory free"
+    ):
         check(plan)
     check(make_plan(backend="null", capacity_blocks=1 << 40))
 
 
 def test_the_names_of_this_machine_are_local() -> None:
     check(make_plan(layout=ranks(1, socket.gethostname())))
+
+
+def test_a_directory_in_memory_is_refused_before_anything_is_launched() -> None:
+    shared_memory = probe_filesystem("/dev/shm", "n1")
+    if not shared_memory.is_tmpfs:
+        pytest.skip("/dev/shm of this machine is no tmpfs")
+    plan = make_plan(backend="file", cache_dir="/dev/shm")
+    assert memory_below("/dev/shm") == "tmpfs"
+    with pytest.raises(OptionError, match=r"--kv-cache-dir is /dev/shm, which is memory \(tmpfs\)"):
+        check(plan)
+    check(replace(plan, origins={"allow_invalid": "command line"}))
+    check(replace(plan, backend="null"))
 
 
 # --- the plan on other hosts ----------------------------------------------------------------
@@ -292,6 +308,14 @@ def test_a_host_needs_a_core_for_each_of_its_ranks(cores: int, *, fits: bool) ->
     told = ["has 1 core for 2 ranks; lower --kv-np, or add --kv-oversubscribe"]
     assert found == ({} if fits else {"n1": told})
     assert problems(on_hosts(), {"cores": cores}) == {}
+
+
+def test_a_host_whose_directory_is_memory_has_a_problem_however_deep_it_lies() -> None:
+    zram = {"filesystem": {**with_free()["filesystem"], "memory_at_end": "ext4 on zram0"}}
+    (told,) = problems(on_hosts(), zram)["n1"]
+    assert told.startswith("has memory as /nowhere (ext4 on zram0); mount the storage there")
+    allowed = on_hosts(origins={"allow_invalid": "command line"})
+    assert problems(allowed, zram) == {}
 
 
 def test_a_host_needs_memory_for_its_ranks() -> None:
