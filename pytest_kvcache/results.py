@@ -281,9 +281,12 @@ def _host_surroundings(ranks: Sequence[RankResult]) -> dict[str, Any]:
     found = [rank.surroundings for rank in ranks]
     waits = ("memory_pressure_s", "group_memory_pressure_s")
     limits = dict.fromkeys(limit for around in found for limit in around.io_limits)
+    worst = max(found, key=lambda around: around.throttled_s or 0.0)
     stolen = [(a.steal_s, a.span_s * rank.cores) for a, rank in zip(found, ranks, strict=True)]
     return {
         "cpu_quota_cores": _known(min, [around.cpu_quota_cores for around in found]),
+        "cpu_periods": worst.cpu_periods,
+        "throttled_periods": worst.throttled_periods,
         "throttled_ratio": _largest([(a.throttled_s, a.span_s) for a in found]),
         "steal_ratio": _largest(stolen),
         "memory_limit_bytes": _known(min, [around.memory_limit_bytes for around in found]),
