@@ -20,7 +20,7 @@ from pytest_kvcache.hostfacts import HostQuestion
 from pytest_kvcache.hostlock import HostLock
 from pytest_kvcache.launch import Launch
 from pytest_kvcache.launchers.protocol import LaunchJob
-from pytest_kvcache.localhost import is_local
+from pytest_kvcache.localhost import is_local, launcher_name
 from pytest_kvcache.metrics import possible
 from pytest_kvcache.preflight import (
     check_plan,
@@ -211,7 +211,7 @@ class Controller:
         remote = [name for name, _ranks in hosts if name not in local]
         job = LaunchJob(
             hosts=hosts,
-            controller_host=socket.gethostname() if remote else hosts[0][0],
+            controller_host=socket.gethostname() if remote else launcher_name(hosts[0][0]),
             local_hosts=local,
             program=(
                 setup.python, "-m", "mpi4py", "-m", "pytest_kvcache.worker",
@@ -266,7 +266,7 @@ class Controller:
             self.take_lock()
         refusal = self.refusal(options, plan, again=again)
         if refusal is not None:
-            raise PreflightError(f"preflight found\n  {refusal}")
+            raise PreflightError(f"preflight: {refusal}")
 
     def _new_directory(self, plan: Plan) -> Path:
         """Where this case's trials go; other options may give another case of the same name."""

@@ -14,13 +14,24 @@ from pytest_kvcache.units import format_bytes
 
 def is_local(name: str) -> bool:
     """Whether a host's name is this machine: by name, or by an address that is ours."""
-    if name in {"localhost", socket.gethostname()}:
+    own = socket.gethostname().casefold()
+    if name.casefold() in {"localhost", own}:
         return True
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):  # unknown, or no name at all
-        return False
+        return name.casefold() == own.partition(".")[0]
     return any(_is_own_address(family, address) for family, _, _, _, address in found)
+
+
+def launcher_name(name: str) -> str:
+    """What a launcher is sure to take for this machine, where ``is_local(name)`` holds.
+
+    mpirun knows its own host by fewer names than we do: not by an alias that the name
+    server or /etc/hosts gives it, nor by 127.0.0.2, where it looks for a daemon in vain.
+    """
+    own = socket.gethostname()
+    return name if name in {"localhost", "127.0.0.1", own} else own
 
 
 def _is_own_address(family: int, address: tuple[object, ...]) -> bool:

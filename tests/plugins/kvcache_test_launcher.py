@@ -206,6 +206,7 @@ def damaged(data: dict[str, Any], fault: str) -> dict[str, Any]:
 
 ENDS = {
     "hang": "sleep 600",
+    "slow": "sleep 2; mv prepared.json trial.json",
     "exit-3": "exit 3",
     "failed": "exit 3",
     "no-record": "exit 0",
