@@ -85,7 +85,7 @@ class Options:
     enable_autoscaling: bool = False
     autoscaler_mode: str | None = None
     verify: str = "sample"
-    data: str = "normal"
+    data: str | None = None
     seed: int = 42
     results_dir: str = "results"
     closed: bool = False

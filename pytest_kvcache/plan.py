@@ -345,7 +345,7 @@ class CaseFacts:
     """What planning needs beside the options; ``available_bytes`` None: unknown or endless.
 
     ``available_bytes`` is the space free for users where the blocks go, ``sharers`` how
-    many ranks share it.
+    many ranks share it; ``on_network`` whether that is a network filesystem.
     """
 
     run_id: str
@@ -354,6 +354,7 @@ class CaseFacts:
     available_bytes: int | None
     sharers: int
     trace: TracePlan | None
+    on_network: bool = False
 
 
 def effective_block_tokens(options: Options, trace: Trace | None) -> int:
@@ -420,12 +421,12 @@ def build_plan(
         queue_depth=options.queue_depth,
         cores="shared" if binds_ranks(options.mpi_params) else "split",
         verify=options.verify,
-        data=options.data,
+        data=options.data or ("strict" if facts.on_network else "normal"),
         keep=options.keep,
         deadline_s=options.deadline or 1.0,
         plugins=options.plugin,
         trace=facts.trace,
-        origins=_origins(options, replays=replays),
+        origins=_origins(options, facts),
     )
     return (
         plan if options.deadline else replace(plan, deadline_s=default_deadline_s(plan, facts.need))
@@ -451,16 +452,18 @@ _REPLAY_OWN = frozenset(
 _DERIVED = frozenset({"run_id", "version", "trial", "need_blocks", "origins"})
 
 
-def _origins(options: Options, *, replays: bool) -> dict[str, str]:
+def _origins(options: Options, facts: CaseFacts) -> dict[str, str]:
     """Where the value of each field of the plan comes from."""
     names = [name for name in Plan.__dataclass_fields__ if name not in _DERIVED]
     given = options.origins
     found: dict[str, str] = {
         name: given.get(_OPTION_OF.get(name, name), "default") for name in names
     }
-    for name in _REPLAY_OWN if replays else ():
+    for name in _REPLAY_OWN if facts.trace is not None else ():
         if not options.overrides(_OPTION_OF.get(name, name)):
             found[name] = "scenario"
+    if options.data is None and facts.on_network:
+        found["data"] = "network filesystem"
     if options.request_rate is None:
         found["arrival"] = "default"
     if options.allow_invalid:

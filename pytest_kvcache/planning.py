@@ -23,6 +23,7 @@ from pytest_kvcache.plan import (
     build_plan,
     effective_block_tokens,
 )
+from pytest_kvcache.proof import is_network_type, probe_filesystem
 from pytest_kvcache.version import VERSION
 from pytest_kvcache.workloads.deal import deal
 from pytest_kvcache.workloads.protocol import Need, WorkloadContext
@@ -142,6 +143,7 @@ class Planner:
             available_bytes=available_bytes,
             sharers=sharers,
             trace=None if trace is None else _trace_plan(options, trace, parts),
+            on_network=_on_network(options, survey),
         )
         plan = build_plan(
             options,
@@ -265,6 +267,16 @@ def _space(options: Options, layout: RankLayout, survey: Survey | None) -> tuple
         memories = [facts.memory_bytes for facts in survey.facts.values()]
         return min((free for free in memories if free is not None), default=None), fullest
     return survey.tightest_share(layout) or (None, fullest)
+
+
+def _on_network(options: Options, survey: Survey | None) -> bool:
+    """Whether the cache directory of any host is on a network filesystem."""
+    if options.backend in ("null", "memory"):
+        return False
+    if survey is None:
+        return probe_filesystem(options.cache_dir, "127.0.0.1").is_network
+    found = [facts.filesystem for facts in survey.facts.values()]
+    return any(is_network_type(str(each["type"])) for each in found if each is not None)
 
 
 def _available_bytes(options: Options) -> int | None:

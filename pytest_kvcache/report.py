@@ -95,6 +95,7 @@ def describe_plan(plan: Plan) -> str:
     how = " as slabs" if plan.store == "slab" else ""
     where = f"{how} in {plan.cache_dir}" if plan.needs_directory else ""
     durable = "durable" if plan.sync == "data" else "not durable"
+    data = ", strict data" if plan.data == "strict" and plan.backend != "null" else ""
     users = f"{plan.users} users per rank"
     phase = "" if plan.phase == "both" else f"{plan.phase} only; "
     if plan.request_rate is not None:
@@ -104,7 +105,7 @@ def describe_plan(plan: Plan) -> str:
     return (
         f"{plan.np} rank{'s' * (plan.np > 1)} on {hosts}; {phase}{users}; blocks of"
         f" {plan.block_tokens} tokens = {describe_block(plan)};"
-        f" {plan.backend}{where}, {durable}; depth {plan.queue_depth}; window {window}"
+        f" {plan.backend}{where}, {durable}{data}; depth {plan.queue_depth}; window {window}"
     )
 
 

@@ -76,7 +76,7 @@ DEFAULTS: dict[str, Any] = {
     "enable_autoscaling": False,
     "autoscaler_mode": None,
     "verify": "sample",
-    "data": "normal",
+    "data": None,
     "seed": 42,
     "results_dir": "results",
     "closed": False,

@@ -14,6 +14,7 @@ from pytest_kvcache.hosts import HostRanks, RankLayout
 from pytest_kvcache.models import MODELS
 from pytest_kvcache.planning import Case, CaseName, Planner, layouts, name_cases
 from pytest_kvcache.registry import Registry, build_registry
+from pytest_kvcache.report import describe_plan
 from pytest_kvcache.version import VERSION
 from pytest_kvcache.workloads.deal import deal
 from pytest_kvcache.workloads.protocol import Need
@@ -415,3 +416,58 @@ def test_an_ipv6_address_of_another_host_is_refused_before_a_launcher_sees_it(
 def test_the_ipv6_loopback_is_this_machine_by_its_name(registry: Registry) -> None:
     (name,) = name_cases(options(hosts=["[::1]:2"], np="2"), registry)
     assert name.layout.hosts[0].name == "localhost"
+
+
+# -- data that arrays can't reduce ---------------------------------------------------------
+
+
+def on_filesystems(registry: Registry, *types: str, **texts: str) -> tuple[str, str]:
+    """The kind of data, and why, where these hosts have caches on such filesystems."""
+    names = [f"n{number}" for number, _ in enumerate(types)]
+    facts = {
+        name: host_facts(name, filesystem={**FILESYSTEM, "type": kind, "available_bytes": 1 << 40})
+        for name, kind in zip(names, types, strict=True)
+    }
+    asked = options(scenario="chat", hosts=[",".join(names)], **texts)
+    (name,) = name_cases(asked, registry)
+    plan = Planner(registry, "run-1").plan(asked, name, survey_of(facts)).plan
+    return plan.data, plan.origins["data"]
+
+
+@pytest.mark.parametrize("kind", ["nfs", "nfs4", "lustre", "cifs", "ceph", "gpfs", "fuse.sshfs"])
+def test_data_is_strict_where_the_cache_lies_on_a_network(registry: Registry, kind: str) -> None:
+    assert on_filesystems(registry, kind) == ("strict", "network filesystem")
+
+
+def test_one_host_with_a_cache_on_a_network_makes_all_data_strict(registry: Registry) -> None:
+    assert on_filesystems(registry, "ext4", "lustre") == ("strict", "network filesystem")
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "tmpfs"])
+def test_data_is_normal_on_a_disk_of_the_host(registry: Registry, kind: str) -> None:
+    assert on_filesystems(registry, kind, "ext4") == ("normal", "default")
+
+
+@pytest.mark.parametrize("data", ["normal", "strict"])
+def test_the_users_kind_of_data_stands_on_every_filesystem(registry: Registry, data: str) -> None:
+    for kind in ("nfs", "ext4"):
+        assert on_filesystems(registry, kind, data=data) == (data, "command line")
+
+
+def test_a_backend_without_files_is_not_asked_where_they_lie(registry: Registry) -> None:
+    assert on_filesystems(registry, "nfs", backend="null") == ("normal", "default")
+
+
+def test_this_machines_own_disk_is_no_network(registry: Registry, tmp_path: Path) -> None:
+    plan = plan_one(options(scenario="chat", cache_dir=str(tmp_path)), registry).plan
+    assert (plan.data, plan.origins["data"]) == ("normal", "default")
+
+
+def test_other_data_is_another_workload(registry: Registry) -> None:
+    normal, strict = (
+        plan_one(options(scenario="chat", backend="memory", data=data), registry).plan
+        for data in ("normal", "strict")
+    )
+    assert normal.workload_digest != strict.workload_digest
+    assert "strict data" in describe_plan(strict)
+    assert "strict data" not in describe_plan(normal)
