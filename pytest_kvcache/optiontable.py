@@ -310,6 +310,13 @@ OPTIONS: tuple[OptionSpec, ...] = (
                help="replay the trace N times over (default: 1)"),
     OptionSpec(name="trace_limit", metavar="N", parse=_count(1),
                help="replay the first N requests only"),
+    OptionSpec(name="trace_time_unit", metavar="{s,ms,us,ns}", parse=_choice("s", "ms", "us", "ns"),
+               help="what a trace's timestamps are in (default: ms as in Mooncake's own, s where"
+               " fractions and chat ids show it; where they look like something else, it has to"
+               " be given)"),
+    OptionSpec(name="trace_ids", metavar="{prefix,content}", parse=_choice("prefix", "content"),
+               help="what equal hash_ids of a trace mean: equal prompts up to there, or equal"
+               " contents of single blocks, which are then chained (default: prefix)"),
     OptionSpec(name="request_rate", metavar="R", parse=_above(0.0),
                help="open loop: R requests per second, of all ranks together, each of them"
                " issues R/np; users take turns at those times instead of thinking"

@@ -62,12 +62,19 @@ _NOT_WORKLOAD = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TracePlan:
-    """The trace of a replay; ``digest`` is of its columns after ``limit``."""
+    """The trace of a replay; ``digest`` is of its columns after ``limit``.
+
+    ``time_unit`` is what its timestamps were taken to be in, ``span_s`` how long it was
+    recorded, ``ids`` what equal ones mean: equal ``prefix`` or equal ``content``.
+    """
 
     name: str
     format: str
     digest: str
     requests: int
+    time_unit: str
+    span_s: float
+    ids: str
     speedup: float
     cycles: int
     limit: int | None
@@ -345,7 +352,8 @@ class CaseFacts:
     """What planning needs beside the options; ``available_bytes`` None: unknown or endless.
 
     ``available_bytes`` is the space free for users where the blocks go, ``sharers`` how
-    many ranks share it; ``on_network`` whether that is a network filesystem.
+    many ranks share it; ``on_network`` whether that is a network filesystem. ``block_why``
+    says how the block size was derived from a trace, if it was.
     """
 
     run_id: str
@@ -355,6 +363,7 @@ class CaseFacts:
     sharers: int
     trace: TracePlan | None
     on_network: bool = False
+    block_why: str = ""
 
 
 def effective_block_tokens(options: Options, trace: Trace | None) -> int:
@@ -462,6 +471,8 @@ def _origins(options: Options, facts: CaseFacts) -> dict[str, str]:
     for name in _REPLAY_OWN if facts.trace is not None else ():
         if not options.overrides(_OPTION_OF.get(name, name)):
             found[name] = "scenario"
+    if facts.block_why and found["block_tokens"] == "scenario":
+        found["block_tokens"] = facts.block_why
     if options.data is None and facts.on_network:
         found["data"] = "network filesystem"
     if options.request_rate is None:

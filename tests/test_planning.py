@@ -471,3 +471,69 @@ def test_other_data_is_another_workload(registry: Registry) -> None:
     assert normal.workload_digest != strict.workload_digest
     assert "strict data" in describe_plan(strict)
     assert "strict data" not in describe_plan(normal)
+
+
+# -- what a trace leaves open --------------------------------------------------------------
+
+
+def recorded(path: Path, every: float, **fields: object) -> str:
+    lines = [
+        {"timestamp": number * every, "input_length": 655, "output_length": 1}
+        | {"hash_ids": [3 * number, 3 * number + 1, 3 * number + 2], **fields}
+        for number in range(9)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return str(path)
+
+
+def test_a_replay_of_seconds_taken_for_milliseconds_is_refused(
+    registry: Registry, tmp_path: Path
+) -> None:
+    trace = recorded(tmp_path / "t", 0.875)
+    with pytest.raises(TraceError, match=r"which is 1,143 a second; say with --kv-trace-time-unit"):
+        plan_one(options(trace=trace, backend="null"), registry)
+    told = plan_one(options(trace=trace, backend="null", trace_time_unit="s"), registry).plan
+    assert told.trace is not None
+    assert (told.trace.time_unit, told.trace.span_s) == ("s", 7.0)
+    assert "9 requests of t, recorded within 7 s (in s), at their recorded times" in (
+        describe_plan(told)
+    )
+
+
+def test_where_times_play_no_part_their_unit_may_be_doubtful(
+    registry: Registry, tmp_path: Path
+) -> None:
+    trace = recorded(tmp_path / "t", 0.875)
+    plan_one(options(trace=trace, backend="null", trace_speedup="0"), registry)
+
+
+def test_seconds_beside_chats_are_replayed_as_seconds(registry: Registry, tmp_path: Path) -> None:
+    trace = recorded(tmp_path / "t", 0.875, chat_id=1, parent_chat_id=-1)
+    plan = plan_one(options(trace=trace, backend="null"), registry).plan
+    assert plan.trace is not None
+    assert (plan.trace.time_unit, plan.trace.span_s) == ("s", 7.0)
+
+
+def test_the_unit_of_time_and_the_meaning_of_ids_are_part_of_the_workload(
+    registry: Registry, tmp_path: Path
+) -> None:
+    trace = recorded(tmp_path / "t", 100)
+
+    def digest(**texts: str) -> str:
+        return plan_one(
+            options(trace=trace, backend="null", **texts), registry
+        ).plan.workload_digest
+
+    assert digest() == digest(trace_time_unit="ms", trace_ids="prefix")
+    assert len({digest(), digest(trace_time_unit="s"), digest(trace_ids="content")}) == 3
+
+
+def test_a_block_size_that_was_derived_is_said_to_be(registry: Registry, tmp_path: Path) -> None:
+    trace = recorded(tmp_path / "t", 100)
+    plan = plan_one(options(trace=trace, backend="null"), registry).plan
+    assert plan.block_tokens == 256
+    assert plan.origins["block_tokens"].startswith("derived from the trace's lengths, the only")
+    assert "the only power of two that fits; see --kv-block-tokens" in describe_plan(plan)
+    asked = plan_one(options(trace=trace, backend="null", block_tokens="300"), registry).plan
+    assert asked.origins["block_tokens"] == "command line"
+    assert "derived" not in describe_plan(asked)
