@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_kvcache.cluster import Survey
-    from pytest_kvcache.plan import Plan
+    from pytest_kvcache.plan import Plan, TracePlan
     from pytest_kvcache.results import CaseResult, RunResult, TrialResult
     from pytest_kvcache.summary import MetricSeries
 
@@ -108,17 +108,35 @@ def describe_plan(plan: Plan) -> str:
     how = " as slabs" if plan.store == "slab" else ""
     where = f"{how} in {plan.cache_dir}" if plan.needs_directory else ""
     durable = "durable" if plan.sync == "data" else "not durable"
+    derived = "" if plan.trace is None else _how_derived(plan.origins.get("block_tokens", ""))
+    data = ", strict data" if plan.data == "strict" and plan.backend != "null" else ""
     users = f"{plan.users} users per rank"
     phase = "" if plan.phase == "both" else f"{plan.phase} only; "
     if plan.request_rate is not None:
         users = f"{plan.request_rate:g} requests/s ({plan.arrival}) by {users}"
     elif plan.trace is not None and plan.trace.speedup:
-        users = f"{plan.trace.requests} requests of {plan.trace.name} at their recorded times"
+        users = _replayed(plan.trace)
     return (
         f"{plan.np} rank{'s' * (plan.np > 1)} on {hosts}; {phase}{users}; blocks of"
-        f" {plan.block_tokens} tokens = {describe_block(plan)};"
-        f" {plan.backend}{where}, {durable}; depth {plan.queue_depth}; window {window}"
+        f" {plan.block_tokens} tokens{derived} = {describe_block(plan)};"
+        f" {plan.backend}{where}, {durable}{data}; depth {plan.queue_depth}; window {window}"
     )
+
+
+def _replayed(trace: TracePlan) -> str:
+    """Which requests, in which times."""
+    speed = "at their recorded times"
+    if trace.speedup != 1:
+        speed = f"{trace.speedup:g} times as fast as recorded"
+    return (
+        f"{trace.requests} requests of {trace.name}, recorded within {trace.span_s:g} s (in"
+        f" {trace.time_unit}), {speed}"
+    )
+
+
+def _how_derived(origin: str) -> str:
+    """Where a block size comes from that nobody gave."""
+    return f" ({origin})" if origin.startswith("derived") else ""
 
 
 def describe_block(plan: Plan) -> str:
