@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -21,8 +22,9 @@ from pytest_kvcache.plan import Plan
 from pytest_kvcache.planning import Planner, name_cases
 from pytest_kvcache.registry import ENTRY_POINTS, build_registry
 from pytest_kvcache.trialrecord import RankResult
-from pytest_kvcache.units import GIB
+from pytest_kvcache.units import GIB, KIB
 from pytest_kvcache.verdictcodes import SEVERITIES
+from pytest_kvcache.version import VERSION
 from tests.objectserver import object_server
 from tests.site import PYTEST, SMALL, SUITE, output
 
@@ -154,10 +156,11 @@ def test_every_command_is_accepted(command: str, site: Site) -> None:
 def test_the_readme_shows_a_report_as_it_is_printed(site: Site) -> None:
     (shown,) = (block.text for block in examples(README, "text"))
     printed = output(site.canned())
-    for pattern in (r"^  metric .*$", r"^-+ kvcache -+$", r"^  OPS: .*$"):
+    for pattern in (r"^  metric .*$", r"^-+ kvcache -+$"):
         (line,) = re.findall(pattern, printed, re.MULTILINE)
         assert line in shown
-    assert max(map(len, shown.splitlines())) <= WIDTH or "Outliers:" in shown
+    assert ("benchmark '" in shown) == ("benchmark '" in printed)
+    assert max(map(len, shown.splitlines())) <= WIDTH
     for metric in (*Options().metrics, "requests.per_s", "cache.hit_ratio"):
         assert re.search(rf"^  {re.escape(metric)} .* 3$", shown, re.MULTILINE), metric
 
@@ -179,11 +182,31 @@ def test_run_files_are_shown_and_verified_as_documented(site: Site) -> None:
     assert len(lines) == 2
     for line in lines:
         command = line.replace("python", shlex.quote(sys.executable), 1)
+        drawn = re.search(r"--picture=(\S+)", line)
         done = subprocess.run(
             command, shell=True, cwd=site.path, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
         assert "mixed-tiny-1b-np2" in done.stdout or "sound" in done.stdout
+        assert drawn is None or (site.path / drawn[1]).read_text().startswith("<svg")
+
+
+def test_the_wheel_that_the_pages_name_is_the_one_that_is_built() -> None:
+    named = {
+        name
+        for page in PAGES
+        for name in re.findall(r"pytest_kvcache-[\w.-]+\.whl", page.read_text(encoding="utf-8"))
+    }
+    assert named == {f"pytest_kvcache-{VERSION}-py3-none-any.whl"}
+
+
+def test_the_picture_of_the_readme_is_of_the_run_that_it_shows() -> None:
+    (shown,) = (block.text for block in examples(README, "text"))
+    picture = ET.parse(DOCS / "run.svg").getroot()
+    texts = {text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")}
+    (run_id,) = re.findall(r"^run file: results/(\S+)/run.json$", shown, re.MULTILINE)
+    assert f"run {run_id}" in texts
+    assert (DOCS / "run.svg").stat().st_size < 64 * KIB
 
 
 def test_the_load_of_the_checkout_fits_in_two_gb() -> None:
