@@ -51,7 +51,7 @@ def _series_lines(case: CaseResult, *, ascii_only: bool) -> Iterator[str]:
         series = trial.data["series"]
         rates = [moved / series["interval_s"] / _GIB for moved in series[f"{kind}_bytes"]]
         if any(rates):
-            head = f"  trial {trial.index} {kind:<6}"
+            head = f"  trial {trial.index + 1} {kind:<6}"
             tail = f" {figure(min(rates))} to {figure(max(rates))} GiB/s"
             width = WIDTH - 1 - len(head) - len(tail)
             yield f"{head}{sparkline(_fitted(rates, width), ascii_only=ascii_only)}{tail}"
@@ -76,7 +76,7 @@ def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
     yield case.name
     yield from _wrapped(describe_plan(case.effective_plan), indent="  ")
     good = [trial for trial in case.trials if trial.ok]
-    if len(good) == len(case.trials) and good:
+    if len(good) == len(case.counted) and good:
         yield ""
         shown = possible(metrics, case.plan.phase)
         yield from _table(case, [*shown, *(m for m in _ALWAYS if m not in shown)])
@@ -84,7 +84,8 @@ def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
     for trial in case.trials:
         if trial.error is not None:
             first = trial.error.splitlines()[0]
-            yield from _wrapped(f"trial {trial.index} failed: {first}", indent="  ")
+            head = "" if trial.interrupted else f"trial {trial.index + 1} failed: "
+            yield from _wrapped(head + first, indent="  ")
     yield from _verdict_lines(good)
 
 
@@ -248,7 +249,7 @@ def _verdict_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
     texts: dict[str, str] = {}
     for trial in trials:
         for verdict in trial.verdicts:
-            given.setdefault(verdict.code, []).append(trial.index)
+            given.setdefault(verdict.code, []).append(trial.index + 1)
             texts[verdict.code] = f"{verdict.severity}: {verdict.text}"
     for code, indices in given.items():
         count = "" if len(indices) == len(trials) else f" (trial {', '.join(map(str, indices))})"

@@ -82,14 +82,14 @@ def test_a_metric_without_enough_samples_says_so_instead_of_a_number() -> None:
 def test_a_failed_trial_hides_the_table_and_is_told_in_one_line() -> None:
     plan = make_plan()
     text = shown(case_of(plan, trial_of(plan), trial_of(plan, 1, error="it broke\nin detail")))
-    assert "trial 1 failed: it broke" in text
+    assert "trial 2 failed: it broke" in text
     assert "in detail" not in text
     assert "median" not in text
 
 
 def test_a_trial_without_data_is_told_as_well() -> None:
     text = shown(case_of(make_plan(), TrialResult(index=0, error="no ranks")))
-    assert "trial 0 failed: no ranks" in text
+    assert "trial 1 failed: no ranks" in text
 
 
 def test_results_that_are_no_storage_say_so() -> None:
@@ -114,7 +114,7 @@ def test_a_verdict_of_some_trials_names_them() -> None:
     plan = make_plan()
     clean = replace(trial_of(plan), verdicts=())
     text = shown(case_of(plan, clean, trial_of(plan, 1), clean))
-    assert "SHORT_WINDOW (trial 1) warning: " in text
+    assert "SHORT_WINDOW (trial 2) warning: " in text
 
 
 def test_a_verdict_of_all_trials_is_told_once() -> None:
@@ -353,11 +353,11 @@ def over_time(moved: list[int], *, ascii_only: bool = False) -> list[str]:
 def test_a_bar_per_second_shows_the_stall_as_nothing() -> None:
     head, line = over_time([GIB, 0, 2 * GIB, 1])
     assert head == "chat-small-np1, GiB/s over time"
-    assert line == "  trial 0 read  ▄ █▁ 0.0000 to 2.000 GiB/s"
+    assert line == "  trial 1 read  ▄ █▁ 0.0000 to 2.000 GiB/s"
 
 
 def test_bars_are_ascii_where_the_terminal_knows_nothing_else() -> None:
-    assert over_time([GIB, 0, 2 * GIB, 1], ascii_only=True)[1].startswith("  trial 0 read  = @. ")
+    assert over_time([GIB, 0, 2 * GIB, 1], ascii_only=True)[1].startswith("  trial 1 read  = @. ")
 
 
 def test_without_a_whole_second_nothing_is_drawn() -> None:
