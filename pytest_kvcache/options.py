@@ -99,6 +99,7 @@ class Options:
     datasize: bool = False
     dry_run: bool = False
     allow_invalid: bool = False
+    allow_preload: bool = False
     plugin: tuple[str, ...] = ()
     metrics: tuple[str, ...] = (
         "load.p95_ms",
