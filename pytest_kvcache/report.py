@@ -53,7 +53,7 @@ def report_series(case: CaseResult, *, ascii_only: bool) -> Iterator[str]:
     for trial, kind in itertools.product(case.trials, highest):
         values = dict(rates[kind]).get(trial.index)
         if values:
-            head = f"  trial {trial.index} {kind:<6}"
+            head = f"  trial {trial.index + 1} {kind:<6}"
             tail = f" {figure(min(values))} to {figure(max(values))} GiB/s"
             width = WIDTH - 1 - len(head) - len(tail)
             bars = sparkline(_fitted(values, width), highest[kind], ascii_only=ascii_only)
@@ -89,7 +89,7 @@ def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
     yield case.name
     yield from _wrapped(describe_plan(case.effective_plan), indent="  ")
     good = [trial for trial in case.trials if trial.ok]
-    if len(good) == len(case.trials) and good:
+    if len(good) == len(case.counted) and good:
         yield ""
         shown = possible(metrics, case.plan.phase)
         yield from _table(case, [*shown, *(m for m in _ALWAYS if m not in shown)])
@@ -97,7 +97,8 @@ def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
     for trial in case.trials:
         if trial.error is not None:
             first = trial.error.splitlines()[0]
-            yield from _wrapped(f"trial {trial.index} failed: {first}", indent="  ")
+            head = "" if trial.interrupted else f"trial {trial.index + 1} failed: "
+            yield from _wrapped(head + first, indent="  ")
     yield from _verdict_lines(good)
 
 
@@ -279,7 +280,7 @@ def _verdict_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
     texts: dict[str, str] = {}
     for trial in trials:
         for verdict in trial.verdicts:
-            given.setdefault(verdict.code, []).append(trial.index)
+            given.setdefault(verdict.code, []).append(trial.index + 1)
             texts[verdict.code] = f"{verdict.severity}: {verdict.text}"
     for code, indices in given.items():
         count = "" if len(indices) == len(trials) else f" (trial {', '.join(map(str, indices))})"
