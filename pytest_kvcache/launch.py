@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.cachedir import remove_run_dir, run_dir
+from pytest_kvcache.clocks import SpanWatch
 from pytest_kvcache.consistency import check_record
 from pytest_kvcache.errors import LaunchError, ResultError, StorageError
 from pytest_kvcache.events import EventTail
@@ -192,6 +194,7 @@ class Launch:
         self._failed: Mapping[str, Any] | None = None
         self._waiting: Mapping[str, Any] | None = None
         self._ranks: list[Mapping[str, Any]] = []
+        self._span = SpanWatch()
 
     def record(self, environ: Mapping[str, str]) -> TrialRecord:
         """Launch, wait, read the record. Raises LaunchError or ResultError."""
@@ -227,8 +230,11 @@ class Launch:
         self._watch.check(together=bool(self._ranks))
 
     def _read_events(self) -> None:
+        self._span.look()
         for event in self._tail.poll():
-            if event["event"] == "failed" and self._failed is None:
+            if event["event"] == "phase":
+                self._span.hear(event["phase"])
+            elif event["event"] == "failed" and self._failed is None:
                 self._failed = event
             elif event["event"] == "ranks":
                 self._ranks = event["ranks"]
@@ -321,6 +327,7 @@ class Launch:
         except (OSError, ValueError) as error:
             raise ResultError(f"{path} is no whole record: {error}") from error
         record = TrialRecord.from_json(data, self._plan)
+        record = replace(record, clock=self._span.fill(record.clock))
         check_record(record, self._plan)
         return record
 
