@@ -26,6 +26,7 @@ from pytest_kvcache.metrics import possible
 from pytest_kvcache.preflight import (
     check_plan,
     check_results_dir,
+    find_temporary_directory,
     host_problems,
     library_problems,
 )
@@ -129,6 +130,7 @@ class Controller:
         self._execution = _execution(options, registry, run.run_id, environ)
         self._setup: LaunchSetup | None = None
         self._lock: HostLock | None = None
+        self._has_tmpdir = False
         self._patience = Patience(options.wait, progress.waiting)
         self._cluster: Cluster | None = None
         self._surveys: dict[tuple[object, ...], Survey] = {}
@@ -158,8 +160,19 @@ class Controller:
     def check(self, options: Options, plan: Plan) -> None:
         """Refuse what this machine can't run, before anything is started."""
         check_results_dir(options.results_dir)
+        self._find_temporary_directory(options)
         check_plan(options, plan, self.setup(), self._environ)
         self.argv(options, plan, self.directory)  # refuses launcher parameters that contradict it
+
+    def _find_temporary_directory(self, options: Options) -> None:
+        """Have the launcher make its files where it can, once; the ranks' image has its own."""
+        if self._has_tmpdir or options.exec_type != "mpi":
+            return
+        self._has_tmpdir = True
+        path, said = find_temporary_directory(self._environ, options.results_dir)
+        if path is not None and said is not None:
+            self._environ = {**self._environ, "TMPDIR": str(path)}
+            self._progress.noted(said)
 
     def survey(self, options: Options, layout: RankLayout, *, again: bool = False) -> Survey | None:
         """What the hosts are; None: all are this one.

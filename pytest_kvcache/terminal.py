@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.controller import Progress
-from pytest_kvcache.report import WIDTH, describe_progress, describe_survey
+from pytest_kvcache.report import WIDTH, describe_progress, describe_survey, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,7 +48,9 @@ class TerminalProgress(Progress):
 
     def waiting(self, problem: str, waited_s: float, limit_s: float) -> None:
         """Show for whom, and how much patience there is."""
-        self._write(f"waiting {waited_s:.0f} of at most {limit_s:.0f} s: {problem}")
+        if not self._line_open:
+            self.noted(f"{problem}: waiting for its end")
+        self._write(f"waiting, {waited_s:.0f} of at most {limit_s:.0f} s")
 
     def waited(self) -> None:
         """The host is ours, or not to be had."""
