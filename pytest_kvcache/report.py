@@ -87,7 +87,7 @@ def sparkline(values: Sequence[float], full: float, *, ascii_only: bool) -> str:
 
 def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
     yield case.name
-    yield from _wrapped(describe_plan(case.effective_plan), indent="  ")
+    yield from wrapped(describe_plan(case.effective_plan), indent="  ")
     good = [trial for trial in case.trials if trial.ok]
     if len(good) == len(case.counted) and good:
         yield ""
@@ -98,7 +98,7 @@ def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
         if trial.error is not None:
             first = trial.error.splitlines()[0]
             head = "" if trial.interrupted else f"trial {trial.index + 1} failed: "
-            yield from _wrapped(head + first, indent="  ")
+            yield from wrapped(head + first, indent="  ")
     yield from _verdict_lines(good)
 
 
@@ -159,12 +159,12 @@ def describe_survey(survey: Survey) -> list[str]:
     for host in survey.names:
         name, *cells = _host_cells(survey, host)
         if len(name) > _HOST_WIDTH:  # whole, on a line of its own: no other has this name
-            lines += _wrapped(name, indent="  ")
+            lines += wrapped(name, indent="  ")
             name = ""
         lines.append(_host_row(name, *cells))
     for host, texts in survey.problems.items():
         for text in texts:
-            lines += _wrapped(f"host {host}: {text}", indent="  ")
+            lines += wrapped(f"host {host}: {text}", indent="  ")
     return lines
 
 
@@ -239,7 +239,7 @@ def _proof_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
     proof, requests = data["proof"], data["requests"]
     peak_bytes = max(rank["peak_rss_bytes"] for rank in data["ranks"])
     yield ""
-    yield from _wrapped(
+    yield from wrapped(
         f"last trial: {data['read']['count']} reads, {data['write']['count']} writes,"
         f" {requests['completed']} requests; {proof['io_mode']} I/O, sync {proof['sync']};"
         f" device moved {_moved(proof)}; {data['integrity']['checked']} transfers verified,"
@@ -249,7 +249,7 @@ def _proof_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
     )
     notes = {rank["io_note"] for rank in data["ranks"] if rank["io_note"]}
     for note in sorted(notes):
-        yield from _wrapped(f"note: {note}", indent="  ")
+        yield from wrapped(f"note: {note}", indent="  ")
 
 
 def _moved(proof: Mapping[str, Any]) -> str:
@@ -284,10 +284,11 @@ def _verdict_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
             texts[verdict.code] = f"{verdict.severity}: {verdict.text}"
     for code, indices in given.items():
         count = "" if len(indices) == len(trials) else f" (trial {', '.join(map(str, indices))})"
-        yield from _wrapped(f"{code}{count} {texts[code]}", indent="  ")
+        yield from wrapped(f"{code}{count} {texts[code]}", indent="  ")
 
 
-def _wrapped(text: str, *, indent: str) -> list[str]:
+def wrapped(text: str, *, indent: str) -> list[str]:
+    """``text`` in lines that fit, the second and later ones a little further in."""
     return textwrap.wrap(
         text, WIDTH - 1, initial_indent=indent, subsequent_indent=indent + "  ",
         break_long_words=False, break_on_hyphens=False,
