@@ -123,7 +123,7 @@ FREE = [
     r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.(start_s|stop_s|drained_s|mean_depth)",
     r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.(read|write)_p95_ms",
     r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.surroundings\.cpu_periods",
-    r"cases\.\d+\.trials\.\d+\.clock\.controller_most_s",
+    r"cases\.\d+\.trials\.\d+\.clock\.(controller_most_s|drift_rank)",
     # Within its bin.
     r"cases\.\d+\.trials\.\d+\.\w+\.histogram\.min_ns",
     # Facts of a host; the trial shows those of one of its ranks.
