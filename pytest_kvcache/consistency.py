@@ -254,6 +254,8 @@ _TRACE_RULE_OF = {
     "speedup": "trace_speedup",
     "cycles": "trace_cycles",
     "limit": "trace_limit",
+    "time_unit": "trace_time_unit",
+    "ids": "trace_ids",
 }
 _MAY_BE_NONE = frozenset({"duration_s", "request_rate", "arrival", "trace.limit"})
 _CORES = ("split", "shared")

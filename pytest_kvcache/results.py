@@ -69,17 +69,25 @@ def ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-_TRIAL_HEAD = frozenset({"index", "ok", "error", "verdicts"})
+_TRIAL_HEAD = frozenset({"index", "ok", "interrupted", "error", "verdicts"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialResult:
-    """One launch. ``data`` is the trial's JSON as in the run file; None if it gave none."""
+    """One launch. ``data`` is the trial's JSON as in the run file; None if it gave none.
+
+    ``interrupted`` by the user: it neither counts nor stands against those that ended.
+    """
 
     index: int
     error: str | None
     verdicts: tuple[Verdict, ...] = ()
     data: Mapping[str, Any] | None = None
+    interrupted: bool = False
+
+    def __post_init__(self) -> None:
+        if self.interrupted and (self.error is None or self.data is not None):
+            raise ResultError(f"trial {self.index} was interrupted and has a result, or no error")
 
     @property
     def ok(self) -> bool:
@@ -95,6 +103,7 @@ class TrialResult:
         return {
             "index": self.index,
             "ok": self.ok,
+            "interrupted": self.interrupted,
             "error": self.error,
             **(self.data or {}),
             "verdicts": [asdict(verdict) for verdict in self.verdicts],
@@ -104,11 +113,14 @@ class TrialResult:
     def from_json(cls, data: Mapping[str, Any]) -> TrialResult:
         """The inverse of ``to_json``."""
         rest = {key: value for key, value in data.items() if key not in _TRIAL_HEAD}
+        if not isinstance(data["interrupted"], bool):
+            raise ResultError(f"trial {data['index']} is interrupted or not: true or false")
         if data["ok"] != (data["error"] is None):
             raise ResultError(f"trial {data['index']} is ok and has an error, or neither")
         return cls(
             index=data["index"],
             error=data["error"],
+            interrupted=data["interrupted"],
             verdicts=tuple(Verdict(**verdict) for verdict in data["verdicts"]),
             data=rest or None,
         )
@@ -324,8 +336,13 @@ class CaseResult:
         return self.plan.case
 
     @property
+    def counted(self) -> tuple[TrialResult, ...]:
+        """The trials that came to their own end; one that was interrupted says nothing."""
+        return tuple(trial for trial in self.trials if not trial.interrupted)
+
+    @property
     def error(self) -> str | None:
-        """The first failed trial's error."""
+        """The error of the first trial that failed or was interrupted."""
         return next((trial.error for trial in self.trials if trial.error is not None), None)
 
     @property
@@ -349,10 +366,10 @@ class CaseResult:
         return replace(self, trials=(*self.trials, trial))
 
     def series(self, metric: str) -> MetricSeries | None:
-        """The metric over all trials; None if any trial failed or lacks it."""
-        values = [trial.value(metric) for trial in self.trials if trial.ok]
+        """The metric over all trials that count; None if any of them failed or lacks it."""
+        values = [trial.value(metric) for trial in self.counted if trial.ok]
         known = tuple(value for value in values if value is not None)
-        if not self.trials or len(known) != len(self.trials):
+        if not known or len(known) != len(self.counted):
             return None
         spec = METRICS[metric]
         return MetricSeries(name=metric, unit=spec.unit, better=spec.better, values=known)
