@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_kvcache import preflight
 from pytest_kvcache.errors import OptionError, PreflightError
 from pytest_kvcache.hosts import HostRanks, RankLayout
 from pytest_kvcache.localhost import available_disk_bytes
@@ -22,6 +23,7 @@ from pytest_kvcache.preflight import (
     host_problems,
     library_problems,
 )
+from pytest_kvcache.preloads import Preloads, Wrapper
 from pytest_kvcache.registry import build_registry
 from tests.factories import FILESYSTEM, host_facts, layout_of, make_plan, survey_of
 from tests.site import runs_as_root
@@ -294,6 +296,28 @@ def test_a_host_needs_a_core_for_each_of_its_ranks(cores: int, *, fits: bool) ->
     told = ["has 1 core for 2 ranks; lower --kv-np, or add --kv-oversubscribe"]
     assert found == ({} if fits else {"n1": told})
     assert problems(on_hosts(), {"cores": cores}) == {}
+
+
+def test_a_limit_of_a_host_s_control_group_is_named() -> None:
+    plan = on_hosts()
+    limited = {"cores": 1, "cpu_quota_cores": 0.5, "memory_bytes": 1 << 20,
+               "memory_limit_bytes": 250 << 20}  # fmt: skip
+    cores, memory = problems(plan, limited, oversubscribe="false")["n1"]
+    assert cores.startswith("has 1 core (its control group allows 0.5) for 2 ranks")
+    assert memory.startswith("has 1 MiB of memory free (its control group allows 250 MiB) for 2")
+
+
+def test_what_ranks_would_inherit_is_refused_before_the_launch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wrapper = Wrapper(library="/opt/shim.so", functions=("fsync",))
+    found = Preloads(preloaded=(), wrappers=(wrapper,))
+    monkeypatch.setattr(preflight, "inherited_preloads", lambda: found)
+    with pytest.raises(PreflightError, match=r"/opt/shim.so, which wraps fsync; .*--kv-allow-prel"):
+        check(make_plan())
+    check(make_plan(origins={"allow_preload": "ini"}))
+    check(make_plan(origins={"allow_invalid": "command line"}))
+    check(make_plan(), exec_type="docker", image="x")  # whose ranks inherit nothing
 
 
 def test_a_host_needs_memory_for_its_ranks() -> None:
