@@ -8,6 +8,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.metrics import METRICS, possible
+from pytest_kvcache.prooftext import describe_proof
 from pytest_kvcache.series import KINDS
 from pytest_kvcache.units import format_bytes
 
@@ -242,7 +243,7 @@ def _proof_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
     yield from wrapped(
         f"last trial: {data['read']['count']} reads, {data['write']['count']} writes,"
         f" {requests['completed']} requests; {proof['io_mode']} I/O, sync {proof['sync']};"
-        f" device moved {_moved(proof)}; {data['integrity']['checked']} transfers verified,"
+        f" {describe_proof(proof)}; {data['integrity']['checked']} transfers verified,"
         f" {data['integrity']['failed']} wrong; {_cpu(data['harness'])}; at most"
         f" {format_bytes(peak_bytes)} of memory per rank{_wakeup(data['wakeup'])}",
         indent="  ",
@@ -250,17 +251,6 @@ def _proof_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
     notes = {rank["io_note"] for rank in data["ranks"] if rank["io_note"]}
     for note in sorted(notes):
         yield from wrapped(f"note: {note}", indent="  ")
-
-
-def _moved(proof: Mapping[str, Any]) -> str:
-    """The device's share of what was asked for, by direction."""
-    shares = []
-    for kind, verb in (("read", "read"), ("write", "written")):
-        asked, moved = (proof[f"{what}_{kind}_bytes"] for what in ("requested", "device"))
-        if asked:
-            share = "an unknown share" if moved is None else f"{moved / asked:.0%}"
-            shares.append(f"{share} of the bytes {verb}")
-    return ", ".join(shares) or "nothing, for nothing was asked"
 
 
 def _cpu(harness: Mapping[str, Any]) -> str:
