@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -23,43 +22,16 @@ from pytest_kvcache.preloads import (
     inherited_preloads,
     offence,
 )
+from tests.shims import ASIDE, CLOCK, FSYNC, MALLOC, PREAD64, SYSCALL, library, needs_compiler
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-COMPILER = shutil.which("cc") or shutil.which("gcc")
-needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
-
-HEAD = "#define _GNU_SOURCE\n#include <unistd.h>\n#include <sys/syscall.h>\n"
-PREAD64 = (
-    "ssize_t pread64(int f, void *b, size_t n, long o) { return syscall(SYS_pread64,f,b,n,o); }"
-)
-FSYNC = "int fsync(int f) { return 0; }\n"
-CLOCK = (
-    "#include <time.h>\nint clock_gettime(clockid_t c, struct timespec *t)"
-    "{ return syscall(SYS_clock_gettime, c, t); }"
-)
-SYSCALL = "long syscall(long n, ...) { return -1; }"
-MALLOC = "#include <stdlib.h>\nvoid *valloc(size_t n) { return malloc(n); }"
-# Changes nothing that the dynamic linker would tell: the slot of another object, or code.
-SLOT = """
-#include <dlfcn.h>
-int unwrapped(int f) { return syscall(SYS_fsync, f); }
-"""
 TELL = (
     "import json; from pytest_kvcache.preloads import find_preloads, inherited_preloads;"
     " from dataclasses import asdict;"
     " print(json.dumps([asdict(find_preloads()), asdict(inherited_preloads())]))"
 )
-
-
-def library(directory: Path, source: str, name: str = "libshim.so") -> Path:
-    assert COMPILER is not None
-    (directory / "shim.c").write_text(HEAD + source)
-    made = directory / name
-    command = [COMPILER, "-shared", "-fPIC", "-w", "-fno-builtin", "-o", made, directory / "shim.c"]
-    subprocess.run(command, check=True)
-    return made
 
 
 def told(program: str = TELL, **environment: str) -> list[dict[str, Any]]:
@@ -174,7 +146,7 @@ for slot in slots:
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="looks for a slot of x86-64")
 def test_a_slot_that_was_redirected_is_found(tmp_path: Path) -> None:
     """As tools do that change the calls of objects one by one; the linker's answer stays."""
-    shim = library(tmp_path, SLOT)
+    shim = library(tmp_path, ASIDE)
     other = library(tmp_path, "int use(int f) { return fsync(f); }", "libother.so")
     program = (
         f"import sys, ctypes; sys.argv = ['', {str(shim)!r}];"
