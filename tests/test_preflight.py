@@ -243,7 +243,9 @@ def test_what_is_not_on_disk_needs_no_disk(backend: str) -> None:
 
 def test_memory_of_a_memory_backend_counts() -> None:
     plan = make_plan(backend="memory", capacity_blocks=1 << 40)
-    with pytest.raises(PreflightError, match=r"1 rank needs .* on one host, which has .* of memory free"):
+    with pytest.raises(
+        PreflightError, match=r"1 rank needs .* on one host, which has .* of memory free"
+    ):
         check(plan)
     check(make_plan(backend="null", capacity_blocks=1 << 40))
 
