@@ -9,13 +9,9 @@ from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.controller import Progress
-<<<<<<< HEAD
 from pytest_kvcache.fixture import OPTIONS_KEY
 from pytest_kvcache.progressline import MARK, MOST_COLUMNS, Outlook, progress_line
-from pytest_kvcache.report import describe_survey
-=======
-from pytest_kvcache.report import WIDTH, describe_progress, describe_survey, wrapped
->>>>>>> main
+from pytest_kvcache.report import describe_survey, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,35 +69,27 @@ class TerminalProgress(Progress):
 
     def waiting(self, problem: str, waited_s: float, limit_s: float) -> None:
         """Show for whom, and how much patience there is."""
-        if not self._line_open:
+        if not self._shown and not self._in_log:
             self.noted(f"{problem}: waiting for its end")
-        self._write(f"waiting, {waited_s:.0f} of at most {limit_s:.0f} s")
+            self._wrote_s = 0.0
+        if self._rewrites or time.monotonic() - self._wrote_s >= _LOG_INTERVAL_S:
+            self._write(f"{MARK}waiting, {waited_s:.0f} of at most {limit_s:.0f} s")
 
     def waited(self) -> None:
         """The host is ours, or not to be had."""
-        self._end_line()
+        self._wipe()
         self._wrote_s = 0.0
 
     def noted(self, text: str) -> None:
         """Show it whole."""
-        self._reporter_write("\n" + "\n".join(wrapped(f"[kv] {text}", indent="    ")) + "\n")
+        self._reporter_write("\n" + "\n".join(wrapped(MARK + text, indent="    ")) + "\n")
 
     def trial_finished(self, case: CaseResult, trial: TrialResult) -> None:
         """A launch is over; tell the plugins."""
-<<<<<<< HEAD
         if self._outlook is not None:
             self._outlook.end(time.monotonic())
         self._wipe()
         self._config.hook.pytest_kvcache_trial_finished(config=self._config, case=case, trial=trial)
-=======
-        self._end_line()
-        self._config.hook.pytest_kvcache_trial_finished(config=self._config, case=case, trial=trial)
-
-    def _end_line(self) -> None:
-        if self._line_open:
-            self._reporter_write("\r\x1b[K" if self._is_tty else "\n")
-            self._line_open = False
->>>>>>> main
 
     def _write(self, line: str) -> None:
         self._wrote_s = time.monotonic()
