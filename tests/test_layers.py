@@ -88,8 +88,8 @@ SIDES = (
         name="controller",  # launches, watches, reports; knows neither pytest nor the ranks' code
         modules=(
             "__main__", "asked", "bench", "brief", "cluster", "containerexecution",
-            "containerhosts",
-            "containers.inside", "containers.outside", "controller", "execution", "hostaccess",
+            "containerhosts", "containers.inside", "containers.outside", "controller", "dryrun",
+            "execution", "hostaccess",
             "hostlinks", "launch", "launchers.", "picture", "planning", "postmortem",
             "preflight", "progressline", "prooftext", "remoteshell", "report", "scales", "sizing",
             "supervise", "svg", "verify",
