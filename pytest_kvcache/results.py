@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.errors import ResultError
-from pytest_kvcache.metrics import METRICS, MIN_SAMPLES_BEYOND, PERCENTILES
+from pytest_kvcache.metrics import METRICS, MIN_SAMPLES_BEYOND, PERCENTILES, has_answers
 from pytest_kvcache.plan import Plan
-from pytest_kvcache.recorder import CENSORED
+from pytest_kvcache.stalls import stalls_of
 from pytest_kvcache.summary import MetricSeries
 from pytest_kvcache.verdictcodes import SEVERITIES
 from pytest_kvcache.version import RUN_SCHEMA
@@ -134,10 +134,12 @@ def trial_data(record: TrialRecord, plan: Plan) -> dict[str, Any]:
         "first_done_s": min(r.drained_s for r in ranks),
         "last_done_s": max(r.drained_s for r in ranks),
         **{name: _operations(record, name) for name in ("read", "write")},
+        "delete": _section(record.histograms["delete"], failed=_sum(ranks, "delete_failed")),
         "queue": _section(record.histograms["queue"], bytes=operation_bytes),
         "demote": None,
         "device": _section(record.histograms["device"], bytes=_sum(ranks, "device_bytes")),
-        **{name: _censored_section(record, name) for name in CENSORED},
+        "load": _censored_section(record, "load"),
+        "request": _censored_section(record, "request") if has_answers(plan.phase) else None,
         "wakeup": _section(wakeup) if wakeup.count else None,  # a closed loop has none
         "requests": _requests(ranks, window_s),
         "tokens": _tokens(ranks, window_s),
@@ -145,9 +147,15 @@ def trial_data(record: TrialRecord, plan: Plan) -> dict[str, Any]:
         "proof": _proof(ranks),
         "harness": _harness(ranks, window_s),
         "integrity": {"checked": _sum(ranks, "checked"), "failed": _sum(ranks, "corrupt")},
+        "stalls": stalls_of([rank.stalls for rank in ranks]),
         "series": record.series.to_json(),
-        "ranks": [asdict(rank) for rank in ranks],
+        "ranks": [_rank_json(rank) for rank in ranks],
     }  # fmt: skip
+
+
+def _rank_json(rank: RankResult) -> dict[str, Any]:
+    """As JSON has it, in which there are no tuples."""
+    return {**asdict(rank), "stalls": [asdict(stall) for stall in rank.stalls]}
 
 
 def _operations(record: TrialRecord, name: str) -> dict[str, Any]:

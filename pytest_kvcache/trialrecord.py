@@ -13,6 +13,7 @@ from pytest_kvcache.errors import ResultError
 from pytest_kvcache.latency import Histogram
 from pytest_kvcache.recorder import SECTIONS
 from pytest_kvcache.series import Series
+from pytest_kvcache.stalls import Stall
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,6 +46,9 @@ class RankResult:
     write_failed: int
     write_bytes: int
     write_p95_ms: float | None
+    delete_count: int
+    delete_failed: int
+    delete_p95_ms: float | None
     device_bytes: int
     read_op_bytes: int
     write_op_bytes: int
@@ -76,6 +80,7 @@ class RankResult:
     request_censored: int
     mean_depth: float | None
     longest_pause_s: float | None
+    stalls: tuple[Stall, ...]
     io_mode: str
     io_note: str | None
     sync: str
@@ -102,7 +107,9 @@ class RankResult:
         if set(data) != names:
             odd = ", ".join(sorted(names.symmetric_difference(data)))
             raise ResultError(f"a rank's record has other fields than this version's: {odd}")
-        return cls(**data)
+        if not isinstance(data["stalls"], (list, tuple)):
+            raise ResultError(f"a rank's stalls are {data['stalls']!r}; they must be a list")
+        return cls(**{**data, "stalls": tuple(map(Stall.from_json, data["stalls"]))})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,7 +50,7 @@ SIDES = (
         modules=(
             "atomic", "baseline", "compare", "errors", "events", "evidence", "hosts", "latency",
             "live", "metrics", "models", "options", "optiontable", "scenarios", "series",
-            "summary", "units", "verdictcodes", "version",
+            "stalls", "steadiness", "summary", "units", "verdictcodes", "version",
         ),
         may_import=(),
         foreign=("numpy", "tomli"),

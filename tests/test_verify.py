@@ -121,7 +121,7 @@ FREE = [
     r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.(pid|peak_rss_bytes|cores|population_s|store_stall_s)",
     # Of these only the extremes over all ranks, or a threshold, are derived.
     r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.(start_s|stop_s|drained_s|mean_depth)",
-    r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.(read|write)_p95_ms",
+    r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.(read|write|delete)_p95_ms",
     # Within its bin.
     r"cases\.\d+\.trials\.\d+\.\w+\.histogram\.min_ns",
     # Facts of a host; the trial shows those of one of its ranks.
