@@ -20,7 +20,7 @@ from pytest_kvcache.hostfacts import HostQuestion
 from pytest_kvcache.hostlock import HostLock
 from pytest_kvcache.launch import Launch
 from pytest_kvcache.launchers.protocol import LaunchJob
-from pytest_kvcache.localhost import is_local
+from pytest_kvcache.localhost import is_local, launcher_name
 from pytest_kvcache.metrics import possible
 from pytest_kvcache.preflight import (
     check_plan,
@@ -77,6 +77,7 @@ class _Question:
     trials: Trials
     target_ci: float | None
     allow_invalid: bool
+    allow_preload: bool
     mpi_params: tuple[str, ...]
     oversubscribe: bool
     allow_run_as_root: bool
@@ -89,6 +90,7 @@ class _Question:
             trials=options.trials,
             target_ci=options.target_ci,
             allow_invalid=options.allow_invalid,
+            allow_preload=options.allow_preload,
             mpi_params=options.mpi_params,
             oversubscribe=options.oversubscribe,
             allow_run_as_root=options.allow_run_as_root,
@@ -209,7 +211,7 @@ class Controller:
         remote = [name for name, _ranks in hosts if name not in local]
         job = LaunchJob(
             hosts=hosts,
-            controller_host=socket.gethostname() if remote else hosts[0][0],
+            controller_host=socket.gethostname() if remote else launcher_name(hosts[0][0]),
             local_hosts=local,
             program=(
                 setup.python, "-m", "mpi4py", "-m", "pytest_kvcache.worker",
@@ -264,7 +266,7 @@ class Controller:
             self.take_lock()
         refusal = self.refusal(options, plan, again=again)
         if refusal is not None:
-            raise PreflightError(f"preflight found\n  {refusal}")
+            raise PreflightError(f"preflight: {refusal}")
 
     def _new_directory(self, plan: Plan) -> Path:
         """Where this case's trials go; other options may give another case of the same name."""
@@ -346,7 +348,7 @@ class Controller:
             return TrialResult(index=index, error=str(error))
         finally:
             (directory / "trace.npz").unlink(missing_ok=True)
-        return _judged(options, plan, record)
+        return _judged(plan, record)
 
 
 def _execution(
@@ -375,12 +377,12 @@ def _is_narrow(case: CaseResult, metrics: Sequence[str], target_ci: float) -> bo
     return True
 
 
-def _judged(options: Options, plan: Plan, record: TrialRecord) -> TrialResult:
+def _judged(plan: Plan, record: TrialRecord) -> TrialResult:
     """A trial's result: its data, its verdicts, and what makes it fail."""
     data, verdicts = evaluate_trial(record, plan)
-    invalid = [verdict for verdict in verdicts if verdict.severity == "invalid"]
+    invalid = [v for v in verdicts if v.severity == "invalid" and not plan.allows(v.code)]
     error = _storage_error(record)
-    if error is None and invalid and not options.allow_invalid:
+    if error is None and invalid:
         first = invalid[0]
         error = f"{first.code}: {first.text} (--kv-allow-invalid reports it all the same)"
     return TrialResult(index=plan.trial, error=error, verdicts=verdicts, data=data)

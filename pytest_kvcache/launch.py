@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.cachedir import remove_run_dir, run_dir
+from pytest_kvcache.clocks import SpanWatch
 from pytest_kvcache.consistency import check_record
 from pytest_kvcache.errors import LaunchError, ResultError, StorageError
 from pytest_kvcache.events import EventTail
-from pytest_kvcache.postmortem import cause_of_death, telling_lines
+from pytest_kvcache.postmortem import cause_of_death, explanation, telling_lines
 from pytest_kvcache.processes import LaunchProcesses, describe_process
 from pytest_kvcache.sessiondirs import SessionDirs
 from pytest_kvcache.sharedmemory import Segments
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.plan import Plan
 
 _TAIL_LINES = 12  # of the launcher's output, shown with a failure
-_LOG_LINES = 200  # of it, searched for the cause
+_LOG_LINES = 5000  # of it, searched for the cause: each of many ranks may print some
 _CENSUS_AFTER_S = 8.0  # ranks that are not together by then are counted
 _CENSUS_EVERY_S = 2.0
 _GRACE_S = 3.0  # between SIGTERM and SIGKILL of the launcher
@@ -192,6 +194,7 @@ class Launch:
         self._failed: Mapping[str, Any] | None = None
         self._waiting: Mapping[str, Any] | None = None
         self._ranks: list[Mapping[str, Any]] = []
+        self._span = SpanWatch()
 
     def record(self, environ: Mapping[str, str]) -> TrialRecord:
         """Launch, wait, read the record. Raises LaunchError or ResultError."""
@@ -227,8 +230,11 @@ class Launch:
         self._watch.check(together=bool(self._ranks))
 
     def _read_events(self) -> None:
+        self._span.look()
         for event in self._tail.poll():
-            if event["event"] == "failed" and self._failed is None:
+            if event["event"] == "phase":
+                self._span.hear(event["phase"])
+            elif event["event"] == "failed" and self._failed is None:
                 self._failed = event
             elif event["event"] == "ranks":
                 self._ranks = event["ranks"]
@@ -293,7 +299,7 @@ class Launch:
         died = cause_of_death(lines, self._ranks)
         if died is None or died.startswith("the coordinator"):
             ended = None if exit_code is None else self._aftermath.cause(exit_code, lines)
-            return ended or self._explained(died or _ending(exit_code))
+            return ended or self._explained(died or _ending(exit_code, explanation(lines)))
         first = self._watch.first_gone()
         if first is None or first.partition("(")[0] == died.partition("(")[0]:
             return died
@@ -321,16 +327,18 @@ class Launch:
         except (OSError, ValueError) as error:
             raise ResultError(f"{path} is no whole record: {error}") from error
         record = TrialRecord.from_json(data, self._plan)
+        record = replace(record, clock=self._span.fill(record.clock))
         check_record(record, self._plan)
         return record
 
 
-def _ending(exit_code: int | None) -> str:
+def _ending(exit_code: int | None, reason: str | None) -> str:
     if exit_code is not None and exit_code < 0:
         return f"the launcher was killed by signal {-exit_code}"
     if exit_code == 0:
         return "the launcher ended with exit code 0, but the ranks left no record"
-    return f"the launcher ended with exit code {exit_code}"
+    why = "" if reason is None else f": {reason}"
+    return f"the launcher ended with exit code {exit_code}{why}"
 
 
 def _stuck(ended: LaunchExit) -> str | None:

@@ -10,7 +10,7 @@ import textwrap
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_kvcache.errors import OptionError, UnavailableError, UnknownNameError
+from pytest_kvcache.errors import OptionError, UnavailableError, did_you_mean
 from pytest_kvcache.hosts import HostSpec
 from pytest_kvcache.metrics import METRICS
 from pytest_kvcache.optiontable import OPTIONS, OptionSpec, Trials
@@ -99,6 +99,7 @@ class Options:
     datasize: bool = False
     dry_run: bool = False
     allow_invalid: bool = False
+    allow_preload: bool = False
     plugin: tuple[str, ...] = ()
     metrics: tuple[str, ...] = (
         "load.p95_ms",
@@ -144,13 +145,16 @@ def build_options(given: Mapping[str, tuple[str | Sequence[str], Origin]]) -> Op
 
     ``given`` maps an option's name (``num_users``) to its text, for hosts and
     repeatable options the list of texts, and where it came from.
-    Raises OptionError (UnknownNameError, UnavailableError) for the first bad one.
+    Raises OptionError (UnavailableError, for one) for the first bad one.
     """
     by_name = {spec.name: spec for spec in OPTIONS}
     values: dict[str, Any] = {}
     for name, (raw, origin) in given.items():
         if name not in by_name:
-            raise UnknownNameError("option", name, by_name, option="kvcache.run()")
+            raise OptionError(
+                f"kvcache.run({name}=…) is no option{did_you_mean(name, by_name)}; names are the"
+                " options' of pytest --help without --kv-, with underscores"
+            )
         values[name] = _parse_one(by_name[name], raw, origin)
     options = Options(**values, texts=dict(given))
     _check_together(options)

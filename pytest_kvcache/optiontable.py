@@ -382,6 +382,9 @@ OPTIONS: tuple[OptionSpec, ...] = (
                help="metrics that become benchmark entries"),
     OptionSpec(name="allow_invalid", kind="flag", parse=_flag,
                help="report a trial with an invalidating verdict instead of failing it"),
+    OptionSpec(name="allow_preload", kind="flag", parse=_flag,
+               help="measure, and report with its verdict, although a preloaded library wraps"
+               " I/O or clocks"),
     OptionSpec(name="compare", metavar="FILE", parse=_text,
                help="baseline: a run file or a pytest-benchmark JSON"),
     OptionSpec(name="fail", kind="repeat", metavar="METRIC:N%", parse=_fail_rules,

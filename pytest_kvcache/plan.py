@@ -300,6 +300,12 @@ class Plan:
             trace_cycles=self.trace.cycles if self.trace else 1,
         )
 
+    def allows(self, code: str) -> bool:
+        """Whether a trial with this invalidating verdict is reported instead of failed."""
+        return "allow_invalid" in self.origins or (
+            code == "PRELOADED" and "allow_preload" in self.origins
+        )
+
     def for_trial(self, trial: int) -> Plan:
         """The same case, another launch."""
         return replace(self, trial=trial)
@@ -448,6 +454,8 @@ _OPTION_OF = {
 _REPLAY_OWN = frozenset(
     {"duration_s", "ramp_s", "block_tokens", "context_scale", "request_rate", "arrival"}
 )
+# What lets a trial with an invalidating verdict stand: no field, but verify must know of it.
+_ALLOWANCES = ("allow_invalid", "allow_preload")
 _DERIVED = frozenset({"run_id", "version", "trial", "need_blocks", "origins"})
 
 
@@ -463,8 +471,9 @@ def _origins(options: Options, *, replays: bool) -> dict[str, str]:
             found[name] = "scenario"
     if options.request_rate is None:
         found["arrival"] = "default"
-    if options.allow_invalid:
-        found["allow_invalid"] = given["allow_invalid"]
+    for name in _ALLOWANCES:
+        if getattr(options, name):
+            found[name] = given[name]
     return found
 
 

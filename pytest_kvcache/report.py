@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 WIDTH = 80
 _BARS = " ▁▂▃▄▅▆▇█"
 _ASCII_BARS = " .:-=+*#@"
+_DONE = {"read": "read", "write": "written"}
 _ALWAYS = ("requests.per_s", "cache.hit_ratio")
 _GIB = 1 << 30
 _HOST_WIDTH = 17
@@ -37,24 +38,37 @@ def report_run(run: RunResult, metrics: Sequence[str]) -> str:
 def report_series(case: CaseResult, *, ascii_only: bool) -> Iterator[str]:
     """GiB/s over time as a bar per interval, a line per trial and kind that moved anything.
 
-    Of a series that is longer than the line, bars are means of equally many intervals.
+    All trials of a case have one scale for each kind, which stands in the first line. Of
+    series that are longer than the line, bars are means of equally many intervals.
     """
-    lines = [*_series_lines(case, ascii_only=ascii_only)]
-    if lines:
-        yield from (f"{case.name}, GiB/s over time", *lines)
+    rates = {kind: [*_rates(case, kind)] for kind in KINDS}
+    highest = {
+        kind: max(max(values) for _trial, values in rows) for kind, rows in rates.items() if rows
+    }
+    if highest:
+        full = (_ASCII_BARS if ascii_only else _BARS)[-1]
+        scale = ", ".join(f"{_DONE[kind]} {figure(top)}" for kind, top in highest.items())
+        yield f"{case.name}, GiB/s over time"
+        yield f"  from 0 (blank) to {full} = {scale}"
+    for trial, kind in itertools.product(case.trials, highest):
+        values = dict(rates[kind]).get(trial.index)
+        if values:
+            head = f"  trial {trial.index} {kind:<6}"
+            tail = f" {figure(min(values))} to {figure(max(values))} GiB/s"
+            width = WIDTH - 1 - len(head) - len(tail)
+            bars = sparkline(_fitted(values, width), highest[kind], ascii_only=ascii_only)
+            yield f"{head}{bars}{tail}"
 
 
-def _series_lines(case: CaseResult, *, ascii_only: bool) -> Iterator[str]:
-    for trial, kind in itertools.product(case.trials, KINDS):
+def _rates(case: CaseResult, kind: str) -> Iterator[tuple[int, list[float]]]:
+    """GiB/s of each interval, of the trials in which anything moved."""
+    for trial in case.trials:
         if trial.data is None:
             continue
         series = trial.data["series"]
         rates = [moved / series["interval_s"] / _GIB for moved in series[f"{kind}_bytes"]]
         if any(rates):
-            head = f"  trial {trial.index} {kind:<6}"
-            tail = f" {figure(min(rates))} to {figure(max(rates))} GiB/s"
-            width = WIDTH - 1 - len(head) - len(tail)
-            yield f"{head}{sparkline(_fitted(rates, width), ascii_only=ascii_only)}{tail}"
+            yield trial.index, rates
 
 
 def _fitted(values: Sequence[float], width: int) -> list[float]:
@@ -64,12 +78,11 @@ def _fitted(values: Sequence[float], width: int) -> list[float]:
     return [sum(part) / len(part) for part in parts]
 
 
-def sparkline(values: Sequence[float], *, ascii_only: bool) -> str:
-    """A character per value, from 0 (the lowest bar is left to what is 0) to the highest."""
+def sparkline(values: Sequence[float], full: float, *, ascii_only: bool) -> str:
+    """A character per value, from 0 (the lowest bar is left to what is 0) to ``full``."""
     bars = _ASCII_BARS if ascii_only else _BARS
-    highest = max(values, default=0.0)
     steps = len(bars) - 1
-    return "".join(bars[math.ceil(value / highest * steps) if value else 0] for value in values)
+    return "".join(bars[math.ceil(value / full * steps)] if value else bars[0] for value in values)
 
 
 def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:

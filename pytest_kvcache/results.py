@@ -7,7 +7,7 @@ holds everything from which its summary can be recomputed.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.metrics import METRICS, MIN_SAMPLES_BEYOND, PERCENTILES, has_answers
@@ -18,12 +18,13 @@ from pytest_kvcache.verdictcodes import SEVERITIES
 from pytest_kvcache.version import RUN_SCHEMA
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from pytest_kvcache.latency import Histogram
     from pytest_kvcache.trialrecord import RankResult, TrialRecord
     from pytest_kvcache.verdictcodes import Severity
 
+_Number = TypeVar("_Number", int, float)
 _GIB = 1 << 30
 _NS_PER_MS = 1e6
 LEAST_HEADROOM = 2.0  # operations the harness can make to those it made; below, it is the limit
@@ -149,13 +150,10 @@ def trial_data(record: TrialRecord, plan: Plan) -> dict[str, Any]:
         "integrity": {"checked": _sum(ranks, "checked"), "failed": _sum(ranks, "corrupt")},
         "stalls": stalls_of([rank.stalls for rank in ranks]),
         "series": record.series.to_json(),
-        "ranks": [_rank_json(rank) for rank in ranks],
+        "clock": record.clock.to_json(),
+        "surroundings": _surroundings(ranks),
+        "ranks": [rank.to_json() for rank in ranks],
     }  # fmt: skip
-
-
-def _rank_json(rank: RankResult) -> dict[str, Any]:
-    """As JSON has it, in which there are no tuples."""
-    return {**asdict(rank), "stalls": [asdict(stall) for stall in rank.stalls]}
 
 
 def _operations(record: TrialRecord, name: str) -> dict[str, Any]:
@@ -271,6 +269,46 @@ def _harness(ranks: Sequence[RankResult], window_s: float) -> dict[str, Any]:
         "headroom": least,
         "client_bound": None if least is None else least < LEAST_HEADROOM,
     }
+
+
+def _surroundings(ranks: Sequence[RankResult]) -> list[dict[str, Any]]:
+    """Host by host what held its ranks up: of the rank that it held up most."""
+    hosts: dict[str, list[RankResult]] = {}
+    for rank in ranks:
+        hosts.setdefault(rank.host, []).append(rank)
+    return [{"host": host, **_host_surroundings(of_host)} for host, of_host in hosts.items()]
+
+
+def _host_surroundings(ranks: Sequence[RankResult]) -> dict[str, Any]:
+    """None where no rank of the host was told."""
+    found = [rank.surroundings for rank in ranks]
+    waits = ("memory_pressure_s", "group_memory_pressure_s")
+    limits = dict.fromkeys(limit for around in found for limit in around.io_limits)
+    stolen = [(a.steal_s, a.span_s * rank.cores) for a, rank in zip(found, ranks, strict=True)]
+    return {
+        "cpu_quota_cores": _known(min, [around.cpu_quota_cores for around in found]),
+        "throttled_ratio": _largest([(a.throttled_s, a.span_s) for a in found]),
+        "steal_ratio": _largest(stolen),
+        "memory_limit_bytes": _known(min, [around.memory_limit_bytes for around in found]),
+        "memory_limit_hits_per_s": _largest([(a.memory_limit_hits, a.span_s) for a in found]),
+        "memory_pressure_ratio": _largest(
+            [(getattr(a, w), a.span_s) for a in found for w in waits]
+        ),
+        "io_limits": [asdict(limit) for limit in limits],
+    }
+
+
+def _largest(parts: Sequence[tuple[float | None, float]]) -> float | None:
+    """The largest of these parts of their wholes; None if no part is known."""
+    return _known(max, [ratio(part, whole) for part, whole in parts if part is not None])
+
+
+def _known(
+    of: Callable[[list[_Number]], _Number], values: Iterable[_Number | None]
+) -> _Number | None:
+    """The least or the largest of those that are known; None if none is."""
+    known = [value for value in values if value is not None]
+    return of(known) if known else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

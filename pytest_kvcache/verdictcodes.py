@@ -17,7 +17,9 @@ SEVERITIES: Final[Mapping[str, Severity]] = MappingProxyType(
     {
         "CACHED_READS": "invalid",
         "CLIENT_BOUND": "invalid",
+        "CLOCK": "invalid",
         "OVERLOADED": "invalid",
+        "PRELOADED": "invalid",
         "SKEWED": "invalid",
         "TMPFS": "invalid",
         "NOT_STEADY": "warning",
@@ -26,6 +28,7 @@ SEVERITIES: Final[Mapping[str, Severity]] = MappingProxyType(
         "SATURATED": "warning",
         "SHORT_WINDOW": "warning",
         "STALL": "warning",
+        "THROTTLED": "warning",
         "UNPROVEN": "warning",
         "UNSATURATED": "warning",
         "VIRTUAL_DISK": "warning",

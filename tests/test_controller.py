@@ -68,7 +68,8 @@ def test_a_fault_is_told_in_full_once_and_then_referred_to(
     text = output(site.canned())
     assert text.count("last lines of ") == 1
     assert text.count("    a line of rank 0 in trial 0") == 1
-    assert text.count("told in full above: the launcher ended with exit code 3") == 4
+    first = "test_kvcache[mixed-tiny-1b-np2-read.p95_ms]"
+    assert text.count(f"\nfailed: see {first}, which tells it whole\n") == 4
 
 
 def test_a_failed_trial_ends_its_case_and_the_next_case_runs(

@@ -301,7 +301,7 @@ def test_an_unknown_metric_is_refused_with_the_known_ones(name: str, text: str |
 
 
 def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UnknownNameError, match=r"'num_user'.*num_users"):
+    with pytest.raises(OptionError, match=r"num_user=…\) is no option \(did you mean 'num_users"):
         build_options({"num_user": ("3", "call")})
 
 
