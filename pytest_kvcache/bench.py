@@ -102,14 +102,20 @@ class Bench:
 
     def check(self, names: Sequence[CaseName]) -> None:
         """Plan and check every case, and find its baseline, before anything is launched."""
+        if self.options.wait and not self.options.dry_run:
+            self.reserve(names)  # what is free is known once a neighbour has gone
         cases = [self.plan(name) for name in names]
         for case in cases:
             self.controller.check(self.options, case.plan)
         if cases:
             self.controller.note_launcher()
         self._check_baseline([case.plan for case in cases])
-        here = any(is_local(host.name) for name in names for host in name.layout.hosts)
-        if here and not self.options.dry_run:
+        if not self.options.dry_run:
+            self.reserve(names)
+
+    def reserve(self, names: Sequence[CaseName]) -> None:
+        """Have this host for the run alone, if a case runs here."""
+        if any(is_local(host.name) for name in names for host in name.layout.hosts):
             self.controller.take_lock()
 
     def run(self, name: CaseName, options: Options | None = None) -> CaseResult:

@@ -72,6 +72,7 @@ _OF_THE_SESSION = frozenset(
         "results_dir",
         "slo",
         "ssh",
+        "wait",
     }
 )
 
@@ -130,6 +131,8 @@ class KVCache:
             if len(names) != 1:
                 listed = ", ".join(map(str, names))
                 raise OptionError(f"kvcache.run() runs one case, the options ask for {listed}")
+            if options.wait:
+                self._bench.reserve(names)
             case = self._bench.plan(names[0], options)
             self._bench.controller.note_launcher()
             self._bench.controller.check(options, case.plan)
