@@ -95,6 +95,12 @@ class TrialResult:
         """Whether the trial may be used."""
         return self.error is None
 
+    @property
+    def invalidated(self) -> bool:
+        """Whether it failed by a verdict alone: what it measured is there, and is no result."""
+        codes = [verdict.code for verdict in self.verdicts if verdict.severity == "invalid"]
+        return self.error is not None and self.error.startswith(tuple(f"{c}: " for c in codes))
+
     def value(self, metric: str) -> float | None:
         """The metric's value, None if the trial has none."""
         return None if self.data is None else METRICS[metric].of(self.data)

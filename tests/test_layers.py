@@ -87,7 +87,8 @@ SIDES = (
     Side(
         name="controller",  # launches, watches, reports; knows neither pytest nor the ranks' code
         modules=(
-            "__main__", "asked", "bench", "brief", "cluster", "containerexecution",
+            "__main__", "headline",
+            "asked", "bench", "brief", "cluster", "containerexecution",
             "containerhosts",
             "containers.inside", "containers.outside", "controller", "execution", "hostaccess",
             "hostlinks", "launch", "launchers.", "picture", "planning", "postmortem",
