@@ -15,8 +15,8 @@ from pytest_kvcache.backends.protocol import BackendPlan
 from pytest_kvcache.cache.index import Admission, CacheIndex, Slot
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.payload import ChunkBuffer, Payload
-from pytest_kvcache.recorder import READ, WRITE, Recorder, Window
-from pytest_kvcache.transfers import DELETE, Operation, TransferPool, TransferSettings
+from pytest_kvcache.recorder import DELETE, READ, WRITE, Recorder, Window
+from pytest_kvcache.transfers import Operation, TransferPool, TransferSettings
 from tests.factories import (
     HOST,
     PAGE,
