@@ -775,7 +775,7 @@ def watched(ranks: Sequence[RankResult]) -> tuple[RankResult, ...]:
     for host, own in hosts.items():
         first = own[0]
         if first.device is None and first.filesystem is not None:
-            moved = {
+            moved: dict[str, Any] = {
                 "read_bytes": sum(rank.requested_read_bytes for rank in own),
                 "write_bytes": sum(rank.requested_write_bytes for rank in own),
             }

@@ -22,8 +22,10 @@ from pytest_kvcache.preflight import (
     find_setup,
     host_problems,
     library_problems,
+    memory_below,
 )
 from pytest_kvcache.preloads import Preloads, Wrapper
+from pytest_kvcache.proof import probe_filesystem
 from pytest_kvcache.registry import build_registry
 from tests.factories import FILESYSTEM, host_facts, layout_of, make_plan, survey_of
 from tests.site import runs_as_root
@@ -256,6 +258,18 @@ def test_the_names_of_this_machine_are_local() -> None:
     check(make_plan(layout=ranks(1, socket.gethostname())))
 
 
+def test_a_directory_in_memory_is_refused_before_anything_is_launched() -> None:
+    shared_memory = probe_filesystem("/dev/shm", "n1")
+    if not shared_memory.is_tmpfs:
+        pytest.skip("/dev/shm of this machine is no tmpfs")
+    plan = make_plan(backend="file", cache_dir="/dev/shm")
+    assert memory_below("/dev/shm") == "tmpfs"
+    with pytest.raises(OptionError, match=r"--kv-cache-dir is /dev/shm, which is memory \(tmpfs\)"):
+        check(plan)
+    check(replace(plan, origins={"allow_invalid": "command line"}))
+    check(replace(plan, backend="null"))
+
+
 # --- the plan on other hosts ----------------------------------------------------------------
 
 
@@ -318,6 +332,12 @@ def test_what_ranks_would_inherit_is_refused_before_the_launch(
     check(make_plan(origins={"allow_preload": "ini"}))
     check(make_plan(origins={"allow_invalid": "command line"}))
     check(make_plan(), exec_type="docker", image="x")  # whose ranks inherit nothing
+def test_a_host_whose_directory_is_memory_has_a_problem_however_deep_it_lies() -> None:
+    zram = {"filesystem": {**with_free()["filesystem"], "memory_at_end": "ext4 on zram0"}}
+    (told,) = problems(on_hosts(), zram)["n1"]
+    assert told.startswith("has memory as /nowhere (ext4 on zram0); mount the storage there")
+    allowed = on_hosts(origins={"allow_invalid": "command line"})
+    assert problems(allowed, zram) == {}
 
 
 def test_a_host_needs_memory_for_its_ranks() -> None:
