@@ -50,7 +50,7 @@ class TerminalProgress(Progress):
         """Show for whom, and how much patience there is."""
         if not self._line_open:
             self.noted(f"{problem}: waiting for its end")
-        self._write(f"waiting, {waited_s:.0f} of at most {limit_s:.0f} s")
+        self._write(f"waiting, {waited_s:.0f} of at most {limit_s:g} s")
 
     def waited(self) -> None:
         """The host is ours, or not to be had."""
@@ -59,7 +59,7 @@ class TerminalProgress(Progress):
 
     def noted(self, text: str) -> None:
         """Show it whole."""
-        self._reporter_write("\n" + "\n".join(wrapped(f"[kv] {text}", indent="    ")) + "\n")
+        self._reporter_write("\n" + "\n".join(wrapped(f"[kv] {text}", indent="")) + "\n")
 
     def trial_finished(self, case: CaseResult, trial: TrialResult) -> None:
         """A launch is over; tell the plugins."""
