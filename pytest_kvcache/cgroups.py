@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from pytest_kvcache.units import format_bytes
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -252,14 +254,54 @@ def _v2_hits(group: Path) -> int | None:
     return counts.get("high", 0) + counts.get("max", 0) if counts else None
 
 
-def oom_kills(groups: Groups, vmstat: str = "/proc/vmstat") -> tuple[int | None, int | None]:
-    """Processes that the kernel has killed for memory: of this process's group, and in all."""
-    own = [
-        *(_fields(group / "memory.oom_control") for group in groups.v1.get("memory", ())[:1]),
-        *(_fields(group / "memory.events") for group in groups.v2[:1]),
-    ]
-    in_group = next((counts["oom_kill"] for counts in own if "oom_kill" in counts), None)
-    return in_group, _fields(Path(vmstat)).get("oom_kill")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryKills:
+    """Processes that the kernel has killed for memory so far; None: it does not count them.
+
+    ``in_group`` are those of this process's own group, whose tightest limit is
+    ``limit_bytes``.
+    """
+
+    in_group: int | None
+    on_machine: int | None
+    limit_bytes: int | None
+
+    @classmethod
+    def now(cls, groups: Groups, vmstat: str = "/proc/vmstat") -> MemoryKills:
+        """As the kernel counts at this moment."""
+        own = [
+            *(_fields(group / "memory.oom_control") for group in groups.v1.get("memory", ())[:1]),
+            *(_fields(group / "memory.events") for group in groups.v2[:1]),
+        ]
+        limit = memory_limit(groups)
+        return cls(
+            in_group=next((counts["oom_kill"] for counts in own if "oom_kill" in counts), None),
+            on_machine=_fields(Path(vmstat)).get("oom_kill"),
+            limit_bytes=None if limit is None else limit.limit_bytes,
+        )
+
+    def since(self, earlier: MemoryKills) -> str | None:
+        """What the kernel has done in between, in words; None: it has killed nobody."""
+        killed = _risen(earlier.in_group, self.in_group)
+        if killed:
+            limit = self.limit_bytes
+            shown = "" if limit is None else f" ({limit_words(format_bytes(limit))})"
+            return f"killed {_processes(killed)} for memory{shown}"
+        killed = _risen(earlier.on_machine, self.on_machine)
+        return f"killed {_processes(killed)} for memory" if killed else None
+
+
+def limit_words(limit: str) -> str:
+    """How a limit is named in a sentence."""
+    return f"its control group allows {limit}"
+
+
+def _risen(before: int | None, after: int | None) -> int:
+    return 0 if before is None or after is None else max(0, after - before)
+
+
+def _processes(count: int) -> str:
+    return f"{count} process{'es' * (count != 1)}"
 
 
 def memory_pressure_s(groups: Groups) -> float | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.devicechain import DeviceChain
 from pytest_kvcache.errors import OptionError, ResultError
 from pytest_kvcache.metrics import never_makes
 from pytest_kvcache.optiontable import OPTIONS
@@ -16,13 +17,15 @@ from pytest_kvcache.recorder import widest_slice_s
 from pytest_kvcache.series import KINDS, MAX_POINTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_kvcache.plan import Plan
+    from pytest_kvcache.surroundings import Surroundings
     from pytest_kvcache.trialrecord import RankResult, TrialRecord
 
 _CLOCK_S = 1e-6  # what seconds as floats may be off
 _ROUNDING = 1e-9  # of a quotient
+_BUSY_ROUNDING_S = 0.1  # the kernel counts busy time in its own ticks
 
 # Of a rank: (what is a part, what it is a part of).
 _PARTS: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -44,6 +47,7 @@ _PARTS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("first_half_blocks", "second_half_blocks"), "prompt_blocks"),
     (("first_half_hits", "second_half_hits"), "hit_blocks"),
     (("corrupt",), "checked"),
+    (("read_back",), "checked"),
 )
 _ORDERED = ("start_s", "stop_s", "drained_s")
 _COUNTS = (
@@ -54,13 +58,19 @@ _COUNTS = (
     "first_half_hits", "second_half_blocks", "second_half_hits", "evictions", "cached_blocks",
     "populated_blocks", "population_s", "store_stall_s", "requested_read_bytes",
     "requested_write_bytes", "checked", "corrupt", "cpu_s", "peak_rss_bytes", "cores",
-    "load_censored", "request_censored", "generating", "storing",
+    "load_censored", "request_censored", "generating", "storing", "read_back",
+    "distinct_read_bytes",
 )  # fmt: skip
 _COUNTS_OR_NONE = (
     "read_p95_ms", "write_p95_ms", "null_ops_per_s", "memory_ops_per_s", "mean_depth",
     "longest_pause_s",
     "device_read_bytes", "device_write_bytes",
     "first_half_waiting", "second_half_waiting",
+)  # fmt: skip
+_AROUND = (
+    "span_s", "raw_span_s", "cpu_quota_cores", "cpu_periods", "throttled_periods", "throttled_s",
+    "steal_s", "memory_limit_bytes", "memory_limit_hits", "memory_pressure_s",
+    "group_memory_pressure_s",
 )  # fmt: skip
 
 
@@ -69,6 +79,8 @@ def record_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
     for rank in record.ranks:
         for fault in _rank_faults(rank, plan):
             yield f"rank {rank.rank} on host {rank.host}: {fault}"
+    yield from _clock_faults(record)
+    yield from _device_faults(record)
     yield from _window_faults(record, plan)
     yield from _series_faults(record, plan)
     yield from _arrival_faults(record, plan)
@@ -93,6 +105,7 @@ def _rank_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
         part, limit = sum(getattr(rank, name) for name in names), getattr(rank, whole)
         if part > limit:
             yield f"{' + '.join(names)} is {part}; it must be at most {whole}, which is {limit}"
+    yield from _surroundings_faults(rank.surroundings)
     for early, late in itertools.pairwise(_ORDERED):
         before, after = getattr(rank, early), getattr(rank, late)
         if not before <= after + _CLOCK_S:
@@ -103,12 +116,98 @@ def _rank_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
     yield from _plan_limit_faults(rank, plan)
 
 
+def _surroundings_faults(around: Surroundings) -> Iterator[str]:
+    """Counters only grow; a group is not stopped more often than it has periods."""
+    for name in _AROUND:
+        value = getattr(around, name)
+        if value is not None and not value >= 0:
+            yield f"surroundings.{name} is {value}; it must be at least 0"
+    told = (around.cpu_periods, around.throttled_periods, around.throttled_s)
+    if len({value is None for value in told}) > 1:
+        yield "surroundings has some of a quota's counters only; the kernel tells all or none"
+    periods, throttled = around.cpu_periods or 0, around.throttled_periods or 0
+    if throttled > periods:
+        yield (
+            f"surroundings.throttled_periods is {throttled}; it must be at most cpu_periods, which"
+            f" is {periods}"
+        )
+    if around.throttled_s and not throttled:
+        yield (
+            f"surroundings.throttled_s is {around.throttled_s}; it must be 0, as no period was"
+            " throttled"
+        )
+
+
+def _clock_faults(record: TrialRecord) -> Iterator[str]:
+    """What several clocks say of one span."""
+    clock = record.clock
+    least_s, most_s = clock.controller_least_s, clock.controller_most_s
+    if not clock.coordinator_s > 0:
+        yield f"clock.coordinator_s is {clock.coordinator_s}; it must be above 0"
+    if (least_s is None) != (most_s is None):
+        yield "clock has one of controller_least_s and controller_most_s; it must have both or none"
+    elif least_s is not None and most_s is not None and not 0 <= least_s <= most_s:
+        yield (
+            f"clock.controller_least_s is {least_s}; it must be between 0 and controller_most_s,"
+            f" which is {most_s}"
+        )
+    if not 0 <= clock.drift_rank < len(record.ranks):
+        yield f"clock.drift_rank is {clock.drift_rank}; it must be one of the ranks"
+
+
 def _plan_limit_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
     """What the plan allows no more of."""
     for name, limit_name in (("cached_blocks", "capacity_blocks"), ("mean_depth", "queue_depth")):
         value, limit = getattr(rank, name) or 0, getattr(plan, limit_name)
         if value > limit * (1 + _ROUNDING):
             yield f"{name} is {value}; it must be at most the plan's {limit_name}, which is {limit}"
+
+
+def _device_faults(record: TrialRecord) -> Iterator[str]:
+    """The first rank of each host with a directory, and no other one, has watched its disks."""
+    hosts: dict[str, list[RankResult]] = {}
+    for rank in record.ranks:
+        hosts.setdefault(rank.host, []).append(rank)
+    for host, ranks in hosts.items():
+        for number, rank in enumerate(ranks):
+            if (rank.device is not None) != (number == 0 and rank.filesystem is not None):
+                yield (
+                    f"rank {rank.rank} on host {host} has {'a' if rank.device else 'no'} device;"
+                    " the first rank of a host with a filesystem has one, no other"
+                )
+        chains = [rank.filesystem["chain"] for rank in ranks if rank.filesystem is not None]
+        if any(chain != chains[0] for chain in chains):
+            yield f"ranks on host {host} have chains that differ; they share one directory"
+        for fault in itertools.chain(*map(_chain_faults, chains[:1]), _watch_faults(ranks)):
+            yield f"host {host}: {fault}"
+
+
+def _chain_faults(chain: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for index, link in enumerate(chain):
+        above = link["above"]
+        if (above is None) != (index == 0) or (above is not None and not 0 <= above < index):
+            yield f"chain[{index}].above is {above}; every link but the first is below another"
+
+
+def _watch_faults(ranks: Sequence[RankResult]) -> Iterator[str]:
+    """Counters that a disk can have, over a span that covers the ranks' own."""
+    first = ranks[0]
+    if first.device is None or first.filesystem is None:
+        return
+    watch, disks = first.device, first.device["disks"]
+    if not watch["run_s"] >= first.drained_s - _CLOCK_S:
+        yield f"device.run_s is {watch['run_s']}; it must be at least {first.drained_s}, drained_s"
+    names = [disk["name"] for disk in disks]
+    if disks and names != list(DeviceChain.from_json(first.filesystem["chain"]).disks):
+        yield f"device.disks are {names}; they must be those at the end of the chain"
+    for disk, span in itertools.product(disks, ("quiet", "run")):
+        for name, value in disk[span].items():
+            if not value >= 0:
+                yield f"device {disk['name']}: {span}.{name} is {value}; it must be at least 0"
+        if not disk[span]["busy_s"] <= watch[f"{span}_s"] + _BUSY_ROUNDING_S:
+            yield f"device {disk['name']}: {span}.busy_s is more than the time there was"
+    if watch["sync_probe"] is not None and first.sync != "data":
+        yield "device.sync_probe is there; without --kv-sync=data there is none"
 
 
 def _window_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
@@ -207,6 +306,8 @@ _TRACE_RULE_OF = {
     "speedup": "trace_speedup",
     "cycles": "trace_cycles",
     "limit": "trace_limit",
+    "time_unit": "trace_time_unit",
+    "ids": "trace_ids",
 }
 _MAY_BE_NONE = frozenset({"duration_s", "request_rate", "arrival", "trace.limit"})
 _CORES = ("split", "shared")

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.trialrecord import RankResult, TrialRecord
 
 _RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+_PYTESTS_EXIT = "Exit"  # what pytest.exit() raises; pytest itself is not known here
 _LIBRARY_CHOICE = ("MPI4PY_LIBMPI", "MPI4PY_MPIABI")
 # Open MPI's settings, unless the user has made his own. Waiting ranks leave the core to
 # others; a rank that goes down with another one waits a second, so that the daemons can
@@ -280,11 +281,8 @@ class Controller:
                 if not trial.ok or _is_settled(options, result):
                     break
         except BaseException as error:
-            text = f"the run was interrupted ({type(error).__name__})"
-            if isinstance(error, KVCacheError):
-                text = str(error)
-            index = len(result.trials)
-            result = self._keep(question, result.with_trial(TrialResult(index=index, error=text)))
+            trial = _cut_short(error, len(result.trials), options.trials)
+            result = self._keep(question, result.with_trial(trial))
             if not isinstance(error, KVCacheError):
                 raise
         return result
@@ -394,6 +392,31 @@ class Controller:
         finally:
             (directory / "trace.npz").unlink(missing_ok=True)
         return _judged(plan, record)
+
+
+def _cut_short(error: BaseException, done: int, trials: Trials) -> TrialResult:
+    """The trial that an exception ended: a fault of its own, or the user's wish to stop.
+
+    What a limit of time has ended is a fault: slow storage may be the reason.
+    """
+    if isinstance(error, KVCacheError):
+        return TrialResult(index=done, error=str(error))
+    name = type(error).__name__
+    if isinstance(error, (KeyboardInterrupt, SystemExit)) or name == _PYTESTS_EXIT:
+        limit = trials.high if trials.low == trials.high else f"at most {trials.high}"
+        text = (
+            f"interrupted after {done} of {limit} trials ({name}); nothing can be said of trial"
+            f" {done + 1}, which had not ended"
+        )
+        return TrialResult(index=done, error=text, interrupted=True)
+    words = str(error).split("\n", maxsplit=1)[0]
+    text = f"trial {done + 1} was ended from outside ({name}: {words})"
+    if "timeout" in words.lower():
+        text += (
+            "; if that is pytest-timeout's limit, give the test a longer one of its own:"
+            " @pytest.mark.timeout(SECONDS), or 0 for none: a launch has --kv-deadline"
+        )
+    return TrialResult(index=done, error=text)
 
 
 def _execution(

@@ -7,11 +7,13 @@ of it stays on a host that can be reached.
 from __future__ import annotations
 
 import json
+import socket
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.cachedir import remove_run_dir, run_dir
+from pytest_kvcache.cgroups import Groups, MemoryKills
 from pytest_kvcache.clocks import SpanWatch
 from pytest_kvcache.consistency import check_record
 from pytest_kvcache.errors import LaunchError, ResultError, StorageError
@@ -52,6 +54,7 @@ class HostWatch:
         self._counted_s = self._began_s + _CENSUS_AFTER_S
         self._short: str | None = None
         self._ranks: list[Mapping[str, Any]] = []
+        self._killed_before = self._memory_kills()
         self.misplaced: str | None = None
         """Why the launch can't count: a rank on another host than planned."""
 
@@ -146,6 +149,25 @@ class HostWatch:
                     " together; the others ended or never began, see the last lines"
                 )
         return None
+
+    def _memory_kills(self) -> dict[str, MemoryKills]:
+        if self._cluster is None:
+            return {socket.gethostname(): MemoryKills.now(Groups.of_process())}
+        return self._cluster.memory_kills(self._names)
+
+    def killed_for_memory(self) -> list[str]:
+        """What the kernels of the hosts have done since the launch began, a phrase each."""
+        told = {
+            host: kills.since(self._killed_before[host])
+            for host, kills in self._memory_kills().items()
+            if host in self._killed_before
+        }
+        return [
+            f"the kernel of host {host} {text} meanwhile; give the ranks more, or lower --kv-np,"
+            " --kv-queue-depth or the capacity"
+            for host, text in told.items()
+            if text
+        ]
 
     def diagnose(self) -> list[str]:
         """What other hosts can say of an end that nobody has explained."""
@@ -278,6 +300,13 @@ class Launch:
         return f"{cause}\n  last lines of {self._log}:{shown or ' (empty)'}"
 
     def _cause(self, ended: LaunchExit) -> str | None:
+        """The first thing that went wrong, and whether the kernel was short of memory."""
+        cause = self._first_cause(ended)
+        if cause is None or self._failed is not None:
+            return cause
+        return "; ".join([cause, *self._watch.killed_for_memory()])
+
+    def _first_cause(self, ended: LaunchExit) -> str | None:
         if ended.ended_by == "stopped" or self._watch.misplaced is not None:
             return ended.reason or self._watch.misplaced
         if self._failed is not None:

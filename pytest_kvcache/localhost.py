@@ -8,7 +8,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_kvcache.cgroups import Groups, cpu_quota_cores, memory_limit
+from pytest_kvcache.cgroups import Groups, cpu_quota_cores, limit_words, memory_limit
 from pytest_kvcache.units import format_bytes
 
 
@@ -89,7 +89,7 @@ def available_memory_bytes(
 def cores_words(cores: int, quota: float | None) -> str:
     """``2 cores (its control group allows 1.5)``."""
     shown = f"{cores} core{'s' * (cores != 1)}"
-    return shown if quota is None else f"{shown} (its control group allows {quota:.3g})"
+    return shown if quota is None else f"{shown} ({limit_words(f'{quota:.3g}')})"
 
 
 def memory_words(free_bytes: int, limit_bytes: int | None) -> str:
@@ -97,7 +97,7 @@ def memory_words(free_bytes: int, limit_bytes: int | None) -> str:
     shown = f"{format_bytes(free_bytes)} of memory free"
     if limit_bytes is None:
         return shown
-    return f"{shown} (its control group allows {format_bytes(limit_bytes)})"
+    return f"{shown} ({limit_words(format_bytes(limit_bytes))})"
 
 
 def _available_bytes(meminfo: str) -> int | None:

@@ -71,6 +71,8 @@ class Options:
     trace_speedup: float = 1.0
     trace_cycles: int = 1
     trace_limit: int | None = None
+    trace_time_unit: str | None = None
+    trace_ids: str = "prefix"
     request_rate: float | None = None
     arrival: str | None = None
     precondition: str | None = None
@@ -85,7 +87,7 @@ class Options:
     enable_autoscaling: bool = False
     autoscaler_mode: str | None = None
     verify: str = "sample"
-    data: str = "normal"
+    data: str | None = None
     seed: int = 42
     results_dir: str = "results"
     closed: bool = False
@@ -235,10 +237,15 @@ def _check_trace(options: Options) -> None:
     if options.trace is None:
         if "trace" in options.scenario:
             raise OptionError("--kv-scenario is 'trace'; name the file with --kv-trace=FILE")
-        for name in ("trace_speedup", "trace_cycles", "trace_limit"):
+        for name in _OF_A_TRACE:
             if options.given(name):
                 flag = "--kv-" + name.replace("_", "-")
                 raise OptionError(f"{flag} needs a trace; name the file with --kv-trace=FILE")
+
+
+_OF_A_TRACE = (
+    "trace_speedup", "trace_cycles", "trace_limit", "trace_time_unit", "trace_ids",
+)  # fmt: skip
 
 
 def _check_replay(options: Options) -> None:

@@ -291,9 +291,8 @@ def _ground(trials: Sequence[TrialResult], across: Scale, top: float) -> str:
     """The ramp, and when a trial completed nothing."""
     begin = across(across.low)
     bands = [("ramp", begin, across(0.0) - begin)] if across.low else []
-    for trial in trials:
-        for from_s, to_s in _idle(trial):
-            bands.append(("idle", across(from_s), across(to_s) - across(from_s)))
+    for from_s, to_s in _united(span for trial in trials for span in _idle(trial)):
+        bands.append(("idle", across(from_s), across(to_s) - across(from_s)))
     return "".join(
         element("rect", class_=kind, x=left, y=top, width=width, height=_PANEL_PX)
         for kind, left, width in bands
@@ -313,6 +312,17 @@ def _idle(trial: TrialResult) -> list[tuple[float, float]]:
             spans.append((at * width_s, (at + count) * width_s))
         at += count
     return spans
+
+
+def _united(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The same times as spans that do not touch."""
+    united: list[tuple[float, float]] = []
+    for begin, end in sorted(spans):
+        if united and begin <= united[-1][1]:
+            united[-1] = (united[-1][0], max(end, united[-1][1]))
+        else:
+            united.append((begin, end))
+    return united
 
 
 def _curve(

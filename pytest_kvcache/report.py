@@ -8,6 +8,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.metrics import METRICS, possible
+from pytest_kvcache.prooftext import describe_proof
 from pytest_kvcache.series import KINDS
 from pytest_kvcache.units import format_bytes
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_kvcache.cluster import Survey
-    from pytest_kvcache.plan import Plan
+    from pytest_kvcache.plan import Plan, TracePlan
     from pytest_kvcache.results import CaseResult, RunResult, TrialResult
     from pytest_kvcache.summary import MetricSeries
 
@@ -53,7 +54,7 @@ def report_series(case: CaseResult, *, ascii_only: bool) -> Iterator[str]:
     for trial, kind in itertools.product(case.trials, highest):
         values = dict(rates[kind]).get(trial.index)
         if values:
-            head = f"  trial {trial.index} {kind:<6}"
+            head = f"  trial {trial.index + 1} {kind:<6}"
             tail = f" {figure(min(values))} to {figure(max(values))} GiB/s"
             width = WIDTH - 1 - len(head) - len(tail)
             bars = sparkline(_fitted(values, width), highest[kind], ascii_only=ascii_only)
@@ -89,7 +90,7 @@ def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
     yield case.name
     yield from wrapped(describe_plan(case.effective_plan), indent="  ")
     good = [trial for trial in case.trials if trial.ok]
-    if len(good) == len(case.trials) and good:
+    if len(good) == len(case.counted) and good:
         yield ""
         shown = possible(metrics, case.plan.phase)
         yield from _table(case, [*shown, *(m for m in _ALWAYS if m not in shown)])
@@ -97,7 +98,8 @@ def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
     for trial in case.trials:
         if trial.error is not None:
             first = trial.error.splitlines()[0]
-            yield from wrapped(f"trial {trial.index} failed: {first}", indent="  ")
+            head = "" if trial.interrupted else f"trial {trial.index + 1} failed: "
+            yield from wrapped(head + first, indent="  ")
     yield from _verdict_lines(good)
 
 
@@ -108,17 +110,35 @@ def describe_plan(plan: Plan) -> str:
     how = " as slabs" if plan.store == "slab" else ""
     where = f"{how} in {plan.cache_dir}" if plan.needs_directory else ""
     durable = "durable" if plan.sync == "data" else "not durable"
+    derived = "" if plan.trace is None else _how_derived(plan.origins.get("block_tokens", ""))
+    data = ", strict data" if plan.data == "strict" and plan.backend != "null" else ""
     users = f"{plan.users} users per rank"
     phase = "" if plan.phase == "both" else f"{plan.phase} only; "
     if plan.request_rate is not None:
         users = f"{plan.request_rate:g} requests/s ({plan.arrival}) by {users}"
     elif plan.trace is not None and plan.trace.speedup:
-        users = f"{plan.trace.requests} requests of {plan.trace.name} at their recorded times"
+        users = _replayed(plan.trace)
     return (
         f"{plan.np} rank{'s' * (plan.np > 1)} on {hosts}; {phase}{users}; blocks of"
-        f" {plan.block_tokens} tokens = {describe_block(plan)};"
-        f" {plan.backend}{where}, {durable}; depth {plan.queue_depth}; window {window}"
+        f" {plan.block_tokens} tokens{derived} = {describe_block(plan)};"
+        f" {plan.backend}{where}, {durable}{data}; depth {plan.queue_depth}; window {window}"
     )
+
+
+def _replayed(trace: TracePlan) -> str:
+    """Which requests, in which times."""
+    speed = "at their recorded times"
+    if trace.speedup != 1:
+        speed = f"{trace.speedup:g} times as fast as recorded"
+    return (
+        f"{trace.requests} requests of {trace.name}, recorded within {trace.span_s:g} s (in"
+        f" {trace.time_unit}), {speed}"
+    )
+
+
+def _how_derived(origin: str) -> str:
+    """Where a block size comes from that nobody gave."""
+    return f" ({origin})" if origin.startswith("derived") else ""
 
 
 def describe_block(plan: Plan) -> str:
@@ -223,7 +243,7 @@ def _proof_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
     yield from wrapped(
         f"last trial: {data['read']['count']} reads, {data['write']['count']} writes,"
         f" {requests['completed']} requests; {proof['io_mode']} I/O, sync {proof['sync']};"
-        f" device moved {_moved(proof)}; {data['integrity']['checked']} transfers verified,"
+        f" {describe_proof(proof)}; {data['integrity']['checked']} transfers verified,"
         f" {data['integrity']['failed']} wrong; {_cpu(data['harness'])}; at most"
         f" {format_bytes(peak_bytes)} of memory per rank{_wakeup(data['wakeup'])}",
         indent="  ",
@@ -231,17 +251,6 @@ def _proof_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
     notes = {rank["io_note"] for rank in data["ranks"] if rank["io_note"]}
     for note in sorted(notes):
         yield from wrapped(f"note: {note}", indent="  ")
-
-
-def _moved(proof: Mapping[str, Any]) -> str:
-    """The device's share of what was asked for, by direction."""
-    shares = []
-    for kind, verb in (("read", "read"), ("write", "written")):
-        asked, moved = (proof[f"{what}_{kind}_bytes"] for what in ("requested", "device"))
-        if asked:
-            share = "an unknown share" if moved is None else f"{moved / asked:.0%}"
-            shares.append(f"{share} of the bytes {verb}")
-    return ", ".join(shares) or "nothing, for nothing was asked"
 
 
 def _cpu(harness: Mapping[str, Any]) -> str:
@@ -261,7 +270,7 @@ def _verdict_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
     texts: dict[str, str] = {}
     for trial in trials:
         for verdict in trial.verdicts:
-            given.setdefault(verdict.code, []).append(trial.index)
+            given.setdefault(verdict.code, []).append(trial.index + 1)
             texts[verdict.code] = f"{verdict.severity}: {verdict.text}"
     for code, indices in given.items():
         count = "" if len(indices) == len(trials) else f" (trial {', '.join(map(str, indices))})"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pytest_kvcache.devicegroups import device_groups
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.metrics import METRICS, MIN_SAMPLES_BEYOND, PERCENTILES
 from pytest_kvcache.plan import Plan
@@ -69,17 +70,25 @@ def ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-_TRIAL_HEAD = frozenset({"index", "ok", "error", "verdicts"})
+_TRIAL_HEAD = frozenset({"index", "ok", "interrupted", "error", "verdicts"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialResult:
-    """One launch. ``data`` is the trial's JSON as in the run file; None if it gave none."""
+    """One launch. ``data`` is the trial's JSON as in the run file; None if it gave none.
+
+    ``interrupted`` by the user: it neither counts nor stands against those that ended.
+    """
 
     index: int
     error: str | None
     verdicts: tuple[Verdict, ...] = ()
     data: Mapping[str, Any] | None = None
+    interrupted: bool = False
+
+    def __post_init__(self) -> None:
+        if self.interrupted and (self.error is None or self.data is not None):
+            raise ResultError(f"trial {self.index} was interrupted and has a result, or no error")
 
     @property
     def ok(self) -> bool:
@@ -95,6 +104,7 @@ class TrialResult:
         return {
             "index": self.index,
             "ok": self.ok,
+            "interrupted": self.interrupted,
             "error": self.error,
             **(self.data or {}),
             "verdicts": [asdict(verdict) for verdict in self.verdicts],
@@ -104,11 +114,14 @@ class TrialResult:
     def from_json(cls, data: Mapping[str, Any]) -> TrialResult:
         """The inverse of ``to_json``."""
         rest = {key: value for key, value in data.items() if key not in _TRIAL_HEAD}
+        if not isinstance(data["interrupted"], bool):
+            raise ResultError(f"trial {data['index']} is interrupted or not: true or false")
         if data["ok"] != (data["error"] is None):
             raise ResultError(f"trial {data['index']} is ok and has an error, or neither")
         return cls(
             index=data["index"],
             error=data["error"],
+            interrupted=data["interrupted"],
             verdicts=tuple(Verdict(**verdict) for verdict in data["verdicts"]),
             data=rest or None,
         )
@@ -143,9 +156,13 @@ def trial_data(record: TrialRecord, plan: Plan) -> dict[str, Any]:
         "requests": _requests(ranks, window_s),
         "tokens": _tokens(ranks, window_s),
         "cache": _cache(ranks, plan),
-        "proof": _proof(ranks),
+        "proof": _proof(ranks, plan),
         "harness": _harness(ranks, window_s),
-        "integrity": {"checked": _sum(ranks, "checked"), "failed": _sum(ranks, "corrupt")},
+        "integrity": {
+            "checked": _sum(ranks, "checked"),
+            "failed": _sum(ranks, "corrupt"),
+            "read_back": _sum(ranks, "read_back"),
+        },
         "series": record.series.to_json(),
         "clock": record.clock.to_json(),
         "surroundings": _surroundings(ranks),
@@ -227,17 +244,28 @@ def _cache(ranks: Sequence[RankResult], plan: Plan) -> dict[str, Any]:
     }
 
 
-def _proof(ranks: Sequence[RankResult]) -> dict[str, Any]:
+def _proof(ranks: Sequence[RankResult], plan: Plan) -> dict[str, Any]:
+    """What was asked for and what moved; the verdicts on it are added by verdicts/."""
     modes = sorted({rank.io_mode for rank in ranks})
     filesystems = {rank.host: rank.filesystem for rank in ranks}
+    groups = device_groups(ranks, plan)
+    watched = {host for group in groups for host in group.hosts} >= {rank.host for rank in ranks}
     return {
         "io_mode": "+".join(modes),
         "sync": "+".join(sorted({rank.sync for rank in ranks})),
         "requested_read_bytes": _sum(ranks, "requested_read_bytes"),
         "device_read_bytes": _sum_or_none(ranks, "device_read_bytes"),
         "requested_write_bytes": _sum(ranks, "requested_write_bytes"),
-        "device_write_bytes": _sum_or_none(ranks, "device_write_bytes"),
+        "device_write_bytes": sum(g.moved.write_bytes for g in groups) if watched else None,
+        "kernel_write_bytes": _sum_or_none(ranks, "device_write_bytes"),
+        "distinct_read_bytes": _sum(ranks, "distinct_read_bytes"),
+        "devices": [group.to_json() for group in groups],
+        "sync_probes": {
+            rank.host: rank.device["sync_probe"] for rank in ranks if rank.device is not None
+        },
         "filesystem": filesystems,
+        "reads": None,
+        "writes": None,
         "verdict": None,
     }
 
@@ -281,9 +309,12 @@ def _host_surroundings(ranks: Sequence[RankResult]) -> dict[str, Any]:
     found = [rank.surroundings for rank in ranks]
     waits = ("memory_pressure_s", "group_memory_pressure_s")
     limits = dict.fromkeys(limit for around in found for limit in around.io_limits)
+    worst = max(found, key=lambda around: around.throttled_s or 0.0)
     stolen = [(a.steal_s, a.span_s * rank.cores) for a, rank in zip(found, ranks, strict=True)]
     return {
         "cpu_quota_cores": _known(min, [around.cpu_quota_cores for around in found]),
+        "cpu_periods": worst.cpu_periods,
+        "throttled_periods": worst.throttled_periods,
         "throttled_ratio": _largest([(a.throttled_s, a.span_s) for a in found]),
         "steal_ratio": _largest(stolen),
         "memory_limit_bytes": _known(min, [around.memory_limit_bytes for around in found]),
@@ -321,8 +352,13 @@ class CaseResult:
         return self.plan.case
 
     @property
+    def counted(self) -> tuple[TrialResult, ...]:
+        """The trials that came to their own end; one that was interrupted says nothing."""
+        return tuple(trial for trial in self.trials if not trial.interrupted)
+
+    @property
     def error(self) -> str | None:
-        """The first failed trial's error."""
+        """The error of the first trial that failed or was interrupted."""
         return next((trial.error for trial in self.trials if trial.error is not None), None)
 
     @property
@@ -346,10 +382,10 @@ class CaseResult:
         return replace(self, trials=(*self.trials, trial))
 
     def series(self, metric: str) -> MetricSeries | None:
-        """The metric over all trials; None if any trial failed or lacks it."""
-        values = [trial.value(metric) for trial in self.trials if trial.ok]
+        """The metric over all trials that count; None if any of them failed or lacks it."""
+        values = [trial.value(metric) for trial in self.counted if trial.ok]
         known = tuple(value for value in values if value is not None)
-        if not self.trials or len(known) != len(self.trials):
+        if not known or len(known) != len(self.counted):
             return None
         spec = METRICS[metric]
         return MetricSeries(name=metric, unit=spec.unit, better=spec.better, values=known)

@@ -50,9 +50,11 @@ def _case(case: CaseResult, written: Mapping[str, Any]) -> Iterator[str]:
         yield "it has no trial; a case has at least one"
     if [trial.index for trial in case.trials] != list(range(len(case.trials))):
         yield "the trials are not numbered 0, 1, 2 …"
+    if any(trial.interrupted for trial in case.trials[:-1]):
+        yield "a trial that was interrupted is followed by another one"
     for trial in case.trials:
         for problem in _trial(trial, case.plan):
-            yield f"trial {trial.index}: {problem}"
+            yield f"trial {trial.index + 1}: {problem}"
 
 
 def _trial(trial: TrialResult, plan: Plan) -> Iterator[str]:

@@ -155,6 +155,12 @@ def test_a_second_in_which_nothing_was_completed_is_marked() -> None:
     assert float(band.get("x", 0)) == pytest.approx(line[1][0] - step / 2, abs=0.2)
 
 
+def test_what_several_trials_did_not_complete_is_marked_once() -> None:
+    picture = drawn(case_with(series_of([3, 0, 3, 3]), series_of([3, 0, 0, 3])))
+    _legend, *bands = (b for b in picture.iter(f"{SVG}rect") if b.get("class") == "idle")
+    assert len(bands) == 2  # one in each panel
+
+
 def test_times_that_differ_much_are_drawn_by_their_logarithm_and_the_heading_says_so() -> None:
     def heading(*p99_ms: float) -> str:
         picture = drawn(case_with(series_of([1] * len(p99_ms), [*p99_ms])))

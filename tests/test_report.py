@@ -82,14 +82,14 @@ def test_a_metric_without_enough_samples_says_so_instead_of_a_number() -> None:
 def test_a_failed_trial_hides_the_table_and_is_told_in_one_line() -> None:
     plan = make_plan()
     text = shown(case_of(plan, trial_of(plan), trial_of(plan, 1, error="it broke\nin detail")))
-    assert "trial 1 failed: it broke" in text
+    assert "trial 2 failed: it broke" in text
     assert "in detail" not in text
     assert "median" not in text
 
 
 def test_a_trial_without_data_is_told_as_well() -> None:
     text = shown(case_of(make_plan(), TrialResult(index=0, error="no ranks")))
-    assert "trial 0 failed: no ranks" in text
+    assert "trial 1 failed: no ranks" in text
 
 
 def test_results_that_are_no_storage_say_so() -> None:
@@ -114,7 +114,7 @@ def test_a_verdict_of_some_trials_names_them() -> None:
     plan = make_plan()
     clean = replace(trial_of(plan), verdicts=())
     text = shown(case_of(plan, clean, trial_of(plan, 1), clean))
-    assert "SHORT_WINDOW (trial 1) warning: " in text
+    assert "SHORT_WINDOW (trial 2) warning: " in text
 
 
 def test_a_verdict_of_all_trials_is_told_once() -> None:
@@ -356,19 +356,19 @@ def test_a_bar_per_second_shows_the_stall_as_nothing() -> None:
     head, scale, line = over_time([GIB, 0, 2 * GIB, 1])
     assert head == "chat-small-np1, GiB/s over time"
     assert scale == "  from 0 (blank) to █ = read 2.000"
-    assert line == "  trial 0 read  ▄ █▁ 0.0000 to 2.000 GiB/s"
+    assert line == "  trial 1 read  ▄ █▁ 0.0000 to 2.000 GiB/s"
 
 
 def test_bars_are_ascii_where_the_terminal_knows_nothing_else() -> None:
     _head, scale, line = over_time([GIB, 0, 2 * GIB, 1], ascii_only=True)
     assert "to @ = read" in scale
-    assert line.startswith("  trial 0 read  = @. ")
+    assert line.startswith("  trial 1 read  = @. ")
 
 
 def test_a_slower_trial_has_lower_bars() -> None:
     _head, _scale, quick, slow = over_time([4 * GIB, 4 * GIB], [GIB, GIB])
-    assert quick.startswith("  trial 0 read  ██ ")
-    assert slow.startswith("  trial 1 read  ▂▂ ")
+    assert quick.startswith("  trial 1 read  ██ ")
+    assert slow.startswith("  trial 2 read  ▂▂ ")
 
 
 def test_reads_and_writes_have_a_scale_each() -> None:
@@ -377,8 +377,8 @@ def test_reads_and_writes_have_a_scale_each() -> None:
     assert "read " in scale
     assert ", written " in scale
     assert [line.split()[:3] for line in lines] == [
-        ["trial", "0", "read"], ["trial", "0", "write"],
         ["trial", "1", "read"], ["trial", "1", "write"],
+        ["trial", "2", "read"], ["trial", "2", "write"],
     ]  # fmt: skip
     assert sum("█" in line for line in lines) >= 2, head
 

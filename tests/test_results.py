@@ -22,7 +22,7 @@ from pytest_kvcache.results import (
 )
 from pytest_kvcache.trialrecord import RankResult, TrialRecord
 from pytest_kvcache.verdicts import evaluate_trial
-from tests.factories import PAGE, rank_result, sound_plan, sound_record
+from tests.factories import FILESYSTEM, PAGE, rank_result, sound_plan, sound_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -196,7 +196,9 @@ SUMMED = {
     "proof.requested_read_bytes": "requested_read_bytes",
     "proof.requested_write_bytes": "requested_write_bytes",
     "proof.device_read_bytes": "device_read_bytes",
-    "proof.device_write_bytes": "device_write_bytes",
+    "proof.kernel_write_bytes": "device_write_bytes",
+    "proof.distinct_read_bytes": "distinct_read_bytes",
+    "integrity.read_back": "read_back",
     "harness.cpu_s": "cpu_s",
     "integrity.checked": "checked",
     "integrity.failed": "corrupt",
@@ -272,7 +274,7 @@ def test_io_modes_of_all_ranks_are_told() -> None:
 
 
 def test_every_host_shows_its_filesystem() -> None:
-    data = data_of(two_ranks(host="n2", filesystem={"type": "xfs"}))
+    data = data_of(two_ranks(host="n2", filesystem={**FILESYSTEM, "type": "xfs"}))
     found = {host: facts["type"] for host, facts in data["proof"]["filesystem"].items()}
     assert found == {"test-host": "ext4", "n2": "xfs"}
 
@@ -317,6 +319,26 @@ def test_a_series_has_one_value_per_trial() -> None:
 def test_a_series_is_whole_or_absent(other: TrialResult) -> None:
     assert case_of(good_trial(0), other).series("read.gib_per_s") is None
     assert "read.gib_per_s" not in case_of(good_trial(0), other).summary()
+
+
+def test_an_interrupted_trial_leaves_the_others_their_series() -> None:
+    case = case_of(good_trial(0), TrialResult(index=1, error="interrupted", interrupted=True))
+    series = case.series("read.gib_per_s")
+    assert series is not None
+    assert len(series.values) == 1
+    assert case.error == "interrupted"
+    assert CaseResult.from_json(case.to_json()) == case
+
+
+@pytest.mark.parametrize("trial", [good_trial(0), TrialResult(index=0, error=None)])
+def test_what_has_a_result_was_not_interrupted(trial: TrialResult) -> None:
+    with pytest.raises(ResultError, match="was interrupted and has a result, or no error"):
+        replace(trial, interrupted=True)
+
+
+def test_an_interrupted_trial_alone_gives_no_values() -> None:
+    case = case_of(TrialResult(index=0, error="interrupted", interrupted=True))
+    assert (case.series("read.p95_ms"), case.summary()) == (None, {})
 
 
 def test_direct_io_that_was_refused_is_in_the_digest_and_in_the_effective_plan() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.cgroups import limit_words
 from pytest_kvcache.preloads import offence
 from pytest_kvcache.results import Verdict
 from pytest_kvcache.surroundings import Surroundings
@@ -40,9 +41,10 @@ def whether_something_held_it_up(data: Mapping[str, Any]) -> Iterator[Verdict]:
         hosts,
         "throttled_ratio",
         lambda h: (
-            f"was stopped by its CPU quota{_quota(h)} for {h['throttled_ratio']:.0%} of the"
-            " time, summed over cores, and latencies contain that; raise the quota (docker --cpus,"
-            " limits.cpu of a pod)"
+            f"was stopped by its CPU quota{_quota(h)} in {h['throttled_periods']} of"
+            f" {h['cpu_periods']} periods, for {h['throttled_ratio']:.0%} of the time summed over"
+            " cores, and latencies contain that; raise the quota (docker --cpus, limits.cpu of a"
+            " pod)"
         ),
     )
     yield from _throttled(
@@ -106,7 +108,7 @@ def _quota(host: Mapping[str, Any]) -> str:
 
 def _limit(host: Mapping[str, Any]) -> str:
     limit_bytes = host["memory_limit_bytes"]
-    return "" if limit_bytes is None else f" (its control group allows {format_bytes(limit_bytes)})"
+    return "" if limit_bytes is None else f" ({limit_words(format_bytes(limit_bytes))})"
 
 
 def _io_limit(limit: Mapping[str, Any]) -> str:
