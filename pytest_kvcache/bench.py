@@ -131,7 +131,7 @@ class Bench:
     def dry_run(self, name: CaseName) -> Iterator[str]:
         """The plan and the exact launcher command, line by line."""
         plan = self.plan(name).plan
-        directory = self.controller.directory / plan.case / "trial-0"
+        directory = self.controller.directory / plan.case / "trial-1"
         yield f"{plan.case}: {describe_plan(plan)}"
         for key, value in sorted(plan.to_json().items()):
             origin = plan.origins.get(key, "derived")
