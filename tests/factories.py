@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.workloads.protocol import Workload, WorkloadContext, WorkloadFamily
     from pytest_kvcache.workloads.trace_file import Trace
 
-PATIENCE_S = 30.0  # how long a test waits for what must come; never how long it takes
+PATIENCE_S = 120.0  # how long a test waits for what must come; never how long it takes
 PAGE = 4096
 S = 1_000_000_000  # ns of a second
 HOST = "test-host"

@@ -20,6 +20,7 @@ from pytest_kvcache.preflight import (
     check_plan,
     check_results_dir,
     find_setup,
+    find_temporary_directory,
     host_problems,
     library_problems,
     memory_below,
@@ -427,4 +428,27 @@ def test_every_host_must_load_the_same_mpi() -> None:
     assert list(found) == ["n2"]
     assert found["n2"][0].startswith(
         "loads 'MPICH 5' through mpi4py, this machine 'Open MPI v5.0.11'; install the same MPI"
+    )
+
+
+# --- the launcher's temporary directory ------------------------------------------------------
+
+
+def test_nothing_is_said_of_a_temporary_directory_that_can_be_written_to(tmp_path: Path) -> None:
+    environ = {"TMPDIR": str(tmp_path)}
+    assert find_temporary_directory(environ, "results") == (None, None)
+
+
+@pytest.mark.parametrize("variable", ["PRTE_MCA_prte_tmpdir_base", "OMPI_MCA_orte_tmpdir_base"])
+def test_the_users_own_session_directory_is_left_to_him(tmp_path: Path, variable: str) -> None:
+    environ = {"TMPDIR": str(tmp_path / "absent"), variable: "/mine"}
+    assert find_temporary_directory(environ, "results") == (None, None)
+
+
+def test_another_temporary_directory_is_told_with_the_reason(tmp_path: Path) -> None:
+    absent = tmp_path / "absent"
+    found, said = find_temporary_directory({"TMPDIR": str(absent)}, "results")
+    assert said == (
+        f"nothing can be written to {absent} (No such file or directory); the launcher's own"
+        f" files go to {found}"
     )
