@@ -81,8 +81,9 @@ def blank_rank(**known: Any) -> RankResult:
 
 def blank_surroundings(span_s: float) -> Surroundings:
     """Surroundings of which the kernel tells nothing."""
-    known = {"span_s": span_s, "io_limits": (), "preloaded": (), "wrappers": ()}
-    return Surroundings(**{**dict.fromkeys(f.name for f in fields(Surroundings)), **known})
+    values: dict[str, Any] = dict.fromkeys(field.name for field in fields(Surroundings))
+    values |= {"span_s": span_s, "io_limits": (), "preloaded": (), "wrappers": ()}
+    return Surroundings(**values)
 
 
 def canned_rank(plan: Plan, rank: int, histogram: Histogram) -> RankResult:
