@@ -67,9 +67,7 @@ def describe_dry_run(found: DryRun, *, whole: bool) -> Iterator[str]:
 def _facts(found: DryRun) -> Iterator[str]:
     plan = found.plan
     yield from _fact("takes", time_needed(found.forecast, found.options))
-    # The first sentence is about the time.
-    sentences = list(describe_forecast(found.forecast, plan, found.options.trials.high))[1:]
-    for sentence in sentences:
+    for sentence in describe_forecast(found.forecast, plan, found.options.trials.high):
         label = next((label for label in ("writes", "hit ratio") if sentence.startswith(label)), "")
         yield from _fact(label, sentence.removeprefix(label).lstrip(": "))
     for line in found.storage:
