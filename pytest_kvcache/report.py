@@ -29,7 +29,6 @@ _ALWAYS = ("requests.per_s", "cache.hit_ratio")
 _GIB = 1 << 30
 _HOST_WIDTH = 17
 _SHARED_WIDTH = 13  # what the other columns leave
-_LINE_WIDTH = WIDTH - 1 - len("[kv] ")  # of progress
 
 
 def report_run(run: RunResult, metrics: Sequence[str]) -> str:
@@ -319,59 +318,3 @@ def wrapped(text: str, *, indent: str) -> list[str]:
         text, WIDTH - 1, initial_indent=indent, subsequent_indent=indent + "  ",
         break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip
-
-
-def describe_progress(case: CaseResult, trial: int, trials: int, event: Mapping[str, Any]) -> str:
-    """One line on a running trial; with figures it fits 80 columns, and they go first."""
-    number = f"{trial + 1}/{trials}"
-    where = f"{case.name} trial {number} {event['phase']}"
-    if event["event"] != "progress":
-        return where
-    parts = [f"{event['t_s']:.0f} s"]
-    if event["phase"] == "population":
-        stored = event["cached_blocks"] * case.plan.stored_bytes
-        parts.append(f"{format_bytes(stored)} stored")
-    elif event["phase"] == "window":
-        parts += _live_figures(event)
-    if case.plan.needs_directory and len(parts) > 1:
-        free_bytes = event["free_bytes"]
-        parts.append("free —" if free_bytes is None else f"free {_short(free_bytes / _GIB)} GiB")
-    figures = ", ".join(parts)
-    if len(figures) + len(number) >= _LINE_WIDTH:
-        figures = " ".join(parts)
-    room = _LINE_WIDTH - len(figures) - 1
-    heads = (where, f"{case.name} {number}", f"trial {number}", number)
-    head = next((head for head in heads if len(head) <= room), "")
-    return f"{head} {figures}".lstrip()
-
-
-def _live_figures(event: Mapping[str, Any]) -> Iterator[str]:
-    """Of the last second; dashes where a rank has not told of it yet."""
-    recent = event["recent"]
-    if recent is None:
-        yield from ("r — w — GiB/s", "— IOPS", "r p99 —")
-    else:
-        read, write = _short(recent["read_gib_per_s"]), _short(recent["write_gib_per_s"])
-        yield f"r {read} w {write} GiB/s"
-        yield f"{_thousands(recent['operations_per_s'])} IOPS"
-        yield f"r p99 {_milliseconds(recent['read_p99_ms'])}"
-    asked = event["prompt_blocks"]
-    yield f"hit {event['hit_blocks'] / asked:.0%}" if asked else "hit —"
-
-
-def _short(value: float) -> str:
-    """Three digits, or as many as there are before the point."""
-    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"  # noqa: PLR2004
-
-
-def _thousands(value: float) -> str:
-    for unit, size in (("M", 1e6), ("k", 1e3)):
-        if value >= 10 * size:
-            return f"{value / size:.0f}{unit}"
-    return f"{value:.0f}"
-
-
-def _milliseconds(value: float | None) -> str:
-    if value is None:
-        return "—"
-    return f"{value / 1000:.0f} s" if value >= 10_000 else f"{_short(value)} ms"  # noqa: PLR2004

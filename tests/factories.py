@@ -29,7 +29,7 @@ from pytest_kvcache.hosts import HostRanks, RankLayout
 from pytest_kvcache.latency import Histogram
 from pytest_kvcache.models import MODELS, ModelSpec
 from pytest_kvcache.options import build_options
-from pytest_kvcache.plan import Plan
+from pytest_kvcache.plan import Plan, TracePlan
 from pytest_kvcache.rank import Rank
 from pytest_kvcache.recorder import DELETE, READ, SECTIONS, WRITE, Recorder, Window
 from pytest_kvcache.registry import Registry
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.workloads.protocol import Workload, WorkloadContext, WorkloadFamily
     from pytest_kvcache.workloads.trace_file import Trace
 
-PATIENCE_S = 30.0  # how long a test waits for what must come; never how long it takes
+PATIENCE_S = 120.0  # how long a test waits for what must come; never how long it takes
 PAGE = 4096
 S = 1_000_000_000  # ns of a second
 HOST = "test-host"
@@ -103,6 +103,25 @@ def make_plan(**changes: Any) -> Plan:
         "trace": None,
     }
     return Plan(**values | changes)
+
+
+def make_trace_plan(**changes: Any) -> TracePlan:
+    """The replay of a trace of ten requests, as fast as the storage allows."""
+    values: dict[str, Any] = {
+        "name": "t.jsonl",
+        "format": "mooncake",
+        "digest": "0" * 64,
+        "requests": 10,
+        "time_unit": "ms",
+        "span_s": 1.0,
+        "ids": "prefix",
+        "speedup": 0.0,
+        "cycles": 1,
+        "limit": None,
+        "one_rank_hit_ratio": 0.0,
+        "dealt_hit_ratio": 0.0,
+    }
+    return TracePlan(**values | changes)
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -756,7 +775,7 @@ def watched(ranks: Sequence[RankResult]) -> tuple[RankResult, ...]:
     for host, own in hosts.items():
         first = own[0]
         if first.device is None and first.filesystem is not None:
-            moved = {
+            moved: dict[str, Any] = {
                 "read_bytes": sum(rank.requested_read_bytes for rank in own),
                 "write_bytes": sum(rank.requested_write_bytes for rank in own),
             }

@@ -87,13 +87,12 @@ SIDES = (
     Side(
         name="controller",  # launches, watches, reports; knows neither pytest nor the ranks' code
         modules=(
-            "__main__", "headline",
-            "asked", "bench", "brief", "cluster", "containerexecution",
-            "containerhosts",
-            "containers.inside", "containers.outside", "controller", "execution", "hostaccess",
+            "__main__", "asked", "bench", "brief", "cluster", "containerexecution",
+            "containerhosts", "containers.inside", "containers.outside", "controller", "dryrun",
+            "execution", "headline", "hostaccess",
             "hostlinks", "launch", "launchers.", "picture", "planning", "postmortem",
-            "preflight", "prooftext", "remoteshell", "report", "scales", "sizing", "supervise",
-            "svg", "verify",
+            "preflight", "progressline", "prooftext", "remoteshell", "report", "scales", "sizing",
+            "supervise", "svg", "verify",
         ),
         may_import=("values", "both", "hosts"),
     ),

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,6 @@ from pytest_kvcache.metrics import METRICS
 from pytest_kvcache.report import (
     WIDTH,
     describe_plan,
-    describe_progress,
     describe_survey,
     figure,
     report_run,
@@ -20,7 +18,7 @@ from pytest_kvcache.report import (
 )
 from pytest_kvcache.results import CaseResult, TrialResult, Verdict
 from tests.canned import case_of, run_of, trial_of
-from tests.factories import FILESYSTEM, host_facts, make_plan, sound_plan, survey_of
+from tests.factories import FILESYSTEM, host_facts, make_plan, survey_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -347,91 +345,6 @@ def test_figures_have_four_digits_and_no_exponent(value: float, text: str) -> No
 @given(st.floats(1e-4, 1e6))
 def test_a_figure_is_the_value_to_four_digits(value: float) -> None:
     assert float(figure(value).replace(",", "")) == pytest.approx(value, rel=1e-3, abs=5.1e-5)
-
-
-# --- progress -------------------------------------------------------------------------------
-
-
-RECENT = {
-    "operations_per_s": 12_345.6, "read_gib_per_s": 1.234, "write_gib_per_s": 56.78,
-    "read_p99_ms": 3.21,
-}  # fmt: skip
-
-
-def progress(plan: Plan | None = None, **changes: Any) -> str:
-    return describe_progress(case_of(plan or make_plan()), 0, 3, event(**changes))
-
-
-def test_progress_begins_with_case_trial_phase_and_time() -> None:
-    text = progress(phase="population")
-    assert text.startswith("chat-small-np1 trial 1/3 population 1 s, ")
-
-
-def test_a_phase_begins_without_figures() -> None:
-    assert progress(event="phase").endswith("trial 1/3 window")
-
-
-def test_the_line_of_a_window_has_all_figures_of_the_last_second() -> None:
-    text = progress(sound_plan(), t_s=12.3, recent=RECENT, free_bytes=123 * GIB)
-    figures = ("12 s", "r 1.23 w 56.8 GiB/s", "12k IOPS", "r p99 3.21 ms", "hit 75%")
-    for figure_ in (*figures, "free 123 GiB"):
-        assert figure_ in text
-
-
-def test_a_second_that_lacks_a_rank_has_dashes_instead_of_rates() -> None:
-    text = progress(sound_plan(), recent=None, free_bytes=None)
-    for part in ("r — w — GiB/s", "— IOPS", "r p99 —", "hit 75%", "free —"):
-        assert part in text
-
-
-def test_a_second_without_operations_is_zero_without_a_percentile() -> None:
-    stalled = {**dict.fromkeys(RECENT, 0.0), "read_p99_ms": None}
-    text = progress(recent=stalled, prompt_blocks=0, hit_blocks=0)
-    for part in ("r 0.00 w 0.00 GiB/s", "0 IOPS", "r p99 —", "hit —"):
-        assert part in text
-
-
-@pytest.mark.parametrize("backend", ["null", "memory"])
-def test_without_a_directory_there_is_no_free_space(backend: str) -> None:
-    assert "free" not in progress(make_plan(backend=backend), recent=RECENT)
-    assert "free" not in progress(make_plan(backend=backend), phase="population")
-
-
-def test_population_tells_how_much_is_stored_and_what_is_free() -> None:
-    text = progress(sound_plan(), phase="population", cached_blocks=1000, free_bytes=5 * GIB)
-    assert text.endswith("stored, free 5.00 GiB")
-
-
-@settings(deadline=None)
-@given(
-    name=st.from_regex(r"[a-z][a-z0-9.-]{0,60}", fullmatch=True),
-    t_s=st.floats(0, 99_999),
-    recent=st.none()
-    | st.fixed_dictionaries(
-        {
-            "operations_per_s": st.floats(0, 1e8),
-            "read_gib_per_s": st.floats(0, 999),
-            "write_gib_per_s": st.floats(0, 999),
-            "read_p99_ms": st.none() | st.floats(0, 1e6),
-        }
-    ),
-    free_bytes=st.none() | st.integers(0, 1 << 53),
-)
-def test_figures_fit_the_line_and_the_case_is_named_where_there_is_room(
-    name: str, t_s: float, recent: dict[str, Any] | None, free_bytes: int | None
-) -> None:
-    plan = sound_plan(scenario=name)
-    text = progress(plan, t_s=t_s, recent=recent, free_bytes=free_bytes)
-    assert len(f"[kv] {text}") < WIDTH
-    assert text.split(",")[-1].split("free ")[1].endswith(("GiB", "—"))
-    assert (plan.case in text) == (len(f"[kv] {plan.case} 1/3 ") + len(_figures(text)) < WIDTH)
-
-
-def _figures(text: str) -> str:
-    """The line without its head: from the elapsed seconds on."""
-    found = re.search(r"\d+ s[, ] ?r .*", text)
-    assert found is not None
-    return found[0]
 
 
 # --- over time ------------------------------------------------------------------------------

@@ -325,7 +325,6 @@ def test_a_journal_of_data_leaves_pages_dirty_after_a_real_sync() -> None:
 # -- whether others used the device ---------------------------------------------------------
 
 MIB = 1 << 20
-OWN: dict[str, Any] = {"read_bytes": 1_000 * PAGE, "write_bytes": 500 * PAGE}
 BIG: dict[str, Any] = {
     "requested_read_bytes": 6_000 * MIB, "device_read_bytes": 6_000 * MIB,
     "requested_write_bytes": 600 * MIB, "device_write_bytes": 600 * MIB,
@@ -335,7 +334,7 @@ BIG: dict[str, Any] = {
 def busy(*, quiet: dict[str, Any] | None = None, **changes: Any) -> list[str]:
     """Texts of BUSY_DEVICE on 6,600 MiB in 60 s, of a disk that moved so much more."""
     plan = changes.pop("plan", None) or sound_plan()
-    moved = {"read_bytes": 6_000 * MIB, "write_bytes": 600 * MIB}
+    moved: dict[str, Any] = {"read_bytes": 6_000 * MIB, "write_bytes": 600 * MIB}
     for name in ("read_bytes", "write_bytes"):
         moved[name] += changes.pop(f"more_{name}", 0)
     for name in ("read_ops", "write_ops"):
@@ -374,7 +373,7 @@ def test_many_small_operations_of_others_are_told_by_their_number() -> None:
     # 10,000 reads of 4 KiB a second, beside 100 transfers of 1 MiB.
     big = sound_plan(block_tokens=1 << 21)
     assert big.object_stored_bytes == 4 * MIB
-    ours = {"plan": big, "read_ops": 8_000, "write_ops": 800}
+    ours: dict[str, Any] = {"plan": big, "read_ops": 8_000, "write_ops": 800}
     assert busy(**ours) == []
     (text,) = busy(**{**ours, "read_ops": 600_000})
     assert "operations during the run" in text
@@ -399,7 +398,7 @@ def test_hosts_of_one_machine_share_a_disk_and_are_no_neighbours() -> None:
 
 
 def test_disks_of_one_name_on_two_machines_are_two() -> None:
-    ours = {"read_bytes": 6_000 * MIB, "write_bytes": 600 * MIB}
+    ours: dict[str, Any] = {"read_bytes": 6_000 * MIB, "write_bytes": 600 * MIB}
     theirs = {**ours, "read_bytes": 60_000 * MIB}
     ranks = [
         rank_result(0, **BIG, device=watch(machine="a", **ours)),

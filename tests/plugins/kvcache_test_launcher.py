@@ -81,8 +81,9 @@ def blank_rank(**known: Any) -> RankResult:
 
 def blank_surroundings(span_s: float) -> Surroundings:
     """Surroundings of which the kernel tells nothing."""
-    known = {"span_s": span_s, "io_limits": (), "preloaded": (), "wrappers": ()}
-    return Surroundings(**{**dict.fromkeys(f.name for f in fields(Surroundings)), **known})
+    values: dict[str, Any] = dict.fromkeys(field.name for field in fields(Surroundings))
+    values |= {"span_s": span_s, "io_limits": (), "preloaded": (), "wrappers": ()}
+    return Surroundings(**values)
 
 
 def canned_rank(plan: Plan, rank: int, histogram: Histogram) -> RankResult:
@@ -155,7 +156,8 @@ def tell_progress(plan: Plan, path: Path) -> None:
         events.write(
             "progress", t_s=float(second), phase="window", waiting=None, read_bytes=second << 30,
             write_bytes=second << 30, completed=second, prompt_blocks=4, hit_blocks=3,
-            cached_blocks=4, free_bytes=second << 40, recent=None if second == 1 else {
+            cached_blocks=4, free_bytes=second << 40, interval=None,
+            recent=None if second == 1 else {
                 "operations_per_s": 5_000.0, "read_gib_per_s": 1.0, "write_gib_per_s": 1.0,
                 "read_p99_ms": 1.5,
             },
