@@ -132,7 +132,7 @@ class Bench:
         """What the case would do, its values and the exact launcher command, line by line."""
         case = self.plan(name)
         plan = case.plan
-        directory = self.controller.directory / plan.case / "trial-0"
+        directory = self.controller.directory / plan.case / "trial-1"
         found = DryRun(
             plan=plan,
             options=self.options,

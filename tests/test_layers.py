@@ -50,7 +50,7 @@ SIDES = (
         modules=(
             "atomic", "baseline", "compare", "errors", "events", "evidence", "hosts", "latency",
             "live", "metrics", "models", "options", "optiontable", "scenarios", "series",
-            "summary", "units", "verdictcodes", "version",
+            "stalls", "steadiness", "summary", "units", "verdictcodes", "version",
         ),
         may_import=(),
         foreign=("numpy", "tomli"),
@@ -89,7 +89,7 @@ SIDES = (
         modules=(
             "__main__", "asked", "bench", "brief", "cluster", "containerexecution",
             "containerhosts", "containers.inside", "containers.outside", "controller", "dryrun",
-            "execution", "hostaccess",
+            "execution", "headline", "hostaccess",
             "hostlinks", "launch", "launchers.", "picture", "planning", "postmortem",
             "preflight", "progressline", "prooftext", "remoteshell", "report", "scales", "sizing",
             "supervise", "svg", "verify",

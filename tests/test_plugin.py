@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.site import PYTEST, SUITE, output, refusal
+from tests.site import PATIENCE_S, PYTEST, SUITE, output, refusal
 
 if TYPE_CHECKING:
     from tests.site import Site
@@ -72,7 +72,7 @@ def test_named_in_a_conftest_and_an_ini_and_beside_xdist_it_disturbs_nothing(
     site.pytester.makeconftest("pytest_plugins = ['pytest_kvcache.plugin']")
     site.pytester.makeini("[pytest]\nkv_np = 2\nkv_duration = 10\n")  # which select nothing
     site.pytester.makepyfile("def test_one(): pass")
-    site.pytester.runpytest_subprocess(*PYTEST, "-n1", timeout=30).assert_outcomes(passed=1)
+    site.pytester.runpytest_subprocess(*PYTEST, "-n1", timeout=PATIENCE_S).assert_outcomes(passed=1)
 
 
 def test_in_an_xdist_worker_the_fixture_fails_in_one_sentence_and_launches_nothing(
@@ -84,7 +84,7 @@ def test_in_an_xdist_worker_the_fixture_fails_in_one_sentence_and_launches_nothi
     )
     site.pytester.makeini(f"[pytest]\n{settings}\n")
     site.pytester.makepyfile("def test_one(): pass\ndef test_mine(kvcache): kvcache.run()")
-    result = site.pytester.runpytest_subprocess(*PYTEST, "-n1", *SUITE, ".", timeout=30)
+    result = site.pytester.runpytest_subprocess(*PYTEST, "-n1", *SUITE, ".", timeout=PATIENCE_S)
     result.assert_outcomes(passed=1, errors=6)
     assert "a benchmark runs alone; drop xdist's -n (or use -n 0)" in output(result)
     assert "INTERNALERROR" not in output(result)

@@ -16,7 +16,7 @@ from pytest_kvcache.report import (
     report_run,
     report_series,
 )
-from pytest_kvcache.results import CaseResult, TrialResult
+from pytest_kvcache.results import CaseResult, TrialResult, Verdict
 from tests.canned import case_of, run_of, trial_of
 from tests.factories import FILESYSTEM, host_facts, make_plan, survey_of
 
@@ -56,7 +56,8 @@ def test_a_row_has_median_interval_spread_and_number_of_trials() -> None:
     low, high = series.ci95
     cells = row(text, "read.p95_ms")
     assert cells == [
-        "read.p95_ms", "ms", figure(series.median), figure(low), "…", figure(high), "1%", "2",
+        "read.p95_ms", "@4", "ms", figure(series.median), figure(low), "…", figure(high), "1%",
+        "2",
     ]  # fmt: skip
 
 
@@ -68,7 +69,7 @@ def test_requests_and_hits_are_always_shown_once() -> None:
 
 def test_a_single_trial_claims_no_spread() -> None:
     cells = row(shown(case_of(make_plan(), trial_of(make_plan()))), "read.p95_ms")
-    assert cells[3:] == ["—", "—", "1"]
+    assert cells[4:] == ["—", "—", "1"]
 
 
 def test_a_metric_without_enough_samples_says_so_instead_of_a_number() -> None:
@@ -82,6 +83,100 @@ def test_a_failed_trial_hides_the_table_and_is_told_in_one_line() -> None:
     assert "trial 2 failed: it broke" in text
     assert "in detail" not in text
     assert "median" not in text
+
+
+def invalid_trial(plan: Plan, index: int = 0) -> TrialResult:
+    verdict = Verdict.of("OVERLOADED", "more came than it takes")
+    trial = trial_of(plan, index, error=f"OVERLOADED: {verdict.text} (…)")
+    return replace(trial, verdicts=(verdict, *trial.verdicts))
+
+
+def test_a_trial_that_a_verdict_failed_shows_its_numbers_as_invalid() -> None:
+    plan = make_plan()
+    text = shown(case_of(plan, trial_of(plan), invalid_trial(plan, 1)))
+    assert "  INVALID: what was reached all the same, for no comparison\n  metric " in text
+    assert row(text, "read.gib_per_s")[-1] == "2"
+    told = " ".join(text.split())
+    assert "Not a result: OVERLOADED." in told
+    assert "trial 2 failed: OVERLOADED: more came than it takes" in told
+    assert told.count("more came than it takes") == 1
+    assert "SHORT_WINDOW warning: " in told
+
+
+def test_a_valid_table_is_not_called_invalid() -> None:
+    assert "INVALID" not in shown(case_of(make_plan()))
+
+
+def test_a_trial_that_broke_and_was_overloaded_shows_no_numbers() -> None:
+    plan = make_plan()
+    broken = replace(invalid_trial(plan), error="rank 1 died")
+    assert "median" not in shown(case_of(plan, broken))
+
+
+def test_the_first_sentence_says_what_was_asked_reached_and_whether_to_trust_it() -> None:
+    plan = make_plan(np=2)
+    case = case_of(plan, *(replace(trial_of(plan, n), verdicts=()) for n in range(2)))
+    told = " ".join(shown(case).split())
+    values = {name: case.series(name) for name in METRICS}
+    rate, read, written, load = (
+        figure(series.median)
+        for name in ("requests.per_s", "read.gib_per_s", "write.gib_per_s", "load.p95_ms")
+        if (series := values[name]) is not None
+    )
+    assert (
+        f"8 users (chat, small): {rate} requests/s answered, {read} GiB/s read and {written}"
+        f" GiB/s written, 95 % of the loads within {load} ms. No verdict against it."
+    ) in told
+
+
+@pytest.mark.parametrize(
+    ("codes", "words"),
+    [
+        (["SHORT_WINDOW", "STALL"], "To be read with SHORT_WINDOW, STALL."),
+        (["STALL", "TMPFS"], "Not a result: TMPFS."),
+        (["UNSATURATED"], "GiB/s written (at most what is asked for), 95 %"),
+    ],
+)
+def test_the_first_sentence_names_what_stands_against_it(codes: list[str], words: str) -> None:
+    plan = make_plan()
+    verdicts = tuple(Verdict.of(code, "why") for code in codes)
+    assert words in " ".join(
+        shown(case_of(plan, replace(trial_of(plan), verdicts=verdicts))).split()
+    )
+
+
+def test_the_first_sentence_of_an_open_loop_says_its_rate() -> None:
+    plan = make_plan(request_rate=2.5, arrival="gamma")
+    assert "2.5 requests/s asked for by 4 users (chat, small): " in shown(case_of(plan))
+
+
+def test_service_times_stand_with_their_depth_and_others_without() -> None:
+    metrics = ("read.p95_ms", "write.p50_ms", "load.p95_ms", "queue.p50_ms", "read.gib_per_s")
+    text = shown(case_of(make_plan(queue_depth=8)), metrics=metrics)
+    assert [row(text, metric)[1] for metric in metrics] == ["@8", "@8", "ms", "ms", "GiB/s"]
+    assert "  @8: service time with up to 8 in flight per rank\n" in text
+    assert "@" not in shown(case_of(make_plan()), metrics=("load.p95_ms",))
+
+
+def test_counts_are_said_to_be_of_the_window_or_of_the_whole_run() -> None:
+    plan = make_plan()
+    trial = trial_of(plan)
+    assert trial.data is not None
+    requests = {**trial.data["requests"], "completed": 276, "completed_in_window": 253}
+    told = shown(case_of(plan, replace(trial, data={**trial.data, "requests": requests})))
+    told = " ".join(told.split())
+    window, run = told.split("last trial, in the window: ")[1].split(" In the whole run: ")
+    assert "253 requests answered" in window
+    assert "276" not in told
+    assert "transfers verified" in run
+
+
+def test_two_verdicts_of_one_code_are_both_told() -> None:
+    plan = make_plan()
+    verdicts = tuple(Verdict.of("SKEWED", why) for why in ("a slow host", "a late rank"))
+    told = shown(case_of(plan, replace(trial_of(plan), verdicts=verdicts)))
+    assert "SKEWED invalid: a slow host" in told
+    assert "SKEWED invalid: a late rank" in told
 
 
 def test_a_trial_without_data_is_told_as_well() -> None:
@@ -115,7 +210,7 @@ def test_a_verdict_of_some_trials_names_them() -> None:
 
 
 def test_a_verdict_of_all_trials_is_told_once() -> None:
-    assert shown(case_of(make_plan())).count("SHORT_WINDOW") == 1
+    assert shown(case_of(make_plan())).count("SHORT_WINDOW warning: ") == 1
 
 
 def test_two_cases_have_a_table_each() -> None:
@@ -125,7 +220,9 @@ def test_two_cases_have_a_table_each() -> None:
 
 
 def test_users_are_said_to_be_per_rank() -> None:
-    assert "4 users per rank" in describe_plan(make_plan())
+    assert "4 users per rank;" in describe_plan(make_plan())
+    assert "4 users per rank (8 in all);" in describe_plan(make_plan(np=2))
+    assert "; 1 user per rank;" in describe_plan(make_plan(users=1))
 
 
 def test_one_rank_is_not_several() -> None:
