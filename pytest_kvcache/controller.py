@@ -294,7 +294,7 @@ class Controller:
         refusal = self.refusal(options, plan, again=again)
         if refusal is not None:
             first, *others = refusal.splitlines()
-            more = f" ({len(others)} more below)" if others else ""
+            more = f" (and {len(others)} more)" if others else ""
             raise PreflightError("\n".join([f"preflight: {first}{more}", *others]))
 
     def _new_directory(self, plan: Plan) -> Path:
