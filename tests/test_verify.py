@@ -362,7 +362,7 @@ def test_an_invalid_trial_is_ok_only_if_that_was_allowed() -> None:
 
 def test_an_allowed_preload_allows_no_other_invalid_verdict() -> None:
     shim = Wrapper(library="/opt/shim.so", functions=("fsync",))
-    wrapped = {"surroundings": surroundings(wrappers=(shim,))}
+    wrapped: dict[str, Any] = {"surroundings": surroundings(wrappers=(shim,))}
     problems = verify_run(sound_run(**wrapped))
     assert any("['PRELOADED'] invalidate it" in problem for problem in problems)
     allowed = sound_plan(origins={"allow_preload": "ini"})
