@@ -123,7 +123,7 @@ FREE = [
     r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.(pid|peak_rss_bytes|cores|population_s|store_stall_s)",
     # Of these only the extremes over all ranks, or a threshold, are derived.
     r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.(start_s|stop_s|drained_s|mean_depth)",
-    r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.(read|write)_p95_ms",
+    r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.(read|write|delete)_p95_ms",
     r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.surroundings\.cpu_periods",
     r"cases\.\d+\.trials\.\d+\.clock\.(controller_most_s|drift_rank)",
     # Within its bin.
