@@ -333,6 +333,8 @@ def test_what_ranks_would_inherit_is_refused_before_the_launch(
     check(make_plan(origins={"allow_preload": "ini"}))
     check(make_plan(origins={"allow_invalid": "command line"}))
     check(make_plan(), exec_type="docker", image="x")  # whose ranks inherit nothing
+
+
 def test_a_host_whose_directory_is_memory_has_a_problem_however_deep_it_lies() -> None:
     zram = {"filesystem": {**with_free()["filesystem"], "memory_at_end": "ext4 on zram0"}}
     (told,) = problems(on_hosts(), zram)["n1"]
