@@ -402,7 +402,7 @@ def _code_bytes(address: int) -> int:
     """How long the function at an address is, as far as it is looked at."""
     told = ctypes.POINTER(_Symbol)()
     info = (ctypes.c_void_p * 4)()  # Dl_info
-    look = ctypes.CDLL(None).dladdr1
-    found = look(ctypes.c_void_p(address), info, ctypes.byref(told), 1)  # RTLD_DL_SYMENT
+    look = getattr(ctypes.CDLL(None), "dladdr1", None)  # of glibc only
+    found = look and look(ctypes.c_void_p(address), info, ctypes.byref(told), 1)  # RTLD_DL_SYMENT
     size: int = told.contents.bytes if found and told else 0
     return min(size or 16, _LONGEST_CODE_BYTES)
