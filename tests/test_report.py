@@ -23,6 +23,7 @@ from tests.factories import FILESYSTEM, host_facts, make_plan, survey_of
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pytest_kvcache.plan import Plan
 
 GIB = 1 << 30
 

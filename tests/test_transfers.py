@@ -15,19 +15,13 @@ from pytest_kvcache.backends.protocol import BackendPlan
 from pytest_kvcache.cache.index import Admission, CacheIndex, Slot
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.payload import ChunkBuffer, Payload
-<<<<<<< HEAD
 from pytest_kvcache.recorder import DELETE, READ, WRITE, Recorder, Window
-from pytest_kvcache.transfers import Operation, TransferPool, TransferSettings
-=======
-from pytest_kvcache.recorder import READ, WRITE, Recorder, Window
 from pytest_kvcache.transfers import (
     _QUICK_CALL_NS,
-    DELETE,
     Operation,
     TransferPool,
     TransferSettings,
 )
->>>>>>> wp-launch
 from tests.factories import (
     HOST,
     PAGE,

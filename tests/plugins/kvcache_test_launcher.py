@@ -81,9 +81,9 @@ def blank_rank(**known: Any) -> RankResult:
 
 def blank_surroundings(span_s: float) -> Surroundings:
     """Surroundings of which the kernel tells nothing."""
-    known: dict[str, Any] = {"span_s": span_s, "io_limits": (), "preloaded": (), "wrappers": ()}
-    unknown: dict[str, Any] = dict.fromkeys(field.name for field in fields(Surroundings))
-    return Surroundings(**unknown | known)
+    values: dict[str, Any] = dict.fromkeys(field.name for field in fields(Surroundings))
+    values |= {"span_s": span_s, "io_limits": (), "preloaded": (), "wrappers": ()}
+    return Surroundings(**values)
 
 
 def canned_rank(plan: Plan, rank: int, histogram: Histogram) -> RankResult:
