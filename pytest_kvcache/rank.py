@@ -393,13 +393,8 @@ class Rank:
 
     def _with_its_cause(self, error: str | None) -> str | None:
         """The first failed operation, and why none of them can be trusted."""
-        return (
-            "; ".join(
         faults = (error, self._probe_fault, self._place_fault, self._clock_fault)
         return "; ".join(filter(None, faults)) or None
-            )
-            or None
-        )
 
     def leave(self) -> None:
         """After all ranks have closed: the first one of a host removes the run's directory."""
