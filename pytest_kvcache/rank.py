@@ -138,7 +138,7 @@ class Rank:
             blind=True,
         )
         with _undisturbed():
-            return operations_per_s(engine, recorder, plan.object_stored_bytes, tick)
+            return operations_per_s(engine, recorder, plan.object_bytes, tick)
 
     def _payload(self) -> Payload:
         plan, seed = self.plan, self._payload_seed()
