@@ -281,10 +281,15 @@ class Plan:
     @property
     def workload_digest(self) -> str:
         """Of what is measured: equal in two runs that may be compared."""
+        return _digest(self.workload)
+
+    @property
+    def workload(self) -> dict[str, Any]:
+        """What is measured: the plan without where, when and under which name."""
         data = {key: value for key, value in self.to_json().items() if key not in _NOT_WORKLOAD}
         if data["trace"] is not None:
             data["trace"] = {k: v for k, v in data["trace"].items() if k != "name"}
-        return _digest({**data, "np": self.np})
+        return {**data, "np": self.np}
 
     def context(self, rank: int, trace: Trace | None) -> WorkloadContext:
         """What a rank's workload is made from; ``trace`` is the rank's part."""

@@ -7,7 +7,7 @@ import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from pytest_kvcache.metrics import METRICS, possible
+from pytest_kvcache.metrics import ALWAYS_SHOWN, METRICS, possible
 from pytest_kvcache.series import KINDS
 from pytest_kvcache.units import format_bytes
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 WIDTH = 80
 _BARS = " ▁▂▃▄▅▆▇█"
 _ASCII_BARS = " .:-=+*#@"
-_ALWAYS = ("requests.per_s", "cache.hit_ratio")
 _GIB = 1 << 30
 _HOST_WIDTH = 17
 _SHARED_WIDTH = 13  # what the other columns leave
@@ -79,13 +78,16 @@ def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
     if len(good) == len(case.trials) and good:
         yield ""
         shown = possible(metrics, case.plan.phase)
-        yield from _table(case, [*shown, *(m for m in _ALWAYS if m not in shown)])
+        yield from _table(case, [*shown, *(m for m in ALWAYS_SHOWN if m not in shown)])
         yield from _proof_lines(good)
     for trial in case.trials:
         if trial.error is not None:
             first = trial.error.splitlines()[0]
             yield from _wrapped(f"trial {trial.index} failed: {first}", indent="  ")
     yield from _verdict_lines(good)
+    for verdict in case.verdicts:
+        text = f"{verdict.code} {verdict.severity}: {verdict.text}"
+        yield from _wrapped(text, indent="  ")
 
 
 def describe_plan(plan: Plan) -> str:

@@ -68,17 +68,21 @@ def ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-_TRIAL_HEAD = frozenset({"index", "ok", "error", "verdicts"})
+_TRIAL_HEAD = frozenset({"index", "ok", "error", "verdicts", "sources"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialResult:
-    """One launch. ``data`` is the trial's JSON as in the run file; None if it gave none."""
+    """One launch. ``data`` is the trial's JSON as in the run file; None if it gave none.
+
+    ``sources`` are the files it was made of: path beside the run file → SHA-256.
+    """
 
     index: int
     error: str | None
     verdicts: tuple[Verdict, ...] = ()
     data: Mapping[str, Any] | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -97,6 +101,7 @@ class TrialResult:
             "error": self.error,
             **(self.data or {}),
             "verdicts": [asdict(verdict) for verdict in self.verdicts],
+            "sources": dict(self.sources),
         }
 
     @classmethod
@@ -110,6 +115,7 @@ class TrialResult:
             error=data["error"],
             verdicts=tuple(Verdict(**verdict) for verdict in data["verdicts"]),
             data=rest or None,
+            sources=data["sources"],
         )
 
 
@@ -267,10 +273,17 @@ def _harness(ranks: Sequence[RankResult], window_s: float) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseResult:
-    """All trials of one case."""
+    """All trials of one case.
+
+    ``looks`` are the numbers of trials after which it may end (`stopping.planned_looks`),
+    ``metrics`` those that were asked for.
+    """
 
     plan: Plan
     trials: tuple[TrialResult, ...] = ()
+    looks: tuple[int, ...] = ()
+    metrics: tuple[str, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
 
     @property
     def name(self) -> str:
@@ -309,7 +322,13 @@ class CaseResult:
         if not self.trials or len(known) != len(self.trials):
             return None
         spec = METRICS[metric]
-        return MetricSeries(name=metric, unit=spec.unit, better=spec.better, values=known)
+        return MetricSeries(
+            name=metric,
+            unit=spec.unit,
+            better=spec.better,
+            values=known,
+            looks=max(1, len(self.looks)),
+        )
 
     def summary(self) -> dict[str, Any]:
         """Metric → median, mean, cv and confidence interval, where all trials have it."""
@@ -320,7 +339,13 @@ class CaseResult:
     def from_json(cls, data: Mapping[str, Any]) -> CaseResult:
         """The inverse of ``to_json``; what is derived is not believed but derived again."""
         trials = tuple(TrialResult.from_json(trial) for trial in data["trials"])
-        return cls(plan=Plan.from_json(data["plan"]), trials=trials)
+        return cls(
+            plan=Plan.from_json(data["plan"]),
+            trials=trials,
+            looks=tuple(data["looks"]),
+            metrics=tuple(data["metrics"]),
+            verdicts=tuple(Verdict(**verdict) for verdict in data["verdicts"]),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The case as in the run file."""
@@ -333,7 +358,10 @@ class CaseResult:
             "hosts": [host.name for host in plan.layout.hosts],
             "plan_digest": self.plan_digest,
             "plan": plan.to_json(),
+            "looks": list(self.looks),
+            "metrics": list(self.metrics),
             "trials": [trial.to_json() for trial in self.trials],
+            "verdicts": [asdict(verdict) for verdict in self.verdicts],
             "summary": self.summary(),
         }
 

@@ -20,6 +20,7 @@ SEVERITIES: Final[Mapping[str, Severity]] = MappingProxyType(
         "OVERLOADED": "invalid",
         "SKEWED": "invalid",
         "TMPFS": "invalid",
+        "NOISY": "warning",
         "NOT_STEADY": "warning",
         "NOT_STORAGE": "warning",
         "PAUSED": "warning",

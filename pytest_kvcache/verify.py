@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from pytest_kvcache.consistency import plan_faults, record_faults
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.latency import Histogram
+from pytest_kvcache.metrics import METRICS
 from pytest_kvcache.recorder import SECTIONS
 from pytest_kvcache.results import CaseResult, RunResult
 from pytest_kvcache.series import Series
 from pytest_kvcache.trialrecord import RankResult, TrialRecord
-from pytest_kvcache.verdicts import evaluate_trial, idle_error
+from pytest_kvcache.verdicts import evaluate_case, evaluate_trial, idle_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -45,6 +46,11 @@ def _case(case: CaseResult, written: Mapping[str, Any]) -> Iterator[str]:
     for key in ("name", "scenario", "model", "np", "hosts", "plan_digest", "summary"):
         yield from _differences(expected[key], written[key], key)
     yield from plan_faults(case.plan)
+    yield from _design_faults(case)
+    verdicts = evaluate_case(case)
+    if verdicts != case.verdicts:
+        codes = [verdict.code for verdict in case.verdicts]
+        yield f"the verdicts are {codes}; they must be {[v.code for v in verdicts]}"
     if not case.trials:
         yield "it has no trial; a case has at least one"
     if [trial.index for trial in case.trials] != list(range(len(case.trials))):
@@ -52,6 +58,19 @@ def _case(case: CaseResult, written: Mapping[str, Any]) -> Iterator[str]:
     for trial in case.trials:
         for problem in _trial(trial, case.plan):
             yield f"trial {trial.index}: {problem}"
+
+
+def _design_faults(case: CaseResult) -> Iterator[str]:
+    """When it might end, and what was asked for, must be what options can lead to."""
+    looks = case.looks
+    rising = list(looks) == sorted({look for look in looks if type(look) is int and look > 0})
+    if not looks or not rising:
+        yield f"looks are {list(looks)}; they must be rising numbers of trials, at least one"
+    elif len(case.trials) > looks[-1]:
+        yield f"it has {len(case.trials)} trials; by its looks it has {looks[-1]} at most"
+    for metric in case.metrics:
+        if metric not in METRICS:
+            yield f"metrics has {metric!r}; it must name a known metric"
 
 
 def _trial(trial: TrialResult, plan: Plan) -> Iterator[str]:

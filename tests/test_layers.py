@@ -48,9 +48,9 @@ SIDES = (
     Side(
         name="values",  # tables, parsers and frozen values, known to everyone
         modules=(
-            "atomic", "baseline", "compare", "errors", "events", "evidence", "hosts", "latency",
+            "atomic", "compare", "errors", "events", "evidence", "hosts", "latency",
             "live", "metrics", "models", "options", "optiontable", "scenarios", "series",
-            "summary", "units", "verdictcodes", "version",
+            "stopping", "summary", "units", "verdictcodes", "version",
         ),
         may_import=(),
         foreign=("numpy", "tomli"),
@@ -85,7 +85,7 @@ SIDES = (
     Side(
         name="controller",  # launches, watches, reports; knows neither pytest nor the ranks' code
         modules=(
-            "__main__", "bench", "cluster", "containerexecution", "containerhosts",
+            "__main__", "baseline", "bench", "cluster", "containerexecution", "containerhosts",
             "containers.inside", "containers.outside", "controller", "execution", "hostaccess",
             "hostlinks", "launch", "launchers.", "planning", "postmortem", "preflight",
             "remoteshell", "report", "sizing", "supervise", "verify",
