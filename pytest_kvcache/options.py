@@ -101,11 +101,11 @@ class Options:
     allow_invalid: bool = False
     plugin: tuple[str, ...] = ()
     metrics: tuple[str, ...] = (
-        "read.p95_ms",
-        "read.gib_per_s",
-        "write.p95_ms",
-        "write.gib_per_s",
+        "load.p95_ms",
         "load.p50_ms",
+        "read.gib_per_s",
+        "write.gib_per_s",
+        "requests.per_s",
     )
     compare: str | None = None
     compare_across: frozenset[str] = frozenset()

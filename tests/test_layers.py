@@ -59,8 +59,8 @@ SIDES = (
         name="both",  # what controller and ranks share: the plan, the protocols, the results
         modules=(
             "", "backends.", "cache.", "cachedir", "consistency", "containers", "containers.agent",
-            "hookspecs", "identity", "launchers.protocol", "payload", "plan", "proof", "recorder",
-            "registry", "results", "trialrecord", "verdicts.", "workloads.",
+            "forecast", "hookspecs", "identity", "launchers.protocol", "payload", "plan", "proof",
+            "recorder", "registry", "results", "trialrecord", "verdicts.", "workloads.",
         ),
         may_import=("values",),
         foreign=("numpy", "pluggy"),

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 import pytest_kvcache
+from pytest_kvcache.scenarios import PROFILES, SYNTHETIC
+from pytest_kvcache.workloads.protocol import WorkloadContext
+from pytest_kvcache.workloads.synthetic import SyntheticWorkload
 from tests.site import SUITE, refusal
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 if TYPE_CHECKING:
     from tests.site import Site
 
 PACKAGE = Path(pytest_kvcache.__file__).parent
-CASE = "mixed-llama3.1-8b-np2-read.p95_ms"
+CASE = "mixed-llama3.1-8b-np2-load.p95_ms"
 SELECTING = [
     "--kv-np=2",
     "--kv-npernode=1",
@@ -127,7 +136,7 @@ def names(site: Site, *args: str) -> list[tuple[str, str]]:
 def test_an_entry_has_the_same_name_in_a_checkout_and_from_the_package(checkout: Site) -> None:
     by_option = names(checkout)
     assert by_option == names(checkout, *SUITE) == names(checkout, "pytest_kvcache/suite")
-    assert ("mixed-tiny-1b-np2-read.p95_ms",) * 2 in by_option
+    assert ("mixed-tiny-1b-np2-load.p95_ms",) * 2 in by_option
 
 
 def test_the_checkout_refuses_misspelt_ini_names(checkout: Site) -> None:
@@ -143,6 +152,24 @@ def test_the_checkout_keeps_the_working_set_below_two_gigabytes(checkout: Site) 
     facts = {line[0]: line[1] for line in words if len(line) > 1}
     block_bytes = 131_072 * int(facts["block_tokens"])
     assert 2 * int(facts["need_blocks"]) * block_bytes < 2e9
+
+
+def test_the_checkout_gives_load_p95_its_samples_on_a_slow_disk() -> None:
+    config = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    ini = config["tool"]["pytest"]["ini_options"]
+    spec = WorkloadContext(
+        users=int(ini["kv_num_users"]), block_tokens=int(ini["kv_block_tokens"]),
+        context_scale=float(ini["kv_context_scale"]), seed=1, trial=0, rank=0, trace=None,
+        trace_speedup=0.0, trace_cycles=1,
+    )  # fmt: skip
+    workload = SyntheticWorkload(SYNTHETIC["mixed"], spec)
+    turns = [workload.next_request(user) for _ in range(20) for user in range(workload.users)]
+    blocks = [turn.prompt_blocks for turn in turns if turn is not None]
+    mean_bytes = sum(blocks) / len(blocks) * spec.block_tokens * 131_072  # of llama3.1-8b
+    per_s = 0.33 * (1 << 30) / mean_bytes
+    assert per_s * float(ini["kv_duration"]) > 2 * 200
+    idle_s = max(PROFILES[name].think_s.high for name in SYNTHETIC["mixed"])
+    assert 2 * workload.users / idle_s * float(ini["kv_duration"]) > 2 * 200
 
 
 @pytest.mark.parametrize("args", [(), ("--kv-np=2",), ("--kv-np=2", "tests")])

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from pytest_kvcache.launchers.batch import batch_systems
 from pytest_kvcache.launchers.protocol import (
     INTEL_PINNING,
     binds_ranks,
@@ -66,14 +67,15 @@ class HydraLauncher:
         return [*command, *job.params, "-n", str(job.world_size), *job.program]
 
     def _allocation(self, job: LaunchJob) -> list[str]:
-        """In a Slurm allocation: start the proxies as everywhere else, unless the user chose.
+        """In a batch system's job: start the proxies as everywhere else, unless the user chose.
 
-        hydra, or Intel's mpirun around it, would have srun start them, which knows no
-        ``localhost``, and which numbers them in Slurm's order of hosts: with another order
-        each host gets the ranks of another, silently (MPICH 5.0.2, Intel MPI 2021.18).
+        hydra, or Intel's mpirun around it, would have Slurm's srun start them, which knows
+        no ``localhost``, and which numbers them in Slurm's order of hosts: with another
+        order each host gets the ranks of another, silently (MPICH 5.0.2, Intel MPI
+        2021.18). So it does with PBS, Grid Engine and LSF where it was built with theirs.
         """
         chosen = job.remote_shell or option_names(job.params) & _REMOTE_SHELL
-        if "SLURM_JOB_ID" not in self.environ or chosen:
+        if chosen or not batch_systems(self.environ):
             return []
         return ["-launcher", "fork" if len(job.slots) == 1 else "ssh"]
 

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from pytest_kvcache.errors import OptionError
+from pytest_kvcache.launchers.batch import batch_systems
 from pytest_kvcache.launchers.protocol import (
     binds_ranks,
     directory_option,
@@ -33,7 +34,7 @@ _NO_TREE = {
     "openmpi-5": ("--prtemca", "plm_ssh_no_tree_spawn", "1"),
     "openmpi-4": ("--mca", "plm_rsh_no_tree_spawn", "1"),
 }
-# In a Slurm allocation: how the daemons are started, and where that may have been chosen.
+# In a batch system's job: how the daemons are started, and where that may have been chosen.
 _STARTER = {
     "openmpi-5": ("--prtemca", "ssh", "PRTE_MCA_"),
     "openmpi-4": ("--mca", "rsh", "OMPI_MCA_"),
@@ -107,20 +108,30 @@ class OpenMPILauncher:
         ]
 
     def _allocation(self, job: LaunchJob) -> list[str]:
-        """In a Slurm allocation: take hosts and slots from us, as everywhere else.
+        """In a batch system's job: take hosts and slots from us, as everywhere else.
 
         Otherwise the slots are those of the allocation, which has none for the
-        coordinator (exit 213). Daemons that srun starts without Slurm's own list of hosts
-        end up on the wrong hosts, silently: so other hosts are reached by ssh here too.
+        coordinator (exit 213), or a list of nodes is looked for that a container does not
+        see (exit 250). Daemons that srun starts without Slurm's own list of hosts end up
+        on the wrong hosts, silently: so other hosts are reached by ssh here too.
         """
         option, starter, prefix = _STARTER[self.flavour]
         chosen = _mca_keys(job.params) | {
             key for key in ("ras", "plm") if f"{prefix}{key}" in self.environ
         }
-        if "SLURM_JOB_ID" not in self.environ or chosen & {"ras", "plm"}:
+        systems = batch_systems(self.environ)
+        if not systems or chosen & {"ras", "plm"}:
             return []
-        several = [option, "plm", starter] if len(job.slots) > 1 else []
-        return [option, "ras", "^slurm", *several]
+        words = []
+        names = [name for system in systems for name in system.allocators]
+        if names:
+            words += [option, "ras", f"^{','.join(names)}"]
+        if len(job.slots) > 1:
+            words += [option, "plm", starter]
+        for system in systems:
+            if system.starter is not None:
+                words += [option, f"plm_{starter}_disable_{system.starter}", "1"]
+        return words
 
     def _remote_shell(self, job: LaunchJob) -> list[str]:
         """How other hosts are reached; for one host, a program that is there and never called.

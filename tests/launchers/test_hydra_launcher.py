@@ -136,8 +136,8 @@ def single_host(**changes: Any) -> LaunchJob:
     return job(**{**values, **changes})
 
 
-def in_allocation(changed: LaunchJob) -> list[str]:
-    return HydraLauncher(path="/opt/mpich/bin/mpiexec", environ=ALLOCATION).argv(changed)
+def in_allocation(changed: LaunchJob, environ: Mapping[str, str] = ALLOCATION) -> list[str]:
+    return HydraLauncher(path="/opt/mpich/bin/mpiexec", environ=environ).argv(changed)
 
 
 def test_hydra_on_one_host_of_an_allocation_starts_the_ranks_itself() -> None:
@@ -154,6 +154,23 @@ def test_hydra_on_one_host_of_an_allocation_starts_the_ranks_itself() -> None:
         "mpi4py",
         "x.py",
     ]
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"PBS_JOBID": "7.head", "PBS_NODEFILE": "/n"},
+        {"PE_HOSTFILE": "/pe"},
+        {"LSB_MCPU_HOSTS": "n1 4"},
+        {"COBALT_NODEFILE": "/n"},
+    ],
+    ids=" ".join,
+)
+def test_every_batch_system_leaves_hydra_alone(environ: dict[str, str]) -> None:
+    for changed in (single_host(), job(remote_shell=())):
+        assert in_allocation(changed, environ) == in_allocation(changed)
+        assert intel(changed, environ) == intel(changed, ALLOCATION)
+        assert "-launcher" in intel(changed, environ)
 
 
 def test_hydra_on_several_hosts_of_an_allocation_reaches_them_by_ssh() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import socket
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any, Literal
@@ -203,20 +205,40 @@ def test_transport_chosen_in_the_environment_beats_our_default(key: str) -> None
 
 
 ALLOCATION = {"SLURM_JOB_ID": "7"}
+# What a job's processes see of its batch system, and what keeps Open MPI from following it.
+JOBS: dict[str, tuple[dict[str, str], str, str]] = {
+    "slurm": (ALLOCATION, "^slurm", ""),
+    "slurm, the older name": ({"SLURM_JOBID": "7"}, "^slurm", ""),
+    "pbs": (
+        {"PBS_JOBID": "7.head", "PBS_ENVIRONMENT": "PBS_BATCH", "PBS_NODEFILE": "/n"},
+        "^pbs,tm",
+        "",
+    ),
+    "pbs, cut down": ({"PBS_JOBID": "7.head"}, "^pbs,tm", ""),
+    "pbs as Slurm imitates it": ({**ALLOCATION, "PBS_JOBID": "7"}, "^slurm,pbs,tm", ""),
+    "grid engine": ({"PE_HOSTFILE": "/pe", "JOB_ID": "7"}, "^gridengine", "qrsh"),
+    "lsf": ({"LSB_JOBID": "7", "LSB_MCPU_HOSTS": "n1 4"}, "^lsf", ""),
+    "lsf, its affinity file": ({"LSB_AFFINITY_HOSTFILE": "/a"}, "^lsf", ""),
+    "loadleveler": ({"LOADL_STEP_ID": "n1.7.0"}, "^loadleveler", "llspawn"),
+    "flux": ({"FLUX_JOB_ID": "f7"}, "^flux", ""),
+    "alps": ({"BATCH_PARTITION_ID": "7"}, "^alps", ""),
+}
 
 
 @pytest.mark.parametrize(
-    ("flavour", "one", "several"),
-    [
-        ("openmpi-5", "--prtemca ras ^slurm", "--prtemca ras ^slurm --prtemca plm ssh"),
-        ("openmpi-4", "--mca ras ^slurm", "--mca ras ^slurm --mca plm rsh"),
-    ],
+    ("flavour", "option", "starter"),
+    [("openmpi-5", "--prtemca", "ssh"), ("openmpi-4", "--mca", "rsh")],
 )
-def test_hosts_and_slots_are_ours_in_a_slurm_allocation(
-    flavour: Literal["openmpi-5", "openmpi-4"], one: str, several: str
+@pytest.mark.parametrize("kind", JOBS)
+def test_hosts_and_slots_are_ours_in_the_job_of_a_batch_system(
+    kind: str, flavour: Literal["openmpi-5", "openmpi-4"], option: str, starter: str
 ) -> None:
+    environ, ras, agent = JOBS[kind]
+    disabled = f" {option} plm_{starter}_disable_{agent} 1" if agent else ""
+    one = f"{option} ras {ras}{disabled}"
+    several = f"{option} ras {ras} {option} plm {starter}{disabled}"
     for changed, ours in ((job(), one), (full_job(), several)):
-        inside = words(argv(changed, flavour, ALLOCATION))
+        inside = words(argv(changed, flavour, environ))
         assert f" {ours} " in inside
         assert inside.replace(f" {ours}", "") == words(argv(changed, flavour))
 
@@ -228,6 +250,7 @@ def test_hosts_and_slots_are_ours_in_a_slurm_allocation(
         ("--prtemca ras slurm", {}),
         ("", {"PRTE_MCA_plm": "slurm"}),
         ("", {"PRTE_MCA_ras": "slurm"}),
+        ("--prtemca ras pbs", {"PBS_JOBID": "7"}),
     ],
 )
 def test_the_users_way_to_start_in_an_allocation_beats_ours(
@@ -298,3 +321,54 @@ def test_mpirun_accepts_what_the_user_sets_instead_of_us(mpirun: str, tmp_path: 
     )
 
     assert written == ["2 9 a,b c;d=$e'\""] * 2
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    "kind", ["slurm", "pbs", "pbs in a container", "grid engine", "loadleveler"]
+)
+def test_mpirun_starts_the_coordinator_too_in_a_job_that_has_no_slot_for_it(
+    mpirun: str, tmp_path: Path, kind: str
+) -> None:
+    name = socket.gethostname()
+    (tmp_path / "nodes").write_text(f"{name}\n")
+    (tmp_path / "pe").write_text(f"{name} 1 all.q@{name} UNDEFINED\n")
+    pbs = {"PBS_JOBID": "7.head", "PBS_ENVIRONMENT": "PBS_BATCH"}
+    environ = {
+        "slurm": {"SLURM_JOBID": "7", "SLURM_NODELIST": name, "SLURM_TASKS_PER_NODE": "1"},
+        "pbs": {**pbs, "PBS_NODEFILE": str(tmp_path / "nodes")},
+        "pbs in a container": {**pbs, "PBS_NODEFILE": str(tmp_path / "not seen from here")},
+        "grid engine": {
+            "SGE_ROOT": "/none",
+            "ARC": "lx-amd64",
+            "JOB_ID": "7",
+            "PE_HOSTFILE": str(tmp_path / "pe"),
+        },
+        "loadleveler": {"LOADL_STEP_ID": "n1.7.0"},
+    }[kind]
+    launcher = OpenMPILauncher(path=mpirun, flavour="openmpi-5", environ=environ)
+    changed = job(
+        hosts=(("localhost", 2),),
+        controller_host="localhost",
+        local_hosts=frozenset({"localhost"}),
+        program=("/bin/echo", "one more"),
+        env={},
+        allow_run_as_root=os.geteuid() == 0,
+    )
+    command = launcher.argv(changed)
+    tries = [command]
+    if shutil.which("ssh") is not None:  # a path with a space can't be an agent of ours
+        at = command.index("plm_ssh_agent")
+        tries.append(command[: at - 1] + command[at + 2 :])
+
+    for tried in tries:
+        done = subprocess.run(
+            tried,
+            env={**os.environ, **environ},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.stdout.count("one more") == 3, (tried, done.stdout, done.stderr)
