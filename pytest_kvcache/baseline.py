@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_kvcache.errors import OptionError, ResultError
-from pytest_kvcache.evidence import UNTOLD, Evidence, evidence_of
+from pytest_kvcache.evidence import UNTOLD, Evidence
 from pytest_kvcache.metrics import METRICS
 from pytest_kvcache.results import RunResult
 from pytest_kvcache.summary import MetricSeries
@@ -60,6 +60,8 @@ class Found:
     """Used where there is no series."""
     evidence: Evidence = UNTOLD
     """What stands behind the series."""
+    other_plan: bool = False
+    """Whether it is of another plan, or can't be shown to be of the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,18 +92,14 @@ class Baseline:
         best = max(same or named, key=lambda entry: entry.trials_of(metric), default=None)
         if best is None or metric not in best.metrics:
             return Found()
-        return Found(series=best.metrics[metric], evidence=best.evidence)
+        return Found(
+            series=best.metrics[metric], evidence=best.evidence, other_plan=best.digest != digest
+        )
 
     def all_series(self) -> Iterator[MetricSeries]:
         """Everything it holds."""
         for entry in self.entries:
             yield from entry.metrics.values()
-
-    def evidence_for(self, case: str, digest: str) -> Evidence:
-        """What stands behind the entry that a case is compared with; UNTOLD without one."""
-        named = [entry for entry in self.entries if entry.case == case]
-        same = [entry for entry in named if entry.digest == digest]
-        return next((e.evidence for e in same or named), UNTOLD)
 
 
 def load_baseline(path: str | PathLike[str]) -> Baseline:
@@ -154,12 +152,10 @@ def _run_entries(data: Mapping[str, Any]) -> Iterator[Entry]:
         other = "" if version == VERSION else f"; version {version} wrote it, this is {VERSION}"
         raise ResultError(f"{problems[0]}{more}{other}")
     run = RunResult.from_json(data)
-    environment = {**run.environment, "version": run.version}
     for case in run.cases:
         found = {metric: case.series(metric) for metric in METRICS}
         metrics = {metric: series for metric, series in found.items() if series is not None}
-        trials = [trial.to_json() for trial in case.trials]
-        evidence = evidence_of(trials, case.effective_plan.workload, environment)
+        evidence = run.evidence(case)
         yield Entry(case=case.name, digest=case.plan_digest, metrics=metrics, evidence=evidence)
 
 

@@ -94,6 +94,11 @@ _COMPARE: Final[Mapping[str, Any]] = {
     ">=": operator.ge,
 }
 _NOT_IN_RUN: Final = "this run has no such entry: compare runs that both have it"
+_OTHER_PLAN: Final = (
+    "the plan differs from the baseline's (plan_digest), which does not tell in what: compare runs"
+    " of one kind, record the baseline anew, or say that it may differ"
+    " (--kv-compare-across=plan)"
+)
 _BY_CHANCE: Final = 0.05  # how often an order of trials may come about if nothing changed
 _WIDTH: Final = 80
 _COLUMNS: Final = {  # heading: width; with single spaces between they make 80
@@ -141,7 +146,7 @@ class SloRule:
             )
 
     def __str__(self) -> str:
-        return f"{self.metric}{self.op}{self.value!r}"
+        return f"{self.metric}{self.op}{repr(self.value).removesuffix('.0')}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +168,8 @@ class Judgement:
     """Of the medians; positive is worse, in the metric's own direction; None without two sides."""
     mean_change_ratio: float | None = None
     """Likewise of the means."""
+    needs_trials: bool = False
+    """Whether more trials of this run may change it: the noise is what it can't see through."""
     noise_ratio: float | None = None
     """The least worsening that the trials tell from none; None with fewer than 2 on a side."""
 
@@ -259,17 +266,22 @@ def judge(
         baseline=baseline.median,
         now=now.median,
     )
-    if obstacle := incomparable(found.evidence, evidence, across):
+    obstacle = incomparable(found.evidence, evidence, across)
+    if obstacle is None and found.other_plan and found.evidence.facts is None:
+        obstacle = None if "plan" in across else _OTHER_PLAN
+    if obstacle is not None:
         return replace(judgement, reason=obstacle)
     change = _change_of(baseline, now)
     status, reason = _verdict(rule, change, baseline, now)
     doubt = uncertain(found.evidence, evidence)
+    needs_trials = status == "inconclusive" and len(baseline.values) > 1
     if doubt and status == "ok":
         status, reason = "inconclusive", f"{change.told(rule.limit_ratio)}, but {doubt}"
     return replace(
         judgement,
         status=status,
         reason=reason,
+        needs_trials=needs_trials,
         change_ratio=change.median,
         mean_change_ratio=change.mean,
         noise_ratio=change.noise,
@@ -337,7 +349,10 @@ def judge_slo(
             " --kv-backend=file, or --kv-allow-invalid to judge it all the same"
         )
         return replace(told, reason=reason)
+    interval = now.ci95 or (-math.inf, math.inf)
     kept = [bool(_COMPARE[rule.op](value, rule.value)) for value in (now.median, now.mean)]
+    sides = {bool(_COMPARE[rule.op](value, rule.value)) for value in interval}
+    told = replace(told, needs_trials=len(sides) > 1)
     reason = f"the median over {_trials(now)} is {now.median:.6g} {now.unit}"
     if kept[0] == kept[1]:
         reason += f", which {'keeps' if kept[0] else 'breaks'} {rule}"
@@ -346,20 +361,6 @@ def judge_slo(
     reason += f", which {one} {rule}, and the mean {now.mean:.6g} {now.unit}, which {other} it"
     reason += ": the trials differ too much, look for the odd one or add trials (--kv-trials)"
     return replace(told, status="inconclusive", reason=reason)
-
-
-def is_conclusive(judgement: Judgement, now: MetricSeries | None) -> bool:
-    """Whether more trials of this run would change nothing.
-
-    An SLO is settled when the whole interval of the mean is on one side of its limit.
-    """
-    rule = judgement.rule
-    if judgement.status == "inconclusive" or now is None or isinstance(rule, FailRule):
-        return judgement.status != "inconclusive"
-    interval = now.ci95
-    if interval is None or judgement.status == "incomparable":
-        return judgement.status == "incomparable"
-    return len({bool(_COMPARE[rule.op](bound, rule.value)) for bound in interval}) == 1
 
 
 def verdict_line(judgement: Judgement) -> str:
@@ -382,14 +383,15 @@ def verdict_line(judgement: Judgement) -> str:
 def gate_table(
     judgements: Sequence[Judgement | Comparison],
     *,
-    digests_differ: Sequence[str],
+    differences: Mapping[str, Sequence[str]] | None = None,
     untold: Sequence[str] = (),
+    session: str = "",
 ) -> str:
     """Return the verdicts as text of at most 80 columns, "" when there is nothing to say.
 
-    One block per case, then why for everything that is not ok, then the cases whose
-    plan is not the baseline's, and those of which the baseline does not tell what stands
-    behind them.
+    One block per case, then why for everything that is not ok, then per case what differs
+    from the baseline's, the cases of which the baseline does not tell what stands behind
+    them, and when a baseline of another session is from.
     """
     lines: list[str] = []
     if judgements:
@@ -401,17 +403,23 @@ def gate_table(
                 lines += _rows(judgement)
     for judgement in judgements:
         lines += _why(judgement)
-    if digests_differ:
-        lines += _paragraph(
-            "the plan differs from the baseline's (plan_digest), so these cases compare "
-            f"different settings: {', '.join(digests_differ)}"
-        )
+    lines += _difference_lines(differences or {}, "the baseline")
     if untold:
         lines += _paragraph(
-            "the baseline does not tell whether its values are of storage and which verdicts "
-            f"they had, record it anew: {', '.join(untold)}"
+            "the baseline does not tell whether its values are of storage, which verdicts they"
+            f" had, or of which settings they are; record it anew: {', '.join(untold)}"
+        )
+    if session and judgements:
+        lines += _paragraph(
+            f"the baseline is of another session ({session}): the noise is that of the trials"
+            " within each, how much sessions differ is unknown (docs/ci.md)"
         )
     return "\n".join(lines)
+
+
+def stock_table(differences: Mapping[str, Sequence[str]]) -> str:
+    """Return what pytest-benchmark's own comparison does not know of its sides."""
+    return "\n".join(_difference_lines(differences, "what --benchmark-compare compares with"))
 
 
 # -- verdicts --
@@ -609,6 +617,13 @@ def _why(judgement: Judgement | Comparison) -> list[str]:
         return []
     where = f"{metric} of {judgement.case}".removesuffix(" of ")
     return _paragraph(f"{where} is {verdict.lower()}: {judgement.reason}")
+
+
+def _difference_lines(differences: Mapping[str, Sequence[str]], other: str) -> Iterator[str]:
+    for case, texts in differences.items():
+        yield from _paragraph(f"{case} differs from {other} in:")
+        for text in texts:
+            yield from _paragraph(f"  {text}")
 
 
 def _row(cells: Mapping[str, str]) -> str:

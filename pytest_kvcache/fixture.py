@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_kvcache.errors import KVCacheError, OptionError
-from pytest_kvcache.evidence import evidence_of
 from pytest_kvcache.metrics import METRICS
 from pytest_kvcache.options import OPTIONS, build_options, describe_value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pytest_kvcache.bench import Bench
     from pytest_kvcache.options import Options
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 BENCH_KEY: pytest.StashKey[Bench] = pytest.StashKey()
 MAKE_BENCH_KEY: pytest.StashKey[Callable[[], Bench]] = pytest.StashKey()
 OPTIONS_KEY: pytest.StashKey[Options] = pytest.StashKey()
+COMPARED_KEY: pytest.StashKey[list[Mapping[str, Any]]] = pytest.StashKey()
 _TOLD_KEY: pytest.StashKey[set[tuple[str, str]]] = pytest.StashKey()
 
 
@@ -36,6 +36,11 @@ def bench_of(config: pytest.Config) -> Bench:
     if BENCH_KEY not in config.stash:
         config.stash[BENCH_KEY] = config.stash[MAKE_BENCH_KEY]()
     return config.stash[BENCH_KEY]
+
+
+def compared_by_benchmark(config: pytest.Config) -> list[Mapping[str, Any]]:
+    """What ``--benchmark-compare`` compares with."""
+    return config.stash.get(COMPARED_KEY, [])
 
 
 def is_xdist_worker(config: pytest.Config) -> bool:
@@ -48,6 +53,7 @@ _OF_THE_SESSION = frozenset(
     {
         "allow_inconclusive",
         "compare",
+        "compare_across",
         "container_engine",
         "datasize",
         "dry_run",
@@ -141,6 +147,11 @@ class KVCache:
         series = result.series(metric)
         if series is None:
             pytest.fail(f"{metric}: {why_absent(result, metric)}", pytrace=False)
+        evidence = self._bench.controller.run.evidence(result)
+        compared = compared_by_benchmark(self._request.config)
+        refusal = self._bench.stock_refusal(compared, f"{result.name}-{metric}", evidence)
+        if refusal is not None:
+            pytest.fail(refusal, pytrace=False)
         benchmark.name = f"{result.name}-{metric}"
         benchmark.fullname = benchmark.name
         benchmark.group = benchmark.group or f"{metric}, {spec.round_unit}"
@@ -148,7 +159,7 @@ class KVCache:
             case=result.name,
             metric=metric,
             plan_digest=result.plan_digest,
-            **evidence_of(trial.to_json() for trial in result.trials).to_json(),
+            **evidence.to_json(),
             **series.to_json(),
         )
         try:

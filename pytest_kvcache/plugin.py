@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from pytest_kvcache import newhooks
-from pytest_kvcache.compare import gate_table
+from pytest_kvcache.compare import gate_table, stock_table
 from pytest_kvcache.errors import OptionError, PreflightError
 from pytest_kvcache.fixture import (
     BENCH_KEY,
@@ -27,9 +27,11 @@ from pytest_kvcache.fixture import (
     REPLAY_CLOCK_KEY,
     ReplayClock,
     bench_of,
+    compared_by_benchmark,
     is_xdist_worker,
     kvcache,
 )
+from pytest_kvcache.gates import Gates
 from pytest_kvcache.hosts import explain_swallowed_path
 from pytest_kvcache.options import OPTIONS, OptionSpec, Origin, build_options, describe_given
 
@@ -207,6 +209,7 @@ def pytest_configure(config: pytest.Config) -> None:
         _refuse_stolen_root(config)
         config.stash[OPTIONS_KEY] = options
         config.stash[MAKE_BENCH_KEY] = lambda: _make_bench(config, options)
+        config.pluginmanager.register(Gates(config), "pytest_kvcache.gates")
         if options.texts and not is_xdist_worker(config):
             bench_of(config)  # unknown names are an error of usage, not of collection
 
@@ -286,7 +289,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
         return None
     bench = bench_of(config)
     with usage_errors():
-        bench.check(cases)
+        bench.check(cases, compared_by_benchmark(config))
     if not bench.options.dry_run:
         return None
     reporter = config.pluginmanager.get_plugin("terminalreporter")
@@ -300,7 +303,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Give the host back and close the gates."""
+    """Give the host back."""
     bench = session.config.stash.get(BENCH_KEY, None)
     if bench is None or is_xdist_worker(session.config):
         return
@@ -308,15 +311,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if bench.refused and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     run = bench.controller.run
-    if not run.cases:
-        return
-    session.config.hook.pytest_kvcache_run_finished(config=session.config, run=run)
-    closed = any(
-        judgement.closes(allow_inconclusive=bench.options.allow_inconclusive)
-        for judgement in bench.judge()
-    )
-    if closed and session.exitstatus == pytest.ExitCode.OK:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    if run.cases:
+        session.config.hook.pytest_kvcache_run_finished(config=session.config, run=run)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -344,12 +340,14 @@ def pytest_terminal_summary(
         terminalreporter.write_line(line)
     table = gate_table(
         [*bench.compared(), *bench.judge()],
-        digests_differ=bench.differing(),
+        differences=bench.differing(),
         untold=bench.untold(),
+        session=bench.baseline_session,
     )
-    if table:
+    stock = stock_table(bench.stock_differences(compared_by_benchmark(config)))
+    for text in filter(None, (table, stock)):
         terminalreporter.write_line("")
-        terminalreporter.write_line(table)
+        terminalreporter.write_line(text)
     terminalreporter.write_line("")
     terminalreporter.write_line(f"run file: {_shown(bench.controller.run_file, config)}")
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.errors import ResultError
+from pytest_kvcache.evidence import evidence_of
 from pytest_kvcache.metrics import METRICS, MIN_SAMPLES_BEYOND, PERCENTILES
 from pytest_kvcache.plan import Plan
 from pytest_kvcache.recorder import CENSORED
@@ -20,6 +21,7 @@ from pytest_kvcache.version import RUN_SCHEMA
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from pytest_kvcache.evidence import Evidence
     from pytest_kvcache.latency import Histogram
     from pytest_kvcache.trialrecord import RankResult, TrialRecord
     from pytest_kvcache.verdictcodes import Severity
@@ -377,6 +379,14 @@ class RunResult:
     commit: str | None
     environment: Mapping[str, Any]
     cases: tuple[CaseResult, ...] = field(default=())
+
+    def evidence(self, case: CaseResult) -> Evidence:
+        """What stands behind the values of one of its cases."""
+        return evidence_of(
+            [trial.to_json() for trial in case.trials],
+            case.effective_plan.workload,
+            {**self.environment, "version": self.version},
+        )
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RunResult:

@@ -39,6 +39,7 @@ Better = Literal["lower", "higher"]
 
 MOST_TRIALS: Final = 999
 _ALPHA: Final = 0.05  # what lies outside of a 95 % interval
+_PRECISE: Final = 1e-13  # relative; what the incomplete beta function is exact to
 _LARGEST: Final = 1e150  # its square is still a float
 _FIELDS: Final = ("median", "mean", "cv", "ci95", "looks", "unit", "better", "values")
 
@@ -243,7 +244,7 @@ def t_critical(alpha: float, dof: float) -> float:
     low, high = 0.0, 1.0
     while _outside(high, dof) > alpha:
         low, high = high, 2 * high
-    for _ in range(100):
+    while high - low > _PRECISE * high:
         middle = (low + high) / 2
         low, high = (middle, high) if _outside(middle, dof) > alpha else (low, middle)
     return (low + high) / 2
