@@ -7,13 +7,17 @@ import json
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.errors import KVCacheError, ResultError
 from pytest_kvcache.options import Options
+from pytest_kvcache.picture import picture_of
 from pytest_kvcache.report import report_run, report_series
 from pytest_kvcache.results import RunResult
 from pytest_kvcache.verify import verify_run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _BEYOND_ASCII = "▁█—…"
 _PLAIN = str.maketrans({"—": "-", "…": ".."})
@@ -48,39 +52,72 @@ def _can_show(text: str, encoding: str) -> bool:
     return True
 
 
-def _problems(path: str, *, show: bool) -> list[str]:
-    """What is wrong with a run file; a sound one is shown if that is asked for."""
+def _sound_run(path: str, problems: dict[str, list[str]]) -> RunResult | None:
+    """The run of a file in which nothing is wrong; what is wrong is noted."""
     try:
         data = _read(path)
-        problems = verify_run(data)
-        if show and not problems:
-            with suppress(BrokenPipeError):  # `… show | head`
-                encoding = sys.stdout.encoding or "ascii"
-                print(_shown(RunResult.from_json(data), encoding), flush=True)
+        problems[path] = verify_run(data)
+        return None if problems[path] else RunResult.from_json(data)
     except KVCacheError as error:
-        problems = [str(error)]
-    return problems
+        problems[path] = [str(error)]
+        return None
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit 0: all sound (or shown), 1: contradictions were found, 2: wrong usage."""
+def _draw(path: Path, runs: Sequence[RunResult]) -> str | None:
+    """Write the picture of these runs; return what prevented it."""
+    if not any(run.cases for run in runs):
+        return f"{path} is not written; there is no sound run to draw"
+    try:
+        path.write_text(picture_of(runs), encoding="utf-8")
+    except OSError as error:
+        return f"{path} can't be written: {error.strerror}"
+    return None
+
+
+def _picture_path(text: str) -> Path:
+    if Path(text).suffix != ".svg":
+        raise argparse.ArgumentTypeError(f"{text!r} must be the name of an .svg file")
+    return Path(text)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pytest_kvcache", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
         ("verify", "check schema, sums over ranks, percentiles from histograms, plan"),
-        ("show", "print the tables of runs"),
+        ("show", "print the tables of runs, and draw them"),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("run", nargs="+", help="path of a run.json")
-    given = parser.parse_args(arguments)
+        if name == "show":
+            command.add_argument(
+                "--picture",
+                metavar="FILE.svg",
+                type=_picture_path,
+                help="draw all runs over time into one SVG: GiB/s and p99, a line per trial",
+            )
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit 0: all sound (or shown), 1: contradictions were found, 2: wrong usage."""
+    given = _parser().parse_args(arguments)
     show = given.command == "show"
-    found = {path: _problems(path, show=show) for path in given.run}
-    for path, problems in found.items():
-        for problem in problems:
+    problems: dict[str, list[str]] = {}
+    runs = [run for path in given.run if (run := _sound_run(path, problems)) is not None]
+    if show:
+        encoding = sys.stdout.encoding or "ascii"
+        with suppress(BrokenPipeError):  # `… show | head`
+            for run in runs:
+                print(_shown(run, encoding), flush=True)
+        if given.picture is not None and (fault := _draw(given.picture, runs)) is not None:
+            problems[str(given.picture)] = [fault]
+    for path, found in problems.items():
+        for problem in found:
             print(f"{path}: {problem}", file=sys.stderr)
-        if not problems and not show:
+        if not found and not show:
             print(f"{path}: sound")
-    return 1 if any(found.values()) else 0
+    return 1 if any(problems.values()) else 0
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.asked import Asked
 from pytest_kvcache.baseline import Baseline, Found, load_baseline
 from pytest_kvcache.compare import (
     Comparison,
@@ -56,6 +57,9 @@ if TYPE_CHECKING:
     from pytest_kvcache.summary import MetricSeries
 
 
+_AROUND_A_LAUNCH_S = 60.0  # hosts are asked, what a launch left is cleared away
+
+
 class Bench:
     """Lazy: a session that never asks for a case creates and touches nothing."""
 
@@ -77,6 +81,7 @@ class Bench:
         self.refused = False
         """Whether a dry run found hosts that can't run a case."""
         self._cases: dict[tuple[CaseName, int], tuple[Options, Case]] = {}
+        self.asked = Asked()
         self._baseline = _baseline_of(options)
         self.controller = Controller(
             options=options,
@@ -125,6 +130,11 @@ class Bench:
         """All trials of a case, launched at most once."""
         chosen = options or self.options
         return self.controller.run_case(chosen, self.plan(name, options))
+
+    def limit_s(self, name: CaseName) -> float:
+        """Longer than all trials of the case can take: each launch has a deadline of its own."""
+        deadline_s = self.plan(name).plan.deadline_s
+        return self.options.trials.high * (deadline_s + _AROUND_A_LAUNCH_S)
 
     def dry_run(self, name: CaseName) -> Iterator[str]:
         """The plan and the exact launcher command, line by line."""

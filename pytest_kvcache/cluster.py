@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.cgroups import MemoryKills
 from pytest_kvcache.errors import KVCacheError
 from pytest_kvcache.hostagent import Agent
 from pytest_kvcache.hostfacts import HostFacts, machine_identity
@@ -183,6 +184,15 @@ class Cluster:
         """
         answers = self._ask(names, {"do": "ranks", "run_id": self._run_id}, _ANSWER_S)
         return {host: answer.value for host, answer in answers.items() if answer.problem is None}
+
+    def memory_kills(self, names: Sequence[str]) -> dict[str, MemoryKills]:
+        """What the kernel of each host has killed for memory so far, of those that answer."""
+        answers = self._ask(names, {"do": "memory kills"}, _ANSWER_S)
+        return {
+            host: MemoryKills(**answer.value)
+            for host, answer in answers.items()
+            if answer.problem is None
+        }
 
     def watch(self, pids: Mapping[str, Sequence[int]]) -> None:
         """Hear of the end of these processes from their hosts, without asking again."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from pytest_kvcache.plan import Plan
+    from pytest_kvcache.surroundings import Surroundings
     from pytest_kvcache.trialrecord import RankResult, TrialRecord
 
 _CLOCK_S = 1e-6  # what seconds as floats may be off
@@ -62,6 +63,11 @@ _COUNTS_OR_NONE = (
     "device_read_bytes", "device_write_bytes",
     "first_half_waiting", "second_half_waiting",
 )  # fmt: skip
+_AROUND = (
+    "span_s", "raw_span_s", "cpu_quota_cores", "cpu_periods", "throttled_periods", "throttled_s",
+    "steal_s", "memory_limit_bytes", "memory_limit_hits", "memory_pressure_s",
+    "group_memory_pressure_s",
+)  # fmt: skip
 
 
 def record_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
@@ -69,6 +75,7 @@ def record_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
     for rank in record.ranks:
         for fault in _rank_faults(rank, plan):
             yield f"rank {rank.rank} on host {rank.host}: {fault}"
+    yield from _clock_faults(record)
     yield from _window_faults(record, plan)
     yield from _series_faults(record, plan)
     yield from _arrival_faults(record, plan)
@@ -93,6 +100,7 @@ def _rank_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
         part, limit = sum(getattr(rank, name) for name in names), getattr(rank, whole)
         if part > limit:
             yield f"{' + '.join(names)} is {part}; it must be at most {whole}, which is {limit}"
+    yield from _surroundings_faults(rank.surroundings)
     for early, late in itertools.pairwise(_ORDERED):
         before, after = getattr(rank, early), getattr(rank, late)
         if not before <= after + _CLOCK_S:
@@ -101,6 +109,45 @@ def _rank_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
         if never_makes(kind, plan.phase) and (count := getattr(rank, f"{kind}_count")):
             yield f"{kind}_count is {count}; it must be 0 with phase {plan.phase}"
     yield from _plan_limit_faults(rank, plan)
+
+
+def _surroundings_faults(around: Surroundings) -> Iterator[str]:
+    """Counters only grow; a group is not stopped more often than it has periods."""
+    for name in _AROUND:
+        value = getattr(around, name)
+        if value is not None and not value >= 0:
+            yield f"surroundings.{name} is {value}; it must be at least 0"
+    told = (around.cpu_periods, around.throttled_periods, around.throttled_s)
+    if len({value is None for value in told}) > 1:
+        yield "surroundings has some of a quota's counters only; the kernel tells all or none"
+    periods, throttled = around.cpu_periods or 0, around.throttled_periods or 0
+    if throttled > periods:
+        yield (
+            f"surroundings.throttled_periods is {throttled}; it must be at most cpu_periods, which"
+            f" is {periods}"
+        )
+    if around.throttled_s and not throttled:
+        yield (
+            f"surroundings.throttled_s is {around.throttled_s}; it must be 0, as no period was"
+            " throttled"
+        )
+
+
+def _clock_faults(record: TrialRecord) -> Iterator[str]:
+    """What several clocks say of one span."""
+    clock = record.clock
+    least_s, most_s = clock.controller_least_s, clock.controller_most_s
+    if not clock.coordinator_s > 0:
+        yield f"clock.coordinator_s is {clock.coordinator_s}; it must be above 0"
+    if (least_s is None) != (most_s is None):
+        yield "clock has one of controller_least_s and controller_most_s; it must have both or none"
+    elif least_s is not None and most_s is not None and not 0 <= least_s <= most_s:
+        yield (
+            f"clock.controller_least_s is {least_s}; it must be between 0 and controller_most_s,"
+            f" which is {most_s}"
+        )
+    if not 0 <= clock.drift_rank < len(record.ranks):
+        yield f"clock.drift_rank is {clock.drift_rank}; it must be one of the ranks"
 
 
 def _plan_limit_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
@@ -207,6 +254,8 @@ _TRACE_RULE_OF = {
     "speedup": "trace_speedup",
     "cycles": "trace_cycles",
     "limit": "trace_limit",
+    "time_unit": "trace_time_unit",
+    "ids": "trace_ids",
 }
 _MAY_BE_NONE = frozenset({"duration_s", "request_rate", "arrival", "trace.limit"})
 _CORES = ("split", "shared")

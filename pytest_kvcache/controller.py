@@ -21,7 +21,7 @@ from pytest_kvcache.hostfacts import HostQuestion
 from pytest_kvcache.hostlock import HostLock
 from pytest_kvcache.launch import Launch
 from pytest_kvcache.launchers.protocol import LaunchJob
-from pytest_kvcache.localhost import is_local
+from pytest_kvcache.localhost import is_local, launcher_name
 from pytest_kvcache.metrics import possible
 from pytest_kvcache.preflight import (
     check_plan,
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.trialrecord import RankResult, TrialRecord
 
 _RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+_PYTESTS_EXIT = "Exit"  # what pytest.exit() raises; pytest itself is not known here
 _LIBRARY_CHOICE = ("MPI4PY_LIBMPI", "MPI4PY_MPIABI")
 # Open MPI's settings, unless the user has made his own. Waiting ranks leave the core to
 # others; a rank that goes down with another one waits a second, so that the daemons can
@@ -82,6 +83,7 @@ class _Question:
     trials: Trials
     target_ci: float | None
     allow_invalid: bool
+    allow_preload: bool
     mpi_params: tuple[str, ...]
     oversubscribe: bool
     allow_run_as_root: bool
@@ -94,6 +96,7 @@ class _Question:
             trials=options.trials,
             target_ci=options.target_ci,
             allow_invalid=options.allow_invalid,
+            allow_preload=options.allow_preload,
             mpi_params=options.mpi_params,
             oversubscribe=options.oversubscribe,
             allow_run_as_root=options.allow_run_as_root,
@@ -216,7 +219,7 @@ class Controller:
         remote = [name for name, _ranks in hosts if name not in local]
         job = LaunchJob(
             hosts=hosts,
-            controller_host=socket.gethostname() if remote else hosts[0][0],
+            controller_host=socket.gethostname() if remote else launcher_name(hosts[0][0]),
             local_hosts=local,
             program=(
                 setup.python, "-m", "mpi4py", "-m", "pytest_kvcache.worker",
@@ -257,11 +260,8 @@ class Controller:
                 if not trial.ok or (index + 1 in looks and self._is_settled(options, result)):
                     break
         except BaseException as error:
-            text = f"the run was interrupted ({type(error).__name__})"
-            if isinstance(error, KVCacheError):
-                text = str(error)
-            index = len(result.trials)
-            result = self._keep(question, result.with_trial(TrialResult(index=index, error=text)))
+            trial = _cut_short(error, len(result.trials), options.trials)
+            result = self._keep(question, result.with_trial(trial))
             if not isinstance(error, KVCacheError):
                 raise
         return result
@@ -272,7 +272,7 @@ class Controller:
             self.take_lock()
         refusal = self.refusal(options, plan, again=again)
         if refusal is not None:
-            raise PreflightError(f"preflight found\n  {refusal}")
+            raise PreflightError(f"preflight: {refusal}")
 
     def _new_directory(self, plan: Plan) -> Path:
         """Where this case's trials go; other options may give another case of the same name."""
@@ -359,7 +359,7 @@ class Controller:
             on_event=self._progress.event,
         )
         try:
-            trial = _judged(options, plan, launch.record(self._environ))
+            trial = _judged(plan, launch.record(self._environ))
         except (LaunchError, ResultError) as error:
             trial = TrialResult(index=index, error=str(error))
         finally:
@@ -376,6 +376,31 @@ class Controller:
             for path in paths
             if path.is_file()
         }
+
+
+def _cut_short(error: BaseException, done: int, trials: Trials) -> TrialResult:
+    """The trial that an exception ended: a fault of its own, or the user's wish to stop.
+
+    What a limit of time has ended is a fault: slow storage may be the reason.
+    """
+    if isinstance(error, KVCacheError):
+        return TrialResult(index=done, error=str(error))
+    name = type(error).__name__
+    if isinstance(error, (KeyboardInterrupt, SystemExit)) or name == _PYTESTS_EXIT:
+        limit = trials.high if trials.low == trials.high else f"at most {trials.high}"
+        text = (
+            f"interrupted after {done} of {limit} trials ({name}); nothing can be said of trial"
+            f" {done + 1}, which had not ended"
+        )
+        return TrialResult(index=done, error=text, interrupted=True)
+    words = str(error).split("\n", maxsplit=1)[0]
+    text = f"trial {done + 1} was ended from outside ({name}: {words})"
+    if "timeout" in words.lower():
+        text += (
+            "; if that is pytest-timeout's limit, give the test a longer one of its own:"
+            " @pytest.mark.timeout(SECONDS), or 0 for none: a launch has --kv-deadline"
+        )
+    return TrialResult(index=done, error=text)
 
 
 def _execution(
@@ -397,12 +422,12 @@ def _is_narrow(case: CaseResult, metrics: Sequence[str], target_ci: float) -> bo
     return True
 
 
-def _judged(options: Options, plan: Plan, record: TrialRecord) -> TrialResult:
+def _judged(plan: Plan, record: TrialRecord) -> TrialResult:
     """A trial's result: its data, its verdicts, and what makes it fail."""
     data, verdicts = evaluate_trial(record, plan)
-    invalid = [verdict for verdict in verdicts if verdict.severity == "invalid"]
+    invalid = [v for v in verdicts if v.severity == "invalid" and not plan.allows(v.code)]
     error = _storage_error(record)
-    if error is None and invalid and not options.allow_invalid:
+    if error is None and invalid:
         first = invalid[0]
         error = f"{first.code}: {first.text} (--kv-allow-invalid reports it all the same)"
     return TrialResult(index=plan.trial, error=error, verdicts=verdicts, data=data)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_kvcache.atomic import write_json
+from pytest_kvcache.clocks import ClockRecord
 from pytest_kvcache.comm import Comm, clock_ns
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.events import EventWriter
@@ -31,6 +32,7 @@ from pytest_kvcache.workloads.deal import deal
 from pytest_kvcache.workloads.trace_file import Trace
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 STALLED_EXIT = 97
@@ -61,12 +63,14 @@ class _Watch:
         """Since the ranks were together."""
         return time.monotonic() - self._began
 
-    def enter(self, phase: str, **facts: int) -> None:
-        """A new phase: who was silent before gets a new chance."""
+    def enter(self, phase: str, **facts: int) -> float:
+        """A new phase: who was silent before gets a new chance. Returns when it began."""
         self.phase = phase
         self._live.restart()
         self._heard = dict.fromkeys(range(1, self._comm.size), time.monotonic())
-        self._events.write("phase", t_s=self.elapsed_s(), phase=phase, **facts)
+        t_s = self.elapsed_s()
+        self._events.write("phase", t_s=t_s, phase=phase, **facts)
+        return t_s
 
     def tick(self) -> None:
         """Read what has arrived; stop everyone if a rank failed; abort if one is silent."""
@@ -230,20 +234,35 @@ def _conduct(comm: Comm, plan: Plan, run_dir: Path, watch: _Watch) -> int:
         if not _agreed(comm, watch, plan.deadline_s):
             _leave(comm, watch, plan)
             return 1
-    offsets_ns = comm.measure_offsets_ns([1 + plan.layout.first_on_host(r) for r in range(plan.np)])
+    leaders = [1 + plan.layout.first_on_host(r) for r in range(plan.np)]
+    offsets_ns = comm.measure_offsets_ns(leaders)
     start_ns = clock_ns() + _LEAD_NS
-    watch.enter("window", start_ns=start_ns)
+    began_s = watch.enter("window", start_ns=start_ns)
     comm.scatter([start_ns + offset for offset in offsets_ns])
     comm.wait_all(what="drain", deadline_s=plan.deadline_s, tick=watch.tick)
-    watch.enter("clean-up")
+    span_s = watch.enter("clean-up") - began_s
+    clock = _clock(offsets_ns, comm.measure_offsets_ns(leaders), span_s)
     comm.wait_all(what="clean-up", deadline_s=plan.deadline_s, tick=watch.tick)
-    record = _gather(comm, plan)
+    record = _gather(comm, plan, clock)
     _leave(comm, watch, plan)
     write_json(run_dir / "trial.json", record.to_json())
     return 0
 
 
-def _gather(comm: Comm, plan: Plan) -> TrialRecord:
+def _clock(before_ns: Sequence[int], after_ns: Sequence[int], span_s: float) -> ClockRecord:
+    """How far the ranks' clocks went from ours; both lists begin with ourselves."""
+    drifts_ns = [after - before for before, after in zip(before_ns, after_ns, strict=True)][1:]
+    rank = max(range(len(drifts_ns)), key=lambda number: abs(drifts_ns[number]))
+    return ClockRecord(
+        coordinator_s=span_s,
+        controller_least_s=None,
+        controller_most_s=None,
+        drift_s=drifts_ns[rank] / 1e9,
+        drift_rank=rank,
+    )
+
+
+def _gather(comm: Comm, plan: Plan, clock: ClockRecord) -> TrialRecord:
     """The common window ends where the first rank stopped; then everything is summed."""
     spans = comm.gather(None)
     assert spans is not None
@@ -272,6 +291,7 @@ def _gather(comm: Comm, plan: Plan) -> TrialRecord:
             for row, name in enumerate(SECTIONS)
         },
         series=Series.from_dense(series, cut),
+        clock=clock,
     )
 
 

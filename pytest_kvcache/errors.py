@@ -1,4 +1,4 @@
-"""The exception tree of the whole package; imports nothing.
+"""The exception tree of the whole package; imports nothing of it.
 
 ::
 
@@ -19,10 +19,29 @@ Messages name the thing, its value, the rule and the fix, in one sentence.
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+_SHOWN = 12  # more names than these are no help
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'a' or 'b'?)``, of the names that are close; empty: none is."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=2, cutoff=0.6)
+    close = close or [other for other in names if name and other.startswith(name)][:2]
+    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
+
+
+def _listed(name: str, known: Sequence[str]) -> str:
+    """All names, or of many those that are closest to ``name``."""
+    if len(known) <= _SHOWN:
+        return ", ".join(known)
+    closest = difflib.get_close_matches(name, known, n=_SHOWN // 2, cutoff=0.0)
+    return f"{', '.join(closest)}, or one of {len(known) - len(closest)} others"
 
 
 class KVCacheError(Exception):
@@ -44,7 +63,8 @@ class UnknownNameError(OptionError):
         self.name = name
         self.known = tuple(sorted(known))
         super().__init__(
-            f"{option} is {name!r}; it must name a known {kind}: {', '.join(self.known)}"
+            f"{option} is {name!r}{did_you_mean(name, self.known)}; it must name a known {kind}:"
+            f" {_listed(name, self.known)}"
         )
 
 

@@ -8,11 +8,11 @@ trial's value, one round per trial, which makes StdDev the noise between trials.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from pytest_kvcache.errors import KVCacheError, OptionError
+from pytest_kvcache.errors import KVCacheError, OptionError, did_you_mean
 from pytest_kvcache.metrics import METRICS
 from pytest_kvcache.options import OPTIONS, build_options, describe_value
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pytest_kvcache.bench import Bench
+    from pytest_kvcache.faultledger import FaultLedger
     from pytest_kvcache.options import Options
     from pytest_kvcache.planning import CaseName
     from pytest_kvcache.results import CaseResult
@@ -28,7 +29,17 @@ BENCH_KEY: pytest.StashKey[Bench] = pytest.StashKey()
 MAKE_BENCH_KEY: pytest.StashKey[Callable[[], Bench]] = pytest.StashKey()
 OPTIONS_KEY: pytest.StashKey[Options] = pytest.StashKey()
 COMPARED_KEY: pytest.StashKey[list[Mapping[str, Any]]] = pytest.StashKey()
-_TOLD_KEY: pytest.StashKey[set[tuple[str, str]]] = pytest.StashKey()
+FAULTS_KEY: pytest.StashKey[FaultLedger] = pytest.StashKey()
+
+
+class Selected:
+    """How many of a session's tests are benchmarks: selected, and deselected."""
+
+    def __init__(self) -> None:
+        self.benchmarks = self.others = self.deselected = 0
+
+
+SELECTED_KEY: pytest.StashKey[Selected] = pytest.StashKey()
 
 
 def bench_of(config: pytest.Config) -> Bench:
@@ -96,12 +107,10 @@ class Run:
     def metric(self, name: str) -> float:
         """The median over all trials; fails the test if a trial does not have it."""
         if name not in METRICS:
-            known = ", ".join(METRICS)
-            pytest.fail(f"{name!r} is no metric; it must be one of {known}", pytrace=False)
+            _fail(f"{name!r} is no metric{did_you_mean(name, METRICS)}; docs/results.md has all")
         series = self.result.series(name)
         if series is None:
-            why = why_absent(self.result, name)
-            pytest.fail(f"{self.result.name} has no {name}: {why}", pytrace=False)
+            _fail(f"{why_absent(self.result, name)} ({name} of {self.result.name})")
         return series.median
 
 
@@ -131,30 +140,36 @@ class KVCache:
             self._bench.controller.note_launcher()
             self._bench.controller.check(options, case.plan)
         except KVCacheError as error:
-            pytest.fail(str(error), pytrace=False)
+            _fail(str(error))
+        self._bench.asked.note(overrides)
         return Run(self._finished(self._bench.run(names[0], options)))
 
-    def record(self, benchmark: Any, name: CaseName, metric: str) -> None:
+    def record(self, name: CaseName, metric: str) -> None:
         """Run the case (once for all of its metrics) and record one metric.
 
-        ``benchmark`` is pytest-benchmark's fixture, still unused in this test.
+        Where pytest-benchmark is switched off, the case runs and is recorded nowhere else
+        than in the run file.
         """
         spec = METRICS[metric]
         impossible = spec.impossible(self._bench.options.phase)
         if impossible is not None:
             pytest.skip(f"{metric}: {impossible}")
+        benchmark = _recorder(self._request)
+        self._bench.asked.note(())
         result = self._finished(self._bench.run(name))
         series = result.series(metric)
         if series is None:
-            pytest.fail(f"{metric}: {why_absent(result, metric)}", pytrace=False)
+            _fail(f"{why_absent(result, metric)} ({metric} of {result.name})")
+        if benchmark is None:
+            return
         evidence = self._bench.controller.run.evidence(result)
         compared = compared_by_benchmark(self._request.config)
         refusal = self._bench.stock_refusal(compared, f"{result.name}-{metric}", evidence)
         if refusal is not None:
-            pytest.fail(refusal, pytrace=False)
-        benchmark.name = f"{result.name}-{metric}"
-        benchmark.fullname = benchmark.name
-        benchmark.group = benchmark.group or f"{metric}, {spec.round_unit}"
+            _fail(refusal)
+        benchmark.name = f"{result.name}-{spec.round_name}"
+        benchmark.fullname = f"{result.name}-{metric}"
+        benchmark.group = benchmark.group or spec.round_name
         benchmark.extra_info.update(
             case=result.name,
             metric=metric,
@@ -165,7 +180,7 @@ class KVCache:
         try:
             rounds_s = [spec.round_s(value) for value in series.values]
         except KVCacheError as error:
-            pytest.fail(str(error), pytrace=False)
+            _fail(str(error))
         replay(benchmark, self._request.config.stash[REPLAY_CLOCK_KEY], rounds_s)
 
     def _override(self, overrides: dict[str, Any]) -> Options:
@@ -186,19 +201,40 @@ class KVCache:
                 given[name] = (text, "call")
             return build_options(given)
         except KVCacheError as error:
-            pytest.fail(str(error), pytrace=False)
+            _fail(str(error))
 
     def _finished(self, result: CaseResult) -> CaseResult:
         """The result of a case that may be used; a fault is told in full once."""
-        if result.error is None:
-            return result
-        told = self._request.config.stash.setdefault(_TOLD_KEY, set())
-        fault = (result.plan.digest, result.error)
-        if fault in told:
-            first = result.error.splitlines()[0]
-            pytest.fail(f"{result.name} failed, told in full above: {first}", pytrace=False)
-        told.add(fault)
-        pytest.fail(f"{result.name} failed: {result.error}", pytrace=False)
+        if result.error is not None:
+            faults = self._request.config.stash[FAULTS_KEY]
+            _fail(faults.text(result, self._request.node.nodeid))
+        return result
+
+
+def _fail(text: str) -> NoReturn:
+    """Fail the test with this text alone, whatever exception led to it."""
+    raise pytest.fail.Exception(text, pytrace=False) from None
+
+
+def _recorder(request: pytest.FixtureRequest) -> Any | None:
+    """pytest-benchmark's fixture, still unused; None: that plugin is switched off.
+
+    Asked for by name, not by parameter: another ``benchmark`` is refused before anything
+    is launched, and without any the case runs all the same.
+    """
+    try:
+        found = request.getfixturevalue("benchmark")
+    except pytest.FixtureLookupError:
+        return None
+    kind = type(found)
+    if kind.__module__.partition(".")[0] != "pytest_benchmark":
+        _fail(
+            f"the fixture benchmark is {kind.__module__}.{kind.__qualname__}, which is not"
+            " pytest-benchmark's; run the storage benchmark without the plugin (or the conftest)"
+            " that defines it, or with -p no:benchmark and no such fixture"
+        )
+    found.skipped = True  # a case that fails leaves it unused, and says so itself
+    return found
 
 
 def why_absent(result: CaseResult, metric: str) -> str:

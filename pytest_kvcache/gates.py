@@ -9,7 +9,6 @@ plugin skips them (``--benchmark-only``) or runs them again until they pass.
 
 from __future__ import annotations
 
-import sys
 import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -171,24 +170,14 @@ class Gates:
         return report
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """No green end with a closed gate, whatever became of its item; told without a summary."""
+        """No green end with a closed gate, whatever became of its item."""
         bench = session.config.stash.get(BENCH_KEY, None)
         if bench is None or is_xdist_worker(session.config):
             return
         allowed = bench.options.allow_inconclusive
-        closed = [j for j in bench.judge() if j.closes(allow_inconclusive=allowed)]
-        if not closed:
-            return
-        if session.exitstatus == pytest.ExitCode.OK:
+        closed = any(j.closes(allow_inconclusive=allowed) for j in bench.judge())
+        if closed and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-        lines = [f"closed gate: {verdict_line(j)} ({j.case})" for j in closed]
-        if reporter is None:
-            sys.stderr.write("\n".join(lines) + "\n")
-        elif session.config.option.no_summary:
-            reporter.ensure_newline()
-            for line in lines:
-                reporter.write_line(line)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_compare_machine_info(

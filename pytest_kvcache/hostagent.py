@@ -16,10 +16,11 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_kvcache.cachedir import remove_run_dir
+from pytest_kvcache.cgroups import Groups, MemoryKills
 from pytest_kvcache.errors import KVCacheError, PreflightError, StorageError
 from pytest_kvcache.hostfacts import HostQuestion, collect, put_mark, remove_mark, see_marks
 from pytest_kvcache.hostlock import HostLock
@@ -123,6 +124,7 @@ class Agent:
             "see": lambda what: see_marks(what["directory"], what["names"]),
             "unmark": lambda _what: self._unmark(),
             "ranks": lambda what: LaunchProcesses(marker=what["run_id"]).ranks_begun(),
+            "memory kills": lambda _what: asdict(MemoryKills.now(Groups.of_process())),
             "orphans": lambda what: LaunchProcesses(marker=what["run_id"]).orphans(),
             "watch": self._watch,
             "clean up": lambda _what: self._guard.clean_up() if self._guard else [],

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.cachedir import validate_cache_dir
 from pytest_kvcache.errors import KVCacheError, OptionError, PreflightError
-from pytest_kvcache.localhost import available_memory_bytes, usable_cores
+from pytest_kvcache.localhost import available_memory, quota_cores, usable_cores
 from pytest_kvcache.mpilibrary import mpi_library
 from pytest_kvcache.proof import probe_filesystem
 from pytest_kvcache.version import VERSION
@@ -55,7 +55,9 @@ class HostFacts:
 
     ``filesystem`` is that of the cache directory, as in the run file; ``direct`` tells
     whether it takes O_DIRECT; both are None without a directory. ``open_files`` is the
-    soft limit, ``None``: unlimited. ``wall_clock_s`` is the time of day there.
+    soft limit, ``None``: unlimited. ``wall_clock_s`` is the time of day there. ``cores`` and
+    ``memory_bytes`` are what ranks can have: of a control group with limits, which are
+    ``cpu_quota_cores`` and, where that is what leaves least, ``memory_limit_bytes``.
     ``problems`` are sentences on what is missing there.
     """
 
@@ -65,7 +67,9 @@ class HostFacts:
     python: str
     mpi_library: str
     cores: int
+    cpu_quota_cores: float | None
     memory_bytes: int | None
+    memory_limit_bytes: int | None
     open_files: int | None
     filesystem: dict[str, Any] | None
     direct: bool | None
@@ -102,6 +106,7 @@ def collect(question: HostQuestion, stage: Callable[[str], None] = lambda _text:
         stage(f"looking at {path}")
         filesystem = _or_problem(lambda: _filesystem(path), problems)
         direct = None if filesystem is None else takes_direct(path)
+    memory = available_memory()
     return HostFacts(
         hostname=socket.gethostname(),
         machine=machine_identity(),
@@ -109,7 +114,9 @@ def collect(question: HostQuestion, stage: Callable[[str], None] = lambda _text:
         python=platform.python_version(),
         mpi_library=library,
         cores=usable_cores(),
-        memory_bytes=available_memory_bytes(),
+        cpu_quota_cores=quota_cores(),
+        memory_bytes=None if memory is None else memory.free_bytes,
+        memory_limit_bytes=None if memory is None else memory.limit_bytes,
         open_files=_open_files(),
         filesystem=filesystem,
         direct=direct,

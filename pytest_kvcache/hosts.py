@@ -24,6 +24,11 @@ _NAME_MAX_CHARS = 253  # RFC 1035, section 2.3.4
 _IPV6 = re.compile(r"[0-9A-Fa-f:.]+(?:%[A-Za-z0-9_.-]+)?")
 _HOST = re.compile(r"(?:\[(?P<ipv6>[^\[\]]*)\]|(?P<name>[^:\[\]]*))(?::(?P<slots>[^:]*))?")
 _SLOTS = re.compile(r"0*[1-9][0-9]{0,8}")
+# How hostfiles spell a host's slots and their limit, with "-" as "_" (Open MPI's hostfile_lex.l).
+_SLOT_KEYS = frozenset({"slots", "slot", "count", "cpus", "cpu"})
+_LIMIT_KEYS = frozenset({"max_slots", "slots_max", "max_cpus", "cpus_max", "max_count"})
+_SSH_KEYS = {"username": "-l", "user_name": "-l", "user": "-l", "port": "-p"}
+_AROUND_EQUALS = re.compile(r"\s*=\s*")
 _COMMENT = re.compile(r"(?:^|(?<=[\s,]))#.*")
 _SHOWN_HOSTS = 5  # in a message; a cluster's list would hide the sentence
 
@@ -160,7 +165,7 @@ def parse_hosts(
     """Return the hosts that ``words`` name, in order.
 
     Hosts are separated by spaces, commas or newlines, within a word or between words:
-    ``n1``, ``n1:4``, ``n1 slots=4``, ``[fe80::1]:4``, ``@FILE`` (whose lines have the
+    ``n1``, ``n1:4``, ``n1 slots=4 max_slots=8``, ``[fe80::1]:4``, ``@FILE`` (whose lines have the
     same form; a path with a space or comma can't be written). ``#`` at the start of a
     word begins a comment up to the end of the line: pytest itself may have replaced
     ``@FILE`` by the file's raw lines. Raises ``OptionError``.
@@ -240,10 +245,11 @@ class _Entry(NamedTuple):
     host: str
     slots: str | None
     where: str
+    limit: str | None = None
 
 
 def _split_line(line: str) -> list[str]:
-    return _COMMENT.sub("", line).replace(",", " ").split()
+    return _AROUND_EQUALS.sub("=", _COMMENT.sub("", line).replace(",", " ")).split()
 
 
 def _tokens(words: Iterable[str], option: str, read: Callable[[str], str]) -> Iterator[_Token]:
@@ -279,38 +285,93 @@ def _file_tokens(path: str, option: str, read: Callable[[str], str]) -> list[_To
 
 
 def _entries(tokens: Iterable[_Token]) -> list[_Entry]:
-    """Join each ``slots=N`` to the host before it."""
+    """Join each ``slots=N`` and ``max_slots=N`` to the host before it."""
     entries: list[_Entry] = []
     for text, where in tokens:
         key, equals, value = text.partition("=")
-        if not (equals and key == "slots"):
+        name = key.casefold().replace("-", "_") if equals else ""
+        last = entries[-1] if entries and entries[-1].where == where else None
+        if not equals:
+            _check_number(text, where, last)
             entries.append(_Entry(text, None, where))
-        elif entries and entries[-1].where == where and entries[-1].slots is None:
-            entries[-1] = entries[-1]._replace(slots=value)
+        elif name not in _SLOT_KEYS | _LIMIT_KEYS:
+            raise OptionError(_unknown_key(text, name, where, last))
+        elif last is not None and name in _SLOT_KEYS and last.slots is None:
+            entries[-1] = last._replace(slots=value)
+        elif last is not None and name in _LIMIT_KEYS and last.limit is None:
+            entries[-1] = last._replace(limit=value)
         else:
             raise OptionError(f"{where} has {text!r} without a host before it; write n1 {text}")
     return entries
 
 
+def _check_number(text: str, where: str, last: _Entry | None) -> None:
+    """Refuse a bare number as the one behind a host, which is how batch systems write slots."""
+    if text.isdigit() and last is not None:
+        raise OptionError(
+            f"{where} has the number {text} after {last.host}; if it is how many ranks that host"
+            f" may hold, write {last.host}:{text}"
+        )
+
+
+def _unknown_key(text: str, name: str, where: str, last: _Entry | None) -> str:
+    of = "" if last is None else f" for {last.host}"
+    if name in _SSH_KEYS:
+        value = text.partition("=")[2]
+        fix = f"say it to ssh: --kv-ssh='ssh {_SSH_KEYS[name]} {value}', or in ~/.ssh/config"
+    else:
+        fix = "leave it out"
+    return f"{where} has {text!r}{of}; of a host only slots=N and max_slots=N are known here, {fix}"
+
+
 def _host_spec(entry: _Entry) -> HostSpec:
     match = _HOST.fullmatch(entry.host)
     if match is None or (match["slots"] is not None and entry.slots is not None):
-        raise OptionError(
-            f"{entry.where} has {entry.host!r}; a host must be written as HOST, HOST:SLOTS, "
-            "[IPv6] or [IPv6]:SLOTS"
-        )
+        raise OptionError(f"{entry.where} has {entry.host!r}; {_how_written(entry.host)}")
     bare_ipv6 = match["ipv6"]
     name = match["name"] if bare_ipv6 is None else _canonical_ipv6(bare_ipv6)
     problem = _name_problem(name) if name else "a host must have a name or a valid address"
     if problem:
-        raise OptionError(f"{entry.where} has {entry.host!r}; {problem}")
-    slots = match["slots"] if entry.slots is None else entry.slots
-    if slots is not None and not _SLOTS.fullmatch(slots):
+        raise OptionError(f"{entry.where} has {entry.host!r}; {_torn(entry.host) or problem}")
+    slots = _slots(entry, match["slots"] if entry.slots is None else entry.slots)
+    limit = _slots(entry, entry.limit)
+    if slots is not None and limit is not None and slots > limit:
         raise OptionError(
-            f"{entry.where} gives {entry.host!r} the slots {slots!r}; "
+            f"{entry.where} gives {entry.host!r} {slots} slots and max_slots={limit}; the slots"
+            " must not be more"
+        )
+    return HostSpec(name=name, slots=limit if slots is None else slots)
+
+
+def _slots(entry: _Entry, text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not _SLOTS.fullmatch(text):
+        raise OptionError(
+            f"{entry.where} gives {entry.host!r} the slots {text!r}; "
             "they must be a whole number of at least 1, as in n1:4"
         )
-    return HostSpec(name=name, slots=None if slots is None else int(slots))
+    return int(text)
+
+
+def _how_written(host: str) -> str:
+    return _torn(host) or "a host must be written as HOST, HOST:SLOTS, [IPv6] or [IPv6]:SLOTS"
+
+
+def _torn(host: str) -> str | None:
+    """The way to write what another tool would take for hosts; None: it is no such thing."""
+    if "[" in host[1:]:
+        whole = host.partition(":")[0] if "]" in host else "node[01-04]"
+        return (
+            "a list in brackets must be written out, which Slurm does:"
+            f" --kv-hosts $(scontrol show hostnames '{whole}')"
+        )
+    if "{" in host:
+        return "braces are the shell's, so give them outside of quotes: --kv-hosts node{1..4}"
+    user, at, name = host.partition("@")
+    if at and user and name:
+        return f"a host takes no user, say it to ssh: --kv-hosts {name} --kv-ssh='ssh -l {user}'"
+    return None
 
 
 def _canonical_ipv6(text: str) -> str:

@@ -7,14 +7,18 @@ of it stays on a host that can be reached.
 from __future__ import annotations
 
 import json
+import socket
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.cachedir import remove_run_dir, run_dir
+from pytest_kvcache.cgroups import Groups, MemoryKills
+from pytest_kvcache.clocks import SpanWatch
 from pytest_kvcache.consistency import check_record
 from pytest_kvcache.errors import LaunchError, ResultError, StorageError
 from pytest_kvcache.events import EventTail
-from pytest_kvcache.postmortem import cause_of_death, telling_lines
+from pytest_kvcache.postmortem import cause_of_death, explanation, telling_lines
 from pytest_kvcache.processes import LaunchProcesses, describe_process
 from pytest_kvcache.sessiondirs import SessionDirs
 from pytest_kvcache.sharedmemory import Segments
@@ -29,7 +33,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.plan import Plan
 
 _TAIL_LINES = 12  # of the launcher's output, shown with a failure
-_LOG_LINES = 200  # of it, searched for the cause
+_LOG_LINES = 5000  # of it, searched for the cause: each of many ranks may print some
 _CENSUS_AFTER_S = 8.0  # ranks that are not together by then are counted
 _CENSUS_EVERY_S = 2.0
 _GRACE_S = 3.0  # between SIGTERM and SIGKILL of the launcher
@@ -50,6 +54,7 @@ class HostWatch:
         self._counted_s = self._began_s + _CENSUS_AFTER_S
         self._short: str | None = None
         self._ranks: list[Mapping[str, Any]] = []
+        self._killed_before = self._memory_kills()
         self.misplaced: str | None = None
         """Why the launch can't count: a rank on another host than planned."""
 
@@ -145,6 +150,25 @@ class HostWatch:
                 )
         return None
 
+    def _memory_kills(self) -> dict[str, MemoryKills]:
+        if self._cluster is None:
+            return {socket.gethostname(): MemoryKills.now(Groups.of_process())}
+        return self._cluster.memory_kills(self._names)
+
+    def killed_for_memory(self) -> list[str]:
+        """What the kernels of the hosts have done since the launch began, a phrase each."""
+        told = {
+            host: kills.since(self._killed_before[host])
+            for host, kills in self._memory_kills().items()
+            if host in self._killed_before
+        }
+        return [
+            f"the kernel of host {host} {text} meanwhile; give the ranks more, or lower --kv-np,"
+            " --kv-queue-depth or the capacity"
+            for host, text in told.items()
+            if text
+        ]
+
     def diagnose(self) -> list[str]:
         """What other hosts can say of an end that nobody has explained."""
         return [] if self._cluster is None else self._cluster.diagnose(self._names)
@@ -192,6 +216,7 @@ class Launch:
         self._failed: Mapping[str, Any] | None = None
         self._waiting: Mapping[str, Any] | None = None
         self._ranks: list[Mapping[str, Any]] = []
+        self._span = SpanWatch()
 
     def record(self, environ: Mapping[str, str]) -> TrialRecord:
         """Launch, wait, read the record. Raises LaunchError or ResultError."""
@@ -227,8 +252,11 @@ class Launch:
         self._watch.check(together=bool(self._ranks))
 
     def _read_events(self) -> None:
+        self._span.look()
         for event in self._tail.poll():
-            if event["event"] == "failed" and self._failed is None:
+            if event["event"] == "phase":
+                self._span.hear(event["phase"])
+            elif event["event"] == "failed" and self._failed is None:
                 self._failed = event
             elif event["event"] == "ranks":
                 self._ranks = event["ranks"]
@@ -272,6 +300,13 @@ class Launch:
         return f"{cause}\n  last lines of {self._log}:{shown or ' (empty)'}"
 
     def _cause(self, ended: LaunchExit) -> str | None:
+        """The first thing that went wrong, and whether the kernel was short of memory."""
+        cause = self._first_cause(ended)
+        if cause is None or self._failed is not None:
+            return cause
+        return "; ".join([cause, *self._watch.killed_for_memory()])
+
+    def _first_cause(self, ended: LaunchExit) -> str | None:
         if ended.ended_by == "stopped" or self._watch.misplaced is not None:
             return ended.reason or self._watch.misplaced
         if self._failed is not None:
@@ -293,7 +328,7 @@ class Launch:
         died = cause_of_death(lines, self._ranks)
         if died is None or died.startswith("the coordinator"):
             ended = None if exit_code is None else self._aftermath.cause(exit_code, lines)
-            return ended or self._explained(died or _ending(exit_code))
+            return ended or self._explained(died or _ending(exit_code, explanation(lines)))
         first = self._watch.first_gone()
         if first is None or first.partition("(")[0] == died.partition("(")[0]:
             return died
@@ -321,16 +356,18 @@ class Launch:
         except (OSError, ValueError) as error:
             raise ResultError(f"{path} is no whole record: {error}") from error
         record = TrialRecord.from_json(data, self._plan)
+        record = replace(record, clock=self._span.fill(record.clock))
         check_record(record, self._plan)
         return record
 
 
-def _ending(exit_code: int | None) -> str:
+def _ending(exit_code: int | None, reason: str | None) -> str:
     if exit_code is not None and exit_code < 0:
         return f"the launcher was killed by signal {-exit_code}"
     if exit_code == 0:
         return "the launcher ended with exit code 0, but the ranks left no record"
-    return f"the launcher ended with exit code {exit_code}"
+    why = "" if reason is None else f": {reason}"
+    return f"the launcher ended with exit code {exit_code}{why}"
 
 
 def _stuck(ended: LaunchExit) -> str | None:

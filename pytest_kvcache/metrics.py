@@ -59,11 +59,15 @@ class Metric:
         return f"--kv-phase={phase} makes no {kind}s"
 
     @property
-    def round_unit(self) -> str:
-        """What pytest-benchmark's times of this metric mean."""
+    def round_name(self) -> str:
+        """What pytest-benchmark's times of this metric are, with the unit at its end."""
         if self.latency:
-            return "s"
-        return "s/" + self.unit.removesuffix("/s") if self.unit.endswith("/s") else "1/ratio"
+            return self.name
+        what = self.name.removesuffix(".per_s").removesuffix(".gib_per_s")
+        if what == self.name:  # a ratio
+            return f"{self.name}.inverse"
+        singular = self.unit.removesuffix("/s").removesuffix("s").lower()
+        return f"{what}.s_per_{singular}"
 
     def of(self, trial: Mapping[str, Any]) -> float | None:
         """Its value in a trial's JSON, None where the trial has none."""

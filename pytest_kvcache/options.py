@@ -10,7 +10,7 @@ import textwrap
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_kvcache.errors import OptionError, UnavailableError, UnknownNameError
+from pytest_kvcache.errors import OptionError, UnavailableError, did_you_mean
 from pytest_kvcache.hosts import HostSpec
 from pytest_kvcache.metrics import METRICS
 from pytest_kvcache.optiontable import OPTIONS, OptionSpec, Trials
@@ -71,6 +71,8 @@ class Options:
     trace_speedup: float = 1.0
     trace_cycles: int = 1
     trace_limit: int | None = None
+    trace_time_unit: str | None = None
+    trace_ids: str = "prefix"
     request_rate: float | None = None
     arrival: str | None = None
     precondition: str | None = None
@@ -85,7 +87,7 @@ class Options:
     enable_autoscaling: bool = False
     autoscaler_mode: str | None = None
     verify: str = "sample"
-    data: str = "normal"
+    data: str | None = None
     seed: int = 42
     results_dir: str = "results"
     closed: bool = False
@@ -99,6 +101,7 @@ class Options:
     datasize: bool = False
     dry_run: bool = False
     allow_invalid: bool = False
+    allow_preload: bool = False
     plugin: tuple[str, ...] = ()
     metrics: tuple[str, ...] = (
         "load.p95_ms",
@@ -145,13 +148,16 @@ def build_options(given: Mapping[str, tuple[str | Sequence[str], Origin]]) -> Op
 
     ``given`` maps an option's name (``num_users``) to its text, for hosts and
     repeatable options the list of texts, and where it came from.
-    Raises OptionError (UnknownNameError, UnavailableError) for the first bad one.
+    Raises OptionError (UnavailableError, for one) for the first bad one.
     """
     by_name = {spec.name: spec for spec in OPTIONS}
     values: dict[str, Any] = {}
     for name, (raw, origin) in given.items():
         if name not in by_name:
-            raise UnknownNameError("option", name, by_name, option="kvcache.run()")
+            raise OptionError(
+                f"kvcache.run({name}=…) is no option{did_you_mean(name, by_name)}; names are the"
+                " options' of pytest --help without --kv-, with underscores"
+            )
         values[name] = _parse_one(by_name[name], raw, origin)
     options = Options(**values, texts=dict(given))
     _check_together(options)
@@ -246,10 +252,15 @@ def _check_trace(options: Options) -> None:
     if options.trace is None:
         if "trace" in options.scenario:
             raise OptionError("--kv-scenario is 'trace'; name the file with --kv-trace=FILE")
-        for name in ("trace_speedup", "trace_cycles", "trace_limit"):
+        for name in _OF_A_TRACE:
             if options.given(name):
                 flag = "--kv-" + name.replace("_", "-")
                 raise OptionError(f"{flag} needs a trace; name the file with --kv-trace=FILE")
+
+
+_OF_A_TRACE = (
+    "trace_speedup", "trace_cycles", "trace_limit", "trace_time_unit", "trace_ids",
+)  # fmt: skip
 
 
 def _check_replay(options: Options) -> None:

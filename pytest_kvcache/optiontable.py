@@ -321,6 +321,13 @@ OPTIONS: tuple[OptionSpec, ...] = (
                help="replay the trace N times over (default: 1)"),
     OptionSpec(name="trace_limit", metavar="N", parse=_count(1),
                help="replay the first N requests only"),
+    OptionSpec(name="trace_time_unit", metavar="{s,ms,us,ns}", parse=_choice("s", "ms", "us", "ns"),
+               help="what a trace's timestamps are in (default: ms as in Mooncake's own, s where"
+               " fractions and chat ids show it; where they look like something else, it has to"
+               " be given)"),
+    OptionSpec(name="trace_ids", metavar="{prefix,content}", parse=_choice("prefix", "content"),
+               help="what equal hash_ids of a trace mean: equal prompts up to there, or equal"
+               " contents of single blocks, which are then chained (default: prefix)"),
     OptionSpec(name="request_rate", metavar="R", parse=_above(0.0),
                help="open loop: R requests per second, of all ranks together, each of them"
                " issues R/np; users take turns at those times instead of thinking"
@@ -380,8 +387,9 @@ OPTIONS: tuple[OptionSpec, ...] = (
                help="integrity of what is read, off the timed path (default: sample); null stores"
                " nothing to verify"),
     OptionSpec(name="data", metavar="{normal,strict}", parse=_choice("normal", "strict"),
-               help="what is written: unique per 4 KiB, or per 512 bytes with nothing in common"
-               " between objects (default: normal); null stores nothing"),
+               help="what is written: no two pages of 4 KiB are equal and no page compresses, or"
+               " nothing that any window of any length finds twice (default: normal; strict on"
+               " network filesystems, behind which arrays reduce data); null stores nothing"),
     OptionSpec(name="seed", metavar="N", parse=_count(0),
                help="of every generator (default: 42)"),
     OptionSpec(name="keep", kind="flag", parse=_flag,
@@ -394,6 +402,9 @@ OPTIONS: tuple[OptionSpec, ...] = (
     OptionSpec(name="allow_invalid", kind="flag", parse=_flag,
                help="report a trial with an invalidating verdict instead of failing it, and judge"
                " an --kv-slo on a run without storage"),
+    OptionSpec(name="allow_preload", kind="flag", parse=_flag,
+               help="measure, and report with its verdict, although a preloaded library wraps"
+               " I/O or clocks"),
     OptionSpec(name="compare", metavar="FILE", parse=_text,
                help="baseline: a run file or a pytest-benchmark JSON"),
     OptionSpec(name="compare_across", metavar="KIND[,KIND]", parse=_kinds,

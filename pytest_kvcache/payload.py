@@ -2,20 +2,24 @@
 
 Off the timed path on both sides. Rank side: imports neither pytest nor MPI.
 
-An object is a base pattern of random bytes, as long as a chunk and the same in every
-chunk, in which every unit begins with a stamp of two little-endian uint64, and the first
-page with a head (`identity`). The stamp says which object the unit belongs to and its
-number within it, so no two units are equal, and nothing compresses. The tag in it is the
-object's, XORed with the origin: a number that stands for the base pattern, so that even
-an equal object of another rank, trial or run has other stamps.
+The tag of an object is its own (`identity`), XORed with the origin: a number that stands
+for the random base of a rank, trial and run, so that even an equal object of another one
+is other content. The first page begins with a head (`identity`).
 
-Normal: a unit is a page of 4096 bytes, and a put rewrites 16 bytes per page. A part of a
-page below the stamp that belongs to another object of the rank is equal to the right
-one, so no check can find it, and none has to.
+Normal: an object is a base of random bytes, as long as a chunk and the same in every
+chunk, in which every page of 4096 bytes begins with a stamp of two little-endian uint64:
+the tag and the page's number. A put rewrites 16 bytes per page. No two pages are equal
+and nothing within a chunk compresses, but chunks and objects differ by their stamps only:
+whatever looks for what is similar, or for what is equal over more than a chunk, finds it.
+A part of a page below the stamp that belongs to another object of the rank is equal to the
+right one, so no check can find it, and none has to.
 
-Strict: a unit is a sector of 512 bytes, and the whole chunk is XORed with a 64-bit key
-of the object and the chunk, so that two objects have no word in common at equal places.
-A put rewrites every byte.
+Strict: below the head an object is cut into pieces, and each is the base of the rank XORed
+with a 64-bit key of the object and the piece. Wherever the same part of the base is used
+again, all bytes of it have changed, so that nothing is found by looking for equal strings,
+however far back. The first word of every sector of 512 bytes tells the piece and the place
+in it, and serves as its stamp. A put makes every byte anew; the base is short enough to
+stay in a core's cache.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from __future__ import annotations
 import errno
 import mmap
 import struct
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -31,7 +35,11 @@ from pytest_kvcache.backends.protocol import PAGE_BYTES
 from pytest_kvcache.identity import HEAD_BYTES, pack_head, parse_head
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from pytest_kvcache.identity import Identity
+
+    WordArray = npt.NDArray[np.uint64]
 
 SECTOR_BYTES = 512
 _STAMP = struct.Struct("<QQ")
@@ -40,6 +48,9 @@ _PAGE_WORDS = PAGE_BYTES // _WORD_BYTES
 _SECTOR_WORDS = SECTOR_BYTES // _WORD_BYTES
 _HEAD_WORDS = HEAD_BYTES // _WORD_BYTES
 _WORD_MASK = 0xFFFF_FFFF_FFFF_FFFF
+# Measured on a core with 512 KiB of second-level cache: longer bases fall out of it, and
+# shorter ones cost more calls.
+_PIECE_BYTES = 256 * 1024
 # As the first word of a sector: chance puts it there once in 2**64 times.
 _POISON = 0xDEAD_BEEF_DEAD_BEEF
 # numpy's only number of 16 bytes. Moved and never computed with, so any bits will do.
@@ -66,15 +77,16 @@ class Cut:
     ``stamps`` those of its units, each an item, for stamps lie in cache lines that all
     compete for a few places in the caches: each is touched once. ``head`` are the bytes
     where an object has its head. ``right`` has room for what the stamps should be, and
-    ``right_tags`` and ``right_numbers`` are the two words of them.
+    ``right_words`` are the words of them, a row per stamp.
     """
 
     __slots__ = (
-        "first_page", "head", "right", "right_numbers", "right_tags", "stamps", "units", "view",
-        "words",
+        "first_page", "head", "right", "right_words", "stamps", "units", "view", "words",
     )  # fmt: skip
 
-    def __init__(self, buffer: ChunkBuffer, length: int, unit_bytes: int) -> None:
+    def __init__(
+        self, buffer: ChunkBuffer, length: int, unit_bytes: int, stamp: np.dtype[Any]
+    ) -> None:
         if length % PAGE_BYTES or not 0 < length <= len(buffer.view):
             raise ValueError(
                 f"length is {length}; it must be a multiple of {PAGE_BYTES},"
@@ -84,11 +96,19 @@ class Cut:
         self.view = buffer.view[:length]
         self.head = buffer.view[:HEAD_BYTES]
         self.words = buffer.words[: length // _WORD_BYTES]
-        self.stamps = self.words.view(_STAMPS)[:: unit_bytes // _STAMP.size]
-        self.right = np.zeros(self.units, _STAMPS)
-        self.right_tags = self.right.view("<u8")[::2]
-        self.right_numbers = self.right.view("<u8")[1::2]
-        self.first_page = -1  # of ``right_numbers``; -1: they are not made yet
+        self.stamps = self.words.view(stamp)[:: unit_bytes // stamp.itemsize]
+        self.right = np.zeros(self.units, stamp)
+        self.right_words = self.right.view("<u8").reshape(self.units, -1)
+        self.first_page = -1  # of the numbers in ``right``; -1: they are not made yet
+
+    def first_wrong(self) -> tuple[int, tuple[int, ...]] | None:
+        """The first unit whose stamp is not the right one, and its words; None: all are."""
+        found = np.ascontiguousarray(self.stamps).view("<u8").reshape(self.units, -1)
+        wrong = (found != self.right_words).any(axis=1)
+        if not wrong.any():
+            return None
+        unit = int(np.argmax(wrong))
+        return unit, tuple(found[unit].tolist())
 
 
 class ChunkBuffer:
@@ -99,10 +119,14 @@ class ChunkBuffer:
     ``has_head`` tells whether a write buffer's first page holds a head.
     """
 
-    __slots__ = ("_cuts", "_unit_bytes", "has_head", "model", "view", "words")
+    __slots__ = ("_cuts", "_stamp", "_unit_bytes", "has_head", "model", "view", "words")
 
     def __init__(
-        self, chunk_bytes: int, unit_bytes: int = PAGE_BYTES, model: ChunkBuffer | None = None
+        self,
+        chunk_bytes: int,
+        unit_bytes: int = PAGE_BYTES,
+        stamp: np.dtype[Any] = _STAMPS,
+        model: ChunkBuffer | None = None,
     ) -> None:
         memory = mmap.mmap(-1, chunk_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         _ask_for_huge_pages(memory)
@@ -112,13 +136,14 @@ class ChunkBuffer:
         self.has_head = False
         self.words.fill(0)
         self._unit_bytes = unit_bytes
+        self._stamp = stamp
         self._cuts: dict[int, Cut] = {}
 
     def cut(self, length: int) -> Cut:
         """The first ``length`` bytes; ValueError if they are no whole pages of the chunk."""
         cut = self._cuts.get(length)
         if cut is None:
-            cut = self._cuts[length] = Cut(self, length, self._unit_bytes)
+            cut = self._cuts[length] = Cut(self, length, self._unit_bytes, self._stamp)
         return cut
 
 
@@ -135,6 +160,7 @@ class Payload:
     """
 
     _unit_bytes: ClassVar[int] = PAGE_BYTES
+    _stamp_type: ClassVar[np.dtype[Any]] = _STAMPS
 
     def __init__(self, seed: int, chunk_bytes: int, object_bytes: int | None = None) -> None:
         if chunk_bytes < PAGE_BYTES or chunk_bytes % PAGE_BYTES:
@@ -143,14 +169,17 @@ class Payload:
         self._object_bytes = chunk_bytes if object_bytes is None else object_bytes
         self._origin = _mixed(seed)
         self._units_per_page = PAGE_BYTES // self._unit_bytes
-        words = np.random.Philox(seed).random_raw(chunk_bytes // _WORD_BYTES)
+        words = np.random.Philox(seed).random_raw(self._base_bytes() // _WORD_BYTES)
         self._base = words.astype("<u8")
         self._ramp = np.arange(chunk_bytes // self._unit_bytes, dtype="<u8")
-        self._poison = np.frombuffer(_STAMP.pack(_POISON, 0), _STAMPS)[0]
+        self._poison = np.frombuffer(_STAMP.pack(_POISON, 0), self._stamp_type)[0]
+
+    def _base_bytes(self) -> int:
+        return self._chunk_bytes
 
     def write_buffer(self) -> ChunkBuffer:
         """Return a buffer that holds the base, so that a put needs stamps only."""
-        buffer = ChunkBuffer(self._chunk_bytes, self._unit_bytes)
+        buffer = ChunkBuffer(self._chunk_bytes, self._unit_bytes, self._stamp_type)
         buffer.words[:] = self._base
         return buffer
 
@@ -160,11 +189,21 @@ class Payload:
         ``model`` is a write buffer of the same thread, which a thorough check fills with
         what should have been read; without it the buffer gets one of its own.
         """
-        return ChunkBuffer(self._chunk_bytes, self._unit_bytes, model or self.write_buffer())
+        model = model or self.write_buffer()
+        return ChunkBuffer(self._chunk_bytes, self._unit_bytes, self._stamp_type, model)
 
     def stamp(self, buffer: ChunkBuffer, length: int, identity: Identity, first_page: int) -> None:
         """Make the first ``length`` bytes those of the object from ``first_page`` on."""
         self._make(buffer, buffer.cut(length), identity, first_page)
+
+    def mark(self, buffer: ChunkBuffer, length: int, identity: Identity, first_page: int) -> None:
+        """Make of a read buffer what passes the check that is not thorough: stamps and head."""
+        cut = buffer.cut(length)
+        tag = identity.tag ^ self._origin
+        self._compute(cut, tag, first_page)
+        cut.stamps[:] = cut.right
+        if not first_page:
+            cut.head[:] = self._head(tag, identity)
 
     def poison(self, buffer: ChunkBuffer, length: int, *, thorough: bool = False) -> None:
         """Spoil a read buffer, so that what an earlier read left can't pass for new.
@@ -197,7 +236,7 @@ class Payload:
             return self._head_fault(buffer, identity)
         self._compute(cut, tag, first_page)
         if cut.stamps.tobytes() != cut.right.tobytes():
-            return self._stamp_fault(buffer, cut, identity, first_page)
+            return self._stamp_fault(cut, identity, first_page)
         return self._difference(buffer, cut, identity, first_page) if thorough else None
 
     # --- content: what is particular to a kind of data --------------------------------------
@@ -219,26 +258,27 @@ class Payload:
 
     def _compute(self, cut: Cut, tag: int, first_page: int) -> None:
         """What the stamps of the cut should be, into ``right``."""
-        cut.right_tags.fill(tag)
+        cut.right_words[:, 0] = tag
         if first_page != cut.first_page:
-            np.add(self._ramp[: cut.units], np.uint64(first_page), out=cut.right_numbers)
+            np.add(self._ramp[: cut.units], np.uint64(first_page), out=cut.right_words[:, 1])
             cut.first_page = first_page
 
     def _head(self, tag: int, identity: Identity) -> bytes:
         """The first bytes of the object, as they are stored."""
         return pack_head(tag, identity, self._object_bytes, self._origin)
 
-    def _plain_head(self, stored: bytes) -> bytes:
-        """What `pack_head` made of what was stored."""
-        return stored
+    def _whose_stamp(self, found: tuple[int, ...], unit: int, identity: Identity) -> str:
+        """Where a stamp belongs that stands at a unit of ``identity`` where it should not."""
+        del unit
+        tag, page = found
+        wanted = identity.tag ^ self._origin
+        return f"{self._place(page)} of {self._owner(tag, wanted, identity)}"
 
-    def _stamp_of(self, tag: int, unit: int) -> tuple[int, int]:
-        """The stamp of one unit."""
-        return tag, unit
-
-    def _tag_and_unit(self, stamp: tuple[int, int]) -> tuple[int, int]:
-        """The inverse of `_stamp_of`."""
-        return stamp
+    def _owner(self, tag: int, wanted: int, identity: Identity) -> str:
+        if tag == wanted:
+            return "the same object"
+        older = identity.older_of_tag(tag ^ self._origin)
+        return "another object" if older is None else _whose(identity, older)
 
     # --- what is wrong ----------------------------------------------------------------------
 
@@ -263,12 +303,10 @@ class Payload:
 
     def _head_fault(self, buffer: ChunkBuffer, identity: Identity) -> str:
         """Whose head it is, since it is not the right one."""
-        head = parse_head(self._plain_head(bytes(buffer.view[:HEAD_BYTES])))
+        head = parse_head(bytes(buffer.view[:HEAD_BYTES]))
         if head is None:
-            tag = identity.tag ^ self._origin
-            if _STAMP.unpack_from(buffer.view) != self._stamp_of(tag, 0):
-                return self._stamp_fault(buffer, buffer.cut(PAGE_BYTES), identity, 0)
-            return (
+            stamp = self._stamp_fault(buffer.cut(PAGE_BYTES), identity, 0)
+            return stamp or (
                 f"page 0 of object {identity} has a damaged head: its checksum is not that of"
                 " what it says"
             )
@@ -281,26 +319,20 @@ class Payload:
             whose = _whose(identity, other)
         return f"page 0 of object {identity} has the stamp of page 0 of {whose}"
 
-    def _stamp_fault(
-        self, buffer: ChunkBuffer, cut: Cut, identity: Identity, first_page: int
-    ) -> str:
-        """Whose stamp the first wrong one is."""
-        tag, first = identity.tag ^ self._origin, first_page * self._units_per_page
-        for index in range(cut.units):
-            found = _STAMP.unpack_from(buffer.view, index * self._unit_bytes)
-            if found != self._stamp_of(tag, first + index):
-                break
-        wanted = f"{self._place(first + index)} of object {identity}"
+    def _stamp_fault(self, cut: Cut, identity: Identity, first_page: int) -> str | None:
+        """Whose stamp the first wrong one is; None: all are right."""
+        self._compute(cut, identity.tag ^ self._origin, first_page)
+        wrong = cut.first_wrong()
+        if wrong is None:
+            return None
+        index, found = wrong
+        unit = first_page * self._units_per_page + index
+        wanted = f"{self._place(unit)} of object {identity}"
         if found[0] == _POISON:
             return f"{wanted} was not read: the buffer is as it was before"
-        if found == (0, 0):
+        if not any(found):
             return f"{wanted} has no stamp: it is zero"
-        found_tag, unit = self._tag_and_unit(found)
-        if found_tag == tag:
-            return f"{wanted} has the stamp of {self._place(unit)} of the same object"
-        older = identity.older_of_tag(found_tag ^ self._origin)
-        whose = "another object" if older is None else _whose(identity, older)
-        return f"{wanted} has the stamp of {self._place(unit)} of {whose}"
+        return f"{wanted} has the stamp of {self._whose_stamp(found, unit, identity)}"
 
     def _place(self, unit: int) -> str:
         page, sector = divmod(unit, self._units_per_page)
@@ -308,60 +340,79 @@ class Payload:
 
 
 class StrictPayload(Payload):
-    """As `Payload`, with data that nothing can reduce: see the module's text.
+    """As `Payload`, with other bytes everywhere in every object: see the module's text.
 
-    The stamp of unit n of an object with tag t is (a, (a + n) * D) with a = t ^ n * C,
-    modulo 2**64 and C and D odd: n and t follow from it, so no two stamps are equal, and
-    at equal places both words of two objects differ.
+    The key of piece n of an object with tag t is a bijection of t + n * C modulo 2**64, C
+    odd: behind the head all words of two objects differ at equal places, and so do those of
+    two pieces of one object.
     """
 
     _unit_bytes: ClassVar[int] = SECTOR_BYTES
+    _stamp_type: ClassVar[np.dtype[Any]] = np.dtype("<u8")
     _SPREAD: ClassVar[int] = 0x9E37_79B9_7F4A_7C15  # C
-    _SECOND: ClassVar[int] = 0xBF58_476D_1CE4_E5B9  # D
-    _SECOND_INVERSE: ClassVar[int] = pow(_SECOND, -1, 1 << 64)
-    _REPEATED: ClassVar[int] = sum(1 << 64 * word for word in range(2, _HEAD_WORDS))
+    _SPREAD_INVERSE: ClassVar[int] = pow(_SPREAD, -1, 1 << 64)
+
+    def __init__(self, seed: int, chunk_bytes: int, object_bytes: int | None = None) -> None:
+        super().__init__(seed, chunk_bytes, object_bytes)
+        self._sectors = self._base[::_SECTOR_WORDS].copy()
+        self._piece_pages = len(self._base) // _PAGE_WORDS
+
+    def _base_bytes(self) -> int:
+        return min(self._chunk_bytes, _PIECE_BYTES)
+
+    def write_buffer(self) -> ChunkBuffer:
+        """Return a buffer that was touched: a put makes every byte anew."""
+        return ChunkBuffer(self._chunk_bytes, self._unit_bytes, self._stamp_type)
 
     def _fill(self, buffer: ChunkBuffer, cut: Cut, tag: int, first_page: int) -> None:
-        del buffer  # every byte is made anew
-        key = np.uint64(self._chunk_key(tag, first_page))
-        np.bitwise_xor(self._base[: len(cut.words)], key, out=cut.words)
-        self._compute(cut, tag, first_page)
-        cut.stamps[:] = cut.right
+        del buffer  # nothing in it matters
+        self._xor(self._base, cut.words, tag, first_page)
 
     def _compute(self, cut: Cut, tag: int, first_page: int) -> None:
-        tags, numbers = cut.right_tags, cut.right_numbers
-        first = np.uint64(first_page * self._units_per_page)
-        np.add(self._ramp[: cut.units], first, out=numbers)
-        np.multiply(numbers, np.uint64(self._SPREAD), out=tags)
-        np.bitwise_xor(tags, np.uint64(tag), out=tags)
-        np.add(numbers, tags, out=numbers)
-        np.multiply(numbers, np.uint64(self._SECOND), out=numbers)
+        self._xor(self._sectors, cut.right, tag, first_page)
 
-    def _stamp_of(self, tag: int, unit: int) -> tuple[int, int]:
-        first = tag ^ (unit * self._SPREAD & _WORD_MASK)
-        return first, (first + unit) * self._SECOND & _WORD_MASK
+    def _xor(self, base: WordArray, out: WordArray, tag: int, first_page: int) -> None:
+        """``base`` under the keys of the pieces, from a page of the object on."""
+        whole = len(base)
+        piece, begin = divmod(first_page * (whole // self._piece_pages), whole)
+        keys = self._keys(tag, piece, -(-(begin + len(out)) // whole))
+        done = 0
+        if begin:  # in the middle of a piece
+            done = min(whole - begin, len(out))
+            np.bitwise_xor(base[begin : begin + done], keys[0], out=out[:done])
+            keys = keys[1:]
+        rows = (len(out) - done) // whole
+        if rows:
+            table = out[done : done + rows * whole].reshape(rows, whole)
+            np.bitwise_xor(base, keys[:rows], out=table)
+            done += rows * whole
+        if done < len(out):
+            np.bitwise_xor(base[: len(out) - done], keys[-1], out=out[done:])
 
-    def _tag_and_unit(self, stamp: tuple[int, int]) -> tuple[int, int]:
-        unit = (stamp[1] * self._SECOND_INVERSE - stamp[0]) & _WORD_MASK
-        return stamp[0] ^ (unit * self._SPREAD & _WORD_MASK), unit
+    def _keys(self, tag: int, first: int, count: int) -> WordArray:
+        """Of so many pieces, a row each."""
+        if count == 1:  # quicker than the arrays are
+            return np.array([[_mixed(tag + first * self._SPREAD)]], "<u8")
+        pieces = np.arange(first, first + count, dtype="<u8").reshape(-1, 1)
+        keys: WordArray = _all_mixed(pieces * np.uint64(self._SPREAD) + np.uint64(tag))
+        return keys
 
     def _head(self, tag: int, identity: Identity) -> bytes:
-        plain = int.from_bytes(super()._head(tag, identity), "little")
-        return self._masked(plain, tag).to_bytes(HEAD_BYTES, "little")
+        """As it is, but with the stamp of the first sector where the tag would be."""
+        stamp = int(self._sectors[0]) ^ _mixed(tag)
+        return pack_head(stamp, identity, self._object_bytes, self._origin)
 
-    def _plain_head(self, stored: bytes) -> bytes:
-        tag = _STAMP.unpack_from(stored)[0]
-        plain = self._masked(int.from_bytes(stored, "little"), tag)
-        return plain.to_bytes(HEAD_BYTES, "little")
-
-    def _masked(self, head: int, tag: int) -> int:
-        """The head with its words hidden: the stamp's as in every unit, the others by the key."""
-        stamped = self._stamp_of(tag, 0)[1] << 64  # where a plain head has 0
-        return head ^ stamped ^ (self._chunk_key(tag, 0) * self._REPEATED)
-
-    def _chunk_key(self, tag: int, first_page: int) -> int:
-        """Of the chunk that begins at a page: for one place, other objects have other keys."""
-        return _mixed(tag + first_page * self._SPREAD)
+    def _whose_stamp(self, found: tuple[int, ...], unit: int, identity: Identity) -> str:
+        wanted = identity.tag ^ self._origin
+        for sector, word in enumerate(self._sectors.tolist()):
+            apart = _unmixed(found[0] ^ word) - wanted
+            piece = apart * self._SPREAD_INVERSE & _WORD_MASK
+            if piece * self._piece_pages * PAGE_BYTES < self._object_bytes:
+                return f"{self._place(piece * len(self._sectors) + sector)} of the same object"
+        piece, sector = divmod(unit, len(self._sectors))
+        mixed = _unmixed(found[0] ^ int(self._sectors[sector]))
+        owner = self._owner(mixed - piece * self._SPREAD & _WORD_MASK, wanted, identity)
+        return owner if owner == "another object" else f"{self._place(unit)} of {owner}"
 
 
 def make_payload(data: str, seed: int, chunk_bytes: int, object_bytes: int) -> Payload:
@@ -388,3 +439,20 @@ def _mixed(number: int) -> int:
     number = (number ^ number >> 30) * 0xBF58_476D_1CE4_E5B9 & _WORD_MASK
     number = (number ^ number >> 27) * 0x94D0_49BB_1331_11EB & _WORD_MASK
     return number ^ number >> 31
+
+
+def _all_mixed(numbers: WordArray) -> WordArray:
+    """`_mixed` of every number."""
+    numbers = (numbers ^ numbers >> np.uint64(30)) * np.uint64(0xBF58_476D_1CE4_E5B9)
+    numbers = (numbers ^ numbers >> np.uint64(27)) * np.uint64(0x94D0_49BB_1331_11EB)
+    mixed: WordArray = numbers ^ numbers >> np.uint64(31)
+    return mixed
+
+
+def _unmixed(number: int) -> int:
+    """The inverse of `_mixed`."""
+    number ^= number >> 31 ^ number >> 62
+    number = number * pow(0x94D0_49BB_1331_11EB, -1, 1 << 64) & _WORD_MASK
+    number ^= number >> 27 ^ number >> 54
+    number = number * pow(0xBF58_476D_1CE4_E5B9, -1, 1 << 64) & _WORD_MASK
+    return number ^ number >> 30 ^ number >> 60

@@ -62,12 +62,19 @@ _NOT_WORKLOAD = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TracePlan:
-    """The trace of a replay; ``digest`` is of its columns after ``limit``."""
+    """The trace of a replay; ``digest`` is of its columns after ``limit``.
+
+    ``time_unit`` is what its timestamps were taken to be in, ``span_s`` how long it was
+    recorded, ``ids`` what equal ones mean: equal ``prefix`` or equal ``content``.
+    """
 
     name: str
     format: str
     digest: str
     requests: int
+    time_unit: str
+    span_s: float
+    ids: str
     speedup: float
     cycles: int
     limit: int | None
@@ -305,6 +312,12 @@ class Plan:
             trace_cycles=self.trace.cycles if self.trace else 1,
         )
 
+    def allows(self, code: str) -> bool:
+        """Whether a trial with this invalidating verdict is reported instead of failed."""
+        return "allow_invalid" in self.origins or (
+            code == "PRELOADED" and "allow_preload" in self.origins
+        )
+
     def for_trial(self, trial: int) -> Plan:
         """The same case, another launch."""
         return replace(self, trial=trial)
@@ -350,7 +363,8 @@ class CaseFacts:
     """What planning needs beside the options; ``available_bytes`` None: unknown or endless.
 
     ``available_bytes`` is the space free for users where the blocks go, ``sharers`` how
-    many ranks share it.
+    many ranks share it; ``on_network`` whether that is a network filesystem. ``block_why``
+    says how the block size was derived from a trace, if it was.
     """
 
     run_id: str
@@ -359,6 +373,8 @@ class CaseFacts:
     available_bytes: int | None
     sharers: int
     trace: TracePlan | None
+    on_network: bool = False
+    block_why: str = ""
 
 
 def effective_block_tokens(options: Options, trace: Trace | None) -> int:
@@ -425,12 +441,12 @@ def build_plan(
         queue_depth=options.queue_depth,
         cores="shared" if binds_ranks(options.mpi_params) else "split",
         verify=options.verify,
-        data=options.data,
+        data=options.data or ("strict" if facts.on_network else "normal"),
         keep=options.keep,
         deadline_s=options.deadline or 1.0,
         plugins=options.plugin,
         trace=facts.trace,
-        origins=_origins(options, replays=replays),
+        origins=_origins(options, facts),
     )
     return (
         plan if options.deadline else replace(plan, deadline_s=default_deadline_s(plan, facts.need))
@@ -453,23 +469,30 @@ _OPTION_OF = {
 _REPLAY_OWN = frozenset(
     {"duration_s", "ramp_s", "block_tokens", "context_scale", "request_rate", "arrival"}
 )
+# What lets a trial with an invalidating verdict stand: no field, but verify must know of it.
+_ALLOWANCES = ("allow_invalid", "allow_preload")
 _DERIVED = frozenset({"run_id", "version", "trial", "need_blocks", "origins"})
 
 
-def _origins(options: Options, *, replays: bool) -> dict[str, str]:
+def _origins(options: Options, facts: CaseFacts) -> dict[str, str]:
     """Where the value of each field of the plan comes from."""
     names = [name for name in Plan.__dataclass_fields__ if name not in _DERIVED]
     given = options.origins
     found: dict[str, str] = {
         name: given.get(_OPTION_OF.get(name, name), "default") for name in names
     }
-    for name in _REPLAY_OWN if replays else ():
+    for name in _REPLAY_OWN if facts.trace is not None else ():
         if not options.overrides(_OPTION_OF.get(name, name)):
             found[name] = "scenario"
+    if facts.block_why and found["block_tokens"] == "scenario":
+        found["block_tokens"] = facts.block_why
+    if options.data is None and facts.on_network:
+        found["data"] = "network filesystem"
     if options.request_rate is None:
         found["arrival"] = "default"
-    if options.allow_invalid:
-        found["allow_invalid"] = given["allow_invalid"]
+    for name in _ALLOWANCES:
+        if getattr(options, name):
+            found[name] = given[name]
     return found
 
 

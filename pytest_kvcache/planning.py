@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pytest_kvcache.cache.reuse import infinite_hits
 from pytest_kvcache.cachedir import validate_cache_dir
-from pytest_kvcache.errors import OptionError
+from pytest_kvcache.errors import OptionError, TraceError
 from pytest_kvcache.hosts import HostSpec, RankLayout, bracketed, layout_ranks
 from pytest_kvcache.localhost import available_disk_bytes, available_memory_bytes, is_local
 from pytest_kvcache.options import scenario_names
@@ -23,6 +23,7 @@ from pytest_kvcache.plan import (
     build_plan,
     effective_block_tokens,
 )
+from pytest_kvcache.proof import is_network_type, probe_filesystem
 from pytest_kvcache.version import VERSION
 from pytest_kvcache.workloads.deal import deal
 from pytest_kvcache.workloads.protocol import Need, WorkloadContext
@@ -123,7 +124,7 @@ class Planner:
         self._registry = registry
         self._launches = launches
         self._run_id = run_id
-        self._traces: dict[tuple[str, int | None, int | None], Trace] = {}
+        self._traces: dict[tuple[object, ...], Trace] = {}
 
     def plan(self, options: Options, name: CaseName, survey: Survey | None = None) -> Case:
         """Decide everything of one case; raises OptionError where that is impossible.
@@ -142,6 +143,8 @@ class Planner:
             available_bytes=available_bytes,
             sharers=sharers,
             trace=None if trace is None else _trace_plan(options, trace, parts),
+            on_network=_on_network(options, survey),
+            block_why="" if trace is None or not trace.reading else trace.reading.block_why,
         )
         plan = build_plan(
             options,
@@ -151,8 +154,10 @@ class Planner:
             block_tokens=block_tokens,
             facts=facts,
         )
-        if trace is not None and plan.duration_s is None and self._launches:
-            _check_span(options, trace)
+        if trace is not None and self._launches:
+            _check_times(options, trace)
+            if plan.duration_s is None:
+                _check_span(options, trace)
         return Case(plan=replace(plan, deadline_s=min(plan.deadline_s, _FOREVER_S)), trace=trace)
 
     def size(self, options: Options, name: CaseName) -> tuple[int, int]:
@@ -169,9 +174,15 @@ class Planner:
         if options.trace is None:
             raise OptionError("--kv-scenario is 'trace'; name the file with --kv-trace=FILE")
         asked = options.block_tokens if options.overrides("block_tokens") else None
-        key = (options.trace, asked, options.trace_limit)
+        how = (asked, options.trace_time_unit, options.trace_ids)
+        key = (options.trace, *how, options.trace_limit)
         if key not in self._traces:
-            trace = read_trace(options.trace, block_tokens=asked)
+            trace = read_trace(
+                options.trace,
+                block_tokens=asked,
+                unit=options.trace_time_unit,
+                ids=options.trace_ids,
+            )
             self._traces[key] = (
                 trace if options.trace_limit is None else trace.limit(options.trace_limit)
             )
@@ -191,6 +202,12 @@ def _parts(trace: Trace | None, np: int) -> list[Trace | None]:
     return [trace.select(indices) for indices in dealt]
 
 
+def _check_times(options: Options, trace: Trace) -> None:
+    """A replay at recorded times must know what they are in."""
+    if options.trace_speedup and trace.reading is not None and trace.reading.unit.doubt:
+        raise TraceError(str(options.trace), 0, trace.reading.unit.doubt)
+
+
 def _check_span(options: Options, trace: Trace) -> None:
     """A replay that nothing ends but its last request must come to it."""
     speedup, recorded_s = options.trace_speedup, recorded_span_s(trace, options.trace_cycles)
@@ -200,7 +217,7 @@ def _check_span(options: Options, trace: Trace) -> None:
         f"--kv-trace-speedup is {speedup:g}, so the {recorded_s:g} s of the trace take"
         f" {recorded_s / speedup:g} s; without --kv-duration a replay must end within"
         f" {MAX_DURATION_S:,.0f} s, raise the speedup, lower --kv-trace-cycles or --kv-trace-limit,"
-        " or give a --kv-duration"
+        " give a --kv-duration, or say with --kv-trace-time-unit what the timestamps are in"
     )
 
 
@@ -215,6 +232,9 @@ def _trace_plan(options: Options, trace: Trace, parts: Sequence[Trace | None]) -
         format=trace.format,
         digest=trace.digest,
         requests=len(trace),
+        time_unit="ns" if trace.reading is None else trace.reading.unit.name,
+        span_s=recorded_span_s(trace, 1),
+        ids=options.trace_ids,
         speedup=options.trace_speedup,
         cycles=cycles,
         limit=options.trace_limit,
@@ -265,6 +285,16 @@ def _space(options: Options, layout: RankLayout, survey: Survey | None) -> tuple
         memories = [facts.memory_bytes for facts in survey.facts.values()]
         return min((free for free in memories if free is not None), default=None), fullest
     return survey.tightest_share(layout) or (None, fullest)
+
+
+def _on_network(options: Options, survey: Survey | None) -> bool:
+    """Whether the cache directory of any host is on a network filesystem."""
+    if options.backend in ("null", "memory"):
+        return False
+    if survey is None:
+        return probe_filesystem(options.cache_dir, "127.0.0.1").is_network
+    found = [facts.filesystem for facts in survey.facts.values()]
+    return any(is_network_type(str(each["type"])) for each in found if each is not None)
 
 
 def _available_bytes(options: Options) -> int | None:

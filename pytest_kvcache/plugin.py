@@ -17,15 +17,20 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from pytest_kvcache import newhooks
-from pytest_kvcache.compare import gate_table, stock_table
-from pytest_kvcache.errors import OptionError, PreflightError
+from pytest_kvcache import benchmarktables, newhooks, otherplugins, typos
+from pytest_kvcache.asked import typed_flags
+from pytest_kvcache.closing import tell, tell_the_rest
+from pytest_kvcache.errors import OptionError, PreflightError, UnavailableError
+from pytest_kvcache.faultledger import FaultLedger
 from pytest_kvcache.fixture import (
     BENCH_KEY,
+    FAULTS_KEY,
     MAKE_BENCH_KEY,
     OPTIONS_KEY,
     REPLAY_CLOCK_KEY,
+    SELECTED_KEY,
     ReplayClock,
+    Selected,
     bench_of,
     compared_by_benchmark,
     is_xdist_worker,
@@ -36,7 +41,7 @@ from pytest_kvcache.hosts import explain_swallowed_path
 from pytest_kvcache.options import OPTIONS, OptionSpec, Origin, build_options, describe_given
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Sequence
 
     from pytest_kvcache.bench import Bench
     from pytest_kvcache.options import Options
@@ -97,7 +102,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Register the whole table, each option with its ini twin; None means not given."""
     group = parser.getgroup("kvcache", _GROUP, after="benchmark")
     for spec in OPTIONS:
-        text = spec.help if spec.later is None else f"{spec.help} [partly or not available yet]"
+        text = spec.help if spec.later is None else argparse.SUPPRESS
         settings: dict[str, Any] = {"dest": spec.ini, "default": None, "help": text}
         if spec.kind == "flag":
             settings |= {"action": "store_const", "const": "true"}
@@ -108,14 +113,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         elif spec.kind == "repeat":
             settings["action"] = "append"
         group.addoption(spec.flag, **settings)
-        parser.addini(spec.ini, text.replace("%%", "%"), type="string", default=None)
+        if spec.later is None:
+            parser.addini(spec.ini, text.replace("%%", "%"), type="string", default=None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests(
+    early_config: pytest.Config, parser: pytest.Parser, args: list[str]
+) -> Generator[None]:
+    """Refuse options that nobody knows; a conftest may have brought some that it does."""
+    typos.register_later_keys(early_config, parser)
+    yield
+    typos.check_words(early_config, parser, args)
 
 
 def _given(config: pytest.Config, spec: OptionSpec) -> tuple[str | Sequence[str], Origin] | None:
     value = config.getoption(spec.ini)
     if value is not None:
         return value, "command line"
-    text = config.getini(spec.ini)
+    if spec.later is not None and spec.ini not in typos.ini_keys(config):
+        return None
+    try:
+        text = config.getini(spec.ini)
+    except ValueError as error:  # loaded by a conftest, after the file was read
+        raise UnavailableError(spec.ini, "given", str(spec.later)) from error
     if not text:
         return None
     if spec.kind == "hosts":
@@ -188,6 +209,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     if config.option.help or config.option.version:
         return None
     with usage_errors():
+        typos.check_ini(config)
         options = read_options(config)
         if not options.datasize:
             return None
@@ -201,12 +223,17 @@ def pytest_configure(config: pytest.Config) -> None:
     """Read and validate everything that was given."""
     clock = ReplayClock()
     config.stash[REPLAY_CLOCK_KEY] = clock
+    config.stash[SELECTED_KEY] = Selected()
+    config.stash[FAULTS_KEY] = FaultLedger()
+    config.pluginmanager.register(config.stash[FAULTS_KEY], "kvcache-faults")
     if config.option.help:
         return
     with usage_errors():
         options = read_options(config)
         _refuse_xdist(config, options)
         _refuse_stolen_root(config)
+        if typed_flags(options):  # what is refused here leaves the other plugins' ends alone
+            otherplugins.check_outputs(config)
         config.stash[OPTIONS_KEY] = options
         config.stash[MAKE_BENCH_KEY] = lambda: _make_bench(config, options)
         config.pluginmanager.register(Gates(config), "pytest_kvcache.gates")
@@ -246,31 +273,56 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(("kv_case", "kv_metric"), pairs, ids=ids)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Our items are timed by the replay clock; only the closest marker counts, so merge."""
-    for item in items:
-        if "kvcache" in _fixtures(item):
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None]:
+    """Our items are timed by the replay clock; only the closest marker counts, so merge.
+
+    They are benchmarks to ``--benchmark-only`` as well, though they ask for the fixture only
+    when they run.
+    """
+    ours = [item for item in items if "kvcache" in _fixtures(item)]
+    recorded = otherplugins.is_recorded(config)
+    for item in ours:
+        if recorded:
             closest = item.get_closest_marker("benchmark")
             kwargs = dict(closest.kwargs) if closest else {}
             kwargs["timer"] = config.stash[REPLAY_CLOCK_KEY]
             item.add_marker(pytest.mark.benchmark(**kwargs), append=False)
-            if config.getoption("benchmark_skip", default=False):
-                item.add_marker(pytest.mark.skip(reason="--benchmark-skip is active"))
+        if config.getoption("benchmark_skip", default=False):
+            item.add_marker(pytest.mark.skip(reason="--benchmark-skip is active"))
+    named = [names for names in map(_fixtures, ours) if recorded and "benchmark" not in names]
+    for names in named:
+        names.append("benchmark")
+    yield
+    for names in named:
+        names.remove("benchmark")
 
 
-def _fixtures(item: pytest.Item) -> Sequence[str]:
-    return item.fixturenames if isinstance(item, pytest.Function) else ()
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    """Count what was asked for and left out again."""
+    for item in items:
+        item.config.stash[SELECTED_KEY].deselected += "kvcache" in _fixtures(item)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Count what is going to run."""
+    selected = session.config.stash[SELECTED_KEY]
+    selected.benchmarks = sum("kvcache" in _fixtures(item) for item in session.items)
+    selected.others = len(session.items) - selected.benchmarks
+
+
+def _fixtures(item: pytest.Item) -> list[str]:
+    return item.fixturenames if isinstance(item, pytest.Function) else []
 
 
 def _cases(items: Sequence[pytest.Item]) -> list[CaseName]:
-    """The cases of all items that are going to run, each once."""
+    """The cases of these items, each once."""
     found: dict[str, CaseName] = {
         item.callspec.id: cast("CaseName", item.callspec.params["kv_case"])
         for item in items
-        if isinstance(item, pytest.Function)
-        and "kv_case" in _fixtures(item)
-        and not any(item.iter_markers("skip"))
+        if isinstance(item, pytest.Function) and "kv_case" in _fixtures(item)
     }
     return list(dict.fromkeys(found.values()))
 
@@ -284,26 +336,60 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     goes_on = config.option.continue_on_collection_errors
     if config.option.collectonly or (session.testsfailed and not goes_on):
         return None
-    cases = _cases(session.items)
-    if not cases and not config.stash[OPTIONS_KEY].dry_run:
+    running = [item for item in session.items if "kvcache" in _fixtures(item)]
+    running = [item for item in running if not any(item.iter_markers("skip"))]
+    dry_run = config.stash[OPTIONS_KEY].dry_run
+    if not running and not dry_run:
         return None
     bench = bench_of(config)
+    cases = _cases(running)
     with usage_errors():
+        otherplugins.check_outputs(config)
         bench.check(cases, compared_by_benchmark(config))
-    if not bench.options.dry_run:
-        return None
+    if dry_run:
+        _write(config, ["", *_dry_lines(bench, running, cases)])
+        return True
+    for item in running:
+        if "kv_case" in _fixtures(item):
+            (name,) = _cases([item])
+            otherplugins.give_time(config, item, bench.limit_s(name))
+    return None
+
+
+def _dry_lines(
+    bench: Bench, running: Sequence[pytest.Item], cases: Sequence[CaseName]
+) -> Iterator[str]:
+    for name in cases:
+        yield from bench.dry_run(name)
+    own = sum("kv_case" not in _fixtures(item) for item in running)
+    if own:
+        yield (
+            f"{own} test{'s' * (own > 1)} with kvcache.run() not looked at: what they launch is"
+            " known when they run"
+        )
+
+
+def _write(config: pytest.Config, lines: Iterable[str]) -> None:
+    """On the terminal, or on stdout where pytest has none."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None:
-        reporter.write_line("")
-        for name in cases:
-            for line in bench.dry_run(name):
-                reporter.write_line(line)
-    return True
+    for line in lines:
+        if reporter is None:
+            sys.stdout.write(line + "\n")
+        else:
+            reporter.write_line(line)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Give the host back."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, object]:
+    """Give the host back; then see to it that somebody says so."""
+    try:
+        _finish(session)
+        return (yield)
+    finally:
+        tell_the_rest(session.config)
+
+
+def _finish(session: pytest.Session) -> None:
     bench = session.config.stash.get(BENCH_KEY, None)
     if bench is None or is_xdist_worker(session.config):
         return
@@ -313,6 +399,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     run = bench.controller.run
     if run.cases:
         session.config.hook.pytest_kvcache_run_finished(config=session.config, run=run)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The last chance: another plugin's end of the session may have come before ours."""
+    bench = config.stash.get(BENCH_KEY, None)
+    if bench is not None:
+        bench.controller.close()
+    tell_the_rest(config)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -325,33 +419,29 @@ def pytest_benchmark_update_machine_info(
             machine_info.get("cpu", {}).pop(name, None)
 
 
+@pytest.hookimpl(optionalhook=True, wrapper=True)
+def pytest_benchmark_group_stats(
+    config: pytest.Config,
+) -> Generator[None, benchmarktables.Groups, benchmarktables.Groups]:
+    """pytest-benchmark's tables of our metrics are shown to those who ask for them."""
+    groups = yield
+    shown = benchmarktables.asks_for_tables(config)
+    return groups if shown else benchmarktables.without_ours(groups)
+
+
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_benchmark_scale_unit(
+    config: pytest.Config, unit: str, benchmarks: list[dict[str, Any]]
+) -> tuple[str, float] | None:
+    """Columns in the units that our entries' names say, unless the user wants another."""
+    if config.getoption("benchmark_time_unit", default=None):
+        return None
+    return benchmarktables.scale(unit, benchmarks)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Our own table, the gates, and where the run file is."""
-    bench = config.stash.get(BENCH_KEY, None)
-    if bench is None or not bench.controller.run.cases:
-        return
-    from pytest_kvcache.report import report_run  # noqa: PLC0415  see the module's docstring
-
-    terminalreporter.section("kvcache", sep="-")
-    terminalreporter.write_line(report_run(bench.controller.run, bench.options.metrics))
-    for line in bench.unsettled():
-        terminalreporter.write_line(line)
-    table = gate_table(
-        [*bench.compared(), *bench.judge()],
-        differences=bench.differing(),
-        untold=bench.untold(),
-        session=bench.baseline_session,
-    )
-    stock = stock_table(bench.stock_differences(compared_by_benchmark(config)))
-    for text in filter(None, (table, stock)):
-        terminalreporter.write_line("")
-        terminalreporter.write_line(text)
-    terminalreporter.write_line("")
-    terminalreporter.write_line(f"run file: {_shown(bench.controller.run_file, config)}")
-
-
-def _shown(path: Path, config: pytest.Config) -> str:
-    here = config.invocation_params.dir
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+    """Our own table, the gates, and where the run file is: before others may fail."""
+    tell(terminalreporter, config)

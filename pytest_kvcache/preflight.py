@@ -22,13 +22,17 @@ from pytest_kvcache.launchers.detect import (
 )
 from pytest_kvcache.localhost import (
     available_disk_bytes,
-    available_memory_bytes,
+    available_memory,
+    cores_words,
     is_local,
     is_root,
+    memory_words,
+    quota_cores,
     usable_cores,
 )
 from pytest_kvcache.mpilibrary import mpi_library
 from pytest_kvcache.plan import FREE_SHARE
+from pytest_kvcache.preloads import check_preloads, inherited_preloads
 from pytest_kvcache.units import format_bytes
 
 if TYPE_CHECKING:
@@ -116,6 +120,8 @@ def check_plan(
     here = [host for host in plan.layout.hosts if is_local(host.name)]
     if not here:
         return
+    if options.exec_type == "mpi" and not plan.allows("PRELOADED"):
+        check_preloads(inherited_preloads())
     _check_cores(options, ", ".join(host.name for host in here), sum(h.ranks for h in here))
     if len(here) == len(plan.layout.hosts):
         _check_space(options, plan, sum(h.ranks for h in here))
@@ -152,14 +158,15 @@ def library_problems(library: str, survey: Survey) -> dict[str, list[str]]:
 def _own_problems(options: Options, plan: Plan, host: HostRanks, facts: HostFacts) -> Iterator[str]:
     if host.ranks > facts.cores and not options.oversubscribe:
         yield (
-            f"has {facts.cores} cores for {host.ranks} ranks; lower --kv-np, or add"
-            " --kv-oversubscribe"
+            f"has {cores_words(facts.cores, facts.cpu_quota_cores)} for {host.ranks} ranks; lower"
+            " --kv-np, or add --kv-oversubscribe"
         )
     wanted = host.ranks * plan.memory_bytes
     if facts.memory_bytes is not None and wanted > facts.memory_bytes:
         yield (
-            f"has {format_bytes(facts.memory_bytes)} of memory free for {host.ranks} ranks that"
-            f" need {format_bytes(wanted)}; lower --kv-np, --kv-queue-depth or the capacity"
+            f"has {memory_words(facts.memory_bytes, facts.memory_limit_bytes)} for"
+            f" {host.ranks} ranks that need {format_bytes(wanted)}; lower --kv-np,"
+            " --kv-queue-depth or the capacity"
         )
     files = _OPEN_FILES + 2 * plan.queue_depth + plan.slab_files
     if plan.needs_directory and facts.open_files is not None and facts.open_files < files:
@@ -221,8 +228,8 @@ def _check_cores(options: Options, names: str, ranks: int) -> None:
     cores = usable_cores()
     if ranks > cores and not options.oversubscribe:
         raise PreflightError(
-            f"--kv-np puts {ranks} ranks on {names}, which has {cores} cores; lower"
-            " it, or add --kv-oversubscribe"
+            f"--kv-np puts {ranks} ranks on {names}, which has"
+            f" {cores_words(cores, quota_cores())}; lower it, or add --kv-oversubscribe"
         )
 
 
@@ -241,10 +248,11 @@ def _check_space(options: Options, plan: Plan, ranks: int) -> None:
 
 
 def _check_memory(plan: Plan, ranks: int) -> None:
-    free = available_memory_bytes()
+    free = available_memory()
     wanted = ranks * plan.memory_bytes
-    if free is not None and wanted > free:
+    if free is not None and wanted > free.free_bytes:
         raise PreflightError(
-            f"{ranks} ranks need {format_bytes(wanted)} of memory on one host, which has"
-            f" {format_bytes(free)}; lower --kv-np, --kv-queue-depth or the capacity"
+            f"{ranks} rank{'s' * (ranks > 1)} need{'s' * (ranks == 1)} {format_bytes(wanted)} on"
+            f" one host, which has {memory_words(free.free_bytes, free.limit_bytes)}; lower"
+            " --kv-np, --kv-queue-depth or the capacity"
         )

@@ -27,9 +27,11 @@ from pytest_kvcache.freespace import FreeSpace
 from pytest_kvcache.janitor import Janitor
 from pytest_kvcache.pauses import PauseWatch
 from pytest_kvcache.payload import make_payload
+from pytest_kvcache.preloads import check_preloads
 from pytest_kvcache.proof import IoCounters, Place, probe_filesystem, sample_io
 from pytest_kvcache.recorder import Recorder, Window
 from pytest_kvcache.results import latencies_ms, ratio
+from pytest_kvcache.surroundings import SurroundingsWatch
 from pytest_kvcache.transfers import TransferSettings
 from pytest_kvcache.trialrecord import RankResult
 from pytest_kvcache.workloads.openloop import OpenLoop, arrival_offsets_ns
@@ -65,6 +67,7 @@ class Rank:
         self._place_fault: str | None = None
         self._clock_fault: str | None = None
         self._pauses = PauseWatch()
+        self._surroundings = SurroundingsWatch()
         self._janitor: Janitor | None = None
         self._space: FreeSpace | None = None
         self._backend: Backend | None = None
@@ -87,9 +90,12 @@ class Rank:
         self.engine: Engine | None = None
 
     def set_up(self, registry: Registry) -> None:
-        """Open the storage. Raises StorageError."""
+        """Open the storage. Raises StorageError, or PreflightError for a preload."""
         plan = self.plan
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        self._surroundings.find_preloads()
+        if not plan.allows("PRELOADED"):
+            check_preloads(self._surroundings.preloads)
         self._backend, facts = self._opened(registry.backend(plan.backend))
         self._facts = facts
         if facts.in_directory:
@@ -271,10 +277,12 @@ class Rank:
         with _undisturbed():
             counters, cpu_s = sample_io(), _cpu_s()
             self._pauses.begin(begin_ns - time.monotonic_ns())
+            self._surroundings.begin(end_ns)
             self.stopped_ns = self.engine.run(
                 start_ns=start_ns, end_ns=end_ns, drain_s=plan.drain_s, tick=self._looking(tick)
             )
             self.drained_ns = time.monotonic_ns()
+            self._surroundings.end()
             self._cpu_s = _cpu_s() - cpu_s
             self._io = sample_io().since(counters)
         self._pauses.look()
@@ -282,10 +290,11 @@ class Rank:
         self.start_ns = self.engine.began_ns
 
     def _looking(self, tick: Callable[[], bool]) -> Callable[[], bool]:
-        """The tick, by which this rank also sees whether it stood still."""
+        """The tick, by which this rank also sees whether it stood still, and what held it up."""
 
         def look_and_tick() -> bool:
             self._pauses.look()
+            self._surroundings.look()
             return tick()
 
         return look_and_tick
@@ -392,6 +401,7 @@ class Rank:
             null_ops_per_s=self._null_ops_per_s,
             memory_ops_per_s=self._memory_ops_per_s,
             cleanup_error=cleanup_error,
+            surroundings=self._surroundings.facts(),
             **self._window_sums(window_ns, window_ns // 2 // slice_ns * slice_ns),
             **self._operation_counts(),
             **self._io_facts(),

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 ENTRY_POINTS = "pytest_kvcache"
+_OTHER_FILES = (".json", ".yaml", ".yml", ".safetensors", ".gguf")  # what people have of a model
 
 
 class _BuiltIns:
@@ -79,16 +80,26 @@ class Registry:
         """The models behind ``--kv-model``: names, or TOML files with all they define."""
         chosen: dict[str, ModelSpec] = {}
         for name in names:
-            found = (
-                load_models(name)
-                if name.endswith(".toml")
-                else {name: _find("model", name, self.models)}
-            )
+            if name.endswith(".toml"):
+                found = load_models(name)
+            elif name.endswith(_OTHER_FILES):
+                raise OptionError(_how_a_model_is_described(name))
+            else:
+                found = {name: _find("model", name, self.models)}
             for key, spec in found.items():
                 if key in chosen:
                     raise OptionError(f"--kv-model names {key!r} twice; every model may come once")
                 chosen[key] = spec
         return tuple(chosen.values())
+
+
+def _how_a_model_is_described(path: str) -> str:
+    return (
+        f"--kv-model is {path!r}; a file of models must be TOML (NAME.toml): a table [my-model] with"
+        " layers, hidden, q_heads, kv_heads, head_dim and dtype, which a config.json calls"
+        " num_hidden_layers, hidden_size, num_attention_heads, num_key_value_heads, head_dim (where"
+        " null: leave it out) and torch_dtype"
+    )
 
 
 def _find(kind: str, name: str, known: Mapping[str, _T]) -> _T:

@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_kvcache.cluster import Survey
-    from pytest_kvcache.plan import Plan
+    from pytest_kvcache.plan import Plan, TracePlan
     from pytest_kvcache.results import CaseResult, RunResult, TrialResult
     from pytest_kvcache.summary import MetricSeries
 
 WIDTH = 80
 _BARS = " ▁▂▃▄▅▆▇█"
 _ASCII_BARS = " .:-=+*#@"
+_DONE = {"read": "read", "write": "written"}
 _GIB = 1 << 30
 _HOST_WIDTH = 17
 _SHARED_WIDTH = 13  # what the other columns leave
@@ -36,24 +37,37 @@ def report_run(run: RunResult, metrics: Sequence[str]) -> str:
 def report_series(case: CaseResult, *, ascii_only: bool) -> Iterator[str]:
     """GiB/s over time as a bar per interval, a line per trial and kind that moved anything.
 
-    Of a series that is longer than the line, bars are means of equally many intervals.
+    All trials of a case have one scale for each kind, which stands in the first line. Of
+    series that are longer than the line, bars are means of equally many intervals.
     """
-    lines = [*_series_lines(case, ascii_only=ascii_only)]
-    if lines:
-        yield from (f"{case.name}, GiB/s over time", *lines)
+    rates = {kind: [*_rates(case, kind)] for kind in KINDS}
+    highest = {
+        kind: max(max(values) for _trial, values in rows) for kind, rows in rates.items() if rows
+    }
+    if highest:
+        full = (_ASCII_BARS if ascii_only else _BARS)[-1]
+        scale = ", ".join(f"{_DONE[kind]} {figure(top)}" for kind, top in highest.items())
+        yield f"{case.name}, GiB/s over time"
+        yield f"  from 0 (blank) to {full} = {scale}"
+    for trial, kind in itertools.product(case.trials, highest):
+        values = dict(rates[kind]).get(trial.index)
+        if values:
+            head = f"  trial {trial.index + 1} {kind:<6}"
+            tail = f" {figure(min(values))} to {figure(max(values))} GiB/s"
+            width = WIDTH - 1 - len(head) - len(tail)
+            bars = sparkline(_fitted(values, width), highest[kind], ascii_only=ascii_only)
+            yield f"{head}{bars}{tail}"
 
 
-def _series_lines(case: CaseResult, *, ascii_only: bool) -> Iterator[str]:
-    for trial, kind in itertools.product(case.trials, KINDS):
+def _rates(case: CaseResult, kind: str) -> Iterator[tuple[int, list[float]]]:
+    """GiB/s of each interval, of the trials in which anything moved."""
+    for trial in case.trials:
         if trial.data is None:
             continue
         series = trial.data["series"]
         rates = [moved / series["interval_s"] / _GIB for moved in series[f"{kind}_bytes"]]
         if any(rates):
-            head = f"  trial {trial.index} {kind:<6}"
-            tail = f" {figure(min(rates))} to {figure(max(rates))} GiB/s"
-            width = WIDTH - 1 - len(head) - len(tail)
-            yield f"{head}{sparkline(_fitted(rates, width), ascii_only=ascii_only)}{tail}"
+            yield trial.index, rates
 
 
 def _fitted(values: Sequence[float], width: int) -> list[float]:
@@ -63,19 +77,18 @@ def _fitted(values: Sequence[float], width: int) -> list[float]:
     return [sum(part) / len(part) for part in parts]
 
 
-def sparkline(values: Sequence[float], *, ascii_only: bool) -> str:
-    """A character per value, from 0 (the lowest bar is left to what is 0) to the highest."""
+def sparkline(values: Sequence[float], full: float, *, ascii_only: bool) -> str:
+    """A character per value, from 0 (the lowest bar is left to what is 0) to ``full``."""
     bars = _ASCII_BARS if ascii_only else _BARS
-    highest = max(values, default=0.0)
     steps = len(bars) - 1
-    return "".join(bars[math.ceil(value / highest * steps) if value else 0] for value in values)
+    return "".join(bars[math.ceil(value / full * steps)] if value else bars[0] for value in values)
 
 
 def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
     yield case.name
     yield from _wrapped(describe_plan(case.effective_plan), indent="  ")
     good = [trial for trial in case.trials if trial.ok]
-    if len(good) == len(case.trials) and good:
+    if len(good) == len(case.counted) and good:
         yield ""
         shown = possible(metrics, case.plan.phase)
         yield from _table(case, [*shown, *(m for m in ALWAYS_SHOWN if m not in shown)])
@@ -83,7 +96,8 @@ def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
     for trial in case.trials:
         if trial.error is not None:
             first = trial.error.splitlines()[0]
-            yield from _wrapped(f"trial {trial.index} failed: {first}", indent="  ")
+            head = "" if trial.interrupted else f"trial {trial.index + 1} failed: "
+            yield from _wrapped(head + first, indent="  ")
     yield from _verdict_lines(good)
     for verdict in case.verdicts:
         text = f"{verdict.code} {verdict.severity}: {verdict.text}"
@@ -97,17 +111,35 @@ def describe_plan(plan: Plan) -> str:
     how = " as slabs" if plan.store == "slab" else ""
     where = f"{how} in {plan.cache_dir}" if plan.needs_directory else ""
     durable = "durable" if plan.sync == "data" else "not durable"
+    derived = "" if plan.trace is None else _how_derived(plan.origins.get("block_tokens", ""))
+    data = ", strict data" if plan.data == "strict" and plan.backend != "null" else ""
     users = f"{plan.users} users per rank"
     phase = "" if plan.phase == "both" else f"{plan.phase} only; "
     if plan.request_rate is not None:
         users = f"{plan.request_rate:g} requests/s ({plan.arrival}) by {users}"
     elif plan.trace is not None and plan.trace.speedup:
-        users = f"{plan.trace.requests} requests of {plan.trace.name} at their recorded times"
+        users = _replayed(plan.trace)
     return (
         f"{plan.np} rank{'s' * (plan.np > 1)} on {hosts}; {phase}{users}; blocks of"
-        f" {plan.block_tokens} tokens = {describe_block(plan)};"
-        f" {plan.backend}{where}, {durable}; depth {plan.queue_depth}; window {window}"
+        f" {plan.block_tokens} tokens{derived} = {describe_block(plan)};"
+        f" {plan.backend}{where}, {durable}{data}; depth {plan.queue_depth}; window {window}"
     )
+
+
+def _replayed(trace: TracePlan) -> str:
+    """Which requests, in which times."""
+    speed = "at their recorded times"
+    if trace.speedup != 1:
+        speed = f"{trace.speedup:g} times as fast as recorded"
+    return (
+        f"{trace.requests} requests of {trace.name}, recorded within {trace.span_s:g} s (in"
+        f" {trace.time_unit}), {speed}"
+    )
+
+
+def _how_derived(origin: str) -> str:
+    """Where a block size comes from that nobody gave."""
+    return f" ({origin})" if origin.startswith("derived") else ""
 
 
 def describe_block(plan: Plan) -> str:
@@ -250,7 +282,7 @@ def _verdict_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
     texts: dict[str, str] = {}
     for trial in trials:
         for verdict in trial.verdicts:
-            given.setdefault(verdict.code, []).append(trial.index)
+            given.setdefault(verdict.code, []).append(trial.index + 1)
             texts[verdict.code] = f"{verdict.severity}: {verdict.text}"
     for code, indices in given.items():
         count = "" if len(indices) == len(trials) else f" (trial {', '.join(map(str, indices))})"

@@ -7,7 +7,7 @@ holds everything from which its summary can be recomputed.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.evidence import evidence_of
@@ -19,13 +19,14 @@ from pytest_kvcache.verdictcodes import SEVERITIES
 from pytest_kvcache.version import RUN_SCHEMA
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from pytest_kvcache.evidence import Evidence
     from pytest_kvcache.latency import Histogram
     from pytest_kvcache.trialrecord import RankResult, TrialRecord
     from pytest_kvcache.verdictcodes import Severity
 
+_Number = TypeVar("_Number", int, float)
 _GIB = 1 << 30
 _NS_PER_MS = 1e6
 LEAST_HEADROOM = 2.0  # operations the harness can make to those it made; below, it is the limit
@@ -70,7 +71,7 @@ def ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-_TRIAL_HEAD = frozenset({"index", "ok", "error", "verdicts", "sources"})
+_TRIAL_HEAD = frozenset({"index", "ok", "interrupted", "error", "verdicts", "sources"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +79,7 @@ class TrialResult:
     """One launch. ``data`` is the trial's JSON as in the run file; None if it gave none.
 
     ``sources`` are the files it was made of: path beside the run file → SHA-256.
+    ``interrupted`` by the user: it neither counts nor stands against those that ended.
     """
 
     index: int
@@ -85,6 +87,11 @@ class TrialResult:
     verdicts: tuple[Verdict, ...] = ()
     data: Mapping[str, Any] | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
+    interrupted: bool = False
+
+    def __post_init__(self) -> None:
+        if self.interrupted and (self.error is None or self.data is not None):
+            raise ResultError(f"trial {self.index} was interrupted and has a result, or no error")
 
     @property
     def ok(self) -> bool:
@@ -100,6 +107,7 @@ class TrialResult:
         return {
             "index": self.index,
             "ok": self.ok,
+            "interrupted": self.interrupted,
             "error": self.error,
             **(self.data or {}),
             "verdicts": [asdict(verdict) for verdict in self.verdicts],
@@ -110,11 +118,14 @@ class TrialResult:
     def from_json(cls, data: Mapping[str, Any]) -> TrialResult:
         """The inverse of ``to_json``."""
         rest = {key: value for key, value in data.items() if key not in _TRIAL_HEAD}
+        if not isinstance(data["interrupted"], bool):
+            raise ResultError(f"trial {data['index']} is interrupted or not: true or false")
         if data["ok"] != (data["error"] is None):
             raise ResultError(f"trial {data['index']} is ok and has an error, or neither")
         return cls(
             index=data["index"],
             error=data["error"],
+            interrupted=data["interrupted"],
             verdicts=tuple(Verdict(**verdict) for verdict in data["verdicts"]),
             data=rest or None,
             sources=data["sources"],
@@ -154,7 +165,9 @@ def trial_data(record: TrialRecord, plan: Plan) -> dict[str, Any]:
         "harness": _harness(ranks, window_s),
         "integrity": {"checked": _sum(ranks, "checked"), "failed": _sum(ranks, "corrupt")},
         "series": record.series.to_json(),
-        "ranks": [asdict(rank) for rank in ranks],
+        "clock": record.clock.to_json(),
+        "surroundings": _surroundings(ranks),
+        "ranks": [rank.to_json() for rank in ranks],
     }  # fmt: skip
 
 
@@ -273,6 +286,49 @@ def _harness(ranks: Sequence[RankResult], window_s: float) -> dict[str, Any]:
     }
 
 
+def _surroundings(ranks: Sequence[RankResult]) -> list[dict[str, Any]]:
+    """Host by host what held its ranks up: of the rank that it held up most."""
+    hosts: dict[str, list[RankResult]] = {}
+    for rank in ranks:
+        hosts.setdefault(rank.host, []).append(rank)
+    return [{"host": host, **_host_surroundings(of_host)} for host, of_host in hosts.items()]
+
+
+def _host_surroundings(ranks: Sequence[RankResult]) -> dict[str, Any]:
+    """None where no rank of the host was told."""
+    found = [rank.surroundings for rank in ranks]
+    waits = ("memory_pressure_s", "group_memory_pressure_s")
+    limits = dict.fromkeys(limit for around in found for limit in around.io_limits)
+    worst = max(found, key=lambda around: around.throttled_s or 0.0)
+    stolen = [(a.steal_s, a.span_s * rank.cores) for a, rank in zip(found, ranks, strict=True)]
+    return {
+        "cpu_quota_cores": _known(min, [around.cpu_quota_cores for around in found]),
+        "cpu_periods": worst.cpu_periods,
+        "throttled_periods": worst.throttled_periods,
+        "throttled_ratio": _largest([(a.throttled_s, a.span_s) for a in found]),
+        "steal_ratio": _largest(stolen),
+        "memory_limit_bytes": _known(min, [around.memory_limit_bytes for around in found]),
+        "memory_limit_hits_per_s": _largest([(a.memory_limit_hits, a.span_s) for a in found]),
+        "memory_pressure_ratio": _largest(
+            [(getattr(a, w), a.span_s) for a in found for w in waits]
+        ),
+        "io_limits": [asdict(limit) for limit in limits],
+    }
+
+
+def _largest(parts: Sequence[tuple[float | None, float]]) -> float | None:
+    """The largest of these parts of their wholes; None if no part is known."""
+    return _known(max, [ratio(part, whole) for part, whole in parts if part is not None])
+
+
+def _known(
+    of: Callable[[list[_Number]], _Number], values: Iterable[_Number | None]
+) -> _Number | None:
+    """The least or the largest of those that are known; None if none is."""
+    known = [value for value in values if value is not None]
+    return of(known) if known else None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseResult:
     """All trials of one case.
@@ -293,8 +349,13 @@ class CaseResult:
         return self.plan.case
 
     @property
+    def counted(self) -> tuple[TrialResult, ...]:
+        """The trials that came to their own end; one that was interrupted says nothing."""
+        return tuple(trial for trial in self.trials if not trial.interrupted)
+
+    @property
     def error(self) -> str | None:
-        """The first failed trial's error."""
+        """The error of the first trial that failed or was interrupted."""
         return next((trial.error for trial in self.trials if trial.error is not None), None)
 
     @property
@@ -318,10 +379,10 @@ class CaseResult:
         return replace(self, trials=(*self.trials, trial))
 
     def series(self, metric: str) -> MetricSeries | None:
-        """The metric over all trials; None if any trial failed or lacks it."""
-        values = [trial.value(metric) for trial in self.trials if trial.ok]
+        """The metric over all trials that count; None if any of them failed or lacks it."""
+        values = [trial.value(metric) for trial in self.counted if trial.ok]
         known = tuple(value for value in values if value is not None)
-        if not self.trials or len(known) != len(self.trials):
+        if not known or len(known) != len(self.counted):
             return None
         spec = METRICS[metric]
         return MetricSeries(

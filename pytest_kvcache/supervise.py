@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 EndedBy: TypeAlias = Literal["exit", "deadline", "stopped"]
 
-_TAIL_BYTES = 64 * 1024
+_TAIL_BYTES = 512 * 1024
 _KILL_POLL_S = 0.01
 _FIRST_POLL_S = 0.005
 # Terminal control: CSI sequences (colours), OSC sequences (titles), single escapes.
@@ -118,7 +118,7 @@ def supervise(
 def tail_lines(path: Path, n: int) -> list[str]:
     """Return the last ``n`` lines of a log for people, without terminal control.
 
-    Reads at most 64 KiB from the end; an absent file has no lines.
+    Reads at most 512 KiB from the end; an absent file has no lines.
     """
     try:
         with path.open("rb") as file:

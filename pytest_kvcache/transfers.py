@@ -170,8 +170,8 @@ class _Worker:
         if payload is None or not self._thorough_every:
             return None
         page = offset // PAGE_BYTES
-        if self._blind:  # make the buffer what it would be if the object had been read
-            payload.stamp(self._read, length, operation.identity, page)
+        if self._blind:  # make the buffer what is checked, as if the object had been read
+            payload.mark(self._read, length, operation.identity, page)
         thorough = self.checked == self._thorough_at
         if thorough:
             self._choose_next()

@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.clocks import ClockRecord
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.latency import Histogram
 from pytest_kvcache.recorder import SECTIONS
 from pytest_kvcache.series import Series
+from pytest_kvcache.surroundings import Surroundings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,15 +96,20 @@ class RankResult:
     memory_ops_per_s: float | None
     error: str | None
     cleanup_error: str | None
+    surroundings: Surroundings
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dict; ``from_json`` gives the same result back."""
+        return {**asdict(self), "surroundings": self.surroundings.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RankResult:
-        """The inverse of ``asdict``; ResultError if a field is missing or unknown."""
+        """The inverse of ``to_json``; ResultError if a field is missing or unknown."""
         names = {f.name for f in fields(cls)}
         if set(data) != names:
             odd = ", ".join(sorted(names.symmetric_difference(data)))
             raise ResultError(f"a rank's record has other fields than this version's: {odd}")
-        return cls(**data)
+        return cls(**{**data, "surroundings": Surroundings.from_json(data["surroundings"])})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +122,7 @@ class TrialRecord:
     ranks: tuple[RankResult, ...]
     histograms: Mapping[str, Histogram]
     series: Series
+    clock: ClockRecord
 
     def to_json(self) -> dict[str, Any]:
         """As written into ``trial.json``."""
@@ -123,15 +131,16 @@ class TrialRecord:
             "plan_digest": self.plan_digest,
             "trial": self.trial,
             "window_s": self.window_s,
-            "ranks": [asdict(rank) for rank in self.ranks],
+            "ranks": [rank.to_json() for rank in self.ranks],
             "histograms": {name: h.to_json() for name, h in self.histograms.items()},
             "series": self.series.to_json(),
+            "clock": self.clock.to_json(),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], plan: Plan) -> TrialRecord:
         """Read and check against the plan; ResultError says what is missing."""
-        parts = {"plan_digest", "trial", "window_s", "ranks", "histograms", "series"}
+        parts = {"plan_digest", "trial", "window_s", "ranks", "histograms", "series", "clock"}
         missing = parts - set(data)
         if missing:
             raise ResultError(f"the trial's record lacks {', '.join(sorted(missing))}")
@@ -154,4 +163,5 @@ class TrialRecord:
             ranks=ranks,
             histograms=histograms,
             series=Series.from_json(data["series"]),
+            clock=ClockRecord.from_json(data["clock"]),
         )

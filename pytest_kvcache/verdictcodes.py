@@ -17,7 +17,9 @@ SEVERITIES: Final[Mapping[str, Severity]] = MappingProxyType(
     {
         "CACHED_READS": "invalid",
         "CLIENT_BOUND": "invalid",
+        "CLOCK": "invalid",
         "OVERLOADED": "invalid",
+        "PRELOADED": "invalid",
         "SKEWED": "invalid",
         "TMPFS": "invalid",
         "NOISY": "warning",
@@ -25,6 +27,7 @@ SEVERITIES: Final[Mapping[str, Severity]] = MappingProxyType(
         "NOT_STORAGE": "warning",
         "PAUSED": "warning",
         "SHORT_WINDOW": "warning",
+        "THROTTLED": "warning",
         "UNPROVEN": "warning",
         "UNSATURATED": "warning",
         "VIRTUAL_DISK": "warning",

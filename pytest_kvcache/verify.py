@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.clocks import ClockRecord
 from pytest_kvcache.consistency import plan_faults, record_faults
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.latency import Histogram
@@ -55,9 +56,11 @@ def _case(case: CaseResult, written: Mapping[str, Any]) -> Iterator[str]:
         yield "it has no trial; a case has at least one"
     if [trial.index for trial in case.trials] != list(range(len(case.trials))):
         yield "the trials are not numbered 0, 1, 2 …"
+    if any(trial.interrupted for trial in case.trials[:-1]):
+        yield "a trial that was interrupted is followed by another one"
     for trial in case.trials:
         for problem in _trial(trial, case.plan):
-            yield f"trial {trial.index}: {problem}"
+            yield f"trial {trial.index + 1}: {problem}"
 
 
 def _design_faults(case: CaseResult) -> Iterator[str]:
@@ -104,6 +107,7 @@ def _record(data: Mapping[str, Any], plan: Plan) -> TrialRecord:
         ranks=tuple(RankResult.from_json(rank) for rank in data["ranks"]),
         histograms={name: _histogram(data[name]) for name in SECTIONS},
         series=Series.from_json(data["series"]),
+        clock=ClockRecord.from_json(data["clock"]),
     )
 
 
@@ -124,7 +128,8 @@ def _why_not_ok(
     idle = idle_error(record.ranks)
     if idle is not None:
         yield f"it is ok, but {idle}"
-    if invalid and "allow_invalid" not in plan.origins:
+    invalid = {code for code in invalid if not plan.allows(code)}
+    if invalid:
         yield f"it is ok, but its verdicts {sorted(invalid)} invalidate it"
 
 

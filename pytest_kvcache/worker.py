@@ -133,12 +133,15 @@ def _measure(comm: Comm, rank: Rank) -> int:
         if not _agree(comm, heart, error, plan.deadline_s):
             return _give_up(comm, heart, rank)
     heart.phase = "window"
-    if plan.layout.first_on_host(rank.rank) == rank.rank:
+    answers = plan.layout.first_on_host(rank.rank) == rank.rank
+    if answers:
         comm.answer_clock()
     origin_ns: int = comm.scatter(None)
     rank.run(origin_ns, heart.tick)
     heart.phase = "clean-up"
     comm.wait_all(what="drain", deadline_s=plan.deadline_s, tick=heart.wait)
+    if answers:  # once more: how far the clocks have gone apart
+        comm.answer_clock()
     _report(comm, heart, rank, origin_ns)
     return 0
 

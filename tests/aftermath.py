@@ -44,14 +44,12 @@ def leaving_nothing(site: Site) -> Iterator[None]:
 
 def the_cause(text: str) -> str:
     """The first line of the fault, told in full once and then referred to."""
-    told = re.findall(r"^chat-tiny-1b-np2 failed: (.*)$", text, re.MULTILINE)
-    referred = re.findall(
-        r"^chat-tiny-1b-np2 failed, told in full above: (.*)$", text, re.MULTILINE
-    )
-    assert len(told) == 1
-    assert referred == told
+    failures = re.split(r"^_{3,} test_kvcache\[(.*)\] _{3,}$", text, flags=re.MULTILINE)
+    first, told, _second, referred = failures[1:5]
+    assert f": see test_kvcache[{first}], which tells it whole" in referred
+    assert "(chat-tiny-1b-np2, trial 1)" in told
     assert text.count("last lines of ") <= 1
-    return str(told[0])
+    return told.strip().splitlines()[0]
 
 
 def is_alive(pid: int) -> bool:

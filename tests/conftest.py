@@ -47,9 +47,10 @@ def pytest_configure() -> None:
 _ONCE = frozenset(
     {
         "test_bad_input", "test_calibration", "test_clocks", "test_cluster", "test_compare",
-        "test_consistency", "test_contract", "test_controller", "test_corruption", "test_deal",
-        "test_docs", "test_engine", "test_file_backend", "test_gates", "test_hostagent",
-        "test_hostlinks", "test_index", "test_init", "test_launch", "test_outside", "test_rank",
+        "test_consistency", "test_contract", "test_controller", "test_corruption",
+        "test_deal", "test_docs", "test_engine", "test_file_backend", "test_gates",
+        "test_github_actions", "test_hostagent", "test_hostlinks", "test_index",
+        "test_init", "test_launch", "test_outside", "test_picture", "test_rank",
         "test_reuse", "test_series", "test_slab_allocator", "test_slab_backend",
         "test_supervise", "test_verify",
     }

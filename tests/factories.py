@@ -20,6 +20,7 @@ import numpy as np
 
 from pytest_kvcache.backends.protocol import BackendFacts
 from pytest_kvcache.cache.index import CacheIndex
+from pytest_kvcache.clocks import ClockRecord
 from pytest_kvcache.cluster import Survey
 from pytest_kvcache.engine import Engine
 from pytest_kvcache.errors import StorageError
@@ -34,6 +35,7 @@ from pytest_kvcache.recorder import READ, SECTIONS, WRITE, Recorder, Window
 from pytest_kvcache.registry import Registry
 from pytest_kvcache.scenarios import SYNTHETIC
 from pytest_kvcache.series import KINDS, Cut, Series, SeriesLedger, coarse_index
+from pytest_kvcache.surroundings import Surroundings
 from pytest_kvcache.transfers import DELETE, TransferSettings
 from pytest_kvcache.trialrecord import RankResult, TrialRecord
 from pytest_kvcache.workloads.protocol import Need, Request
@@ -678,6 +680,7 @@ def record_of(plan: Plan, ranks: Sequence[Finished]) -> TrialRecord:
         ranks=tuple(rank.result_in(window_ns) for rank in ranks),
         histograms=histograms,
         series=series_of(window_ns, [rank.rank.recorder.series for rank in ranks]),
+        clock=clock_record(),
     )
 
 
@@ -714,6 +717,39 @@ FILESYSTEM: dict[str, Any] = {
     "counts_io": True,
     "virtual": False,
 }
+
+
+def surroundings(**changes: Any) -> Surroundings:
+    """A minute on a quiet machine, without limits."""
+    values: dict[str, Any] = {
+        "span_s": 60.0,
+        "raw_span_s": 60.0,
+        "cpu_quota_cores": None,
+        "cpu_periods": 0,
+        "throttled_periods": 0,
+        "throttled_s": 0.0,
+        "steal_s": 0.0,
+        "memory_limit_bytes": None,
+        "memory_limit_hits": None,
+        "memory_pressure_s": 0.0,
+        "group_memory_pressure_s": None,
+        "io_limits": (),
+        "preloaded": (),
+        "wrappers": (),
+    }
+    return Surroundings(**values | changes)
+
+
+def clock_record(**changes: Any) -> ClockRecord:
+    """A minute by all clocks."""
+    values: dict[str, Any] = {
+        "coordinator_s": 60.5,
+        "controller_least_s": 60.4,
+        "controller_most_s": 60.6,
+        "drift_s": 1e-6,
+        "drift_rank": 0,
+    }
+    return ClockRecord(**values | changes)
 
 
 def rank_result(rank: int = 0, **changes: Any) -> RankResult:
@@ -783,6 +819,7 @@ def rank_result(rank: int = 0, **changes: Any) -> RankResult:
             memory_ops_per_s=1e6,
             error=None,
             cleanup_error=None,
+            surroundings=surroundings(),
         ),
         **changes,
     )
@@ -820,6 +857,7 @@ def sound_record(plan: Plan, ranks: Sequence[RankResult], **changes: Any) -> Tri
             ranks=tuple(ranks),
             histograms=histograms,
             series=even_series(window_s, counted, moved),
+            clock=clock_record(),
         ),
         **changes,
     )
@@ -837,7 +875,9 @@ def host_facts(name: str = "n1", **changes: Any) -> HostFacts:
         "python": "3.11.7",
         "mpi_library": "Open MPI v5.0.11",
         "cores": 4,
+        "cpu_quota_cores": None,
         "memory_bytes": 64 << 30,
+        "memory_limit_bytes": None,
         "open_files": 1024,
         "filesystem": {**FILESYSTEM, "available_bytes": 100 << 30, "available_inodes": 1 << 20},
         "direct": True,

@@ -37,7 +37,6 @@ REFUSED = re.compile(r"ERROR: (?!usage: )|[^ ]*: error: (argument --[a-z-]*: )?"
 PYTEST = (
     *("-p", "no:cacheprovider"),
     *("-p", "no:hypothesispytest"),  # it would import hypothesis anew in every session
-    "--benchmark-columns=mean,ops,rounds",
 )
 CANNED = (
     "--kv-plugin=kvcache_test_launcher",

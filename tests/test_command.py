@@ -97,7 +97,7 @@ def test_a_failed_trial_is_shown_with_its_cause(
     capsys.readouterr()
     assert main(["show", str(site.run_file())]) == 0
     out = capsys.readouterr().out
-    assert "trial 0 failed: the launcher ended with exit code 0" in out
+    assert "trial 1 failed: the launcher ended with exit code 0" in out
     assert max(map(len, out.splitlines())) <= 80
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_kvcache.verify import verify_run
-from tests.site import PYTEST, SUITE, output, wait_for
+from tests.site import PATIENCE_S, PYTEST, SUITE, output, wait_for
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,7 +69,8 @@ def test_a_fault_is_told_in_full_once_and_then_referred_to(
     text = output(site.canned())
     assert text.count("last lines of ") == 1
     assert text.count("    a line of rank 0 in trial 0") == 1
-    assert text.count("told in full above: the launcher ended with exit code 3") == 4
+    first = "test_kvcache[mixed-tiny-1b-np2-load.p95_ms]"
+    assert text.count(f"\nfailed: see {first}, which tells it whole\n") == 4
 
 
 def test_a_failed_trial_ends_its_case_and_the_next_case_runs(
@@ -194,6 +196,56 @@ def test_pytest_killed_in_the_second_trial_leaves_the_first_one_behind(
         process.wait()
     (trial,) = sound(site.run_file())["cases"][0]["trials"]
     assert trial["ok"]
+
+
+# --- interrupted ----------------------------------------------------------------------------
+
+
+def interrupted_in_trial_2(site: Site, monkeypatch: pytest.MonkeyPatch, *args: str) -> str:
+    monkeypatch.setenv("KVCACHE_TEST_FAULT", "hang")
+    monkeypatch.setenv("KVCACHE_TEST_FAULT_TRIAL", "1")
+    command = (*PYTEST, *SUITE, *site.canned_args(), ONE_METRIC, "--kv-trials=3", *args)
+    with site.started(*command) as process:
+        wait_for(lambda: len(site.launches()) == 2 or process.poll() is not None)
+        wait_for(lambda: any(path.name == "events.jsonl" for path in site.launches()[1].iterdir()))
+        process.send_signal(signal.SIGINT)
+        text, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == pytest.ExitCode.INTERRUPTED, text
+    return text
+
+
+def test_an_interrupted_run_shows_and_keeps_what_was_finished(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = interrupted_in_trial_2(site, monkeypatch, "--benchmark-verbose")
+    assert "trial 2/3" in text
+    assert "interrupted after 1 of 3 trials (KeyboardInterrupt); nothing can be said" in text
+    assert re.search(r"read\.p95_ms +ms +1\.449", text)
+    assert "not used" not in text
+    case = sound(site.run_file())["cases"][0]
+    assert [(t["ok"], t["interrupted"]) for t in case["trials"]] == [(True, False), (False, True)]
+    assert len(case["summary"]["read.p95_ms"]["values"]) == 1
+
+
+def test_an_interrupted_run_is_a_shorter_baseline(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted_in_trial_2(site, monkeypatch)
+    site.run_file().rename(site.path / "base.json")
+    monkeypatch.delenv("KVCACHE_TEST_FAULT")
+    result = site.canned(ONE_METRIC, "--kv-trials=3", "--kv-compare=base.json")
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.fnmatch_lines("read.p95_ms * 1.449 *")
+
+
+def test_no_trial_follows_one_that_was_interrupted(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted_in_trial_2(site, monkeypatch)
+    data = json.loads(site.run_file().read_text())
+    trials = data["cases"][0]["trials"]
+    trials.reverse()
+    assert any("followed by another one" in problem for problem in verify_run(data))
 
 
 # --- how many trials ------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -21,8 +22,10 @@ from pytest_kvcache.plan import Plan
 from pytest_kvcache.planning import Planner, name_cases
 from pytest_kvcache.registry import ENTRY_POINTS, build_registry
 from pytest_kvcache.trialrecord import RankResult
-from pytest_kvcache.units import GIB
+from pytest_kvcache.units import GIB, KIB
 from pytest_kvcache.verdictcodes import SEVERITIES
+from pytest_kvcache.version import VERSION
+from tests.objectserver import object_server
 from tests.site import PYTEST, SMALL, SUITE, output
 
 if sys.version_info >= (3, 11):
@@ -39,8 +42,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")))
-README, RESULTS, BACKENDS, CI = (
-    ROOT / "README.md", DOCS / "results.md", DOCS / "backends.md", DOCS / "ci.md",
+README, RESULTS, BACKENDS, OBJECTS, CI = (
+    ROOT / "README.md", DOCS / "results.md", DOCS / "backends.md", DOCS / "object-store.md",
+    DOCS / "ci.md",
 )  # fmt: skip
 WIDTH = 80
 TWO_GB = 2 * 10**9
@@ -78,7 +82,7 @@ def commands(page: Path) -> Iterator[str]:
 
 def pytest_arguments(command: str) -> list[str] | None:
     """What a command gives to pytest; None if it calls something else."""
-    words = shlex.split(re.sub(r"^[A-Z]+=\S+ ", "", command))
+    words = shlex.split(re.sub(r"^([A-Z_]+=\S+ )+", "", command))
     return words[1:] if words[0] == "pytest" else None
 
 
@@ -138,8 +142,7 @@ def test_every_option_that_is_named_exists(page: Path) -> None:
 def test_every_command_is_accepted(command: str, site: Site) -> None:
     (site.path / "conversation.jsonl").write_text(json.dumps(TRACE_LINE))
     (site.path / "baseline.json").write_text(json.dumps({"benchmarks": [BASELINE_ENTRY]}))
-    (site.path / "plain_files.py").write_text(examples(BACKENDS, "python")[0].text)
-    (site.path / "test_plain_files.py").write_text(examples(BACKENDS, "python")[1].text)
+    write_modules(site, BACKENDS, OBJECTS)
     site.pytester.syspathinsert()
     site.pytester.makeini("[pytest]\nmarkers =\n  mpi\n  cluster\n")
     arguments = [word for word in pytest_arguments(command) or () if "--benchmark-" not in word]
@@ -153,10 +156,11 @@ def test_every_command_is_accepted(command: str, site: Site) -> None:
 def test_the_readme_shows_a_report_as_it_is_printed(site: Site) -> None:
     (shown,) = (block.text for block in examples(README, "text"))
     printed = output(site.canned())
-    for pattern in (r"^  metric .*$", r"^-+ kvcache -+$", r"^  OPS: .*$"):
+    for pattern in (r"^  metric .*$", r"^-+ kvcache -+$"):
         (line,) = re.findall(pattern, printed, re.MULTILINE)
         assert line in shown
-    assert max(map(len, shown.splitlines())) <= WIDTH or "Outliers:" in shown
+    assert ("benchmark '" in shown) == ("benchmark '" in printed)
+    assert max(map(len, shown.splitlines())) <= WIDTH
     for metric in (*Options().metrics, "requests.per_s", "cache.hit_ratio"):
         assert re.search(rf"^  {re.escape(metric)} .* 3$", shown, re.MULTILINE), metric
 
@@ -178,11 +182,31 @@ def test_run_files_are_shown_and_verified_as_documented(site: Site) -> None:
     assert len(lines) == 2
     for line in lines:
         command = line.replace("python", shlex.quote(sys.executable), 1)
+        drawn = re.search(r"--picture=(\S+)", line)
         done = subprocess.run(
             command, shell=True, cwd=site.path, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
         assert "mixed-tiny-1b-np2" in done.stdout or "sound" in done.stdout
+        assert drawn is None or (site.path / drawn[1]).read_text().startswith("<svg")
+
+
+def test_the_wheel_that_the_pages_name_is_the_one_that_is_built() -> None:
+    named = {
+        name
+        for page in PAGES
+        for name in re.findall(r"pytest_kvcache-[\w.-]+\.whl", page.read_text(encoding="utf-8"))
+    }
+    assert named == {f"pytest_kvcache-{VERSION}-py3-none-any.whl"}
+
+
+def test_the_picture_of_the_readme_is_of_the_run_that_it_shows() -> None:
+    (shown,) = (block.text for block in examples(README, "text"))
+    picture = ET.parse(DOCS / "run.svg").getroot()
+    texts = {text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")}
+    (run_id,) = re.findall(r"^run file: results/(\S+)/run.json$", shown, re.MULTILINE)
+    assert f"run {run_id}" in texts
+    assert (DOCS / "run.svg").stat().st_size < 64 * KIB
 
 
 def test_the_load_of_the_checkout_fits_in_two_gb() -> None:
@@ -296,11 +320,17 @@ def test_every_dependency_has_its_reason() -> None:
 @pytest.fixture
 def plain_files(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
     """A directory with the two modules of docs/backends.md, importable from everywhere."""
-    for example in examples(BACKENDS, "python"):
-        name = example.text.splitlines()[0].removeprefix("# ")
-        (site.path / name).write_text(example.text)
+    write_modules(site, BACKENDS)
     monkeypatch.setenv("PYTHONPATH", str(site.path), prepend=":")
     return site
+
+
+def write_modules(site: Site, *pages: Path) -> None:
+    """The modules of these pages, as files of the names in their first lines."""
+    for page in pages:
+        for example in examples(page, "python"):
+            name = example.text.splitlines()[0].removeprefix("# ")
+            (site.path / name).write_text(example.text)
 
 
 def test_the_documented_backend_keeps_the_contract(plain_files: Site) -> None:
@@ -324,6 +354,55 @@ def test_the_documented_backend_runs_under_mpi(plain_files: Site, real_site: Sit
     )
     assert result.ret == pytest.ExitCode.OK, output(result)
     assert real_site.case()["plan"]["backend"] == "plain"
+
+
+# --- docs/object-store.md --------------------------------------------------------------------
+
+
+@pytest.fixture
+def object_store(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
+    """What a server holds that the modules of docs/object-store.md reach; they are importable."""
+    write_modules(site, OBJECTS)
+    monkeypatch.setenv("PYTHONPATH", str(site.path), prepend=":")
+    with object_server() as (address, objects):
+        monkeypatch.setenv("OBJECT_STORE", address)
+        yield objects
+
+
+def test_the_documented_object_store_keeps_the_contract(
+    site: Site, object_store: dict[str, bytes]
+) -> None:
+    first, _second = (line for line in commands(OBJECTS) if "pytest" in line)
+    arguments = pytest_arguments(first)
+    assert arguments is not None
+    result = site.pytester.runpytest_subprocess(*arguments, *PYTEST)
+    counts = result.parseoutcomes()
+    assert counts.keys() == {"passed"}, output(result)
+    assert counts["passed"] > 10
+    assert object_store
+
+
+@pytest.mark.mpi
+def test_the_documented_object_store_runs_under_mpi(
+    object_store: dict[str, bytes], real_site: Site
+) -> None:
+    _first, second = (line for line in commands(OBJECTS) if "pytest" in line)
+    arguments = pytest_arguments(second)
+    assert arguments is not None
+    small = [option for option in SMALL if not option.startswith(("--kv-plugin", "--kv-backend"))]
+    result = real_site.pytester.runpytest_subprocess(
+        *arguments, *small, f"--kv-cache-dir={real_site.cache_dir}", "--kv-allow-invalid"
+    )
+    assert result.ret == pytest.ExitCode.OK, output(result)
+    (trial,) = real_site.case()["trials"]
+    assert trial["integrity"]["checked"] > 0
+    assert trial["integrity"]["failed"] == 0
+    assert "UNPROVEN" in {verdict["code"] for verdict in trial["verdicts"]}
+    ranks = {key.split("/")[2] for key in object_store}
+    assert len(ranks) == 2, sorted(object_store)[:3]
+
+
+# --- docs/backends.md, its entry point -------------------------------------------------------
 
 
 def test_the_documented_entry_point_is_the_one_that_is_read() -> None:

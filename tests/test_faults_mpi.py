@@ -225,7 +225,7 @@ def test_an_interrupted_session_ends_as_pytests_do_and_leaves_nothing(
     assert "KeyboardInterrupt" in text
     assert "INTERNALERROR" not in text
     (trial,) = real_site.case()["trials"]
-    assert trial["error"] == "the run was interrupted (KeyboardInterrupt)"
+    assert trial["error"].startswith("interrupted after 0 of ")
 
 
 def test_when_pytest_is_killed_the_ranks_end_by_themselves(real_site: Site) -> None:

@@ -144,7 +144,6 @@ def test_any_words_are_hosts_or_a_refusal(words: list[str]) -> None:
         "n1..n2",
         ".n1",
         "é",
-        "u@n1",
     ],
 )
 def test_host_name_that_a_shell_could_misread_is_refused(name: str) -> None:
@@ -199,11 +198,11 @@ def test_hosts_and_layouts_can_not_be_changed() -> None:
 @pytest.mark.parametrize("text", ["4", "10.0.0.256", "10.0.0", "010.0.0.1"])
 def test_name_that_ends_in_a_number_must_be_an_ipv4_address(text: str) -> None:
     assert f"has {text!r}; it ends in a number, so it must be a complete IPv4" in refusal(
-        "n1", text
+        text, "n1"
     )
 
 
-@pytest.mark.parametrize("text", ["fe80::1", "::1", "n1:4:5", "n[1-4]", "[::1", "[::1]x"])
+@pytest.mark.parametrize("text", ["fe80::1", "::1", "n1:4:5", "[::1", "[::1]x"])
 def test_host_of_another_form_is_refused_with_the_forms(text: str) -> None:
     assert refusal(text) == (
         f"--kv-hosts has {text!r}; a host must be written as HOST, HOST:SLOTS, [IPv6] or "
@@ -306,8 +305,78 @@ def test_slots_given_in_both_forms_are_refused() -> None:
     )
 
 
-def test_other_attributes_of_a_hostfile_are_refused() -> None:
-    assert "line 1 has 'max_slots=4'" in refusal("@hosts", read=files(hosts="n1 max_slots=4"))
+@pytest.mark.parametrize(
+    ("line", "host"),
+    [
+        ("n1 slots=4 max_slots=8", "n1:4"),
+        ("n1 max_slots=8 slots=4", "n1:4"),
+        ("n1 slots=4 max-slots=4", "n1:4"),
+        ("n1 slots_max=8", "n1:8"),
+        ("n1 cpus=4", "n1:4"),
+        ("n1 count=4", "n1:4"),
+        ("n1 slots = 4 max_slots= 8", "n1:4"),
+        ("n1:4 max_slots=8", "n1:4"),
+        ("[::1] slots=4 max_slots=8", "[::1]:4"),
+    ],
+)
+def test_what_open_mpi_writes_into_hostfiles_is_read(line: str, host: str) -> None:
+    assert parsed("@hosts", read=files(hosts=f"{line}\n")) == [host]
+
+
+def test_max_slots_is_a_limit() -> None:
+    read = files(hosts="n1 slots=4 max_slots=2")
+    assert refusal("@hosts", read=read) == (
+        "--kv-hosts @hosts, line 1 gives 'n1' 4 slots and max_slots=2; the slots must not be more"
+    )
+    hosts = parse_hosts(["n1 max_slots=2"], read_hostfile=no_file)
+    with pytest.raises(OptionError, match="the hosts have 2 slots; give fewer ranks"):
+        layout_ranks(hosts, np=3, npernode=None)
+
+
+@pytest.mark.parametrize("value", ["0", "x", "-1"])
+def test_max_slots_is_a_number(value: str) -> None:
+    assert f"the slots '{value}'; they must be" in refusal(f"n1 max_slots={value}")
+
+
+def test_other_attributes_of_a_hostfile_are_named_as_what_they_are() -> None:
+    read = files(hosts="n0\nn1 sockets=2")
+    assert refusal("@hosts", read=read) == (
+        "--kv-hosts @hosts, line 2 has 'sockets=2' for n1; of a host only slots=N and max_slots=N"
+        " are known here, leave it out"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"), [("username=eva", "'ssh -l eva'"), ("port=2222", "'ssh -p 2222'")]
+)
+def test_what_is_ssh_s_is_sent_there(text: str, fix: str) -> None:
+    assert f"say it to ssh: --kv-ssh={fix}" in refusal(f"n1 {text}")
+    assert "--kv-hosts n1 --kv-ssh='ssh -l eva'" in refusal("eva@n1")
+
+
+@pytest.mark.parametrize(
+    ("words", "written"),
+    [
+        (["n[1-4]"], "n[1-4]"),
+        (["rack1n[1-2]:8"], "rack1n[1-2]"),
+        (["n[01", "03]"], "node[01-04]"),
+        (["n[01,03]"], "node[01-04]"),
+    ],
+)
+def test_slurms_lists_are_sent_to_scontrol(words: list[str], written: str) -> None:
+    assert f"$(scontrol show hostnames '{written}')" in refusal(*words)
+
+
+def test_a_shells_braces_are_sent_to_the_shell() -> None:
+    assert "outside of quotes" in refusal("node{1..4}")
+
+
+def test_a_count_behind_a_host_is_told_how_to_be_written() -> None:
+    read = files(hosts="n1 8 all.q@n1 UNDEFINED\n")
+    assert refusal("@hosts", read=read) == (
+        "--kv-hosts @hosts, line 1 has the number 8 after n1; if it is how many ranks that host"
+        " may hold, write n1:8"
+    )
 
 
 def test_hostfile_does_not_include_another() -> None:

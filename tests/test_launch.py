@@ -18,6 +18,7 @@ from tests.neighbours import end
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from pytest_kvcache.cgroups import MemoryKills
     from pytest_kvcache.cluster import Cluster
     from pytest_kvcache.plan import Plan
     from tests.neighbours import Neighbours
@@ -40,6 +41,7 @@ class FakeCluster:
     told: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     own: str = ""
+    kills: dict[str, MemoryKills] = field(default_factory=dict)
     sees_ranks: bool = True
     watched: Mapping[str, Sequence[int]] | None = None
     asked: int = 0
@@ -54,6 +56,9 @@ class FakeCluster:
 
     def hostname(self, name: str) -> str | None:
         return self.names.get(name)
+
+    def memory_kills(self, names: Sequence[str]) -> dict[str, MemoryKills]:
+        return {name: kills for name, kills in self.kills.items() if name in names}
 
     def watch(self, pids: Mapping[str, Sequence[int]]) -> None:
         self.watched = pids

@@ -58,9 +58,10 @@ SIDES = (
     Side(
         name="both",  # what controller and ranks share: the plan, the protocols, the results
         modules=(
-            "", "backends.", "cache.", "cachedir", "consistency", "containers", "containers.agent",
-            "forecast", "hookspecs", "identity", "launchers.protocol", "payload", "plan", "proof",
-            "recorder", "registry", "results", "trialrecord", "verdicts.", "workloads.",
+            "", "backends.", "cache.", "cachedir", "cgroups", "clocks", "consistency", "containers",
+            "containers.agent", "forecast", "hookspecs", "identity", "launchers.protocol",
+            "payload", "plan", "preloads", "proof", "recorder", "registry", "results",
+            "surroundings", "trialrecord", "verdicts.", "workloads.",
         ),
         may_import=("values",),
         foreign=("numpy", "pluggy"),
@@ -85,16 +86,20 @@ SIDES = (
     Side(
         name="controller",  # launches, watches, reports; knows neither pytest nor the ranks' code
         modules=(
-            "__main__", "baseline", "bench", "cluster", "containerexecution", "containerhosts",
+            "__main__", "asked", "baseline", "bench", "brief", "cluster", "containerexecution",
+            "containerhosts",
             "containers.inside", "containers.outside", "controller", "execution", "hostaccess",
-            "hostlinks", "launch", "launchers.", "planning", "postmortem", "preflight",
-            "remoteshell", "report", "sizing", "supervise", "verify",
+            "hostlinks", "launch", "launchers.", "picture", "planning", "postmortem",
+            "preflight", "remoteshell", "report", "scales", "sizing", "supervise", "svg", "verify",
         ),
         may_import=("values", "both", "hosts"),
     ),
     Side(
         name="pytest",  # what pytest calls
-        modules=("fixture", "newhooks", "plugin", "suite.", "terminal"),
+        modules=(
+            "benchmarktables", "closing", "faultledger", "fixture", "newhooks", "otherplugins",
+            "plugin", "suite.", "terminal", "typos",
+        ),
         may_import=("values", "both", "hosts", "controller"),
         foreign=("pytest",),
     ),

@@ -11,6 +11,7 @@ from pytest_kvcache.localhost import (
     available_memory_bytes,
     is_local,
     is_root,
+    launcher_name,
     usable_cores,
 )
 
@@ -40,6 +41,29 @@ def test_an_address_of_the_loopback_in_ipv6_is_this_machine() -> None:
     except OSError as error:
         pytest.skip(f"no IPv6 here: {error}")
     assert is_local("::1")
+
+
+def test_a_name_is_compared_as_names_are_without_regard_to_case() -> None:
+    assert is_local("LocalHost")
+    assert is_local(socket.gethostname().upper())
+
+
+def test_the_first_part_of_our_name_is_ours_where_nobody_resolves_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "n1-of-a-test.invalid")
+
+    assert is_local("n1-of-a-test")
+    assert not is_local("n2-of-a-test")
+
+
+def test_a_launcher_gets_a_name_that_it_takes_for_its_own_host() -> None:
+    own = socket.gethostname()
+
+    for known in ("localhost", "127.0.0.1", own):
+        assert launcher_name(known) == known
+    for alias in ("127.0.0.2", "127.0.1.1", "::1", "0.0.0.0", "LOCALHOST", f"{own}-ib0"):
+        assert launcher_name(alias) == own
 
 
 def test_cores_are_those_this_process_may_use() -> None:

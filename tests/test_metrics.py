@@ -79,9 +79,20 @@ def test_a_better_value_is_recorded_as_a_shorter_time(value: float, factor: floa
 def test_latencies_are_recorded_in_seconds_and_rates_as_reciprocals() -> None:
     assert METRICS["read.p95_ms"].round_s(20.0) == 0.02
     assert METRICS["read.gib_per_s"].round_s(4.0) == 0.25
-    units = {name: METRICS[name].round_unit for name in ("read.p95_ms", "read.gib_per_s",
-             "requests.per_s", "tokens.per_s", "cache.hit_ratio")}  # fmt: skip
-    assert list(units.values()) == ["s", "s/GiB", "s/requests", "s/tokens", "1/ratio"]
+
+
+def test_what_is_recorded_is_named_with_its_unit() -> None:
+    names = ("read.p95_ms", "read.gib_per_s", "requests.per_s", "tokens.per_s", "cache.hit_ratio")
+    assert [METRICS[name].round_name for name in names] == [
+        "read.p95_ms", "read.s_per_gib", "requests.s_per_request", "tokens.s_per_token",
+        "cache.hit_ratio.inverse",
+    ]  # fmt: skip
+
+
+def test_no_two_metrics_are_recorded_under_one_name() -> None:
+    names = [metric.round_name for metric in METRICS.values()]
+    assert len(set(names)) == len(names)
+    assert not [name for name in names if set(name) & set(" ,/")]  # they become names of files
 
 
 def test_a_ratio_of_zero_has_no_reciprocal_and_says_so() -> None:

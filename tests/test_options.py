@@ -62,6 +62,8 @@ DEFAULTS: dict[str, Any] = {
     "trace_speedup": 1.0,
     "trace_cycles": 1,
     "trace_limit": None,
+    "trace_time_unit": None,
+    "trace_ids": "prefix",
     "request_rate": None,
     "arrival": None,
     "precondition": None,
@@ -76,7 +78,7 @@ DEFAULTS: dict[str, Any] = {
     "enable_autoscaling": False,
     "autoscaler_mode": None,
     "verify": "sample",
-    "data": "normal",
+    "data": None,
     "seed": 42,
     "results_dir": "results",
     "closed": False,
@@ -139,7 +141,6 @@ NEUTRAL = [
     ("enable_autoscaling", "off"),
     ("gpu_mem_gb", "0"),
     ("cpu_mem_gb", "0 GiB"),
-    ("data", "normal"),
     ("closed", "false"),
 ]
 GOOD = [
@@ -199,6 +200,8 @@ BAD = [
     ("storage_capacity_gb", "5 parsecs"),
     ("trace_cycles", "0"),
     ("trace_limit", "0"),
+    ("trace_time_unit", "m"),
+    ("trace_ids", "hash"),
     ("trace_speedup", "-1"),
     ("generation_mode", "slow"),
     ("io", "mmap"),
@@ -301,7 +304,7 @@ def test_an_unknown_metric_is_refused_with_the_known_ones(name: str, text: str |
 
 
 def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UnknownNameError, match=r"'num_user'.*num_users"):
+    with pytest.raises(OptionError, match=r"num_user=…\) is no option \(did you mean 'num_users"):
         build_options({"num_user": ("3", "call")})
 
 
@@ -317,6 +320,8 @@ def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
         ({"trace_speedup": "2"}, "--kv-trace-speedup needs a trace"),
         ({"trace_cycles": "2"}, "--kv-trace-cycles needs a trace"),
         ({"trace_limit": "2"}, "--kv-trace-limit needs a trace"),
+        ({"trace_time_unit": "s"}, "--kv-trace-time-unit needs a trace"),
+        ({"trace_ids": "content"}, "--kv-trace-ids needs a trace"),
         ({"exec_type": "docker"}, "--kv-exec-type is docker; name the image with --kv-image"),
         ({"image": "kv:1"}, "--kv-image is kv:1; it belongs to containers, so add --kv-exec"),
         ({"container_engine": "podman"}, "--kv-container-engine is podman; it belongs to"),

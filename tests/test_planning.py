@@ -14,6 +14,7 @@ from pytest_kvcache.hosts import HostRanks, RankLayout
 from pytest_kvcache.models import MODELS
 from pytest_kvcache.planning import Case, CaseName, Planner, layouts, name_cases
 from pytest_kvcache.registry import Registry, build_registry
+from pytest_kvcache.report import describe_plan
 from pytest_kvcache.version import VERSION
 from pytest_kvcache.workloads.deal import deal
 from pytest_kvcache.workloads.protocol import Need
@@ -415,3 +416,124 @@ def test_an_ipv6_address_of_another_host_is_refused_before_a_launcher_sees_it(
 def test_the_ipv6_loopback_is_this_machine_by_its_name(registry: Registry) -> None:
     (name,) = name_cases(options(hosts=["[::1]:2"], np="2"), registry)
     assert name.layout.hosts[0].name == "localhost"
+
+
+# -- data that arrays can't reduce ---------------------------------------------------------
+
+
+def on_filesystems(registry: Registry, *types: str, **texts: str) -> tuple[str, str]:
+    """The kind of data, and why, where these hosts have caches on such filesystems."""
+    names = [f"n{number}" for number, _ in enumerate(types)]
+    facts = {
+        name: host_facts(name, filesystem={**FILESYSTEM, "type": kind, "available_bytes": 1 << 40})
+        for name, kind in zip(names, types, strict=True)
+    }
+    asked = options(scenario="chat", hosts=[",".join(names)], **texts)
+    (name,) = name_cases(asked, registry)
+    plan = Planner(registry, "run-1").plan(asked, name, survey_of(facts)).plan
+    return plan.data, plan.origins["data"]
+
+
+@pytest.mark.parametrize("kind", ["nfs", "nfs4", "lustre", "cifs", "ceph", "gpfs", "fuse.sshfs"])
+def test_data_is_strict_where_the_cache_lies_on_a_network(registry: Registry, kind: str) -> None:
+    assert on_filesystems(registry, kind) == ("strict", "network filesystem")
+
+
+def test_one_host_with_a_cache_on_a_network_makes_all_data_strict(registry: Registry) -> None:
+    assert on_filesystems(registry, "ext4", "lustre") == ("strict", "network filesystem")
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "tmpfs"])
+def test_data_is_normal_on_a_disk_of_the_host(registry: Registry, kind: str) -> None:
+    assert on_filesystems(registry, kind, "ext4") == ("normal", "default")
+
+
+@pytest.mark.parametrize("data", ["normal", "strict"])
+def test_the_users_kind_of_data_stands_on_every_filesystem(registry: Registry, data: str) -> None:
+    for kind in ("nfs", "ext4"):
+        assert on_filesystems(registry, kind, data=data) == (data, "command line")
+
+
+def test_a_backend_without_files_is_not_asked_where_they_lie(registry: Registry) -> None:
+    assert on_filesystems(registry, "nfs", backend="null") == ("normal", "default")
+
+
+def test_this_machines_own_disk_is_no_network(registry: Registry, tmp_path: Path) -> None:
+    plan = plan_one(options(scenario="chat", cache_dir=str(tmp_path)), registry).plan
+    assert (plan.data, plan.origins["data"]) == ("normal", "default")
+
+
+def test_other_data_is_another_workload(registry: Registry) -> None:
+    normal, strict = (
+        plan_one(options(scenario="chat", backend="memory", data=data), registry).plan
+        for data in ("normal", "strict")
+    )
+    assert normal.workload_digest != strict.workload_digest
+    assert "strict data" in describe_plan(strict)
+    assert "strict data" not in describe_plan(normal)
+
+
+# -- what a trace leaves open --------------------------------------------------------------
+
+
+def recorded(path: Path, every: float, **fields: object) -> str:
+    lines = [
+        {"timestamp": number * every, "input_length": 655, "output_length": 1}
+        | {"hash_ids": [3 * number, 3 * number + 1, 3 * number + 2], **fields}
+        for number in range(9)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return str(path)
+
+
+def test_a_replay_of_seconds_taken_for_milliseconds_is_refused(
+    registry: Registry, tmp_path: Path
+) -> None:
+    trace = recorded(tmp_path / "t", 0.875)
+    with pytest.raises(TraceError, match=r"which is 1,143 a second; say with --kv-trace-time-unit"):
+        plan_one(options(trace=trace, backend="null"), registry)
+    told = plan_one(options(trace=trace, backend="null", trace_time_unit="s"), registry).plan
+    assert told.trace is not None
+    assert (told.trace.time_unit, told.trace.span_s) == ("s", 7.0)
+    assert "9 requests of t, recorded within 7 s (in s), at their recorded times" in (
+        describe_plan(told)
+    )
+
+
+def test_where_times_play_no_part_their_unit_may_be_doubtful(
+    registry: Registry, tmp_path: Path
+) -> None:
+    trace = recorded(tmp_path / "t", 0.875)
+    plan_one(options(trace=trace, backend="null", trace_speedup="0"), registry)
+
+
+def test_seconds_beside_chats_are_replayed_as_seconds(registry: Registry, tmp_path: Path) -> None:
+    trace = recorded(tmp_path / "t", 0.875, chat_id=1, parent_chat_id=-1)
+    plan = plan_one(options(trace=trace, backend="null"), registry).plan
+    assert plan.trace is not None
+    assert (plan.trace.time_unit, plan.trace.span_s) == ("s", 7.0)
+
+
+def test_the_unit_of_time_and_the_meaning_of_ids_are_part_of_the_workload(
+    registry: Registry, tmp_path: Path
+) -> None:
+    trace = recorded(tmp_path / "t", 100)
+
+    def digest(**texts: str) -> str:
+        return plan_one(
+            options(trace=trace, backend="null", **texts), registry
+        ).plan.workload_digest
+
+    assert digest() == digest(trace_time_unit="ms", trace_ids="prefix")
+    assert len({digest(), digest(trace_time_unit="s"), digest(trace_ids="content")}) == 3
+
+
+def test_a_block_size_that_was_derived_is_said_to_be(registry: Registry, tmp_path: Path) -> None:
+    trace = recorded(tmp_path / "t", 100)
+    plan = plan_one(options(trace=trace, backend="null"), registry).plan
+    assert plan.block_tokens == 256
+    assert plan.origins["block_tokens"].startswith("derived from the trace's lengths, the only")
+    assert "the only power of two that fits; see --kv-block-tokens" in describe_plan(plan)
+    asked = plan_one(options(trace=trace, backend="null", block_tokens="300"), registry).plan
+    assert asked.origins["block_tokens"] == "command line"
+    assert "derived" not in describe_plan(asked)

@@ -204,7 +204,7 @@ def test_an_slo_judges_the_run_alone(site: Site, slo: str, code: pytest.ExitCode
 def test_too_few_samples_fail_the_item_of_that_metric_only(site: Site) -> None:
     result = site.canned("--kv-metrics=read.p95_ms,read.p999_ms")
     result.assert_outcomes(passed=1, failed=1)
-    result.stdout.fnmatch_lines("read.p999_ms: FEW_SAMPLES: p99.9 needs 10000 operations*2000*")
+    result.stdout.fnmatch_lines("FEW_SAMPLES: p99.9 needs 10000 operations*2000*")
     assert len(site.launches()) == 1
 
 
@@ -300,7 +300,10 @@ def test_a_timeout_in_the_middle_of_a_launch_ends_it(
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.assert_outcomes(failed=2)
     assert len(site.launches()) == 1
-    assert "the run was interrupted (Failed)" in site.case()["trials"][0]["error"]
+    (trial,) = site.case()["trials"]
+    assert trial["error"].startswith("trial 1 was ended from outside (Failed: Timeout (>3.0s)")
+    assert "@pytest.mark.timeout(SECONDS)" in trial["error"]
+    assert not trial["interrupted"]  # slow storage may be why
     left = subprocess.run(["pgrep", "-f", str(site.path)], capture_output=True, check=False)
     assert left.stdout == b""
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_kvcache.postmortem import cause_of_death, telling_lines
+from pytest_kvcache.postmortem import cause_of_death, explanation, telling_lines
 
 RANKS = [{"host": "n1", "pid": 101}, {"host": "n2", "pid": 102}]
 BOX = "-" * 74
@@ -204,6 +204,126 @@ def test_without_lines_of_ranks_the_launchers_first_are_told() -> None:
 @given(st.lists(st.text(max_size=30)), st.integers(1, 20))
 def test_what_is_told_are_lines_of_the_log_and_not_too_many(lines: list[str], count: int) -> None:
     told = telling_lines(lines, count)
-    assert len(told) <= count
+    assert len(told) <= count + 24
     assert set(told) <= set(lines)
     assert bool(told) == any(line.strip() for line in lines)
+
+
+# As Open MPI 5.0.11 prints them; the second dashed line of a box may follow a NUL.
+NOT_FOUND = f"""{BOX}
+A requested component was not found, or was unable to be opened.  This
+means that this component is either not installed or is unable to be
+used on your system (e.g., sometimes this means that shared libraries
+that the component requires are unable to be found/loaded).
+
+Host:      n1
+Framework: smsc
+Component: xpmem
+{BOX}"""
+NO_INIT = f"""{BOX}
+It looks like MPI_INIT failed for some reason; your parallel process is
+likely to abort.
+
+  mca_base_framework_open on opal_smsc failed
+  --> Returned "Not found" (-13) instead of "Success" (0)
+ {BOX}"""
+NO_SHARED_MEMORY = f"""{BOX}
+It appears as if there is not enough space for /dev/shm/sm_segment.n1.0.{{}}.0
+(the shared-memory backing file). It is likely that your MPI job will now either abort or experience
+performance degradation.
+
+  Local host:  n1
+  Space Requested: 16777216 B
+  Space Available: 4096 B
+{BOX}"""
+NOT_MAPPED = f"""{BOX}
+Your job has requested more processes than the ppr for
+this topology can support:
+
+  App: python
+  Number of procs:  3
+  PPR: 2:node
+
+Please revise the conflict and try again.
+{BOX}"""
+UNKNOWN_INTERFACE = f"""{BOX}
+WARNING: An invalid value was given for btl_tcp_if_include.  This
+value will be ignored.
+
+  Local host: n1
+  Value:      eth77
+{BOX}"""
+NOISE = """*** An error occurred in MPI_Init_thread
+*** on a NULL communicator
+*** MPI_ERRORS_ARE_FATAL (processes in this communicator will abort,
+***    and MPI will try to terminate your MPI job as well)
+[n1:17948] Local abort before MPI_INIT completed completed successfully, but am not
+[n1:17945] PMIX ERROR: PMIX_ERR_UNREACH in file ptl_base_connection_hdlr.c at line 121"""
+
+
+def told(*texts: str, count: int = 12) -> list[str]:
+    return telling_lines("\n".join(texts).splitlines(), count)
+
+
+def content(box: str) -> list[str]:
+    return [line for line in box.splitlines() if line.strip() and BOX not in line]
+
+
+def test_a_boxed_reason_is_told_instead_of_the_noise_of_all_ranks() -> None:
+    lines = told(NOISE, NOT_FOUND, NOISE, NO_INIT, NOISE, SIGNAL, NOISE)
+
+    assert lines == [*content(NOT_FOUND), *content(NO_INIT)]
+    assert "Framework: smsc" in lines
+
+
+def test_a_boxed_reason_that_every_rank_prints_is_told_once() -> None:
+    boxes = [NO_SHARED_MEMORY.format(f"7a{rank}0001") for rank in range(3)]
+
+    assert told(*boxes, NOISE) == content(boxes[0])
+
+
+def test_the_lines_of_ranks_follow_a_boxed_reason() -> None:
+    error = "RuntimeError: cannot load MPI library"
+
+    assert told(error, NOT_FOUND, NOISE) == [*content(NOT_FOUND), error]
+
+
+def test_a_boxed_warning_is_no_reason_where_ranks_say_something() -> None:
+    assert told(UNKNOWN_INTERFACE, "ValueError: no") == ["ValueError: no"]
+    assert told(UNKNOWN_INTERFACE, NOT_FOUND) == content(NOT_FOUND)
+    assert told(UNKNOWN_INTERFACE, NOISE) == content(UNKNOWN_INTERFACE)
+
+
+def test_tagged_boxes_are_boxes() -> None:
+    tagged = "\n".join(f"[prterun-n1-7@1,0]<stderr>: {line}" for line in NOT_FOUND.splitlines())
+
+    assert told(NOISE, tagged) == content(NOT_FOUND)
+
+
+def test_a_dashed_line_without_its_partner_hides_no_box() -> None:
+    assert told(BOX, NOISE, NOT_FOUND, NOISE) == content(NOT_FOUND)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            NOT_FOUND,
+            (
+                "A requested component was not found, or was unable to be opened"
+                " (Host: n1, Framework: smsc, Component: xpmem)"
+            ),
+        ),
+        (
+            NOT_MAPPED,
+            (
+                "Your job has requested more processes than the ppr for this topology can support"
+                " (App: python, Number of procs: 3, PPR: 2:node); one process more than --kv-np"
+                " is started, the coordinator, and needs a place too"
+            ),
+        ),
+        (f"{SIGNAL}\n{UNKNOWN_INTERFACE}\n{ABORT}\n{EARLY}", None),
+    ],
+)
+def test_the_reason_is_a_sentence(text: str, sentence: str | None) -> None:
+    assert explanation(f"{NOISE}\n{text}\n{NOISE}".splitlines()) == sentence

@@ -243,7 +243,9 @@ def test_what_is_not_on_disk_needs_no_disk(backend: str) -> None:
 
 def test_memory_of_a_memory_backend_counts() -> None:
     plan = make_plan(backend="memory", capacity_blocks=1 << 40)
-    with pytest.raises(PreflightError, match=r"1 ranks need .* of memory on one host"):
+    with pytest.raises(
+        PreflightError, match=r"1 rank needs .* on one host, which has .* of memory free"
+    ):
         check(plan)
     check(make_plan(backend="null", capacity_blocks=1 << 40))
 
@@ -289,7 +291,7 @@ def test_what_a_host_says_of_itself_is_told_and_nothing_is_added_to_it() -> None
 @pytest.mark.parametrize(("cores", "fits"), [(2, True), (1, False)])
 def test_a_host_needs_a_core_for_each_of_its_ranks(cores: int, *, fits: bool) -> None:
     found = problems(on_hosts(), {"cores": cores}, oversubscribe="false")
-    told = ["has 1 cores for 2 ranks; lower --kv-np, or add --kv-oversubscribe"]
+    told = ["has 1 core for 2 ranks; lower --kv-np, or add --kv-oversubscribe"]
     assert found == ({} if fits else {"n1": told})
     assert problems(on_hosts(), {"cores": cores}) == {}
 

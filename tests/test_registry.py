@@ -192,3 +192,9 @@ def test_a_module_without_hooks_is_refused(write_plugin: Callable[[str, str], st
     source = BACKEND.format(name="mine").replace("@pytest_kvcache.hookimpl", "")
     with pytest.raises(OptionError, match=r"--kv-plugin is 'kvp_bare'; .*hook"):
         build_registry([write_plugin("kvp_bare", source)])
+
+
+@pytest.mark.parametrize("name", ["mistral.json", "/models/m/config.json", "m.yaml"])
+def test_a_file_of_models_that_is_no_toml_is_told_what_to_become(name: str) -> None:
+    with pytest.raises(OptionError, match=r"must be TOML .* dtype, which a config.json calls"):
+        build_registry(()).models_of([name])

@@ -82,14 +82,14 @@ def test_a_metric_without_enough_samples_says_so_instead_of_a_number() -> None:
 def test_a_failed_trial_hides_the_table_and_is_told_in_one_line() -> None:
     plan = make_plan()
     text = shown(case_of(plan, trial_of(plan), trial_of(plan, 1, error="it broke\nin detail")))
-    assert "trial 1 failed: it broke" in text
+    assert "trial 2 failed: it broke" in text
     assert "in detail" not in text
     assert "median" not in text
 
 
 def test_a_trial_without_data_is_told_as_well() -> None:
     text = shown(case_of(make_plan(), TrialResult(index=0, error="no ranks")))
-    assert "trial 0 failed: no ranks" in text
+    assert "trial 1 failed: no ranks" in text
 
 
 def test_results_that_are_no_storage_say_so() -> None:
@@ -114,7 +114,7 @@ def test_a_verdict_of_some_trials_names_them() -> None:
     plan = make_plan()
     clean = replace(trial_of(plan), verdicts=())
     text = shown(case_of(plan, clean, trial_of(plan, 1), clean))
-    assert "SHORT_WINDOW (trial 1) warning: " in text
+    assert "SHORT_WINDOW (trial 2) warning: " in text
 
 
 def test_a_verdict_of_all_trials_is_told_once() -> None:
@@ -340,24 +340,47 @@ def _figures(text: str) -> str:
 # --- over time ------------------------------------------------------------------------------
 
 
-def over_time(moved: list[int], *, ascii_only: bool = False) -> list[str]:
-    """The lines of a case of one trial that read so much in each second."""
+def over_time(*trials: list[int], ascii_only: bool = False) -> list[str]:
+    """The lines of a case whose trials read so much in each second, and wrote nothing."""
     plan = make_plan()
-    trial = trial_of(plan)
-    assert trial.data is not None
-    series = {"interval_s": 1, "read_bytes": moved, "write_bytes": [0] * len(moved)}
-    data = {**trial.data, "series": series}
-    return [*report_series(case_of(plan, replace(trial, data=data)), ascii_only=ascii_only)]
+    made = []
+    for index, moved in enumerate(trials):
+        trial = trial_of(plan, index)
+        assert trial.data is not None
+        series = {"interval_s": 1, "read_bytes": moved, "write_bytes": [0] * len(moved)}
+        made.append(replace(trial, data={**trial.data, "series": series}))
+    return [*report_series(case_of(plan, *made), ascii_only=ascii_only)]
 
 
 def test_a_bar_per_second_shows_the_stall_as_nothing() -> None:
-    head, line = over_time([GIB, 0, 2 * GIB, 1])
+    head, scale, line = over_time([GIB, 0, 2 * GIB, 1])
     assert head == "chat-small-np1, GiB/s over time"
-    assert line == "  trial 0 read  ▄ █▁ 0.0000 to 2.000 GiB/s"
+    assert scale == "  from 0 (blank) to █ = read 2.000"
+    assert line == "  trial 1 read  ▄ █▁ 0.0000 to 2.000 GiB/s"
 
 
 def test_bars_are_ascii_where_the_terminal_knows_nothing_else() -> None:
-    assert over_time([GIB, 0, 2 * GIB, 1], ascii_only=True)[1].startswith("  trial 0 read  = @. ")
+    _head, scale, line = over_time([GIB, 0, 2 * GIB, 1], ascii_only=True)
+    assert "to @ = read" in scale
+    assert line.startswith("  trial 1 read  = @. ")
+
+
+def test_a_slower_trial_has_lower_bars() -> None:
+    _head, _scale, quick, slow = over_time([4 * GIB, 4 * GIB], [GIB, GIB])
+    assert quick.startswith("  trial 1 read  ██ ")
+    assert slow.startswith("  trial 2 read  ▂▂ ")
+
+
+def test_reads_and_writes_have_a_scale_each() -> None:
+    case = case_of(make_plan(duration_s=3.0))
+    head, scale, *lines = report_series(case, ascii_only=False)
+    assert "read " in scale
+    assert ", written " in scale
+    assert [line.split()[:3] for line in lines] == [
+        ["trial", "1", "read"], ["trial", "1", "write"],
+        ["trial", "2", "read"], ["trial", "2", "write"],
+    ]  # fmt: skip
+    assert sum("█" in line for line in lines) >= 2, head
 
 
 def test_without_a_whole_second_nothing_is_drawn() -> None:
@@ -367,6 +390,6 @@ def test_without_a_whole_second_nothing_is_drawn() -> None:
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.lists(st.integers(0, 1 << 50), max_size=1024))
-def test_a_series_of_any_length_fits_the_line(moved: list[int]) -> None:
-    assert all(len(line) < WIDTH for line in over_time(moved))
+@given(st.lists(st.lists(st.integers(0, 1 << 50), max_size=1024), max_size=3))
+def test_a_series_of_any_length_fits_the_line(moved: list[list[int]]) -> None:
+    assert all(len(line) < WIDTH for line in over_time(*moved))

@@ -319,6 +319,26 @@ def test_a_series_is_whole_or_absent(other: TrialResult) -> None:
     assert "read.gib_per_s" not in case_of(good_trial(0), other).summary()
 
 
+def test_an_interrupted_trial_leaves_the_others_their_series() -> None:
+    case = case_of(good_trial(0), TrialResult(index=1, error="interrupted", interrupted=True))
+    series = case.series("read.gib_per_s")
+    assert series is not None
+    assert len(series.values) == 1
+    assert case.error == "interrupted"
+    assert CaseResult.from_json(case.to_json()) == case
+
+
+@pytest.mark.parametrize("trial", [good_trial(0), TrialResult(index=0, error=None)])
+def test_what_has_a_result_was_not_interrupted(trial: TrialResult) -> None:
+    with pytest.raises(ResultError, match="was interrupted and has a result, or no error"):
+        replace(trial, interrupted=True)
+
+
+def test_an_interrupted_trial_alone_gives_no_values() -> None:
+    case = case_of(TrialResult(index=0, error="interrupted", interrupted=True))
+    assert (case.series("read.p95_ms"), case.summary()) == (None, {})
+
+
 def test_direct_io_that_was_refused_is_in_the_digest_and_in_the_effective_plan() -> None:
     planned = case_of(good_trial(0))
     refused = case_of(good_trial(0, io_mode="buffered", sync="data"))

@@ -223,7 +223,7 @@ def test_a_session_interrupted_in_the_drain_ends_as_pytests_do(
     text, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == pytest.ExitCode.INTERRUPTED, text
     case = real_site.case()
-    assert case["trials"][0]["error"] == "the run was interrupted (KeyboardInterrupt)"
+    assert case["trials"][0]["error"].startswith("interrupted after 0 of ")
     assert case["summary"] == {}
 
 

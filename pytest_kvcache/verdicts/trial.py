@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any
 from pytest_kvcache.results import Verdict, trial_data
 from pytest_kvcache.verdicts.load import whether_the_load_was_right
 from pytest_kvcache.verdicts.storage import where_the_bytes_went, whether_reads_were_real
-from pytest_kvcache.verdicts.surroundings import whether_the_harness_was_fast
+from pytest_kvcache.verdicts.surroundings import (
+    whether_calls_were_wrapped,
+    whether_clocks_agree,
+    whether_something_held_it_up,
+    whether_the_harness_was_fast,
+)
 from pytest_kvcache.verdicts.window import whether_the_window_holds
 
 if TYPE_CHECKING:
@@ -70,5 +75,8 @@ def _judge(data: Mapping[str, Any], plan: Plan) -> tuple[Verdict, ...]:
         *whether_the_window_holds(data, plan),
         *whether_the_load_was_right(data, plan),
         *whether_the_harness_was_fast(data),
+        *whether_calls_were_wrapped(data),
+        *whether_clocks_agree(data),
+        *whether_something_held_it_up(data),
     ]
     return tuple(found)

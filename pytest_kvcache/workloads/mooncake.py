@@ -1,7 +1,8 @@
 """Mooncake JSONL: one request a line, its prompt as ids of prefix-chained blocks.
 
 Source: the FAST'25 traces of github.com/kvcache-ai/Mooncake. Turns lines into plain
-tuples and finds the block size; imports only the errors and numpy.
+tuples and finds the block size; imports only the errors and numpy. What timestamps and ids
+mean is found elsewhere (`tracetimes`, `traceids`).
 
 File order is the order in which requests are decided. Timestamps are usually sorted but
 need not be: they say when a request should start, not in which order it was recorded.
@@ -10,16 +11,19 @@ need not be: they say when a request should start, not in which order it was rec
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from pytest_kvcache.errors import TraceError
+from pytest_kvcache.workloads.tracetimes import MAX_TIMESTAMP
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     import numpy.typing as npt
+
+    from pytest_kvcache.workloads.traceids import Id
 
     IntArray = npt.NDArray[np.int64]
 
@@ -28,14 +32,23 @@ FIELDS = ("timestamp", "input_length", "output_length", "hash_ids")
 
 _FEW = 3  # choices that a message lists one by one
 _MAX_TOKENS = 2**31 - 1
-_MAX_ID = 2**63 - 1
-_MAX_TIMESTAMP_MS = 9.2e12  # 2**63 ns is 9.22e12 ms
+_CHATS = ("chat_id", "parent_chat_id")  # of Alibaba's Qwen-Bailian traces
 
 
-def requests(lines: Iterable[bytes], path: str) -> Iterator[tuple[int, int, int, list[int]]]:
-    """Yield (arrival ns, input tokens, output tokens, block ids) for every line.
+class Recorded(NamedTuple):
+    """One line as it stands; ``has_chats``: it names a chat and its parent."""
 
-    Fields beyond `FIELDS` are ignored, blank lines are accepted at the end. Raises
+    timestamp: float
+    input_tokens: int
+    output_tokens: int
+    ids: list[Id]
+    has_chats: bool = False
+
+
+def requests(lines: Iterable[bytes], path: str) -> Iterator[Recorded]:
+    """Yield what every line says.
+
+    Other fields beyond `FIELDS` are ignored, blank lines are accepted at the end. Raises
     TraceError naming the line.
     """
     decoder = json.JSONDecoder(parse_constant=_refuse_constant)
@@ -52,24 +65,26 @@ def requests(lines: Iterable[bytes], path: str) -> Iterator[tuple[int, int, int,
             raise TraceError(path, number, _problem(error, line)) from error
 
 
-def block_tokens(input_tokens: IntArray, counts: IntArray, asked: int | None, path: str) -> int:
-    """Return the block size under which every request has as many ids as it should.
+def block_tokens(
+    input_tokens: IntArray, counts: IntArray, asked: int | None, path: str
+) -> tuple[int, str]:
+    """Return the block size under which every request has as many ids as it should, and why.
 
     ``counts``: ids per request. A trace gives either every block of a prompt (input /
     size rounded up, as Mooncake does) or the full ones only (rounded down), the same
     for all its requests, so the sizes that fit are one interval for either. ``asked``
     must be among them; None takes 512 if it is, else the only size, or the only power
-    of two, that fits. Raises TraceError with the line of the first request that does
-    not fit.
+    of two, that fits; why it was taken is empty where it is not derived from the lengths.
+    Raises TraceError with the line of the first request that does not fit.
     """
     bounds = (_rounded_up(input_tokens, counts), _rounded_down(input_tokens, counts))
     sizes = [range(int(low.max()), int(high.min()) + 1) for low, high in bounds]
     wanted = BLOCK_TOKENS if asked is None else asked
     if any(wanted in fit for fit in sizes):
-        return wanted
+        return wanted, ""
     likely = _likely(sizes)
     if asked is None and len(likely) == 1:
-        return likely[0]
+        return likely[0], _why_derived(sizes)
     if asked is None and not any(sizes):
         at = max(_first(np.maximum.accumulate(b) > np.minimum.accumulate(h)) for b, h in bounds)
         against = "any block size that fits the lines before it"
@@ -106,6 +121,12 @@ def _likely(sizes: list[range]) -> list[int]:
     return [p for p in (2**exponent for exponent in range(31)) if any(p in fit for fit in sizes)]
 
 
+def _why_derived(sizes: list[range]) -> str:
+    several = sum(map(len, sizes)) > 1 and len({*sizes[0], *sizes[1]}) > 1
+    kind = "power of two" if several else "size"
+    return f"derived from the trace's lengths, the only {kind} that fits; see --kv-block-tokens"
+
+
 def _advice(likely: list[int], sizes: list[range]) -> str:
     if 0 < len(likely) <= _FEW:
         return f"use --kv-block-tokens {' or '.join(map(str, likely))}, which fits every line"
@@ -115,28 +136,27 @@ def _advice(likely: list[int], sizes: list[range]) -> str:
     return "no --kv-block-tokens fits every line, so the file is damaged or of another format"
 
 
-def _request(fields: Any) -> tuple[int, int, int, list[int]]:
+def _request(fields: Any) -> Recorded:
     """Return one line's values, checked; raises ValueError with the problem."""
     if not isinstance(fields, dict):
         raise ValueError(f"the line is not a JSON object; {_needs()}")  # noqa: TRY004 - data
     for name in FIELDS:
         if name not in fields:
             raise ValueError(f"there is no {name!r}; {_needs()}")
-    return (
-        _arrival_ns(fields["timestamp"]),
+    return Recorded(
+        _timestamp(fields["timestamp"]),
         _tokens(fields, "input_length", 1),
         _tokens(fields, "output_length", 0),
         _ids(fields["hash_ids"]),
+        any(name in fields for name in _CHATS),
     )
 
 
-def _arrival_ns(timestamp: Any) -> int:
-    if type(timestamp) not in (int, float) or not 0 <= timestamp <= _MAX_TIMESTAMP_MS:
-        raise ValueError(
-            f"timestamp is {timestamp!r}; it must be milliseconds, 0 to {_MAX_TIMESTAMP_MS:g}"
-        )
-    arrival_ns: int = round(timestamp * 1_000_000)
-    return arrival_ns
+def _timestamp(timestamp: Any) -> float:
+    if type(timestamp) in (int, float) and 0 <= timestamp <= MAX_TIMESTAMP:
+        value: float = timestamp
+        return value
+    raise ValueError(f"timestamp is {timestamp!r}; it must be a number from 0 to 2**63 - 1")
 
 
 def _tokens(fields: dict[str, Any], name: str, least: int) -> int:
@@ -146,14 +166,9 @@ def _tokens(fields: dict[str, Any], name: str, least: int) -> int:
     raise ValueError(f"{name} is {tokens!r}; it must be an integer from {least} to {_MAX_TOKENS}")
 
 
-def _ids(ids: Any) -> list[int]:
-    if not isinstance(ids, list) or not set(map(type, ids)) <= {int}:
-        raise ValueError(f"hash_ids is {_short(ids)}; it must be a list of integers")
-    if ids and not (min(ids) >= 0 and max(ids) <= _MAX_ID):
-        culprit = next(i for i in ids if not 0 <= i <= _MAX_ID)
-        raise ValueError(f"hash_ids holds {culprit}; ids must be from 0 to 2**63 - 1")
-    if len(set(ids)) != len(ids):
-        raise ValueError("hash_ids repeats an id; prefix-chained ids of one prompt are distinct")
+def _ids(ids: Any) -> list[Id]:
+    if not isinstance(ids, list) or not set(map(type, ids)) <= {int, str}:
+        raise ValueError(f"hash_ids is {_short(ids)}; it must be a list of integers or texts")
     return ids
 
 

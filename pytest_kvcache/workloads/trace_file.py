@@ -21,6 +21,8 @@ import numpy as np
 
 from pytest_kvcache.errors import TraceError, UnavailableError
 from pytest_kvcache.workloads import mooncake
+from pytest_kvcache.workloads.traceids import IDS
+from pytest_kvcache.workloads.tracetimes import OPTION, Timestamps, TimeUnit, time_unit
 
 try:
     import lzma
@@ -57,6 +59,19 @@ _SIGNS = (
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How a file was read, where its own fields leave that open.
+
+    ``block_why`` says how the block size was derived, empty where it was not; ``ids`` what
+    they stand for, ``prefix`` or ``content``.
+    """
+
+    unit: TimeUnit
+    ids: str
+    block_why: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Trace:
     """Requests in the order in which they are decided, as read-only int64 columns.
@@ -66,8 +81,9 @@ class Trace:
     ``block_ids[offsets[i]:offsets[i + 1]]``: equal ids mean equal whole prefixes.
     ``name`` is the file's name, ``format`` what was read, ``block_tokens`` the trace's
     own block size. ``part_of_ns`` is the timeline of the trace that this is a part of:
-    the parts of several ranks keep their distance in time. Raises TraceError if the
-    columns contradict each other, TypeError if they are not integers.
+    the parts of several ranks keep their distance in time. ``reading`` is how the file was
+    read, None for a trace that comes from elsewhere. Raises TraceError if the columns
+    contradict each other, TypeError if they are not integers.
     """
 
     name: str
@@ -79,6 +95,7 @@ class Trace:
     offsets: IntArray
     block_ids: IntArray
     part_of_ns: tuple[int, int] | None = None
+    reading: Reading | None = None
 
     def __post_init__(self) -> None:
         for column in _COLUMNS:
@@ -127,6 +144,7 @@ class Trace:
             offsets=offsets,
             block_ids=self.block_ids[shift + np.arange(len(shift))],
             part_of_ns=self.timeline_ns,
+            reading=self.reading,
         )
 
     def limit(self, count: int) -> Trace:
@@ -212,17 +230,25 @@ def _repeats(trace: Trace) -> bool:
     return bool((same_id & (np.diff(owner[order]) == 0)).any())
 
 
-def read_trace(path: str | os.PathLike[str], *, block_tokens: int | None) -> Trace:
+def read_trace(
+    path: str | os.PathLike[str],
+    *,
+    block_tokens: int | None,
+    unit: str | None = None,
+    ids: str = "prefix",
+) -> Trace:
     """Read a trace file, plain or packed by gzip or xz, whatever its name says.
 
-    ``block_tokens`` None means the trace's own. Raises UnavailableError for a known
-    format that can't be read yet, TraceError (with the line) for anything else.
+    ``block_tokens`` None means the trace's own, ``unit`` None the one that its timestamps
+    seem to be in; ``ids`` is what equal ids mean: equal prefixes, or equal contents of
+    single blocks. Raises UnavailableError for a known format that can't be read yet,
+    TraceError (with the line) for anything else.
     """
     name = os.fspath(path)
     try:
         with Path(path).open("rb") as raw, _unpacked(raw, name) as stream:
             lines = _recognised(stream, name)
-            return _columns(mooncake.requests(lines, name), name, block_tokens)
+            return _columns(mooncake.requests(lines, name), name, block_tokens, unit, ids)
     except _READ_ERRORS as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         problem = f"it can't be read ({reason}); name a readable, complete trace file"
@@ -230,23 +256,38 @@ def read_trace(path: str | os.PathLike[str], *, block_tokens: int | None) -> Tra
 
 
 def _columns(
-    requests: Iterable[tuple[int, int, int, list[int]]], path: str, asked: int | None
+    requests: Iterable[mooncake.Recorded], path: str, asked: int | None, unit: str | None, ids: str
 ) -> Trace:
-    rows = array("q")
-    block_ids = array("q")
-    for arrival_ns, input_tokens, output_tokens, ids in requests:
-        rows.extend((arrival_ns, input_tokens, output_tokens, len(ids)))
-        block_ids.extend(ids)
-    arrival, prompt, output, counts = np.array(rows, dtype=np.int64).reshape(-1, 4).T.copy()
+    rows, rest, block_ids = array("q"), array("d"), array("q")
+    numbers = IDS[ids]()
+    has_chats = False
+    for line, request in enumerate(requests, start=1):
+        whole = int(request.timestamp)
+        rows.extend((whole, request.input_tokens, request.output_tokens, len(request.ids)))
+        rest.append(request.timestamp - whole)
+        has_chats |= request.has_chats
+        try:
+            block_ids.extend(numbers.number(request.ids, line))
+        except ValueError as error:
+            raise TraceError(path, line, str(error)) from error
+    times, prompt, output, counts = np.array(rows, dtype=np.int64).reshape(-1, 4).T.copy()
+    stamps = Timestamps(whole=times, rest=np.array(rest, dtype=np.float64))
+    found = time_unit(stamps, unit, has_chats=has_chats)
+    late = stamps.too_late(found.name) if unit is not None else None
+    if late is not None:
+        problem = f"the timestamp is {times[late]}, and {OPTION} is {unit}, which is beyond year"
+        raise TraceError(path, late + 1, f"{problem} 2262; use a shorter unit")
+    size, block_why = mooncake.block_tokens(prompt, counts, asked, path)
     return Trace(
         name=Path(path).name,
         format="mooncake",
-        block_tokens=mooncake.block_tokens(prompt, counts, asked, path),
-        arrival_ns=arrival,
+        block_tokens=size,
+        arrival_ns=stamps.in_ns(found.name),
         input_tokens=prompt,
         output_tokens=output,
         offsets=np.concatenate(([0], np.cumsum(counts))),
         block_ids=np.array(block_ids, dtype=np.int64),
+        reading=Reading(unit=found, ids=ids, block_why=block_why),
     )
 
 

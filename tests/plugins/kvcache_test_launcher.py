@@ -19,12 +19,14 @@ import numpy as np
 
 import pytest_kvcache
 from pytest_kvcache.atomic import write_json
+from pytest_kvcache.clocks import ClockRecord
 from pytest_kvcache.events import EventWriter
 from pytest_kvcache.latency import Histogram
 from pytest_kvcache.plan import Plan
 from pytest_kvcache.recorder import SECTIONS
 from pytest_kvcache.results import latencies_ms
 from pytest_kvcache.series import KINDS, Cut, Series, SeriesLedger, coarse_index
+from pytest_kvcache.surroundings import Surroundings
 from pytest_kvcache.trialrecord import RankResult, TrialRecord
 
 if TYPE_CHECKING:
@@ -76,6 +78,12 @@ def blank_rank(**known: Any) -> RankResult:
     return RankResult(**{**values, **known})
 
 
+def blank_surroundings(span_s: float) -> Surroundings:
+    """Surroundings of which the kernel tells nothing."""
+    known = {"span_s": span_s, "io_limits": (), "preloaded": (), "wrappers": ()}
+    return Surroundings(**{**dict.fromkeys(f.name for f in fields(Surroundings)), **known})
+
+
 def canned_rank(plan: Plan, rank: int, histogram: Histogram) -> RankResult:
     window_s = plan.duration_s or 1.0
     moved = int(BYTES_PER_S * window_s / slowness(plan.trial))
@@ -93,6 +101,7 @@ def canned_rank(plan: Plan, rank: int, histogram: Histogram) -> RankResult:
         mean_depth=float(plan.queue_depth),
         is_storage=plan.backend not in ("memory", "null"),
         requested_read_bytes=moved, requested_write_bytes=moved, cpu_s=0.1,
+        surroundings=blank_surroundings(stop_s),
     )  # fmt: skip
 
 
@@ -124,7 +133,11 @@ def canned_record(plan: Plan) -> TrialRecord:
         ranks=ranks,
         histograms={name: Histogram() if name == "wakeup" else histogram for name in SECTIONS},
         series=even_series(plan.trial, window_s, moved_bytes),
-    )
+        clock=ClockRecord(
+            coordinator_s=plan.ramp_s + window_s, controller_least_s=None,
+            controller_most_s=None, drift_s=0.0, drift_rank=0,
+        ),
+    )  # fmt: skip
 
 
 def tell_progress(plan: Plan, path: Path) -> None:
@@ -193,6 +206,7 @@ def damaged(data: dict[str, Any], fault: str) -> dict[str, Any]:
 
 ENDS = {
     "hang": "sleep 600",
+    "slow": "sleep 2; mv prepared.json trial.json",
     "exit-3": "exit 3",
     "failed": "exit 3",
     "no-record": "exit 0",

@@ -20,23 +20,33 @@ def line(**changes: Any) -> bytes:
     return json.dumps(fields | changes).encode() + b"\n"
 
 
-def parse(*lines: bytes) -> list[tuple[int, int, int, list[int]]]:
+def parse(*lines: bytes) -> list[mooncake.Recorded]:
     return list(mooncake.requests(lines, "t.jsonl"))
 
 
 def size(requests: Sequence[tuple[int, int]], asked: int | None = None) -> int:
     """Return the block size of requests given as (input tokens, ids)."""
     tokens, counts = np.array(requests, dtype=np.int64).T
-    return mooncake.block_tokens(tokens, counts, asked, "t.jsonl")
+    return mooncake.block_tokens(tokens, counts, asked, "t.jsonl")[0]
 
 
-def test_a_line_becomes_arrival_lengths_and_ids() -> None:
-    assert parse(line(timestamp=1.5, extra="ignored")) == [(1_500_000, 600, 3, [7, 8])]
+def why(requests: Sequence[tuple[int, int]], asked: int | None = None) -> str:
+    tokens, counts = np.array(requests, dtype=np.int64).T
+    return mooncake.block_tokens(tokens, counts, asked, "t.jsonl")[1]
+
+
+def test_a_line_becomes_timestamp_lengths_and_ids() -> None:
+    assert parse(line(timestamp=1.5, extra="ignored")) == [(1.5, 600, 3, [7, 8], False)]
+
+
+@pytest.mark.parametrize("name", ["chat_id", "parent_chat_id"])
+def test_a_line_with_a_chat_is_marked(name: str) -> None:
+    assert [recorded.has_chats for recorded in parse(line(**{name: 1}))] == [True]
 
 
 def test_timestamps_out_of_order_keep_the_file_order() -> None:
-    arrivals = [arrival for arrival, *_ in parse(line(timestamp=9), line(timestamp=2))]
-    assert arrivals == [9_000_000, 2_000_000]
+    arrivals = [timestamp for timestamp, *_ in parse(line(timestamp=9), line(timestamp=2))]
+    assert arrivals == [9, 2]
 
 
 def test_blank_lines_at_the_end_are_accepted() -> None:
@@ -59,6 +69,7 @@ def test_a_blank_line_between_requests_is_named() -> None:
         ({"timestamp": "0"}, "timestamp is '0'"),
         ({"timestamp": True}, "timestamp is True"),
         ({"timestamp": 1e300}, "timestamp is 1e.300"),
+        ({"timestamp": 2**63}, "timestamp is 9223372036854775808; it must be a number from 0"),
         ({"timestamp": float("nan")}, "NaN is not a number"),
         ({"timestamp": float("-inf")}, "-Infinity is not a number"),
         ({"input_length": 0}, "input_length is 0; it must be an integer from 1"),
@@ -68,12 +79,10 @@ def test_a_blank_line_between_requests_is_named() -> None:
         ({"output_length": -1}, "output_length is -1; it must be an integer from 0"),
         ({"output_length": False}, "output_length is False"),
         ({"hash_ids": None}, "hash_ids is None; it must be a list"),
-        ({"hash_ids": [1, True]}, r"hash_ids is \[1, True\]; it must be a list of integers"),
-        ({"hash_ids": [1, 2.0]}, r"hash_ids is \[1, 2.0\]; it must be a list of integers"),
-        ({"hash_ids": ["x"] * 999}, r"hash_ids is \['x', .{40,60}\.\.\.; it must be a list"),
-        ({"hash_ids": [1, -2]}, "hash_ids holds -2"),
-        ({"hash_ids": [1, 2**63]}, "hash_ids holds 9223372036854775808"),
-        ({"hash_ids": [5, 6, 5]}, "hash_ids repeats an id"),
+        ({"hash_ids": [1, True]}, r"hash_ids is \[1, True\]; it must be a list of integers or"),
+        ({"hash_ids": [1, 2.0]}, r"hash_ids is \[1, 2.0\]; it must be a list of integers or"),
+        ({"hash_ids": [[]] * 999}, r"hash_ids is \[\[\], .{40,60}\.\.\.; it must be a list"),
+        ({"hash_ids": "7"}, "hash_ids is '7'; it must be a list"),
     ],
 )
 def test_a_value_that_breaks_a_rule_is_named_with_its_line(
@@ -146,6 +155,15 @@ def test_the_size_is_mooncakes_own_where_that_fits() -> None:
 def test_the_size_is_found_where_only_one_power_of_two_fits() -> None:
     assert size([(100, 6), (15, 0), (4_001, 250)]) == 16
     assert size([(100, 7), (15, 1), (4_001, 251)]) == 16
+
+
+def test_a_size_that_was_derived_says_how() -> None:
+    assert why([(655, 3)]) == (
+        "derived from the trace's lengths, the only power of two that fits; see --kv-block-tokens"
+    )
+    assert "the only size that fits" in why([(99, 0), (100, 1), (200, 2), (300, 3)])
+    assert why([(600, 2), (512, 1), (13, 1)]) == ""
+    assert why([(655, 3)], 256) == ""
 
 
 def test_the_size_is_found_where_only_one_fits() -> None:

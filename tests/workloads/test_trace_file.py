@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import gzip
+import json
 import lzma
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_kvcache.cache.reuse import infinite_hits
 from pytest_kvcache.errors import TraceError, UnavailableError
 from pytest_kvcache.workloads.trace_file import Trace, read_trace
 from tests.traces import (
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
 LINES = (
     b'{"timestamp": 0, "input_length": 600, "output_length": 3, "hash_ids": [7, 8]}\n'
-    b'{"timestamp": 2.5, "input_length": 512, "output_length": 0, "hash_ids": [7]}\n'
+    b'{"timestamp": 25, "input_length": 512, "output_length": 0, "hash_ids": [7]}\n'
 )
 PROMPTS = st.lists(st.lists(st.integers(0, 50), max_size=5, unique=True), max_size=10)
 
@@ -47,13 +50,13 @@ def test_a_trace_file_becomes_columns(file: Path) -> None:
     trace = read_trace(file, block_tokens=None)
     assert (trace.name, trace.format, trace.block_tokens) == ("any.name", "mooncake", 512)
     assert columns(trace) == {
-        "arrival_ns": [0, 2_500_000],
+        "arrival_ns": [0, 25_000_000],
         "input_tokens": [600, 512],
         "output_tokens": [3, 0],
         "offsets": [0, 2, 3],
-        "block_ids": [7, 8, 7],
+        "block_ids": [0, 1, 0],  # in the order in which they occur
     }
-    assert [trace.blocks(i).tolist() for i in range(len(trace))] == [[7, 8], [7]]
+    assert [trace.blocks(i).tolist() for i in range(len(trace))] == [[0, 1], [0]]
 
 
 @pytest.mark.parametrize("name", [MOONCAKE, SHAREGPT, AGENTS])
@@ -312,3 +315,207 @@ def test_columns_can_not_be_changed_but_the_callers_arrays_can() -> None:
     with pytest.raises(ValueError, match="read-only"):
         trace.arrival_ns[0] = 1
     assert mine.flags.writeable
+
+
+# -- ids -----------------------------------------------------------------------------------
+
+
+def written(path: Path, prompts: list[list[Any]], *, every_ms: float = 40, **fields: Any) -> Path:
+    """A trace of these prompts in blocks of 512 tokens."""
+    lines = [
+        {
+            "timestamp": number * every_ms,
+            "input_length": 512 * max(1, len(ids)),
+            "output_length": 1,
+            "hash_ids": ids,
+            **fields,
+        }
+        for number, ids in enumerate(prompts)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+ODD_IDS = [2**64 - 1, 2**63, -1, -(2**70), "9", 9, "", "sha256:ffee", 0]
+
+
+def test_an_id_is_whatever_a_recorder_wrote(tmp_path: Path) -> None:
+    prompts = [[odd, f"of {odd!r}"] for odd in ODD_IDS]
+    trace = read_trace(written(tmp_path / "t", prompts + prompts), block_tokens=512)
+    assert len(np.unique(trace.block_ids)) == 2 * len(ODD_IDS)
+    assert infinite_hits(trace) == 2 * len(ODD_IDS)
+
+
+TREES = st.lists(  # prompts as paths of a tree: their names are those of whole prefixes
+    st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=8
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(TREES, st.randoms(use_true_random=False))
+def test_other_names_of_the_same_prefixes_are_the_same_trace(
+    tmp_path_factory: Any, paths: list[list[int]], random: Any
+) -> None:
+    names: dict[tuple[int, ...], Any] = {}
+    prompts: list[list[Any]] = []
+    plain: list[list[Any]] = []
+    for path in paths:
+        prefixes = [tuple(path[: end + 1]) for end in range(len(path))]
+        for prefix in prefixes:
+            names.setdefault(prefix, random.choice([str, int])((len(names) - 5) << 61))
+        prompts.append([names[prefix] for prefix in prefixes])
+        plain.append([repr(prefix) for prefix in prefixes])
+    folder = tmp_path_factory.mktemp("names")
+    odd = read_trace(written(folder / "a", prompts), block_tokens=512)
+    assert odd.digest == read_trace(written(folder / "b", plain), block_tokens=512).digest
+    content = read_trace(written(folder / "c", list(paths)), block_tokens=512, ids="content")
+    assert content.digest == odd.digest
+
+
+@pytest.mark.parametrize(
+    ("prompts", "line", "problem"),
+    [
+        ([[3, 5, 8], [5, 8, 11]], 2, "hash_ids has 5 first, and line 1 has it behind 3; equal"),
+        ([[5], [3, 5]], 2, "hash_ids has 5 behind 3, and line 1 has it first; equal"),
+        ([[1, 2], [9], [9, 2]], 3, "hash_ids has 2 behind 9, and line 1 has it behind 1; equal"),
+        ([[7, 7]], 1, "hash_ids has 7 behind 7, and line 1 has it first; equal"),
+        ([[5, 6, 5]], 1, "hash_ids has 5 behind 6, and line 1 has it first; equal"),
+    ],
+)
+def test_ids_that_are_no_prefixes_are_refused_with_both_places(
+    tmp_path: Path, prompts: list[list[int]], line: int, problem: str
+) -> None:
+    with pytest.raises(TraceError, match=f"line {line}: {problem}.*add --kv-trace-ids=content"):
+        read_trace(written(tmp_path / "t", prompts), block_tokens=512)
+
+
+def test_a_long_id_is_shortened_in_a_message(tmp_path: Path) -> None:
+    path = written(tmp_path / "t", [["a" * 900, "b"], ["b"]])
+    with pytest.raises(TraceError, match=r"has it behind 'a{17}\.\.\.a{17}';"):
+        read_trace(path, block_tokens=512)
+
+
+def test_contents_of_blocks_become_prefixes(tmp_path: Path) -> None:
+    path = written(tmp_path / "t", [[3, 5, 8], [5, 8, 11], [3, 5, 9], [7, 7, 7]])
+    trace = read_trace(path, block_tokens=512, ids="content")
+    assert [trace.blocks(i).tolist() for i in range(4)] == [
+        [0, 1, 2], [3, 4, 5], [0, 1, 6], [7, 8, 9],
+    ]  # fmt: skip
+    assert infinite_hits(trace) == 2
+
+
+def test_a_recorded_trace_is_prefix_chained_already() -> None:
+    path = trace_path(MOONCAKE)
+    chained = read_trace(path, block_tokens=None, ids="content")
+    assert chained.digest == read_trace(path, block_tokens=None).digest
+
+
+# -- times ---------------------------------------------------------------------------------
+
+
+def unit_of(path: Path, unit: str | None = None) -> tuple[str, str, list[int]]:
+    trace = read_trace(path, block_tokens=512, unit=unit)
+    assert trace.reading is not None
+    return trace.reading.unit.name, trace.reading.unit.doubt, trace.arrival_ns.tolist()
+
+
+def test_a_recorded_trace_is_in_milliseconds_and_nothing_speaks_against_it() -> None:
+    for name in (MOONCAKE, SHAREGPT):
+        reading = real_trace(name).reading
+        assert reading is not None
+        assert (reading.unit.name, reading.unit.doubt) == ("ms", "")
+
+
+@pytest.mark.parametrize(
+    ("unit", "second"), [("s", 1), ("ms", 1_000), ("us", 1_000_000), ("ns", 1_000_000_000)]
+)
+def test_the_users_unit_is_taken_whatever_the_values_look_like(
+    tmp_path: Path, unit: str, second: int
+) -> None:
+    path = written(tmp_path / "t", [[1], [1], [1]], every_ms=second)
+    assert unit_of(path, unit) == (unit, "", [0, 10**9, 2 * 10**9])
+
+
+def test_fractions_of_a_unit_are_kept(tmp_path: Path) -> None:
+    path = written(tmp_path / "t", [[1], [1], [1]], every_ms=0.125)
+    assert unit_of(path, "s") == ("s", "", [0, 125_000_000, 250_000_000])
+
+
+def test_seconds_with_chats_are_known_by_both(tmp_path: Path) -> None:
+    path = written(tmp_path / "t", [[1], [1]], every_ms=0.5, chat_id=1, parent_chat_id=-1)
+    assert unit_of(path) == ("s", "", [0, 500_000_000])
+
+
+@pytest.mark.parametrize("at", [0, 2**62 // 10**6])
+def test_one_moment_for_all_is_no_doubt(tmp_path: Path, at: int) -> None:
+    path = written(tmp_path / "t", [[1], [1]], timestamp=at)
+    assert unit_of(path) == ("ms", "", [at * 10**6] * 2)
+
+
+DOUBTS = [
+    (
+        {"every_ms": 0.125},
+        "s",
+        r"^in milliseconds its 20 requests come within 0\.002375 s, with fr",
+    ),
+    (
+        {"every_ms": 40.5},
+        "s",
+        r"come within 0\.7695 s, with fractions of a millisecond, which is 25",
+    ),
+    ({"every_ms": 1}, "s", r"^in milliseconds its 20 requests come within 0\.019 s, which is 1,00"),
+    ({"every_ms": 2}, "s", r"come within 0\.038 s, which is 500 a second; "),
+    ({"every_ms": 10**6}, "us", "^in milliseconds its 20 requests take 19,000 s, one in 1,000 s; "),
+    ({"every_ms": 10**9}, "ns", "^in milliseconds its 20 requests take 19,000,000 s, one in"),
+    ({"timestamp": 1_760_000_000}, "s", "^timestamps begin at 1760000000, which are seconds since"),
+    ({"timestamp": 1_760_000_000.5}, "s", "^timestamps begin at 1760000000, which are seconds"),
+    ({"timestamp": 1_760_000_000_000_000}, "us", "which are microseconds since 1970"),
+    ({"timestamp": 1_760_000_000_000_000_000}, "ns", "which are nanoseconds since 1970"),
+    ({"every_ms": 100, "chat_id": 3}, None, "^its lines have a chat_id, which is no field of"),
+]
+
+
+@pytest.mark.parametrize(("fields", "likely", "sign"), DOUBTS)
+def test_times_that_are_hardly_milliseconds_are_doubted(
+    tmp_path: Path, fields: dict[str, Any], likely: str | None, sign: str
+) -> None:
+    path = written(tmp_path / "t", [[number] for number in range(20)], **fields)
+    unit, doubt, _ = unit_of(path)
+    assert re.search(sign, doubt)
+    assert "; say with --kv-trace-time-unit={s,ms,us,ns} what the timestamps are in" in doubt
+    assert unit == (likely or "ms")
+    assert ("is likely" in doubt) == (likely is not None)
+    assert unit_of(path, unit)[:2] == (unit, "")
+
+
+@pytest.mark.parametrize("every_ms", [60.5, 100, 60_000])
+def test_times_that_may_well_be_milliseconds_are_not_doubted(
+    tmp_path: Path, every_ms: float
+) -> None:
+    path = written(tmp_path / "t", [[number] for number in range(20)], every_ms=every_ms)
+    assert unit_of(path)[:2] == ("ms", "")
+
+
+def test_milliseconds_since_1970_are_milliseconds(tmp_path: Path) -> None:
+    path = written(tmp_path / "t", [[1], [1]], timestamp=1_760_000_000_000)
+    assert unit_of(path) == ("ms", "", [1_760_000_000_000_000_000] * 2)
+
+
+def test_a_time_that_no_clock_can_tell_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = written(tmp_path / "t", [[1], [1]], every_ms=10**10)
+    with pytest.raises(TraceError, match=r"line 2: the timestamp is 10000000000, and --kv-trace-t"):
+        read_trace(path, block_tokens=512, unit="s")
+
+
+def test_a_part_of_a_trace_was_read_like_the_whole(tmp_path: Path) -> None:
+    trace = read_trace(written(tmp_path / "t", [[1], [2]]), block_tokens=None)
+    assert trace.reading is not None
+    assert trace.limit(1).reading == trace.select([1]).reading == trace.reading
+
+
+def test_a_size_that_was_derived_from_the_lengths_says_so(tmp_path: Path) -> None:
+    path = written(tmp_path / "t", [[1, 2, 3]], input_length=655)
+    trace = read_trace(path, block_tokens=None)
+    assert trace.reading is not None
+    assert trace.block_tokens == 256
+    assert "the only power of two that fits" in trace.reading.block_why

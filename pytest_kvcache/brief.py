@@ -1,0 +1,35 @@
+"""A case in one line, for sessions that are to be quiet. Pure; prints nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_kvcache.metrics import METRICS, possible
+from pytest_kvcache.report import figure
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_kvcache.results import CaseResult
+
+
+def brief_case(case: CaseResult, metrics: Sequence[str]) -> str:
+    """Name, medians (or why there are none), and what stands against them."""
+    parts = [_median(case, metric) for metric in possible(metrics, case.plan.phase)]
+    told = ", ".join(part for part in parts if part)
+    if case.error is not None:
+        told = f"{told}; {case.error.splitlines()[0]}" if told else case.error.splitlines()[0]
+    codes = dict.fromkeys(v.code for trial in case.trials if trial.ok for v in trial.verdicts)
+    doubts = f" ({', '.join(codes)})" if codes else ""
+    return f"{case.name}: {told}{doubts}"
+
+
+def _median(case: CaseResult, metric: str) -> str:
+    series = case.series(metric)
+    if series is None:
+        return ""
+    unit = "" if series.unit == "ratio" else f" {series.unit}"
+    name = (
+        METRICS[metric].name.removesuffix("_ms").removesuffix(".gib_per_s").removesuffix(".per_s")
+    )
+    return f"{name} {figure(series.median)}{unit}"

@@ -1,0 +1,131 @@
+"""The end of a session: the report, in the place where it is seen, whatever others do.
+
+The report comes before the summaries of other plugins, which may raise. Where pytest
+shows no summary, or another plugin's end of the session has failed, what must not be
+lost is said on stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_kvcache.asked import nothing_selected
+from pytest_kvcache.compare import gate_table, stock_table, verdict_line
+from pytest_kvcache.fixture import (
+    BENCH_KEY,
+    OPTIONS_KEY,
+    SELECTED_KEY,
+    compared_by_benchmark,
+    is_xdist_worker,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from pytest_kvcache.bench import Bench
+
+_TOLD_KEY: pytest.StashKey[bool] = pytest.StashKey()
+_QUIET, _SILENT = -1, -2  # verbosity: -q and -qq
+
+
+def tell(reporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Write the report where pytest's summary goes."""
+    config.stash[_TOLD_KEY] = True
+    bench = _bench_with_results(config)
+    if bench is None:
+        for line in advice(config):
+            reporter.write_line(f"kvcache: {line}", yellow=True)
+        return
+    if config.get_verbosity() >= 0:
+        reporter.section("kvcache", sep="-")
+    for line in report_lines(bench, config):
+        reporter.write_line(line)
+
+
+def tell_the_rest(config: pytest.Config) -> None:
+    """What nobody has told yet: on stderr, in a line each."""
+    if config.stash.get(_TOLD_KEY, False) or is_xdist_worker(config):
+        return
+    config.stash[_TOLD_KEY] = True
+    bench = _bench_with_results(config)
+    lines = advice(config) if bench is None else [*_brief(bench), *_last(bench, config)]
+    for line in lines:
+        sys.stderr.write(f"kvcache: {line}\n")
+
+
+def report_lines(bench: Bench, config: pytest.Config) -> Iterator[str]:
+    """Everything; with -q a line per case, with -qq only what is needed to find the rest."""
+    verbosity = config.get_verbosity()
+    if verbosity >= 0:
+        yield from _whole(bench, config)
+        yield ""
+    elif verbosity == _QUIET:
+        yield from _brief(bench)
+    yield from _last(bench, config, gates=verbosity < 0)
+    for line in advice(config):
+        yield f"kvcache: {line}"
+
+
+def _whole(bench: Bench, config: pytest.Config) -> Iterator[str]:
+    from pytest_kvcache.report import report_run  # noqa: PLC0415  see plugin.py
+
+    yield report_run(bench.controller.run, bench.options.metrics)
+    yield from bench.unsettled()
+    table = gate_table(
+        [*bench.compared(), *bench.judge()],
+        differences=bench.differing(),
+        untold=bench.untold(),
+        session=bench.baseline_session,
+    )
+    stock = stock_table(bench.stock_differences(compared_by_benchmark(config)))
+    for text in filter(None, (table, stock)):
+        yield ""
+        yield text
+
+
+def _brief(bench: Bench) -> Iterator[str]:
+    from pytest_kvcache.brief import brief_case  # noqa: PLC0415  see plugin.py
+
+    for case in bench.controller.run.cases:
+        yield brief_case(case, bench.options.metrics)
+
+
+def _last(bench: Bench, config: pytest.Config, *, gates: bool = True) -> Iterator[str]:
+    """Closed gates, and where the rest is."""
+    if gates:
+        for judgement in bench.judge():
+            if judgement.closes(allow_inconclusive=bench.options.allow_inconclusive):
+                yield f"gate closed: {judgement.case}: {verdict_line(judgement)}"
+    yield f"run file: {_shown(bench.controller.run_file, config)}"
+
+
+def advice(config: pytest.Config) -> list[str]:
+    """What was asked for and came to nothing."""
+    options = config.stash.get(OPTIONS_KEY, None)
+    selected = config.stash.get(SELECTED_KEY, None)
+    if options is None or selected is None:
+        return []
+    if selected.benchmarks:
+        bench = config.stash.get(BENCH_KEY, None)
+        return bench.asked.ignored(options) if bench is not None else []
+    found = nothing_selected(
+        options,
+        [str(word) for word in config.invocation_params.args],
+        tests=selected.others,
+        deselected=selected.deselected,
+    )
+    return [found] if found else []
+
+
+def _bench_with_results(config: pytest.Config) -> Bench | None:
+    bench = config.stash.get(BENCH_KEY, None)
+    return bench if bench is not None and bench.controller.run.cases else None
+
+
+def _shown(path: Path, config: pytest.Config) -> str:
+    here = config.invocation_params.dir
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

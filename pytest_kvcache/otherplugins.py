@@ -1,0 +1,95 @@
+"""Other plugins beside the benchmark: what they write is checked before hours are spent.
+
+They open their files when everything is over; a directory that is not there would then
+cost the session's end. Imports none of them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_kvcache.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Where a file goes: option's name → whether its directory is made by the plugin itself.
+_FILES = {
+    "benchmark_json": False,
+    "benchmark_histogram": True,
+    "benchmark_cprofile_dump": True,
+    "xmlpath": True,
+    "json_report_file": False,
+    "report_log": True,
+    "htmlpath": True,
+}
+_FLAGS = {
+    "xmlpath": "--junit-xml",
+    "htmlpath": "--html",
+}
+_FILE_URI = "file://"
+
+
+def is_recorded(config: pytest.Config) -> bool:
+    """Whether pytest-benchmark is there: not switched off, nor pushed out by another plugin."""
+    plugins = config.pluginmanager.get_plugins()
+    return any(getattr(plugin, "__name__", "") == "pytest_benchmark.plugin" for plugin in plugins)
+
+
+def check_outputs(config: pytest.Config) -> None:
+    """OptionError, naming option and directory, for what could not be written at the end."""
+    for name, path, makes in _outputs(config):
+        flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
+        problem = _problem(path, makes=makes)
+        if problem is not None:
+            raise OptionError(f"{flag} is {path}; {problem}")
+    if is_recorded(config) and config.getoption("benchmark_histogram", default=None):
+        lacking = [name for name in ("pygal", "pygaljs") if importlib.util.find_spec(name) is None]
+        if lacking:
+            raise OptionError(
+                f"--benchmark-histogram draws with {lacking[0]}, which is not installed;"
+                " pip install 'pytest-benchmark[histogram]'"
+            )
+
+
+def _outputs(config: pytest.Config) -> Iterator[tuple[str, Path, bool]]:
+    for name, makes in _FILES.items():
+        value = config.getoption(name, default=None)
+        value = value[0] if isinstance(value, list) and value else value
+        path = value if isinstance(value, (str, os.PathLike)) else getattr(value, "name", None)
+        if path:
+            yield name, Path(path), makes
+    saves = any(config.getoption(f"benchmark_{how}", default=None) for how in ("save", "autosave"))
+    storage = config.getoption("benchmark_storage", default=None)
+    if saves and isinstance(storage, str) and (storage.startswith(_FILE_URI) or ":" not in storage):
+        yield "benchmark_storage", Path(storage.removeprefix(_FILE_URI), "a run"), True
+
+
+def _problem(path: Path, *, makes: bool) -> str | None:
+    """Why no file can be put there; None: it can, for all one can see now."""
+    if path.is_dir() and not makes:
+        return "it is a directory; give it the name of a file"
+    directory = path.expanduser().absolute().parent
+    if makes:
+        directory = next(p for p in (directory, *directory.parents) if os.path.lexists(p))
+    if not directory.is_dir():
+        what = "is no directory" if directory.exists() else "does not exist"
+        return f"its directory {directory} {what}, so make it or name another"
+    if not os.access(directory, os.W_OK | os.X_OK):
+        return f"its directory {directory} is not writable, so mend its mode or name another"
+    return None
+
+
+def give_time(config: pytest.Config, item: pytest.Item, limit_s: float) -> None:
+    """A project's limit per test is not made for a benchmark; a typed one is meant for it."""
+    if not config.pluginmanager.has_plugin("timeout") or item.get_closest_marker("timeout"):
+        return
+    words = [str(word) for word in config.invocation_params.args]
+    if any(word.partition("=")[0] == "--timeout" for word in words):
+        return
+    item.add_marker(pytest.mark.timeout(limit_s))

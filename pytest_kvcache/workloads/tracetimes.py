@@ -1,0 +1,125 @@
+"""What the timestamps of a trace mean: asked for, told by its fields, or doubted. Pure.
+
+Rank-side; imports numpy only. The field ``timestamp`` is in milliseconds in Mooncake's own
+traces, in seconds in others that have the same fields: a thousand times as many requests
+per second, and nothing in the values says so. So where they look like something else than
+milliseconds the unit has to be given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy.typing as npt
+
+    IntArray = npt.NDArray[np.int64]
+    FloatArray = npt.NDArray[np.float64]
+
+UNIT_NS: Mapping[str, int] = MappingProxyType(
+    {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
+)
+MAX_TIMESTAMP = 2**63 - 1
+OPTION = "--kv-trace-time-unit"
+
+_NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
+_MOST_PER_S = 500  # requests of a whole trace: no public one has a tenth of that
+# The same where timestamps have fractions, as seconds do and milliseconds rarely do; and what
+# such a trace lasts at least, in milliseconds.
+_MOST_PER_S_WITH_FRACTIONS = 20
+_SHORTEST_MS_WITH_FRACTIONS = 1_000
+_LONGEST_PAUSE_S = 60.0  # on average: slower traces are replayed faster, or are no milliseconds
+# Since 1970, in seconds: from September 2001 to the year 2100. In milliseconds the same
+# numbers are days and weeks after a start at 0.
+_EPOCH_S = (1_000_000_000, 4_102_444_800)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timestamps:
+    """A trace's timestamps as they stand: whole part and the rest, below 1, of each."""
+
+    whole: IntArray
+    rest: FloatArray
+
+    def in_ns(self, unit: str) -> IntArray:
+        """All of them, in ns; those beyond 63 bits stop there."""
+        per_unit = UNIT_NS[unit]
+        whole = np.minimum(self.whole, MAX_TIMESTAMP // per_unit - 1) * per_unit
+        found: IntArray = whole + np.rint(self.rest * per_unit).astype(np.int64)
+        return found
+
+    def too_late(self, unit: str) -> int | None:
+        """The first that is beyond 63 bits in ns; None: none is."""
+        late = self.whole > MAX_TIMESTAMP // UNIT_NS[unit] - 1
+        return int(np.argmax(late)) if late.any() else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeUnit:
+    """The unit that timestamps are taken to be in.
+
+    ``doubt`` is a sentence on what speaks against it and what to do; empty: nothing does.
+    Where times play no part, neither does a doubt.
+    """
+
+    name: str
+    doubt: str = ""
+
+
+def time_unit(stamps: Timestamps, asked: str | None, *, has_chats: bool) -> TimeUnit:
+    """Find the unit of a trace of Mooncake's fields.
+
+    ``has_chats``: its lines name a chat and its parent, as Alibaba's Qwen-Bailian traces
+    do, which are in seconds; Mooncake's do not.
+    """
+    if asked is not None:
+        return TimeUnit(name=asked)
+    fractions = np.flatnonzero(stamps.rest)
+    if has_chats and len(fractions):
+        return TimeUnit(name="s")
+    likely, sign = _other_unit(stamps, fractions, has_chats=has_chats)
+    if not sign:
+        return TimeUnit(name="ms")
+    guess = f"; {likely} ({_NAMES[likely]}) is likely" if likely else ""
+    doubt = f"{sign}; say with {OPTION}={{s,ms,us,ns}} what the timestamps are in{guess}"
+    return TimeUnit(name=likely or "ms", doubt=doubt)
+
+
+def _other_unit(stamps: Timestamps, fractions: IntArray, *, has_chats: bool) -> tuple[str, str]:
+    """The unit that they are likely in, and what speaks against milliseconds."""
+    if not len(stamps.whole):
+        return "", ""
+    first, last = int(stamps.whole.min()), int(stamps.whole.max())
+    for unit, per_s in (("s", 1), ("us", 10**6), ("ns", 10**9)):
+        if _EPOCH_S[0] * per_s <= first <= _EPOCH_S[1] * per_s:
+            return unit, f"timestamps begin at {first}, which are {_NAMES[unit]} since 1970"
+    if has_chats:
+        return "", "its lines have a chat_id, which is no field of Mooncake's"
+    span = float(np.ptp(stamps.whole + stamps.rest)) if len(fractions) else float(last - first)
+    return _by_rate(len(stamps.whole), span, fractions=len(fractions) > 0)
+
+
+def _by_rate(requests: int, span: float, *, fractions: bool) -> tuple[str, str]:
+    """The same by how many requests come per second, were they milliseconds."""
+    pauses, span_s = requests - 1, span / 1e3
+    most_per_s = _MOST_PER_S_WITH_FRACTIONS if fractions else _MOST_PER_S
+    short = fractions and span < _SHORTEST_MS_WITH_FRACTIONS
+    if span and (pauses * 1e3 >= most_per_s * span or short):
+        how = ", with fractions of a millisecond" if fractions else ""
+        return "s", (
+            f"in milliseconds its {requests:,} requests come within {span_s:g} s{how}, which is"
+            f" {pauses / span_s:,.0f} a second"
+        )
+    if pauses and span_s / pauses > _LONGEST_PAUSE_S:
+        likely = "us" if span_s / pauses / 1e3 < _LONGEST_PAUSE_S else "ns"
+        return likely, (
+            f"in milliseconds its {requests:,} requests take {span_s:,.0f} s, one in"
+            f" {span_s / pauses:,.0f} s"
+        )
+    return "", ""

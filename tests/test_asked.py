@@ -1,0 +1,76 @@
+"""What is asked for and comes to nothing is said, with what to type instead."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.site import output
+
+if TYPE_CHECKING:
+    from tests.site import Site
+
+ONE = "--kv-metrics=read.p95_ms"
+OWN = "def test_mine(): pass\ndef test_mine_too(): pass"
+
+
+def test_in_an_empty_directory_the_command_that_works_is_said(site: Site) -> None:
+    result = site.call("--kv-np=2")
+    assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
+    assert (
+        "kvcache: no benchmark was selected: --kv-np is given, but nothing here uses the fixture"
+        " kvcache; add --pyargs pytest_kvcache.suite for the shipped benchmark: pytest --pyargs"
+        " pytest_kvcache.suite " in output(result)
+    )
+    assert "--kv-np=2" in output(result).partition("for the shipped benchmark")[2]
+
+
+@pytest.mark.parametrize("option", ["--kv-num-users=3", "--kv-slo=read.p95_ms<1", "--kv-dry-run"])
+def test_any_typed_option_asks_for_a_benchmark(site: Site, option: str) -> None:
+    site.pytester.makepyfile(OWN)
+    result = site.call(option)
+    assert "none of the 2 tests that were selected uses the fixture kvcache" in output(result)
+
+
+def test_own_tests_without_the_benchmark_pass_and_are_told_apart_from_it(site: Site) -> None:
+    site.pytester.makepyfile(OWN)
+    result = site.call("--kv-np=2", "-q")
+    assert result.ret == pytest.ExitCode.OK
+    assert output(result).count("no benchmark was selected") == 1
+
+
+def test_everything_deselected_is_said(site: Site) -> None:
+    result = site.canned(ONE, "-k", "nothing_like_it")
+    assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
+    assert "but all 1 items of the benchmark were deselected; look at -k and -m" in output(result)
+
+
+def test_an_option_of_an_ini_asks_for_nothing(site: Site) -> None:
+    site.pytester.makeini("[pytest]\nkv_np = 2\n")
+    site.pytester.makepyfile(OWN)
+    assert "kvcache: " not in output(site.call()).partition("collected")[2]
+
+
+def test_a_benchmark_that_ran_or_was_skipped_was_selected(site: Site) -> None:
+    for args in ((), ("--benchmark-skip",), ("--collect-only",)):
+        assert "no benchmark" not in output(site.canned(ONE, *args))
+
+
+def test_an_option_that_every_test_replaces_is_said_to_have_had_no_effect(site: Site) -> None:
+    source = "def test_one(kvcache): kvcache.run(np=1)\ndef test_two(kvcache): kvcache.run(np=3)"
+    text = output(site.canned_tests(source))
+    told = "kvcache: --kv-np had no effect: every kvcache.run() of these tests gives its own np"
+    assert told in text
+    assert text.count("had no effect") == 1
+
+
+def test_an_option_that_one_test_lets_through_had_an_effect(site: Site) -> None:
+    source = "def test_one(kvcache): kvcache.run(np=1)\ndef test_two(kvcache): kvcache.run()"
+    assert "had no effect" not in output(site.canned_tests(source))
+
+
+def test_a_dry_run_says_which_tests_it_could_not_look_at(site: Site) -> None:
+    result = site.canned_tests("def test_one(kvcache): kvcache.run()", "--kv-dry-run")
+    assert "1 test with kvcache.run() not looked at" in output(result)
+    assert site.launches() == []

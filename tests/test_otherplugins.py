@@ -1,0 +1,271 @@
+"""Beside other plugins: what they write is checked first, and costs no report; canned ranks."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.site import output, refusal, runs_as_root
+
+if TYPE_CHECKING:
+    from tests.site import Site
+
+ONE = "--kv-metrics=read.p95_ms"
+
+
+# --- outputs --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "problem"),
+    [
+        ("--benchmark-json=no/such/dir/x.json", "no/such/dir does not exist, so make it"),
+        ("--benchmark-json=file/x.json", "file is no directory, so make it"),
+        ("--benchmark-json=folder", "it is a directory; give it the name of a file"),
+        ("--benchmark-histogram=file/deep/x", "file is no directory"),
+        ("--benchmark-storage=file:///dev/null/deep", "/dev/null is no directory"),
+        ("--junitxml=file/deep/j.xml", "file is no directory"),
+    ],
+)
+@pytest.mark.parametrize("dry", [(), ("--kv-dry-run",)])
+def test_an_output_that_can_not_be_written_is_refused_before_the_launch(
+    site: Site, option: str, problem: str, dry: tuple[str, ...]
+) -> None:
+    (site.path / "file").touch()
+    (site.path / "folder").mkdir()
+    sentence = refusal(site.canned_apart(ONE, option, "--benchmark-autosave", *dry))
+    flag = option.partition("=")[0].replace("junitxml", "junit-xml")
+    assert sentence.startswith(f"{flag} is ")
+    assert problem in sentence
+    assert site.launches() == []
+
+
+@pytest.mark.skipif(runs_as_root(), reason="root may write everywhere")
+def test_an_output_in_a_directory_of_others_is_refused(site: Site) -> None:
+    (site.path / "locked").mkdir(mode=0o500)
+    assert "not writable" in refusal(site.canned(ONE, "--benchmark-json=locked/x.json"))
+
+
+def test_an_output_whose_directory_is_made_by_its_plugin_is_accepted(site: Site) -> None:
+    args = ("--benchmark-histogram=deep/down/h", "--junitxml=more/j.xml")
+    site.canned_apart(ONE, *args).assert_outcomes(passed=1)
+    (drawn,) = site.path.glob("deep/down/*.svg")
+    assert not set(drawn.name) & set(" ,")
+    assert (site.path / "more" / "j.xml").exists()
+
+
+def test_a_histogram_without_what_draws_it_is_refused_with_what_to_install(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pygal", None)
+    sentence = refusal(site.canned(ONE, "--benchmark-histogram=h"))
+    assert "pip install 'pytest-benchmark[histogram]'" in sentence
+
+
+def test_an_own_test_is_not_launched_either_where_an_output_is_wrong(site: Site) -> None:
+    (site.path / "file").touch()
+    result = site.canned_tests("def test_one(kvcache): kvcache.run()", "--junitxml=file/deep/j.xml")
+    assert "--junit-xml is " in refusal(result)
+
+
+def test_a_session_without_the_benchmark_is_not_looked_at(site: Site) -> None:
+    site.pytester.makeconftest(
+        "def pytest_addoption(parser): parser.addoption('--json-report-file')"
+    )
+    option = "--json-report-file=no/x.json"
+    site.pytester.makepyfile("def test_one(): pass")
+    assert site.call(option).ret == pytest.ExitCode.OK
+    assert "--json-report-file is no/x.json" in refusal(site.canned(ONE, option))
+
+
+# --- another benchmark fixture, or none -------------------------------------------------------
+
+
+def test_another_plugins_benchmark_fixture_is_refused_before_the_launch(site: Site) -> None:
+    site.pytester.makeconftest(
+        """
+        import pytest
+
+        class Other: pass
+
+        @pytest.fixture
+        def benchmark(): return Other()
+        """
+    )
+    result = site.canned(ONE)
+    result.assert_outcomes(failed=1)
+    assert "the fixture benchmark is conftest.Other, which is not pytest-benchmark's" in output(
+        result
+    )
+    assert site.launches() == []
+
+
+def test_without_pytest_benchmark_everything_runs_and_is_in_the_run_file(site: Site) -> None:
+    result = site.canned("-p", "no:benchmark", "-W", "error", "--strict-markers")
+    result.assert_outcomes(passed=5)
+    assert len(site.case()["summary"]) > 5
+    assert "run file: " in output(result)
+
+
+def test_without_any_plugin_that_was_not_named_everything_runs(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    args = ("-p", "pytest_kvcache.plugin", "-W", "error", "--strict-markers", ONE)
+    result = site.canned_apart(*args)
+    result.assert_outcomes(passed=1)
+
+
+# --- pytest-benchmark's tables ----------------------------------------------------------------
+
+OTHER = "def test_other(benchmark): benchmark(sum, range(10))"
+QUICK = ("--kv-metrics=read.p95_ms,read.gib_per_s",)
+
+
+def tables(text: str) -> list[str]:
+    return re.findall(r"^-+ (benchmark.*: \d+ tests) -+$", text, re.MULTILINE)
+
+
+def test_tables_of_our_metrics_are_shown_to_nobody_who_does_not_ask(site: Site) -> None:
+    assert tables(output(site.canned(*QUICK))) == []
+
+
+@pytest.mark.parametrize(
+    "option", ["--benchmark-columns=mean", "--benchmark-sort=name", "--benchmark-json=x.json"]
+)
+def test_an_option_of_pytest_benchmark_asks_for_them(site: Site, option: str) -> None:
+    names = ["benchmark 'read.p95_ms': 1 tests", "benchmark 'read.s_per_gib': 1 tests"]
+    assert tables(output(site.canned(*QUICK, option))) == names
+
+
+def test_one_in_the_environment_or_a_file_asks_for_them_as_well(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.pytester.makeini("[pytest]\naddopts = --benchmark-min-rounds=3\n")
+    assert len(tables(output(site.canned(*QUICK)))) == 2
+    site.pytester.makeini("[pytest]\n")
+    monkeypatch.setenv("PYTEST_ADDOPTS", "--benchmark-verbose")
+    assert len(tables(output(site.canned(*QUICK)))) == 2
+
+
+def test_a_file_that_says_how_tables_look_asks_for_none(site: Site) -> None:
+    looks = "--benchmark-columns=mean,ops --benchmark-sort=fullname"
+    site.pytester.makeini(f"[pytest]\naddopts = {looks}\n")
+    assert tables(output(site.canned(*QUICK))) == []
+
+
+def test_other_benchmarks_of_the_session_keep_their_tables(site: Site) -> None:
+    site.pytester.makepyfile(test_mine=OTHER)
+    text = output(site.canned(*QUICK, "test_mine.py"))
+    assert len(tables(text)) == 1
+    assert "test_other" in text.partition("benchmark:")[2]
+
+
+def test_times_of_a_table_have_the_unit_of_the_name(site: Site) -> None:
+    result = site.canned(*QUICK, "--benchmark-columns=mean,ops", "--benchmark-json=x.json")
+    latency, rate = (
+        line.split() for line in result.outlines if line.startswith("mixed-tiny-1b-np2-read.")
+    )
+    assert float(latency[1]) == pytest.approx(1.45, rel=0.01)  # ms
+    assert float(rate[1]) == pytest.approx(0.5)  # s per GiB
+    assert float(rate[2]) == pytest.approx(2.0)  # GiB/s, not thousands of them
+    entries = json.loads((site.path / "x.json").read_text())["benchmarks"]
+    assert {e["extra_info"]["metric"] for e in entries} == {"read.p95_ms", "read.gib_per_s"}
+
+
+# --- limits of time ---------------------------------------------------------------------------
+
+
+def test_a_projects_limit_per_test_is_not_the_benchmarks(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVCACHE_TEST_FAULT", "slow")
+    site.pytester.makeini("[pytest]\ntimeout = 1\n")
+    site.canned_apart(ONE).assert_outcomes(passed=1)
+
+
+def test_a_limit_that_a_test_has_of_its_own_stands(site: Site) -> None:
+    site.pytester.makeini("[pytest]\ntimeout = 1\n")
+    source = """
+        import pytest
+        from pytest_kvcache.suite.test_kvcache import test_kvcache as test_all
+
+        pytestmark = pytest.mark.timeout(7)
+
+        def test_limit(request):
+            limits = [i.get_closest_marker("timeout").args for i in request.session.items]
+            assert limits == [(7,)] * 2
+    """
+    site.canned_tests(source, ONE).assert_outcomes(passed=2)
+
+
+# --- the report -------------------------------------------------------------------------------
+
+BROKEN = {
+    "summary": "def pytest_terminal_summary(): raise OSError('broken')",
+    "finish": "def pytest_sessionfinish(): raise OSError('broken')",
+    "wrapper": (
+        "import pytest\n@pytest.hookimpl(wrapper=True, tryfirst=True)\n"
+        "def pytest_sessionfinish():\n    raise OSError('broken')\n    yield"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_another_plugins_broken_end_costs_no_report(site: Site, kind: str) -> None:
+    site.pytester.makeconftest(BROKEN[kind])
+    text = output(site.canned_apart(ONE))
+    assert "broken" in text
+    assert f"run file: {site.run_file().relative_to(site.path)}" in text
+    assert "mixed-tiny-1b-np2" in text
+
+
+@pytest.mark.parametrize("quiet", [("--no-summary",), ("-p", "no:terminal")])
+def test_without_a_summary_the_run_file_and_closed_gates_are_told(
+    site: Site, quiet: tuple[str, ...]
+) -> None:
+    result = site.canned_apart(ONE, "--kv-slo=read.p95_ms<0.1", *quiet)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    text = output(result)
+    assert f"run file: {site.run_file().relative_to(site.path)}" in text
+    assert "read.p95_ms" in text
+    assert "worse" in text.lower()
+
+
+def test_nothing_selected_is_told_without_a_terminal_too(site: Site) -> None:
+    result = site.pytester.runpytest_subprocess("-p", "no:terminal", "--kv-np=2")
+    assert "no benchmark was selected" in result.stderr.str()
+
+
+def test_quiet_is_a_line_per_case_and_the_run_file(site: Site) -> None:
+    result = site.canned("-q", "--kv-np=1,2", *QUICK)
+    lines = [line for line in result.outlines if line]
+    assert lines[0].startswith("....")
+    assert [line.partition(":")[0] for line in lines[1:-1]] == [
+        "mixed-tiny-1b-np1", "mixed-tiny-1b-np2", "run file",
+    ]  # fmt: skip
+    assert lines[1].startswith("mixed-tiny-1b-np1: read.p95 1.449 ms, read 1.000 GiB/s")
+
+
+def test_quieter_is_the_run_file_alone(site: Site) -> None:
+    result = site.canned("-qq", *QUICK)
+    lines = [line for line in result.outlines if line and not line.startswith("..")]
+    assert [line.partition(":")[0] for line in lines] == ["run file"]
+
+
+def test_quiet_says_what_went_wrong(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVCACHE_TEST_FAULT", "short-window")
+    result = site.canned("-q", *QUICK)
+    result.stdout.fnmatch_lines("mixed-tiny-1b-np2: SKEWED: *")
+
+
+def test_our_report_is_the_first_of_the_plugins(site: Site) -> None:
+    site.pytester.makeconftest(
+        "def pytest_terminal_summary(terminalreporter): terminalreporter.write_line('other')"
+    )
+    text = output(site.canned(ONE))
+    assert 0 < text.index("run file: ") < text.index("\nother\n")
