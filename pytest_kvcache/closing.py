@@ -65,7 +65,7 @@ def report_lines(bench: Bench, config: pytest.Config) -> Iterator[str]:
         yield ""
     elif verbosity == _QUIET:
         yield from _brief(bench)
-    yield from _last(bench, config, gates=verbosity < 0)
+    yield from _last(bench, config, gates=verbosity < 0 or config.option.no_summary)
     for line in advice(config):
         yield f"kvcache: {line}"
 
