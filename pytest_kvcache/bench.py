@@ -36,6 +36,7 @@ from pytest_kvcache.evidence import (
     CLOSING,
     UNTOLD,
     Evidence,
+    differences,
     facts_of,
     incomparable,
     told_differences,
@@ -159,6 +160,26 @@ class Bench:
             f" {len(case.trials)} trial{'s' * (len(case.trials) > 1)}"
             for case, target in self.controller.unsettled()
         ]
+
+    def namesakes(self) -> list[str]:
+        """One line on each name under which cases of different plans ran."""
+        lines = []
+        cases = {(case.name, case.plan_digest): case for case in self.controller.run.cases}
+        for name in dict.fromkeys(name for name, _digest in cases):
+            first, *others = (case for (n, _digest), case in cases.items() if n == name)
+            texts = {
+                str(difference)
+                for other in others
+                for difference in differences(*map(self.controller.run.evidence, (first, other)))
+                if difference.kind == "plan"
+            }
+            if others:
+                lines.append(
+                    f"{name} is the name of {1 + len(others)} cases that differ in"
+                    f" {'; '.join(sorted(texts))}: give each a name of its own with"
+                    " kvcache.run(label=...)"
+                )
+        return lines
 
     def judge(self) -> list[Judgement]:
         """Every gate on every case that ran."""

@@ -8,6 +8,7 @@ lost is said on stderr.
 from __future__ import annotations
 
 import sys
+import textwrap
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.bench import Bench
 
 _TOLD_KEY: pytest.StashKey[bool] = pytest.StashKey()
+_WIDTH = 79
 _QUIET, _SILENT = -1, -2  # verbosity: -q and -qq
 
 
@@ -75,6 +77,8 @@ def _whole(bench: Bench, config: pytest.Config) -> Iterator[str]:
 
     yield report_run(bench.controller.run, bench.options.metrics)
     yield from bench.unsettled()
+    for line in bench.namesakes():
+        yield from textwrap.wrap(line, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
     table = gate_table(
         [*bench.compared(), *bench.judge()],
         differences=bench.differing(),

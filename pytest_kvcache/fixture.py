@@ -8,6 +8,7 @@ trial's value, one round per trial, which makes StdDev the noise between trials.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
@@ -121,12 +122,14 @@ class KVCache:
         self._request = request
         self._bench = bench
 
-    def run(self, **overrides: Any) -> Run:
+    def run(self, *, label: str | None = None, **overrides: Any) -> Run:
         """Run one case with the session's options, some of them overridden by name.
 
         ``kvcache.run(scenario="agent", model="llama3.1-70b-instruct", np=4, duration=30)``;
         names are the options' without ``--kv-``, with underscores. The case must be one:
         a list of counts, scenarios or models is refused. Fails the test if a trial fails.
+        ``label`` goes into the case's name, so that two cases that differ in other options
+        than these three have names of their own, and baselines.
         """
         from pytest_kvcache.planning import name_cases  # noqa: PLC0415  see plugin.py
 
@@ -136,13 +139,14 @@ class KVCache:
             if len(names) != 1:
                 listed = ", ".join(map(str, names))
                 raise OptionError(f"kvcache.run() runs one case, the options ask for {listed}")
-            case = self._bench.plan(names[0], options)
+            name = replace(names[0], label=label)
+            case = self._bench.plan(name, options)
             self._bench.controller.note_launcher()
             self._bench.controller.check(options, case.plan)
         except KVCacheError as error:
             _fail(str(error))
         self._bench.asked.note(overrides)
-        return Run(self._finished(self._bench.run(names[0], options)))
+        return Run(self._finished(self._bench.run(name, options)))
 
     def record(self, name: CaseName, metric: str) -> None:
         """Run the case (once for all of its metrics) and record one metric.

@@ -56,7 +56,7 @@ _OBJECT_MEMORY_BYTES = 640
 # What may differ between two runs that measure the same thing.
 _NOT_WORKLOAD = (
     "run_id", "trial", "layout", "cache_dir", "deadline_s", "keep", "origins", "plugins",
-    "need_blocks", "version",
+    "need_blocks", "version", "label",
 )  # fmt: skip
 
 
@@ -93,7 +93,7 @@ class Plan:
     ``need_blocks`` is what one rank would store if nothing were evicted. ``cores`` is
     ``split`` (ranks of a host divide its cores) or ``shared`` (as the launcher bound them).
     ``request_rate`` is that of all ranks together, per second; None, and no ``arrival``:
-    a closed loop, or the times of a trace.
+    a closed loop, or the times of a trace. ``label`` is what a test calls its case.
     """
 
     version: str
@@ -130,6 +130,7 @@ class Plan:
     plugins: tuple[str, ...]
     trace: TracePlan | None
     origins: Mapping[str, str] = field(default_factory=dict)
+    label: str | None = None
 
     def __post_init__(self) -> None:
         if not os.path.isabs(self.cache_dir):  # noqa: PTH117  as text, whatever is there
@@ -182,7 +183,8 @@ class Plan:
     @property
     def case(self) -> str:
         """The name that makes cases of different runs comparable."""
-        return f"{self.scenario}-{self.model.name}-np{self.np}"
+        label = "" if self.label is None else f"-{self.label}"
+        return f"{self.scenario}-{self.model.name}-np{self.np}{label}"
 
     @property
     def block_bytes(self) -> int:
@@ -471,7 +473,7 @@ _REPLAY_OWN = frozenset(
 )
 # What lets a trial with an invalidating verdict stand: no field, but verify must know of it.
 _ALLOWANCES = ("allow_invalid", "allow_preload")
-_DERIVED = frozenset({"run_id", "version", "trial", "need_blocks", "origins"})
+_DERIVED = frozenset({"run_id", "version", "trial", "need_blocks", "origins", "label"})
 
 
 def _origins(options: Options, facts: CaseFacts) -> dict[str, str]:
