@@ -2,11 +2,15 @@
 
 Sums over ranks, percentiles from histograms, bandwidths, verdicts and summaries are
 computed again from the ranks' scalars and the histograms, and compared. What those are
-made of, and the plan's own values, must keep the laws of consistency.py.
+made of, and the plan's own values, must keep the laws of consistency.py. Where the files
+that the trials left behind lie beside the run file, it must agree with them
+(``source_faults``). Whoever writes all of them anew, by these very rules, is not found.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.clocks import ClockRecord
@@ -21,10 +25,51 @@ from pytest_kvcache.trialrecord import RankResult, TrialRecord
 from pytest_kvcache.verdicts import evaluate_case, evaluate_trial, idle_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from pytest_kvcache.plan import Plan
     from pytest_kvcache.results import TrialResult
+
+
+def source_faults(
+    data: Mapping[str, Any], read: Callable[[str], bytes | None]
+) -> tuple[list[str], int]:
+    """What of a run file that ``verify_run`` found sound is not what its trials left behind.
+
+    ``read`` gives a file's content by its path beside the run file, None where it is not
+    there. Also the number of trials whose record is there and was compared.
+    """
+    problems, compared = [], 0
+    for case in RunResult.from_json(data).cases:
+        for trial in case.trials:
+            contents = {path: read(path) for path in trial.sources}
+            problems += [
+                f"{case.name}: trial {trial.index}: {path} is not the file that it was made of"
+                for path, content in contents.items()
+                if content is not None
+                and hashlib.sha256(content).hexdigest() != trial.sources[path]
+            ]
+            for path, content in contents.items():
+                if content is not None and path.endswith("/trial.json"):
+                    compared += 1
+                    problems += [
+                        f"{case.name}: trial {trial.index}: {path}: {problem}"
+                        for problem in _record_faults(trial, case.plan, content)
+                    ]
+    return problems, compared
+
+
+def _record_faults(trial: TrialResult, plan: Plan, content: bytes) -> Iterator[str]:
+    """What a trial of the run file has otherwise than the record it was made of."""
+    try:
+        record = TrialRecord.from_json(json.loads(content), plan.for_trial(trial.index))
+    except (ValueError, TypeError, KeyError, AttributeError, ResultError) as error:
+        if trial.data is not None:
+            yield f"it can't be read as the trial's record ({error})"
+        return
+    if trial.data is not None:
+        data, _verdicts = evaluate_trial(record, plan.for_trial(trial.index))
+        yield from _differences(data, trial.data, "")
 
 
 def verify_run(data: Mapping[str, Any]) -> list[str]:

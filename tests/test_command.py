@@ -74,7 +74,9 @@ def verify(path: Path, data: Any) -> int:
 def test_a_run_file_is_sound(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["verify", str(run_file)]) == 0
-    assert capsys.readouterr().out == f"{run_file}: sound\n"
+    assert capsys.readouterr().out == (
+        f"{run_file}: sound, in itself: no trial's record lies beside it\n"
+    )
 
 
 def test_a_run_is_shown_as_its_session_showed_it(site: Site) -> None:

@@ -44,7 +44,7 @@ def run_json(plan: Plan, records: list[TrialRecord]) -> dict[str, Any]:
         version=plan.version,
         commit=None,
         environment={"python": "3.12"},
-        cases=(CaseResult(plan=plan, trials=tuple(trials)),),
+        cases=(CaseResult(plan=plan, trials=tuple(trials), looks=(len(trials),)),),
     )
     written: dict[str, Any] = json.loads(json.dumps(run.to_json()))
     return written
