@@ -116,6 +116,8 @@ class Bench:
 
         ``compared`` is what pytest-benchmark compares with.
         """
+        if self.options.wait and not self.options.dry_run:
+            self.reserve(names)  # what is free is known once a neighbour has gone
         cases = [self.plan(name) for name in names]
         for case in cases:
             self.controller.check(self.options, case.plan)
@@ -123,8 +125,12 @@ class Bench:
             self.controller.note_launcher()
         self._check_baseline([case.plan for case in cases])
         self.check_stock([case.plan for case in cases], compared)
-        here = any(is_local(host.name) for name in names for host in name.layout.hosts)
-        if here and not self.options.dry_run:
+        if not self.options.dry_run:
+            self.reserve(names)
+
+    def reserve(self, names: Sequence[CaseName]) -> None:
+        """Have this host for the run alone, if a case runs here."""
+        if any(is_local(host.name) for name in names for host in name.layout.hosts):
             self.controller.take_lock()
 
     def run(self, name: CaseName, options: Options | None = None) -> CaseResult:

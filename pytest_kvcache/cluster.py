@@ -18,6 +18,7 @@ from pytest_kvcache.errors import KVCacheError
 from pytest_kvcache.hostagent import Agent
 from pytest_kvcache.hostfacts import HostFacts, machine_identity
 from pytest_kvcache.hostlinks import Answer, HostLinks
+from pytest_kvcache.hostlock import Patience, is_taken
 from pytest_kvcache.localhost import is_local
 from pytest_kvcache.version import VERSION
 
@@ -106,9 +107,15 @@ class Cluster:
     """Connections to the hosts of a run, and an agent of our own where none is needed."""
 
     def __init__(
-        self, run_id: str, access: HostAccess, python: str, env: Mapping[str, str]
+        self,
+        run_id: str,
+        access: HostAccess,
+        python: str,
+        env: Mapping[str, str],
+        patience: Patience | None = None,
     ) -> None:
-        """``env`` is what the interpreter needs on every host."""
+        """``env`` is what the interpreter needs on every host; ``patience`` None: no waiting."""
+        self._patience = patience or Patience(0.0)
         self._env = dict(env)
         self._run_id = run_id
         self._access = access
@@ -152,7 +159,12 @@ class Cluster:
             "sees_ranks": self.sees_ranks,
         }  # fmt: skip
         self._guard = guard
-        found.sort(self._ask(self._others(found.sound()), guard, _ANSWER_S))
+        waited_s = self._patience.waited_s
+        found.sort(self._guarded(self._others(found.sound()), guard))
+        if self._patience.waited_s > waited_s:  # what another run has left is free now
+            answers = self._ask(found.sound(), request, _FACTS_S)
+            for host, value in found.sort(answers).items():
+                self._take_facts(found, host, value)
         self._guard_here(guard)
         groups: tuple[frozenset[str], ...] = ()
         if question.cache_dir is not None:
@@ -165,6 +177,16 @@ class Cluster:
             elapsed_s=time.monotonic() - began_s,
             made_s=time.monotonic(),
         )
+
+    def _guarded(self, names: Sequence[str], guard: Mapping[str, Any]) -> dict[str, Answer]:
+        """Have the hosts' agents take their locks, as long as there is patience."""
+        answers = self._ask(names, guard, _ANSWER_S)
+        while True:
+            taken = {host: a.problem for host, a in answers.items() if is_taken(a.problem)}
+            first = next((problem for problem in taken.values() if problem is not None), None)
+            if first is None or not self._patience.wait(first):
+                return answers
+            answers |= self._ask(taken, guard, _ANSWER_S)
 
     def _guard_here(self, guard: Mapping[str, Any]) -> None:
         """If this process is killed, an agent beside it ends what is left on its own host."""

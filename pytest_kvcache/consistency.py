@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.devicechain import DeviceChain
 from pytest_kvcache.errors import OptionError, ResultError
 from pytest_kvcache.metrics import never_makes
 from pytest_kvcache.optiontable import OPTIONS
@@ -16,7 +17,7 @@ from pytest_kvcache.recorder import widest_slice_s
 from pytest_kvcache.series import KINDS, MAX_POINTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_kvcache.plan import Plan
     from pytest_kvcache.surroundings import Surroundings
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _CLOCK_S = 1e-6  # what seconds as floats may be off
 _ROUNDING = 1e-9  # of a quotient
+_BUSY_ROUNDING_S = 0.1  # the kernel counts busy time in its own ticks
 
 # Of a rank: (what is a part, what it is a part of).
 _PARTS: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -45,6 +47,7 @@ _PARTS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("first_half_blocks", "second_half_blocks"), "prompt_blocks"),
     (("first_half_hits", "second_half_hits"), "hit_blocks"),
     (("corrupt",), "checked"),
+    (("read_back",), "checked"),
 )
 _ORDERED = ("start_s", "stop_s", "drained_s")
 _COUNTS = (
@@ -55,7 +58,8 @@ _COUNTS = (
     "first_half_hits", "second_half_blocks", "second_half_hits", "evictions", "cached_blocks",
     "populated_blocks", "population_s", "store_stall_s", "requested_read_bytes",
     "requested_write_bytes", "checked", "corrupt", "cpu_s", "peak_rss_bytes", "cores",
-    "load_censored", "request_censored", "generating", "storing",
+    "load_censored", "request_censored", "generating", "storing", "read_back",
+    "distinct_read_bytes",
 )  # fmt: skip
 _COUNTS_OR_NONE = (
     "read_p95_ms", "write_p95_ms", "null_ops_per_s", "memory_ops_per_s", "mean_depth",
@@ -76,6 +80,7 @@ def record_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
         for fault in _rank_faults(rank, plan):
             yield f"rank {rank.rank} on host {rank.host}: {fault}"
     yield from _clock_faults(record)
+    yield from _device_faults(record)
     yield from _window_faults(record, plan)
     yield from _series_faults(record, plan)
     yield from _arrival_faults(record, plan)
@@ -156,6 +161,53 @@ def _plan_limit_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
         value, limit = getattr(rank, name) or 0, getattr(plan, limit_name)
         if value > limit * (1 + _ROUNDING):
             yield f"{name} is {value}; it must be at most the plan's {limit_name}, which is {limit}"
+
+
+def _device_faults(record: TrialRecord) -> Iterator[str]:
+    """The first rank of each host with a directory, and no other one, has watched its disks."""
+    hosts: dict[str, list[RankResult]] = {}
+    for rank in record.ranks:
+        hosts.setdefault(rank.host, []).append(rank)
+    for host, ranks in hosts.items():
+        for number, rank in enumerate(ranks):
+            if (rank.device is not None) != (number == 0 and rank.filesystem is not None):
+                yield (
+                    f"rank {rank.rank} on host {host} has {'a' if rank.device else 'no'} device;"
+                    " the first rank of a host with a filesystem has one, no other"
+                )
+        chains = [rank.filesystem["chain"] for rank in ranks if rank.filesystem is not None]
+        if any(chain != chains[0] for chain in chains):
+            yield f"ranks on host {host} have chains that differ; they share one directory"
+        for fault in itertools.chain(*map(_chain_faults, chains[:1]), _watch_faults(ranks)):
+            yield f"host {host}: {fault}"
+
+
+def _chain_faults(chain: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for index, link in enumerate(chain):
+        above = link["above"]
+        if (above is None) != (index == 0) or (above is not None and not 0 <= above < index):
+            yield f"chain[{index}].above is {above}; every link but the first is below another"
+
+
+def _watch_faults(ranks: Sequence[RankResult]) -> Iterator[str]:
+    """Counters that a disk can have, over a span that covers the ranks' own."""
+    first = ranks[0]
+    if first.device is None or first.filesystem is None:
+        return
+    watch, disks = first.device, first.device["disks"]
+    if not watch["run_s"] >= first.drained_s - _CLOCK_S:
+        yield f"device.run_s is {watch['run_s']}; it must be at least {first.drained_s}, drained_s"
+    names = [disk["name"] for disk in disks]
+    if disks and names != list(DeviceChain.from_json(first.filesystem["chain"]).disks):
+        yield f"device.disks are {names}; they must be those at the end of the chain"
+    for disk, span in itertools.product(disks, ("quiet", "run")):
+        for name, value in disk[span].items():
+            if not value >= 0:
+                yield f"device {disk['name']}: {span}.{name} is {value}; it must be at least 0"
+        if not disk[span]["busy_s"] <= watch[f"{span}_s"] + _BUSY_ROUNDING_S:
+            yield f"device {disk['name']}: {span}.busy_s is more than the time there was"
+    if watch["sync_probe"] is not None and first.sync != "data":
+        yield "device.sync_probe is there; without --kv-sync=data there is none"
 
 
 def _window_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from pytest_kvcache.errors import OptionError, PreflightError
 from pytest_kvcache.hostaccess import SshAccess
+from pytest_kvcache.hostlock import lock_directories
 from pytest_kvcache.launchers.container import ContainerSpec, Mount
 from pytest_kvcache.launchers.engines import (
     REFUSED_EXIT,
@@ -39,7 +40,6 @@ _REMOVE_S = 15.0
 _MOST_AT_ONCE = 32
 _SSH_FAILED = 255
 _NOT_FOUND = (126, 127)
-_LOCKS = "/dev/shm"  # noqa: S108  where hostlock.py keeps them: the host's own, not the container's
 _HOME = {"HOME": "/tmp", "SHELL": "/bin/sh"}  # noqa: S108  of the container
 
 
@@ -147,7 +147,8 @@ class ContainerAccess:
         """The program in a container of its own, with the cache directory and the locks."""
         self._agents += 1
         self._names[host] = f"kvcache-{self._run_id}-agent-{self._agents}"
-        mounted = [path for path in (self._cache_dir, _LOCKS) if path is not None]
+        locks = str(lock_directories(env)[0])  # the host's own, not the container's
+        mounted = [path for path in (self._cache_dir, locks) if path is not None]
         spec = self.spec(host, self._names[host], mounted, env)
         return self.on(host, spec.argv(program))
 

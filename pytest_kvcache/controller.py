@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from pytest_kvcache.containerexecution import ContainerExecution
 from pytest_kvcache.errors import KVCacheError, LaunchError, PreflightError, ResultError
 from pytest_kvcache.execution import SHELL_SCRIPT, BareExecution, facts_of
 from pytest_kvcache.hostfacts import HostQuestion
-from pytest_kvcache.hostlock import HostLock
+from pytest_kvcache.hostlock import DIRECTORY_VARIABLE, HostLock, Patience
 from pytest_kvcache.launch import Launch
 from pytest_kvcache.launchers.protocol import LaunchJob
 from pytest_kvcache.localhost import is_local, launcher_name
@@ -26,6 +27,7 @@ from pytest_kvcache.metrics import possible
 from pytest_kvcache.preflight import (
     check_plan,
     check_results_dir,
+    find_temporary_directory,
     host_problems,
     library_problems,
 )
@@ -35,7 +37,7 @@ from pytest_kvcache.stopping import planned_looks
 from pytest_kvcache.verdicts import evaluate_case, evaluate_trial, idle_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pytest_kvcache.execution import Execution
     from pytest_kvcache.hosts import RankLayout
@@ -67,6 +69,15 @@ class Progress:
 
     def event(self, event: Mapping[str, Any]) -> None:
         """The coordinator wrote an event."""
+
+    def waiting(self, problem: str, waited_s: float, limit_s: float) -> None:
+        """Another benchmark has a host, and is waited for."""
+
+    def waited(self) -> None:
+        """It has ended, or patience has."""
+
+    def noted(self, text: str) -> None:
+        """Something was done in another way than usual."""
 
     def surveyed(self, survey: Survey) -> None:
         """The hosts have been asked what they are."""
@@ -127,6 +138,8 @@ class Controller:
         self._execution = _execution(options, registry, run.run_id, environ)
         self._setup: LaunchSetup | None = None
         self._lock: HostLock | None = None
+        self._has_tmpdir = False
+        self._patience = Patience(options.wait, progress.waiting)
         self._cluster: Cluster | None = None
         self._surveys: dict[tuple[object, ...], Survey] = {}
         self._done: dict[_Question, CaseResult] = {}
@@ -155,8 +168,19 @@ class Controller:
     def check(self, options: Options, plan: Plan) -> None:
         """Refuse what this machine can't run, before anything is started."""
         check_results_dir(options.results_dir)
+        self._find_temporary_directory(options)
         check_plan(options, plan, self.setup(), self._environ)
         self.argv(options, plan, self.directory)  # refuses launcher parameters that contradict it
+
+    def _find_temporary_directory(self, options: Options) -> None:
+        """Have the launcher make its files where it can, once; the ranks' image has its own."""
+        if self._has_tmpdir or options.exec_type != "mpi":
+            return
+        self._has_tmpdir = True
+        path, said = find_temporary_directory(self._environ, options.results_dir)
+        if path is not None and said is not None:
+            self._environ = {**self._environ, "TMPDIR": str(path)}
+            self._progress.noted(said)
 
     def survey(self, options: Options, layout: RankLayout, *, again: bool = False) -> Survey | None:
         """What the hosts are; None: all are this one.
@@ -170,7 +194,11 @@ class Controller:
         setup = self.setup()
         if self._cluster is None:
             self._cluster = Cluster(
-                self.run.run_id, self._execution.access, setup.python, self._library_choice()
+                self.run.run_id,
+                self._execution.access,
+                setup.python,
+                self._for_agents(),
+                self._patience,
             )
         needs_directory = options.backend not in ("null", "memory")
         question = HostQuestion(
@@ -180,7 +208,8 @@ class Controller:
         key = (names, question, options.keep)
         known = self._surveys.get(key)
         if known is None or (known.is_old() and (again or self._cluster.lost(names))):
-            found = self._cluster.survey(names, question, keep=options.keep)
+            with self._telling_waits():
+                found = self._cluster.survey(names, question, keep=options.keep)
             found = found.with_problems(library_problems(setup.mpi_library, found))
             self._surveys[key] = found
             if known is None or found.problems or known.problems:
@@ -305,6 +334,11 @@ class Controller:
         """How the user tells mpi4py which MPI library to load: so on every host."""
         return {name: self._environ[name] for name in _LIBRARY_CHOICE if name in self._environ}
 
+    def _for_agents(self) -> dict[str, str]:
+        """What the agents on other hosts are to have of this environment."""
+        given = self._environ.get(DIRECTORY_VARIABLE)
+        return self._library_choice() | ({DIRECTORY_VARIABLE: given} if given else {})
+
     def _mpi_settings(self) -> dict[str, str]:
         return {name: v for name, v in _MPI_SETTINGS.items() if name not in self._environ}
 
@@ -328,8 +362,19 @@ class Controller:
         """
         if self._lock is None and not self._execution.access.is_linked(socket.gethostname()):
             lock = HostLock(socket.gethostname(), run_id=self.run.run_id)
-            lock.acquire()
+            with self._telling_waits():
+                lock.acquire_patiently(self._patience)
             self._lock = lock
+
+    @contextmanager
+    def _telling_waits(self) -> Iterator[None]:
+        """Say that it is over, if there was something to wait for."""
+        waited_s = self._patience.waited_s
+        try:
+            yield
+        finally:
+            if self._patience.waited_s > waited_s:
+                self._progress.waited()
 
     def _keep(self, question: _Question, case: CaseResult) -> CaseResult:
         """Write it into the run file, beside what other questions of the same plan gave."""

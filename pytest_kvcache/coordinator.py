@@ -242,6 +242,7 @@ def _conduct(comm: Comm, plan: Plan, run_dir: Path, watch: _Watch) -> int:
     comm.wait_all(what="drain", deadline_s=plan.deadline_s, tick=watch.tick)
     span_s = watch.enter("clean-up") - began_s
     clock = _clock(offsets_ns, comm.measure_offsets_ns(leaders), span_s)
+    comm.wait_all(what="read-back", deadline_s=plan.deadline_s, tick=watch.tick)
     comm.wait_all(what="clean-up", deadline_s=plan.deadline_s, tick=watch.tick)
     record = _gather(comm, plan, clock)
     _leave(comm, watch, plan)

@@ -108,6 +108,11 @@ class Engine:
         self._blocked_on: Slot | None = None
 
     @property
+    def settings(self) -> TransferSettings:
+        """How operations are carried out."""
+        return self._settings
+
+    @property
     def first_error(self) -> str | None:
         """The first failed operation's message; it ends the run."""
         return self.pool.first_error
@@ -382,6 +387,10 @@ class Engine:
             return
         if hits:
             flight.left = self.pool.submit(READ, hits, flight)
+            for slot in hits:
+                if not slot.was_read:
+                    slot.was_read = True
+                    self.counters.distinct_blocks += 1
         else:
             self._loaded(flight)
 

@@ -79,6 +79,7 @@ _OF_THE_SESSION = frozenset(
         "results_dir",
         "slo",
         "ssh",
+        "wait",
     }
 )
 
@@ -139,6 +140,8 @@ class KVCache:
             if len(names) != 1:
                 listed = ", ".join(map(str, names))
                 raise OptionError(f"kvcache.run() runs one case, the options ask for {listed}")
+            if options.wait:
+                self._bench.reserve(names)
             name = replace(names[0], label=label)
             case = self._bench.plan(name, options)
             self._bench.controller.note_launcher()

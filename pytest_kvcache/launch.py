@@ -20,7 +20,7 @@ from pytest_kvcache.errors import LaunchError, ResultError, StorageError
 from pytest_kvcache.events import EventTail
 from pytest_kvcache.postmortem import cause_of_death, explanation, telling_lines
 from pytest_kvcache.processes import LaunchProcesses, describe_process
-from pytest_kvcache.sessiondirs import SessionDirs
+from pytest_kvcache.sessiondirs import SessionDirs, temporary_directory
 from pytest_kvcache.sharedmemory import Segments
 from pytest_kvcache.supervise import LaunchExit, StopLaunch, supervise, tail_lines
 from pytest_kvcache.trialrecord import TrialRecord
@@ -220,7 +220,7 @@ class Launch:
 
     def record(self, environ: Mapping[str, str]) -> TrialRecord:
         """Launch, wait, read the record. Raises LaunchError or ResultError."""
-        before = (Segments.now(), SessionDirs.now())
+        before = (Segments.now(), SessionDirs.now(temporary_directory(environ)))
         try:
             ended = supervise(
                 self._argv,

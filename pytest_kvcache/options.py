@@ -92,6 +92,7 @@ class Options:
     results_dir: str = "results"
     closed: bool = False
     deadline: float | None = None
+    wait: float = 0.0
     python: str | None = None
     container_engine: str | None = None
     keep: bool = False

@@ -274,6 +274,9 @@ OPTIONS: tuple[OptionSpec, ...] = (
                " /opt/kvcache/bin/python of the image)"),
     OptionSpec(name="deadline", metavar="S", parse=_seconds(zero=False),
                help="wall limit of one launch (default: from the plan)"),
+    OptionSpec(name="wait", metavar="DURATION", parse=_seconds(zero=True),
+               help="how long to wait, in all, where another benchmark has the host: 10m, 90s"
+               " (default: 0, which ends at once)"),
     # what is run
     OptionSpec(name="scenario", metavar="NAME[,NAME]", parse=_names, selects=True,
                help="scenarios, one case each (default: mixed)"),

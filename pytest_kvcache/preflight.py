@@ -33,6 +33,7 @@ from pytest_kvcache.localhost import (
 from pytest_kvcache.mpilibrary import mpi_library
 from pytest_kvcache.plan import FREE_SHARE
 from pytest_kvcache.preloads import check_preloads, inherited_preloads
+from pytest_kvcache.sessiondirs import usable_temporary_directory
 from pytest_kvcache.units import format_bytes
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 
 _DAEMONS = {"openmpi-5": "prted", "openmpi-4": "orted", "hydra": "hydra_pmi_proxy"}
 _OPEN_FILES = 160  # of a rank: its library's and interpreter's, and 64 objects half done
+# By these a user says himself where Open MPI 5 and 4 make their session directories.
+_SESSION_VARIABLES = ("PRTE_MCA_prte_tmpdir_base", "OMPI_MCA_orte_tmpdir_base")
 _ROOT_VARIABLES = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
 
 
@@ -213,6 +216,30 @@ def check_results_dir(path: str) -> None:
             f"--kv-results-dir is {path!r}; {existing} is not writable for this user"
             f" ({error.strerror}), name a directory that is"
         ) from error
+
+
+def find_temporary_directory(
+    environ: Mapping[str, str], results_dir: str
+) -> tuple[Path | None, str | None]:
+    """Return where the launcher is to make its files, and what to say where it is elsewhere.
+
+    None: where it would anyway, for the user has set that, or nothing stands against it.
+    Raises ``PreflightError`` where no directory can be written to.
+    """
+    if any(name in environ for name in _SESSION_VARIABLES):
+        return None, None
+    results = Path(results_dir).absolute()
+    existing = next(path for path in (results, *results.parents) if path.is_dir())
+    found, refused = usable_temporary_directory(environ, [existing])
+    tried = ", ".join(f"{path} ({why})" for path, why in refused.items())
+    if found is None:
+        raise PreflightError(
+            f"the launcher needs a temporary directory, and nothing can be written to {tried}; set"
+            " TMPDIR to a directory that this user can write to, with 1 MiB free"
+        )
+    if not refused:
+        return None, None
+    return found, f"nothing can be written to {tried}; the launcher's own files go to {found}"
 
 
 def _check_root(options: Options, setup: LaunchSetup, environ: Mapping[str, str]) -> None:

@@ -8,51 +8,27 @@ from __future__ import annotations
 import errno
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_kvcache.devicechain import DeviceChain, follow, is_network_type
 from pytest_kvcache.errors import StorageError
+from pytest_kvcache.mounts import MEMORY_TYPES, mount_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-_MEMORY_TYPES = frozenset({"devtmpfs", "hugetlbfs", "ramfs", "tmpfs"})
-# Also filesystems that a host lends its guests: what is below them can't be seen.
-_NETWORK_TYPES = frozenset(
-    {
-        "9p",
-        "afs",
-        "beegfs",
-        "ceph",
-        "cifs",
-        "fuse",
-        "glusterfs",
-        "gpfs",
-        "lustre",
-        "nfs",
-        "nfs4",
-        "orangefs",
-        "panfs",
-        "pvfs2",
-        "smb3",
-        "smbfs",
-        "vboxsf",
-        "virtiofs",
-        "vmhgfs",
-        "wekafs",
-    }
-)
 # How virtual disks call themselves: kernel names, then vendor and model strings.
 _VIRTUAL_NAME = re.compile(r"(vd|xvd)[a-z]")
 _VIRTUAL_MODEL = re.compile(
     r"qemu|virtual|virtio|vbox|vmware|xen|elastic block store|persistentdisk", re.IGNORECASE
 )
-_OCTAL = re.compile(r"\\([0-7]{3})")
 # What a path says that leads nowhere any more; ESTALE over a network.
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
-# Anonymous device numbers (btrfs, overlay, network): the filesystem has no one device.
-_ANONYMOUS_MAJOR = "0:"
+# Filesystems that count for a process what no device moved for it (see devicechain.py for
+# zfs), or whose I/O is that of another process.
+_UNCOUNTED_TYPES = frozenset({"fuseblk", "zfs"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,17 +53,6 @@ class IoCounters:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MountFacts:
-    """One line of mountinfo: where, what, from where; ``device`` is ``major:minor``."""
-
-    mount_point: str
-    type: str
-    source: str
-    options: str
-    device: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceFacts:
     """A block device: its disk's name and model, and the alignment of direct I/O, bytes."""
 
@@ -101,9 +66,10 @@ class FilesystemFacts:
     """The filesystem that holds ``path`` on ``host``.
 
     ``available_bytes`` is what users may still take (``f_bavail``), ``available_inodes``
-    None where the filesystem has no fixed number. ``device``, ``device_model`` and
-    ``dio_align_bytes`` are None without a readable block device. ``virtual`` True: a
-    cache below this machine can't be excluded; None: not known, or no disk of its own.
+    None where the filesystem has no fixed number. ``chain`` is what it is on, down to what
+    keeps the bytes; ``device`` and ``device_model`` are those at its end (joined by ``+``),
+    ``dio_align_bytes`` is that of the uppermost block device; None without one. ``virtual``
+    True: a cache below this machine can't be excluded; None: not known, or no disk.
     """
 
     host: str
@@ -115,6 +81,7 @@ class FilesystemFacts:
     total_bytes: int
     available_bytes: int
     available_inodes: int | None
+    chain: DeviceChain
     device: str | None
     device_model: str | None
     dio_align_bytes: int | None
@@ -123,7 +90,12 @@ class FilesystemFacts:
     @property
     def is_tmpfs(self) -> bool:
         """Whether files live in memory (tmpfs and its kin)."""
-        return self.type in _MEMORY_TYPES
+        return self.type in MEMORY_TYPES
+
+    @property
+    def memory_at_end(self) -> str | None:
+        """What of the chain ends in memory (``ext4 on loop0 on /x on tmpfs``); None: nothing."""
+        return self.chain.describe() if self.chain.memory else None
 
     @property
     def is_network(self) -> bool:
@@ -137,16 +109,21 @@ class FilesystemFacts:
 
     @property
     def counts_io(self) -> bool:
-        """Whether a byte counter that stands still proves that nothing was moved."""
-        return not (self.is_tmpfs or self.is_network)
+        """Whether a process's byte counters tell what a device moved for it.
+
+        One that stands still then proves that nothing was moved.
+        """
+        uncounted = self.is_tmpfs or self.is_network or self.type in _UNCOUNTED_TYPES
+        return not (uncounted or any(link.kind == "zvol" for link in self.chain.links))
 
     def to_json(self) -> dict[str, object]:
         """Return every fact, the derived ones too, as plain values."""
         derived = {
             name: getattr(self, name)
-            for name in ("is_tmpfs", "is_network", "is_overlay", "counts_io")
+            for name in ("is_tmpfs", "memory_at_end", "is_network", "is_overlay", "counts_io")
         }
-        return asdict(self) | derived
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return plain | derived | {"chain": self.chain.to_json(), "unseen": self.chain.unseen}
 
 
 class Place:
@@ -197,11 +174,6 @@ class Place:
             os.close(fd)
 
 
-def is_network_type(fs_type: str) -> bool:
-    """Whether a filesystem type is a network's; every FUSE one but fuseblk counts."""
-    return fs_type in _NETWORK_TYPES or fs_type.startswith("fuse.")
-
-
 def sample_io(path: str = "/proc/self/io") -> IoCounters:
     """Read this process's counters, all threads; None where there is no such file."""
     try:
@@ -219,34 +191,19 @@ def parse_io(text: str) -> IoCounters:
     )
 
 
-def parse_mountinfo(text: str) -> tuple[MountFacts, ...]:
-    """Parse /proc/<pid>/mountinfo, proc_pid_mountinfo(5), in its order."""
-    return tuple(_parse_mount(line) for line in text.splitlines() if " - " in line)
-
-
-def find_mount(mounts: tuple[MountFacts, ...], real_path: str) -> MountFacts | None:
-    """Return the mount with the longest mount point above ``real_path``.
-
-    Of several on one mount point the last one, which hides the others.
-    """
-    above = [mount for mount in mounts if _is_inside(real_path, mount.mount_point)]
-    return max(reversed(above), key=lambda mount: len(mount.mount_point), default=None)
-
-
 def probe_filesystem(path: str, host: str) -> FilesystemFacts:
     """Find out what holds ``path``; StorageError if that can't be told."""
     real = os.path.realpath(path)
+    mount = mount_of(real, host)
     try:
         space = os.statvfs(real)
-        mounts = parse_mountinfo(Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
     except OSError as error:
         raise StorageError(
             f"{host}: can't examine the filesystem of {path}: {error.strerror}"
         ) from error
-    mount = find_mount(mounts, real)
-    if mount is None:
-        raise StorageError(f"{host}: no mount point in /proc/self/mountinfo is above {real}")
-    device = probe_device(_device_number(mount))
+    chain = follow(mount, host)
+    ends = [device for name in chain.ends if (device := probe_device(name)) is not None]
+    top = next((device for link in chain.links if (device := probe_device(link.name))), None)
     return FilesystemFacts(
         host=host,
         path=path,
@@ -257,16 +214,17 @@ def probe_filesystem(path: str, host: str) -> FilesystemFacts:
         total_bytes=space.f_blocks * space.f_frsize,
         available_bytes=space.f_bavail * space.f_frsize,
         available_inodes=space.f_favail if space.f_files or space.f_favail else None,
-        device=device.name if device else None,
-        device_model=device.model if device else None,
-        dio_align_bytes=device.dio_align_bytes if device else None,
-        virtual=is_virtual(mount.type, device, hypervisor=_under_hypervisor()),
+        chain=chain,
+        device="+".join(device.name for device in ends) or None,
+        device_model="+".join(device.model for device in ends if device.model) or None,
+        dio_align_bytes=top.dio_align_bytes if top else None,
+        virtual=is_virtual(mount.type, ends, hypervisor=_under_hypervisor()),
     )
 
 
-def probe_device(number: str, sys_block: str = "/sys/dev/block") -> DeviceFacts | None:
-    """Facts of block device ``major:minor``; a partition's are its disk's; None if absent."""
-    link = Path(sys_block) / number
+def probe_device(name: str, sys_block: str = "/sys/class/block") -> DeviceFacts | None:
+    """Facts of a block device; a partition's are its disk's; None if there is none."""
+    link = Path(sys_block) / name.replace("/", "!")
     if not link.exists():
         return None
     device = link.resolve()
@@ -281,15 +239,18 @@ def probe_device(number: str, sys_block: str = "/sys/dev/block") -> DeviceFacts 
     )
 
 
-def is_virtual(fs_type: str, device: DeviceFacts | None, *, hypervisor: bool | None) -> bool | None:
-    """Whether the disk below a filesystem is, or may be, virtual; None: not known, no disk.
+def is_virtual(
+    fs_type: str, devices: Sequence[DeviceFacts], *, hypervisor: bool | None
+) -> bool | None:
+    """Whether a disk below a filesystem is, or may be, virtual; None: not known, no disk.
 
     A disk is taken for virtual by its name or model, and on every virtual platform.
     """
-    if fs_type in _MEMORY_TYPES or is_network_type(fs_type):
+    if fs_type in MEMORY_TYPES or is_network_type(fs_type):
         return None
-    if device and (_VIRTUAL_NAME.match(device.name) or _VIRTUAL_MODEL.search(device.model or "")):
-        return True
+    for device in devices:
+        if _VIRTUAL_NAME.match(device.name) or _VIRTUAL_MODEL.search(device.model or ""):
+            return True
     return hypervisor
 
 
@@ -307,40 +268,6 @@ def _under_hypervisor() -> bool | None:
         return hypervisor_flag(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     except OSError:
         return None
-
-
-def _parse_mount(line: str) -> MountFacts:
-    # 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
-    before, after = line.split(" - ", 1)
-    _id, _parent, device, _root, mount_point, options = before.split(" ")[:6]
-    fs_type, source, super_options = (*after.split(" "), "", "")[:3]
-    every = dict.fromkeys(f"{options},{super_options}".strip(",").split(","))
-    return MountFacts(
-        mount_point=_unescape(mount_point),
-        type=fs_type,
-        source=_unescape(source),
-        options=_unescape(",".join(every)),
-        device=device,
-    )
-
-
-def _device_number(mount: MountFacts) -> str:
-    """Return the ``major:minor`` of the mount's device, by its source where it is anonymous."""
-    if not mount.device.startswith(_ANONYMOUS_MAJOR) or not mount.source.startswith("/dev/"):
-        return mount.device
-    try:
-        number = Path(mount.source).stat().st_rdev
-    except OSError:  # a container sees the mount but not the device node
-        return mount.device
-    return f"{os.major(number)}:{os.minor(number)}"
-
-
-def _is_inside(path: str, mount_point: str) -> bool:
-    return path == mount_point or path.startswith(mount_point.rstrip("/") + "/")
-
-
-def _unescape(text: str) -> str:
-    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
 
 
 def _first_line(path: Path) -> str | None:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 from pytest_kvcache.backends.null import NullBackend
 from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
 from pytest_kvcache.cache.index import CacheIndex
-from pytest_kvcache.cachedir import claim_rank_dir, remove_rank_dir, remove_run_dir
+from pytest_kvcache.cachedir import claim_rank_dir, remove_rank_dir, remove_run_dir, run_dir
 from pytest_kvcache.calibration import ArenaBackend, closed_loop, operations_per_s
+from pytest_kvcache.devicewatch import DeviceWatch
 from pytest_kvcache.engine import Engine
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.freespace import FreeSpace
@@ -29,6 +30,7 @@ from pytest_kvcache.pauses import PauseWatch
 from pytest_kvcache.payload import make_payload
 from pytest_kvcache.preloads import check_preloads
 from pytest_kvcache.proof import IoCounters, Place, probe_filesystem, sample_io
+from pytest_kvcache.readback import ReadBack
 from pytest_kvcache.recorder import Recorder, Window
 from pytest_kvcache.results import latencies_ms, ratio
 from pytest_kvcache.surroundings import SurroundingsWatch
@@ -77,6 +79,10 @@ class Rank:
         self._memory_ops_per_s: float | None = None
         self._facts: BackendFacts | None = None
         self._filesystem: dict[str, Any] | None = None
+        self._watch: DeviceWatch | None = None
+        self._read_back = ReadBack()
+        self._payload_used: Payload | None = None
+        self._stored_before = 0  # generations of blocks, when the run began
         self._population_s = 0.0
         self._populated_blocks = 0
         self._admitted_blocks = (0, 0)  # by the population: asked for, found
@@ -99,7 +105,11 @@ class Rank:
         self._backend, facts = self._opened(registry.backend(plan.backend))
         self._facts = facts
         if facts.in_directory:
-            self._filesystem = probe_filesystem(plan.cache_dir, self.host).to_json()
+            filesystem = probe_filesystem(plan.cache_dir, self.host)
+            self._filesystem = filesystem.to_json()
+            if not plan.layout.local_index(self.rank):
+                own = f"{run_dir(plan.cache_dir, plan.run_id)}/rank-{self.rank}"
+                self._watch = DeviceWatch(filesystem.chain, own)
         self._family = registry.workload(plan.scenario)
 
     def calibrate(self, tick: Callable[[], bool]) -> None:
@@ -177,11 +187,12 @@ class Rank:
         assert self._facts is not None
         stores = self._facts.stores_data
         self._workload = self._build_workload(plan.context(self.rank, self._trace))
+        self._payload_used = self._payload() if stores else None
         return self._make_engine(
             self._backend,
             self.index,
             self._at_its_rate(self._workload),
-            self._payload() if stores else None,
+            self._payload_used,
             self.recorder,
             generation_s_per_token=plan.generation_s_per_token,
         )
@@ -266,6 +277,17 @@ class Rank:
         if isinstance(self._workload, DecodeWorkload):
             self._workload.check_population()
 
+    def look_around(self) -> None:
+        """While no rank does I/O: what others do to this host's disks, and whether sync syncs.
+
+        Raises StorageError. From here on the disks are watched.
+        """
+        if self._watch is not None:
+            self._watch.look()
+            if self._sync == "data":
+                self._watch.probe_sync()
+            self._watch.begin()
+
     def run(self, start_ns: int, tick: Callable[[], bool]) -> None:
         """Ramp, window and drain, from ``start_ns`` on this host's clock."""
         assert self.engine is not None
@@ -274,6 +296,7 @@ class Rank:
         end_ns = None if plan.duration_s is None else begin_ns + int(plan.duration_s * 1e9)
         self.recorder.open_window(Window(begin_ns, end_ns))
         self._admitted_blocks = (self.index.prompt_blocks, self.index.hit_blocks)
+        self._stored_before = self.index.generation
         with _undisturbed():
             counters, cpu_s = sample_io(), _cpu_s()
             self._pauses.begin(begin_ns - time.monotonic_ns())
@@ -288,6 +311,29 @@ class Rank:
         self._pauses.look()
         self._clock_fault = self._pauses.clock_fault()
         self.start_ns = self.engine.began_ns
+
+    def look_back(self) -> None:
+        """When all ranks have drained, and before any of them does anything else."""
+        if self._watch is not None:
+            self._watch.end()
+
+    def read_back(self, tick: Callable[[], object]) -> None:
+        """Outside every span: read some of what the run has stored, and compare all of it.
+
+        Where nothing is ever read (prefill), only this finds what never arrived.
+        """
+        assert self.engine is not None
+        assert self._backend is not None
+        if self._payload_used is None or self.plan.verify == "off" or self.engine.first_error:
+            return
+        self._read_back.examine(
+            [slot for slot in self.index.stored() if slot.generation > self._stored_before],
+            backend=self._backend,
+            payload=self._payload_used,
+            settings=self.engine.settings,
+            seed=self._payload_seed(),
+            tick=tick,
+        )
 
     def _looking(self, tick: Callable[[], bool]) -> Callable[[], bool]:
         """The tick, by which this rank also sees whether it stood still, and what held it up."""
@@ -458,9 +504,11 @@ class Rank:
             "request_censored": self.recorder.censored["request"],
             "evictions": self.index.evictions,
             "cached_blocks": self.index.present_blocks,
-            "checked": pool.checked,
-            "corrupt": pool.corrupt,
-            "error": self._with_its_cause(self.engine.first_error),
+            "checked": pool.checked + self._read_back.checked,
+            "corrupt": pool.corrupt + self._read_back.corrupt,
+            "read_back": self._read_back.checked,
+            "distinct_read_bytes": counters.distinct_blocks * self.plan.stored_bytes,
+            "error": self._with_its_cause(self.engine.first_error or self._read_back.error),
         }
 
     def _io_facts(self) -> dict[str, Any]:
@@ -474,6 +522,7 @@ class Rank:
             "sync": self._sync,
             "is_storage": self._facts.is_storage,
             "filesystem": self._filesystem,
+            "device": None if self._watch is None else self._watch.to_json(),
             "requested_read_bytes": self.engine.counters.read_bytes,
             "requested_write_bytes": self.engine.counters.write_bytes,
             "device_read_bytes": self._io.read_bytes,

@@ -166,7 +166,7 @@ class Counters:
 
     ``backlog`` are the requests without an answer when issuing stops, ``generating``
     those of them whose answer is only simulated; ``storing`` are answered, and some of
-    their blocks are not stored yet.
+    their blocks are not stored yet. ``distinct_blocks`` are those that were read, each once.
     """
 
     read_failed: int = 0
@@ -180,6 +180,7 @@ class Counters:
     generating: int = 0
     storing: int = 0
     stall_ns: int = 0
+    distinct_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True)

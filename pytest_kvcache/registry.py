@@ -95,8 +95,8 @@ class Registry:
 
 def _how_a_model_is_described(path: str) -> str:
     return (
-        f"--kv-model is {path!r}; a file of models must be TOML (NAME.toml): a table [my-model] with"
-        " layers, hidden, q_heads, kv_heads, head_dim and dtype, which a config.json calls"
+        f"--kv-model is {path!r}; a file of models must be TOML (NAME.toml): a table [my-model]"
+        " with layers, hidden, q_heads, kv_heads, head_dim and dtype, which a config.json calls"
         " num_hidden_layers, hidden_size, num_attention_heads, num_key_value_heads, head_dim (where"
         " null: leave it out) and torch_dtype"
     )

@@ -8,6 +8,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.metrics import ALWAYS_SHOWN, METRICS, possible
+from pytest_kvcache.prooftext import describe_proof
 from pytest_kvcache.series import KINDS
 from pytest_kvcache.units import format_bytes
 
@@ -86,7 +87,7 @@ def sparkline(values: Sequence[float], full: float, *, ascii_only: bool) -> str:
 
 def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
     yield case.name
-    yield from _wrapped(describe_plan(case.effective_plan), indent="  ")
+    yield from wrapped(describe_plan(case.effective_plan), indent="  ")
     good = [trial for trial in case.trials if trial.ok]
     if len(good) == len(case.counted) and good:
         yield ""
@@ -97,11 +98,11 @@ def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
         if trial.error is not None:
             first = trial.error.splitlines()[0]
             head = "" if trial.interrupted else f"trial {trial.index + 1} failed: "
-            yield from _wrapped(head + first, indent="  ")
+            yield from wrapped(head + first, indent="  ")
     yield from _verdict_lines(good)
     for verdict in case.verdicts:
         text = f"{verdict.code} {verdict.severity}: {verdict.text}"
-        yield from _wrapped(text, indent="  ")
+        yield from wrapped(text, indent="  ")
 
 
 def describe_plan(plan: Plan) -> str:
@@ -161,12 +162,12 @@ def describe_survey(survey: Survey) -> list[str]:
     for host in survey.names:
         name, *cells = _host_cells(survey, host)
         if len(name) > _HOST_WIDTH:  # whole, on a line of its own: no other has this name
-            lines += _wrapped(name, indent="  ")
+            lines += wrapped(name, indent="  ")
             name = ""
         lines.append(_host_row(name, *cells))
     for host, texts in survey.problems.items():
         for text in texts:
-            lines += _wrapped(f"host {host}: {text}", indent="  ")
+            lines += wrapped(f"host {host}: {text}", indent="  ")
     return lines
 
 
@@ -241,28 +242,17 @@ def _proof_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
     proof, requests = data["proof"], data["requests"]
     peak_bytes = max(rank["peak_rss_bytes"] for rank in data["ranks"])
     yield ""
-    yield from _wrapped(
+    yield from wrapped(
         f"last trial: {data['read']['count']} reads, {data['write']['count']} writes,"
         f" {requests['completed']} requests; {proof['io_mode']} I/O, sync {proof['sync']};"
-        f" device moved {_moved(proof)}; {data['integrity']['checked']} transfers verified,"
+        f" {describe_proof(proof)}; {data['integrity']['checked']} transfers verified,"
         f" {data['integrity']['failed']} wrong; {_cpu(data['harness'])}; at most"
         f" {format_bytes(peak_bytes)} of memory per rank{_wakeup(data['wakeup'])}",
         indent="  ",
     )
     notes = {rank["io_note"] for rank in data["ranks"] if rank["io_note"]}
     for note in sorted(notes):
-        yield from _wrapped(f"note: {note}", indent="  ")
-
-
-def _moved(proof: Mapping[str, Any]) -> str:
-    """The device's share of what was asked for, by direction."""
-    shares = []
-    for kind, verb in (("read", "read"), ("write", "written")):
-        asked, moved = (proof[f"{what}_{kind}_bytes"] for what in ("requested", "device"))
-        if asked:
-            share = "an unknown share" if moved is None else f"{moved / asked:.0%}"
-            shares.append(f"{share} of the bytes {verb}")
-    return ", ".join(shares) or "nothing, for nothing was asked"
+        yield from wrapped(f"note: {note}", indent="  ")
 
 
 def _cpu(harness: Mapping[str, Any]) -> str:
@@ -286,10 +276,11 @@ def _verdict_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
             texts[verdict.code] = f"{verdict.severity}: {verdict.text}"
     for code, indices in given.items():
         count = "" if len(indices) == len(trials) else f" (trial {', '.join(map(str, indices))})"
-        yield from _wrapped(f"{code}{count} {texts[code]}", indent="  ")
+        yield from wrapped(f"{code}{count} {texts[code]}", indent="  ")
 
 
-def _wrapped(text: str, *, indent: str) -> list[str]:
+def wrapped(text: str, *, indent: str) -> list[str]:
+    """``text`` in lines that fit, the second and later ones a little further in."""
     return textwrap.wrap(
         text, WIDTH - 1, initial_indent=indent, subsequent_indent=indent + "  ",
         break_long_words=False, break_on_hyphens=False,

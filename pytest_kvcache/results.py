@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pytest_kvcache.devicegroups import device_groups
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.evidence import evidence_of
 from pytest_kvcache.metrics import METRICS, MIN_SAMPLES_BEYOND, PERCENTILES
@@ -161,9 +162,13 @@ def trial_data(record: TrialRecord, plan: Plan) -> dict[str, Any]:
         "requests": _requests(ranks, window_s),
         "tokens": _tokens(ranks, window_s),
         "cache": _cache(ranks, plan),
-        "proof": _proof(ranks),
+        "proof": _proof(ranks, plan),
         "harness": _harness(ranks, window_s),
-        "integrity": {"checked": _sum(ranks, "checked"), "failed": _sum(ranks, "corrupt")},
+        "integrity": {
+            "checked": _sum(ranks, "checked"),
+            "failed": _sum(ranks, "corrupt"),
+            "read_back": _sum(ranks, "read_back"),
+        },
         "series": record.series.to_json(),
         "clock": record.clock.to_json(),
         "surroundings": _surroundings(ranks),
@@ -245,17 +250,28 @@ def _cache(ranks: Sequence[RankResult], plan: Plan) -> dict[str, Any]:
     }
 
 
-def _proof(ranks: Sequence[RankResult]) -> dict[str, Any]:
+def _proof(ranks: Sequence[RankResult], plan: Plan) -> dict[str, Any]:
+    """What was asked for and what moved; the verdicts on it are added by verdicts/."""
     modes = sorted({rank.io_mode for rank in ranks})
     filesystems = {rank.host: rank.filesystem for rank in ranks}
+    groups = device_groups(ranks, plan)
+    watched = {host for group in groups for host in group.hosts} >= {rank.host for rank in ranks}
     return {
         "io_mode": "+".join(modes),
         "sync": "+".join(sorted({rank.sync for rank in ranks})),
         "requested_read_bytes": _sum(ranks, "requested_read_bytes"),
         "device_read_bytes": _sum_or_none(ranks, "device_read_bytes"),
         "requested_write_bytes": _sum(ranks, "requested_write_bytes"),
-        "device_write_bytes": _sum_or_none(ranks, "device_write_bytes"),
+        "device_write_bytes": sum(g.moved.write_bytes for g in groups) if watched else None,
+        "kernel_write_bytes": _sum_or_none(ranks, "device_write_bytes"),
+        "distinct_read_bytes": _sum(ranks, "distinct_read_bytes"),
+        "devices": [group.to_json() for group in groups],
+        "sync_probes": {
+            rank.host: rank.device["sync_probe"] for rank in ranks if rank.device is not None
+        },
         "filesystem": filesystems,
+        "reads": None,
+        "writes": None,
         "verdict": None,
     }
 

@@ -1,4 +1,4 @@
-"""What a killed launcher or its daemon leaves below the temporary directory."""
+"""The launcher's temporary directory: one that it can use, and what a killed launcher leaves."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pytest_kvcache.processes import is_running
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 # Open MPI 5's are named after their process, and so are Open MPI 4's in a directory of its
 # own per user (ompi.HOST.UID), which other jobs of the user share.
@@ -21,6 +25,46 @@ _FILES = ("hydra_hwloc_xmlfile_*",)
 _OF_JOB = re.compile(r"jf\.\d+")
 _ORTE = ("orted", "orterun", "mpirun", "mpirun.openmpi", "mpiexec")
 _HYDRA = ("hydra_pmi_proxy", "mpiexec", "mpiexec.hydra", "mpirun")
+
+
+# Where Open MPI and Python look, in this order, and where they then go.
+_VARIABLES = ("TMPDIR", "TEMP", "TMP")
+_USUAL = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - tried in this order
+_PROBE_BYTES = 1 << 20  # what Open MPI needs there is less for some hundred ranks
+
+
+def temporary_directory(environ: Mapping[str, str]) -> Path:
+    """Return where a launcher with this environment makes its session directory."""
+    given = next((environ[name] for name in _VARIABLES if environ.get(name)), None)
+    return Path(given or _USUAL[0])
+
+
+def usable_temporary_directory(
+    environ: Mapping[str, str], others: Sequence[Path] = ()
+) -> tuple[Path | None, dict[Path, str]]:
+    """Return the first directory in which a launcher can make files, found by making some.
+
+    That of ``environ`` first, ``others`` last. With it come those that were tried in
+    vain, and why. None: nothing can be written anywhere.
+    """
+    refused: dict[Path, str] = {}
+    usual = [*map(Path, _USUAL), Path(f"/run/user/{os.getuid()}")]
+    for path in dict.fromkeys((temporary_directory(environ), *usual, *others)):
+        problem = _problem(path)
+        if problem is None:
+            return path, refused
+        refused[path] = problem
+    return None, refused
+
+
+def _problem(path: Path) -> str | None:
+    """Why nothing can be written there."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="kvcache-probe-", dir=path) as probe:
+            Path(probe, "file").write_bytes(bytes(_PROBE_BYTES))
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.controller import Progress
-from pytest_kvcache.report import WIDTH, describe_progress, describe_survey
+from pytest_kvcache.report import WIDTH, describe_progress, describe_survey, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,12 +46,30 @@ class TerminalProgress(Progress):
             return
         self._write(describe_progress(self._case, self._trial, self._trials, event))
 
+    def waiting(self, problem: str, waited_s: float, limit_s: float) -> None:
+        """Show for whom, and how much patience there is."""
+        if not self._line_open:
+            self.noted(f"{problem}: waiting for its end")
+        self._write(f"waiting, {waited_s:.0f} of at most {limit_s:.0f} s")
+
+    def waited(self) -> None:
+        """The host is ours, or not to be had."""
+        self._end_line()
+        self._wrote_s = 0.0
+
+    def noted(self, text: str) -> None:
+        """Show it whole."""
+        self._reporter_write("\n" + "\n".join(wrapped(f"[kv] {text}", indent="    ")) + "\n")
+
     def trial_finished(self, case: CaseResult, trial: TrialResult) -> None:
         """A launch is over; tell the plugins."""
+        self._end_line()
+        self._config.hook.pytest_kvcache_trial_finished(config=self._config, case=case, trial=trial)
+
+    def _end_line(self) -> None:
         if self._line_open:
             self._reporter_write("\r\x1b[K" if self._is_tty else "\n")
             self._line_open = False
-        self._config.hook.pytest_kvcache_trial_finished(config=self._config, case=case, trial=trial)
 
     def _write(self, text: str) -> None:
         line = f"[kv] {text}"[: WIDTH - 1]

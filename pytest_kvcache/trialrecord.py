@@ -30,7 +30,8 @@ class RankResult:
 
     ``start_s`` and ``stop_s`` are on the coordinator's clock, counted from the agreed
     start: when the rank began and when it stopped issuing. The I/O counters
-    (``requested_…``, ``device_…``) cover the rank's whole run from start to drained.
+    (``requested_…``, ``device_…``) cover the rank's whole run from start to drained. ``device``
+    is what the first rank of each host with a directory saw of its disks (devicewatch.py).
     """
 
     rank: int
@@ -83,12 +84,15 @@ class RankResult:
     sync: str
     is_storage: bool
     filesystem: dict[str, Any] | None
+    device: dict[str, Any] | None
     requested_read_bytes: int
     requested_write_bytes: int
     device_read_bytes: int | None
     device_write_bytes: int | None
     checked: int
     corrupt: int
+    read_back: int
+    distinct_read_bytes: int
     cpu_s: float
     peak_rss_bytes: int
     cores: int

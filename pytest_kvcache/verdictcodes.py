@@ -16,12 +16,14 @@ Severity = Literal["invalid", "warning"]
 SEVERITIES: Final[Mapping[str, Severity]] = MappingProxyType(
     {
         "CACHED_READS": "invalid",
+        "CACHED_WRITES": "invalid",
         "CLIENT_BOUND": "invalid",
         "CLOCK": "invalid",
         "OVERLOADED": "invalid",
         "PRELOADED": "invalid",
         "SKEWED": "invalid",
         "TMPFS": "invalid",
+        "BUSY_DEVICE": "warning",
         "NOISY": "warning",
         "NOT_STEADY": "warning",
         "NOT_STORAGE": "warning",

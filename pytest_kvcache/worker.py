@@ -133,6 +133,7 @@ def _measure(comm: Comm, rank: Rank) -> int:
         if not _agree(comm, heart, error, plan.deadline_s):
             return _give_up(comm, heart, rank)
     heart.phase = "window"
+    rank.look_around()
     answers = plan.layout.first_on_host(rank.rank) == rank.rank
     if answers:
         comm.answer_clock()
@@ -140,8 +141,12 @@ def _measure(comm: Comm, rank: Rank) -> int:
     rank.run(origin_ns, heart.tick)
     heart.phase = "clean-up"
     comm.wait_all(what="drain", deadline_s=plan.deadline_s, tick=heart.wait)
+    rank.look_back()
     if answers:  # once more: how far the clocks have gone apart
         comm.answer_clock()
+    # No rank reads back while the disks of another one are still being looked at.
+    comm.wait_all(what="read-back", deadline_s=plan.deadline_s, tick=heart.wait)
+    rank.read_back(heart.wait)
     _report(comm, heart, rank, origin_ns)
     return 0
 

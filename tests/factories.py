@@ -656,9 +656,12 @@ def run_rank(
             if calibrates:
                 one.calibrate(tick)
             one.populate(tick)
+            one.look_around()
             gc.freeze()  # what the tests hold is much, and would be collected in the window
             origin_ns = time.monotonic_ns()
             one.run(origin_ns, tick)
+            one.look_back()
+            one.read_back(tick)
         except BaseException:
             one.close()
             raise
@@ -716,7 +719,52 @@ FILESYSTEM: dict[str, Any] = {
     "is_overlay": False,
     "counts_io": True,
     "virtual": False,
-}
+    "options": "rw",
+    "memory_at_end": None,
+    "unseen": None,
+    "chain": [
+        {"name": "ext4", "kind": "filesystem", "number": None, "above": None, "end": None,
+         "note": None},
+        {"name": "sda", "kind": "disk", "number": "8:0", "above": 0, "end": "disk", "note": None},
+    ],
+}  # fmt: skip
+IDLE = {"read_ops": 0, "read_bytes": 0, "write_ops": 0, "write_bytes": 0, "busy_s": 0.0}
+
+
+def watch(
+    *, machine: str = "boot", name: str = "sda", run_s: float = 61.0, **moved: Any
+) -> dict[str, Any]:
+    """What the first rank of a host saw of one disk, which nobody else uses."""
+    quiet = {**IDLE, **moved.pop("quiet", {})}
+    run = {**IDLE, "busy_s": 30.0, **moved}
+    disk = {"name": name, "largest_request_bytes": 1 << 20, "quiet": quiet, "run": run}
+    return {
+        "machine": machine,
+        "quiet_s": 0.5,
+        "run_s": run_s,
+        "disks": [disk],
+        "sync_probe": None,
+    }
+
+
+def watched(ranks: Sequence[RankResult]) -> tuple[RankResult, ...]:
+    """The first rank of each host with a directory has seen what the ranks of it moved."""
+    hosts: dict[str, list[RankResult]] = {}
+    for rank in ranks:
+        hosts.setdefault(rank.host, []).append(rank)
+    result = list(ranks)
+    for host, own in hosts.items():
+        first = own[0]
+        if first.device is None and first.filesystem is not None:
+            moved = {
+                "read_bytes": sum(rank.requested_read_bytes for rank in own),
+                "write_bytes": sum(rank.requested_write_bytes for rank in own),
+            }
+            result[ranks.index(first)] = replace(
+                first,
+                device=watch(machine=f"boot-{host}", run_s=first.drained_s + 0.5, **moved),
+            )
+    return tuple(result)
 
 
 def surroundings(**changes: Any) -> Surroundings:
@@ -806,12 +854,15 @@ def rank_result(rank: int = 0, **changes: Any) -> RankResult:
             sync="none",
             is_storage=True,
             filesystem=FILESYSTEM,
+            device=None,
             requested_read_bytes=1_000 * PAGE,
             requested_write_bytes=500 * PAGE,
             device_read_bytes=1_000 * PAGE,
             device_write_bytes=500 * PAGE,
             checked=1_000,
             corrupt=0,
+            read_back=0,
+            distinct_read_bytes=100 * PAGE,
             cpu_s=1.0,
             peak_rss_bytes=1 << 26,
             cores=1,
@@ -854,7 +905,7 @@ def sound_record(plan: Plan, ranks: Sequence[RankResult], **changes: Any) -> Tri
             plan_digest=plan.digest,
             trial=plan.trial,
             window_s=60.0,
-            ranks=tuple(ranks),
+            ranks=watched(ranks),
             histograms=histograms,
             series=even_series(window_s, counted, moved),
             clock=clock_record(),

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from contextlib import contextmanager, suppress
@@ -110,6 +111,57 @@ def _is_detached(device: str) -> bool:
     subprocess.run(["losetup", "-d", device], check=False, stderr=subprocess.DEVNULL)
     listed = subprocess.run(["losetup", "-n", "-O", "NAME"], check=True, capture_output=True)
     return device not in listed.stdout.decode().split()
+
+
+def in_own_mounts(script: str, code: str) -> list[str]:
+    """A command: in a mount namespace of its own the shell's script, then Python code.
+
+    Its mounts are gone when it ends; loop devices are not, see `loop_over`.
+    """
+    _need("unshare")
+    shell = f'set -e\nmount --make-rprivate /\n{script}\nexec {sys.executable} -c "$0"'
+    return ["unshare", "-m", "sh", "-c", shell, code]
+
+
+def run(command: list[str]) -> str:
+    """Its output; the test is skipped where the machine has not what the script needs."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode and "Traceback" not in done.stderr:
+        pytest.skip(f"this machine can't: {done.stderr.strip()[-300:]}")
+    assert not done.returncode, done.stderr
+    return done.stdout
+
+
+@contextmanager
+def loop_over(image: Path, *options: str) -> Iterator[str]:
+    """A loop device of a file, or of a block device; its name."""
+    _need("losetup")
+    device = _try("losetup", *options, "-f", "--show", str(image)).strip()
+    try:
+        yield device
+    finally:
+        wait_for(lambda: _is_detached(device))
+
+
+@contextmanager
+def mounted_on(directory: Path, *arguments: str) -> Iterator[None]:
+    """Something mounted; the test is skipped where it can't be."""
+    _need("mount")
+    directory.mkdir(exist_ok=True)
+    _try("mount", *arguments, str(directory))
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+def make_ext4(image: Path, size_bytes: int, *options: str) -> None:
+    """A file, or a device that is there, with an ext4 in it."""
+    _need("mkfs.ext4")
+    if not image.is_block_device():
+        image.touch()
+        os.truncate(image, size_bytes)
+    _try("mkfs.ext4", "-q", "-F", *options, str(image))
 
 
 def fill(directory: Path, *, until: Callable[[], bool]) -> None:

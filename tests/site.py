@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_kvcache.hostlock import DIRECTORY_VARIABLE, lock_directories
 from pytest_kvcache.results import RunResult
 
 if TYPE_CHECKING:
@@ -186,19 +187,25 @@ class Site:
 
 
 @contextmanager
-def machine_to_oneself() -> Iterator[None]:
-    """Wait for the tests of other sessions, and for other benchmarks on this host.
+def machine_to_oneself(*, own_locks: bool = True) -> Iterator[None]:
+    """Wait for the tests of other sessions, at most so long; they would only be slow together.
 
-    The wait has an end: a session that waits for itself must fail, not hang. Another
-    user's file can't be opened; its benchmarks are seen by the lock of the host.
+    Benchmarks that others run on this machine are no concern of ours, nor are our locks of
+    theirs: they lie in a directory of the tests, which what is started here inherits.
     """
-    host = os.uname().nodename
-    path = Path(tempfile.gettempdir(), f"pytest-kvcache-tests.{host}.{os.getuid()}.lock")
+    name = f"pytest-kvcache-tests.{os.uname().nodename}.{os.getuid()}"
+    path = Path(tempfile.gettempdir(), f"{name}.lock")
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        wait_for(lambda: _has_taken(fd), limit_s=QUEUE_S)
-        wait_for(lambda: not is_locked(host), limit_s=QUEUE_S)
-        yield
+        until_s = time.monotonic() + QUEUE_S
+        while not _has_taken(fd) and time.monotonic() < until_s:
+            time.sleep(0.02)
+        with pytest.MonkeyPatch.context() as patch:
+            if own_locks:
+                locks = path.with_suffix(".locks")
+                locks.mkdir(exist_ok=True)
+                patch.setenv(DIRECTORY_VARIABLE, str(locks))
+            yield
     finally:
         os.close(fd)
 
@@ -213,7 +220,13 @@ def _has_taken(fd: int) -> bool:
 
 def is_locked(host: str) -> bool:
     """Whether a benchmark runs on the host; the file alone says nothing."""
-    path = Path("/dev/shm", f"pytest-kvcache.{host}.lock")
+    return any(
+        _is_held(directory / f"pytest-kvcache.{host}.lock")
+        for directory in lock_directories(os.environ)
+    )
+
+
+def _is_held(path: Path) -> bool:
     try:
         with path.open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

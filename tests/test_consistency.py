@@ -23,6 +23,7 @@ from tests.factories import (
     sound_plan,
     sound_record,
     tireless_scenarios,
+    watched,
 )
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def of_rank(plan: Plan | None = None, /, window_s: float = 60.0, **changes: Any)
     """The faults of a record of one rank that differs from a sound one in this."""
     plan = plan or sound_plan()
     record = sound_record(plan, [rank_result(0)], window_s=window_s)
-    return list(record_faults(replace(record, ranks=(rank_result(0, **changes),)), plan))
+    return list(record_faults(replace(record, ranks=watched([rank_result(0, **changes)])), plan))
 
 
 # --- a record -------------------------------------------------------------------------------
@@ -169,8 +170,8 @@ def test_the_slices_of_a_long_run_are_wider() -> None:
 def test_every_rank_and_every_fault_is_named() -> None:
     plan = sound_plan(np=2)
     ranks = (rank_result(0, checked=-1, corrupt=-1), rank_result(1, host="n2", hit_blocks=9_999))
-    record = replace(sound_record(plan, [rank_result(0), rank_result(1)]), ranks=ranks)
-    assert len(list(record_faults(record, plan))) == 3
+    record = replace(sound_record(plan, [rank_result(0), rank_result(1)]), ranks=watched(ranks))
+    assert len(list(record_faults(record, plan))) == 4
     with pytest.raises(ResultError, match=r"contradicts itself: rank 0 on host .*checked is -1"):
         check_record(record, plan)
 
@@ -202,7 +203,7 @@ def test_whatever_has_an_answer_in_an_open_loop_has_arrived(
     arrived.record(np.full(wakeups, 1_000, dtype=np.int64))
     record = replace(
         sound,
-        ranks=(rank_result(0, **changes),),
+        ranks=watched([rank_result(0, **changes)]),
         histograms={**sound.histograms, "wakeup": arrived},
     )
     told = list(record_faults(record, plan))

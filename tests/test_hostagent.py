@@ -254,7 +254,7 @@ def test_leaving_gives_up_on_a_storage_that_never_lets_go(
     """The lock is given back although the directory can't be removed."""
     monkeypatch.setattr(hostagent, "_LAST_CLEAN_UP_S", 0.05)
     monkeypatch.setattr(hostagent, "_RETRY_S", 0.01)
-    lock = HostLock("n1", run_id="r", directory=tmp_path)
+    lock = HostLock("n1", run_id="r", directories=[tmp_path])
     lock.acquire()
     run_dir(str(tmp_path), "r").mkdir()
     agent = Agent(lambda _answer: None)

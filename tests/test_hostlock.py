@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_kvcache.errors import PreflightError
-from pytest_kvcache.hostlock import HostLock
+from pytest_kvcache.hostlock import HostLock, lock_directories
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +25,7 @@ HOLDER = """
 import sys
 from pathlib import Path
 from pytest_kvcache.hostlock import HostLock
-HostLock("n1", run_id="run-of-another", directory=Path(sys.argv[1])).acquire()
+HostLock("n1", run_id="run-of-another", directories=[Path(sys.argv[1])]).acquire()
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -46,7 +46,7 @@ def holding_process(directory: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def lock(directory: Path, hostname: str = "n1") -> HostLock:
-    return HostLock(hostname, run_id="run-1", directory=directory)
+    return HostLock(hostname, run_id="run-1", directories=[directory])
 
 
 def test_second_holder_fails_and_names_the_first(tmp_path: Path) -> None:
@@ -57,7 +57,8 @@ def test_second_holder_fails_and_names_the_first(tmp_path: Path) -> None:
 
     assert str(error.value) == (
         f"a benchmark runs on n1 already (pid {process.pid}, run run-of-another, since"
-        f" {since}); two at a time disturb each other, so wait for its end or stop it"
+        f" {since}); two at a time disturb each other, so wait for its end (--kv-wait=10m does)"
+        " or stop it"
     )
 
 
@@ -211,9 +212,64 @@ def test_anything_but_a_regular_file_is_refused(tmp_path: Path, kind: str) -> No
     assert path.lstat()
 
 
-def test_absent_directory_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(PreflightError, match="can't be used"):
-        lock(tmp_path / "absent").acquire()
+def locks(*directories: Path) -> HostLock:
+    return HostLock("n1", run_id="run-1", directories=directories)
+
+
+def test_where_no_file_can_be_made_another_directory_has_the_lock(tmp_path: Path) -> None:
+    with locks(tmp_path / "absent", tmp_path) as held:
+        assert held.path.parent == tmp_path
+        with pytest.raises(PreflightError, match="a benchmark runs on n1 already"):
+            locks(tmp_path).acquire()
+
+
+def test_no_directory_at_all_is_an_error_that_names_them_and_the_variable(tmp_path: Path) -> None:
+    with pytest.raises(PreflightError) as error:
+        locks(tmp_path / "a", tmp_path / "b").acquire()
+
+    assert str(error.value) == (
+        f"the lock of this host can't be made in {tmp_path}/a (No such file or directory),"
+        f" {tmp_path}/b (No such file or directory); set KVCACHE_LOCK_DIR to a directory that"
+        " every benchmark of this host may write to"
+    )
+
+
+def test_the_lock_of_one_who_can_not_write_to_the_first_directory_counts(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    second.mkdir()
+    with locks(first, second):
+        first.mkdir()  # for us it can be written to
+        with pytest.raises(PreflightError, match=f"already .pid {os.getpid()}, run run-1"):
+            locks(first, second).acquire()
+        assert list(first.iterdir()) == []
+
+    with locks(first, second) as taken:
+        assert taken.path.parent == first
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_user_whom_the_first_directory_is_closed_to_has_the_lock_elsewhere() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        closed, open_to_all = Path(name, "closed"), Path(name, "open")
+        Path(name).chmod(0o755)
+        closed.mkdir(mode=0o755)
+        open_to_all.mkdir()
+        open_to_all.chmod(0o1777)
+        os.seteuid(NOBODY)
+        try:
+            held = locks(closed, open_to_all)
+            held.acquire()
+            assert held.path.parent == open_to_all
+            held.release()
+        finally:
+            os.seteuid(0)
+        with holding_process(closed):
+            os.seteuid(NOBODY)
+            try:
+                with pytest.raises(PreflightError, match="run run-of-another"):
+                    locks(closed, open_to_all).acquire()
+            finally:
+                os.seteuid(0)
 
 
 @pytest.mark.parametrize("hostname", ["", "../n1"])
@@ -222,10 +278,20 @@ def test_hostname_that_is_no_part_of_a_file_name_is_refused(hostname: str) -> No
         HostLock(hostname, run_id="run-1")
 
 
-def test_lock_lies_in_shared_memory_unless_told_otherwise() -> None:
-    expected = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
+def test_lock_lies_in_shared_memory_unless_told_otherwise(tmp_path: Path) -> None:
+    first = next(path for path in ("/dev/shm", "/run/lock", "/tmp") if Path(path).is_dir())
 
-    assert HostLock("n1", run_id="run-1").path == expected / "pytest-kvcache.n1.lock"
+    assert lock_directories({})[0] == Path(first)
+    assert lock_directories({"KVCACHE_LOCK_DIR": str(tmp_path)}) == (tmp_path,)
+    assert lock_directories({"KVCACHE_LOCK_DIR": ""}) == lock_directories({})
+
+
+def test_the_environment_says_where_locks_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVCACHE_LOCK_DIR", str(tmp_path))
+
+    assert HostLock("n1", run_id="run-1").path == tmp_path / "pytest-kvcache.n1.lock"
 
 
 CONTENDER = """
@@ -236,7 +302,7 @@ from pytest_kvcache.hostlock import HostLock
 directory, inside = Path(sys.argv[1]), Path(sys.argv[1], "inside")
 for _ in range(300):
     try:
-        with HostLock("n1", run_id="run", directory=directory):
+        with HostLock("n1", run_id="run", directories=[directory]):
             inside.touch(exist_ok=False)
             inside.unlink()
             print("in")

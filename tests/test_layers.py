@@ -58,10 +58,11 @@ SIDES = (
     Side(
         name="both",  # what controller and ranks share: the plan, the protocols, the results
         modules=(
-            "", "backends.", "cache.", "cachedir", "cgroups", "clocks", "consistency", "containers",
-            "containers.agent", "forecast", "hookspecs", "identity", "launchers.protocol",
-            "payload", "plan", "preloads", "proof", "recorder", "registry", "results",
-            "surroundings", "trialrecord", "verdicts.", "workloads.",
+            "", "backends.", "blockstat", "cache.", "cachedir", "cgroups", "clocks", "consistency",
+            "containers", "containers.agent", "devicechain", "devicegroups", "forecast",
+            "hookspecs", "identity", "launchers.protocol", "mounts", "payload", "plan",
+            "preloads", "proof", "recorder", "registry", "results", "surroundings",
+            "trialrecord", "verdicts.", "workloads.",
         ),
         may_import=("values",),
         foreign=("numpy", "pluggy"),
@@ -77,8 +78,8 @@ SIDES = (
     Side(
         name="ranks",  # what runs under mpirun
         modules=(
-            "calibration", "comm", "containers.init", "coordinator", "engine", "flights",
-            "freespace", "janitor", "pauses", "rank", "transfers", "worker",
+            "calibration", "comm", "containers.init", "coordinator", "devicewatch", "engine",
+            "flights", "freespace", "janitor", "pauses", "rank", "readback", "transfers", "worker",
         ),
         may_import=("values", "both"),
         foreign=("numpy", "mpi4py"),
@@ -90,7 +91,8 @@ SIDES = (
             "containerhosts",
             "containers.inside", "containers.outside", "controller", "execution", "hostaccess",
             "hostlinks", "launch", "launchers.", "picture", "planning", "postmortem",
-            "preflight", "remoteshell", "report", "scales", "sizing", "supervise", "svg", "verify",
+            "preflight", "prooftext", "remoteshell", "report", "scales", "sizing", "supervise",
+            "svg", "verify",
         ),
         may_import=("values", "both", "hosts"),
     ),

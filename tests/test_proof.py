@@ -11,18 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_kvcache.devicechain import DeviceChain, Link
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.proof import (
     DeviceFacts,
     FilesystemFacts,
     IoCounters,
-    MountFacts,
     Place,
-    find_mount,
     hypervisor_flag,
     is_virtual,
     parse_io,
-    parse_mountinfo,
     probe_device,
     probe_filesystem,
     sample_io,
@@ -40,21 +38,6 @@ read_bytes: 8192
 write_bytes: 323932160
 cancelled_write_bytes: 4096
 """
-MOUNTINFO = r"""
-22 27 0:21 / /proc rw,relatime - proc proc rw
-25 24 0:23 / /dev/shm rw,relatime - tmpfs tmpfs rw,size=24684096k
-27 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw,discard
-28 27 259:2 / /mnt/nvme rw,noatime - xfs /dev/nvme0n1p2 rw,attr2
-29 27 259:2 /sub /mnt/my\040data rw,noatime shared:5 master:7 - xfs /dev/nvme0n1p2 rw,attr2
-30 27 0:50 / /mnt/share rw,relatime shared:9 - nfs4 server:/export\040a rw,vers=4.2,proto=rdma
-31 27 0:51 / /merged rw - overlay overlay rw,lowerdir=/l,upperdir=/u,workdir=/w
-32 27 0:52 / /mnt/s3 rw,nosuid - fuse.s3fs s3fs rw,user_id=0
-33 27 0:53 / /mnt/auto rw - autofs systemd-1 rw,fd=29
-34 33 0:54 / /mnt/auto rw - nfs server:/auto rw
-35 27 8:1 / /mnt/usb rw - fuseblk /dev/sda1 rw
-""".lstrip()
-
-
 # --- counters -------------------------------------------------------------------------------
 
 
@@ -108,60 +91,9 @@ def test_bytes_that_reach_a_device_are_counted() -> None:
     assert moved >= 2**20
 
 
-# --- mounts ---------------------------------------------------------------------------------
-
-
-def mount_of(path: str) -> MountFacts:
-    mount = find_mount(parse_mountinfo(MOUNTINFO), path)
-    assert mount is not None
-    return mount
-
-
-@pytest.mark.parametrize(
-    ("path", "fs_type", "mount_point"),
-    [
-        ("/", "ext4", "/"),
-        ("/var/tmp", "ext4", "/"),
-        ("/dev/shm", "tmpfs", "/dev/shm"),
-        ("/dev/shm/x", "tmpfs", "/dev/shm"),
-        ("/dev/shmfoo", "ext4", "/"),
-        ("/mnt/nvme/a/b", "xfs", "/mnt/nvme"),
-        ("/mnt/nvme2", "ext4", "/"),
-        ("/mnt/my data/x", "xfs", "/mnt/my data"),
-        ("/mnt/share", "nfs4", "/mnt/share"),
-        ("/merged/x", "overlay", "/merged"),
-        ("/mnt/auto/x", "nfs", "/mnt/auto"),
-    ],
-)
-def test_the_longest_mount_point_above_a_path_wins(
-    path: str, fs_type: str, mount_point: str
-) -> None:
-    mount = mount_of(path)
-    assert (mount.type, mount.mount_point) == (fs_type, mount_point)
-
-
-def test_mount_fields_come_without_escapes_and_optional_fields() -> None:
-    assert mount_of("/mnt/share") == MountFacts(
-        mount_point="/mnt/share",
-        type="nfs4",
-        source="server:/export a",
-        options="rw,relatime,vers=4.2,proto=rdma",
-        device="0:50",
-    )
-    assert mount_of("/mnt/my data").device == "259:2"
-
-
-def test_a_mount_without_a_source_is_still_a_mount() -> None:
-    (mount,) = parse_mountinfo("30 27 0:50 / /x rw - tmpfs  rw\n")
-    assert (mount.type, mount.source, mount.options) == ("tmpfs", "", "rw")
-
-
-def test_a_path_below_no_mount_has_none() -> None:
-    assert find_mount((), "/x") is None
-
-
 # --- facts ----------------------------------------------------------------------------------
 
+DISK = Link(name="vda", kind="disk", number="254:0", above=0, end="disk")
 FACTS = FilesystemFacts(
     host="n1",
     path="/x",
@@ -172,6 +104,7 @@ FACTS = FilesystemFacts(
     total_bytes=10,
     available_bytes=5,
     available_inodes=3,
+    chain=DeviceChain((Link(name="ext4", kind="filesystem"), DISK)),
     device="vda",
     device_model=None,
     dio_align_bytes=512,
@@ -184,7 +117,8 @@ FACTS = FilesystemFacts(
     [
         ("ext4", False, False, False, True),
         ("xfs", False, False, False, True),
-        ("fuseblk", False, False, False, True),
+        ("fuseblk", False, False, False, False),
+        ("zfs", False, False, False, False),
         ("overlay", False, False, True, True),
         ("tmpfs", True, False, False, False),
         ("ramfs", True, False, False, False),
@@ -211,7 +145,9 @@ def test_facts_become_json_with_what_follows_from_them() -> None:
     assert as_json["available_inodes"] == 3
     assert as_json["is_tmpfs"] is False
     assert as_json["counts_io"] is True
-    derived = {"is_tmpfs", "is_network", "is_overlay", "counts_io"}
+    assert as_json["chain"][1]["name"] == "vda"
+    assert (as_json["memory_at_end"], as_json["unseen"]) == (None, None)
+    derived = {"is_tmpfs", "is_network", "is_overlay", "counts_io", "memory_at_end", "unseen"}
     assert set(as_json) == {field.name for field in dataclasses.fields(FACTS)} | derived
 
 
@@ -263,27 +199,27 @@ def fake_disk(tmp_path: Path, **files: str) -> str:
     (disk / "sda1" / "partition").write_text("1\n")
     links = tmp_path / "links"
     links.mkdir()
-    (links / "8:0").symlink_to(disk)
-    (links / "8:1").symlink_to(disk / "sda1")
+    (links / "sda").symlink_to(disk)
+    (links / "sda1").symlink_to(disk / "sda1")
     return str(links)
 
 
-@pytest.mark.parametrize("number", ["8:0", "8:1"])
-def test_a_partition_has_the_facts_of_its_disk(tmp_path: Path, number: str) -> None:
+@pytest.mark.parametrize("name", ["sda", "sda1"])
+def test_a_partition_has_the_facts_of_its_disk(tmp_path: Path, name: str) -> None:
     links = fake_disk(tmp_path, vendor="ATA     \n", model="Fast SSD 9\n")
-    assert probe_device(number, links) == DeviceFacts(
+    assert probe_device(name, links) == DeviceFacts(
         name="sda", model="ATA Fast SSD 9", dio_align_bytes=4096
     )
 
 
 def test_a_vendor_that_is_a_number_is_no_model(tmp_path: Path) -> None:
-    device = probe_device("8:0", fake_disk(tmp_path, vendor="0x1af4\n"))
+    device = probe_device("sda", fake_disk(tmp_path, vendor="0x1af4\n"))
     assert device is not None
     assert device.model is None
 
 
 def test_an_unknown_device_has_no_facts(tmp_path: Path) -> None:
-    assert probe_device("0:50", str(tmp_path)) is None
+    assert probe_device("sdz", str(tmp_path)) is None
 
 
 def disk_named(name: str, model: str | None = None) -> DeviceFacts:
@@ -314,7 +250,8 @@ def test_what_counts_as_a_virtual_disk(
     hypervisor: bool | None,  # noqa: FBT001 - a column of the table
     virtual: bool | None,  # noqa: FBT001
 ) -> None:
-    assert is_virtual(fs_type, device, hypervisor=hypervisor) is virtual
+    devices = [] if device is None else [device]
+    assert is_virtual(fs_type, devices, hypervisor=hypervisor) is virtual
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from pytest_kvcache.results import (
 )
 from pytest_kvcache.trialrecord import RankResult, TrialRecord
 from pytest_kvcache.verdicts import evaluate_trial
-from tests.factories import PAGE, rank_result, sound_plan, sound_record
+from tests.factories import FILESYSTEM, PAGE, rank_result, sound_plan, sound_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -196,7 +196,9 @@ SUMMED = {
     "proof.requested_read_bytes": "requested_read_bytes",
     "proof.requested_write_bytes": "requested_write_bytes",
     "proof.device_read_bytes": "device_read_bytes",
-    "proof.device_write_bytes": "device_write_bytes",
+    "proof.kernel_write_bytes": "device_write_bytes",
+    "proof.distinct_read_bytes": "distinct_read_bytes",
+    "integrity.read_back": "read_back",
     "harness.cpu_s": "cpu_s",
     "integrity.checked": "checked",
     "integrity.failed": "corrupt",
@@ -272,7 +274,7 @@ def test_io_modes_of_all_ranks_are_told() -> None:
 
 
 def test_every_host_shows_its_filesystem() -> None:
-    data = data_of(two_ranks(host="n2", filesystem={"type": "xfs"}))
+    data = data_of(two_ranks(host="n2", filesystem={**FILESYSTEM, "type": "xfs"}))
     found = {host: facts["type"] for host, facts in data["proof"]["filesystem"].items()}
     assert found == {"test-host": "ext4", "n2": "xfs"}
 

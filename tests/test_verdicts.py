@@ -9,7 +9,7 @@ import pytest
 from pytest_kvcache.latency import Histogram
 from pytest_kvcache.plan import TracePlan
 from pytest_kvcache.verdicts import evaluate_trial, idle_error
-from tests.factories import FILESYSTEM, PAGE, rank_result, sound_plan, sound_record
+from tests.factories import FILESYSTEM, PAGE, rank_result, sound_plan, sound_record, watch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +34,9 @@ REPLAY = TracePlan(
 )
 POISSON: dict[str, Any] = {"request_rate": 5.0, "arrival": "poisson"}
 SEVERITY = {
+    "BUSY_DEVICE": "warning",
     "CACHED_READS": "invalid",
+    "CACHED_WRITES": "invalid",
     "OVERLOADED": "invalid",
     "SKEWED": "invalid",
     "TMPFS": "invalid",
@@ -88,16 +90,44 @@ def test_one_rank_without_storage_is_enough() -> None:
     assert codes == {"NOT_STORAGE"}
 
 
+def chain(*links: tuple[str, str, str | None]) -> list[dict[str, Any]]:
+    """Links of (name, kind, end), each on the next one."""
+    return [
+        {"name": name, "kind": kind, "number": None, "above": n - 1 if n else None, "end": end,
+         "note": None}
+        for n, (name, kind, end) in enumerate(links)
+    ]  # fmt: skip
+
+
+IN_MEMORY = on(
+    is_tmpfs=True, type="tmpfs", counts_io=False, memory_at_end="tmpfs",
+    chain=chain(("tmpfs", "filesystem", "memory")),
+)  # fmt: skip
+NO_DISKS = {**watch(), "disks": []}
+
+
 def test_files_in_memory_are_no_result() -> None:
-    tmpfs = on(is_tmpfs=True, type="tmpfs", counts_io=False)
-    ranks = [rank_result(0, filesystem=tmpfs, device_read_bytes=0)]
+    ranks = [rank_result(0, filesystem=IN_MEMORY, device=NO_DISKS, device_read_bytes=0)]
     assert judged(ranks) == ({"TMPFS"}, "TMPFS")
 
 
+def test_memory_below_a_filesystem_of_a_disk_is_no_result_however_much_moved() -> None:
+    zram = on(
+        memory_at_end="ext4 on zram0",
+        chain=chain(("ext4", "filesystem", None), ("zram0", "zram", "memory")),
+    )
+    ranks = [rank_result(0, filesystem=zram, device=NO_DISKS)]
+    assert judged(ranks) == ({"TMPFS"}, "TMPFS")
+
+
+def test_memory_is_no_virtual_disk_as_well() -> None:
+    assert of_one(filesystem={**IN_MEMORY, "virtual": True}, device=NO_DISKS) == {"TMPFS"}
+
+
 def test_one_host_with_files_in_memory_is_enough() -> None:
-    tmpfs = on(is_tmpfs=True, type="tmpfs", counts_io=False, host="n2")
-    codes, _ = judged([rank_result(0), rank_result(1, host="n2", filesystem=tmpfs)])
-    assert codes == {"TMPFS"}
+    tmpfs = {**IN_MEMORY, "host": "n2"}
+    ranks = [rank_result(0), rank_result(1, host="n2", filesystem=tmpfs, device=NO_DISKS)]
+    assert judged(ranks)[0] == {"TMPFS"}
 
 
 @pytest.mark.parametrize(
@@ -110,29 +140,42 @@ def test_a_virtual_disk_is_told(*, virtual: bool | None, codes: set[str]) -> Non
 # -- whether reads were real ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"filesystem": on(counts_io=False, type="nfs4")},
-        {"filesystem": None},
-        {"device_read_bytes": None},
-    ],
-)
-def test_without_a_byte_counter_nothing_is_proven(changes: dict[str, Any]) -> None:
-    ranks = [rank_result(0, **changes)]
-    assert judged(ranks) == ({"UNPROVEN"}, "UNPROVEN")
+NFS = on(counts_io=False, type="nfs4", is_network=True, unseen="nfs4: elsewhere")
 
 
-@pytest.mark.parametrize("changes", [{"device_read_bytes": 0}, {"device_read_bytes": None}])
-def test_without_a_byte_counter_no_reads_are_called_cached(changes: dict[str, Any]) -> None:
-    ranks = [rank_result(0, filesystem=on(counts_io=False, type="fuse.x"), **changes)]
-    assert judged(ranks) == ({"UNPROVEN"}, "UNPROVEN")
+@pytest.mark.parametrize("changes", [{"filesystem": NFS, "device": NO_DISKS}, {"filesystem": None}])
+@pytest.mark.parametrize("counted", [{}, {"device_read_bytes": 0}, {"device_read_bytes": None}])
+def test_without_a_counter_nothing_is_proven_and_nothing_called_cached(
+    changes: dict[str, Any], counted: dict[str, Any]
+) -> None:
+    assert judged([rank_result(0, **changes, **counted)]) == ({"UNPROVEN"}, "UNPROVEN")
+
+
+def test_where_the_kernel_does_not_count_for_processes_the_disk_tells() -> None:
+    ranks = [rank_result(0, device_read_bytes=None)]
+    assert judged(ranks) == (set(), "PROVEN")
+    cached = [rank_result(0, device_read_bytes=None, device=watch(write_bytes=500 * PAGE))]
+    assert judged(cached) == ({"CACHED_READS"}, "CACHED_READS")
 
 
 def test_one_rank_without_a_counter_is_enough() -> None:
-    nfs = on(counts_io=False, type="nfs4", host="n2")
-    codes, _ = judged([rank_result(0), rank_result(1, host="n2", filesystem=nfs)])
-    assert codes == {"UNPROVEN"}
+    nfs = {**NFS, "host": "n2"}
+    ranks = [rank_result(0), rank_result(1, host="n2", filesystem=nfs, device=NO_DISKS)]
+    assert judged(ranks)[0] == {"UNPROVEN"}
+
+
+def test_what_lies_out_of_sight_below_a_device_is_unproven() -> None:
+    zvol = on(unseen="zd0: ZFS counts what its own cache serves", counts_io=False)
+    assert judged([rank_result(0, filesystem=zvol, device=NO_DISKS)]) == ({"UNPROVEN"}, "UNPROVEN")
+    # A process's counter alone does not tell what the unseen part does.
+    nbd = on(unseen="nbd0: a server keeps the bytes")
+    assert judged([rank_result(0, filesystem=nbd, device=NO_DISKS)]) == ({"UNPROVEN"}, "UNPROVEN")
+
+
+def test_what_the_kernel_counted_for_a_rank_may_still_come_from_a_cache_below() -> None:
+    # A loop device, or a cache device, answers from memory what was submitted to it.
+    ranks = [rank_result(0, device=watch(read_bytes=100 * PAGE, write_bytes=500 * PAGE))]
+    assert judged(ranks) == ({"CACHED_READS"}, "CACHED_READS")
 
 
 @pytest.mark.parametrize(
@@ -140,6 +183,8 @@ def test_one_rank_without_a_counter_is_enough() -> None:
 )
 def test_the_device_must_move_nine_tenths_of_what_is_read(pages: int, codes: set[str]) -> None:
     assert of_one(device_read_bytes=pages * PAGE) == codes
+    seen = watch(read_bytes=pages * PAGE, write_bytes=500 * PAGE)
+    assert of_one(device=seen) == codes
 
 
 def test_reads_of_one_rank_do_not_stand_for_those_of_another() -> None:
@@ -154,8 +199,8 @@ def test_one_cached_rank_of_many_is_not_averaged_away() -> None:
 
 
 def test_a_rank_without_a_counter_does_not_hide_a_cached_one() -> None:
-    nfs = on(counts_io=False, type="nfs4", host="n2")
-    ranks = [rank_result(0, device_read_bytes=0), rank_result(1, host="n2", filesystem=nfs)]
+    nfs = rank_result(1, host="n2", filesystem={**NFS, "host": "n2"}, device=NO_DISKS)
+    ranks = [rank_result(0, device_read_bytes=0), nfs]
     codes, proof = judged(ranks)
     assert "CACHED_READS" in codes
     assert proof == "CACHED_READS"
@@ -166,20 +211,190 @@ def test_a_rank_that_read_nothing_is_not_cached() -> None:
     assert judged(ranks) == (set(), "PROVEN")
 
 
-@pytest.mark.parametrize(
-    ("filesystem", "codes"),
-    [(FILESYSTEM, set()), (on(counts_io=False, type="nfs4"), {"UNPROVEN"})],
-)
-def test_where_nothing_was_read_there_is_nothing_to_prove(
-    filesystem: dict[str, Any], codes: set[str]
+@pytest.mark.parametrize("filesystem", [FILESYSTEM, NFS])
+def test_where_nothing_was_read_or_written_there_is_nothing_to_prove(
+    filesystem: dict[str, Any],
 ) -> None:
-    nothing = {"requested_read_bytes": 0, "device_read_bytes": 0, "filesystem": filesystem}
-    assert judged([rank_result(0, **nothing), rank_result(1, **nothing)]) == (codes, None)
+    nothing = dict.fromkeys(
+        (f"{who}_{what}_bytes" for who in ("requested", "device") for what in ("read", "write")), 0
+    )
+    ranks = [rank_result(n, **nothing, filesystem=filesystem) for n in range(2)]
+    assert judged(ranks) == (set(), None)
 
 
 def test_what_is_no_storage_is_told_even_if_nothing_was_read() -> None:
     ranks = [rank_result(0, is_storage=False, requested_read_bytes=0, device_read_bytes=0)]
     assert judged(ranks) == ({"NOT_STORAGE"}, "NOT_STORAGE")
+
+
+# -- whether writes were real --------------------------------------------------------------
+
+ONLY_WRITES: dict[str, Any] = {"requested_read_bytes": 0, "device_read_bytes": 0}
+
+
+def proofs(ranks: Sequence[RankResult]) -> tuple[str | None, str | None]:
+    """The verdicts on reads and on writes."""
+    plan = sound_plan(np=len(ranks))
+    proof = evaluate_trial(sound_record(plan, ranks), plan)[0]["proof"]
+    return proof["reads"]["verdict"], proof["writes"]["verdict"]
+
+
+def test_writes_that_the_disk_made_are_proven_where_nothing_was_read() -> None:
+    ranks = [rank_result(0, **ONLY_WRITES)]
+    assert judged(ranks) == (set(), "PROVEN")
+    assert proofs(ranks) == (None, "PROVEN")
+
+
+@pytest.mark.parametrize("sync", ["none", "data"])
+@pytest.mark.parametrize("pages", [0, 449])
+def test_writes_that_the_disk_never_saw_are_cached(pages: int, sync: str) -> None:
+    seen = watch(read_bytes=1_000 * PAGE, write_bytes=pages * PAGE)
+    ranks = [rank_result(0, device=seen, sync=sync)]
+    assert judged(ranks) == ({"CACHED_WRITES"}, "CACHED_WRITES")
+    assert proofs(ranks) == ("PROVEN", "CACHED_WRITES")
+
+
+def test_nine_tenths_of_the_writes_are_enough() -> None:
+    assert of_one(device=watch(read_bytes=1_000 * PAGE, write_bytes=450 * PAGE)) == set()
+
+
+def test_writes_that_the_kernel_never_began_are_none_whatever_the_disk_did() -> None:
+    ranks = [rank_result(0, device_write_bytes=0)]
+    assert judged(ranks) == ({"CACHED_WRITES"}, "CACHED_WRITES")
+
+
+def test_what_the_kernel_counts_of_buffered_writes_proves_nothing() -> None:
+    ranks = [rank_result(0, io_mode="buffered", sync="none")]
+    assert judged(ranks) == ({"UNPROVEN"}, "UNPROVEN")
+    assert proofs(ranks) == ("PROVEN", "UNPROVEN")
+
+
+def test_buffered_writes_with_a_sync_are_proven_by_the_disk() -> None:
+    assert judged([rank_result(0, io_mode="buffered", sync="data")]) == (set(), "PROVEN")
+
+
+def test_writes_of_one_host_do_not_stand_for_those_of_another() -> None:
+    seen = watch(machine="a", read_bytes=1_000 * PAGE, write_bytes=5_000 * PAGE)
+    unseen = watch(machine="b", read_bytes=1_000 * PAGE)
+    ranks = [rank_result(0, device=seen), rank_result(1, host="n2", device=unseen)]
+    assert "CACHED_WRITES" in judged(ranks)[0]
+
+
+@pytest.mark.parametrize(
+    ("probe", "codes"),
+    [
+        ({"device_write_bytes": 4096, "unsynced_bytes": 0}, set()),
+        ({"device_write_bytes": 8192, "unsynced_bytes": None}, set()),
+        ({"device_write_bytes": None, "unsynced_bytes": 0}, set()),
+        ({"device_write_bytes": 0, "unsynced_bytes": None}, {"CACHED_WRITES"}),
+        ({"device_write_bytes": 0, "unsynced_bytes": 0}, {"CACHED_WRITES"}),
+        # A neighbour writes at the same time; the pages are dirty all the same.
+        ({"device_write_bytes": 9999, "unsynced_bytes": 4096}, {"CACHED_WRITES"}),
+        ({"device_write_bytes": None, "unsynced_bytes": 4096}, {"CACHED_WRITES"}),
+    ],
+)
+def test_a_sync_that_syncs_nothing_is_found_by_its_probe(
+    probe: dict[str, Any], codes: set[str]
+) -> None:
+    seen = watch(read_bytes=1_000 * PAGE, write_bytes=500 * PAGE)
+    seen["sync_probe"] = {"bytes": 4096, **probe}
+    assert of_one(device=seen, sync="data") == codes
+
+
+def test_a_journal_of_data_leaves_pages_dirty_after_a_real_sync() -> None:
+    seen = watch(read_bytes=1_000 * PAGE, write_bytes=500 * PAGE)
+    seen["sync_probe"] = {"bytes": 4096, "device_write_bytes": 8192, "unsynced_bytes": 4096}
+    journal = on(options="rw,data=journal")
+    assert of_one(device=seen, sync="data", filesystem=journal) == set()
+
+
+# -- whether others used the device ---------------------------------------------------------
+
+MIB = 1 << 20
+OWN: dict[str, Any] = {"read_bytes": 1_000 * PAGE, "write_bytes": 500 * PAGE}
+BIG: dict[str, Any] = {
+    "requested_read_bytes": 6_000 * MIB, "device_read_bytes": 6_000 * MIB,
+    "requested_write_bytes": 600 * MIB, "device_write_bytes": 600 * MIB,
+}  # fmt: skip
+
+
+def busy(*, quiet: dict[str, Any] | None = None, **changes: Any) -> list[str]:
+    """Texts of BUSY_DEVICE on 6,600 MiB in 60 s, of a disk that moved so much more."""
+    plan = changes.pop("plan", None) or sound_plan()
+    moved = {"read_bytes": 6_000 * MIB, "write_bytes": 600 * MIB}
+    for name in ("read_bytes", "write_bytes"):
+        moved[name] += changes.pop(f"more_{name}", 0)
+    for name in ("read_ops", "write_ops"):
+        moved[name] = changes.pop(name, 0)
+    seen = watch(**moved, quiet=quiet or {})
+    ranks = [rank_result(0, **{**BIG, **changes}, device=seen)]
+    verdicts = evaluate_trial(sound_record(plan, ranks), plan)[1]
+    return [verdict.text for verdict in verdicts if verdict.code == "BUSY_DEVICE"]
+
+
+def test_a_disk_of_ones_own_is_not_busy() -> None:
+    assert busy() == []
+
+
+def test_reads_of_others_are_told_from_a_twentieth_of_the_bytes_on() -> None:
+    assert busy(more_read_bytes=340 * MIB) == []
+    (text,) = busy(more_read_bytes=6_600 * MIB)
+    assert "others used sda of test-host as well: 6.45 GiB during the run, 50% of its bytes" in text
+
+
+def test_writes_of_others_are_told_beyond_what_a_filesystem_writes_for_us() -> None:
+    assert busy(more_write_bytes=340 * MIB) == []
+    assert busy(more_write_bytes=20_000 * MIB)
+
+
+def test_metadata_of_many_small_objects_is_no_neighbour() -> None:
+    # 600 MiB of 4 KiB objects: the journal may write much more than the data.
+    assert busy(more_write_bytes=5_000 * MIB) == []
+
+
+def test_what_is_flushed_later_is_not_taken_for_others() -> None:
+    assert busy(more_write_bytes=20_000 * MIB, io_mode="buffered", sync="none") == []
+
+
+def test_many_small_operations_of_others_are_told_by_their_number() -> None:
+    # 10,000 reads of 4 KiB a second, beside 100 transfers of 1 MiB.
+    big = sound_plan(block_tokens=1 << 21)
+    assert big.object_stored_bytes == 4 * MIB
+    ours = {"plan": big, "read_ops": 8_000, "write_ops": 800}
+    assert busy(**ours) == []
+    (text,) = busy(**{**ours, "read_ops": 600_000})
+    assert "operations during the run" in text
+
+
+def test_a_neighbour_is_seen_while_no_rank_does_anything() -> None:
+    half_s = {"read_ops": 500, "read_bytes": 50 * MIB, "busy_s": 0.4}
+    (text,) = busy(quiet=half_s)
+    assert "100 MiB/s and 1000 operations/s before it, 80% of the time" in text
+
+
+def test_the_metadata_of_the_population_is_no_neighbour() -> None:
+    assert busy(quiet={"write_ops": 100, "write_bytes": 4 * MIB, "busy_s": 0.3}) == []
+
+
+def test_hosts_of_one_machine_share_a_disk_and_are_no_neighbours() -> None:
+    seen = watch(machine="m", read_bytes=12_000 * MIB, write_bytes=1_200 * MIB)
+    ranks = [rank_result(n, host=f"n{n}", **BIG, device=seen) for n in range(2)]
+    assert judged(ranks) == (set(), "PROVEN")
+    alone = [rank_result(0, **BIG, device=seen)]
+    assert judged(alone)[0] == {"BUSY_DEVICE"}
+
+
+def test_disks_of_one_name_on_two_machines_are_two() -> None:
+    ours = {"read_bytes": 6_000 * MIB, "write_bytes": 600 * MIB}
+    theirs = {**ours, "read_bytes": 60_000 * MIB}
+    ranks = [
+        rank_result(0, **BIG, device=watch(machine="a", **ours)),
+        rank_result(1, host="n2", **BIG, device=watch(machine="b", **theirs)),
+    ]
+    plan = sound_plan(np=2)
+    data, verdicts = evaluate_trial(sound_record(plan, ranks), plan)
+    assert [group["hosts"] for group in data["proof"]["devices"]] == [["test-host"], ["n2"]]
+    assert ["sda of n2" in verdict.text for verdict in verdicts] == [True]
 
 
 # -- whether all ranks worked --------------------------------------------------------------

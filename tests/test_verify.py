@@ -127,7 +127,7 @@ FREE = [
     # Within its bin.
     r"cases\.\d+\.trials\.\d+\.\w+\.histogram\.min_ns",
     # Facts of a host; the trial shows those of one of its ranks.
-    r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.filesystem\.\w+",
+    r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.filesystem\.[a-z_]+",
 ]
 
 

@@ -35,10 +35,12 @@ class Slot:
     layer's number added); ``identity`` is what the object says of itself, likewise.
     ``unwritten`` counts the objects that are not stored yet, ``present`` is true once
     there are none; ``pins`` counts the admissions that read it now. Only `CacheIndex`
-    changes a slot.
+    changes a slot, but for ``was_read``, which is its user's.
     """
 
-    __slots__ = ("identity", "key", "object_key", "pins", "present", "unwritten")
+    __slots__ = (
+        "identity", "key", "object_key", "pins", "present", "unwritten", "was_read",
+    )  # fmt: skip
 
     def __init__(self, key: bytes, generation: int, objects: int = 1) -> None:
         self.key = key
@@ -47,6 +49,12 @@ class Slot:
         self.present = False
         self.unwritten = objects
         self.pins = 0
+        self.was_read = False
+
+    @property
+    def generation(self) -> int:
+        """Of slots of one index, the younger one has the higher one."""
+        return self.identity.generation
 
     def __repr__(self) -> str:
         state = "present" if self.present else "pending"
@@ -101,6 +109,15 @@ class CacheIndex:
     def used_blocks(self) -> int:
         """Blocks stored or reserved; never more than the capacity."""
         return len(self._slots)
+
+    @property
+    def generation(self) -> int:
+        """How many slots there have ever been: the generation of the youngest one."""
+        return self._generation
+
+    def stored(self) -> list[Slot]:
+        """All slots that are completely stored, least recently used first."""
+        return [slot for slot in self._slots.values() if slot.present]
 
     @property
     def present_blocks(self) -> int:

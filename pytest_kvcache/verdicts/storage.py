@@ -4,33 +4,40 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.devicegroups import DeviceGroup
 from pytest_kvcache.results import Verdict
+from pytest_kvcache.units import format_bytes
+from pytest_kvcache.verdicts.directions import reads_of, writes_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_kvcache.plan import Plan
 
-_MOVED_SHARE = 0.9  # of the bytes asked for that the device must have moved
+# Others' share of a device, from which on it is told. Below are what a system writes anyway
+# (logs, a journal's commits) and what our own estimate of metadata and of cut requests is off.
+_BUSY_SHARE = 0.05
+_BUSY_BYTES_PER_S = 1 << 20  # and no share of next to nothing
+_BUSY_OPERATIONS_PER_S = 20.0
 
 
 def where_the_bytes_went(data: Mapping[str, Any], plan: Plan) -> Iterator[Verdict]:
     """No storage, memory, or a virtual disk."""
-    if not _is_storage(data):
+    if not is_storage(data):
         yield Verdict.of(
             "NOT_STORAGE",
             f"the backend {plan.backend} is no storage; this measures the harness, use"
             " --kv-backend=file for a result",
         )
     filesystems = _filesystems(data)
-    memory = [facts for facts in filesystems if facts["is_tmpfs"]]
+    memory = [facts for facts in filesystems if facts["memory_at_end"]]
     if memory:
         yield Verdict.of(
             "TMPFS",
-            f"{plan.cache_dir} on {_hosts(memory)} is {memory[0]['type']}, which is memory;"
-            " choose a --kv-cache-dir on the storage",
+            f"{plan.cache_dir} on {_hosts(memory)} is {memory[0]['memory_at_end']}, which is"
+            " memory; choose a --kv-cache-dir on the storage",
         )
-    virtual = [facts for facts in filesystems if facts["virtual"] and not facts["is_tmpfs"]]
+    virtual = [facts for facts in filesystems if facts["virtual"] and not facts["memory_at_end"]]
     if virtual:
         yield Verdict.of(
             "VIRTUAL_DISK",
@@ -43,8 +50,14 @@ def _filesystems(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [facts for facts in data["proof"]["filesystem"].values() if facts is not None]
 
 
-def _is_storage(data: Mapping[str, Any]) -> bool:
+def is_storage(data: Mapping[str, Any]) -> bool:
+    """Whether every rank's backend is one."""
     return all(rank["is_storage"] for rank in data["ranks"])
+
+
+def is_memory(data: Mapping[str, Any]) -> bool:
+    """Whether a rank's bytes end in memory."""
+    return any(facts["memory_at_end"] for facts in _filesystems(data))
 
 
 def _hosts(filesystems: Sequence[Mapping[str, Any]]) -> str:
@@ -53,31 +66,75 @@ def _hosts(filesystems: Sequence[Mapping[str, Any]]) -> str:
     return f"{first} and {more} more" if more else str(first)
 
 
-def whether_reads_were_real(data: Mapping[str, Any]) -> Iterator[Verdict]:
-    """Rank by rank: one that reads ahead must not stand in for one that reads a cache."""
-    if not _is_storage(data):
+def whether_it_is_proven(data: Mapping[str, Any]) -> Iterator[Verdict]:
+    """Reads and writes apart; rank by rank and device by device.
+
+    One that reads ahead must not stand in for one that reads a cache.
+    """
+    if not is_storage(data) or is_memory(data):
         return
-    ranks = [r for r in data["ranks"] if not (r["filesystem"] and r["filesystem"]["is_tmpfs"])]
-    counted = [rank for rank in ranks if _is_counted(rank)]
-    if len(counted) < len(ranks):
-        yield Verdict.of(
-            "UNPROVEN",
-            "the kernel keeps no byte counter for this storage; whether reads reached the"
-            " device is not proven",
-        )
-    shares = [
-        rank["device_read_bytes"] / rank["requested_read_bytes"]
-        for rank in counted
-        if rank["requested_read_bytes"]
-    ]
-    if shares and min(shares) < _MOVED_SHARE:
-        yield Verdict.of(
-            "CACHED_READS",
-            f"the device moved {min(shares):.0%} of the bytes that a rank read; the rest"
-            " came out of a cache, use --kv-io=direct or more data than memory",
+    reads, writes = reads_of(data), writes_of(data)
+    unproven = []
+    for name, direction in (("reads", reads), ("writes", writes)):
+        if direction.against == "UNPROVEN":
+            unproven.append(f"{name}: {direction.why}")
+        elif direction.against is not None:
+            yield Verdict.of(direction.against, f"{direction.why}; {_ADVICE[name]}")
+    if unproven:
+        yield Verdict.of("UNPROVEN", "not proven to have reached a device: " + "; ".join(unproven))
+
+
+_ADVICE = {
+    "reads": "the rest came out of a cache, use --kv-io=direct or more data than memory",
+    "writes": "the rest stayed in a cache: look for a library that is preloaded (LD_PRELOAD), a"
+    " filesystem that takes O_DIRECT and caches all the same, a loop device without direct I/O",
+}
+
+
+def whether_others_used_it(data: Mapping[str, Any]) -> Iterator[Verdict]:
+    """Foreign I/O on the disks: during the run, and in the moment before."""
+    if not is_storage(data) or is_memory(data):
+        return
+    for each in data["proof"]["devices"]:
+        group = DeviceGroup.from_json(each)
+        told = [*_during(group), *_before(group)]
+        if told:
+            yield Verdict.of(
+                "BUSY_DEVICE",
+                f"others used {'+'.join(group.disks)} of {group.hosts[0]} as well:"
+                f" {'; '.join(told)}; this is the speed of a device under their load, stop them"
+                " or take a device of your own",
+            )
+            return
+
+
+def _during(group: DeviceGroup) -> Iterator[str]:
+    foreign, moved = group.foreign, group.moved
+    both = foreign.read_bytes + (foreign.write_bytes or 0)
+    if _is_much(both, moved.read_bytes + moved.write_bytes, _BUSY_BYTES_PER_S * group.span_s):
+        share = both / (moved.read_bytes + moved.write_bytes)
+        yield f"{format_bytes(both)} during the run, {share:.0%} of its bytes"
+    operations, all_operations = foreign.operations or 0, moved.read_ops + moved.write_ops
+    if _is_much(operations, all_operations, _BUSY_OPERATIONS_PER_S * group.span_s):
+        share = operations / all_operations
+        yield f"at least {operations} operations during the run, {share:.0%} of its operations"
+
+
+def _before(group: DeviceGroup) -> Iterator[str]:
+    foreign, moved = group.foreign, group.moved
+    run_bytes, run_ops = moved.read_bytes + moved.write_bytes, moved.read_ops + moved.write_ops
+    per_s = foreign.quiet_operations_per_s
+    much = (
+        _is_much(foreign.quiet_bytes_per_s, run_bytes / group.span_s, _BUSY_BYTES_PER_S),
+        _is_much(per_s, run_ops / group.span_s, _BUSY_OPERATIONS_PER_S),
+        per_s >= _BUSY_OPERATIONS_PER_S and foreign.quiet_busy_ratio >= _BUSY_SHARE,
+    )
+    if any(much):
+        yield (
+            f"{format_bytes(round(foreign.quiet_bytes_per_s))}/s and {per_s:.0f} operations/s"
+            f" before it, {foreign.quiet_busy_ratio:.0%} of the time"
         )
 
 
-def _is_counted(rank: Mapping[str, Any]) -> bool:
-    facts = rank["filesystem"]
-    return bool(facts) and facts["counts_io"] and rank["device_read_bytes"] is not None
+def _is_much(part: float, whole: float, least: float) -> bool:
+    return part >= least and part >= _BUSY_SHARE * whole

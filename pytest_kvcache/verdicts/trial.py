@@ -10,8 +10,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.results import Verdict, trial_data
+from pytest_kvcache.verdicts.directions import Direction, reads_of, writes_of
 from pytest_kvcache.verdicts.load import whether_the_load_was_right
-from pytest_kvcache.verdicts.storage import where_the_bytes_went, whether_reads_were_real
+from pytest_kvcache.verdicts.storage import (
+    is_memory,
+    is_storage,
+    where_the_bytes_went,
+    whether_it_is_proven,
+    whether_others_used_it,
+)
 from pytest_kvcache.verdicts.surroundings import (
     whether_calls_were_wrapped,
     whether_clocks_agree,
@@ -26,24 +33,34 @@ if TYPE_CHECKING:
     from pytest_kvcache.plan import Plan
     from pytest_kvcache.trialrecord import RankResult, TrialRecord
 
-_NO_STORAGE_CODES = ("TMPFS", "NOT_STORAGE")  # stand against it whatever was read
-_READ_CODES = ("CACHED_READS", "UNPROVEN")
+_AGAINST = ("CACHED_READS", "CACHED_WRITES", "UNPROVEN")  # the worst first
 
 
 def evaluate_trial(record: TrialRecord, plan: Plan) -> tuple[dict[str, Any], tuple[Verdict, ...]]:
     """A trial's part of the run file and all verdicts on it, from the ranks' records alone."""
     data = trial_data(record, plan)
     verdicts = _judge(data, plan)
-    codes = {verdict.code for verdict in verdicts}
-    data["proof"]["verdict"] = _proof_verdict(codes, data["proof"]["requested_read_bytes"])
+    data["proof"].update(_proof_verdicts(data))
     return data, verdicts
 
 
-def _proof_verdict(codes: set[str], read_bytes: int) -> str | None:
-    """What stands against the reads, else PROVEN; None: there was no read to prove."""
-    against = _NO_STORAGE_CODES + _READ_CODES if read_bytes else _NO_STORAGE_CODES
-    otherwise = "PROVEN" if read_bytes else None
-    return next((code for code in against if code in codes), otherwise)
+def _proof_verdicts(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads and writes apart, and what stands against the worse of them, else PROVEN."""
+    reads, writes = reads_of(data), writes_of(data)
+    no_storage = "TMPFS" if is_memory(data) else None if is_storage(data) else "NOT_STORAGE"
+    if no_storage is not None:
+        reads, writes = (
+            Direction(asked=way.asked, against=no_storage if way.asked else None)
+            for way in (reads, writes)
+        )
+    given = {reads.verdict, writes.verdict}
+    proven = "PROVEN" if "PROVEN" in given else None
+    worst = next((code for code in _AGAINST if code in given), proven)
+    return {
+        "reads": reads.to_json(),
+        "writes": writes.to_json(),
+        "verdict": no_storage or worst,
+    }
 
 
 def idle_error(ranks: Sequence[RankResult]) -> str | None:
@@ -71,7 +88,8 @@ def idle_error(ranks: Sequence[RankResult]) -> str | None:
 def _judge(data: Mapping[str, Any], plan: Plan) -> tuple[Verdict, ...]:
     found = [
         *where_the_bytes_went(data, plan),
-        *whether_reads_were_real(data),
+        *whether_it_is_proven(data),
+        *whether_others_used_it(data),
         *whether_the_window_holds(data, plan),
         *whether_the_load_was_right(data, plan),
         *whether_the_harness_was_fast(data),

@@ -74,7 +74,7 @@ def cluster(new_cluster: NewCluster) -> Cluster:
 @pytest.fixture
 def quiet_cluster(cluster: Cluster) -> Iterator[Cluster]:
     """The same with the machine to oneself, for tests whose ranks measure."""
-    with machine_to_oneself():
+    with machine_to_oneself(own_locks=False):  # the hosts have a /tmp each, and locks by name
         yield cluster
 
 

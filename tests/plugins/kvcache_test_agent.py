@@ -15,7 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_kvcache import hostagent, hostlock
+from pytest_kvcache import hostagent
+from pytest_kvcache.hostlock import DIRECTORY_VARIABLE
 from pytest_kvcache.sharedmemory import Segments
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def main() -> None:
     socket.gethostname = lambda: name
     sys.executable = os.environ["KVCACHE_TEST_PYTHON"]  # is asked for its MPI library
     tempfile.tempdir = str(home)
-    vars(hostlock)["_default_directory"] = lambda: home
+    os.environ[DIRECTORY_VARIABLE] = str(home)
     Segments.now.__func__.__defaults__ = (home,)  # type: ignore[attr-defined]  # a classmethod's
     vars(hostagent)["SILENCE_S"] = 1000.0
     signal.signal(signal.SIGUSR1, lose_patience)
