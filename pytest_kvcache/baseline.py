@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from pytest_kvcache.compare import Found
 from pytest_kvcache.errors import OptionError, ResultError
 from pytest_kvcache.evidence import UNTOLD, Evidence
 from pytest_kvcache.metrics import METRICS
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 _EXTRA_KEYS: Final = frozenset({"case", "metric", "unit", "better", "values", "plan_digest"})
 _ROUNDING: Final = 1e-9  # what another Python may round otherwise
-_NO_ENTRY: Final = "the baseline has no such entry: compare runs that both have it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,19 +49,6 @@ class Entry:
     def trials_of(self, metric: str) -> int:
         """How many trials have the metric."""
         return len(self.metrics[metric].values) if metric in self.metrics else 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """What a baseline has for a metric of a case, and why where it has nothing."""
-
-    series: MetricSeries | None = None
-    reason: str = _NO_ENTRY
-    """Used where there is no series."""
-    evidence: Evidence = UNTOLD
-    """What stands behind the series."""
-    other_plan: bool = False
-    """Whether it is of another plan, or can't be shown to be of the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,10 +19,11 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.asked import Asked
-from pytest_kvcache.baseline import Baseline, Found, load_baseline
+from pytest_kvcache.baseline import Baseline, load_baseline
 from pytest_kvcache.compare import (
     Comparison,
     FailRule,
+    Found,
     Judgement,
     SloRule,
     check_rule,

@@ -76,7 +76,6 @@ from pytest_kvcache.summary import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from pytest_kvcache.baseline import Found
     from pytest_kvcache.summary import Better
 
 Operator = Literal["<", "<=", ">", ">="]
@@ -93,6 +92,7 @@ _COMPARE: Final[Mapping[str, Any]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
+_NO_ENTRY: Final = "the baseline has no such entry: compare runs that both have it"
 _NOT_IN_RUN: Final = "this run has no such entry: compare runs that both have it"
 _OTHER_PLAN: Final = (
     "the plan differs from the baseline's (plan_digest), which does not tell in what: compare runs"
@@ -147,6 +147,19 @@ class SloRule:
 
     def __str__(self) -> str:
         return f"{self.metric}{self.op}{repr(self.value).removesuffix('.0')}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a baseline has for a metric of a case, and why where it has nothing."""
+
+    series: MetricSeries | None = None
+    reason: str = _NO_ENTRY
+    """Used where there is no series."""
+    evidence: Evidence = UNTOLD
+    """What stands behind the series."""
+    other_plan: bool = False
+    """Whether it is of another plan, or can't be shown to be of the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

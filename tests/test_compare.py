@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_kvcache.baseline import Found
 from pytest_kvcache.compare import (
     FailRule,
+    Found,
     Judgement,
     SloRule,
     check_rule,

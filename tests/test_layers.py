@@ -99,8 +99,8 @@ SIDES = (
     Side(
         name="pytest",  # what pytest calls
         modules=(
-            "benchmarktables", "closing", "faultledger", "fixture", "newhooks", "otherplugins",
-            "plugin", "suite.", "terminal", "typos",
+            "benchmarktables", "closing", "faultledger", "fixture", "gates", "newhooks",
+            "otherplugins", "plugin", "suite.", "terminal", "typos",
         ),
         may_import=("values", "both", "hosts", "controller"),
         foreign=("pytest",),

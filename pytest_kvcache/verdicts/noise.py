@@ -44,7 +44,9 @@ def _spread(series: MetricSeries) -> str:
     if odd is None:
         return text
     index, rest = odd
-    return f"{text}, most of it trial {index + 1} ({series.values[index]:.4g}; without it {rest:.0%})"
+    return (
+        f"{text}, most of it trial {index + 1} ({series.values[index]:.4g}; without it {rest:.0%})"
+    )
 
 
 def odd_trial(series: MetricSeries) -> tuple[int, float] | None:
