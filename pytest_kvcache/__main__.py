@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,10 @@ def _read(path: str) -> dict[str, Any]:
 def _shown(run: RunResult, encoding: str) -> str:
     """The tables, and below them how each trial went over time, in what the terminal can show."""
     ascii_only = not _can_show(_BEYOND_ASCII, encoding)
-    parts = [report_run(run, Options().metrics)]
+    parts = [
+        report_run(replace(run, cases=(case,)), case.metrics or Options().metrics)
+        for case in run.cases
+    ]
     parts += ["\n".join(report_series(case, ascii_only=ascii_only)) for case in run.cases]
     text = "\n\n".join(part for part in parts if part)
     if not ascii_only:

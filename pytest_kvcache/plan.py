@@ -341,6 +341,7 @@ class Plan:
         values["model"] = ModelSpec.from_json(values["model"])
         values["layout"] = RankLayout.from_json(values["layout"])
         values["plugins"] = tuple(values["plugins"])
+        values["label"] = data["label"]  # null, but there
         if values["trace"] is not None:
             values["trace"] = TracePlan(**values["trace"])
         return cls(**values)

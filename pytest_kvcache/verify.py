@@ -21,6 +21,7 @@ from pytest_kvcache.metrics import METRICS
 from pytest_kvcache.recorder import SECTIONS
 from pytest_kvcache.results import CaseResult, RunResult
 from pytest_kvcache.series import Series
+from pytest_kvcache.stopping import planned_looks
 from pytest_kvcache.trialrecord import RankResult, TrialRecord
 from pytest_kvcache.verdicts import evaluate_case, evaluate_trial, idle_error
 
@@ -115,9 +116,9 @@ def _case(case: CaseResult, written: Mapping[str, Any]) -> Iterator[str]:
 def _design_faults(case: CaseResult) -> Iterator[str]:
     """When it might end must be what options can lead to."""
     looks = case.looks
-    rising = list(looks) == sorted({look for look in looks if type(look) is int and look > 0})
-    if not looks or not rising:
-        yield f"looks are {list(looks)}; they must be rising numbers of trials, at least one"
+    numbers = all(type(look) is int and look > 0 for look in looks)
+    if not looks or not numbers or looks != planned_looks(looks[0], looks[-1]):
+        yield f"looks are {list(looks)}; they must be those between a least and a most of trials"
     elif len(case.trials) > looks[-1]:
         yield f"it has {len(case.trials)} trials; by its looks it has {looks[-1]} at most"
 

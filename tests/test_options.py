@@ -315,7 +315,7 @@ def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("given_texts", "problem"),
     [
-        ({"trials": "3..20"}, "--kv-trials is 3..20; a range needs --kv-target-ci"),
+        ({"trials": "3..20"}, "--kv-trials is 3..20; a range needs what ends it: --kv-target-ci"),
         ({"target_ci": "5%"}, "--kv-target-ci needs a range of trials"),
         ({"target_ci": "5%", "trials": "3"}, "--kv-target-ci needs a range of trials"),
         ({"fail": ["read.p95_ms:5%"]}, "--kv-fail needs a baseline"),
