@@ -6,11 +6,9 @@ The pytest side's only way to the controller; imports neither pytest-benchmark n
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import platform
 import secrets
-import shlex
 import socket
 import subprocess
 import sys
@@ -32,6 +30,7 @@ from pytest_kvcache.compare import (
     judge_slo,
 )
 from pytest_kvcache.controller import Controller, Progress
+from pytest_kvcache.dryrun import DryRun, describe_dry_run
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.evidence import (
     CLOSING,
@@ -42,11 +41,12 @@ from pytest_kvcache.evidence import (
     incomparable,
     told_differences,
 )
+from pytest_kvcache.forecast import forecast
 from pytest_kvcache.localhost import is_local
 from pytest_kvcache.metrics import METRICS, possible
 from pytest_kvcache.planning import Case, CaseName, Planner, name_cases
+from pytest_kvcache.proof import probe_filesystem
 from pytest_kvcache.registry import build_registry
-from pytest_kvcache.report import describe_plan
 from pytest_kvcache.results import RunResult
 from pytest_kvcache.version import VERSION
 
@@ -144,21 +144,41 @@ class Bench:
         deadline_s = self.plan(name).plan.deadline_s
         return self.options.trials.high * (deadline_s + _AROUND_A_LAUNCH_S)
 
-    def dry_run(self, name: CaseName) -> Iterator[str]:
-        """The plan and the exact launcher command, line by line."""
-        plan = self.plan(name).plan
-        directory = self.controller.directory / plan.case / "trial-0"
-        yield f"{plan.case}: {describe_plan(plan)}"
-        for key, value in sorted(plan.to_json().items()):
-            origin = plan.origins.get(key, "derived")
-            shown = plan.model.name if key == "model" else json.dumps(value)
-            if key != "origins":
-                yield f"  {key:<18}{shown} ({origin})"
-        yield "  " + shlex.join(self.controller.argv(self.options, plan, directory))
+    def dry_run(self, name: CaseName, *, whole: bool) -> Iterator[str]:
+        """What the case would do, its values and the exact launcher command, line by line."""
+        case = self.plan(name)
+        plan = case.plan
+        directory = self.controller.directory / plan.case / "trial-1"
+        found = DryRun(
+            plan=plan,
+            options=self.options,
+            forecast=forecast(plan, case.trace, self.registry.workload(plan.scenario)),
+            storage=self._storage(plan, name),
+            argv=self.controller.argv(self.options, plan, directory),
+        )
+        yield from describe_dry_run(found, whole=whole)
         refusal = self.controller.refusal(self.options, plan)
         if refusal is not None:
             self.refused = True
-            yield f"  preflight found\n  {refusal}"
+            yield f"  preflight: {refusal}"
+
+    def _storage(self, plan: Plan, name: CaseName) -> list[str]:
+        """What is below the cache directory, on which hosts."""
+        if not plan.needs_directory:
+            return [f"the backend {plan.backend} is no storage"]
+        survey = self.controller.survey(self.options, name.layout)
+        if survey is None:
+            local = probe_filesystem(plan.cache_dir, socket.gethostname())
+            below = local.chain.describe()
+            if local.chain.unseen is not None:
+                below += f" ({local.chain.unseen})"
+            return [_on_what(plan.cache_dir, below, local.memory_at_end)]
+        known = {host: facts.filesystem for host, facts in survey.facts.items()}
+        return [
+            f"{host}: {_on_what(plan.cache_dir, facts['type'], facts['memory_at_end'])}"
+            for host, facts in known.items()
+            if facts is not None
+        ]
 
     def unsettled(self) -> list[str]:
         """One line on each case whose trials ended before its interval was narrow enough."""
@@ -361,6 +381,13 @@ def _expected_evidence(plan: Plan, before: Evidence) -> Evidence:
     facts = facts_of({**plan.workload, **opened}, {}, ranks)
     is_storage = {"file": True, "memory": False, "null": False}.get(plan.backend)
     return Evidence(is_storage=is_storage, facts=facts)
+
+
+def _on_what(cache_dir: str, below: str, memory: str | None) -> str:
+    """Whether blocks reach a disk, in words."""
+    if memory is not None:
+        return f"{cache_dir} is in memory ({memory}): a trial there is invalid (TMPFS)"
+    return f"{cache_dir} is on {below}, not in memory"
 
 
 def _baseline_of(options: Options) -> Baseline | None:

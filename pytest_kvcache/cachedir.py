@@ -9,12 +9,14 @@ like a slab must be one of that rank by its header, else all of the rank's direc
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
-import shutil
 import stat
 import tempfile
+import time
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -55,6 +57,7 @@ _SCRATCH_DIRECTORIES = ("/dev/shm", f"/run/user/{os.getuid()}")  # noqa: S108 - 
 _ROOTS = ("/", "/var")
 
 _REMOVE_ATTEMPTS = 100
+_REMOVE_PAUSE_S = 0.01
 _RANK_NAME = re.compile(r"rank-\d+")
 
 
@@ -234,16 +237,54 @@ def _remove_marked(directory: Path) -> None:
 
 
 def _remove_tree(path: Path) -> None:
-    """Remove a directory; another rank may be removing it too. Refuses a symbolic link."""
+    """Remove a directory; somebody else may be removing it too. Refuses a symbolic link."""
+    if path.is_symlink():
+        raise OSError(errno.ENOTDIR, "it is a symbolic link, which is not followed")
     for _ in range(_REMOVE_ATTEMPTS):
-        try:
-            shutil.rmtree(path)
-        except FileNotFoundError:
-            if not os.path.lexists(path):
-                return
-        else:
+        if _was_removed(path):
             return
-    raise OSError(f"{path} is being removed by somebody else, again and again")
+        time.sleep(_REMOVE_PAUSE_S)
+    raise OSError(errno.ENOTEMPTY, "it is being filled by somebody else, again and again")
+
+
+def _was_removed(path: Path) -> bool:
+    """Remove all that is there; False: something has come since.
+
+    What has gone by itself is as good as removed: the janitor, ranks and agents of other
+    hosts may all be at it.
+    """
+    with suppress(FileNotFoundError):
+        for _root, directories, files, fd in os.fwalk(path, topdown=False, onerror=_unless_gone):
+            for name in files:
+                with suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=fd)
+            for name in directories:
+                with suppress(FileNotFoundError):
+                    _remove_directory(name, fd)
+    try:
+        path.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
+
+
+def _remove_directory(name: str, fd: int) -> None:
+    try:
+        os.rmdir(name, dir_fd=fd)
+    except NotADirectoryError:  # a link to one
+        os.unlink(name, dir_fd=fd)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # then once more, from the top
+            raise
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _failure(action: str, path: Path, host: str, error: OSError) -> StorageError:

@@ -15,6 +15,7 @@ from pytest_kvcache.metrics import never_makes
 from pytest_kvcache.optiontable import OPTIONS
 from pytest_kvcache.recorder import widest_slice_s
 from pytest_kvcache.series import KINDS, MAX_POINTS
+from pytest_kvcache.stalls import EVERY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -59,11 +60,11 @@ _COUNTS = (
     "populated_blocks", "population_s", "store_stall_s", "requested_read_bytes",
     "requested_write_bytes", "checked", "corrupt", "cpu_s", "peak_rss_bytes", "cores",
     "load_censored", "request_censored", "generating", "storing", "read_back",
-    "distinct_read_bytes",
+    "distinct_read_bytes", "delete_count", "delete_failed",
 )  # fmt: skip
 _COUNTS_OR_NONE = (
-    "read_p95_ms", "write_p95_ms", "null_ops_per_s", "memory_ops_per_s", "mean_depth",
-    "longest_pause_s",
+    "read_p95_ms", "write_p95_ms", "delete_p95_ms", "null_ops_per_s", "memory_ops_per_s",
+    "mean_depth", "longest_pause_s",
     "device_read_bytes", "device_write_bytes",
     "first_half_waiting", "second_half_waiting",
 )  # fmt: skip
@@ -110,10 +111,13 @@ def _rank_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
         before, after = getattr(rank, early), getattr(rank, late)
         if not before <= after + _CLOCK_S:
             yield f"{early} is {before}; it must be at most {late}, which is {after}"
-    for kind in ("read", "write"):
+    for kind in ("read", "write", "delete"):
         if never_makes(kind, plan.phase) and (count := getattr(rank, f"{kind}_count")):
             yield f"{kind}_count is {count}; it must be 0 with phase {plan.phase}"
     yield from _plan_limit_faults(rank, plan)
+    drained_s = rank.drained_s - plan.ramp_s
+    beyond = (stall for stall in rank.stalls if stall.end_s > drained_s + _CLOCK_S)
+    yield from (f"a stall ends at {s.end_s} s; the rank was done at {drained_s} s" for s in beyond)
 
 
 def _surroundings_faults(around: Surroundings) -> Iterator[str]:
@@ -239,6 +243,7 @@ def _series_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
         )
     for column, kind in enumerate(KINDS):
         yield from _series_bytes_faults(record, plan, kind, column)
+        yield from _stall_faults(record, kind, column)
 
 
 def _series_bytes_faults(record: TrialRecord, plan: Plan, kind: str, column: int) -> Iterator[str]:
@@ -263,6 +268,24 @@ def _series_bytes_faults(record: TrialRecord, plan: Plan, kind: str, column: int
                     f"the series has {moved} bytes of {found} {kind}s in interval {point}; each"
                     f" moves {plan.object_bytes}"
                 )
+
+
+def _stall_faults(record: TrialRecord, kind: str, column: int) -> Iterator[str]:
+    """A stall begins in the window; nothing was completed where all ranks stood still."""
+    series, spans = record.series, []
+    for rank in record.ranks:
+        late = [stall for stall in rank.stalls if stall.begin_s >= record.window_s + _CLOCK_S]
+        if late and not column:
+            yield f"rank {rank.rank}: a stall begins at {late[0].begin_s} s, after the window"
+        spans.append([(s.begin_s, s.end_s) for s in rank.stalls if s.kind in (EVERY, kind)])
+    width_s = series.interval_ns / 1e9
+    for point, done in enumerate(series.operations[:, column].tolist()):
+        begin_s, end_s = point * width_s, (point + 1) * width_s
+        stood = all(any(b < begin_s and end_s <= e for b, e in of_rank) for of_rank in spans)
+        if done and stood:
+            yield (
+                f"the series has {done} {kind}s in interval {point}, in which all ranks stood still"
+            )
 
 
 def _arrival_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:

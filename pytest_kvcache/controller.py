@@ -301,7 +301,9 @@ class Controller:
             self.take_lock()
         refusal = self.refusal(options, plan, again=again)
         if refusal is not None:
-            raise PreflightError(f"preflight: {refusal}")
+            first, *others = refusal.splitlines()
+            more = f" ({len(others)} more below)" if others else ""
+            raise PreflightError("\n".join([f"preflight: {first}{more}", *others]))
 
     def _new_directory(self, plan: Plan) -> Path:
         """Where this case's trials go; other options may give another case of the same name."""
@@ -389,7 +391,7 @@ class Controller:
         self, options: Options, case: Case, index: int, case_directory: Path
     ) -> TrialResult:
         plan = case.plan.for_trial(index)
-        directory = case_directory / f"trial-{index}"
+        directory = case_directory / f"trial-{index + 1}"  # as people count
         directory.mkdir(parents=True)
         write_json(directory / "plan.json", plan.to_json())
         if case.trace is not None:

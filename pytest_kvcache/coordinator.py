@@ -40,6 +40,7 @@ _LEAD_NS = 50_000_000  # from the agreement on a start to the start
 _SILENCE_S = 10.0
 _LONG_WAIT_S = 2.0  # for one transfer, worth telling
 _PROGRESS_S = 1.0
+_INTERVAL_S = 15.0  # over which a log's lines are averaged
 _SELF_KILL_GRACE_S = 60.0
 
 
@@ -57,6 +58,8 @@ class _Watch:
         self._reports: dict[int, dict[str, Any]] = {}
         self._heard: dict[int, float] = {}
         self._live = LiveFigures(comm.size - 1)
+        self._interval = LiveFigures(comm.size - 1)
+        self._interval_began = self._began
         self.phase = "set-up"
 
     def elapsed_s(self) -> float:
@@ -67,6 +70,8 @@ class _Watch:
         """A new phase: who was silent before gets a new chance. Returns when it began."""
         self.phase = phase
         self._live.restart()
+        self._interval.restart()
+        self._interval_began = time.monotonic()
         self._heard = dict.fromkeys(range(1, self._comm.size), time.monotonic())
         t_s = self.elapsed_s()
         self._events.write("phase", t_s=t_s, phase=phase, **facts)
@@ -80,6 +85,7 @@ class _Watch:
             self._reports[rank] = report
             if report["phase"] == self.phase and report.get("recent") is not None:
                 self._live.hear(rank, report["recent"])
+                self._interval.hear(rank, report["recent"])
             if report["phase"] == "dying":
                 self.fail(rank - 1, report["error"])
             elif report["error"] is not None and not self._stopped:
@@ -119,8 +125,17 @@ class _Watch:
         }  # fmt: skip
         self._events.write(
             "progress", t_s=self.elapsed_s(), phase=self.phase, **totals, waiting=self._waiting(),
-            recent=self._live.take(), free_bytes=self._free_bytes(),
+            recent=self._live.take(), interval=self._averaged(), free_bytes=self._free_bytes(),
         )  # fmt: skip
+
+    def _averaged(self) -> dict[str, float | None] | None:
+        """The figures of a whole interval, when one is over; one that lacks a rank goes on."""
+        if self._told - self._interval_began < _INTERVAL_S:
+            return None
+        figures = self._interval.take()
+        if figures is not None:
+            self._interval_began = self._told
+        return figures
 
     def _free_bytes(self) -> int | None:
         """Of the host with the least; None: a host does not know, or nothing is stored."""

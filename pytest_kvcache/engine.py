@@ -22,6 +22,7 @@ from pytest_kvcache.errors import StalledError
 from pytest_kvcache.flights import Flight, Timers
 from pytest_kvcache.recorder import (
     ADMIT,
+    DELETE,
     LOAD,
     READ,
     REQUEST,
@@ -31,7 +32,7 @@ from pytest_kvcache.recorder import (
     Counters,
     Recorder,
 )
-from pytest_kvcache.transfers import DELETE, Operation, TransferPool, TransferSettings
+from pytest_kvcache.transfers import Operation, TransferPool, TransferSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -462,8 +463,10 @@ class Engine:
             self._complete_read(operation, flight)
         elif operation.kind == WRITE:
             self._complete_write(operation, flight)
-        elif not flight.left:
-            self._write(flight)
+        else:
+            self.counters.delete_failed += operation.failed
+            if not flight.left:
+                self._write(flight)
         if self._waiting:
             blocker = self._blocked_on  # admission is asked again only when it can have changed
             own = blocker is operation.slot and (blocker.present or operation.failed)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.bench import Bench
     from pytest_kvcache.faultledger import FaultLedger
     from pytest_kvcache.options import Options
+    from pytest_kvcache.plan import Plan
     from pytest_kvcache.planning import CaseName
     from pytest_kvcache.results import CaseResult
 
@@ -262,7 +263,7 @@ def why_absent(result: CaseResult, metric: str) -> str:
     if few is not None and any(count < few for count in counts):
         return (
             f"FEW_SAMPLES: p{spec.percentile:g} needs {few} operations per trial (10 beyond it),"
-            f" the trials had {', '.join(map(str, counts))}; lengthen --kv-duration or add users"
+            f" the trials had {', '.join(map(str, counts))}; {_more_samples(result.plan)}"
         )
     if any(section.get("censored") for section in sections):
         shown = ", ".join(
@@ -274,6 +275,23 @@ def why_absent(result: CaseResult, metric: str) -> str:
             " trial); lengthen --kv-duration, or lower --kv-num-users or --kv-request-rate"
         )
     return "the trials have no such value"
+
+
+def _more_samples(plan: Plan) -> str:
+    """What gives a case more operations: a replay has those of its trace."""
+    if plan.trace is None:
+        return "lengthen --kv-duration or add users"
+    longer = "raise --kv-trace-cycles"
+    if plan.trace.limit is not None:
+        longer = "raise --kv-trace-limit"
+    elif plan.duration_s is not None:
+        longer = "leave out --kv-duration"
+    if plan.capacity_blocks >= plan.need_blocks:
+        return longer
+    return (
+        f"{longer}, or --kv-storage-capacity-gb for more hits (--kv-datasize tells how many), or"
+        " take a smaller --kv-model"
+    )
 
 
 def replay(benchmark: Any, clock: ReplayClock, rounds_s: Sequence[float]) -> None:

@@ -20,15 +20,22 @@ PERCENTILES: Mapping[str, float] = MappingProxyType(
 MIN_SAMPLES_BEYOND = 10  # a percentile is shown only if it rests on this many samples above it
 
 ALWAYS_SHOWN = ("requests.per_s", "cache.hit_ratio")  # whatever --kv-metrics names
-LATENCY_SECTIONS = ("read", "write", "queue", "device", "load", "request", "wakeup")
+LATENCY_SECTIONS = ("read", "write", "delete", "queue", "device", "load", "request", "wakeup")
 # Phase of serving → the operations that it never makes.
-_NEVER: Mapping[str, str] = MappingProxyType({"prefill": "read", "decode": "write"})
-_KIND_OF = MappingProxyType({"read": "read", "load": "read", "write": "write"})
+_NEVER: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"prefill": ("read",), "decode": ("write", "delete")}
+)
+_KIND_OF = MappingProxyType({"read": "read", "load": "read", "write": "write", "delete": "delete"})
 
 
 def never_makes(kind: str, phase: str) -> bool:
-    """Whether ``phase`` (``both``, ``prefill``, ``decode``) makes no ``read`` or ``write``."""
-    return _NEVER.get(phase) == kind
+    """Whether ``phase`` (``both``, ``prefill``, ``decode``) makes no read, write or delete."""
+    return kind in _NEVER.get(phase, ())
+
+
+def has_answers(phase: str) -> bool:
+    """Whether the answers of ``phase`` wait for reads; else they say nothing of a storage."""
+    return phase != "prefill"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +60,11 @@ class Metric:
 
     def impossible(self, phase: str) -> str | None:
         """Why no run in ``phase`` can have it; None: it can."""
+        if self.section == "request" and not has_answers(phase):
+            return (
+                f"--kv-phase={phase} makes no reads, and an answer that waits for none says nothing"
+                " of the storage"
+            )
         kind = _KIND_OF.get(self.section)
         if kind is None or not never_makes(kind, phase):
             return None

@@ -429,7 +429,8 @@ OPTIONS: tuple[OptionSpec, ...] = (
     OptionSpec(name="datasize", kind="flag", parse=_flag,
                help="calculate the sizes, print them and exit"),
     OptionSpec(name="dry_run", kind="flag", parse=_flag,
-               help="check, print the plan and the launcher command, run nothing"),
+               help="check, say how long a run takes, what it writes and hits, print the plan (with"
+               " -v all of it) and the launcher command, run nothing"),
     OptionSpec(name="plugin", kind="repeat", metavar="MOD", parse=_modules,
                help="plugin module with hooks, loaded here and on the ranks; repeatable"),
 )  # fmt: skip

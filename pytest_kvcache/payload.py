@@ -77,11 +77,11 @@ class Cut:
     ``stamps`` those of its units, each an item, for stamps lie in cache lines that all
     compete for a few places in the caches: each is touched once. ``head`` are the bytes
     where an object has its head. ``right`` has room for what the stamps should be, and
-    ``right_words`` are the words of them, a row per stamp.
+    ``right_words`` are the words of them, a row per stamp. ``key`` has room for one.
     """
 
     __slots__ = (
-        "first_page", "head", "right", "right_words", "stamps", "units", "view", "words",
+        "first_page", "head", "key", "right", "right_words", "stamps", "units", "view", "words",
     )  # fmt: skip
 
     def __init__(
@@ -99,6 +99,7 @@ class Cut:
         self.stamps = self.words.view(stamp)[:: unit_bytes // stamp.itemsize]
         self.right = np.zeros(self.units, stamp)
         self.right_words = self.right.view("<u8").reshape(self.units, -1)
+        self.key = np.zeros(1, "<u8")
         self.first_page = -1  # of the numbers in ``right``; -1: they are not made yet
 
     def first_wrong(self) -> tuple[int, tuple[int, ...]] | None:
@@ -366,13 +367,17 @@ class StrictPayload(Payload):
 
     def _fill(self, buffer: ChunkBuffer, cut: Cut, tag: int, first_page: int) -> None:
         del buffer  # nothing in it matters
-        self._xor(self._base, cut.words, tag, first_page)
+        self._xor(self._base, cut.words, cut, tag, first_page)
 
     def _compute(self, cut: Cut, tag: int, first_page: int) -> None:
-        self._xor(self._sectors, cut.right, tag, first_page)
+        self._xor(self._sectors, cut.right, cut, tag, first_page)
 
-    def _xor(self, base: WordArray, out: WordArray, tag: int, first_page: int) -> None:
+    def _xor(self, base: WordArray, out: WordArray, cut: Cut, tag: int, first_page: int) -> None:
         """``base`` under the keys of the pieces, from a page of the object on."""
+        if not first_page and len(out) <= len(base):  # a small object: numpy's calls count
+            cut.key[0] = _mixed(tag)
+            np.bitwise_xor(base[: len(out)], cut.key, out=out)
+            return
         whole = len(base)
         piece, begin = divmod(first_page * (whole // self._piece_pages), whole)
         keys = self._keys(tag, piece, -(-(begin + len(out)) // whole))
@@ -391,8 +396,6 @@ class StrictPayload(Payload):
 
     def _keys(self, tag: int, first: int, count: int) -> WordArray:
         """Of so many pieces, a row each."""
-        if count == 1:  # quicker than the arrays are
-            return np.array([[_mixed(tag + first * self._SPREAD)]], "<u8")
         pieces = np.arange(first, first + count, dtype="<u8").reshape(-1, 1)
         keys: WordArray = _all_mixed(pieces * np.uint64(self._SPREAD) + np.uint64(tag))
         return keys

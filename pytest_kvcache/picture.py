@@ -192,7 +192,7 @@ def _swatch(index: int) -> str:
 
 def _name(trial: TrialResult) -> str:
     state = "" if trial.ok else " (failed)"
-    return f"trial {trial.index}{state}" + ("" if _points(trial) else ", nothing to draw")
+    return f"trial {trial.index + 1}{state}" + ("" if _points(trial) else ", nothing to draw")
 
 
 def _verdicts(trials: Sequence[TrialResult]) -> str:
@@ -201,7 +201,7 @@ def _verdicts(trials: Sequence[TrialResult]) -> str:
     for trial in trials:
         for verdict in trial.verdicts:
             invalid = " (invalid)" if verdict.severity == "invalid" else ""
-            given.setdefault(f"{verdict.code}{invalid}", []).append(trial.index)
+            given.setdefault(f"{verdict.code}{invalid}", []).append(trial.index + 1)
     told = [
         code if len(indices) == len(trials) else f"{code} of trial {_listed(indices)}"
         for code, indices in given.items()

@@ -493,6 +493,10 @@ def _origins(options: Options, facts: CaseFacts) -> dict[str, str]:
         found["data"] = "network filesystem"
     if options.request_rate is None:
         found["arrival"] = "default"
+    if not options.storage_capacity_gb:  # 0 leaves it to us, whoever has typed it
+        found["capacity_blocks"] = "default"
+    if facts.trace is not None and found["scenario"] == "default":
+        found["scenario"] = given["trace"]
     for name in _ALLOWANCES:
         if getattr(options, name):
             found[name] = given[name]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pytest_kvcache.cache.reuse import infinite_hits
 from pytest_kvcache.cachedir import validate_cache_dir
+from pytest_kvcache.devicechain import is_network_type
 from pytest_kvcache.errors import OptionError, TraceError
 from pytest_kvcache.hosts import HostSpec, RankLayout, bracketed, layout_ranks
 from pytest_kvcache.localhost import available_disk_bytes, available_memory_bytes, is_local
@@ -24,7 +25,7 @@ from pytest_kvcache.plan import (
     build_plan,
     effective_block_tokens,
 )
-from pytest_kvcache.proof import is_network_type, probe_filesystem
+from pytest_kvcache.proof import probe_filesystem
 from pytest_kvcache.version import VERSION
 from pytest_kvcache.workloads.deal import deal
 from pytest_kvcache.workloads.protocol import Need, WorkloadContext

@@ -347,7 +347,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
         otherplugins.check_outputs(config)
         bench.check(cases, compared_by_benchmark(config))
     if dry_run:
-        _write(config, ["", *_dry_lines(bench, running, cases)])
+        _write(config, _dry_lines(config, bench, running, cases))
         return True
     for item in running:
         if "kv_case" in _fixtures(item):
@@ -357,10 +357,11 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
 
 
 def _dry_lines(
-    bench: Bench, running: Sequence[pytest.Item], cases: Sequence[CaseName]
+    config: pytest.Config, bench: Bench, running: Sequence[pytest.Item], cases: Sequence[CaseName]
 ) -> Iterator[str]:
     for name in cases:
-        yield from bench.dry_run(name)
+        yield ""
+        yield from bench.dry_run(name, whole=config.get_verbosity() > 0)
     own = sum("kv_case" not in _fixtures(item) for item in running)
     if own:
         yield (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from pytest_kvcache.localhost import (
 from pytest_kvcache.mpilibrary import mpi_library
 from pytest_kvcache.plan import FREE_SHARE
 from pytest_kvcache.preloads import check_preloads, inherited_preloads
+from pytest_kvcache.proof import probe_filesystem
 from pytest_kvcache.sessiondirs import usable_temporary_directory
 from pytest_kvcache.units import format_bytes
 
@@ -126,6 +128,7 @@ def check_plan(
     if options.exec_type == "mpi" and not plan.allows("PRELOADED"):
         check_preloads(inherited_preloads())
     _check_cores(options, ", ".join(host.name for host in here), sum(h.ranks for h in here))
+    _check_is_no_memory(plan)
     if len(here) == len(plan.layout.hosts):
         _check_space(options, plan, sum(h.ranks for h in here))
     _check_memory(plan, sum(h.ranks for h in here))
@@ -139,6 +142,7 @@ def host_problems(options: Options, plan: Plan, survey: Survey) -> dict[str, lis
         facts = survey.facts.get(host.name)
         if facts is not None and not texts:
             texts += _own_problems(options, plan, host, facts)
+            texts += _memory_problems(plan, facts)
             sharers = survey.group_of(host.name)
             texts += _space_problems(
                 plan, facts, sum(h.ranks for h in plan.layout.hosts if h.name in sharers)
@@ -179,6 +183,15 @@ def _own_problems(options: Options, plan: Plan, host: HostRanks, facts: HostFact
         )
 
 
+def _memory_problems(plan: Plan, facts: HostFacts) -> Iterator[str]:
+    memory = None if facts.filesystem is None else facts.filesystem["memory_at_end"]
+    if memory is not None and not plan.allows("TMPFS"):
+        yield (
+            f"has memory as {plan.cache_dir} ({memory}); mount the storage there, or add"
+            " --kv-allow-invalid to measure memory all the same"
+        )
+
+
 def _space_problems(plan: Plan, facts: HostFacts, ranks: int) -> Iterator[str]:
     """``ranks`` store there: those of all hosts that share it."""
     if facts.filesystem is None:
@@ -198,6 +211,23 @@ def _space_problems(plan: Plan, facts: HostFacts, ranks: int) -> Iterator[str]:
         yield (
             f"has {inodes} inodes free in {plan.cache_dir} for {blocks} blocks of {ranks} ranks,"
             f" {each}; {instead}lower --kv-storage-capacity-gb or use longer --kv-block-tokens"
+        )
+
+
+def memory_below(cache_dir: str) -> str | None:
+    """What of a directory of this machine ends in memory (``ext4 on zram0``); None: nothing.
+
+    Raises StorageError if it can't be told.
+    """
+    return probe_filesystem(cache_dir, socket.gethostname()).memory_at_end
+
+
+def _check_is_no_memory(plan: Plan) -> None:
+    memory = memory_below(plan.cache_dir) if plan.needs_directory else None
+    if memory is not None and not plan.allows("TMPFS"):
+        raise OptionError(
+            f"--kv-cache-dir is {plan.cache_dir}, which is memory ({memory}); name a directory on"
+            " the storage, or add --kv-allow-invalid to measure memory all the same"
         )
 
 

@@ -150,8 +150,8 @@ def check_preloads(preloads: Preloads) -> None:
     if found is not None:
         raise PreflightError(
             f"PRELOADED: I/O or clocks go through {found}; measure without it (unset LD_PRELOAD,"
-            f" or look into {_EVERY_PROCESS}), or add --kv-allow-preload to have the result"
-            " reported with that verdict"
+            f" look into {_EVERY_PROCESS} or for a sitecustomize), or add --kv-allow-preload to"
+            " have the result reported with that verdict"
         )
 
 

@@ -441,6 +441,7 @@ class Rank:
             populated_blocks=self._populated_blocks,
             mean_depth=self._mean_depth(),
             longest_pause_s=self._pauses.longest_s,
+            stalls=self.recorder.found_stalls(window_ns),
             cpu_s=self._cpu_s,
             peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             cores=len(os.sched_getaffinity(0)),
@@ -492,6 +493,9 @@ class Rank:
             "write_failed": counters.write_failed,
             "write_p95_ms": latencies_ms(histograms["write"])["p95"],
             "write_op_bytes": section_bytes["write"],
+            "delete_count": histograms["delete"].count,
+            "delete_failed": counters.delete_failed,
+            "delete_p95_ms": latencies_ms(histograms["delete"])["p95"],
             "device_bytes": section_bytes["device"],
             "offered": counters.offered,
             "completed": counters.completed,
@@ -530,9 +534,9 @@ class Rank:
         }
 
     def _mean_depth(self) -> float | None:
-        """Transfers in flight on average: their total time in the span over the span.
+        """Calls in flight on average (transfers, syncs, deletes): their time over the span.
 
-        To the end of the window, or of the last transfer if there is none then.
+        To the end of the window, or of the last call if there is none then.
         """
         end_ns = self.recorder.window_end_ns
         last_ns = self.drained_ns if end_ns is None else min(self.drained_ns, end_ns)

@@ -19,29 +19,35 @@ import numpy as np
 from pytest_kvcache.latency import Histogram
 from pytest_kvcache.live import Recent
 from pytest_kvcache.series import SeriesLedger, coarse_index
+from pytest_kvcache.stalls import StallWatch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from pytest_kvcache.stalls import Stall
+
 # Kinds of rows; the meaning of the five other columns is given behind each.
-READ = 0  # submitted, started, done, bytes, transfers
-WRITE = 1  # submitted, started, done, bytes, transfers
-TRANSFER = 2  # -, started, done, bytes, -        (one of several of an object)
+READ = 0  # submitted, started, done, bytes, calls
+WRITE = 1  # submitted, started, done, bytes, calls        (1: it is its own transfer)
+TRANSFER = 2  # -, started, done, bytes, -        (of an operation of several calls)
 LOAD = 3  # -, issued, last byte, bytes, -
 REQUEST = 4  # -, intended, done, prompt tokens, output tokens
 ADMIT = 5  # prompt blocks, arrival, hit blocks, prompt tokens, hit tokens
 WAKEUP = 6  # -, intended, dealt with, -, -        (an arrival of an open loop)
 WAITING = 7  # requests that wait for the storage, now, now, -, -        (a sample)
+DELETE = 8  # submitted, started, done, -, -
+SYNC = 9  # -, started, done, -, -        (the last call for an object that is synced)
 
 _COLUMNS = 6
 _ROW = struct.Struct(f"={_COLUMNS}q")
 _ROWS_PER_BUFFER = 4096
 
 _OBJECTS = ((READ, "read"), (WRITE, "write"))
+_OPERATIONS = (*_OBJECTS, (DELETE, "delete"))
 
 CENSORED = ("load", "request")  # what may have begun without being seen to end
 
-SECTIONS = ("read", "write", "queue", "device", "load", "request", "wakeup")
+SECTIONS = ("read", "write", "delete", "queue", "device", "load", "request", "wakeup")
 
 LEDGER_COLUMNS = (
     "read_bytes",
@@ -171,6 +177,7 @@ class Counters:
 
     read_failed: int = 0
     write_failed: int = 0
+    delete_failed: int = 0
     read_bytes: int = 0
     write_bytes: int = 0
     offered: int = 0
@@ -204,10 +211,11 @@ class Recorder:
         self._window: Window | None = None
         self.histograms = {name: Histogram() for name in SECTIONS}
         self.section_bytes = dict.fromkeys(("read", "write", "device"), 0)
-        self.in_flight_ns = 0  # of all transfers, the time that lies in the window
+        self.in_flight_ns = 0  # of all calls of the backend, the time that lies in the window
         self.censored = dict.fromkeys(CENSORED, 0)
         self.ledger = Ledger(0)
         self.series = SeriesLedger(0, None)
+        self.stalls = StallWatch(0)
         self._recent = Recent()
         self._peeked: dict[int, tuple[bytes | bytearray, int]] = {}  # by id, kept alive in here
 
@@ -223,6 +231,7 @@ class Recorder:
         self._window = window
         self.ledger = Ledger(window.begin_ns)
         self.series = SeriesLedger(window.begin_ns, window.end_ns)
+        self.stalls = StallWatch(window.begin_ns)
         self._peeked.clear()
         self._peek()
         self._recent = Recent()
@@ -239,6 +248,11 @@ class Recorder:
             return
         if window.end_ns is None or start_ns < window.end_ns:
             self.censored[section] += 1
+
+    def found_stalls(self, window_ns: int) -> tuple[Stall, ...]:
+        """The stalls of the first ``window_ns`` of the window; after ``finish``."""
+        usual_ns = {name: self.histograms[name].percentile_ns(50) for _kind, name in _OPERATIONS}
+        return self.stalls.found(window_ns, usual_ns)
 
     def absorb(self) -> None:
         """Book all full buffers; called by the main thread between its ticks."""
@@ -296,8 +310,12 @@ class Recorder:
             self._recent.add(name, bins[told:], every[told:, 4])
             self._book_operations(name, rows[inside & (kinds == kind)])
         self._book_device(rows[inside & (kinds == TRANSFER)])
+        deletes = rows[inside & (kinds == DELETE)]
+        self.histograms["delete"].record(deletes[:, 3] - deletes[:, 2])
+        for kind, name in _OPERATIONS:
+            self.stalls.add(name, rows[kinds == kind, 2], rows[kinds == kind, 3])
         alone = ((kinds == READ) | (kinds == WRITE)) & (rows[:, 5] == 1)
-        self._book_flight(rows[alone | (kinds == TRANSFER)], window)
+        self._book_flight(rows[alone | np.isin(kinds, (TRANSFER, SYNC, DELETE))], window)
         loads = rows[inside & (kinds == LOAD)]
         self.histograms["load"].record(loads[:, 3] - loads[:, 2])
         self._book_requests(rows[kinds == REQUEST], rows[inside & (kinds == REQUEST)])
@@ -319,7 +337,7 @@ class Recorder:
         self.section_bytes["device"] += int(rows[:, 4].sum())
 
     def _book_flight(self, rows: NDArray[np.int64], window: Window) -> None:
-        """Of transfers that began before the window or end after it, only what is inside."""
+        """Of calls that began before the window or end after it, only what is inside."""
         begun, ended = (np.clip(rows[:, at], window.begin_ns, window.end_ns) for at in (2, 3))
         self.in_flight_ns += int((ended - begun).sum())
 

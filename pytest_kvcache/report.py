@@ -7,18 +7,19 @@ import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.headline import describe_users, sum_up
 from pytest_kvcache.metrics import ALWAYS_SHOWN, METRICS, possible
 from pytest_kvcache.prooftext import describe_proof
 from pytest_kvcache.series import KINDS
+from pytest_kvcache.summary import MetricSeries
 from pytest_kvcache.units import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pytest_kvcache.cluster import Survey
     from pytest_kvcache.plan import Plan, TracePlan
-    from pytest_kvcache.results import CaseResult, RunResult, TrialResult
-    from pytest_kvcache.summary import MetricSeries
+    from pytest_kvcache.results import CaseResult, RunResult, TrialResult, Verdict
 
 WIDTH = 80
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -27,7 +28,6 @@ _DONE = {"read": "read", "write": "written"}
 _GIB = 1 << 30
 _HOST_WIDTH = 17
 _SHARED_WIDTH = 13  # what the other columns leave
-_LINE_WIDTH = WIDTH - 1 - len("[kv] ")  # of progress
 
 
 def report_run(run: RunResult, metrics: Sequence[str]) -> str:
@@ -88,21 +88,31 @@ def sparkline(values: Sequence[float], full: float, *, ascii_only: bool) -> str:
 def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
     yield case.name
     yield from wrapped(describe_plan(case.effective_plan), indent="  ")
-    good = [trial for trial in case.trials if trial.ok]
-    if len(good) == len(case.counted) and good:
+    judged = [trial for trial in case.trials if trial.ok or trial.invalidated]
+    if len(judged) == len(case.counted) and judged:
+        yield ""
+        yield from wrapped(sum_up(case.plan, judged, _median_of(judged)), indent="  ")
         yield ""
         shown = possible(metrics, case.plan.phase)
-        yield from _table(case, [*shown, *(m for m in ALWAYS_SHOWN if m not in shown)])
-        yield from _proof_lines(good)
+        yield from _table(case, judged, [*shown, *(m for m in ALWAYS_SHOWN if m not in shown)])
+        yield from _proof_lines(judged)
     for trial in case.trials:
         if trial.error is not None:
             first = trial.error.splitlines()[0]
             head = "" if trial.interrupted else f"trial {trial.index + 1} failed: "
             yield from wrapped(head + first, indent="  ")
-    yield from _verdict_lines(good)
+    yield from _verdict_lines(judged)
     for verdict in case.verdicts:
         text = f"{verdict.code} {verdict.severity}: {verdict.text}"
         yield from wrapped(text, indent="  ")
+
+
+def _median_of(trials: Sequence[TrialResult]) -> Callable[[str], str | None]:
+    def median(metric: str) -> str | None:
+        series = _series_of(metric, trials)
+        return None if series is None else figure(series.median)
+
+    return median
 
 
 def describe_plan(plan: Plan) -> str:
@@ -114,7 +124,7 @@ def describe_plan(plan: Plan) -> str:
     durable = "durable" if plan.sync == "data" else "not durable"
     derived = "" if plan.trace is None else _how_derived(plan.origins.get("block_tokens", ""))
     data = ", strict data" if plan.data == "strict" and plan.backend != "null" else ""
-    users = f"{plan.users} users per rank"
+    users = describe_users(plan)
     phase = "" if plan.phase == "both" else f"{plan.phase} only; "
     if plan.request_rate is not None:
         users = f"{plan.request_rate:g} requests/s ({plan.arrival}) by {users}"
@@ -206,22 +216,46 @@ def _some(names: Sequence[str]) -> str:
     return names[0] if more == 0 else f"{names[0]} and {more} more" if names else ""
 
 
-def _table(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
+def _table(
+    case: CaseResult, trials: Sequence[TrialResult], metrics: Sequence[str]
+) -> Iterator[str]:
+    """A row per metric; the service times of reads and writes with the depth they are of."""
+    if not all(trial.ok for trial in trials):
+        yield "  INVALID: what was reached all the same, for no comparison"
     head = f"  {'metric':<22}{'unit':<11}{'median':>10}{'95 % CI of the mean':>23}"
     yield f"{head}{'CV':>7}{'n':>4}"
+    depth = f"@{case.plan.queue_depth}"
+    of_depth = [name for name in metrics if _depends_on_depth(name)]
     for name in metrics:
-        series = case.series(name)
-        yield _row(name, METRICS[name].unit, series)
+        label = f"{name} {depth}" if name in of_depth else name
+        looks = max(1, len(case.looks))
+        yield _row(label, METRICS[name].unit, _series_of(name, trials, looks))
+    if of_depth:
+        yield f"  {depth}: service time with up to {case.plan.queue_depth} in flight per rank"
 
 
-def _row(name: str, unit: str, series: MetricSeries | None) -> str:
+def _series_of(metric: str, trials: Sequence[TrialResult], looks: int = 1) -> MetricSeries | None:
+    """The metric over these trials, be they valid or not; None if any of them lacks it."""
+    values = tuple(v for v in (trial.value(metric) for trial in trials) if v is not None)
+    if len(values) != len(trials):
+        return None
+    spec = METRICS[metric]
+    return MetricSeries(name=metric, unit=spec.unit, better=spec.better, values=values, looks=looks)
+
+
+def _depends_on_depth(metric: str) -> bool:
+    """Whether it is the time of an operation beside others, without its wait for them."""
+    return METRICS[metric].latency and METRICS[metric].section in ("read", "write", "device")
+
+
+def _row(label: str, unit: str, series: MetricSeries | None) -> str:
     if series is None:
-        return f"  {name:<22}{unit:<11}{'—':>10}   too few samples, or none"
+        return f"  {label:<22}{unit:<11}{'—':>10}   too few samples, or none"
     interval = series.ci95
     spread = "—" if interval is None else f"{figure(interval[0])} … {figure(interval[1])}"
     cv = "—" if series.cv is None else f"{series.cv:.0%}"
     count = len(series.values)
-    return f"  {name:<22}{unit:<11}{figure(series.median):>10}{spread:>23}{cv:>7}{count:>4}"
+    return f"  {label:<22}{unit:<11}{figure(series.median):>10}{spread:>23}{cv:>7}{count:>4}"
 
 
 def figure(value: float) -> str:
@@ -243,8 +277,9 @@ def _proof_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
     peak_bytes = max(rank["peak_rss_bytes"] for rank in data["ranks"])
     yield ""
     yield from wrapped(
-        f"last trial: {data['read']['count']} reads, {data['write']['count']} writes,"
-        f" {requests['completed']} requests; {proof['io_mode']} I/O, sync {proof['sync']};"
+        f"last trial, in the window: {data['read']['count']} reads, {data['write']['count']}"
+        f" writes, {data['delete']['count']} deletes, {requests['completed_in_window']} requests"
+        f" answered; {proof['io_mode']} I/O, sync {proof['sync']}. In the whole run:"
         f" {describe_proof(proof)}; {data['integrity']['checked']} transfers verified,"
         f" {data['integrity']['failed']} wrong; {_cpu(data['harness'])}; at most"
         f" {format_bytes(peak_bytes)} of memory per rank{_wakeup(data['wakeup'])}",
@@ -267,16 +302,17 @@ def _wakeup(section: Mapping[str, Any] | None) -> str:
 
 
 def _verdict_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
-    """Each verdict once, with the trials it was given on."""
-    given: dict[str, list[int]] = {}
-    texts: dict[str, str] = {}
+    """Each verdict once, in the words of the last trial, with the trials it was given on."""
+    given: dict[str, dict[int, list[Verdict]]] = {}
     for trial in trials:
-        for verdict in trial.verdicts:
-            given.setdefault(verdict.code, []).append(trial.index + 1)
-            texts[verdict.code] = f"{verdict.severity}: {verdict.text}"
-    for code, indices in given.items():
-        count = "" if len(indices) == len(trials) else f" (trial {', '.join(map(str, indices))})"
-        yield from wrapped(f"{code}{count} {texts[code]}", indent="  ")
+        told = trial.error or ""
+        for verdict in (v for v in trial.verdicts if v.text not in told):
+            of_trial = given.setdefault(verdict.code, {}).setdefault(trial.index + 1, [])
+            of_trial.append(verdict)
+    for code, by_trial in given.items():
+        count = "" if len(by_trial) == len(trials) else f" (trial {', '.join(map(str, by_trial))})"
+        for verdict in list(by_trial.values())[-1]:
+            yield from wrapped(f"{code}{count} {verdict.severity}: {verdict.text}", indent="  ")
 
 
 def wrapped(text: str, *, indent: str) -> list[str]:
@@ -285,59 +321,3 @@ def wrapped(text: str, *, indent: str) -> list[str]:
         text, WIDTH - 1, initial_indent=indent, subsequent_indent=indent + "  ",
         break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip
-
-
-def describe_progress(case: CaseResult, trial: int, trials: int, event: Mapping[str, Any]) -> str:
-    """One line on a running trial; with figures it fits 80 columns, and they go first."""
-    number = f"{trial + 1}/{trials}"
-    where = f"{case.name} trial {number} {event['phase']}"
-    if event["event"] != "progress":
-        return where
-    parts = [f"{event['t_s']:.0f} s"]
-    if event["phase"] == "population":
-        stored = event["cached_blocks"] * case.plan.stored_bytes
-        parts.append(f"{format_bytes(stored)} stored")
-    elif event["phase"] == "window":
-        parts += _live_figures(event)
-    if case.plan.needs_directory and len(parts) > 1:
-        free_bytes = event["free_bytes"]
-        parts.append("free —" if free_bytes is None else f"free {_short(free_bytes / _GIB)} GiB")
-    figures = ", ".join(parts)
-    if len(figures) + len(number) >= _LINE_WIDTH:
-        figures = " ".join(parts)
-    room = _LINE_WIDTH - len(figures) - 1
-    heads = (where, f"{case.name} {number}", f"trial {number}", number)
-    head = next((head for head in heads if len(head) <= room), "")
-    return f"{head} {figures}".lstrip()
-
-
-def _live_figures(event: Mapping[str, Any]) -> Iterator[str]:
-    """Of the last second; dashes where a rank has not told of it yet."""
-    recent = event["recent"]
-    if recent is None:
-        yield from ("r — w — GiB/s", "— IOPS", "r p99 —")
-    else:
-        read, write = _short(recent["read_gib_per_s"]), _short(recent["write_gib_per_s"])
-        yield f"r {read} w {write} GiB/s"
-        yield f"{_thousands(recent['operations_per_s'])} IOPS"
-        yield f"r p99 {_milliseconds(recent['read_p99_ms'])}"
-    asked = event["prompt_blocks"]
-    yield f"hit {event['hit_blocks'] / asked:.0%}" if asked else "hit —"
-
-
-def _short(value: float) -> str:
-    """Three digits, or as many as there are before the point."""
-    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"  # noqa: PLR2004
-
-
-def _thousands(value: float) -> str:
-    for unit, size in (("M", 1e6), ("k", 1e3)):
-        if value >= 10 * size:
-            return f"{value / size:.0f}{unit}"
-    return f"{value:.0f}"
-
-
-def _milliseconds(value: float | None) -> str:
-    if value is None:
-        return "—"
-    return f"{value / 1000:.0f} s" if value >= 10_000 else f"{_short(value)} ms"  # noqa: PLR2004

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pytest_kvcache.devicegroups import device_groups
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.evidence import evidence_of
-from pytest_kvcache.metrics import METRICS, MIN_SAMPLES_BEYOND, PERCENTILES
+from pytest_kvcache.metrics import METRICS, MIN_SAMPLES_BEYOND, PERCENTILES, has_answers
 from pytest_kvcache.plan import Plan
-from pytest_kvcache.recorder import CENSORED
+from pytest_kvcache.stalls import stalls_of
 from pytest_kvcache.summary import MetricSeries
 from pytest_kvcache.verdictcodes import SEVERITIES
 from pytest_kvcache.version import RUN_SCHEMA
@@ -99,6 +99,12 @@ class TrialResult:
         """Whether the trial may be used."""
         return self.error is None
 
+    @property
+    def invalidated(self) -> bool:
+        """Whether it failed by a verdict alone: what it measured is there, and is no result."""
+        codes = [verdict.code for verdict in self.verdicts if verdict.severity == "invalid"]
+        return self.error is not None and self.error.startswith(tuple(f"{c}: " for c in codes))
+
     def value(self, metric: str) -> float | None:
         """The metric's value, None if the trial has none."""
         return None if self.data is None else METRICS[metric].of(self.data)
@@ -154,10 +160,12 @@ def trial_data(record: TrialRecord, plan: Plan) -> dict[str, Any]:
         "first_done_s": min(r.drained_s for r in ranks),
         "last_done_s": max(r.drained_s for r in ranks),
         **{name: _operations(record, name) for name in ("read", "write")},
+        "delete": _section(record.histograms["delete"], failed=_sum(ranks, "delete_failed")),
         "queue": _section(record.histograms["queue"], bytes=operation_bytes),
         "demote": None,
         "device": _section(record.histograms["device"], bytes=_sum(ranks, "device_bytes")),
-        **{name: _censored_section(record, name) for name in CENSORED},
+        "load": _censored_section(record, "load"),
+        "request": _censored_section(record, "request") if has_answers(plan.phase) else None,
         "wakeup": _section(wakeup) if wakeup.count else None,  # a closed loop has none
         "requests": _requests(ranks, window_s),
         "tokens": _tokens(ranks, window_s),
@@ -169,6 +177,7 @@ def trial_data(record: TrialRecord, plan: Plan) -> dict[str, Any]:
             "failed": _sum(ranks, "corrupt"),
             "read_back": _sum(ranks, "read_back"),
         },
+        "stalls": stalls_of([rank.stalls for rank in ranks]),
         "series": record.series.to_json(),
         "clock": record.clock.to_json(),
         "surroundings": _surroundings(ranks),

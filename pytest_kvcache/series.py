@@ -42,6 +42,8 @@ MAX_POINTS: Final = 1024
 """More intervals than this make each of them twice as wide."""
 MIN_OPERATIONS: Final = 100
 """An interval with fewer operations has no p99: none would lie beyond it."""
+MIN_FOR_MEDIAN: Final = 20
+"""An interval with fewer operations has no median: ten would not lie beyond it."""
 
 _SECOND_NS: Final = 1_000_000_000
 _NS_PER_MS: Final = 1e6
@@ -49,7 +51,7 @@ _COUNT_LIMIT: Final = 1 << 53  # of one bin
 _SHIFT: Final = 52 - MANTISSA_BITS  # a float64 has 52 mantissa bits
 _FIELDS: Final = frozenset(
     {"interval_s", "histograms"}
-    | {f"{kind}{what}" for kind in KINDS for what in ("s", "_bytes", "_p99_ms")}
+    | {f"{kind}{what}" for kind in KINDS for what in ("s", "_bytes", "_p50_ms", "_p99_ms")}
 )
 
 
@@ -77,10 +79,19 @@ def coarse_mid_ns(index: int) -> float:
 
 def p99_ms(counts: IntArray) -> float | None:
     """The 99th percentile (nearest rank) of one histogram; None below MIN_OPERATIONS."""
+    return _percentile_ms(counts, 99, MIN_OPERATIONS)
+
+
+def p50_ms(counts: IntArray) -> float | None:
+    """The median of one histogram; None below MIN_FOR_MEDIAN."""
+    return _percentile_ms(counts, 50, MIN_FOR_MEDIAN)
+
+
+def _percentile_ms(counts: IntArray, percent: int, least: int) -> float | None:
     total = int(counts.sum())
-    if total < MIN_OPERATIONS:
+    if total < least:
         return None
-    rank = -(-99 * total // 100)
+    rank = -(-percent * total // 100)
     return coarse_mid_ns(int(np.searchsorted(np.cumsum(counts), rank))) / _NS_PER_MS
 
 
@@ -239,13 +250,14 @@ class Series:
         for column, kind in enumerate(KINDS):
             told[f"{kind}s"] = operations[:, column].tolist()
             told[f"{kind}_bytes"] = self.moved_bytes[:, column].tolist()
+            told[f"{kind}_p50_ms"] = [p50_ms(point) for point in self.counts[:, column]]
             told[f"{kind}_p99_ms"] = [p99_ms(point) for point in self.counts[:, column]]
         packed = {k: pack_bins(self.counts[:, c].ravel()) for c, k in enumerate(KINDS)}
         return {**told, "histograms": {"scheme": SCHEME, **packed}}
 
     @classmethod
     def from_json(cls, data: object) -> Series:
-        """The inverse of ``to_json``; what is derived (p99) is not believed.
+        """The inverse of ``to_json``; what is derived (percentiles) is not believed.
 
         Raises ResultError for what is missing, damaged or of unequal length.
         """

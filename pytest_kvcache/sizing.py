@@ -17,6 +17,8 @@ from pytest_kvcache.planning import CaseName, Planner, name_cases
 from pytest_kvcache.registry import build_registry
 from pytest_kvcache.report import describe_block
 from pytest_kvcache.units import format_bytes
+from pytest_kvcache.workloads.replay import recorded_span_s
+from pytest_kvcache.workloads.synthetic import SyntheticFamily
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,10 +27,18 @@ if TYPE_CHECKING:
     from pytest_kvcache.options import Options
     from pytest_kvcache.plan import Plan
     from pytest_kvcache.registry import Registry
+    from pytest_kvcache.workloads.protocol import WorkloadFamily
     from pytest_kvcache.workloads.trace_file import Trace
 
 _RANKS = (1, 2, 4, 8, 16, 32, 64)
 _HIT_SHARES = (0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)  # of what an infinite cache would hit
+_CONTEXT_TOKENS = (4_096, 8_192, 32_768, 131_072)
+# Options that decide the sizes, in the order of the report.
+_DECIDES = (
+    "scenario", "model", "trace", "num_users", "context_scale", "block_tokens",
+    "tensor_parallel", "layout", "storage_capacity_gb",
+)  # fmt: skip
+_INDENT = " " * 28
 _MANY_CYCLES = 1_000_000  # with more of them, no digit that is printed changes any more
 
 
@@ -46,11 +56,25 @@ def datasize_report(options: Options) -> str:
             )
     registry = build_registry(options.plugin)
     planner = Planner(registry, "datasize", launches=False)
-    lines: list[str] = []
+    lines: list[str] = [*_ini_lines(options)]
     for name in _one_rank_cases(options, registry):
-        lines += _case(options, planner, name)
+        lines += _case(options, registry, planner, name)
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def _ini_lines(options: Options) -> Iterator[str]:
+    """What an ini file decides of the sizes: a checkout may have one for a quick look."""
+    found = [
+        f"{name} = {text if isinstance(text, str) else ' '.join(text)}"
+        for name in _DECIDES
+        for text, origin in [options.texts.get(name, ("", "default"))]
+        if origin == "ini"
+    ]
+    if found:
+        told = f"From the ini file: {', '.join(found)}. The command line wins over it."
+        yield from textwrap.wrap(told, 79)
+        yield ""
 
 
 def _one_rank_cases(options: Options, registry: Registry) -> Iterator[CaseName]:
@@ -63,18 +87,31 @@ def _one_rank_cases(options: Options, registry: Registry) -> Iterator[CaseName]:
             yield CaseName(scenario=name.scenario, model=name.model, layout=layout)
 
 
-def _case(options: Options, planner: Planner, name: CaseName) -> Iterator[str]:
+def _case(options: Options, registry: Registry, planner: Planner, name: CaseName) -> Iterator[str]:
     case = planner.plan(options, name)
     plan = case.plan
     yield f"{name.scenario} · {name.model.name}"
+    if case.trace is not None:
+        yield from _trace_lines(case.trace)
+    else:
+        yield from _user_lines(options, registry.workload(name.scenario), plan)
     yield from _model_lines(options, name.model, plan)
     need = plan.need_blocks * plan.stored_bytes
     users = "the trace" if case.trace is not None else f"{plan.users} users"
     yield f"  working set per rank      {format_bytes(need)} ({users}, {plan.need_blocks} blocks)"
+    if case.trace is None:
+        yield f"  working set per user      {format_bytes(need // plan.users)} on average"
     yield f"  tiers per rank            gpu 0 B, cpu 0 B, storage {format_bytes(need)}"
     yield f"  storage capacity per rank {format_bytes(plan.capacity_bytes)}{_why_less(plan)}"
+    if case.trace is None and plan.capacity_blocks < plan.need_blocks:
+        held = plan.capacity_blocks / plan.need_blocks
+        yield f"{_INDENT}{held:.0%} of the working set; how much is hit then depends"
+        yield f"{_INDENT}on the storage's speed too"
     memory, buffers = format_bytes(plan.memory_bytes), format_bytes(plan.buffer_bytes)
     yield f"  memory per rank           {memory}, of them {buffers} buffers"
+    if case.trace is None:
+        yield ""
+        yield from _contexts_table(plan)
     yield ""
     yield from _ranks_table(options, planner, name, plan)
     if case.trace is not None:
@@ -82,16 +119,61 @@ def _case(options: Options, planner: Planner, name: CaseName) -> Iterator[str]:
         yield from _hit_lines(case.trace, plan)
 
 
+def _user_lines(options: Options, family: WorkloadFamily, plan: Plan) -> Iterator[str]:
+    """Who the users are, and where their number and their contexts come from."""
+    yield f"  users per rank            {plan.users} ({_origin(options, 'num_users')})"
+    scale, origin = plan.context_scale, _origin(options, "context_scale")
+    yield f"  context scale             {scale:g} ({origin})"
+    if not isinstance(family, SyntheticFamily):
+        return  # a plugin's: it tells its need and nothing else
+    users = family.users_of(plan.context(0, None)).values()
+    lengths = [profile.context_tokens for profile, _count in users]
+    mean = sum(profile.context_tokens * count for profile, count in users) / plan.users
+    whole = f"{min(lengths):,} to {max(lengths):,}" if len(lengths) > 1 else f"{lengths[0]:,}"
+    yield f"  longest context of a user {whole} tokens, {mean:,.0f} on average"
+    low = min(profile.think_s.low for profile, _count in users)
+    high = max(profile.think_s.high for profile, _count in users)
+    yield f"  think time                {low:g} to {high:g} s"
+
+
+def _trace_lines(trace: Trace) -> Iterator[str]:
+    """What is replayed, and what its times are in."""
+    span = recorded_span_s(trace, 1)
+    unit = "" if trace.reading is None else f", timestamps in {trace.reading.unit.name}"
+    yield f"  trace                     {len(trace):,} requests within {span:,.6g} s{unit}"
+    if trace.reading is not None and trace.reading.unit.doubt:
+        yield from _noted("doubt", trace.reading.unit.doubt)
+    prompts = trace.input_tokens
+    yield (
+        f"  prompt                    {prompts.min():,} to {prompts.max():,} tokens,"
+        f" {prompts.mean():,.0f} on average"
+    )
+    if trace.reading is not None and trace.reading.block_why:
+        yield from _noted("block size", trace.reading.block_why)
+
+
+def _origin(options: Options, name: str) -> str:
+    origin = options.origins.get(name, "default")
+    return "ini file" if origin == "ini" else origin
+
+
+def _noted(label: str, text: str) -> Iterator[str]:
+    wrapped = textwrap.wrap(
+        text, 79, initial_indent=_INDENT, subsequent_indent=_INDENT, break_on_hyphens=False
+    )
+    yield f"  {label:<26}" + "\n".join(wrapped).lstrip()
+
+
 def _model_lines(options: Options, model: ModelSpec, plan: Plan) -> Iterator[str]:
     whole = model.bytes_per_token
     shard = model.shard_bytes_per_token(options.tensor_parallel)
     per_rank = "" if shard == whole else f", {shard:,} per rank of {options.tensor_parallel}"
     yield f"  bytes per token           {whole:,}{per_rank}"
-    yield f"  block                     {plan.block_tokens} tokens, {describe_block(plan)}"
+    own = _origin(options, "block_tokens") if plan.trace is None else ""
+    tokens = f"{plan.block_tokens} tokens" + (f" ({own})" if own else "")
+    yield f"  block                     {tokens}, {describe_block(plan)}"
     if model.note:
-        indent = " " * 28
-        text = textwrap.wrap(model.note, 79, initial_indent=indent, subsequent_indent=indent)
-        yield "  note                      " + "\n".join(text).lstrip()
+        yield from _noted("note", model.note)
 
 
 def _why_less(plan: Plan) -> str:
@@ -102,9 +184,25 @@ def _why_less(plan: Plan) -> str:
     return f" (90 % of what is free in {plan.cache_dir})"
 
 
+def _contexts_table(plan: Plan) -> Iterator[str]:
+    """Whatever the scenario's contexts are: what contexts of other lengths take."""
+    found = [tokens // plan.block_tokens * plan.stored_bytes for tokens in _CONTEXT_TOKENS]
+    rows = {
+        "context of a user, tokens": [f"{tokens:,}" for tokens in _CONTEXT_TOKENS],
+        "one user": [format_bytes(size) for size in found],
+        f"{plan.users} users": [format_bytes(size * plan.users) for size in found],
+    }
+    for label, cells in rows.items():
+        yield f"  {label:<25}" + "".join(f"{cell:>13}" for cell in cells)
+
+
 def _ranks_table(options: Options, planner: Planner, name: CaseName, plan: Plan) -> Iterator[str]:
-    """Need of the largest rank and of all ranks of one host."""
-    yield f"  {'ranks':>7}{'largest rank':>16}{'all ranks':>16}{'memory of all':>18}"
+    """Users of all ranks, and need of the largest rank and of all ranks of one host."""
+    of_users = plan.trace is None
+    yield (
+        f"  {'ranks':>7}{'all users' if of_users else '':>12}{'largest rank':>16}"
+        f"{'all ranks':>16}{'memory of all':>18}"
+    )
     for ranks in _RANKS:
         layout = RankLayout(hosts=(HostRanks(name="127.0.0.1", ranks=ranks),))
         try:
@@ -112,7 +210,8 @@ def _ranks_table(options: Options, planner: Planner, name: CaseName, plan: Plan)
         except OptionError:
             return  # a trace with conversations for fewer ranks
         yield (
-            f"  {ranks:>7}{format_bytes(largest * plan.stored_bytes):>16}"
+            f"  {ranks:>7}{plan.users * ranks if of_users else '':>12}"
+            f"{format_bytes(largest * plan.stored_bytes):>16}"
             f"{format_bytes(total * plan.stored_bytes):>16}"
             f"{format_bytes(plan.memory_bytes * ranks):>18}"
         )
@@ -127,8 +226,11 @@ def _hit_lines(trace: Trace, plan: Plan) -> Iterator[str]:
     yield f"  hit ratio by capacity, one rank{passes}; {most:.4f} at most"
     yield f"  {'blocks':>9}{'capacity':>16}{'hit ratio':>12}{'token hit ratio':>18}"
     found = [curve.capacity_for(share * most) for share in _HIT_SHARES]
-    for blocks in dict.fromkeys(blocks for blocks in found if blocks is not None):
+    own = min(plan.capacity_blocks, curve.distinct_blocks)
+    rows = {blocks for blocks in found if blocks is not None} | {own}
+    for blocks in sorted(rows):
+        mark = f"   your {format_bytes(plan.capacity_bytes)}" if blocks == own else ""
         yield (
             f"  {blocks:>9}{format_bytes(blocks * plan.stored_bytes):>16}"
-            f"{curve.hit_ratio(blocks):>12.4f}{curve.hit_token_ratio(blocks):>18.4f}"
+            f"{curve.hit_ratio(blocks):>12.4f}{curve.hit_token_ratio(blocks):>18.4f}{mark}"
         )

@@ -6,7 +6,8 @@ not grow with the object and a big object keeps several transfers in flight. The
 of threads is the queue depth.
 
 Times of an operation: submitted (put into the queue), started (its first transfer was
-issued), done (its last one ended, after the sync if there is one). Stamping before a
+issued), done (its last one ended, after the sync if there is one). Of a delete: its call,
+after those that its thread was given with it. Stamping before a
 write and verification after a read are outside all of them; the thread that does them
 is not transferring meanwhile.
 """
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.errors import StorageError
-from pytest_kvcache.recorder import READ, TRANSFER, WRITE, Log, Recorder
+from pytest_kvcache.recorder import DELETE, READ, SYNC, TRANSFER, WRITE, Log, Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from pytest_kvcache.cache.index import Slot
     from pytest_kvcache.payload import Payload
 
-DELETE = 9  # an operation that is carried out but not measured
 PAGE_BYTES = 4096
 # With sampled verification, one in so many transfers of a thread is checked whole: at a
 # random place among them, for each 64th would always be the same chunk of an object.
@@ -221,6 +221,7 @@ class TransferPool:
         self._closed = False
         self._call_ns = 10.0 * _QUICK_CALL_NS  # recent mean; slow until dozens of calls were quick
         self._offsets = range(0, settings.stored_bytes, settings.chunk_bytes)
+        self._calls = len(self._offsets) + settings.sync  # 1: an operation is one call
         self._last_bytes = settings.stored_bytes - self._offsets[-1]
         several = settings.objects_per_block > 1
         self._parts = tuple(range(settings.objects_per_block)) if several else (None,)
@@ -387,6 +388,7 @@ class TransferPool:
         if kind == READ and error is None:
             error = worker.verify(operation, offset, length)
         syncs = kind == WRITE and settings.sync
+        transferred = done
         with self._lock:
             if error is not None:
                 self._fail(operation, error)
@@ -404,21 +406,27 @@ class TransferPool:
             done = self._sync(operation)
             worker.busy_since_ns = 0
         if not operation.failed:
-            if len(self._offsets) > 1:
-                worker.log.add(TRANSFER, 0, started, done, length, 0)
+            if self._calls > 1:
+                logged_bytes = min(length, settings.object_bytes)
+                worker.log.add(TRANSFER, 0, started, transferred, logged_bytes, 0)
             if last:
-                self._write_log(worker.log, operation)
+                self._write_log(worker.log, operation, transferred, done)
 
     def _delete(self, worker: _Worker, deletion: Deletion) -> None:
+        """Each delete is an operation by itself, which has waited for those before it."""
         error = None
-        began = deletion.started_ns = self._clock()
+        began = done = deletion.started_ns = self._clock()
+        submitted = deletion.submitted_ns
         try:
             for object_key in deletion.object_keys:
-                worker.busy_since_ns = self._clock()
+                started = worker.busy_since_ns = done
                 self._backend.delete(object_key)
+                done = self._clock()
+                worker.log.add(DELETE, submitted, started, done, 0, 0)
         except StorageError as problem:
             error = str(problem)
-        deletion.done_ns = self._clock()
+            done = self._clock()
+        deletion.done_ns = done
         worker.busy_since_ns = 0
         deletion.left = 0
         with self._lock:
@@ -459,10 +467,12 @@ class TransferPool:
         if self.first_error is None:
             self.first_error = error
 
-    def _write_log(self, log: Log, operation: Operation) -> None:
+    def _write_log(self, log: Log, operation: Operation, transferred: int, done: int) -> None:
         """One row per operation; queueing excludes the stamping of its first transfer."""
+        if done > transferred:
+            log.add(SYNC, 0, transferred, done, 0, 0)
         log.add(
             operation.kind, operation.submitted_ns + operation.stamping_ns,
             operation.started_ns, operation.done_ns,
-            self._settings.object_bytes, len(self._offsets),
+            self._settings.object_bytes, self._calls,
         )  # fmt: skip

@@ -14,6 +14,7 @@ from pytest_kvcache.errors import ResultError
 from pytest_kvcache.latency import Histogram
 from pytest_kvcache.recorder import SECTIONS
 from pytest_kvcache.series import Series
+from pytest_kvcache.stalls import Stall
 from pytest_kvcache.surroundings import Surroundings
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ class RankResult:
     write_failed: int
     write_bytes: int
     write_p95_ms: float | None
+    delete_count: int
+    delete_failed: int
+    delete_p95_ms: float | None
     device_bytes: int
     read_op_bytes: int
     write_op_bytes: int
@@ -79,6 +83,7 @@ class RankResult:
     request_censored: int
     mean_depth: float | None
     longest_pause_s: float | None
+    stalls: tuple[Stall, ...]
     io_mode: str
     io_note: str | None
     sync: str
@@ -104,7 +109,8 @@ class RankResult:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict; ``from_json`` gives the same result back."""
-        return {**asdict(self), "surroundings": self.surroundings.to_json()}
+        stalls = [asdict(stall) for stall in self.stalls]
+        return {**asdict(self), "stalls": stalls, "surroundings": self.surroundings.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RankResult:
@@ -113,7 +119,13 @@ class RankResult:
         if set(data) != names:
             odd = ", ".join(sorted(names.symmetric_difference(data)))
             raise ResultError(f"a rank's record has other fields than this version's: {odd}")
-        return cls(**{**data, "surroundings": Surroundings.from_json(data["surroundings"])})
+        if not isinstance(data["stalls"], (list, tuple)):
+            raise ResultError(f"a rank's stalls are {data['stalls']!r}; they must be a list")
+        parsed = {
+            "stalls": tuple(map(Stall.from_json, data["stalls"])),
+            "surroundings": Surroundings.from_json(data["surroundings"]),
+        }
+        return cls(**{**data, **parsed})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

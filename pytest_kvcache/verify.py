@@ -137,7 +137,7 @@ def _trial(trial: TrialResult, plan: Plan) -> Iterator[str]:
         yield f"the verdicts are {codes}; they must be {[v.code for v in verdicts]}"
     if [rank.rank for rank in record.ranks] != list(range(plan.np)):
         yield f"it has {len(record.ranks)} ranks; the plan has {plan.np}"
-    for name in ("read", "write"):
+    for name in ("read", "write", "delete"):
         counted = sum(getattr(rank, f"{name}_count") for rank in record.ranks)
         if counted != record.histograms[name].count:
             yield f"its ranks counted {counted} {name}s; the histogram holds {data[name]['count']}"
@@ -167,7 +167,8 @@ def _why_not_ok(
     record: TrialRecord, data: Mapping[str, Any], plan: Plan, invalid: set[str]
 ) -> Iterator[str]:
     """What a trial that calls itself ok must not have."""
-    failed = data["read"]["failed"] + data["write"]["failed"] + data["integrity"]["failed"]
+    sections = ("read", "write", "delete", "integrity")
+    failed = sum(data[name]["failed"] for name in sections)
     if failed or any(rank["error"] for rank in data["ranks"]):
         yield f"it is ok, but {failed} operations failed"
     if any(rank["cleanup_error"] for rank in data["ranks"]):

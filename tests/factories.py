@@ -29,14 +29,14 @@ from pytest_kvcache.hosts import HostRanks, RankLayout
 from pytest_kvcache.latency import Histogram
 from pytest_kvcache.models import MODELS, ModelSpec
 from pytest_kvcache.options import build_options
-from pytest_kvcache.plan import Plan
+from pytest_kvcache.plan import Plan, TracePlan
 from pytest_kvcache.rank import Rank
-from pytest_kvcache.recorder import READ, SECTIONS, WRITE, Recorder, Window
+from pytest_kvcache.recorder import DELETE, READ, SECTIONS, WRITE, Recorder, Window
 from pytest_kvcache.registry import Registry
 from pytest_kvcache.scenarios import SYNTHETIC
 from pytest_kvcache.series import KINDS, Cut, Series, SeriesLedger, coarse_index
 from pytest_kvcache.surroundings import Surroundings
-from pytest_kvcache.transfers import DELETE, TransferSettings
+from pytest_kvcache.transfers import TransferSettings
 from pytest_kvcache.trialrecord import RankResult, TrialRecord
 from pytest_kvcache.workloads.protocol import Need, Request
 from pytest_kvcache.workloads.synthetic import SyntheticFamily
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.workloads.protocol import Workload, WorkloadContext, WorkloadFamily
     from pytest_kvcache.workloads.trace_file import Trace
 
-PATIENCE_S = 30.0  # how long a test waits for what must come; never how long it takes
+PATIENCE_S = 120.0  # how long a test waits for what must come; never how long it takes
 PAGE = 4096
 S = 1_000_000_000  # ns of a second
 HOST = "test-host"
@@ -103,6 +103,25 @@ def make_plan(**changes: Any) -> Plan:
         "trace": None,
     }
     return Plan(**values | changes)
+
+
+def make_trace_plan(**changes: Any) -> TracePlan:
+    """The replay of a trace of ten requests, as fast as the storage allows."""
+    values: dict[str, Any] = {
+        "name": "t.jsonl",
+        "format": "mooncake",
+        "digest": "0" * 64,
+        "requests": 10,
+        "time_unit": "ms",
+        "span_s": 1.0,
+        "ids": "prefix",
+        "speedup": 0.0,
+        "cycles": 1,
+        "limit": None,
+        "one_rank_hit_ratio": 0.0,
+        "dealt_hit_ratio": 0.0,
+    }
+    return TracePlan(**values | changes)
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -756,7 +775,7 @@ def watched(ranks: Sequence[RankResult]) -> tuple[RankResult, ...]:
     for host, own in hosts.items():
         first = own[0]
         if first.device is None and first.filesystem is not None:
-            moved = {
+            moved: dict[str, Any] = {
                 "read_bytes": sum(rank.requested_read_bytes for rank in own),
                 "write_bytes": sum(rank.requested_write_bytes for rank in own),
             }
@@ -818,6 +837,9 @@ def rank_result(rank: int = 0, **changes: Any) -> RankResult:
             write_failed=0,
             write_bytes=500 * PAGE,
             write_p95_ms=1.0,
+            delete_count=0,
+            delete_failed=0,
+            delete_p95_ms=None,
             device_bytes=1_500 * PAGE,
             read_op_bytes=1_000 * PAGE,
             write_op_bytes=500 * PAGE,
@@ -849,6 +871,7 @@ def rank_result(rank: int = 0, **changes: Any) -> RankResult:
             request_censored=0,
             mean_depth=4.0,
             longest_pause_s=0.1,
+            stalls=(),
             io_mode="direct",
             io_note=None,
             sync="none",
@@ -890,7 +913,8 @@ def sound_record(plan: Plan, ranks: Sequence[RankResult], **changes: Any) -> Tri
     counts = {
         "read": (1_000_000, sum(rank.read_count for rank in ranks)),
         "write": (2_000_000, sum(rank.write_count for rank in ranks)),
-        "queue": (3_000_000, sum(rank.read_count + rank.write_count for rank in ranks)),
+        "delete": (500_000, sum(rank.delete_count for rank in ranks)),
+        "queue": (300_000, sum(rank.read_count + rank.write_count for rank in ranks)),
         "device": (1_500_000, sum(rank.read_count + rank.write_count for rank in ranks)),
         "load": (4_000_000, sum(rank.completed for rank in ranks)),
         "request": (5_000_000, sum(rank.completed for rank in ranks)),

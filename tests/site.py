@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 PLUGINS = Path(__file__).parent / "plugins"
 SUITE = ("--pyargs", "pytest_kvcache.suite")
-PATIENCE_S = 60.0  # how long a test waits for what must come; never how long it takes
+PATIENCE_S = 240.0  # how long a test waits for what must come; never how long it takes
 QUEUE_S = 300.0  # and for another session's test to give the machine back
 REFUSED = re.compile(r"ERROR: (?!usage: )|[^ ]*: error: (argument --[a-z-]*: )?")
 

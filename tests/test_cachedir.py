@@ -369,6 +369,55 @@ def test_ranks_that_remove_the_run_at_once_all_succeed(tmp_path: Path) -> None:
         assert not list(tmp_path.iterdir())
 
 
+def test_a_run_is_removed_beside_one_who_is_always_a_file_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = claim(tmp_path, 0)
+    for number in range(300):
+        (own / f"{number}").touch()
+    unlink = os.unlink
+
+    def unlink_after_the_other(path: str, *, dir_fd: int | None = None) -> None:
+        unlink(path, dir_fd=dir_fd)
+        if str(path).isdigit():
+            raise FileNotFoundError(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", unlink_after_the_other)
+        remove_run_dir(str(tmp_path), RUN)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_comes_while_a_run_is_removed_goes_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = claim(tmp_path, 0)
+    (own / "0").touch()
+    unlink = os.unlink
+
+    def unlink_and_write(path: str, *, dir_fd: int | None = None) -> None:
+        unlink(path, dir_fd=dir_fd)
+        if path == "0":
+            (own / "late").touch()  # by a rank that is dying
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", unlink_and_write)
+        remove_run_dir(str(tmp_path), RUN)
+    assert not list(tmp_path.iterdir())
+
+
+def test_links_in_a_ranks_directory_go_and_what_they_lead_to_stays(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").touch()
+    own = claim(tmp_path, 0)
+    (own / "ab").mkdir()
+    (own / "ab" / "directory").symlink_to(precious)
+    (own / "ab" / "file").symlink_to(precious / "file")
+    remove_run_dir(str(tmp_path), RUN)
+    assert everything_below(tmp_path) == {"precious", "precious/file"}
+
+
 @pytest.mark.parametrize("removal", ["run", "rank"])
 def test_a_run_directory_that_vanishes_meanwhile_is_fine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removal: str

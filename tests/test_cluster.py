@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ from pytest_kvcache.cachedir import claim_rank_dir, run_dir
 from pytest_kvcache.cluster import Cluster, Survey
 from pytest_kvcache.hostaccess import SshAccess
 from pytest_kvcache.hostfacts import HostQuestion
+from pytest_kvcache.hostlock import Patience
 from pytest_kvcache.hosts import HostRanks, RankLayout
 from pytest_kvcache.version import VERSION
 from tests.factories import FILESYSTEM, host_facts, layout_of, survey_of, wait_for
@@ -72,6 +74,26 @@ def test_hosts_that_can_be_used_are_held_for_the_run(
     second.close()
     cluster.close()
     assert [neighbours.lock(host).exists() for host in (N1, N2)] == [False, False]
+
+
+def test_hosts_of_another_run_are_waited_for(cluster: Cluster, neighbours: Neighbours) -> None:
+    ask(cluster, N1, N2)
+    told: list[str] = []
+
+    def end_the_other(problem: str, _waited_s: float, _limit_s: float) -> None:
+        told.append(problem)
+        cluster.close()
+
+    second = Cluster(
+        "another", SshAccess([neighbours.ssh]), neighbours.python, {}, Patience(60.0, end_the_other)
+    )
+    survey = ask(second, N1, N2)
+    assert survey.problems == {}
+    assert set(survey.facts) == {N1, N2}
+    assert told
+    assert told[0].startswith("a benchmark runs on ")
+    assert json.loads(neighbours.lock(N2).read_text())["run_id"] == "another"
+    second.close()
 
 
 def test_a_host_with_a_problem_is_not_held(cluster: Cluster, neighbours: Neighbours) -> None:

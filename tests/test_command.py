@@ -80,8 +80,7 @@ def test_a_run_file_is_sound(run_file: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_a_run_is_shown_as_its_session_showed_it(site: Site) -> None:
-    session = site.canned("--kv-metrics=read.p95_ms,read.gib_per_s,write.p95_ms,"
-                          "write.gib_per_s,load.p50_ms")  # fmt: skip
+    session = site.canned()
     shown = site.pytester.run(sys.executable, "-m", "pytest_kvcache", "show", site.run_file())
     assert shown.ret == 0
     assert shown.outlines[0] == "mixed-tiny-1b-np2"

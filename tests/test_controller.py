@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import signal
+import struct
+import termios
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -334,18 +337,45 @@ def test_on_a_terminal_one_line_is_rewritten_and_wiped_at_the_end(
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
     text = in_terminal(site, ONE_METRIC)
-    written = text.split("\r\x1b[K")
-    shown = [part for part in written if part.startswith("[kv] ")]
+    shown = [part for part in text.split("\r") if part.startswith("[kv] ")]
     assert any("GiB/s" in part for part in shown)
-    assert max(len(part.partition("\r")[0]) for part in shown) < 80
-    assert not written[-1].startswith("[kv] ")
+    assert max(map(len, shown)) < 80
+    _, _, after = text.rpartition("[kv] ")
+    assert re.match(r"[^\r]*\r +\r[^ ]*\.", after)  # wiped, and then the dot of the test
     assert "1 passed" in text
 
 
-def in_terminal(site: Site, *args: str) -> str:
+@pytest.mark.parametrize("columns", [20, 80, 100, 250])
+def test_the_line_is_as_wide_as_the_terminal_and_no_wider_than_100(
+    site: Site, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    text = in_terminal(site, ONE_METRIC, columns=columns)
+    shown = [part for part in text.split("\r") if part.startswith("[kv] ")]
+    assert shown
+    assert max(map(len, shown)) < min(columns, 100)
+    assert "\x1b" not in text
+
+
+def test_a_terminal_that_can_not_rewrite_a_line_gets_those_of_a_log(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    text = in_terminal(site, ONE_METRIC)
+    assert "\r[kv]" not in text
+    assert len(progress_lines(text)) == 1
+
+
+def test_a_quiet_log_has_no_progress(site: Site) -> None:
+    assert progress_lines(output(site.canned(ONE_METRIC, "-q"))) == []
+
+
+def in_terminal(site: Site, *args: str, columns: int = 80) -> str:
     """What a session writes to a terminal of its own."""
     command = [*PYTEST, *SUITE, *site.canned_args(), *args]
     master, slave = os.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     with site.started(*command, stdout=slave) as process:
         os.close(slave)
         chunks = []

@@ -162,6 +162,29 @@ def test_figures_of_the_last_second_are_summed_over_ranks(
     assert second["recent"]["read_p99_ms"] == pytest.approx(0.001, rel=1 / 16)
 
 
+def test_an_interval_is_averaged_over_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr("pytest_kvcache.coordinator.time.monotonic", lambda: now_s[0])
+    comm, events = Reports(), EventWriter(tmp_path / "events.jsonl")
+    watch = _Watch(comm, plan_of(n1=1, n2=1), events, ["n1", "n2"])  # type: ignore[arg-type]
+    watch.enter("window")
+    for second in range(1, 32):  # nothing but in the 5th second, and in the 20th
+        now_s[0] += 1.0
+        comm.sent = window_reports(second * S, {5: 70, 20: 700}.get(second, 0))
+        watch.tick()
+    events.close()
+    told = [e for e in EventTail(tmp_path / "events.jsonl").poll() if e["event"] == "progress"]
+    intervals = {round(e["t_s"]): e["interval"] for e in told if e["interval"] is not None}
+    assert list(intervals) == [15, 30]
+    # The first report only says from when on it counts: 14 s and 15 s.
+    rates = [figures["read_gib_per_s"] for figures in intervals.values()]
+    assert rates == [pytest.approx(2 * 70 / 14), pytest.approx(2 * 700 / 15)]
+    assert intervals[15]["read_p99_ms"] is not None
+    assert told[14]["recent"]["read_gib_per_s"] == 0.0
+
+
 def test_reports_of_another_phase_are_no_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

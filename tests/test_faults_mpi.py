@@ -203,11 +203,11 @@ def test_no_inodes_left_is_a_full_disk(real_site: Site) -> None:
     assert str(real_site.cache_dir) in cause
 
 
-def test_memory_that_looks_like_a_disk_is_no_valid_result(real_site: Site) -> None:
+def test_memory_is_refused_before_anything_is_launched(real_site: Site) -> None:
     with small_filesystem(real_site.cache_dir, "size=256m"):
-        cause = the_cause(failed(real_site, FILES[0]))
-    assert cause.startswith(f"TMPFS: {real_site.cache_dir} on {os.uname().nodename} is tmpfs")
-    assert "--kv-allow-invalid" in cause
+        result = real_site.real(FILES[0])
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*--kv-cache-dir is {real_site.cache_dir}, which is memory*"])
 
 
 # --- interruptions --------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from pytest_kvcache.controller import Progress
 from pytest_kvcache.fixture import ReplayClock, Run, why_absent
 from pytest_kvcache.options import build_options, describe_value
 from tests.canned import case_of, trial_of
-from tests.factories import make_plan
+from tests.factories import make_plan, make_trace_plan
 from tests.site import output
 
 if TYPE_CHECKING:
@@ -313,6 +313,32 @@ def test_an_absent_metric_says_what_it_lacked(
     load = {**trial.data["load"], "count": count, "censored": censored}
     case = case_of(make_plan(np=2), replace(trial, data={**trial.data, "load": load}))
     assert why in why_absent(case, metric)
+
+
+@pytest.mark.parametrize(
+    ("limit", "duration_s", "capacity", "advice"),
+    [
+        (60, None, 10, "raise --kv-trace-limit, or --kv-storage-capacity-gb for more hits"),
+        (None, 5.0, 10, "leave out --kv-duration, or --kv-storage-capacity-gb for more hits"),
+        (None, None, 10, "raise --kv-trace-cycles, or --kv-storage-capacity-gb for more hits"),
+        (60, None, 100, "the trials had 7; raise --kv-trace-limit"),
+    ],
+)
+def test_a_replay_with_few_samples_is_told_what_gives_it_more(
+    limit: int | None, duration_s: float | None, capacity: int, advice: str
+) -> None:
+    plan = make_plan(
+        scenario="trace", trace=make_trace_plan(limit=limit), duration_s=duration_s,
+        capacity_blocks=capacity, need_blocks=100,
+    )  # fmt: skip
+    trial = trial_of(plan)
+    assert trial.data is not None
+    load = {**trial.data["load"], "count": 7, "censored": 0}
+    case = case_of(plan, replace(trial, data={**trial.data, "load": load}))
+    found = why_absent(case, "load.p95_ms")
+    assert advice in found
+    assert ("a smaller --kv-model" in found) == (capacity < 100)
+    assert "add users" not in found
 
 
 # --- names of cases -------------------------------------------------------------------------

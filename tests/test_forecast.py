@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 
 from pytest_kvcache.cache.index import Blocked, CacheIndex
 from pytest_kvcache.forecast import Forecast, describe_forecast, forecast
-from pytest_kvcache.plan import TracePlan
 from pytest_kvcache.scenarios import SYNTHETIC
 from pytest_kvcache.workloads.deal import deal
 from pytest_kvcache.workloads.replay import ReplayFamily
 from pytest_kvcache.workloads.synthetic import SyntheticFamily
-from tests.factories import make_plan
+from tests.factories import make_plan, make_trace_plan
 from tests.traces import MOONCAKE, REFERENCE, real_trace, small_trace
 
 if TYPE_CHECKING:
@@ -26,20 +25,7 @@ BLOCK = make_plan().stored_bytes
 
 
 def replay_plan(trace: Trace, *, speedup: float = 0.0, cycles: int = 1, **changes: Any) -> Plan:
-    planned = TracePlan(
-        name=trace.name,
-        format=trace.format,
-        digest=trace.digest,
-        requests=len(trace),
-        speedup=speedup,
-        cycles=cycles,
-        time_unit="ms",
-        span_s=1.0,
-        ids="prefix",
-        limit=None,
-        one_rank_hit_ratio=0.0,
-        dealt_hit_ratio=0.0,
-    )
+    planned = make_trace_plan(requests=len(trace), speedup=speedup, cycles=cycles)
     values: dict[str, Any] = {"scenario": "trace", "trace": planned, "duration_s": None}
     return make_plan(**values | changes)
 

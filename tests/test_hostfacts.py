@@ -5,12 +5,14 @@ import os
 import resource
 import socket
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_kvcache.backends.fileio import direct_refusal
 from pytest_kvcache.errors import OptionError, PreflightError
 from pytest_kvcache.hostfacts import (
     HostFacts,
@@ -102,18 +104,13 @@ def test_a_directory_that_takes_no_file_is_a_problem(tmp_path: Path) -> None:
         takes_direct(str(tmp_path / "absent"))
 
 
-def test_a_filesystem_without_direct_io_is_told_and_the_probe_is_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_filesystem_that_refuses_the_transfer_only_is_told_and_the_probe_is_removed(
+    tmp_path: Path,
 ) -> None:
-    open_file = os.open
+    def refuse(_fd: int, _buffers: Any, _offset: int) -> int:
+        raise OSError(22, "Invalid argument")
 
-    def refuse(path: Any, flags: int, *mode: int, **where: Any) -> int:
-        if flags & os.O_DIRECT:
-            raise OSError(22, "Invalid argument")
-        return open_file(path, flags, *mode, **where)
-
-    monkeypatch.setattr(os, "open", refuse)
-    assert not takes_direct(str(tmp_path))
+    assert not takes_direct(str(tmp_path), partial(direct_refusal, writer=refuse))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import socket
+import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,17 +10,17 @@ import pytest
 
 from pytest_kvcache import launch
 from pytest_kvcache.cachedir import claim_rank_dir
+from pytest_kvcache.cgroups import MemoryKills
 from pytest_kvcache.errors import LaunchError
 from pytest_kvcache.events import EventWriter
 from pytest_kvcache.launch import HostWatch, Launch
 from pytest_kvcache.supervise import LaunchExit, StopLaunch
-from tests.factories import layout_of, make_plan
+from tests.factories import clock_record, layout_of, make_plan
 from tests.neighbours import end
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pytest_kvcache.cgroups import MemoryKills
     from pytest_kvcache.cluster import Cluster
     from pytest_kvcache.plan import Plan
     from tests.neighbours import Neighbours
@@ -328,6 +330,45 @@ def test_an_exit_code_that_nobody_explains_is_told_with_what_the_hosts_know(
         " launcher ended with exit code 1"
     )
     assert str(one._cause(ended("exit", -9))).endswith("the launcher was killed by signal 9")
+
+
+def test_a_kill_by_the_kernel_for_memory_is_told_with_its_host(
+    tmp_path: Path, neighbours: Neighbours
+) -> None:
+    none = MemoryKills(in_group=0, on_machine=5, limit_bytes=250 << 20)
+    cluster = FakeCluster(kills={"n1": none, "n2": none})
+    one = launch_of(plan_of(neighbours), tmp_path, cluster, TOGETHER)
+    assert "memory" not in str(one._cause(ended("exit", 1)))
+    cluster.kills["n2"] = replace(none, in_group=1)
+    assert one._cause(ended("exit", 1)) == (
+        "the launcher ended with exit code 1; the kernel of host n2 killed 1 process for memory"
+        " (its control group allows 250 MiB) meanwhile; give the ranks more, or lower --kv-np,"
+        " --kv-queue-depth or the capacity"
+    )
+    cluster.kills = {"n1": none}  # n2 does not answer any more
+    assert one._cause(ended("exit", 1)) == "the launcher ended with exit code 1"
+
+
+def test_without_other_hosts_this_kernel_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = [MemoryKills(in_group=None, on_machine=n, limit_bytes=None) for n in (3, 4)]
+    monkeypatch.setattr(MemoryKills, "now", lambda _groups: counts.pop(0))
+    told = launch_of(make_plan(), tmp_path)._cause(ended("exit", -9))
+    assert f"the kernel of host {socket.gethostname()} killed 1 process for memory" in str(told)
+
+
+def test_the_controller_s_clock_sees_the_span_of_the_run(tmp_path: Path) -> None:
+    one = launch_of(make_plan(), tmp_path, None, {"event": "phase", "phase": "window"})
+    time.sleep(0.05)
+    writer = EventWriter(tmp_path / "events.jsonl")
+    writer.write("phase", t_s=0.05, phase="clean-up")
+    writer.close()
+    one._read_events()
+    seen = one._span.fill(clock_record(controller_least_s=None, controller_most_s=None))
+    assert seen.controller_least_s is not None
+    assert seen.controller_most_s is not None
+    assert seen.controller_least_s <= 0.05 <= seen.controller_most_s
 
 
 def test_exit_code_0_without_a_record_is_a_failure(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ SIDES = (
         modules=(
             "atomic", "compare", "errors", "events", "evidence", "hosts", "latency",
             "live", "metrics", "models", "options", "optiontable", "scenarios", "series",
-            "stopping", "summary", "units", "verdictcodes", "version",
+            "stalls", "steadiness", "stopping", "summary", "units", "verdictcodes", "version",
         ),
         may_import=(),
         foreign=("numpy", "tomli"),
@@ -88,11 +88,11 @@ SIDES = (
         name="controller",  # launches, watches, reports; knows neither pytest nor the ranks' code
         modules=(
             "__main__", "asked", "baseline", "bench", "brief", "cluster", "containerexecution",
-            "containerhosts",
-            "containers.inside", "containers.outside", "controller", "execution", "hostaccess",
+            "containerhosts", "containers.inside", "containers.outside", "controller", "dryrun",
+            "execution", "headline", "hostaccess",
             "hostlinks", "launch", "launchers.", "picture", "planning", "postmortem",
-            "preflight", "prooftext", "remoteshell", "report", "scales", "sizing", "supervise",
-            "svg", "verify",
+            "preflight", "progressline", "prooftext", "remoteshell", "report", "scales", "sizing",
+            "supervise", "svg", "verify",
         ),
         may_import=("values", "both", "hosts"),
     ),

@@ -6,12 +6,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_kvcache.cgroups import Groups
 from pytest_kvcache.localhost import (
+    Memory,
     available_disk_bytes,
+    available_memory,
     available_memory_bytes,
+    cores_words,
     is_local,
     is_root,
     launcher_name,
+    memory_words,
     usable_cores,
 )
 
@@ -64,6 +69,46 @@ def test_a_launcher_gets_a_name_that_it_takes_for_its_own_host() -> None:
         assert launcher_name(known) == known
     for alias in ("127.0.0.2", "127.0.1.1", "::1", "0.0.0.0", "LOCALHOST", f"{own}-ib0"):
         assert launcher_name(alias) == own
+
+
+def groups_of(root: Path, **files: str) -> Groups:
+    """A group with these files (an underscore is a dot)."""
+    for name, text in files.items():
+        (root / name.replace("_", ".", 1)).write_text(text)
+    return Groups(v1={}, v2=(root,))
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("20000", 1), ("100000", 1), ("max", None), ("99900000", None)]
+)
+def test_a_quota_makes_cores_fewer_but_never_none(
+    tmp_path: Path, quota: str, cores: int | None
+) -> None:
+    groups = groups_of(tmp_path, cpu_max=f"{quota} 100000\n")
+    assert usable_cores(groups) == (cores or len(os.sched_getaffinity(0)))
+
+
+def test_a_part_of_a_core_counts_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
+    assert usable_cores(groups_of(tmp_path, cpu_max="150000 100000\n")) == 2
+    assert cores_words(2, 1.5) == "2 cores (its control group allows 1.5)"
+    assert cores_words(1, None) == "1 core"
+
+
+def test_memory_is_what_the_machine_and_the_control_group_leave(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 9 kB\nMemAvailable:    300000 kB\n")
+    machine = 300000 * 1024
+    tight = groups_of(tmp_path, memory_max=f"{250 << 20}\n", memory_current=f"{50 << 20}\n")
+    limited = available_memory(str(meminfo), tight)
+    assert limited == Memory(free_bytes=200 << 20, limit_bytes=250 << 20)
+    assert available_memory_bytes(str(meminfo), tight) == 200 << 20
+    assert memory_words(200 << 20, 250 << 20) == (
+        "200 MiB of memory free (its control group allows 250 MiB)"
+    )
+    wide = groups_of(tmp_path, memory_max=f"{1 << 40}\n")
+    assert available_memory(str(meminfo), wide) == Memory(free_bytes=machine, limit_bytes=None)
+    assert available_memory(str(tmp_path / "absent"), Groups(v1={}, v2=())) is None
 
 
 def test_cores_are_those_this_process_may_use() -> None:

@@ -49,8 +49,10 @@ def test_lower_is_better_of_latencies_alone(name: str) -> None:
     metric = METRICS[name]
     assert metric.better == ("lower" if name.endswith("_ms") else "higher")
     assert metric.latency == (metric.unit == "ms") == name.endswith("_ms")
-    assert (metric.impossible("prefill") is not None) == name.startswith(("read.", "load."))
-    assert (metric.impossible("decode") is not None) == name.startswith("write.")
+    assert (metric.impossible("prefill") is not None) == name.startswith(
+        ("read.", "load.", "request.")
+    )
+    assert (metric.impossible("decode") is not None) == name.startswith(("write.", "delete."))
     assert metric.impossible("both") is None
 
 

@@ -121,7 +121,7 @@ def test_every_trial_has_a_line_of_its_own_in_each_panel() -> None:
     assert len(curves(picture)) == 2 * len(headings)
     kinds = {path.get("class") for path in picture.iter(f"{SVG}path")} - {"grid"}
     assert kinds == {"line t0 d0", "line t1 d0"}
-    assert {"trial 0", "trial 1", "ramp, not measured"} <= set(texts(picture))
+    assert {"trial 1", "trial 2", "ramp, not measured"} <= set(texts(picture))
 
 
 def test_the_title_is_the_case_and_below_it_stands_what_ran() -> None:
@@ -192,8 +192,8 @@ def test_verdicts_stand_below_with_the_trials_that_have_them() -> None:
         replace(trial, index=1, verdicts=(both, odd), error="cached"),
     )
     told = texts(drawn(case))
-    assert told[-1] == "verdicts: SHORT_WINDOW; CACHED_READS (invalid) of trial 1"
-    assert "trial 1 (failed)" in told
+    assert told[-1] == "verdicts: SHORT_WINDOW; CACHED_READS (invalid) of trial 2"
+    assert "trial 2 (failed)" in told
 
 
 @pytest.mark.parametrize("reads", [[], [0, 0]])
@@ -206,7 +206,7 @@ def test_a_trial_without_anything_to_draw_is_a_picture_all_the_same(reads: list[
 
 def test_a_trial_that_left_no_data_is_named() -> None:
     failed = replace(trial_of(make_plan()), data=None, error="no ranks", verdicts=())
-    assert "trial 0 (failed), nothing to draw" in texts(drawn(case_of(make_plan(), failed)))
+    assert "trial 1 (failed), nothing to draw" in texts(drawn(case_of(make_plan(), failed)))
 
 
 def test_a_single_point_is_a_dot() -> None:

@@ -515,6 +515,17 @@ def test_every_value_tells_where_it_comes_from() -> None:
 def test_a_run_that_allows_invalid_trials_says_so() -> None:
     assert plan_of(options(allow_invalid="true")).origins["allow_invalid"] == "command line"
     assert "allow_invalid" not in plan_of(options()).origins
+    assert plan_of(options(allow_preload="true")).origins["allow_preload"] == "command line"
+
+
+def test_an_allowance_is_for_what_it_names() -> None:
+    codes = ("PRELOADED", "CLOCK", "TMPFS")
+    allowed = {
+        name: [code for code in codes if plan_of(options(**{name: "true"})).allows(code)]
+        for name in ("allow_invalid", "allow_preload")
+    }
+    assert allowed == {"allow_invalid": list(codes), "allow_preload": ["PRELOADED"]}
+    assert not any(map(plan_of(options()).allows, codes))
 
 
 def test_the_block_size_is_the_traces_then_the_users_then_the_default() -> None:

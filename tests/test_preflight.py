@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_kvcache import preflight
 from pytest_kvcache.errors import OptionError, PreflightError
 from pytest_kvcache.hosts import HostRanks, RankLayout
 from pytest_kvcache.localhost import available_disk_bytes
@@ -19,9 +20,13 @@ from pytest_kvcache.preflight import (
     check_plan,
     check_results_dir,
     find_setup,
+    find_temporary_directory,
     host_problems,
     library_problems,
+    memory_below,
 )
+from pytest_kvcache.preloads import Preloads, Wrapper
+from pytest_kvcache.proof import probe_filesystem
 from pytest_kvcache.registry import build_registry
 from tests.factories import FILESYSTEM, host_facts, layout_of, make_plan, survey_of
 from tests.site import runs_as_root
@@ -254,6 +259,18 @@ def test_the_names_of_this_machine_are_local() -> None:
     check(make_plan(layout=ranks(1, socket.gethostname())))
 
 
+def test_a_directory_in_memory_is_refused_before_anything_is_launched() -> None:
+    shared_memory = probe_filesystem("/dev/shm", "n1")
+    if not shared_memory.is_tmpfs:
+        pytest.skip("/dev/shm of this machine is no tmpfs")
+    plan = make_plan(backend="file", cache_dir="/dev/shm")
+    assert memory_below("/dev/shm") == "tmpfs"
+    with pytest.raises(OptionError, match=r"--kv-cache-dir is /dev/shm, which is memory \(tmpfs\)"):
+        check(plan)
+    check(replace(plan, origins={"allow_invalid": "command line"}))
+    check(replace(plan, backend="null"))
+
+
 # --- the plan on other hosts ----------------------------------------------------------------
 
 
@@ -294,6 +311,36 @@ def test_a_host_needs_a_core_for_each_of_its_ranks(cores: int, *, fits: bool) ->
     told = ["has 1 core for 2 ranks; lower --kv-np, or add --kv-oversubscribe"]
     assert found == ({} if fits else {"n1": told})
     assert problems(on_hosts(), {"cores": cores}) == {}
+
+
+def test_a_limit_of_a_host_s_control_group_is_named() -> None:
+    plan = on_hosts()
+    limited = {"cores": 1, "cpu_quota_cores": 0.5, "memory_bytes": 1 << 20,
+               "memory_limit_bytes": 250 << 20}  # fmt: skip
+    cores, memory = problems(plan, limited, oversubscribe="false")["n1"]
+    assert cores.startswith("has 1 core (its control group allows 0.5) for 2 ranks")
+    assert memory.startswith("has 1 MiB of memory free (its control group allows 250 MiB) for 2")
+
+
+def test_what_ranks_would_inherit_is_refused_before_the_launch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wrapper = Wrapper(library="/opt/shim.so", functions=("fsync",))
+    found = Preloads(preloaded=(), wrappers=(wrapper,))
+    monkeypatch.setattr(preflight, "inherited_preloads", lambda: found)
+    with pytest.raises(PreflightError, match=r"/opt/shim.so, which wraps fsync; .*--kv-allow-prel"):
+        check(make_plan())
+    check(make_plan(origins={"allow_preload": "ini"}))
+    check(make_plan(origins={"allow_invalid": "command line"}))
+    check(make_plan(), exec_type="docker", image="x")  # whose ranks inherit nothing
+
+
+def test_a_host_whose_directory_is_memory_has_a_problem_however_deep_it_lies() -> None:
+    zram = {"filesystem": {**with_free()["filesystem"], "memory_at_end": "ext4 on zram0"}}
+    (told,) = problems(on_hosts(), zram)["n1"]
+    assert told.startswith("has memory as /nowhere (ext4 on zram0); mount the storage there")
+    allowed = on_hosts(origins={"allow_invalid": "command line"})
+    assert problems(allowed, zram) == {}
 
 
 def test_a_host_needs_memory_for_its_ranks() -> None:
@@ -383,4 +430,27 @@ def test_every_host_must_load_the_same_mpi() -> None:
     assert list(found) == ["n2"]
     assert found["n2"][0].startswith(
         "loads 'MPICH 5' through mpi4py, this machine 'Open MPI v5.0.11'; install the same MPI"
+    )
+
+
+# --- the launcher's temporary directory ------------------------------------------------------
+
+
+def test_nothing_is_said_of_a_temporary_directory_that_can_be_written_to(tmp_path: Path) -> None:
+    environ = {"TMPDIR": str(tmp_path)}
+    assert find_temporary_directory(environ, "results") == (None, None)
+
+
+@pytest.mark.parametrize("variable", ["PRTE_MCA_prte_tmpdir_base", "OMPI_MCA_orte_tmpdir_base"])
+def test_the_users_own_session_directory_is_left_to_him(tmp_path: Path, variable: str) -> None:
+    environ = {"TMPDIR": str(tmp_path / "absent"), variable: "/mine"}
+    assert find_temporary_directory(environ, "results") == (None, None)
+
+
+def test_another_temporary_directory_is_told_with_the_reason(tmp_path: Path) -> None:
+    absent = tmp_path / "absent"
+    found, said = find_temporary_directory({"TMPDIR": str(absent)}, "results")
+    assert said == (
+        f"nothing can be written to {absent} (No such file or directory); the launcher's own"
+        f" files go to {found}"
     )

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +11,14 @@ from pytest_kvcache.metrics import METRICS
 from pytest_kvcache.report import (
     WIDTH,
     describe_plan,
-    describe_progress,
     describe_survey,
     figure,
     report_run,
     report_series,
 )
-from pytest_kvcache.results import CaseResult, TrialResult
+from pytest_kvcache.results import CaseResult, TrialResult, Verdict
 from tests.canned import case_of, run_of, trial_of
-from tests.factories import FILESYSTEM, host_facts, make_plan, sound_plan, survey_of
+from tests.factories import FILESYSTEM, host_facts, make_plan, survey_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,7 +57,8 @@ def test_a_row_has_median_interval_spread_and_number_of_trials() -> None:
     low, high = series.ci95
     cells = row(text, "read.p95_ms")
     assert cells == [
-        "read.p95_ms", "ms", figure(series.median), figure(low), "…", figure(high), "1%", "2",
+        "read.p95_ms", "@4", "ms", figure(series.median), figure(low), "…", figure(high), "1%",
+        "2",
     ]  # fmt: skip
 
 
@@ -71,7 +70,7 @@ def test_requests_and_hits_are_always_shown_once() -> None:
 
 def test_a_single_trial_claims_no_spread() -> None:
     cells = row(shown(case_of(make_plan(), trial_of(make_plan()))), "read.p95_ms")
-    assert cells[3:] == ["—", "—", "1"]
+    assert cells[4:] == ["—", "—", "1"]
 
 
 def test_a_metric_without_enough_samples_says_so_instead_of_a_number() -> None:
@@ -85,6 +84,100 @@ def test_a_failed_trial_hides_the_table_and_is_told_in_one_line() -> None:
     assert "trial 2 failed: it broke" in text
     assert "in detail" not in text
     assert "median" not in text
+
+
+def invalid_trial(plan: Plan, index: int = 0) -> TrialResult:
+    verdict = Verdict.of("OVERLOADED", "more came than it takes")
+    trial = trial_of(plan, index, error=f"OVERLOADED: {verdict.text} (…)")
+    return replace(trial, verdicts=(verdict, *trial.verdicts))
+
+
+def test_a_trial_that_a_verdict_failed_shows_its_numbers_as_invalid() -> None:
+    plan = make_plan()
+    text = shown(case_of(plan, trial_of(plan), invalid_trial(plan, 1)))
+    assert "  INVALID: what was reached all the same, for no comparison\n  metric " in text
+    assert row(text, "read.gib_per_s")[-1] == "2"
+    told = " ".join(text.split())
+    assert "Not a result: OVERLOADED." in told
+    assert "trial 2 failed: OVERLOADED: more came than it takes" in told
+    assert told.count("more came than it takes") == 1
+    assert "SHORT_WINDOW warning: " in told
+
+
+def test_a_valid_table_is_not_called_invalid() -> None:
+    assert "INVALID" not in shown(case_of(make_plan()))
+
+
+def test_a_trial_that_broke_and_was_overloaded_shows_no_numbers() -> None:
+    plan = make_plan()
+    broken = replace(invalid_trial(plan), error="rank 1 died")
+    assert "median" not in shown(case_of(plan, broken))
+
+
+def test_the_first_sentence_says_what_was_asked_reached_and_whether_to_trust_it() -> None:
+    plan = make_plan(np=2)
+    case = case_of(plan, *(replace(trial_of(plan, n), verdicts=()) for n in range(2)))
+    told = " ".join(shown(case).split())
+    values = {name: case.series(name) for name in METRICS}
+    rate, read, written, load = (
+        figure(series.median)
+        for name in ("requests.per_s", "read.gib_per_s", "write.gib_per_s", "load.p95_ms")
+        if (series := values[name]) is not None
+    )
+    assert (
+        f"8 users (chat, small): {rate} requests/s answered, {read} GiB/s read and {written}"
+        f" GiB/s written, 95 % of the loads within {load} ms. No verdict against it."
+    ) in told
+
+
+@pytest.mark.parametrize(
+    ("codes", "words"),
+    [
+        (["SHORT_WINDOW", "STALL"], "To be read with SHORT_WINDOW, STALL."),
+        (["STALL", "TMPFS"], "Not a result: TMPFS."),
+        (["UNSATURATED"], "GiB/s written (at most what is asked for), 95 %"),
+    ],
+)
+def test_the_first_sentence_names_what_stands_against_it(codes: list[str], words: str) -> None:
+    plan = make_plan()
+    verdicts = tuple(Verdict.of(code, "why") for code in codes)
+    assert words in " ".join(
+        shown(case_of(plan, replace(trial_of(plan), verdicts=verdicts))).split()
+    )
+
+
+def test_the_first_sentence_of_an_open_loop_says_its_rate() -> None:
+    plan = make_plan(request_rate=2.5, arrival="gamma")
+    assert "2.5 requests/s asked for by 4 users (chat, small): " in shown(case_of(plan))
+
+
+def test_service_times_stand_with_their_depth_and_others_without() -> None:
+    metrics = ("read.p95_ms", "write.p50_ms", "load.p95_ms", "queue.p50_ms", "read.gib_per_s")
+    text = shown(case_of(make_plan(queue_depth=8)), metrics=metrics)
+    assert [row(text, metric)[1] for metric in metrics] == ["@8", "@8", "ms", "ms", "GiB/s"]
+    assert "  @8: service time with up to 8 in flight per rank\n" in text
+    assert "@" not in shown(case_of(make_plan()), metrics=("load.p95_ms",))
+
+
+def test_counts_are_said_to_be_of_the_window_or_of_the_whole_run() -> None:
+    plan = make_plan()
+    trial = trial_of(plan)
+    assert trial.data is not None
+    requests = {**trial.data["requests"], "completed": 276, "completed_in_window": 253}
+    told = shown(case_of(plan, replace(trial, data={**trial.data, "requests": requests})))
+    told = " ".join(told.split())
+    window, run = told.split("last trial, in the window: ")[1].split(" In the whole run: ")
+    assert "253 requests answered" in window
+    assert "276" not in told
+    assert "transfers verified" in run
+
+
+def test_two_verdicts_of_one_code_are_both_told() -> None:
+    plan = make_plan()
+    verdicts = tuple(Verdict.of("SKEWED", why) for why in ("a slow host", "a late rank"))
+    told = shown(case_of(plan, replace(trial_of(plan), verdicts=verdicts)))
+    assert "SKEWED invalid: a slow host" in told
+    assert "SKEWED invalid: a late rank" in told
 
 
 def test_a_trial_without_data_is_told_as_well() -> None:
@@ -118,7 +211,7 @@ def test_a_verdict_of_some_trials_names_them() -> None:
 
 
 def test_a_verdict_of_all_trials_is_told_once() -> None:
-    assert shown(case_of(make_plan())).count("SHORT_WINDOW") == 1
+    assert shown(case_of(make_plan())).count("SHORT_WINDOW warning: ") == 1
 
 
 def test_two_cases_have_a_table_each() -> None:
@@ -128,7 +221,9 @@ def test_two_cases_have_a_table_each() -> None:
 
 
 def test_users_are_said_to_be_per_rank() -> None:
-    assert "4 users per rank" in describe_plan(make_plan())
+    assert "4 users per rank;" in describe_plan(make_plan())
+    assert "4 users per rank (8 in all);" in describe_plan(make_plan(np=2))
+    assert "; 1 user per rank;" in describe_plan(make_plan(users=1))
 
 
 def test_one_rank_is_not_several() -> None:
@@ -250,91 +345,6 @@ def test_figures_have_four_digits_and_no_exponent(value: float, text: str) -> No
 @given(st.floats(1e-4, 1e6))
 def test_a_figure_is_the_value_to_four_digits(value: float) -> None:
     assert float(figure(value).replace(",", "")) == pytest.approx(value, rel=1e-3, abs=5.1e-5)
-
-
-# --- progress -------------------------------------------------------------------------------
-
-
-RECENT = {
-    "operations_per_s": 12_345.6, "read_gib_per_s": 1.234, "write_gib_per_s": 56.78,
-    "read_p99_ms": 3.21,
-}  # fmt: skip
-
-
-def progress(plan: Plan | None = None, **changes: Any) -> str:
-    return describe_progress(case_of(plan or make_plan()), 0, 3, event(**changes))
-
-
-def test_progress_begins_with_case_trial_phase_and_time() -> None:
-    text = progress(phase="population")
-    assert text.startswith("chat-small-np1 trial 1/3 population 1 s, ")
-
-
-def test_a_phase_begins_without_figures() -> None:
-    assert progress(event="phase").endswith("trial 1/3 window")
-
-
-def test_the_line_of_a_window_has_all_figures_of_the_last_second() -> None:
-    text = progress(sound_plan(), t_s=12.3, recent=RECENT, free_bytes=123 * GIB)
-    figures = ("12 s", "r 1.23 w 56.8 GiB/s", "12k IOPS", "r p99 3.21 ms", "hit 75%")
-    for figure_ in (*figures, "free 123 GiB"):
-        assert figure_ in text
-
-
-def test_a_second_that_lacks_a_rank_has_dashes_instead_of_rates() -> None:
-    text = progress(sound_plan(), recent=None, free_bytes=None)
-    for part in ("r — w — GiB/s", "— IOPS", "r p99 —", "hit 75%", "free —"):
-        assert part in text
-
-
-def test_a_second_without_operations_is_zero_without_a_percentile() -> None:
-    stalled = {**dict.fromkeys(RECENT, 0.0), "read_p99_ms": None}
-    text = progress(recent=stalled, prompt_blocks=0, hit_blocks=0)
-    for part in ("r 0.00 w 0.00 GiB/s", "0 IOPS", "r p99 —", "hit —"):
-        assert part in text
-
-
-@pytest.mark.parametrize("backend", ["null", "memory"])
-def test_without_a_directory_there_is_no_free_space(backend: str) -> None:
-    assert "free" not in progress(make_plan(backend=backend), recent=RECENT)
-    assert "free" not in progress(make_plan(backend=backend), phase="population")
-
-
-def test_population_tells_how_much_is_stored_and_what_is_free() -> None:
-    text = progress(sound_plan(), phase="population", cached_blocks=1000, free_bytes=5 * GIB)
-    assert text.endswith("stored, free 5.00 GiB")
-
-
-@settings(deadline=None)
-@given(
-    name=st.from_regex(r"[a-z][a-z0-9.-]{0,60}", fullmatch=True),
-    t_s=st.floats(0, 99_999),
-    recent=st.none()
-    | st.fixed_dictionaries(
-        {
-            "operations_per_s": st.floats(0, 1e8),
-            "read_gib_per_s": st.floats(0, 999),
-            "write_gib_per_s": st.floats(0, 999),
-            "read_p99_ms": st.none() | st.floats(0, 1e6),
-        }
-    ),
-    free_bytes=st.none() | st.integers(0, 1 << 53),
-)
-def test_figures_fit_the_line_and_the_case_is_named_where_there_is_room(
-    name: str, t_s: float, recent: dict[str, Any] | None, free_bytes: int | None
-) -> None:
-    plan = sound_plan(scenario=name)
-    text = progress(plan, t_s=t_s, recent=recent, free_bytes=free_bytes)
-    assert len(f"[kv] {text}") < WIDTH
-    assert text.split(",")[-1].split("free ")[1].endswith(("GiB", "—"))
-    assert (plan.case in text) == (len(f"[kv] {plan.case} 1/3 ") + len(_figures(text)) < WIDTH)
-
-
-def _figures(text: str) -> str:
-    """The line without its head: from the elapsed seconds on."""
-    found = re.search(r"\d+ s[, ] ?r .*", text)
-    assert found is not None
-    return found[0]
 
 
 # --- over time ------------------------------------------------------------------------------

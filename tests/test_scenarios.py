@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+
 import pytest
 
 from pytest_kvcache.scenarios import LATER, PROFILES, SYNTHETIC, TRACE, Profile, Range
@@ -68,3 +71,18 @@ def test_a_context_holds_the_longest_first_turn(room: int) -> None:
 def test_the_tables_can_not_be_changed(table: dict[str, object]) -> None:
     with pytest.raises(TypeError):
         table["mine"] = None
+
+
+def test_the_table_of_the_documentation_is_what_its_generator_writes() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    page = runpy.run_path(str(docs / "scenarios.py"))["page"]
+    text = (docs / "scenarios.md").read_text(encoding="utf-8")
+    assert page(text) == text, "run python docs/scenarios.py"
+
+
+def test_the_table_of_the_documentation_names_every_number_of_a_scenario() -> None:
+    row = runpy.run_path(str(Path(__file__).parents[1] / "docs" / "scenarios.py"))["row"]
+    assert row("chat", PROFILES["chat"]) == (
+        "| `chat` | 512 (4 of them) | 64 to 512 | 32 to 256 | 50 to 200 | 4,096 | 12 |"
+        " 0.1 to 0.5 s | 512 MiB | 40% |"
+    )

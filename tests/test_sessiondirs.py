@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import subprocess
+from pathlib import Path
 
 import pytest
 
-from pytest_kvcache.sessiondirs import SessionDirs
+from pytest_kvcache.sessiondirs import (
+    SessionDirs,
+    temporary_directory,
+    usable_temporary_directory,
+)
 from tests.site import runs_as_root
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 GONE = 99_999_999  # above the kernel's largest pid
 NAMES = [f"prted.{GONE}", f"prterun.n1.{GONE}", f"ompi.{GONE}", "ompi.n1.1000"]
@@ -96,3 +98,45 @@ def test_a_directory_of_another_user_is_kept(tmp_path: Path) -> None:
     os.chown(path, 65534, 65534)
     before.remove_new()
     assert path.exists()
+
+
+# --- a directory that can be written to ------------------------------------------------------
+
+
+def test_the_directory_that_the_user_names_is_taken_if_files_can_be_made_there(
+    tmp_path: Path,
+) -> None:
+    assert usable_temporary_directory({"TMPDIR": str(tmp_path)}) == (tmp_path, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_of_the_variables_that_open_mpi_reads_counts(tmp_path: Path) -> None:
+    environ = {"TMPDIR": "", "TEMP": str(tmp_path), "TMP": "/other"}
+
+    assert temporary_directory(environ) == tmp_path
+    assert temporary_directory({}) == Path("/tmp")
+
+
+def test_another_directory_is_taken_where_the_first_can_not_be_written_to(tmp_path: Path) -> None:
+    absent, file = tmp_path / "absent", tmp_path / "file"
+    file.touch()
+    for first, why in ((absent, "No such file or directory"), (file, "Not a directory")):
+        found, refused = usable_temporary_directory({"TMPDIR": str(first)})
+        assert found is not None
+        assert found.is_dir()
+        assert refused[first] == why
+    assert not absent.exists()
+
+
+@pytest.mark.skipif(not runs_as_root(), reason="only root can mount")
+def test_a_full_directory_is_not_taken(tmp_path: Path) -> None:
+    command = ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(tmp_path)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("no mounts here")
+    try:
+        found, refused = usable_temporary_directory({"TMPDIR": str(tmp_path)})
+        assert found != tmp_path
+        assert refused[tmp_path] == "No space left on device"
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.mpi
 
+QUIET = ("--kv-metrics=read.gib_per_s", "--kv-allow-invalid")  # how fast it was is no question
+
 
 def test_another_address_of_this_host_is_this_host_for_the_launcher_too(real_site: Site) -> None:
-    result = real_site.real("--kv-hosts=127.0.0.2")
+    result = real_site.real(*QUIET, "--kv-hosts=127.0.0.2")
 
     assert result.ret == pytest.ExitCode.OK, output(result)[-3000:]
     assert real_site.case()["hosts"] == ["127.0.0.2"]
@@ -33,7 +35,7 @@ def test_a_job_of_pbs_runs_on_the_host_where_pytest_is(
     monkeypatch.setenv("PBS_JOBID", "7.head")
     monkeypatch.setenv("PBS_NODEFILE", str(nodes))
 
-    result = real_site.real()
+    result = real_site.real(*QUIET)
 
     assert result.ret == pytest.ExitCode.OK, output(result)[-3000:]
 
@@ -43,7 +45,7 @@ def test_what_open_mpi_says_of_a_component_that_is_not_there_is_the_reason(
 ) -> None:
     monkeypatch.setenv("OMPI_MCA_smsc", "no-such")
 
-    result = real_site.real()
+    result = real_site.real(*QUIET)
 
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     text = output(result)

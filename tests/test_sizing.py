@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,8 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_kvcache.errors import OptionError
+from pytest_kvcache.hosts import HostRanks, RankLayout
 from pytest_kvcache.models import MODELS
 from pytest_kvcache.options import build_options
+from pytest_kvcache.planning import Planner, name_cases
+from pytest_kvcache.registry import build_registry
 from pytest_kvcache.sizing import datasize_report
 from pytest_kvcache.units import MIB, format_bytes
 from tests.traces import REFERENCE, SHAREGPT, real_trace, trace_path
@@ -19,11 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from pytest_kvcache.options import Options
+    from pytest_kvcache.options import Options, Origin
     from tests.site import Site
 
-RANKS_ROW = re.compile(r" +(\d+) +(\d\S* \S+) +(\d\S* \S+) +(\d\S* \S+)")
-CURVE_ROW = re.compile(r" +(\d+) +\d\S* \S+ +(\d\.\d{4}) +(\d\.\d{4})")
+RANKS_ROW = re.compile(r" +(\d+) +(?:\d+ +)?(\d\S* \S+) +(\d\S* \S+) +(\d\S* \S+)")
+USERS_ROW = re.compile(r" +(\d+) +(\d+)(?: +\d\S* \S+){3}")
+CURVE_ROW = re.compile(r" +(\d+) +\d\S* \S+ +(\d\.\d{4}) +(\d\.\d{4})(?:   your .*)?")
 
 
 def typed(**texts: str | Sequence[str]) -> Options:
@@ -99,7 +104,7 @@ def test_a_working_set_grows_with_the_users() -> None:
 def test_the_calculation_is_the_plans() -> None:
     text = report(num_users="3", block_tokens="64", model="tiny-1b")
     blocks = int(fact(text, "working set per rank").split()[-2])
-    assert fact(text, "block") == f"64 tokens, {format_bytes(64 * 24_576)}"
+    assert fact(text, "block") == f"64 tokens (command line), {format_bytes(64 * 24_576)}"
     assert fact(text, "working set per rank").startswith(format_bytes(blocks * 64 * 24_576))
 
 
@@ -131,6 +136,83 @@ def test_what_does_not_fit_says_what_is_free(tmp_path: Path) -> None:
     assert fact(text, "storage capacity per rank").endswith(f"(90 % of what is free in {tmp_path})")
 
 
+# --- who the users are ----------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(1, 40), st.sampled_from(["mixed", "chat", "agent"]), st.integers(16, 512))
+def test_all_ranks_need_as_many_times_what_one_needs(
+    users: int, scenario: str, tokens: int
+) -> None:
+    asked = typed(backend="null", num_users=str(users), scenario=scenario, block_tokens=str(tokens))
+    registry = build_registry()
+    planner = Planner(registry, "datasize", launches=False)
+    (one,) = name_cases(asked, registry)
+    single, _ = planner.size(asked, one)
+    for ranks in (2, 7):
+        layout = RankLayout(hosts=(HostRanks(name="127.0.0.1", ranks=ranks),))
+        assert planner.size(asked, replace(one, layout=layout)) == (single, ranks * single)
+
+
+def test_users_are_counted_per_rank_and_in_total() -> None:
+    text = report(num_users="7", context_scale="0.1")
+    assert fact(text, "users per rank") == "7 (command line)"
+    assert rows(text, USERS_ROW) == [(str(n), str(7 * n)) for n in (1, 2, 4, 8, 16, 32, 64)]
+
+
+def test_contexts_and_think_times_are_those_of_the_scenario() -> None:
+    text = report(scenario="chat", num_users="3")
+    assert fact(text, "longest context of a user") == "4,096 tokens, 4,096 on average"
+    assert fact(text, "think time") == "0.1 to 0.5 s"
+    mixed = report(num_users="20")  # 8 chat, 5 coding, 3 document, 4 agent
+    mean = (8 * 4_096 + 5 * 25_000 + 3 * 16_384 + 4 * 32_768) / 20
+    assert fact(mixed, "longest context of a user") == (
+        f"4,096 to 32,768 tokens, {mean:,.0f} on average"
+    )
+    assert fact(mixed, "think time") == "0.1 to 1.5 s"
+
+
+def test_contexts_of_any_length_are_sized_for_one_user_and_for_all() -> None:
+    text = report(model="llama3.1-70b-instruct", num_users="200")
+    size = 32_768 * 327_680
+    assert fact(text, "context of a user, tokens").split() == [
+        "4,096",
+        "8,192",
+        "32,768",
+        "131,072",
+    ]
+    assert format_bytes(size) in fact(text, "one user")
+    assert f"{format_bytes(200 * size)} " in f"{fact(text, '200 users')} "
+
+
+def test_what_comes_from_an_ini_file_is_said_before_anything_else() -> None:
+    given_texts: dict[str, tuple[str, Origin]] = {
+        "backend": ("null", "ini"),
+        "num_users": ("50", "command line"),
+        "context_scale": ("0.05", "ini"),
+        "block_tokens": ("4", "ini"),
+    }
+    text = datasize_report(build_options(given_texts))
+    assert text.startswith("From the ini file: context_scale = 0.05, block_tokens = 4. The command")
+    assert fact(text, "users per rank") == "50 (command line)"
+    assert fact(text, "context scale") == "0.05 (ini file)"
+    assert fact(text, "block").startswith("4 tokens (ini file), ")
+
+
+def test_defaults_are_called_so_and_no_ini_file_is_named() -> None:
+    text = report()
+    assert "ini file" not in text
+    assert fact(text, "users per rank") == "100 (default)"
+    assert fact(text, "context scale") == "1 (default)"
+
+
+def test_a_capacity_below_the_working_set_says_what_part_it_holds() -> None:
+    text = report(num_users="3", storage_capacity_gb="1")
+    need = int(fact(text, "working set per rank").split()[-2])
+    assert f"{32 / need:.0%} of the working set; how much is hit then depends" in text
+    assert "of the working set; how" not in report(num_users="3")
+
+
 # --- traces ---------------------------------------------------------------------------------
 
 
@@ -138,9 +220,26 @@ def test_a_trace_gets_its_hit_ratio_by_capacity(trace: str) -> None:
     text = report(trace=trace, model="tiny-1b")
     assert "0.4444 at most" in text
     curve = rows(text, CURVE_ROW)
-    assert curve[-1] == ("4", "0.4444", "0.4444")
+    assert curve[-2:] == [("4", "0.4444", "0.4444"), ("5", "0.4444", "0.4444")]
     blocks = [int(row[0]) for row in curve]
     assert blocks == sorted(blocks)
+
+
+def test_the_users_own_capacity_has_a_row_of_its_own(trace: str) -> None:
+    text = report(trace=trace, model="tiny-1b", storage_capacity_gb="24MiB")  # two blocks
+    (own,) = [line for line in text.splitlines() if "your" in line]
+    assert own.split()[:1] == ["2"]
+    assert own.endswith("0.2222            0.2222   your 24 MiB")
+    everything = report(trace=trace, model="tiny-1b")
+    (own,) = [line for line in everything.splitlines() if "your" in line]
+    assert own.endswith(f"   your {format_bytes(5 * 512 * 24_576)}")
+
+
+def test_a_trace_says_what_it_is_before_it_is_sized(trace: str) -> None:
+    text = report(trace=trace, model="tiny-1b")
+    assert fact(text, "trace") == "4 requests within 3 s, timestamps in s"
+    assert "in milliseconds its 4 requests come within" in text
+    assert fact(text, "prompt") == "1,024 to 1,536 tokens, 1,152 on average"
 
 
 def test_the_hit_ratio_of_a_trace_is_that_of_all_its_cycles(trace: str) -> None:

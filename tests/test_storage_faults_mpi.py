@@ -285,7 +285,7 @@ def test_a_measuring_clock_that_runs_backwards_fails_the_trial(
 ) -> None:
     with_clock(real_site, monkeypatch, MONOTONIC_CLOCK_THAT_STEPS)
     with leaving_nothing(real_site):
-        result = real_site.real()
+        result = real_site.real("--kv-allow-preload")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     cause = the_cause(output(result))
     # It may have stepped while nothing was under way.

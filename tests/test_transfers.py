@@ -15,8 +15,13 @@ from pytest_kvcache.backends.protocol import BackendPlan
 from pytest_kvcache.cache.index import Admission, CacheIndex, Slot
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.payload import ChunkBuffer, Payload
-from pytest_kvcache.recorder import READ, WRITE, Recorder, Window
-from pytest_kvcache.transfers import DELETE, Operation, TransferPool, TransferSettings
+from pytest_kvcache.recorder import DELETE, READ, WRITE, Recorder, Window
+from pytest_kvcache.transfers import (
+    _QUICK_CALL_NS,
+    Operation,
+    TransferPool,
+    TransferSettings,
+)
 from tests.factories import (
     HOST,
     PAGE,
@@ -604,16 +609,21 @@ def check_threads_of_a_burst(
     pool.pool.start()
     for slot in pool.slots(*range(200)):  # one by one: all threads share the clock
         pool.carry_out(WRITE, slot)
-    wait_for(lambda: not pool.pool.busy)
+    wait_for(lambda: asleep(pool) == 4)
     backend.inside.clear()
     backend.held.clear()
     pool.submit(WRITE, *pool.slots(*range(200, 208)))
     wait_for(lambda: len(backend.inside) == threads)
-    time.sleep(0.05)  # a thread too many would be there by now
-    assert len(backend.inside) == threads
+    with pool.lock:  # a thread too many would have been woken by now, though not be here
+        assert asleep(pool) == 4 - threads
     backend.held.set()
     pool.wait(208)
     pool.close()
+
+
+def asleep(pool: Pool) -> int:
+    """How many threads nobody has woken."""
+    return len(vars(pool.pool._work)["_waiters"])
 
 
 def test_calls_that_take_their_time_are_made_by_all_threads(clock: FakeClock) -> None:
@@ -636,21 +646,24 @@ def test_calls_that_become_slow_bring_all_threads_to_work_on_what_is_queued(
     pool.pool.start()
     for slot in pool.slots(*range(200)):
         pool.carry_out(WRITE, slot)
-    wait_for(lambda: not pool.pool.busy)
-    backend.inside.clear()
+    wait_for(lambda: asleep(pool) == 4)
     backend._call_ns = 20_000
     more = iter(pool.slots(*range(300, 5_300)))
 
     def one_for_one(operation: Operation) -> None:  # as users do, who ask again at once
         pool._complete(operation)
-        if len(backend.inside) < 4 and (slot := next(more, None)) is not None:
-            pool.pool.submit(WRITE, [slot], None)
+        if backend.held.is_set() and pool.pool._call_ns >= _QUICK_CALL_NS:
+            backend.inside.clear()
+            backend.held.clear()  # whoever makes a call from now on stays in it
+        pool.pool.submit(WRITE, [next(more)], None)
 
     pool.pool._on_complete = one_for_one
     pool.submit(WRITE, *pool.slots(*range(200, 208)))
+    wait_for(lambda: len(backend.inside) == 4)
+    pool.pool._on_complete = pool._complete
+    backend.held.set()
     wait_for(lambda: not pool.pool.busy)
     pool.close()
-    assert len(backend.inside) == 4
 
 
 def test_a_queue_that_no_thread_has_looked_at_yet_is_busy() -> None:

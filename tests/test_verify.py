@@ -10,6 +10,7 @@ import pytest
 
 from pytest_kvcache.backends.file import FileBackend
 from pytest_kvcache.errors import KVCacheError, ResultError
+from pytest_kvcache.preloads import Wrapper
 from pytest_kvcache.results import CaseResult, RunResult, TrialResult
 from pytest_kvcache.verdicts import evaluate_trial
 from pytest_kvcache.verify import verify_run
@@ -21,6 +22,7 @@ from tests.factories import (
     run_rank,
     sound_plan,
     sound_record,
+    surroundings,
     tireless_scenarios,
 )
 
@@ -121,9 +123,9 @@ FREE = [
     r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.(pid|peak_rss_bytes|cores|population_s|store_stall_s)",
     # Of these only the extremes over all ranks, or a threshold, are derived.
     r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.(start_s|stop_s|drained_s|mean_depth)",
-    r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.(read|write)_p95_ms",
+    r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.(read|write|delete)_p95_ms",
     r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.surroundings\.cpu_periods",
-    r"cases\.\d+\.trials\.\d+\.clock\.controller_most_s",
+    r"cases\.\d+\.trials\.\d+\.clock\.(controller_most_s|drift_rank)",
     # The most trials that it might have had: a run that is cut off has fewer.
     r"cases\.\d+\.looks\.\d+",
     # Within its bin.
@@ -358,6 +360,17 @@ def test_an_invalid_trial_is_ok_only_if_that_was_allowed() -> None:
     assert any("['CACHED_READS'] invalidate it" in problem for problem in problems)
     allowed = sound_plan(origins={"allow_invalid": "command line"})
     assert verify_run(sound_run(allowed, device_read_bytes=0)) == []
+
+
+def test_an_allowed_preload_allows_no_other_invalid_verdict() -> None:
+    shim = Wrapper(library="/opt/shim.so", functions=("fsync",))
+    wrapped: dict[str, Any] = {"surroundings": surroundings(wrappers=(shim,))}
+    problems = verify_run(sound_run(**wrapped))
+    assert any("['PRELOADED'] invalidate it" in problem for problem in problems)
+    allowed = sound_plan(origins={"allow_preload": "ini"})
+    assert verify_run(sound_run(allowed, **wrapped)) == []
+    problems = verify_run(sound_run(allowed, device_read_bytes=0, **wrapped))
+    assert any("['CACHED_READS'] invalidate it" in problem for problem in problems)
 
 
 def test_an_open_loop_without_its_wake_ups_is_found() -> None:

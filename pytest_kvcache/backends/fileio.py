@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from pytest_kvcache.backends.protocol import PAGE_BYTES
 from pytest_kvcache.errors import StorageError
+from pytest_kvcache.mounts import MEMORY_TYPES, TYPE_NUMBERS, statfs_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     Transfer = Callable[[int, Sequence[memoryview | mmap.mmap], int], int]
 
+# Where the page cache is the storage; its own verdict tells that.
+_MEMORY = frozenset(number for number, names in TYPE_NUMBERS.items() if names <= MEMORY_TYPES)
 _REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP)
 
 
@@ -36,8 +39,9 @@ def direct_refusal(
     """Why the filesystem of ``path`` refuses direct I/O; None if it takes it.
 
     Decided by writing and reading one aligned page of a new file ``path``, removed
-    again: some filesystems accept the open and refuse the transfer. Raises OSError for
-    any other failure than a refusal.
+    again: some filesystems accept the open and refuse the transfer, others accept both and
+    go through the page cache all the same (ext4 with data=journal). Raises OSError for any
+    other failure than a refusal.
     """
     page = mmap.mmap(-1, PAGE_BYTES)
     page.write(os.urandom(PAGE_BYTES))
@@ -46,6 +50,7 @@ def direct_refusal(
         fd = opener(path, os.O_RDWR | os.O_CREAT | os.O_DIRECT, 0o600)
         try:
             writer(fd, (page,), 0)
+            through_cache = is_cached(fd) and statfs_type(fd) not in _MEMORY
             page[:] = bytes(PAGE_BYTES)
             reader(fd, (page,), 0)
         finally:
@@ -56,6 +61,8 @@ def direct_refusal(
         return os.strerror(error.errno)
     finally:
         Path(path).unlink(missing_ok=True)
+    if through_cache:
+        return "what is written goes through the page cache"
     return None if bytes(page) == written else "a page came back changed"
 
 

@@ -1,11 +1,16 @@
-"""Whether the load was right: too little for the storage, or more than it takes. Pure."""
+"""Whether the load was right: too little for the storage, or more than it takes. Pure.
+
+At most one of three is said of a trial. ``OVERLOADED``: requests of an open loop pile up.
+``UNSATURATED``: the storage had fewer operations than it may have at a time. ``SATURATED``:
+it had all it may have, and more waited in our own queue than were served.
+"""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Any
 
-from pytest_kvcache.results import Verdict
+from pytest_kvcache.results import Verdict, ratio
 from pytest_kvcache.workloads.openloop import interval_cv
 
 if TYPE_CHECKING:
@@ -16,47 +21,130 @@ if TYPE_CHECKING:
 _SATURATED_SHARE = 0.5  # of the queue depth in flight on average
 _BACKLOG_SHARE = 0.05  # of the offered requests that may wait for the storage at the end
 _CHANCE = 3.0  # standard deviations that chance may make
+_LATE_SHARE = 0.5  # of the response times that the harness may make by itself
 
 
 def whether_the_load_was_right(data: Mapping[str, Any], plan: Plan) -> Iterator[Verdict]:
-    """Queues of an open loop, and depths below the storage's limit."""
-    if plan.open_loop or data["wakeup"] is not None:
-        yield from _whether_requests_piled_up(data["requests"], plan)
+    """Queues of an open loop, depths below the storage's limit, and our own queue."""
     depths = [rank["mean_depth"] for rank in data["ranks"]]
     known = [depth for depth in depths if depth is not None]
-    if known and sum(known) / len(known) < _SATURATED_SHARE * plan.queue_depth:
-        speed = "this is the load's speed, not the storage's limit"
-        if plan.open_loop:
-            speed = f"an open loop below the storage's limit has the load's speed: {_faster(plan)}"
-        yield Verdict.of(
-            "UNSATURATED",
-            f"{sum(known) / len(known):.1f} of {plan.queue_depth} transfers were in flight"
-            f" per rank on average; {speed}",
+    depth = sum(known) / len(known) if known else None
+    busy = depth is None or depth >= _SATURATED_SHARE * plan.queue_depth
+    piled = None
+    if plan.open_loop or data["wakeup"] is not None:
+        piled = _pile(data, plan, busy=busy)
+    if piled is not None:
+        yield _overloaded(piled, plan, busy=busy)
+    elif not busy and depth is not None:
+        yield _unsaturated(depth, data, plan)
+    elif (waits := _waits(data)) is not None and waits[0] > waits[1]:
+        yield _saturated(*waits, data, plan)
+
+
+def _overloaded(piled: str, plan: Plan, *, busy: bool) -> Verdict:
+    slower = "--kv-request-rate" if plan.trace is None else "--kv-trace-speedup"
+    why = f"the storage can't follow, and response times are those of a queue: lower {slower}, or"
+    why = f"{why} take faster storage (where wakeup is as long, it is the harness: more ranks)"
+    if not busy:
+        why = (
+            "not for the storage, which had few of them at a time, but for each other's blocks or"
+            f" for the harness: more --kv-num-users, a lower {slower}, or where wakeup is as long"
+            " as request, more ranks"
         )
+    return Verdict.of("OVERLOADED", f"{piled}; {why}")
 
 
-def _whether_requests_piled_up(requests: Mapping[str, Any], plan: Plan) -> Iterator[Verdict]:
-    """Of an open loop: what was left at the end, and whether ever more were waiting.
+def _unsaturated(depth: float, data: Mapping[str, Any], plan: Plan) -> Verdict:
+    speed = "this is the load's speed, at most what the users ask for, not the storage's limit"
+    if plan.open_loop:
+        speed = f"an open loop below the storage's limit has the load's speed: {_faster(plan)}"
+        if plan.request_rate is not None and _in_flight(data) > plan.users * plan.np / 2:
+            speed = (
+                f"{speed}; {plan.users} users per rank are so few that their requests wait for"
+                " each other: more --kv-num-users"
+            )
+    waits = _waits(data)
+    if waits is not None and waits[0] > waits[1]:
+        speed = (
+            f"{speed}; operations still waited {waits[0]:.3g} ms on average, for those that were"
+            " asked for at the same moment: load.* is as long with this --kv-queue-depth only"
+        )
+    text = (
+        f"{depth:.1f} of {plan.queue_depth} transfers were in flight per rank on average; {speed}"
+    )
+    return Verdict.of("UNSATURATED", text)
 
-    Simulated generation is no waiting; storing what was answered is.
+
+def _saturated(waited_ms: float, served_ms: float, data: Mapping[str, Any], plan: Plan) -> Verdict:
+    p95_ms = data["queue"]["ms"]["p95"]
+    tail = "" if p95_ms is None else f" (p95 {p95_ms:.3g} ms)"
+    fewer = "fewer --kv-num-users"
+    if plan.open_loop:
+        fewer = f"a lower {'--kv-request-rate' if plan.trace is None else '--kv-trace-speedup'}"
+    return Verdict.of(
+        "SATURATED",
+        f"operations waited {waited_ms:.3g} ms{tail} in the rank's own queue and were served in"
+        f" {served_ms:.3g} ms on average, {plan.queue_depth} at a time: load.* and request.* are"
+        " mostly queueing, read.* and write.* are service times at this depth; this is the"
+        f" storage's limit at it. For latency {fewer}, for more bandwidth another --kv-queue-depth"
+        " or more ranks",
+    )
+
+
+def _waits(data: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Mean wait in our queue and mean service time of reads and writes, ms; None: no operation."""
+    waited_ms = data["queue"]["ms"]["mean"]
+    sections = [data[kind] for kind in ("read", "write") if data[kind]["count"]]
+    count = sum(section["count"] for section in sections)
+    served_ms = ratio(sum(s["count"] * s["ms"]["mean"] for s in sections), count)
+    return None if waited_ms is None or served_ms is None else (waited_ms, served_ms)
+
+
+def _in_flight(data: Mapping[str, Any]) -> float:
+    """Requests that waited for the storage, on average, in the half that had more."""
+    return max((half for half in data["requests"]["half_waiting"] if half is not None), default=0.0)
+
+
+def _pile(data: Mapping[str, Any], plan: Plan, *, busy: bool) -> str | None:
+    """Of an open loop: what was left at the end, or that ever more were waiting; None: neither.
+
+    Simulated generation is no waiting; storing what was answered is. What is under way when
+    a window ends is no pile: as much was under way before (by Little's law the rate times
+    the response time), give or take what chance makes of it.
     """
+    requests = data["requests"]
     offered, waiting = requests["offered"], requests["backlog"] - requests["generating"]
     left = requests["dropped"] + waiting + requests["storing"]
-    why = None
-    if left > max(plan.np, _BACKLOG_SHARE * offered):
-        why = f"{left} of {offered} requests were dropped, unanswered or not stored at the end"
-    elif _is_growing(requests, plan):
+    usual = requests["half_waiting"][0] or 0.0
+    chance = _CHANCE * _cv(plan) * math.sqrt(usual)
+    piled = left > max(plan.np, _BACKLOG_SHARE * offered, usual + chance)
+    if requests["dropped"] or (piled and (busy or not _users_were_few(left, data, plan))):
+        return f"{left} of {offered} requests were dropped, unanswered or not stored at the end"
+    if _is_growing(requests, plan):
         first, second = requests["half_waiting"]
-        why = f"from {first:.0f} in the first half of the window to {second:.0f} in the second one"
-        why = f"the requests that wait for the storage grew {why}"
-    if why is not None:
-        slower = "--kv-request-rate" if plan.trace is None else "--kv-trace-speedup"
-        yield Verdict.of(
-            "OVERLOADED",
-            f"{why}; the storage can't follow, and response times are those of a queue: lower"
-            f" {slower}, or take faster storage (where wakeup is as long, it is the harness: more"
-            " ranks)",
+        return (
+            "the requests that wait for the storage grew from"
+            f" {first:.0f} in the first half of the window to {second:.0f} in the second one"
         )
+    return None
+
+
+def _users_were_few(left: int, data: Mapping[str, Any], plan: Plan) -> bool:
+    """Whether what is left is at most a request of each user, and the harness was in time.
+
+    Then they wait for each other's blocks: a storage with few operations is not the reason.
+    """
+    if plan.request_rate is None or left > plan.users * plan.np:
+        return False
+    late, took = (
+        None if data[name] is None else data[name]["ms"]["mean"] for name in ("wakeup", "request")
+    )
+    return late is None or (took is not None and late < _LATE_SHARE * took)
+
+
+def _cv(plan: Plan) -> float:
+    """Of the times between arrivals."""
+    return 1.0 if plan.arrival is None else interval_cv(plan.arrival)
 
 
 def _is_growing(requests: Mapping[str, Any], plan: Plan) -> bool:
@@ -69,8 +157,7 @@ def _is_growing(requests: Mapping[str, Any], plan: Plan) -> bool:
     first, second = requests["half_waiting"]
     if first is None or second is None:
         return False
-    cv = 1.0 if plan.arrival is None else interval_cv(plan.arrival)
-    return bool(second - first > _CHANCE * cv * math.sqrt(requests["offered"] / 2))
+    return bool(second - first > _CHANCE * _cv(plan) * math.sqrt(requests["offered"] / 2))
 
 
 def _faster(plan: Plan) -> str:

@@ -74,21 +74,25 @@ def whether_it_is_proven(data: Mapping[str, Any]) -> Iterator[Verdict]:
     if not is_storage(data) or is_memory(data):
         return
     reads, writes = reads_of(data), writes_of(data)
-    unproven = []
-    for name, direction in (("reads", reads), ("writes", writes)):
-        if direction.against == "UNPROVEN":
-            unproven.append(f"{name}: {direction.why}")
-        elif direction.against is not None:
-            yield Verdict.of(direction.against, f"{direction.why}; {_ADVICE[name]}")
+    if reads.against == "CACHED_READS":
+        yield Verdict.of(
+            "CACHED_READS",
+            f"{reads.why}; the rest came out of a cache, use --kv-io=direct or more data than"
+            " memory",
+        )
+    if writes.against == "CACHED_WRITES":
+        yield Verdict.of(
+            "CACHED_WRITES",
+            f"{writes.why}; look for a preloaded library (LD_PRELOAD), a filesystem that takes"
+            " O_DIRECT and caches all the same, a loop device without direct I/O",
+        )
+    unproven = [
+        f"{name}: {way.why}"
+        for name, way in (("reads", reads), ("writes", writes))
+        if way.against == "UNPROVEN"
+    ]
     if unproven:
         yield Verdict.of("UNPROVEN", "not proven to have reached a device: " + "; ".join(unproven))
-
-
-_ADVICE = {
-    "reads": "the rest came out of a cache, use --kv-io=direct or more data than memory",
-    "writes": "the rest stayed in a cache: look for a library that is preloaded (LD_PRELOAD), a"
-    " filesystem that takes O_DIRECT and caches all the same, a loop device without direct I/O",
-}
 
 
 def whether_others_used_it(data: Mapping[str, Any]) -> Iterator[Verdict]:

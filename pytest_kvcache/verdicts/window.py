@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 from statistics import median_low
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.recorder import widest_slice_s
 from pytest_kvcache.results import Verdict
+from pytest_kvcache.series import KINDS
+from pytest_kvcache.stalls import EVERY
+from pytest_kvcache.steadiness import largest_change
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_kvcache.plan import Plan
+    from pytest_kvcache.steadiness import Change
 
 _SHORT_WINDOW_S = 30.0
 _STEADY_DIFFERENCE = 0.05  # between the hit ratios of the window's halves
 _COMMON_SHARE = 0.9  # of the longest rank's window that all ranks must share
 _SLOW_FACTOR = 4.0  # between the slowest host's time for an operation and a typical one's
 _ENOUGH_OPERATIONS = 30  # of a rank, to tell a slow host from chance
+_ENOUGH_OF_A_RANK = 100  # to tell it from the others of its host
+_BANDWIDTH_CHANGE = 0.25  # of the larger one: twice what a busy but healthy disk's halves differ
+# Likewise. Bins of the series are an eighth wide; a p99 rests on the slowest hundredth, and
+# varies by itself.
+_LATENCY_CHANGES = MappingProxyType({"p50": 0.33, "p99": 0.5})
+_BUSY_INTERVAL = 10  # operations on average, for its bytes to be a bandwidth
+_GIB = 1 << 30
+_SOME = 3  # ranks are named
 _LONG_PAUSE_S = 1.0  # between two looks of a rank that looks around every 0.1 s
 
 
@@ -32,14 +45,84 @@ def whether_the_window_holds(data: Mapping[str, Any], plan: Plan) -> Iterator[Ve
         )
     yield from _whether_all_were_there(data, plan)
     yield from _whether_a_host_was_slow(data, plan)
+    yield from _whether_a_rank_was_slow(data, plan)
     yield from _whether_a_rank_stood_still(data)
-    first, second = data["cache"]["half_hit_ratios"]
-    if first is not None and second is not None and abs(first - second) > _STEADY_DIFFERENCE:
+    yield from _whether_the_storage_stood_still(data, plan)
+    changes = [*_changes(data, plan)]
+    if changes:
         yield Verdict.of(
             "NOT_STEADY",
-            f"the hit ratio went from {first:.2f} to {second:.2f} within the window; a"
-            " longer --kv-ramp or --kv-duration lets it settle",
+            f"{'; '.join(changes)}: figures of the whole window are those of neither part; a"
+            " longer --kv-ramp or --kv-duration lets caches, credits and garbage collection settle",
         )
+
+
+def _changes(data: Mapping[str, Any], plan: Plan) -> Iterator[str]:
+    """What was not the same throughout the window."""
+    first, second = data["cache"]["half_hit_ratios"]
+    if first is not None and second is not None and abs(first - second) > _STEADY_DIFFERENCE:
+        yield f"the hit ratio went from {first:.2f} to {second:.2f} within the window"
+    series = data["series"]
+    for kind in KINDS:
+        operations = series[f"{kind}s"]
+        busy = operations and sum(operations) >= _BUSY_INTERVAL * len(operations)
+        if busy and plan.trace is None:  # a replay's load is its trace's
+            rates = [moved / series["interval_s"] / _GIB for moved in series[f"{kind}_bytes"]]
+            change = largest_change(rates, _BANDWIDTH_CHANGE)
+            if change is not None:
+                yield f"{kind}s went from {_when(change, 'GiB/s', [*range(len(rates))], series)}"
+        for percentile, limit in _LATENCY_CHANGES.items():
+            told = enumerate(series[f"{kind}_{percentile}_ms"])
+            known = [(point, value) for point, value in told if value is not None]
+            change = largest_change([value for _point, value in known], limit)
+            if change is not None:
+                where = _when(change, "ms", [point for point, _value in known], series)
+                yield f"the {percentile} of {kind}s went from {where}"
+
+
+def _when(change: Change, unit: str, points: Sequence[int], series: Mapping[str, Any]) -> str:
+    """The two medians, and which seconds of the window they are of."""
+    spans = [
+        f"{points[begin] * series['interval_s']} to {(points[end - 1] + 1) * series['interval_s']}"
+        for begin, end in (change.first, change.second)
+    ]
+    return (
+        f"{change.before:.3g} to {change.after:.3g} {unit} (medians of the seconds {spans[0]} and"
+        f" {spans[1]} of the window)"
+    )
+
+
+def _whether_the_storage_stood_still(data: Mapping[str, Any], plan: Plan) -> Iterator[Verdict]:
+    """Times in which nothing was completed, though something was in flight."""
+    stalls = data["stalls"]
+    if not stalls["count"]:
+        return
+    longest = f"{stalls['longest_s']:.1f} s, from {stalls['longest_begin_s']:.1f} s into the window"
+    how_long = f"for {longest}"
+    if stalls["count"] > 1:
+        how_long = (
+            f"{stalls['count']} times, for {stalls['total_s']:.1f} s in all, the longest {longest}"
+        )
+    what = "operation" if EVERY in stalls["kinds"] else " and no ".join(stalls["kinds"])
+    yield Verdict.of(
+        "STALL",
+        f"the storage stood still {how_long}: no {what}{_of_whom(data, plan)} was completed while"
+        f" some were in flight; at most {plan.queue_depth} operations per rank are slow by that, so"
+        " percentiles of reads and writes look no worse for it: see load.max_ms, request.p99_ms"
+        " and the series",
+    )
+
+
+def _of_whom(data: Mapping[str, Any], plan: Plan) -> str:
+    """Which ranks stood still, where there are several."""
+    affected = [rank for rank in data["ranks"] if rank["stalls"]]
+    if plan.np == 1:
+        return ""
+    if len(affected) == plan.np:
+        return " of any rank" if data["stalls"]["all_ranks_s"] else " of one rank or another"
+    names = ", ".join(f"{rank['rank']} on {rank['host']}" for rank in affected[:_SOME])
+    more = f" and {len(affected) - _SOME} more" if len(affected) > _SOME else ""
+    return f" of {len(affected)} of {plan.np} ranks (rank {names}{more})"
 
 
 def _whether_all_were_there(data: Mapping[str, Any], plan: Plan) -> Iterator[Verdict]:
@@ -90,6 +173,35 @@ def _whether_a_host_was_slow(data: Mapping[str, Any], plan: Plan) -> Iterator[Ve
             return
 
 
+def _whether_a_rank_was_slow(data: Mapping[str, Any], plan: Plan) -> Iterator[Verdict]:
+    """The same between the ranks of one host, which share its storage."""
+    if plan.trace is not None:
+        return
+    window_s = data["window_s"]
+    hosts: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
+    for rank in data["ranks"]:
+        took_s = _operation_s([rank], window_s)
+        stood = rank["stalls"]  # which is said by itself, and would be most of the time it took
+        if took_s is not None and _done(rank) >= _ENOUGH_OF_A_RANK and not stood:
+            hosts.setdefault(rank["host"], []).append((took_s, rank))
+    for host, times in hosts.items():
+        typical_s = median_low(took_s for took_s, _rank in times)
+        took_s, rank = max(times, key=lambda pair: pair[0])
+        if took_s > _SLOW_FACTOR * typical_s:
+            yield Verdict.of(
+                "SKEWED",
+                f"rank {rank['rank']} took {took_s * 1e3:.3g} ms for an operation where a typical"
+                f" rank of its host {host} takes {typical_s * 1e3:.3g} ms; a result of both is that"
+                " of neither, look for what slows that rank",
+            )
+            return
+
+
+def _done(rank: Mapping[str, Any]) -> int:
+    """Operations of a rank's window."""
+    return sum(rank[f"{kind}_count"] for kind in ("read", "write", "delete"))
+
+
 def _whether_a_rank_stood_still(data: Mapping[str, Any]) -> Iterator[Verdict]:
     known = [rank for rank in data["ranks"] if rank["longest_pause_s"] is not None]
     longest = max(known, key=lambda rank: rank["longest_pause_s"], default=None)
@@ -110,7 +222,7 @@ def _at_least_s(
     One that did nothing at all fails its trial as idle.
     """
     in_flight: float = sum(rank["mean_depth"] or 0.0 for rank in ranks)
-    done: int = sum(rank["read_count"] + rank["write_count"] for rank in ranks)
+    done: int = sum(_done(rank) for rank in ranks)
     if not done or in_flight * window_s / typical_s < _SLOW_FACTOR * _ENOUGH_OPERATIONS * len(
         ranks
     ):
@@ -120,7 +232,7 @@ def _at_least_s(
 
 def _operation_s(ranks: Sequence[Mapping[str, Any]], window_s: float) -> float | None:
     """None where too few operations were made to tell a slow host from chance."""
-    done = sum(rank["read_count"] + rank["write_count"] for rank in ranks)
+    done = sum(_done(rank) for rank in ranks)
     depths = [rank["mean_depth"] for rank in ranks]
     if None in depths or done < _ENOUGH_OPERATIONS * len(ranks):
         return None

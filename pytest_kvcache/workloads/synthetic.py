@@ -190,14 +190,20 @@ class SyntheticFamily:
     def need(self, context: WorkloadContext) -> Need:
         """System prompts once, every user's own context at its longest."""
         blocks = 0
-        quota = user_quota(self.weights, context.users)
-        for name in set(quota):
-            profile = scaled(PROFILES[name], context.context_scale)
-            count = quota.count(name)
+        for profile, count in self.users_of(context).values():
             shared = profile.system_tokens // context.block_tokens
             longest = profile.context_tokens // context.block_tokens
             blocks += min(count, profile.system_prompts) * shared + count * (longest - shared)
         return Need(working_set_blocks=blocks)
+
+    def users_of(self, context: WorkloadContext) -> dict[str, tuple[Profile, int]]:
+        """How the users behave, and how many of a rank behave so, by the profile's name."""
+        quota = user_quota(self.weights, context.users)
+        return {
+            name: (scaled(PROFILES[name], context.context_scale), quota.count(name))
+            for name in self.weights
+            if name in quota
+        }
 
     def build(self, context: WorkloadContext) -> Workload:
         """One rank's users."""

@@ -27,7 +27,7 @@ from tests.storage import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 
 def refuse(_path: str) -> str:
@@ -93,11 +93,21 @@ def plain_open(path: str, flags: int, mode: int) -> int:
 
 
 def test_a_page_that_comes_back_changed_is_a_refusal(tmp_path: Path) -> None:
-    def writer(fd: int, _buffers: object, offset: int) -> int:
-        return os.pwrite(fd, b"x" * PAGE, offset)
+    def reader(_fd: int, buffers: Sequence[Any], _offset: int) -> int:
+        buffers[0][:] = b"x" * PAGE
+        return PAGE
 
-    refusal = direct_refusal(str(tmp_path / "probe"), opener=plain_open, writer=writer)
+    refusal = direct_refusal(str(tmp_path / "probe"), reader=reader)
     assert refusal == "a page came back changed"
+
+
+def test_direct_writes_that_go_through_the_page_cache_are_a_refusal(tmp_path: Path) -> None:
+    """As on ext4 with data=journal, which accepts the open and the transfer."""
+    if probe_filesystem(str(tmp_path), "n1").is_tmpfs:
+        pytest.skip("tmpfs has nothing but the page cache")
+    refusal = direct_refusal(str(tmp_path / "probe"), opener=plain_open)
+    assert refusal == "what is written goes through the page cache"
+    assert not stored_files(tmp_path)
 
 
 def test_a_failure_that_is_no_refusal_is_not_taken_for_one(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ class Session:
         results = self.cluster.path("n0", RESULTS)
 
         def is_there() -> bool:
-            events = results.glob(f"*/{case}/trial-{trial}/events.jsonl")
+            events = results.glob(f"*/{case}/trial-{trial + 1}/events.jsonl")
             return any(f'"phase":"{phase}"' in path.read_text() for path in events)
 
         self._wait(is_there)

@@ -88,7 +88,7 @@ class Session:
         return found[0]
 
     def _measuring(self, trial: int) -> list[Path]:
-        events = self.place.glob(f"results/*/*/trial-{trial}/events.jsonl")
+        events = self.place.glob(f"results/*/*/trial-{trial + 1}/events.jsonl")
         return [path.parent for path in events if '"phase":"window"' in path.read_text()]
 
     def nothing_is_left(self) -> bool:

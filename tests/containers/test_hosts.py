@@ -113,7 +113,7 @@ def test_a_container_that_is_killed_on_another_host_fails_its_trial(hosts: Hosts
         "--kv-hosts", "n1", "n2", "--kv-np=2", "--kv-duration=60", "--kv-trials=1"
     )
     session.wait_for_phase("window", trial=0)
-    (name,) = (name for name in hosts.containers("n2") if name.endswith("trial-0"))
+    (name,) = (name for name in hosts.containers("n2") if name.endswith("trial-1"))
     hosts.engines["n2"].call("kill", name)
     text = session.end()
     assert session.process.returncode == 1, text

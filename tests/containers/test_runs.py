@@ -80,7 +80,7 @@ def test_a_dry_run_shows_the_container(start: Start) -> None:
     session = start("--kv-dry-run")
     text = session.end()
     assert session.process.returncode == 0, text
-    name = r"kvcache-\S+-mixed-tiny-1b-np2-trial-0"
+    name = r"kvcache-\S+-mixed-tiny-1b-np2-trial-1"
     assert re.search(rf"docker run --interactive --rm --pull never --name {name} ", text), text
     assert f" {IMAGE} {PYTHON} -m pytest_kvcache.containers.init " in text
     assert not any(session.place.glob("results/*"))

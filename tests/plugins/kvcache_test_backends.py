@@ -99,6 +99,58 @@ class LingeringBackend(_OnRankOne):
         time.sleep(float(os.environ["KVCACHE_TEST_LINGER_S"]))
 
 
+class StallingBackend(MemoryBackend):
+    """Every transfer takes 5 ms; some kinds of calls stand still between two moments.
+
+    ``KVCACHE_TEST_STALL`` is ``kinds from to [rank]``, such as ``get,put 2.5 4.5 1``; several
+    of them are separated by semicolons. The moments are seconds after the first call of
+    ``get_into``, ``put_from`` or ``delete`` that comes after ``KVCACHE_TEST_QUIET_S`` seconds
+    without any: the population is over then, and the ranks have agreed on a start.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._began: float | None = None
+        self._last = 0.0
+        rank = int(os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK", "1"))) - 1
+        parts = [part.split() for part in os.environ.get("KVCACHE_TEST_STALL", "").split(";")]
+        self._stalls = [
+            (kinds.split(","), float(begin), float(end))
+            for kinds, begin, end, *ranks in filter(None, parts)
+            if not ranks or int(ranks[0]) == rank
+        ]
+        self._more_s, self._from_s = map(
+            float, os.environ.get("KVCACHE_TEST_DRIFT", "0 1e9").split()
+        )
+
+    def _wait(self, kind: str) -> None:
+        now = time.monotonic()
+        if now - self._last > 0.04 and self._last and self._began is None:
+            self._began = now
+        self._last = now
+        time.sleep(0.005)
+        if self._began is None:
+            return
+        since = now - self._began
+        if since > self._from_s:
+            time.sleep(self._more_s)
+        for kinds, begin, end in self._stalls:
+            if kind in kinds and begin <= time.monotonic() - self._began < end:
+                time.sleep(max(0.0, end - (time.monotonic() - self._began)))
+
+    def put_from(self, key: str, offset: int, buffer: memoryview) -> None:
+        self._wait("put")
+        super().put_from(key, offset, buffer)
+
+    def get_into(self, key: str, offset: int, buffer: memoryview) -> None:
+        self._wait("get")
+        super().get_into(key, offset, buffer)
+
+    def delete(self, key: str) -> None:
+        self._wait("delete")
+        super().delete(key)
+
+
 class EarlyExitBackend(MemoryBackend):
     def open(self, plan: BackendPlan) -> None:  # type: ignore[override]  # it never returns
         os._exit(0)
@@ -116,5 +168,6 @@ def kvcache_backends() -> Mapping[str, Callable[[], Backend]]:
         "leaving": LeavingBackend,
         "hanging": HangingBackend,
         "lingering": LingeringBackend,
+        "stalling": StallingBackend,
         "early-exit": EarlyExitBackend,
     }

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 OPERATIONS = 2_000  # of each kind, in each trial: enough for p99
 BYTES_PER_S = 1 << 30  # of each direction and rank, at KVCACHE_TEST_FACTOR 1, in trial 0
 HOST = os.environ.get("KVCACHE_TEST_HOST")
-BLANKS = {"int": 0, "float": 0.0, "str": "", "bool": False}
+BLANKS = {"int": 0, "float": 0.0, "str": "", "bool": False, "tuple[Stall, ...]": ()}
+ABSENT = ("delete", "wakeup")  # sections in which nothing was recorded
 
 
 if HOST:  # a host of its own name has a lock of its own, so that tests need not wait
@@ -80,8 +81,9 @@ def blank_rank(**known: Any) -> RankResult:
 
 def blank_surroundings(span_s: float) -> Surroundings:
     """Surroundings of which the kernel tells nothing."""
-    known = {"span_s": span_s, "io_limits": (), "preloaded": (), "wrappers": ()}
-    return Surroundings(**{**dict.fromkeys(f.name for f in fields(Surroundings)), **known})
+    values: dict[str, Any] = dict.fromkeys(field.name for field in fields(Surroundings))
+    values |= {"span_s": span_s, "io_limits": (), "preloaded": (), "wrappers": ()}
+    return Surroundings(**values)
 
 
 def canned_rank(plan: Plan, rank: int, histogram: Histogram) -> RankResult:
@@ -123,6 +125,8 @@ def canned_record(plan: Plan) -> TrialRecord:
     """What ranks of this plan would have gathered."""
     histogram = Histogram()
     histogram.record(latencies_ns(plan.trial))
+    waits = Histogram()
+    waits.record(latencies_ns(plan.trial) // 2)
     window_s = plan.duration_s or 1.0
     ranks = tuple(canned_rank(plan, rank, histogram) for rank in range(plan.np))
     moved_bytes = {kind: sum(getattr(r, f"{kind}_bytes") for r in ranks) for kind in KINDS}
@@ -131,7 +135,10 @@ def canned_record(plan: Plan) -> TrialRecord:
         trial=plan.trial,
         window_s=window_s,
         ranks=ranks,
-        histograms={name: Histogram() if name == "wakeup" else histogram for name in SECTIONS},
+        histograms={
+            name: {**dict.fromkeys(ABSENT, Histogram()), "queue": waits}.get(name, histogram)
+            for name in SECTIONS
+        },
         series=even_series(plan.trial, window_s, moved_bytes),
         clock=ClockRecord(
             coordinator_s=plan.ramp_s + window_s, controller_least_s=None,
@@ -149,7 +156,8 @@ def tell_progress(plan: Plan, path: Path) -> None:
         events.write(
             "progress", t_s=float(second), phase="window", waiting=None, read_bytes=second << 30,
             write_bytes=second << 30, completed=second, prompt_blocks=4, hit_blocks=3,
-            cached_blocks=4, free_bytes=second << 40, recent=None if second == 1 else {
+            cached_blocks=4, free_bytes=second << 40, interval=None,
+            recent=None if second == 1 else {
                 "operations_per_s": 5_000.0, "read_gib_per_s": 1.0, "write_gib_per_s": 1.0,
                 "read_p99_ms": 1.5,
             },

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from typing import Any
+
+from pytest_kvcache.prooftext import describe_proof
+from pytest_kvcache.verdicts import evaluate_trial
+from tests.factories import PAGE, rank_result, sound_plan, sound_record, watch
+
+MIB = 1 << 20
+MOVED: dict[str, Any] = {
+    "requested_read_bytes": 512 * MIB, "device_read_bytes": 512 * MIB,
+    "requested_write_bytes": 100 * MIB, "device_write_bytes": 100 * MIB,
+    "distinct_read_bytes": 64 * MIB,
+}  # fmt: skip
+
+
+def told(**changes: Any) -> str:
+    plan = sound_plan()
+    record = sound_record(plan, [rank_result(0, **{**MOVED, **changes})])
+    return describe_proof(evaluate_trial(record, plan)[0]["proof"])
+
+
+def test_reads_and_writes_are_told_apart_with_what_was_compared() -> None:
+    seen = watch(read_bytes=520 * MIB, write_bytes=104 * MIB)
+    assert told(device=seen) == (
+        "reads: 512 MiB (64 MiB of them distinct), the kernel counted 100% for the ranks and sda"
+        " read 102%: PROVEN; writes: 100 MiB, sda wrote 104%: PROVEN"
+    )
+
+
+def test_writes_that_nobody_synced_are_never_called_moved() -> None:
+    text = told(io_mode="buffered", sync="none", device=watch(read_bytes=512 * MIB))
+    assert text.endswith("writes: 100 MiB, sda wrote 0%: UNPROVEN")
+
+
+def test_where_nobody_counts_that_is_said() -> None:
+    text = told(filesystem=None)
+    assert "reads: 512 MiB (64 MiB of them distinct), nobody counted any: UNPROVEN" in text
+
+
+def test_what_was_not_asked_for_is_not_told() -> None:
+    nothing = dict.fromkeys(("requested_read_bytes", "device_read_bytes"), 0)
+    assert told(**nothing).startswith("writes: ")
+    nothing |= dict.fromkeys(("requested_write_bytes", "device_write_bytes"), 0)
+    assert told(**nothing) == "nothing was read or written"
+
+
+def test_a_page_is_the_least_that_is_told() -> None:
+    assert told(requested_write_bytes=PAGE, device_write_bytes=PAGE).count("PROVEN") == 2
