@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.clocks import ClockRecord
@@ -69,6 +70,8 @@ def _record_faults(trial: TrialResult, plan: Plan, content: bytes) -> Iterator[s
             yield f"it can't be read as the trial's record ({error})"
         return
     if trial.data is not None:
+        # What the controller's own clock says of the window it wrote into the run file alone.
+        record = replace(record, clock=ClockRecord.from_json(trial.data["clock"]))
         data, _verdicts = evaluate_trial(record, plan.for_trial(trial.index))
         yield from _differences(data, trial.data, "")
 

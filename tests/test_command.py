@@ -267,7 +267,7 @@ def left_behind(site: Site) -> Path:
 
 
 def beside(run_file: Path, name: str) -> Path:
-    return run_file.parent / "mixed-tiny-1b-np2" / "trial-1" / name
+    return run_file.parent / "mixed-tiny-1b-np2" / "trial-2" / name
 
 
 def test_a_run_file_is_held_against_what_its_trials_left(
@@ -277,7 +277,7 @@ def test_a_run_file_is_held_against_what_its_trials_left(
     names = {"trial.json", "events.jsonl", "mpirun.log"}
     for index, trial in enumerate(data["cases"][0]["trials"]):
         assert set(trial["sources"]) == {
-            f"mixed-tiny-1b-np2/trial-{index}/{name}" for name in names
+            f"mixed-tiny-1b-np2/trial-{index + 1}/{name}" for name in names
         }
     capsys.readouterr()
     assert main(["verify", str(left_behind)]) == 0
@@ -291,7 +291,7 @@ def test_a_file_that_was_changed_afterwards_is_named(
     path = beside(left_behind, name)
     path.write_bytes(path.read_bytes() + b" ")
     assert main(["verify", str(left_behind)]) == 1
-    told = f"trial 1: mixed-tiny-1b-np2/trial-1/{name} is not the file that it was made of"
+    told = f"trial 1: mixed-tiny-1b-np2/trial-2/{name} is not the file that it was made of"
     assert told in capsys.readouterr().err
 
 
@@ -303,14 +303,14 @@ def test_a_run_file_whose_facts_were_made_up_consistently_contradicts_its_record
         rank["pid"] += 1  # nothing is derived from it
     left_behind.write_text(json.dumps(data))
     assert main(["verify", str(left_behind)]) == 1
-    assert "trial-1/trial.json: ranks[0].pid is" in capsys.readouterr().err
+    assert "trial-2/trial.json: ranks[0].pid is" in capsys.readouterr().err
 
 
 def test_a_run_file_alone_is_sound_in_itself(
     left_behind: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for index in (0, 1):
-        (left_behind.parent / "mixed-tiny-1b-np2" / f"trial-{index}" / "trial.json").unlink()
+        (left_behind.parent / "mixed-tiny-1b-np2" / f"trial-{index + 1}" / "trial.json").unlink()
     capsys.readouterr()
     assert main(["verify", str(left_behind)]) == 0
     assert capsys.readouterr().out.endswith("in itself: no trial's record lies beside it\n")
