@@ -3,9 +3,10 @@
 What lies before a moment is compared with what lies after it, for up to 20 moments; and
 thirds and quarters with each other; all parts have at least three intervals. Two of them
 differ if their medians do by more than a limit *and* the means of their logarithms by more
-than the scatter inside the parts can make: Student's two-sample t with a pooled variance (NIST/SEMATECH e-Handbook of Statistical Methods, section 1.3.5.3) beyond
-its 0.9999 quantile. Independent intervals pass it by chance in one of 5,000 comparisons,
-and the limit then keeps out most of those.
+than the scatter inside the parts can make: Student's two-sample t with a pooled variance
+(NIST/SEMATECH e-Handbook of Statistical Methods, section 1.3.5.3) beyond its 0.9999
+quantile. Independent intervals pass it by chance in one of 5,000 comparisons, and the limit
+then keeps out most of those.
 
 Imports nothing of the package.
 """
