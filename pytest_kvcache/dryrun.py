@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.plan import Plan
 
 _WIDTH = 79
-_START_S = 5.0  # until ranks are together, and until everything is cleared away
+_START_S = 8.0  # until ranks are together, and until everything is cleared away
 _BYTES_PER_S = 1 << 30  # assumed of what is stored before the window, and said
 _LABEL = 11  # columns of a fact's name
 _NAME = 21  # columns of an option's name
@@ -67,9 +67,7 @@ def describe_dry_run(found: DryRun, *, whole: bool) -> Iterator[str]:
 def _facts(found: DryRun) -> Iterator[str]:
     plan = found.plan
     yield from _fact("takes", time_needed(found.forecast, found.options))
-    # The first sentence is about the time.
-    sentences = list(describe_forecast(found.forecast, plan, found.options.trials.high))[1:]
-    for sentence in sentences:
+    for sentence in describe_forecast(found.forecast, plan, found.options.trials.high):
         label = next((label for label in ("writes", "hit ratio") if sentence.startswith(label)), "")
         yield from _fact(label, sentence.removeprefix(label).lstrip(": "))
     for line in found.storage:

@@ -15,7 +15,7 @@ import numpy as np
 
 from pytest_kvcache.cache.index import Blocked, CacheIndex
 from pytest_kvcache.cache.reuse import hit_curve
-from pytest_kvcache.units import format_bytes, format_duration
+from pytest_kvcache.units import format_bytes
 from pytest_kvcache.workloads.deal import deal
 from pytest_kvcache.workloads.phases import build_workload
 
@@ -67,15 +67,7 @@ def forecast(plan: Plan, trace: Trace | None, family: WorkloadFamily) -> Forecas
 
 
 def describe_forecast(found: Forecast, plan: Plan, trials: int) -> Iterator[str]:
-    """Sentences: how long, how much is written, and what the cache will hit."""
-    lasts = "as long as the storage takes for it"
-    if found.window_s is not None:
-        lasts = format_duration(found.window_s)
-    many = f"{trials} trials, each" if trials > 1 else "1 trial"
-    population = ""
-    if found.population_bytes:
-        population = f", {format_bytes(found.population_bytes)} stored before it"
-    yield f"{many} with a window of {lasts}{population}, and its start-up"
+    """Sentences: how much all trials write, and what the cache will hit."""
     if plan.needs_directory:
         yield _writes(found, plan, trials)
     yield _hits(found)

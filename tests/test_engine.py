@@ -6,14 +6,17 @@ from collections import OrderedDict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_kvcache.errors import ResultError, StalledError, StorageError
+from pytest_kvcache.forecast import forecast
 from pytest_kvcache.payload import ChunkBuffer, Payload
 from pytest_kvcache.recorder import WRITE
 from pytest_kvcache.registry import build_registry
+from pytest_kvcache.workloads.replay import ReplayFamily
 from tests.factories import (
     HOST,
     PAGE,
@@ -29,18 +32,20 @@ from tests.factories import (
     extremes,
     key_of,
     make_plan,
+    make_trace_plan,
     registry_of,
     run_rank,
     tireless_scenarios,
     wait_for,
 )
-from tests.traces import MOONCAKE, REFERENCE, SHAREGPT, real_trace
+from tests.traces import MOONCAKE, REFERENCE, SHAREGPT, real_trace, small_trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from pytest_kvcache.identity import Identity
     from pytest_kvcache.plan import Plan
+    from pytest_kvcache.trialrecord import RankResult
     from pytest_kvcache.workloads.protocol import Request, Workload
     from pytest_kvcache.workloads.trace_file import Trace
 
@@ -1377,6 +1382,32 @@ def test_at_a_rate_the_storage_decides_nothing_of_what_is_asked_or_when(arrival:
     quick, slow = (streams(backend, 300, **at_a_rate) for backend in (Bookkeeper(), Slow()))
     assert len(quick.order) > 50
     assert quick.order == slow.order
+
+
+def replayed_on(backend: Bookkeeper, plan: Plan, trace: Trace) -> RankResult:
+    registry = registry_of(
+        backends={"memory": lambda: backend}, workloads={"trace": ReplayFamily()}
+    )
+    return run_rank(plan, registry, trace=trace).result
+
+
+@pytest.mark.parametrize("speedup", [0.0, 100.0])
+def test_a_replay_hits_and_stores_what_was_forecast_whatever_the_speed_of_the_storage(
+    speedup: float,
+) -> None:
+    prompts = [[100 * (n % 5), *range(100 * (n % 5) + 1, 100 * (n % 5) + n)] for n in range(1, 13)]
+    recorded = small_trace(prompts)
+    trace = replace(recorded, arrival_ns=np.arange(len(prompts)) * S // 10)
+    planned = make_trace_plan(speedup=speedup, requests=len(trace))
+    plan = replace(replay_plan(trace, 20), backend="memory", users=4, trace=planned)
+    found = forecast(plan, trace, ReplayFamily())
+    assert found.hit_ratio
+    for backend in (Bookkeeper(), Slow()):
+        result = replayed_on(backend, plan, trace)
+        assert result.error is None
+        assert result.hit_blocks / result.prompt_blocks == pytest.approx(found.hit_ratio)
+        assert result.write_count * plan.stored_bytes == found.written_bytes
+        assert result.read_count * plan.stored_bytes == found.read_bytes
 
 
 # -- disaggregated serving -----------------------------------------------------------------

@@ -361,8 +361,10 @@ def test_writes_of_others_are_told_beyond_what_a_filesystem_writes_for_us() -> N
 
 
 def test_metadata_of_many_small_objects_is_no_neighbour() -> None:
-    # 600 MiB of 4 KiB objects: the journal may write much more than the data.
-    assert busy(more_write_bytes=5_000 * MIB) == []
+    # 600 MiB of 4 KiB objects: with a sync of each the journal writes much more than the data.
+    assert busy(more_write_bytes=2_000 * MIB) == []
+    assert busy(more_write_bytes=5_000 * MIB)
+    assert busy(more_write_bytes=5_000 * MIB, sync="data") == []
 
 
 def test_what_is_flushed_later_is_not_taken_for_others() -> None:
