@@ -21,7 +21,7 @@ from pytest_kvcache.backends.protocol import MAX_CHUNK_BYTES, PAGE_BYTES
 from pytest_kvcache.recorder import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
     from pytest_kvcache.engine import Engine
@@ -29,7 +29,12 @@ if TYPE_CHECKING:
     from pytest_kvcache.workloads.protocol import Request, Workload, WorkloadContext
 
 _FILL_NS = 250_000_000  # what filling the cache may take
-_SPAN_NS = 250_000_000  # what is measured
+# What is measured: parts, of which the fastest counts. What else a machine does can only slow
+# an engine down, so that the whole span is at the mercy of a moment; a part is two periods of a
+# CPU quota, so that a quota is in every one.
+_PART_NS = 200_000_000
+_PARTS = 3
+_ENOUGH_OPERATIONS = 30  # in each part, to tell one from another
 _DRAIN_S = 1.0
 _ARENA_CHUNKS = 8  # 32 MiB, more than most caches of a core
 
@@ -86,19 +91,34 @@ def closed_loop(
 def operations_per_s(
     engine: Engine, recorder: Recorder, object_bytes: int, tick: Callable[[], bool]
 ) -> float | None:
-    """Operations per second of a fresh engine, which is closed; None: it was stopped.
+    """Operations per second of a fresh engine, which is closed; None: it made none.
 
-    ``object_bytes`` is what the engine counts for an operation.
+    ``object_bytes`` are an operation's, unpadded.
     """
     filled_ns = time.monotonic_ns() + _FILL_NS
     try:
         engine.populate(lambda: tick() or time.monotonic_ns() > filled_ns)
         start_ns = time.monotonic_ns()
-        end_ns = start_ns + _SPAN_NS
+        end_ns = start_ns + _PARTS * _PART_NS
         recorder.open_window(Window(start_ns, end_ns))
         stopped_ns = engine.run(start_ns=start_ns, end_ns=end_ns, drain_s=_DRAIN_S, tick=tick)
     finally:
         engine.close()
-    operations = (engine.counters.read_bytes + engine.counters.write_bytes) // object_bytes
+    recorder.finish()
     span_s = (stopped_ns - engine.began_ns) / 1e9
-    return operations / span_s if operations and span_s > 0 else None
+    return fastest_per_s(_operations_by_part(recorder, object_bytes), _PART_NS / 1e9, span_s)
+
+
+def _operations_by_part(recorder: Recorder, object_bytes: int) -> list[int]:
+    found = []
+    for part in range(_PARTS):
+        sums = recorder.ledger.sums(part * _PART_NS, (part + 1) * _PART_NS)
+        found.append((sums["read_bytes"] + sums["write_bytes"]) // object_bytes)
+    return found
+
+
+def fastest_per_s(parts: Sequence[int], part_s: float, span_s: float) -> float | None:
+    """Of operations in equal parts of a span; the mean where they are too few to compare."""
+    if min(parts) >= _ENOUGH_OPERATIONS:
+        return max(parts) / part_s
+    return sum(parts) / span_s if sum(parts) and span_s > 0 else None

@@ -26,6 +26,7 @@ from pytest_kvcache.metrics import possible
 from pytest_kvcache.preflight import (
     check_plan,
     check_results_dir,
+    check_shared_memory,
     find_temporary_directory,
     host_problems,
     library_problems,
@@ -170,6 +171,7 @@ class Controller:
         if self._has_tmpdir or options.exec_type != "mpi":
             return
         self._has_tmpdir = True
+        check_shared_memory(self.setup())
         path, said = find_temporary_directory(self._environ, options.results_dir)
         if path is not None and said is not None:
             self._environ = {**self._environ, "TMPDIR": str(path)}
@@ -294,7 +296,7 @@ class Controller:
         refusal = self.refusal(options, plan, again=again)
         if refusal is not None:
             first, *others = refusal.splitlines()
-            more = f" ({len(others)} more below)" if others else ""
+            more = f" (and {len(others)} more)" if others else ""
             raise PreflightError("\n".join([f"preflight: {first}{more}", *others]))
 
     def _new_directory(self, plan: Plan) -> Path:

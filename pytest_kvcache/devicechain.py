@@ -161,6 +161,11 @@ def is_network_type(fs_type: str) -> bool:
     return fs_type in _NETWORK_TYPES or fs_type.startswith("fuse.")
 
 
+def is_dax(options: str) -> bool:
+    """Whether files are mapped memory of the device (mount option dax, of ext4 and xfs)."""
+    return bool({"dax", "dax=always"} & set(options.split(",")))
+
+
 def follow(mount: MountFacts, host: str, sys: str = "/sys") -> DeviceChain:
     """The chain below a mount; what can't be followed ends it as unseen."""
     walk = _Walk(host, Path(sys))
@@ -236,6 +241,8 @@ class _Walk:
             self._unseen(above, "sysfs shows no block device of it")
         for directory in directories:
             self._block(directory, above)
+        if is_dax(mount.options):
+            self._unseen(above, "with DAX the processor moves the bytes, and nothing counts them")
 
     def _directories_of(self, mount: MountFacts) -> Iterator[Path]:
         numbers = [] if mount.device.startswith("0:") else [mount.device]

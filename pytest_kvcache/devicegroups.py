@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from pytest_kvcache.plan import Plan
     from pytest_kvcache.trialrecord import RankResult
 
-# What a filesystem writes beside the data, at most, for an object that is stored or removed:
-# inode, directory, bitmap and extent blocks, into the journal and then in place, with a
-# journal's descriptor and commit each time there is a sync. Seen on ext4: 40 KiB with a
-# sync per file, under 1 KiB without.
-METADATA_BLOCKS = 16
+# Blocks that a filesystem writes beside the data, at most, for an object that is stored or
+# removed: inode, directory, bitmap and extents, into the journal and then in place; with a
+# journal's descriptor and commit each time there is a sync, else many objects share them.
+# Seen on ext4: 36 KiB for a file that is synced, 1 KiB for one that is not.
+METADATA_BLOCKS = 4
+SYNCED_METADATA_BLOCKS = 16
 _BLOCK_BYTES = 4096
 _COLD_READS = 4  # inode, directory, bitmap and extent blocks of an object's file
 
@@ -173,7 +174,8 @@ def _foreign(
     durable = all(is_durable(rank) for rank in ranks)
     changed = sum(_changed_objects(rank, plan) for rank in ranks)
     populated = sum(rank.populated_blocks for rank in ranks) * plan.objects_per_block
-    beside = METADATA_BLOCKS * (changed + populated)
+    synced = any(rank.sync == "data" for rank in ranks)
+    beside = (SYNCED_METADATA_BLOCKS if synced else METADATA_BLOCKS) * (changed + populated)
     written = sum(rank.requested_write_bytes for rank in ranks) + beside * _BLOCK_BYTES
     direct = all(rank.io_mode == "direct" for rank in ranks)
     operations = None

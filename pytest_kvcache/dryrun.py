@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.plan import Plan
 
 _WIDTH = 79
-_START_S = 5.0  # until ranks are together, and until everything is cleared away
+_START_S = 8.0  # until ranks are together, and until everything is cleared away
 _BYTES_PER_S = 1 << 30  # assumed of what is stored before the window, and said
 _LABEL = 11  # columns of a fact's name
 _NAME = 21  # columns of an option's name

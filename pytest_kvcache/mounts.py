@@ -107,7 +107,8 @@ def contradiction(mount: MountFacts, type_number: int, device: str) -> str | Non
             f"mountinfo says {mount.type}, statfs(2) says {' or '.join(sorted(known))}; mounts"
             " changed meanwhile, try again"
         )
-    if mount.type not in _OTHER_DEVICE_TYPES and device != mount.device:
+    anonymous = device.startswith("0:") and mount.device.startswith("0:")
+    if mount.type not in _OTHER_DEVICE_TYPES and not anonymous and device != mount.device:
         return (
             f"mountinfo says device {mount.device}, stat(2) says {device}; mounts changed"
             " meanwhile, try again"

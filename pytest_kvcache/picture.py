@@ -2,12 +2,13 @@
 
 A block per case, a panel per quantity, a line per trial. Each point is the mean of an
 interval of the trial's series and stands in the interval's middle; where an interval has no
-p99 the line has a gap. Intervals in which a trial completed nothing are marked.
+p99 the line has a gap. Stalls, which the trial knows to the millisecond, are marked.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import textwrap
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +37,7 @@ _PANEL_PX, _HEAD_PX, _LINE_PX, _GAP_PX = 104.0, 30.0, 17.0, 28.0
 _SWATCH_PX, _BETWEEN_PX = 22.0, 16.0
 _MOST_TICKS, _MOST_SECONDS = 5, 11
 _LONGEST_RAMP = 1 / 8  # of the window; a longer one is cut, since nothing is drawn in it
+_LEAST_BAND_PX = 2.0  # what is shorter could be overlooked
 _DOTS_UP_TO = 60  # points of a line, which are dots as well as long as they can be told apart
 _COLOURS = (("#0969da", "#58a6ff"), ("#bc4c00", "#f0883e"), ("#1a7f37", "#3fb950"),
             ("#8250df", "#bc8cff"), ("#6e7781", "#c9d1d9"), ("#bf3989", "#f778ba"))  # fmt: skip
@@ -74,7 +76,7 @@ def _style() -> str:
         "text { font-family: system-ui, sans-serif } .title { font-size: 16px; font-weight: 600 }"
         " .small { font-size: 12px } .head { font-weight: 600 }"
         " .line { fill: none; stroke-width: 1.6; stroke-linejoin: round }"
-        " .grid { stroke-width: 1 } .idle { fill-opacity: 0.22 }"
+        " .grid { stroke-width: 1 } .stall { fill-opacity: 0.22 }"
     )
     dashes = " ".join(f".d{n} {{ stroke-dasharray: {dash} }}" for n, dash in enumerate(_DASHES))
     dark = f"@media (prefers-color-scheme: dark) {{ {_colours(_DARK, 1)} }}"
@@ -83,7 +85,7 @@ def _style() -> str:
 
 def _colours(names: Mapping[str, str], scheme: int) -> str:
     fills = {"paper": "paper", "ink": "ink", "faint": "faint", "ramp": "ramp", "bad": "bad",
-             "idle": "bad"}  # fmt: skip
+             "stall": "bad"}  # fmt: skip
     rules = [f".{kind} {{ fill: {names[colour]} }}" for kind, colour in fills.items()]
     rules.append(f".grid {{ stroke: {names['grid']} }}")
     for number, colours in enumerate(_COLOURS):
@@ -166,8 +168,8 @@ def _legend(trials: Sequence[TrialResult], y: float) -> _Part:
     """Which line is which, and what the grounds mean; as many rows as that takes."""
     entries = [(_swatch(trial.index), _name(trial)) for trial in trials]
     entries.append(("ramp", "ramp, not measured"))
-    if any(_idle(trial) for trial in trials):
-        entries.append(("idle", "some trial completed nothing"))
+    if any(_stalls(trial, math.inf) for trial in trials):
+        entries.append(("stall", "stall of some rank"))
     x, svg = _MARGIN_PX, []
     for kind, label in entries:
         needed = _SWATCH_PX + LETTER_PX["small"] * len(label)
@@ -288,30 +290,22 @@ def _panel(quantity: _Quantity, trials: Sequence[TrialResult], across: Scale, y:
 
 
 def _ground(trials: Sequence[TrialResult], across: Scale, top: float) -> str:
-    """The ramp, and when a trial completed nothing."""
+    """The ramp, and when some rank of some trial stood still."""
     begin = across(across.low)
     bands = [("ramp", begin, across(0.0) - begin)] if across.low else []
-    for from_s, to_s in _united(span for trial in trials for span in _idle(trial)):
-        bands.append(("idle", across(from_s), across(to_s) - across(from_s)))
+    for from_s, to_s in _united(s for trial in trials for s in _stalls(trial, across.high)):
+        bands.append(("stall", across(from_s), max(_LEAST_BAND_PX, across(to_s) - across(from_s))))
     return "".join(
         element("rect", class_=kind, x=left, y=top, width=width, height=_PANEL_PX)
         for kind, left, width in bands
     )
 
 
-def _idle(trial: TrialResult) -> list[tuple[float, float]]:
-    """From and to, in seconds of the window, wherever whole intervals completed nothing."""
-    if trial.data is None:
-        return []
-    series = trial.data["series"]
-    done = [reads + writes for reads, writes in zip(series["reads"], series["writes"], strict=True)]
-    spans, at, width_s = [], 0, series["interval_s"]
-    for any_done, group in itertools.groupby(done, key=bool):
-        count = len([*group])
-        if not any_done:
-            spans.append((at * width_s, (at + count) * width_s))
-        at += count
-    return spans
+def _stalls(trial: TrialResult, end_s: float) -> list[tuple[float, float]]:
+    """From and to, in seconds of the window until ``end_s``, of every rank."""
+    ranks = [] if trial.data is None else trial.data["ranks"]
+    found = [stall for rank in ranks for stall in rank["stalls"]]
+    return [(min(stall["begin_s"], end_s), min(stall["end_s"], end_s)) for stall in found]
 
 
 def _united(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:

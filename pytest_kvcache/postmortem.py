@@ -55,6 +55,7 @@ _NO_PLACES = re.compile(
     r"failed to map|requested more processes|not enough slots|more cpus than are available"
     r"|nodes which are allocated for this job are already filled"
 )
+_STACK = re.compile(r"(?!Abort\()[A-Za-z_]\w+\(\d+\)\.*:\s*(?P<why>.*)")  # MPICH's, outermost first
 _EXPLAINED_LINES = 24  # of boxes; Open MPI's longest advice is longer
 _FACT = re.compile(r"\s*(?P<name>[^:]{1,30}):\s+(?P<value>\S.*)")
 _FACTS = 6  # shown in a sentence
@@ -145,11 +146,14 @@ def _name(number: int, ranks: Sequence[Mapping[str, Any]], host: str) -> str:
 
 
 def explanation(lines: Sequence[str]) -> str | None:
-    """Open MPI's own reason in a sentence, from the first box that has one; None: no box has."""
+    """The MPI's own reason in a sentence; None: it gives none.
+
+    Open MPI's from the first box that has one, MPICH's from the end of its error stack.
+    """
     boxes, _own = _divided(lines)
     reasons = _reasons(boxes)
     if not reasons:
-        return None
+        return _end_of_stack(lines)
     paragraphs = "\n".join(reasons[0]).strip().split("\n\n")
     first = " ".join(paragraphs[0].split()).partition(". ")[0].rstrip(".:")
     facts = [match for line in reasons[0] if (match := _FACT.fullmatch(line))][:_FACTS]
@@ -158,6 +162,17 @@ def explanation(lines: Sequence[str]) -> str | None:
     if _NO_PLACES.search(" ".join(" ".join(reasons[0]).split())):
         said += "; one process more than --kv-np is started, the coordinator, and needs a place too"
     return said
+
+
+def _end_of_stack(lines: Sequence[str]) -> str | None:
+    """The innermost line of the first error stack, which is the one that knows."""
+    found = None
+    for line in lines:
+        if match := _STACK.fullmatch(line.strip()):
+            found = match["why"] or found
+        elif found is not None:
+            break
+    return found
 
 
 def telling_lines(lines: Sequence[str], count: int) -> list[str]:

@@ -35,7 +35,7 @@ from pytest_kvcache.mpilibrary import mpi_library
 from pytest_kvcache.plan import FREE_SHARE
 from pytest_kvcache.preloads import check_preloads, inherited_preloads
 from pytest_kvcache.proof import probe_filesystem
-from pytest_kvcache.sessiondirs import usable_temporary_directory
+from pytest_kvcache.sessiondirs import usable_temporary_directory, write_problem
 from pytest_kvcache.units import format_bytes
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 _DAEMONS = {"openmpi-5": "prted", "openmpi-4": "orted", "hydra": "hydra_pmi_proxy"}
 _OPEN_FILES = 160  # of a rank: its library's and interpreter's, and 64 objects half done
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where MPI libraries have it
 # By these a user says himself where Open MPI 5 and 4 make their session directories.
 _SESSION_VARIABLES = ("PRTE_MCA_prte_tmpdir_base", "OMPI_MCA_orte_tmpdir_base")
 _ROOT_VARIABLES = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
@@ -270,6 +271,17 @@ def find_temporary_directory(
     if not refused:
         return None, None
     return found, f"nothing can be written to {tried}; the launcher's own files go to {found}"
+
+
+def check_shared_memory(setup: LaunchSetup, directory: Path = _SHARED_MEMORY) -> None:
+    """MPICH's ranks can't begin without it; Open MPI's do."""
+    problem = write_problem(directory) if setup.launcher.flavour in ("hydra", "intel") else None
+    if problem is not None:
+        raise PreflightError(
+            f"nothing can be written to {directory} ({problem}), without which no rank of"
+            f" {setup.launcher_path} begins; have it mounted for this user, or use Open MPI's"
+            " mpirun, which does without"
+        )
 
 
 def _check_root(options: Options, setup: LaunchSetup, environ: Mapping[str, str]) -> None:

@@ -59,7 +59,9 @@ _KERNEL_S_OWN = ("[vdso]", "[vsyscall]")
 _ANONYMOUS = "memory of no file"
 # Of elf.h: segments, tags of the dynamic section, relocations of a slot by machine.
 _PT_DYNAMIC, _PT_INTERP = 2, 3
-_DT_PLTRELSZ, _DT_STRTAB, _DT_SYMTAB, _DT_RELA, _DT_RELASZ, _DT_JMPREL = 2, 5, 6, 7, 8, 23
+_DT_PLTRELSZ, _DT_STRTAB, _DT_SYMTAB, _DT_RELA, _DT_RELASZ, _DT_STRSZ, _DT_JMPREL = (
+    2, 5, 6, 7, 8, 10, 23,
+)  # fmt: skip
 _SLOT_TYPES = {"x86_64": (1, 6, 7), "aarch64": (257, 1025, 1026)}
 _RELA, _DYNAMIC, _SYMBOL_BYTES = struct.Struct("<QQq"), struct.Struct("<QQ"), 24
 _LONGEST_CODE_BYTES = 512
@@ -335,25 +337,41 @@ def _slots(objects: _Objects) -> Iterator[tuple[str, int]]:
     into its own object is undecided yet, or a function of that object's own.
     """
     kinds = frozenset(_SLOT_TYPES.get(platform.machine(), ()))
-    wanted = {name.encode(): name for name in _FUNCTIONS}
     for base, section in objects.dynamic:
         tags = dict(_tags(section))
-        home = objects.object_at(section)
-        strings, symbols = (_absolute(base, tags.get(tag, 0)) for tag in (_DT_STRTAB, _DT_SYMTAB))
-        for table, size in ((_DT_JMPREL, _DT_PLTRELSZ), (_DT_RELA, _DT_RELASZ)):
-            if table not in tags or not tags.get(size):
+        names = _named(base, tags)
+        if not names:
+            continue
+        home, symbols = objects.object_at(section), _absolute(base, tags[_DT_SYMTAB])
+        for offset, info, _addend in _relocations(base, tags):
+            if info & 0xFFFFFFFF not in kinds or not info >> 32:
                 continue
+            entry = ctypes.c_uint32.from_address(symbols + (info >> 32) * _SYMBOL_BYTES)
+            address = ctypes.c_uint64.from_address(base + offset).value
+            if entry.value in names and address and objects.object_at(address) != home:
+                yield names[entry.value], address
+
+
+def _named(base: int, tags: dict[int, int]) -> dict[int, str]:
+    """Where in an object's table of strings the functions' names stand."""
+    if _DT_STRTAB not in tags or _DT_SYMTAB not in tags:
+        return {}
+    strings = ctypes.string_at(_absolute(base, tags[_DT_STRTAB]), tags.get(_DT_STRSZ, 0))
+    found = {}
+    for name in _FUNCTIONS:
+        text = name.encode() + b"\0"
+        at = strings.find(text)
+        while at >= 0:  # also as the end of another name, which it may share
+            found[at] = name
+            at = strings.find(text, at + 1)
+    return found
+
+
+def _relocations(base: int, tags: dict[int, int]) -> Iterator[tuple[int, int, int]]:
+    for table, size in ((_DT_JMPREL, _DT_PLTRELSZ), (_DT_RELA, _DT_RELASZ)):
+        if table in tags and tags.get(size):
             raw = ctypes.string_at(_absolute(base, tags[table]), tags[size])
-            for offset, info, _addend in _RELA.iter_unpack(raw):
-                if info & 0xFFFFFFFF not in kinds or not info >> 32:
-                    continue
-                entry = ctypes.c_uint32.from_address(symbols + (info >> 32) * _SYMBOL_BYTES)
-                name = wanted.get(ctypes.string_at(strings + entry.value))
-                if name is None:
-                    continue
-                address = ctypes.c_uint64.from_address(base + offset).value
-                if address and objects.object_at(address) != home:
-                    yield name, address
+            yield from _RELA.iter_unpack(raw)
 
 
 def _tags(section: int) -> Iterator[tuple[int, int]]:
@@ -402,7 +420,7 @@ def _code_bytes(address: int) -> int:
     """How long the function at an address is, as far as it is looked at."""
     told = ctypes.POINTER(_Symbol)()
     info = (ctypes.c_void_p * 4)()  # Dl_info
-    look = ctypes.CDLL(None).dladdr1
-    found = look(ctypes.c_void_p(address), info, ctypes.byref(told), 1)  # RTLD_DL_SYMENT
+    look = getattr(ctypes.CDLL(None), "dladdr1", None)  # of glibc only
+    found = look and look(ctypes.c_void_p(address), info, ctypes.byref(told), 1)  # RTLD_DL_SYMENT
     size: int = told.contents.bytes if found and told else 0
     return min(size or 16, _LONGEST_CODE_BYTES)

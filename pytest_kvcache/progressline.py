@@ -6,7 +6,6 @@ are left out as a whole, the least important first. Pure; prints nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.units import format_bytes
@@ -23,15 +22,6 @@ _STORED = "population"  # the phase that fills the cache
 # Columns in the order in which they are given up, and in that in which they stand.
 _GIVEN_UP = ("case", "free", "iops", "hit", "p99", "rates", "left", "where", "trial")
 _SHOWN = ("case", "trial", "where", "left", "rates", "iops", "p99", "hit", "free")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Column:
-    """A text, the width that it always has, and the part of the line that it is."""
-
-    name: str
-    text: str
-    width: int
 
 
 class Outlook:
@@ -68,21 +58,24 @@ class Outlook:
         elapsed_s = max(0.0, t_s - self._phase_began_s)
         if self._phase != "window":
             return f"{self._phase} {elapsed_s:.0f} s"
-        if elapsed_s < self.plan.ramp_s:
+        if elapsed_s < self.plan.ramp_s and self.plan.ramp_s >= 1:
             return f"ramp {elapsed_s:.0f}/{self.plan.ramp_s:.0f} s"
-        elapsed_s -= self.plan.ramp_s
+        elapsed_s = max(0.0, elapsed_s - self.plan.ramp_s)
         if self.plan.duration_s is None:
             return f"window {elapsed_s:.0f} s"
         if elapsed_s > self.plan.duration_s:
             return f"drain {elapsed_s - self.plan.duration_s:.0f} s"
         return f"window {elapsed_s:.0f}/{self.plan.duration_s:.0f} s"
 
-    def where_width(self) -> int:
-        """Of the longest text that a window can have."""
-        if self.plan.duration_s is None:
-            return len("window 12345 s")
-        total = len(f"{self.plan.duration_s:.0f}")
-        return len("window / s") + 2 * total
+    def widths(self) -> dict[str, int]:
+        """Of all columns that a line of this case can have."""
+        where = len("calibration 0 s")
+        if self.plan.duration_s is not None:
+            where = max(where, len("window / s") + 2 * len(f"{self.plan.duration_s:.0f}"))
+        left = len("≤ 59m59s left" if self.at_most else "59m59s left")
+        found = {"case": len(self.plan.case), "trial": len(self.trial), "where": where}
+        found |= {"left": left, "rates": 19, "iops": 9, "p99": 13, "hit": 8}
+        return found | ({"free": 13} if self.plan.needs_directory else {})
 
     def left_s(self, event: Mapping[str, Any], now_s: float) -> float | None:
         """Of all trials together; None: nothing tells yet."""
@@ -125,57 +118,54 @@ def progress_line(
     ``averaged``: its figures are those of the interval since such a line was last told,
     and not of the last second.
     """
-    columns = {
-        column.name: column for column in _columns(outlook, event, now_s=now_s, averaged=averaged)
-    }
+    texts = dict(_texts(outlook, event, now_s=now_s, averaged=averaged))
+    widths = outlook.widths()
     room = width - 1 - len(MARK)
-    kept = list(columns.values())
     for name in _GIVEN_UP[:-1]:
-        if sum(column.width + 1 for column in kept) - 1 <= room:
+        if sum(widths.values()) + len(widths) - 1 <= room:
             break
-        kept = [column for column in kept if column.name != name]
-    kept.sort(key=lambda column: _SHOWN.index(column.name))
-    text = " ".join(column.text.ljust(column.width) for column in kept).rstrip()
+        widths.pop(name, None)
+    shown = [name for name in _SHOWN if name in widths]
+    text = " ".join(texts.get(name, "").ljust(widths[name]) for name in shown).rstrip()
     return (MARK + text)[: width - 1]
 
 
-def _columns(
+def _texts(
     outlook: Outlook, event: Mapping[str, Any], *, now_s: float, averaged: bool
-) -> Iterator[Column]:
+) -> Iterator[tuple[str, str]]:
+    """Name and text of each column that has something to say."""
     plan = outlook.plan
-    yield Column(name="case", text=plan.case, width=len(plan.case))
-    yield Column(name="trial", text=outlook.trial, width=len(outlook.trial))
-    yield Column(name="where", text=outlook.where(event["t_s"]), width=outlook.where_width())
+    yield "case", plan.case
+    yield "trial", outlook.trial
+    yield "where", outlook.where(event["t_s"])
     left_s = outlook.left_s(event, now_s)
-    most = "≤ " if outlook.at_most else ""
-    left = "" if left_s is None else f"{most}{short_duration(left_s)} left"
-    yield Column(name="left", text=left, width=len(most) + len("59m59s left"))
+    if left_s is not None:
+        yield "left", f"{'≤ ' if outlook.at_most else ''}{short_duration(left_s)} left"
     if event["event"] != "progress":
         return
     if event["phase"] == _STORED:
-        stored = format_bytes(event["cached_blocks"] * plan.stored_bytes)
-        yield Column(name="rates", text=f"{stored} stored", width=len("1023.99 GiB stored"))
+        yield "rates", f"{format_bytes(event['cached_blocks'] * plan.stored_bytes)} stored"
     elif event["phase"] == "window":
         yield from _figures(event["interval" if averaged else "recent"])
         asked = event["prompt_blocks"]
         hit = f"{event['hit_blocks'] / asked:.0%}" if asked else "—"
-        yield Column(name="hit", text=f"hit {hit:>4}", width=8)
-    if plan.needs_directory and event["phase"] in (_STORED, "window"):
+        yield "hit", f"hit {hit:>4}"
+    if event["phase"] in (_STORED, "window"):
         free_bytes = event["free_bytes"]
         free = "—" if free_bytes is None else f"{_short(free_bytes / _GIB)} GiB"
-        yield Column(name="free", text=f"free {free}", width=len("free 12345 GiB"))
+        yield "free", f"free {free}"
 
 
-def _figures(figures: Mapping[str, Any] | None) -> Iterator[Column]:
+def _figures(figures: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
     """Dashes where a rank has not told of the whole time yet."""
     read = write = operations = p99 = "—"
     if figures is not None:
         read, write = _short(figures["read_gib_per_s"]), _short(figures["write_gib_per_s"])
         operations = _thousands(figures["operations_per_s"])
         p99 = _milliseconds(figures["read_p99_ms"])
-    yield Column(name="rates", text=f"r {read:>4} w {write:>4} GiB/s", width=19)
-    yield Column(name="iops", text=f"{operations:>4} IOPS", width=9)
-    yield Column(name="p99", text=f"r p99 {p99}", width=len("r p99 3.21 ms"))
+    yield "rates", f"r {read:>4} w {write:>4} GiB/s"
+    yield "iops", f"{operations:>4} IOPS"
+    yield "p99", f"r p99 {p99}"
 
 
 def short_duration(seconds: float) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_kvcache.devicechain import DeviceChain, follow, is_network_type
+from pytest_kvcache.devicechain import DeviceChain, follow, is_dax, is_network_type
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.mounts import MEMORY_TYPES, mount_of
 
@@ -113,7 +113,12 @@ class FilesystemFacts:
 
         One that stands still then proves that nothing was moved.
         """
-        uncounted = self.is_tmpfs or self.is_network or self.type in _UNCOUNTED_TYPES
+        uncounted = (
+            self.is_tmpfs
+            or self.is_network
+            or self.type in _UNCOUNTED_TYPES
+            or is_dax(self.options)
+        )
         return not (uncounted or any(link.kind == "zvol" for link in self.chain.links))
 
     def to_json(self) -> dict[str, object]:

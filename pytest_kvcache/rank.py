@@ -68,6 +68,7 @@ class Rank:
         self._place: Place | None = None
         self._place_fault: str | None = None
         self._clock_fault: str | None = None
+        self._probe_fault: str | None = None
         self._pauses = PauseWatch()
         self._surroundings = SurroundingsWatch()
         self._janitor: Janitor | None = None
@@ -137,7 +138,7 @@ class Rank:
             blind=True,
         )
         with _undisturbed():
-            return operations_per_s(engine, recorder, plan.object_stored_bytes, tick)
+            return operations_per_s(engine, recorder, plan.object_bytes, tick)
 
     def _payload(self) -> Payload:
         plan, seed = self.plan, self._payload_seed()
@@ -280,13 +281,18 @@ class Rank:
     def look_around(self) -> None:
         """While no rank does I/O: what others do to this host's disks, and whether sync syncs.
 
-        Raises StorageError. From here on the disks are watched.
+        From here on the disks are watched. A probe that fails is told with the result: here
+        nobody listens.
         """
-        if self._watch is not None:
-            self._watch.look()
+        if self._watch is None:
+            return
+        self._watch.look()
+        try:
             if self._sync == "data":
                 self._watch.probe_sync()
-            self._watch.begin()
+        except StorageError as error:
+            self._probe_fault = str(error)
+        self._watch.begin()
 
     def run(self, start_ns: int, tick: Callable[[], bool]) -> None:
         """Ramp, window and drain, from ``start_ns`` on this host's clock."""
@@ -387,7 +393,8 @@ class Rank:
 
     def _with_its_cause(self, error: str | None) -> str | None:
         """The first failed operation, and why none of them can be trusted."""
-        return "; ".join(filter(None, (error, self._place_fault, self._clock_fault))) or None
+        faults = (error, self._probe_fault, self._place_fault, self._clock_fault)
+        return "; ".join(filter(None, faults)) or None
 
     def leave(self) -> None:
         """After all ranks have closed: the first one of a host removes the run's directory."""

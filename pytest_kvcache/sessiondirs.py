@@ -50,15 +50,15 @@ def usable_temporary_directory(
     refused: dict[Path, str] = {}
     usual = [*map(Path, _USUAL), Path(f"/run/user/{os.getuid()}")]
     for path in dict.fromkeys((temporary_directory(environ), *usual, *others)):
-        problem = _problem(path)
+        problem = write_problem(path)
         if problem is None:
             return path, refused
         refused[path] = problem
     return None, refused
 
 
-def _problem(path: Path) -> str | None:
-    """Why nothing can be written there."""
+def write_problem(path: Path) -> str | None:
+    """Why nothing can be written there; None: something was."""
     try:
         with tempfile.TemporaryDirectory(prefix="kvcache-probe-", dir=path) as probe:
             Path(probe, "file").write_bytes(bytes(_PROBE_BYTES))

@@ -178,6 +178,13 @@ def test_data_on_the_realtime_device_of_an_xfs_is_followed_too(sysfs: Sysfs) -> 
     assert chain.disks == ("sda",)  # no block device: what is not there adds nothing
 
 
+def test_with_dax_nothing_counts_and_memory_is_memory_all_the_same(sysfs: Sysfs) -> None:
+    chain = sysfs.chain(sysfs.add("pmem0"), options="rw,dax=always")
+    assert "DAX" in str(chain.unseen)
+    emulated = sysfs.add("pmem1", parent="platform/e820_pmem/ndbus0")
+    assert sysfs.chain(emulated, options="rw,dax").memory
+
+
 def test_devices_that_go_round_in_a_circle_end(sysfs: Sysfs) -> None:
     number = sysfs.add("dm-0")
     slaves = sysfs.root / "devices/virtual/dm-0/slaves"

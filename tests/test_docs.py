@@ -15,6 +15,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from pytest_kvcache.forecast import forecast
 from pytest_kvcache.metrics import METRICS, PERCENTILES
 from pytest_kvcache.options import Options, build_options
 from pytest_kvcache.optiontable import OPTIONS
@@ -209,13 +210,40 @@ def test_the_picture_of_the_readme_is_of_the_run_that_it_shows() -> None:
     assert (DOCS / "run.svg").stat().st_size < 64 * KIB
 
 
-def test_the_load_of_the_checkout_fits_in_two_gb() -> None:
+def options_of_the_checkout() -> Options:
+    """What the README's first command runs with."""
     config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     ini = config["tool"]["pytest"]["ini_options"]
     given: dict[str, tuple[str, Origin]] = {"np": ("2", "command line")}
     given |= {name[3:]: (text, "ini") for name, text in ini.items() if name.startswith("kv_")}
-    _largest, in_all = need_bytes(build_options(given))
+    return build_options(given)
+
+
+def test_the_load_of_the_checkout_fits_in_two_gb() -> None:
+    _largest, in_all = need_bytes(options_of_the_checkout())
     assert 0 < in_all < TWO_GB
+
+
+def test_the_readme_says_what_its_first_command_costs() -> None:
+    options, registry = options_of_the_checkout(), build_registry()
+    (name,) = name_cases(options, registry)
+    case = Planner(registry, "test").plan(options, name)
+    found = forecast(case.plan, case.trace, registry.workload(case.plan.scenario))
+    assert found.written_bytes is not None
+    least, most = (
+        options.trials.high * written_bytes / GIB
+        for written_bytes in (
+            found.least_written_bytes(), found.population_bytes + found.written_bytes,
+        )
+    )  # fmt: skip
+    said = re.search(
+        r"writes (\d+) to (\d+) GiB to `/var/tmp`, where at most ([\d.]+) GiB lie at a time",
+        README.read_text(encoding="utf-8"),
+    )
+    assert said is not None
+    assert [float(number) for number in said.groups()] == [
+        round(least), round(most), round(found.need_bytes / GIB, 1),
+    ]  # fmt: skip
 
 
 def test_the_readme_says_how_much_the_users_of_an_installed_package_hold() -> None:

@@ -495,6 +495,7 @@ def test_a_failed_delete_is_the_runs_error(clock: FakeClock, stage: Stage) -> No
     stage.release_all()
     rig.finish()
     assert rig.engine.first_error == f"{HOST}: it failed"
+    assert rig.engine.counters.delete_failed == 1
 
 
 class Broken(Bookkeeper):

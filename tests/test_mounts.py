@@ -87,6 +87,7 @@ def test_the_kernel_tells_the_mount_of_a_descriptor() -> None:
         (27, 0x0102_1994, "254:0", "mountinfo says ext4, statfs(2) says devtmpfs or rootfs or tmp"),
         (25, 0xEF53, "0:23", "mountinfo says tmpfs, statfs(2) says ext2 or ext3 or ext4"),
         (28, 0x5846_5342, "259:7", "mountinfo says device 259:2, stat(2) says 259:7"),
+        (30, 0x6969, "0:77", None),  # numbers without a device: the mount's id says enough
         (31, 0x794C_7630, "0:99", None),  # of overlay, stat tells the layer's device
         (32, 0x1234_5678, "0:52", None),  # a number that nobody has heard of
     ],

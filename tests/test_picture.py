@@ -140,25 +140,45 @@ def test_where_there_is_no_p99_the_line_has_a_gap() -> None:
     assert any(text.endswith("none, since no interval has 100 operations") for text in without)
 
 
-def test_a_second_in_which_nothing_was_completed_is_marked() -> None:
-    def marks(*reads: int) -> list[ET.Element]:
-        picture = drawn(case_with(series_of([*reads])))
-        bands = [band for band in picture.iter(f"{SVG}rect") if band.get("class") == "idle"]
-        assert ("some trial completed nothing" in texts(picture)) == bool(bands)
-        return bands[1:]  # the first is the legend's
-
-    assert marks(3, 3, 3, 3) == []
-    band, _of_p99 = marks(3, 0, 0, 3)
-    (line,) = curves(drawn(case_with(series_of([3, 0, 0, 3]))))
-    step = line[1][0] - line[0][0]
-    assert float(band.get("width", 0)) == pytest.approx(2 * step, abs=0.2)
-    assert float(band.get("x", 0)) == pytest.approx(line[1][0] - step / 2, abs=0.2)
+def stalled(trial: TrialResult, *spans: tuple[float, float]) -> TrialResult:
+    """The trial with these stalls on its first rank."""
+    assert trial.data is not None
+    first, *others = trial.data["ranks"]
+    stalls = [{"kind": "every", "begin_s": begin, "end_s": end} for begin, end in spans]
+    return replace(trial, data={**trial.data, "ranks": [{**first, "stalls": stalls}, *others]})
 
 
-def test_what_several_trials_did_not_complete_is_marked_once() -> None:
-    picture = drawn(case_with(series_of([3, 0, 3, 3]), series_of([3, 0, 0, 3])))
-    _legend, *bands = (b for b in picture.iter(f"{SVG}rect") if b.get("class") == "idle")
-    assert len(bands) == 2  # one in each panel
+def marks(*trials: TrialResult) -> list[tuple[float, float]]:
+    """Left end and width of every band that marks a stall in the first panel."""
+    picture = drawn(case_of(make_plan(), *trials))
+    bands = [band for band in picture.iter(f"{SVG}rect") if band.get("class") == "stall"]
+    assert ("stall of some rank" in texts(picture)) == bool(bands)
+    bands = bands[1:]  # the first is the legend's
+    return [(float(b.get("x", 0)), float(b.get("width", 0))) for b in bands[: len(bands) // 2]]
+
+
+def test_a_stall_is_marked_when_it_was() -> None:
+    trial = trial_with(series_of([3, 3, 3, 3]))
+    assert marks(trial) == []
+    (line,) = curves(drawn(case_of(make_plan(), trial)))
+    second = line[1][0] - line[0][0]
+    ((left, width),) = marks(stalled(trial, (0.5, 2.5)))
+    assert left == pytest.approx(line[0][0], abs=0.2)
+    assert width == pytest.approx(2 * second, abs=0.2)
+
+
+def test_a_stall_that_outlasts_the_window_is_cut_and_a_short_one_is_still_seen() -> None:
+    trial = trial_with(series_of([3] * 1000))
+    ((left, width),) = marks(stalled(trial, (900.0, 1100.0)))
+    assert left + width <= WIDTH_PX
+    ((_left, width),) = marks(stalled(trial, (500.0, 500.6)))
+    assert width >= 2
+
+
+def test_stalls_of_several_trials_at_one_time_are_marked_once() -> None:
+    one = stalled(trial_with(series_of([3, 3, 3, 3])), (0.5, 1.5))
+    other = stalled(trial_with(series_of([3, 3, 3, 3]), 1), (1.0, 2.0), (3.0, 3.5))
+    assert len(marks(one, other)) == 2
 
 
 def test_times_that_differ_much_are_drawn_by_their_logarithm_and_the_heading_says_so() -> None:

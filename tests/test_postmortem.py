@@ -327,3 +327,17 @@ def test_a_dashed_line_without_its_partner_hides_no_box() -> None:
 )
 def test_the_reason_is_a_sentence(text: str, sentence: str | None) -> None:
     assert explanation(f"{NOISE}\n{text}\n{NOISE}".splitlines()) == sentence
+
+
+# As MPICH 5.0.2 prints it for each rank.
+STACK = """Abort(940160783): Fatal error in internal_Init_thread: Other MPI error, error stack:
+internal_Init_thread(71)..: MPI_Init_thread(argc=(nil), argv=(nil), required=3) failed
+MPII_Init_thread(209).....:
+MPIDI_UCX_init_worker(86): ucx function returned with failed status (Shared memory error)"""
+
+
+def test_the_innermost_line_of_mpichs_first_stack_is_its_reason() -> None:
+    lines = f"starting\n{STACK}\n{STACK.replace('Shared memory', 'Other')}".splitlines()
+
+    assert explanation(lines) == "ucx function returned with failed status (Shared memory error)"
+    assert explanation(["Traceback (most recent call last):", "ValueError(3)"]) is None

@@ -19,6 +19,7 @@ from pytest_kvcache.preflight import (
     LaunchSetup,
     check_plan,
     check_results_dir,
+    check_shared_memory,
     find_setup,
     find_temporary_directory,
     host_problems,
@@ -454,3 +455,12 @@ def test_another_temporary_directory_is_told_with_the_reason(tmp_path: Path) -> 
         f"nothing can be written to {absent} (No such file or directory); the launcher's own"
         f" files go to {found}"
     )
+
+
+@pytest.mark.parametrize("flavour", ["hydra", "intel"])
+def test_mpich_without_shared_memory_is_refused(tmp_path: Path, flavour: str) -> None:
+    absent = tmp_path / "absent"
+    with pytest.raises(PreflightError, match=f"to {absent} .No such file or directory., without"):
+        check_shared_memory(setup_of(flavour), absent)
+    check_shared_memory(setup_of(flavour), tmp_path)
+    check_shared_memory(setup_of("openmpi-5"), absent)

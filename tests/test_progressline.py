@@ -42,7 +42,7 @@ def line(width: int = 100, **changes: Any) -> str:
 def test_a_window_has_a_total_and_what_is_left_of_all_trials() -> None:
     text = line(t_s=28.0)
     # The 48 s of this window, and two more trials of 68 s: 20 s until now, and those 48 s.
-    assert text.startswith(f"{MARK}trial 1/3 window 12/60 s 3m04s left")
+    assert text.startswith(f"{MARK}trial 1/3 window 12/60 s  3m04s left")
 
 
 def test_the_lead_in_is_no_window_and_what_follows_it_is_none() -> None:

@@ -307,3 +307,20 @@ def test_a_rank_that_was_stopped_for_a_while_is_told(real_site: Site) -> None:
     (verdict,) = (verdict for verdict in trial["verdicts"] if verdict["code"] == "PAUSED")
     assert verdict["severity"] == "warning"
     assert re.match(rf"rank \d on host {HOST} stood still for \d", verdict["text"])
+
+
+# --- a storage that stands still, or changes ------------------------------------------------
+
+
+def test_a_stall_of_one_rank_is_found_named_and_verified(
+    real_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVCACHE_TEST_STALL", "get,put,delete 1.0 2.2 1")
+    result = real_site.real("--kv-backend=stalling", "--kv-duration=3", "--kv-allow-invalid")
+    result.stdout.fnmatch_lines(["*STALL warning: the storage stood still *"])
+    (trial,) = real_site.case()["trials"]
+    stalls = trial["ranks"][1]["stalls"]
+    assert any(s["kind"] == "every" and s["end_s"] - s["begin_s"] > 1.0 for s in stalls)
+    assert trial["stalls"]["longest_s"] > 1.0
+    assert trial["delete"]["count"] == sum(rank["delete_count"] for rank in trial["ranks"])
+    assert main(["verify", str(real_site.run_file())]) == 0

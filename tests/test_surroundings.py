@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +21,14 @@ from pytest_kvcache.surroundings import (
     steal_s,
 )
 from pytest_kvcache.verdicts import evaluate_trial
-from tests.factories import clock_record, rank_result, sound_plan, sound_record, surroundings
+from tests.factories import (
+    FILESYSTEM,
+    clock_record,
+    rank_result,
+    sound_plan,
+    sound_record,
+    surroundings,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -179,6 +187,24 @@ def test_what_held_ranks_up_is_told_with_host_number_and_help(
 )  # fmt: skip
 def test_what_no_percentile_can_show_is_recorded_only(changes: dict[str, Any]) -> None:
     assert told(around(**changes)) == []
+
+
+@pytest.mark.parametrize(
+    ("device", "changes", "codes"),
+    [
+        ("8:0", {}, ["THROTTLED"]),
+        ("8:16", {}, []),
+        ("8:16", {"unseen": "overlay: whose layers are not seen"}, ["THROTTLED"]),
+        ("8:0", {"is_network": True}, []),
+    ],
+    ids=["its own", "another", "maybe its own", "of this machine, not of the network"],
+)
+def test_an_io_limit_counts_where_it_may_be_on_the_blocks_device(
+    device: str, changes: dict[str, Any], codes: list[str]
+) -> None:
+    limits = (IoLimit(device=device, read_bytes_per_s=MIB),)
+    rank = replace(around(io_limits=limits), filesystem=FILESYSTEM | changes)
+    assert [v.code for v in told(rank) if v.code == "THROTTLED"] == codes
 
 
 def test_the_host_that_was_held_up_most_is_named_and_the_others_are_counted() -> None:

@@ -200,6 +200,78 @@ def test_the_sync_belongs_to_the_write(clock: FakeClock) -> None:
     assert backend.breaches == []
 
 
+@pytest.mark.parametrize("transfers", [1, 2])
+def test_no_transfer_includes_the_sync_and_the_depth_does(clock: FakeClock, transfers: int) -> None:
+    backend = SlowlySynced(clock)
+    backend.prepare(transfers * PAGE, syncs=True)
+    pool = Pool(
+        backend, clock=clock, payload=Payload(1, PAGE), sync=True, stored_bytes=transfers * PAGE
+    )
+    pool.pool.start()
+    pool.carry_out(WRITE, *pool.slots("a"))
+    pool.close()
+    assert pool.histogram("device") == (transfers, 2 * S, 2 * S, transfers * 2 * S)
+    assert pool.recorder.section_bytes["device"] == transfers * PAGE
+    assert pool.recorder.in_flight_ns == (transfers * 2 + 3) * S
+
+
+def test_a_read_beside_synced_writes_is_one_transfer(clock: FakeClock) -> None:
+    backend = SlowlySynced(clock)
+    backend.prepare(PAGE, syncs=True)
+    pool = Pool(backend, clock=clock, payload=Payload(1, PAGE), sync=True)
+    pool.pool.start()
+    slots = pool.slots("a")
+    pool.carry_out(WRITE, *slots)
+    pool.carry_out(READ, *slots)
+    pool.close()
+    assert pool.histogram("device")[0] == 2
+
+
+class SlowlyDeleted(Bookkeeper):
+    """Deletes take 1 s, 2 s, 3 s …; one of them fails where it is told so."""
+
+    def __init__(self, clock: FakeClock, fails_at: int = 0) -> None:
+        super().__init__()
+        self._clock = clock
+        self._fails_at = fails_at
+        self._made = 0
+
+    def delete(self, key: str) -> None:
+        self._made += 1
+        self._clock.advance(self._made * S)
+        if self._made == self._fails_at:
+            raise StorageError(f"{HOST}: can't delete {key}")
+        super().delete(key)
+
+
+def test_each_delete_is_an_operation_with_a_time_of_its_own(clock: FakeClock) -> None:
+    backend = SlowlyDeleted(clock)
+    backend.prepare(PAGE)
+    pool = Pool(backend, clock=clock, payload=Payload(1, PAGE))
+    pool.pool.start()
+    slots = pool.slots("a", "b", "c")
+    pool.carry_out(WRITE, *slots)
+    pool.submit(DELETE, *slots)
+    pool.wait(4)
+    pool.close()
+    assert pool.histogram("delete") == (3, 1 * S, 3 * S, 6 * S)
+    assert pool.recorder.in_flight_ns == 6 * S
+    assert pool.histogram("queue")[0] == pool.histogram("device")[0] == 3  # the writes
+
+
+def test_a_failed_delete_has_no_time(clock: FakeClock) -> None:
+    backend = SlowlyDeleted(clock, fails_at=2)
+    backend.prepare(PAGE)
+    pool = Pool(backend, clock=clock, payload=Payload(1, PAGE))
+    pool.pool.start()
+    slots = pool.slots("a", "b", "c")
+    pool.carry_out(WRITE, *slots)
+    pool.submit(DELETE, *slots)
+    assert pool.wait(4)[-1].failed
+    pool.close()
+    assert pool.histogram("delete") == (1, 1 * S, 1 * S, 1 * S)
+
+
 def test_reads_and_deletes_are_not_synced() -> None:
     backend = Bookkeeper()
     backend.prepare(PAGE, syncs=True)

@@ -5,18 +5,30 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pytest_kvcache.latency import Histogram
 from pytest_kvcache.plan import TracePlan
+from pytest_kvcache.series import SeriesLedger, coarse_index
 from pytest_kvcache.verdicts import evaluate_trial, idle_error
-from tests.factories import FILESYSTEM, PAGE, rank_result, sound_plan, sound_record, watch
+from tests.factories import (
+    FILESYSTEM,
+    PAGE,
+    rank_result,
+    series_of,
+    sound_plan,
+    sound_record,
+    watch,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_kvcache.plan import Plan
     from pytest_kvcache.results import Verdict
-    from pytest_kvcache.trialrecord import RankResult
+    from pytest_kvcache.series import Series
+    from pytest_kvcache.trialrecord import RankResult, TrialRecord
 
 REPLAY = TracePlan(
     name="t",
@@ -349,8 +361,10 @@ def test_writes_of_others_are_told_beyond_what_a_filesystem_writes_for_us() -> N
 
 
 def test_metadata_of_many_small_objects_is_no_neighbour() -> None:
-    # 600 MiB of 4 KiB objects: the journal may write much more than the data.
-    assert busy(more_write_bytes=5_000 * MIB) == []
+    # 600 MiB of 4 KiB objects: with a sync of each the journal writes much more than the data.
+    assert busy(more_write_bytes=2_000 * MIB) == []
+    assert busy(more_write_bytes=5_000 * MIB)
+    assert busy(more_write_bytes=5_000 * MIB, sync="data") == []
 
 
 def test_what_is_flushed_later_is_not_taken_for_others() -> None:
@@ -518,6 +532,62 @@ def test_a_rank_that_began_late_was_not_there_all_the_window(
 )
 def test_the_halves_of_the_window_hit_alike(first: int, second: int, codes: set[str]) -> None:
     assert of_one(first_half_hits=first, second_half_hits=second) == codes
+
+
+def series_with(kind: str, operations: Sequence[int], took_ms: Sequence[int]) -> Series:
+    """A second each with so many operations of a kind, which took so long."""
+    ledger = SeriesLedger(0, None)
+    for second, (count, each_ms) in enumerate(zip(operations, took_ms, strict=True)):
+        done = np.full(count, second * 10**9, dtype=np.int64)
+        bins = coarse_index(np.full(count, each_ms * 10**6, dtype=np.int64))
+        ledger.add(kind, done, bins, np.full(count, PAGE, dtype=np.int64))
+    return series_of(len(operations) * 10**9, [ledger])
+
+
+@pytest.mark.parametrize("kind", ["read", "write"])
+@pytest.mark.parametrize(
+    ("operations", "took_ms", "words"),
+    [
+        ([100] * 6, [10] * 6, None),
+        ([128, 128, 116, 41, 38, 38], [10] * 6, "s went from 0.000488 to 0.000145 GiB/s (medians"),
+        ([99] * 6, [10] * 3 + [20] * 3, "the p50 of {}s went from"),
+        ([99] * 6, [10] * 3 + [11] * 3, None),
+        ([9, 9, 9, 3, 3, 3], [10] * 6, None),  # so few are no bandwidth
+    ],
+)
+def test_a_storage_that_changes_within_the_window_is_not_steady(
+    kind: str, operations: list[int], took_ms: list[int], words: str | None
+) -> None:
+    plan = sound_plan()
+    record = sound_record(plan, [rank_result(0)])
+    record = replace(record, series=series_with(kind, operations, took_ms))
+    told = [v.text for v in evaluate_trial(record, plan)[1] if v.code == "NOT_STEADY"]
+    assert len(told) == (words is not None)
+    if words is not None:
+        assert words.format(kind) in told[0]
+        assert "(medians of the seconds 0 to 3 and 3 to 6 of the window)" in told[0]
+
+
+def test_a_p99_that_doubles_is_not_steady() -> None:
+    ledger = SeriesLedger(0, None)
+    for second in range(12):
+        took_ms = [1] * 98 + [5 if second < 6 else 50] * 2
+        done = np.full(100, second * 10**9, dtype=np.int64)
+        bins = coarse_index(np.array(took_ms, dtype=np.int64) * 10**6)
+        ledger.add("read", done, bins, np.full(100, PAGE, dtype=np.int64))
+    plan = sound_plan()
+    record = sound_record(plan, [rank_result(0)])
+    record = replace(record, series=series_of(12 * 10**9, [ledger]))
+    (told,) = (v.text for v in evaluate_trial(record, plan)[1] if v.code == "NOT_STEADY")
+    assert told.startswith("the p99 of reads went from")
+    assert "p50" not in told
+
+
+def test_the_bandwidth_of_a_replay_is_its_traces() -> None:
+    plan = sound_plan(trace=REPLAY)
+    record = sound_record(plan, [rank_result(0)])
+    record = replace(record, series=series_with("read", [128] * 3 + [38] * 3, [10] * 6))
+    assert "NOT_STEADY" not in {v.code for v in evaluate_trial(record, plan)[1]}
 
 
 def test_a_half_without_requests_says_nothing_about_steadiness() -> None:
@@ -697,6 +767,133 @@ def test_less_than_half_the_queue_depth_is_unsaturated(
 ) -> None:
     ranks = [rank_result(n, mean_depth=depth) for n, depth in enumerate(depths)]
     assert judged(ranks, sound_plan(np=len(ranks), queue_depth=4))[0] == codes
+
+
+def with_queue(record: TrialRecord, waited_ns: int) -> TrialRecord:
+    waits = Histogram()
+    count = record.histograms["queue"].count
+    waits.record(np.full(count, waited_ns, dtype=np.int64))
+    return replace(record, histograms={**record.histograms, "queue": waits})
+
+
+# 1,000 reads of 1 ms and 500 writes of 2 ms are served in 1.33 ms on average.
+@pytest.mark.parametrize(
+    ("waited_ns", "mean_depth", "codes"),
+    [
+        (1_330_000, 4.0, set()),
+        (1_340_000, 4.0, {"SATURATED"}),
+        (12_658_000_000, None, {"SATURATED"}),
+        (12_658_000_000, 1.9, {"UNSATURATED"}),
+    ],
+)
+def test_operations_that_wait_longer_than_they_are_served_are_queueing(
+    waited_ns: int, mean_depth: float | None, codes: set[str]
+) -> None:
+    plan = sound_plan(queue_depth=4)
+    record = with_queue(sound_record(plan, [rank_result(0, mean_depth=mean_depth)]), waited_ns)
+    _data, verdicts = evaluate_trial(record, plan)
+    assert {verdict.code for verdict in verdicts} == codes
+    if "SATURATED" in codes and waited_ns > 10**9:
+        assert "waited 12,658 ms (p95 12," in verdicts[0].text
+        assert "load.* and request.* are mostly queueing" in verdicts[0].text
+        assert "fewer --kv-num-users" in verdicts[0].text
+    if "UNSATURATED" in codes:
+        assert "operations still waited 12,658 ms on average" in verdicts[0].text
+
+
+def test_an_overloaded_trial_is_not_called_saturated_as_well() -> None:
+    plan = sound_plan(**POISSON)
+    record = sound_record(plan, [rank_result(0, backlog=100)])
+    codes = {v.code for v in evaluate_trial(with_queue(record, 10**9), plan)[1]}
+    assert codes == {"OVERLOADED"}
+
+
+# Requests naturally under way at the end of a window of seconds, few of them at a time.
+@pytest.mark.parametrize(
+    ("left", "offered", "in_flight"), [(3, 50, 3.1), (3, 41, 4.1), (11, 33, 6.1)]
+)
+def test_the_end_of_a_short_window_is_no_overload(
+    left: int, offered: int, in_flight: float
+) -> None:
+    plan = sound_plan(np=2, users=8, queue_depth=16, request_rate=5.0, arrival="poisson")
+    half = {"mean_depth": in_flight, "first_half_waiting": 1.0, "second_half_waiting": 1.5}
+    ranks = [
+        rank_result(0, offered=offered, completed=offered - left, completed_in_window=1,
+                    backlog=left, **half),
+        rank_result(1, offered=0, completed=0, completed_in_window=0, **half),
+    ]  # fmt: skip
+    assert judged(ranks, plan)[0] == {"UNSATURATED"}
+
+
+@pytest.mark.parametrize(
+    ("offered", "backlog", "halves", "mean_depth", "codes"),
+    [
+        # Twice what it takes: 3 s at 20 requests/s leave 30, and so does a minute.
+        (60, 30, (7.5, 22.5), 4.0, {"OVERLOADED"}),
+        (1_200, 600, (150.0, 450.0), 4.0, {"OVERLOADED"}),
+        # Long responses with as many under way at the end as ever.
+        (1_200, 500, (500.0, 510.0), 4.0, set()),
+        # A storage that has little to do and a pile all the same: more than one per user.
+        (200, 50, (1.0, 2.0), 0.5, {"OVERLOADED"}),
+        (200, 14, (1.0, 2.0), 0.5, {"UNSATURATED"}),
+    ],
+)
+def test_what_was_always_under_way_is_no_pile(
+    offered: int, backlog: int, halves: tuple[float, float], mean_depth: float, codes: set[str]
+) -> None:
+    plan = sound_plan(users=15, queue_depth=4, **POISSON)
+    rank = rank_result(
+        0, offered=offered, completed=offered - backlog, completed_in_window=1, backlog=backlog,
+        first_half_waiting=halves[0], second_half_waiting=halves[1], mean_depth=mean_depth,
+    )  # fmt: skip
+    assert judged([rank], plan)[0] == codes
+
+
+def test_few_users_that_wait_for_each_other_are_told_to_be_few() -> None:
+    plan = sound_plan(users=8, queue_depth=16, **POISSON)
+    told = text_of("UNSATURATED", plan, mean_depth=3.0, first_half_waiting=5.0)
+    assert "8 users per rank are so few that their requests wait for each other" in told
+    assert "more --kv-num-users" in told
+    assert "so few" not in text_of("UNSATURATED", plan, mean_depth=3.0, first_half_waiting=3.0)
+
+
+def test_a_late_harness_is_no_matter_of_few_users() -> None:
+    late = Histogram()
+    late.record(np.full(200, 10**9, dtype=np.int64))
+    plan = sound_plan(users=30, queue_depth=16, **POISSON)
+    record = sound_record(plan, [rank_result(0, backlog=25, mean_depth=1.0)])
+    assert {v.code for v in evaluate_trial(record, plan)[1]} == {"UNSATURATED"}
+    record = replace(record, histograms={**record.histograms, "wakeup": late})
+    assert {v.code for v in evaluate_trial(record, plan)[1]} == {"OVERLOADED"}
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    offered=st.integers(1, 2_000), share=st.floats(0, 1),
+    halves=st.tuples(*[st.floats(0, 500)] * 2), depth=st.floats(0, 4),
+    users=st.integers(1, 100), dropped=st.integers(0, 3),
+)  # fmt: skip
+def test_at_most_one_thing_is_said_of_the_load(
+    *,
+    offered: int,
+    share: float,
+    halves: tuple[float, float],
+    depth: float,
+    users: int,
+    dropped: int,
+) -> None:
+    backlog = int(offered * share)
+    plan = sound_plan(users=users, queue_depth=4, **POISSON)
+    rank = rank_result(
+        0, offered=offered, backlog=backlog, dropped=dropped, mean_depth=depth,
+        first_half_waiting=halves[0], second_half_waiting=halves[1],
+        completed=0, completed_in_window=0,
+    )  # fmt: skip
+    record = with_queue(sound_record(plan, [rank]), 10**9)
+    codes = [v.code for v in evaluate_trial(record, plan)[1]]
+    said = [code for code in codes if code in ("OVERLOADED", "UNSATURATED", "SATURATED")]
+    assert len(said) == 1
+    assert dropped == 0 or said == ["OVERLOADED"]
 
 
 def test_many_faults_are_all_told() -> None:

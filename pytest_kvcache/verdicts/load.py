@@ -66,7 +66,7 @@ def _unsaturated(depth: float, data: Mapping[str, Any], plan: Plan) -> Verdict:
     waits = _waits(data)
     if waits is not None and waits[0] > waits[1]:
         speed = (
-            f"{speed}; operations still waited {waits[0]:.3g} ms on average, for those that were"
+            f"{speed}; operations still waited {_told(waits[0])} ms on average, for those that were"
             " asked for at the same moment: load.* is as long with this --kv-queue-depth only"
         )
     text = (
@@ -77,18 +77,23 @@ def _unsaturated(depth: float, data: Mapping[str, Any], plan: Plan) -> Verdict:
 
 def _saturated(waited_ms: float, served_ms: float, data: Mapping[str, Any], plan: Plan) -> Verdict:
     p95_ms = data["queue"]["ms"]["p95"]
-    tail = "" if p95_ms is None else f" (p95 {p95_ms:.3g} ms)"
+    tail = "" if p95_ms is None else f" (p95 {_told(p95_ms)} ms)"
     fewer = "fewer --kv-num-users"
     if plan.open_loop:
         fewer = f"a lower {'--kv-request-rate' if plan.trace is None else '--kv-trace-speedup'}"
     return Verdict.of(
         "SATURATED",
-        f"operations waited {waited_ms:.3g} ms{tail} in the rank's own queue and were served in"
-        f" {served_ms:.3g} ms on average, {plan.queue_depth} at a time: load.* and request.* are"
+        f"operations waited {_told(waited_ms)} ms{tail} in the rank's own queue and were served in"
+        f" {_told(served_ms)} ms on average, {plan.queue_depth} at a time: load.* and request.* are"
         " mostly queueing, read.* and write.* are service times at this depth; this is the"
         f" storage's limit at it. For latency {fewer}, for more bandwidth another --kv-queue-depth"
         " or more ranks",
     )
+
+
+def _told(value_ms: float) -> str:
+    """Three digits, or as many as there are before the point."""
+    return f"{value_ms:,.0f}" if value_ms >= 100 else f"{value_ms:.3g}"  # noqa: PLR2004
 
 
 def _waits(data: Mapping[str, Any]) -> tuple[float, float] | None:

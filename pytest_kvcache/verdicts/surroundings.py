@@ -72,13 +72,18 @@ def whether_something_held_it_up(data: Mapping[str, Any]) -> Iterator[Verdict]:
         ),
         least=_LIMIT_HITS_PER_S,
     )
-    limited = [host for host in hosts if host["io_limits"]]
+    filesystems = data["proof"]["filesystem"]
+    limits = {host["host"]: [limit for limit in host["io_limits"]
+                             if _applies(limit, filesystems[host["host"]])]
+              for host in hosts}  # fmt: skip
+    limited = [host for host in hosts if limits[host["host"]]]
     if limited:
+        shown = "; ".join(map(_io_limit, limits[limited[0]["host"]]))
         yield Verdict.of(
             "THROTTLED",
-            f"{_named(limited)} may use a device only as far as its control group allows"
-            f" ({'; '.join(map(_io_limit, limited[0]['io_limits']))}): that limit is measured, not"
-            " the device; lift it (io.max, blkio.throttle) for a result of the storage",
+            f"{_named(limited)} may use the device only as far as its control group allows"
+            f" ({shown}): that limit is measured, not the device; lift it (io.max,"
+            " blkio.throttle) for a result of the storage",
         )
 
 
@@ -109,6 +114,14 @@ def _quota(host: Mapping[str, Any]) -> str:
 def _limit(host: Mapping[str, Any]) -> str:
     limit_bytes = host["memory_limit_bytes"]
     return "" if limit_bytes is None else f" ({limit_words(format_bytes(limit_bytes))})"
+
+
+def _applies(limit: Mapping[str, Any], filesystem: Mapping[str, Any] | None) -> bool:
+    """Whether the device that is limited may hold the blocks; so may all where it is not seen."""
+    if filesystem is None or filesystem["is_network"]:
+        return False
+    numbers = {link["number"] for link in filesystem["chain"]}
+    return filesystem["unseen"] is not None or limit["device"] in numbers
 
 
 def _io_limit(limit: Mapping[str, Any]) -> str:

@@ -158,9 +158,9 @@ def _whether_a_host_was_slow(data: Mapping[str, Any], plan: Plan) -> Iterator[Ve
         hosts.setdefault(rank["host"], []).append(rank)
     times_s = {host: _operation_s(ranks, data["window_s"]) for host, ranks in hosts.items()}
     known = {host: time_s for host, time_s in times_s.items() if time_s is not None}
-    if not known:
+    typical_s = median_low(known.values()) if known else 0.0
+    if not typical_s:
         return
-    typical_s = median_low(known.values())
     for host, ranks in hosts.items():
         took_s = times_s[host] or _at_least_s(ranks, data["window_s"], typical_s)
         if took_s is not None and took_s > _SLOW_FACTOR * typical_s:

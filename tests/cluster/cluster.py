@@ -279,7 +279,7 @@ class Cluster:
         values = {"directory": self.directory, "client_alive_s": self._client_alive_s}
         self.ssh_config.write_text(SSH_CONFIG.format(**values))
         (self.directory / "sshd_config").write_text(SSHD_CONFIG.format(**values))
-        names = "".join(f"{self.address(name)} {name}\n" for name in self.names)
+        names = "".join(f"{self.address(name)} {name} {name}-ib0\n" for name in self.names)
         (self.directory / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
         self._write_account()
         self.ssh_agent.write_text(f'#!/bin/sh\nexec {" ".join(self.ssh_command)} "$@"\n')

@@ -60,6 +60,13 @@ def test_the_launcher_may_be_one_of_the_hosts(cluster: Cluster) -> None:
     assert sorted(rank["host"] for rank in trial["ranks"]) == ["n0", "n0", "n1"]
 
 
+@pytest.mark.parametrize("hosts", [["n0-ib0"], ["n1", "n0-ib0"]], ids=len)
+def test_the_launchers_host_may_have_another_name(cluster: Cluster, hosts: list[str]) -> None:
+    """As that of an interface: mpirun knows its own host by fewer names than the user."""
+    trial = only_trial(run(cluster, "--kv-hosts", *hosts, "--kv-np=2"))
+    assert {rank["host"] for rank in trial["ranks"]} == {host.partition("-")[0] for host in hosts}
+
+
 def test_hosts_come_from_a_file_as_well(cluster: Cluster) -> None:
     cluster.path("n0", f"{RESULTS}.hosts").write_text("n1 slots=1\nn2 slots=2  # the big one\n")
     trial = only_trial(run(cluster, f"--kv-hosts=@{RESULTS}.hosts", "--kv-np=3"))

@@ -103,15 +103,14 @@ class StallingBackend(MemoryBackend):
     """Every transfer takes 5 ms; some kinds of calls stand still between two moments.
 
     ``KVCACHE_TEST_STALL`` is ``kinds from to [rank]``, such as ``get,put 2.5 4.5 1``; several
-    of them are separated by semicolons. The moments are seconds after the first call of
-    ``get_into``, ``put_from`` or ``delete`` that comes after ``KVCACHE_TEST_QUIET_S`` seconds
-    without any: the population is over then, and the ranks have agreed on a start.
+    of them are separated by semicolons. The moments are seconds after the first read or
+    delete: populating the cache makes none. ``KVCACHE_TEST_DRIFT`` is ``more_s from``: from
+    that moment on every transfer takes so much longer.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._began: float | None = None
-        self._last = 0.0
         rank = int(os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK", "1"))) - 1
         parts = [part.split() for part in os.environ.get("KVCACHE_TEST_STALL", "").split(";")]
         self._stalls = [
@@ -124,19 +123,17 @@ class StallingBackend(MemoryBackend):
         )
 
     def _wait(self, kind: str) -> None:
-        now = time.monotonic()
-        if now - self._last > 0.04 and self._last and self._began is None:
-            self._began = now
-        self._last = now
+        if self._began is None and kind != "put":
+            self._began = time.monotonic()
         time.sleep(0.005)
         if self._began is None:
             return
-        since = now - self._began
-        if since > self._from_s:
+        since_s = time.monotonic() - self._began
+        if since_s > self._from_s:
             time.sleep(self._more_s)
-        for kinds, begin, end in self._stalls:
-            if kind in kinds and begin <= time.monotonic() - self._began < end:
-                time.sleep(max(0.0, end - (time.monotonic() - self._began)))
+        for kinds, begin_s, end_s in self._stalls:
+            if kind in kinds and begin_s <= since_s < end_s:
+                time.sleep(end_s - since_s)
 
     def put_from(self, key: str, offset: int, buffer: memoryview) -> None:
         self._wait("put")

@@ -1,0 +1,62 @@
+"""Which series changed on the way, and which only vary."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from pytest_kvcache.steadiness import largest_change
+
+
+def noisy(seed: int, *levels: float, cv: float) -> list[float]:
+    draws = random.Random(seed)
+    return [max(0.0, draws.gauss(level, cv * level)) for level in levels]
+
+
+@pytest.mark.parametrize(("count", "allowed"), [(6, 4), (10, 4), (30, 4), (120, 4)])
+def test_a_healthy_disk_varies_without_a_change(count: int, allowed: int) -> None:
+    told = sum(
+        largest_change(noisy(seed, *[1.0] * count, cv=0.2), 0.25) is not None
+        for seed in range(1_000)
+    )
+    assert told <= allowed
+
+
+def test_a_disk_that_slows_down_in_the_middle_is_named() -> None:
+    change = largest_change([1.28, 1.28, 1.16, 0.41, 0.38, 0.38], 0.25)
+    assert change is not None
+    assert (change.before, change.after) == (1.28, 0.38)
+    assert (change.first, change.second) == ((0, 3), (3, 6))
+
+
+@pytest.mark.parametrize("at", [0.2, 0.3, 0.5, 0.7, 0.85])
+@pytest.mark.parametrize("factor", [0.6, 1.8])
+def test_a_step_is_found_wherever_it_is(at: float, factor: float) -> None:
+    levels = [1.0 if second < 30 * at else factor for second in range(30)]
+    for seed in range(100):
+        assert largest_change(noisy(seed, *levels, cv=0.1), 0.25) is not None
+
+
+def test_a_drift_and_a_hump_are_found() -> None:
+    drift = [1.0 - 0.5 * second / 30 for second in range(30)]
+    hump = [1.0] * 10 + [0.5] * 10 + [1.0] * 10
+    for levels in (drift, hump):
+        for seed in range(100):
+            assert largest_change(noisy(seed, *levels, cv=0.08), 0.25) is not None
+
+
+def test_a_change_below_the_limit_is_none_however_clear() -> None:
+    assert largest_change([1.0] * 15 + [0.8] * 15, 0.25) is None
+    assert largest_change([1.0] * 15 + [0.7] * 15, 0.25) is not None
+
+
+def test_single_seconds_are_no_change() -> None:
+    values = [1.0] * 30
+    values[12] = values[20] = 0.0
+    assert largest_change(values, 0.25) is None
+
+
+@pytest.mark.parametrize("values", [[], [1.0] * 5, [1.0, 1.0, 0.1, 0.1, 0.1], [0.0] * 30])
+def test_too_few_or_no_values_say_nothing(values: list[float]) -> None:
+    assert largest_change(values, 0.25) is None
