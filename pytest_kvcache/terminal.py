@@ -73,7 +73,7 @@ class TerminalProgress(Progress):
             self.noted(f"{problem}: waiting for its end")
             self._wrote_s = 0.0
         if self._rewrites or time.monotonic() - self._wrote_s >= _LOG_INTERVAL_S:
-            self._write(f"{MARK}waiting, {waited_s:.0f} of at most {limit_s:.0f} s")
+            self._write(f"{MARK}waiting, {waited_s:.0f} of at most {limit_s:g} s")
 
     def waited(self) -> None:
         """The host is ours, or not to be had."""
