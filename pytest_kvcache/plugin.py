@@ -281,6 +281,9 @@ def pytest_collection_modifyitems(
     """
     ours = [item for item in items if "kvcache" in _fixtures(item)]
     recorded = otherplugins.is_recorded(config)
+    if ours:
+        with usage_errors():
+            otherplugins.check_place(config)
     for item in ours:
         if recorded:
             closest = item.get_closest_marker("benchmark")

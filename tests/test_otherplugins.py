@@ -104,6 +104,23 @@ def test_another_plugins_benchmark_fixture_is_refused_before_the_launch(site: Si
     assert site.launches() == []
 
 
+def test_a_plugin_that_pushes_pytest_benchmark_out_is_refused_before_the_launch(
+    site: Site,
+) -> None:
+    site.pytester.makeconftest(
+        """
+        import pytest
+
+        @pytest.hookimpl(tryfirst=True)
+        def pytest_configure(config): config.pluginmanager.set_blocked("pytest-benchmark")
+        """
+    )
+    assert "as pytest-codspeed does with --codspeed" in refusal(site.canned_apart(ONE))
+    assert site.launches() == []
+    site.pytester.makepyfile(test_mine="def test_one(): pass")
+    assert site.call("test_mine.py").ret == pytest.ExitCode.OK
+
+
 def test_without_pytest_benchmark_everything_runs_and_is_in_the_run_file(site: Site) -> None:
     result = site.canned("-p", "no:benchmark", "-W", "error", "--strict-markers")
     result.assert_outcomes(passed=5)
