@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import pytest_kvcache
-from tests.site import PLUGINS, PYTEST, SUITE, output, refusal, runs_as_root
+from tests.site import PLUGINS, PYTEST, SUITE, refusal, runs_as_root
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
