@@ -14,7 +14,13 @@ import pytest
 
 from pytest_kvcache.asked import nothing_selected
 from pytest_kvcache.compare import gate_table
-from pytest_kvcache.fixture import BENCH_KEY, OPTIONS_KEY, SELECTED_KEY, is_xdist_worker
+from pytest_kvcache.fixture import (
+    BENCH_KEY,
+    OPTIONS_KEY,
+    SELECTED_KEY,
+    is_xdist_worker,
+    verbosity_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +40,7 @@ def tell(reporter: pytest.TerminalReporter, config: pytest.Config) -> None:
         for line in advice(config):
             reporter.write_line(f"kvcache: {line}", yellow=True)
         return
-    if config.get_verbosity() >= 0:
+    if verbosity_of(config) >= 0:
         reporter.section("kvcache", sep="-")
     for line in report_lines(bench, config):
         reporter.write_line(line)
@@ -53,7 +59,7 @@ def tell_the_rest(config: pytest.Config) -> None:
 
 def report_lines(bench: Bench, config: pytest.Config) -> Iterator[str]:
     """Everything; with -q a line per case, with -qq only what is needed to find the rest."""
-    verbosity = config.get_verbosity()
+    verbosity = verbosity_of(config)
     if verbosity >= 0:
         yield from _whole(bench)
         yield ""

@@ -50,6 +50,11 @@ def bench_of(config: pytest.Config) -> Bench:
     return config.stash[BENCH_KEY]
 
 
+def verbosity_of(config: pytest.Config) -> int:
+    """0, more with ``-v``, less with ``-q``; 0 where no terminal plugin has such options."""
+    return int(config.getoption("verbose", default=0))
+
+
 def is_xdist_worker(config: pytest.Config) -> bool:
     """Whether this process is one of several that run tests at the same time."""
     return hasattr(config, "workerinput")

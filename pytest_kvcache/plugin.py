@@ -34,6 +34,7 @@ from pytest_kvcache.fixture import (
     bench_of,
     is_xdist_worker,
     kvcache,
+    verbosity_of,
 )
 from pytest_kvcache.hosts import explain_swallowed_path
 from pytest_kvcache.options import OPTIONS, OptionSpec, Origin, build_options, describe_given
@@ -361,7 +362,7 @@ def _dry_lines(
 ) -> Iterator[str]:
     for name in cases:
         yield ""
-        yield from bench.dry_run(name, whole=config.get_verbosity() > 0)
+        yield from bench.dry_run(name, whole=verbosity_of(config) > 0)
     own = sum("kv_case" not in _fixtures(item) for item in running)
     if own:
         yield (

@@ -39,9 +39,10 @@ def test_an_output_that_can_not_be_written_is_refused_before_the_launch(
     (site.path / "folder").mkdir()
     sentence = refusal(site.canned_apart(ONE, option, "--benchmark-autosave", *dry))
     flag = option.partition("=")[0].replace("junitxml", "junit-xml")
-    assert sentence.startswith(f"{flag} is ")
-    assert problem in sentence
     assert site.launches() == []
+    if "can't open" not in sentence:  # older versions of pytest-benchmark say so themselves
+        assert sentence.startswith(f"{flag} is ")
+        assert problem in sentence
 
 
 @pytest.mark.skipif(runs_as_root(), reason="root may write everywhere")
