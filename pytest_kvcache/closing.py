@@ -106,7 +106,7 @@ def advice(config: pytest.Config) -> list[str]:
     """What was asked for and came to nothing."""
     options = config.stash.get(OPTIONS_KEY, None)
     selected = config.stash.get(SELECTED_KEY, None)
-    if options is None or selected is None:
+    if options is None or selected is None or not selected.is_known:
         return []
     if selected.benchmarks:
         bench = config.stash.get(BENCH_KEY, None)

@@ -34,10 +34,14 @@ FAULTS_KEY: pytest.StashKey[FaultLedger] = pytest.StashKey()
 
 
 class Selected:
-    """How many of a session's tests are benchmarks: selected, and deselected."""
+    """How many of a session's tests are benchmarks: selected, and deselected.
+
+    ``is_known`` once everything was collected without an error.
+    """
 
     def __init__(self) -> None:
         self.benchmarks = self.others = self.deselected = 0
+        self.is_known = False
 
 
 SELECTED_KEY: pytest.StashKey[Selected] = pytest.StashKey()

@@ -312,6 +312,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     selected = session.config.stash[SELECTED_KEY]
     selected.benchmarks = sum("kvcache" in _fixtures(item) for item in session.items)
     selected.others = len(session.items) - selected.benchmarks
+    selected.is_known = not session.testsfailed
 
 
 def _fixtures(item: pytest.Item) -> list[str]:
