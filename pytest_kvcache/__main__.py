@@ -6,6 +6,8 @@ import argparse
 import json
 import sys
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ from pytest_kvcache.options import Options
 from pytest_kvcache.picture import picture_of
 from pytest_kvcache.report import report_run, report_series
 from pytest_kvcache.results import RunResult
-from pytest_kvcache.verify import verify_run
+from pytest_kvcache.verify import source_faults, verify_run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +38,10 @@ def _read(path: str) -> dict[str, Any]:
 def _shown(run: RunResult, encoding: str) -> str:
     """The tables, and below them how each trial went over time, in what the terminal can show."""
     ascii_only = not _can_show(_BEYOND_ASCII, encoding)
-    parts = [report_run(run, Options().metrics)]
+    parts = [
+        report_run(replace(run, cases=(case,)), case.metrics or Options().metrics)
+        for case in run.cases
+    ]
     parts += ["\n".join(report_series(case, ascii_only=ascii_only)) for case in run.cases]
     text = "\n\n".join(part for part in parts if part)
     if not ascii_only:
@@ -52,15 +57,41 @@ def _can_show(text: str, encoding: str) -> bool:
     return True
 
 
-def _sound_run(path: str, problems: dict[str, list[str]]) -> RunResult | None:
-    """The run of a file in which nothing is wrong; what is wrong is noted."""
+def _beside(run_file: Path, name: str) -> bytes | None:
+    """What a trial left behind beside its run file; None if it is not there."""
+    inside = Path(name)
+    if inside.is_absolute() or ".." in inside.parts:
+        return None
+    try:
+        return (run_file.parent / inside).read_bytes()
+    except OSError:
+        return None
+
+
+def _sound_run(
+    path: str, problems: dict[str, list[str]], compared: dict[str, int]
+) -> RunResult | None:
+    """The run of a file in which nothing is wrong; what is wrong is noted.
+
+    So is how many trials could be compared with the records that they left behind.
+    """
     try:
         data = _read(path)
         problems[path] = verify_run(data)
+        if not problems[path]:
+            read = partial(_beside, Path(path))
+            problems[path], compared[path] = source_faults(data, read)
         return None if problems[path] else RunResult.from_json(data)
     except KVCacheError as error:
         problems[path] = [str(error)]
         return None
+
+
+def _described(compared: int) -> str:
+    """What a sound run file could be held against."""
+    if not compared:
+        return "in itself: no trial's record lies beside it"
+    return f"and as the record{'s' * (compared > 1)} of {compared} trial{'s' * (compared > 1)} say"
 
 
 def _draw(path: Path, runs: Sequence[RunResult]) -> str | None:
@@ -104,7 +135,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     show = given.command == "show"
     problems: dict[str, list[str]] = {}
-    runs = [run for path in given.run if (run := _sound_run(path, problems)) is not None]
+    compared: dict[str, int] = {}
+    found_runs = [_sound_run(path, problems, compared) for path in given.run]
+    runs = [run for run in found_runs if run is not None]
     if show:
         encoding = sys.stdout.encoding or "ascii"
         with suppress(BrokenPipeError):  # `… show | head`
@@ -116,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
         for problem in found:
             print(f"{path}: {problem}", file=sys.stderr)
         if not found and not show:
-            print(f"{path}: sound")
+            print(f"{path}: sound, {_described(compared[path])}")
     return 1 if any(problems.values()) else 0
 
 

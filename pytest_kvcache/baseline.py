@@ -1,27 +1,36 @@
 """What ``--kv-compare`` names: earlier results, out of a run file or a pytest-benchmark JSON.
 
+Nothing in it is believed that can be computed anew: a run file must pass ``verify``; a
+pytest-benchmark JSON holds one value per trial and nothing that they come from, so there
+the summaries, the rounds and their statistics must be those of the values.
 Pure except ``load_baseline``; imports neither pytest nor MPI. Controller side.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from pytest_kvcache.compare import Found
 from pytest_kvcache.errors import OptionError, ResultError
-from pytest_kvcache.evidence import UNTOLD, Evidence, evidence_of
+from pytest_kvcache.evidence import UNTOLD, Evidence
+from pytest_kvcache.metrics import METRICS
+from pytest_kvcache.results import RunResult
 from pytest_kvcache.summary import MetricSeries
-from pytest_kvcache.version import RUN_SCHEMA
+from pytest_kvcache.verify import verify_run
+from pytest_kvcache.version import RUN_SCHEMA, VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from os import PathLike
 
 _EXTRA_KEYS: Final = frozenset({"case", "metric", "unit", "better", "values", "plan_digest"})
-_NO_ENTRY: Final = "the baseline has no such entry: compare runs that both have it"
+_ROUNDING: Final = 1e-9  # what another Python may round otherwise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,17 +52,6 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """What a baseline has for a metric of a case, and why where it has nothing."""
-
-    series: MetricSeries | None = None
-    reason: str = _NO_ENTRY
-    """Used where there is no series."""
-    evidence: Evidence = UNTOLD
-    """What stands behind the series."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
     """What ``--kv-compare`` names: earlier results, by case and plan."""
 
@@ -61,6 +59,8 @@ class Baseline:
     """The file, as the user gave it."""
     entries: tuple[Entry, ...]
     """In the file's order; cases without any value are left out."""
+    recorded_at: str = ""
+    """When the session began that it is of."""
 
     def find(self, case: str, metric: str, digest: str) -> Found:
         """Return what to compare the metric with, for a case of this name and plan.
@@ -79,17 +79,14 @@ class Baseline:
         best = max(same or named, key=lambda entry: entry.trials_of(metric), default=None)
         if best is None or metric not in best.metrics:
             return Found()
-        return Found(series=best.metrics[metric], evidence=best.evidence)
+        return Found(
+            series=best.metrics[metric], evidence=best.evidence, other_plan=best.digest != digest
+        )
 
     def all_series(self) -> Iterator[MetricSeries]:
         """Everything it holds."""
         for entry in self.entries:
             yield from entry.metrics.values()
-
-    def differs(self, case: str, digest: str) -> bool:
-        """Whether what stands in for the case has another plan, or can't be shown to have its."""
-        digests = [entry.digest for entry in self.entries if entry.case == case]
-        return len(digests) == 1 and digests != [digest]
 
 
 def load_baseline(path: str | PathLike[str]) -> Baseline:
@@ -113,7 +110,8 @@ def load_baseline(path: str | PathLike[str]) -> Baseline:
             f"--kv-compare is {path}; it must be an intact run file or pytest-benchmark "
             f"JSON of this plugin, and is not ({error}): record the baseline anew"
         ) from error
-    return Baseline(source=str(path), entries=entries)
+    recorded_at = data.get("started_at") or data.get("datetime") or ""
+    return Baseline(source=str(path), entries=entries, recorded_at=str(recorded_at))
 
 
 def _entries(data: object) -> tuple[Entry, ...]:
@@ -123,7 +121,7 @@ def _entries(data: object) -> tuple[Entry, ...]:
     elif isinstance(data, Mapping) and "schema" in data:
         raise ResultError(f"its schema is {data['schema']!r}, this version reads {RUN_SCHEMA!r}")
     elif isinstance(data, Mapping) and "benchmarks" in data:
-        found = _joined(_benchmark_entries(data))
+        found = _joined(benchmark_entries(data))
     else:
         raise ResultError('it has neither "schema" nor "benchmarks"')
     entries = tuple(entry for entry in found if entry.metrics)
@@ -132,32 +130,76 @@ def _entries(data: object) -> tuple[Entry, ...]:
     return entries
 
 
-def _run_entries(data: Mapping[str, object]) -> Iterator[Entry]:
-    for case in _objects(data, "cases"):
-        name, summary = case.get("name"), case.get("summary")
-        if not isinstance(summary, Mapping):
-            raise ResultError(f"case {name!r} has no summary")
-        metrics = {metric: MetricSeries.from_json(metric, summary[metric]) for metric in summary}
-        evidence = evidence_of(_objects(case, "trials")) if "trials" in case else UNTOLD
-        yield _entry(name, case.get("plan_digest"), metrics, evidence)
+def _run_entries(data: Mapping[str, Any]) -> Iterator[Entry]:
+    """Yield an entry per case; ResultError with the first contradictions in the file."""
+    problems = verify_run(data)
+    if problems:
+        more = f" (and {len(problems) - 1} more contradictions)" if len(problems) > 1 else ""
+        version = data["version"]
+        other = "" if version == VERSION else f"; version {version} wrote it, this is {VERSION}"
+        raise ResultError(f"{problems[0]}{more}{other}")
+    run = RunResult.from_json(data)
+    for case in run.cases:
+        found = {metric: case.series(metric) for metric in METRICS}
+        metrics = {metric: series for metric, series in found.items() if series is not None}
+        evidence = run.evidence(case)
+        yield Entry(case=case.name, digest=case.plan_digest, metrics=metrics, evidence=evidence)
 
 
-def _benchmark_entries(data: Mapping[str, object]) -> Iterator[Entry]:
-    """Yield an entry per metric."""
+def benchmark_entries(data: Mapping[str, object]) -> Iterator[Entry]:
+    """Yield an entry per metric of ours; ResultError for one that contradicts itself."""
     for benchmark in _objects(data, "benchmarks"):
         info = benchmark.get("extra_info")
         if not isinstance(info, Mapping) or not set(info) >= _EXTRA_KEYS:
             continue
-        if not isinstance(info["values"], list):
-            raise ResultError(f"values of {info['metric']} are {info['values']!r}")
-        series = MetricSeries(
-            name=info["metric"],
-            unit=info["unit"],
-            better=info["better"],
-            values=tuple(info["values"]),
-        )
+        if not isinstance(info["metric"], str) or info["metric"] not in METRICS:
+            raise ResultError(f"its metric {info['metric']!r} is none of this version's")
+        series = MetricSeries.from_json(info["metric"], info)
+        _check_rounds(series, benchmark)
         evidence = Evidence.from_json(info)
-        yield _entry(info["case"], info["plan_digest"], {series.name: series}, evidence)
+        entry = _entry(info["case"], info["plan_digest"], {series.name: series}, evidence)
+        if benchmark.get("fullname") != f"{entry.case}-{series.name}":
+            raise ResultError(
+                f"{series.name} of {entry.case} stands under the name {benchmark.get('fullname')!r}"
+            )
+        yield entry
+
+
+def _check_rounds(series: MetricSeries, benchmark: Mapping[str, Any]) -> None:
+    """Raise ResultError where pytest-benchmark's figures are not those of the values."""
+    spec = METRICS[series.name]
+    stats = benchmark.get("stats")
+    if not isinstance(stats, Mapping):
+        raise ResultError(f"{series.name} has no stats")
+    rounds_s = [spec.round_s(value) for value in series.values]
+    expected: dict[str, Any] = {
+        "rounds": len(rounds_s),
+        "min": min(rounds_s),
+        "max": max(rounds_s),
+        "mean": statistics.mean(rounds_s),
+        "median": statistics.median(rounds_s),
+    }
+    for name, value in expected.items():
+        if not _is_close(stats.get(name), value):
+            raise ResultError(
+                f"{series.name} has the {name} {stats.get(name)!r} of its rounds, but its values"
+                f" give {value!r}"
+            )
+    data = stats.get("data")  # left out of a file that --benchmark-save made
+    if data is not None and not (
+        isinstance(data, list)
+        and len(data) == len(rounds_s)
+        and all(map(_is_close, data, rounds_s))
+    ):
+        raise ResultError(f"{series.name} has rounds {data!r}, but its values give {rounds_s!r}")
+
+
+def _is_close(stated: object, value: float) -> bool:
+    return (
+        isinstance(stated, (int, float))
+        and not isinstance(stated, bool)
+        and math.isclose(stated, value, rel_tol=_ROUNDING)
+    )
 
 
 def _entry(

@@ -17,10 +17,13 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.asked import Asked
-from pytest_kvcache.baseline import Baseline, Found, load_baseline
+from pytest_kvcache.baseline import Baseline, load_baseline
 from pytest_kvcache.compare import (
     Comparison,
+    FailRule,
+    Found,
     Judgement,
+    SloRule,
     check_rule,
     compare,
     judge,
@@ -29,7 +32,15 @@ from pytest_kvcache.compare import (
 from pytest_kvcache.controller import Controller, Progress
 from pytest_kvcache.dryrun import DryRun, describe_dry_run
 from pytest_kvcache.errors import OptionError
-from pytest_kvcache.evidence import evidence_of
+from pytest_kvcache.evidence import (
+    CLOSING,
+    UNTOLD,
+    Evidence,
+    differences,
+    facts_of,
+    incomparable,
+    told_differences,
+)
 from pytest_kvcache.forecast import forecast
 from pytest_kvcache.localhost import is_local
 from pytest_kvcache.metrics import METRICS, possible
@@ -40,7 +51,7 @@ from pytest_kvcache.results import RunResult
 from pytest_kvcache.version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pytest_kvcache.options import Options
     from pytest_kvcache.plan import Plan
@@ -88,6 +99,7 @@ class Bench:
             environ=dict(os.environ),
             progress=progress,
             max_trials=max_trials,
+            gates_can_tell=self._gates_can_tell,
         )
 
     def plan(self, name: CaseName, options: Options | None = None) -> Case:
@@ -100,8 +112,11 @@ class Bench:
             self._cases[key] = options, replace(case, plan=self._modify_plan(case.plan))
         return self._cases[key][1]
 
-    def check(self, names: Sequence[CaseName]) -> None:
-        """Plan and check every case, and find its baseline, before anything is launched."""
+    def check(self, names: Sequence[CaseName], compared: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Plan and check every case, and find its baseline, before anything is launched.
+
+        ``compared`` is what pytest-benchmark compares with.
+        """
         if self.options.wait and not self.options.dry_run:
             self.reserve(names)  # what is free is known once a neighbour has gone
         cases = [self.plan(name) for name in names]
@@ -110,6 +125,7 @@ class Bench:
         if cases:
             self.controller.note_launcher()
         self._check_baseline([case.plan for case in cases])
+        self.check_stock([case.plan for case in cases], compared)
         if not self.options.dry_run:
             self.reserve(names)
 
@@ -172,19 +188,66 @@ class Bench:
             for case, target in self.controller.unsettled()
         ]
 
+    def namesakes(self) -> list[str]:
+        """One line on each name under which cases of different plans ran."""
+        lines = []
+        cases = {(case.name, case.plan_digest): case for case in self.controller.run.cases}
+        for name in dict.fromkeys(name for name, _digest in cases):
+            first, *others = (case for (n, _digest), case in cases.items() if n == name)
+            texts = {
+                str(difference)
+                for other in others
+                for difference in differences(*map(self.controller.run.evidence, (first, other)))
+                if difference.kind == "plan"
+            }
+            if others:
+                lines.append(
+                    f"{name} is the name of {1 + len(others)} cases that differ in"
+                    f" {'; '.join(sorted(texts))}: give each a name of its own with"
+                    " kvcache.run(label=...)"
+                )
+        return lines
+
     def judge(self) -> list[Judgement]:
         """Every gate on every case that ran."""
-        found: list[Judgement] = []
-        for case in self.controller.run.cases:
-            evidence = evidence_of(trial.to_json() for trial in case.trials)
-            for rule in self.options.fail:
-                before = self._found(case.name, case.plan_digest, rule.metric)
-                now = case.series(rule.metric)
-                found.append(judge(rule, before, now, case=case.name, evidence=evidence))
-            found.extend(
-                judge_slo(slo, case.series(slo.metric), case=case.name) for slo in self.options.slo
+        return [judgement for case in self.controller.run.cases for judgement in self._judge(case)]
+
+    def _judge(self, case: CaseResult) -> Iterator[Judgement]:
+        evidence = self.controller.run.evidence(case)
+        options = self.options
+        for rule in options.fail:
+            before = self._found(case.name, case.plan_digest, rule.metric)
+            judgement = judge(
+                rule,
+                before,
+                case.series(rule.metric),
+                case=case.name,
+                evidence=evidence,
+                across=options.compare_across,
             )
-        return found
+            yield _explained(judgement, case)
+        for slo in options.slo:
+            judgement = judge_slo(
+                slo,
+                case.series(slo.metric),
+                case=case.name,
+                evidence=evidence,
+                allow_invalid=options.allow_invalid,
+            )
+            yield _explained(judgement, case)
+
+    def missing(self, rule: FailRule | SloRule, case: str) -> Judgement:
+        """What a gate says of a case that never came to run."""
+        return Judgement(
+            rule=rule,
+            case=case,
+            status="missing",
+            reason="it did not come to run; see what failed above",
+        )
+
+    def _gates_can_tell(self, case: CaseResult) -> bool:
+        """Whether no gate on the case would be helped by more trials."""
+        return not any(judgement.needs_trials for judgement in self._judge(case))
 
     def compared(self) -> list[Comparison]:
         """How every case stands against the baseline, where no gate says what to look at."""
@@ -196,30 +259,65 @@ class Bench:
                 self._found(case.name, case.plan_digest, metric),
                 case.series(metric),
                 case=case.name,
-                evidence=evidence_of(trial.to_json() for trial in case.trials),
+                evidence=self.controller.run.evidence(case),
             )
             for case in self.controller.run.cases
             for metric in possible(self.options.metrics, case.plan.phase)
         ]
 
-    def differing(self) -> tuple[str, ...]:
-        """Cases whose plan differs from the baseline's."""
-        if self._baseline is None:
-            return ()
-        cases = self.controller.run.cases
-        differing = [c.name for c in cases if self._baseline.differs(c.name, c.plan_digest)]
-        return tuple(dict.fromkeys(differing))
+    def differing(self) -> dict[str, list[str]]:
+        """What differs from the baseline, by case."""
+        found: dict[str, list[str]] = {}
+        for case, before in self._baselines():
+            lines = list(told_differences(before.evidence, self.controller.run.evidence(case)))
+            if before.other_plan and before.evidence.facts is None:
+                lines.append("plan: the baseline does not tell in what (plan_digest)")
+            if lines:
+                found.setdefault(case.name, []).extend(lines)
+        return {case: list(dict.fromkeys(lines)) for case, lines in found.items()}
 
     def untold(self) -> tuple[str, ...]:
         """Cases of which the baseline does not tell what stands behind its values."""
+        return tuple(
+            dict.fromkeys(c.name for c, found in self._baselines() if not found.evidence.is_told)
+        )
+
+    @property
+    def baseline_session(self) -> str:
+        """When the session of the baseline began; empty without one."""
         if self._baseline is None:
-            return ()
+            return ""
+        return self._baseline.recorded_at or "at an unknown time"
+
+    def stock_refusal(
+        self, compared: Sequence[Mapping[str, Any]], name: str, now: Evidence
+    ) -> str | None:
+        """Why pytest-benchmark must not compare an entry with what it has under that name."""
+        for before in _stock_evidence(compared, name):
+            obstacle = incomparable(before, now, CLOSING)
+            if obstacle is not None:
+                return f"--benchmark-compare has {name}, but {obstacle}"
+        return None
+
+    def stock_differences(self, compared: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+        """What differs from what pytest-benchmark compares with, by case."""
+        found: dict[str, list[str]] = {}
+        for case in self.controller.run.cases:
+            now = self.controller.run.evidence(case)
+            for metric in self.options.metrics:
+                for before in _stock_evidence(compared, f"{case.name}-{metric}"):
+                    found.setdefault(case.name, []).extend(told_differences(before, now))
+        return {case: list(dict.fromkeys(lines)) for case, lines in found.items() if lines}
+
+    def _baselines(self) -> Iterator[tuple[CaseResult, Found]]:
+        """Each case with what it is compared with, metric by metric."""
+        if self._baseline is None:
+            return
         metrics = [rule.metric for rule in self.options.fail] or self.options.metrics
-        asked = itertools.product(self.controller.run.cases, metrics)
-        found = [
-            (case.name, self._found(case.name, case.plan_digest, metric)) for case, metric in asked
-        ]
-        return tuple(dict.fromkeys(c for c, f in found if f.series and not f.evidence.is_told))
+        for case, metric in itertools.product(self.controller.run.cases, metrics):
+            found = self._found(case.name, case.plan_digest, metric)
+            if found.series is not None:
+                yield case, found
 
     def _found(self, case: str, plan_digest: str, metric: str) -> Found:
         if self._baseline is None:
@@ -227,6 +325,7 @@ class Bench:
         return self._baseline.find(case, metric, plan_digest)
 
     def _check_baseline(self, plans: Sequence[Plan]) -> None:
+        """Refuse gates that could only close, whatever the run finds."""
         for plan, rule in itertools.product(plans, self.options.fail):
             found = self._found(plan.case, plan.workload_digest, rule.metric)
             if found.series is None:
@@ -234,6 +333,54 @@ class Bench:
                     f"--kv-compare={self.options.compare} has no {rule.metric} of {plan.case} for"
                     f" its gate ({found.reason}), or drop the --kv-fail"
                 )
+            expected = _expected_evidence(plan, found.evidence)
+            obstacle = incomparable(found.evidence, expected, self.options.compare_across)
+            if obstacle is not None:
+                raise OptionError(
+                    f"--kv-compare={self.options.compare} can't be gated with for {plan.case}:"
+                    f" {obstacle}"
+                )
+
+    def check_stock(self, plans: Sequence[Plan], compared: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse what pytest-benchmark must not compare, as far as it is known before."""
+        for plan, metric in itertools.product(plans, self.options.metrics):
+            expected = _expected_evidence(plan, UNTOLD)
+            refusal = self.stock_refusal(compared, f"{plan.case}-{metric}", expected)
+            if refusal is not None:
+                raise OptionError(refusal)
+
+
+def _explained(judgement: Judgement, case: CaseResult) -> Judgement:
+    """With the reason why a case that failed has no value."""
+    if judgement.status != "missing" or case.error is None:
+        return judgement
+    return replace(judgement, reason=f"the case failed: {case.error.splitlines()[0]}")
+
+
+def _stock_evidence(compared: Sequence[Mapping[str, Any]], name: str) -> Iterator[Evidence]:
+    """What stands behind the entries of that name that pytest-benchmark has loaded."""
+    for data in compared:
+        for benchmark in data.get("benchmarks", ()):
+            if benchmark.get("fullname") == name and "plan_digest" in benchmark["extra_info"]:
+                yield Evidence.from_json(benchmark["extra_info"])
+
+
+def _expected_evidence(plan: Plan, before: Evidence) -> Evidence:
+    """What will stand behind a case's values, as far as its plan tells.
+
+    How files can really be opened and synced is found out by the ranks.
+    """
+    found = {} if before.facts is None else before.facts["plan"]
+    opened = {name: found[name] for name in ("io", "sync") if name in found}
+    counts = sorted(host.ranks for host in plan.layout.hosts if host.ranks)
+    ranks = [
+        {"host": str(number), "rank": (number, rank)}
+        for number, count in enumerate(counts)
+        for rank in range(count)
+    ]
+    facts = facts_of({**plan.workload, **opened}, {}, ranks)
+    is_storage = {"file": True, "memory": False, "null": False}.get(plan.backend)
+    return Evidence(is_storage=is_storage, facts=facts)
 
 
 def _on_what(cache_dir: str, below: str, memory: str | None) -> str:

@@ -8,13 +8,21 @@ lost is said on stderr.
 from __future__ import annotations
 
 import sys
+import textwrap
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_kvcache.asked import nothing_selected
-from pytest_kvcache.compare import gate_table
-from pytest_kvcache.fixture import BENCH_KEY, OPTIONS_KEY, SELECTED_KEY, is_xdist_worker
+from pytest_kvcache.compare import gate_table, stock_table, verdict_line
+from pytest_kvcache.fixture import (
+    BENCH_KEY,
+    OPTIONS_KEY,
+    SELECTED_KEY,
+    compared_by_benchmark,
+    is_xdist_worker,
+    verbosity_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +31,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.bench import Bench
 
 _TOLD_KEY: pytest.StashKey[bool] = pytest.StashKey()
+_WIDTH = 79
 _QUIET, _SILENT = -1, -2  # verbosity: -q and -qq
 
 
@@ -34,7 +43,7 @@ def tell(reporter: pytest.TerminalReporter, config: pytest.Config) -> None:
         for line in advice(config):
             reporter.write_line(f"kvcache: {line}", yellow=True)
         return
-    if config.get_verbosity() >= 0:
+    if verbosity_of(config) >= 0:
         reporter.section("kvcache", sep="-")
     for line in report_lines(bench, config):
         reporter.write_line(line)
@@ -53,30 +62,34 @@ def tell_the_rest(config: pytest.Config) -> None:
 
 def report_lines(bench: Bench, config: pytest.Config) -> Iterator[str]:
     """Everything; with -q a line per case, with -qq only what is needed to find the rest."""
-    verbosity = config.get_verbosity()
+    verbosity = verbosity_of(config)
     if verbosity >= 0:
-        yield from _whole(bench)
+        yield from _whole(bench, config)
         yield ""
     elif verbosity == _QUIET:
         yield from _brief(bench)
-    yield from _last(bench, config, gates=verbosity < 0)
+    yield from _last(bench, config, gates=verbosity < 0 or config.option.no_summary)
     for line in advice(config):
         yield f"kvcache: {line}"
 
 
-def _whole(bench: Bench) -> Iterator[str]:
+def _whole(bench: Bench, config: pytest.Config) -> Iterator[str]:
     from pytest_kvcache.report import report_run  # noqa: PLC0415  see plugin.py
 
     yield report_run(bench.controller.run, bench.options.metrics)
     yield from bench.unsettled()
+    for line in bench.namesakes():
+        yield from textwrap.wrap(line, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
     table = gate_table(
         [*bench.compared(), *bench.judge()],
-        digests_differ=bench.differing(),
+        differences=bench.differing(),
         untold=bench.untold(),
+        session=bench.baseline_session,
     )
-    if table:
+    stock = stock_table(bench.stock_differences(compared_by_benchmark(config)))
+    for text in filter(None, (table, stock)):
         yield ""
-        yield table
+        yield text
 
 
 def _brief(bench: Bench) -> Iterator[str]:
@@ -91,8 +104,7 @@ def _last(bench: Bench, config: pytest.Config, *, gates: bool = True) -> Iterato
     if gates:
         for judgement in bench.judge():
             if judgement.closes(allow_inconclusive=bench.options.allow_inconclusive):
-                rule = judgement.rule.metric
-                yield f"gate closed: {rule} of {judgement.case} is {judgement.status}"
+                yield f"gate closed: {judgement.case}: {verdict_line(judgement)}"
     yield f"run file: {_shown(bench.controller.run_file, config)}"
 
 
@@ -100,7 +112,7 @@ def advice(config: pytest.Config) -> list[str]:
     """What was asked for and came to nothing."""
     options = config.stash.get(OPTIONS_KEY, None)
     selected = config.stash.get(SELECTED_KEY, None)
-    if options is None or selected is None:
+    if options is None or selected is None or not selected.is_known:
         return []
     if selected.benchmarks:
         bench = config.stash.get(BENCH_KEY, None)

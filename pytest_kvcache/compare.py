@@ -2,20 +2,47 @@
 
 Pure; imports neither pytest nor MPI. Controller side.
 
-How a ``--kv-fail`` gate decides. The *change* is that of the medians over trials,
-positive when worse. The *noise* is half the width of Welch's 95 % confidence interval
-for the difference of the two means; both are ratios of the baseline's median.
+How a ``--kv-fail`` gate decides. Over the trials of each side are taken the *median* and
+the *mean*; each has a *change*, a ratio of the baseline's, positive when worse. The
+*interval* is Welch's 95 % confidence interval of the mean's change (``summary``); the
+*noise* is the least worsening that its width tells from none. The first row that holds
+decides:
 
-==============  =============================================  ==================
-change          the interval of the difference                 verdict
-==============  =============================================  ==================
-above limit     is wholly on the bad side of zero              worse
-above limit     reaches zero                                   inconclusive
-up to limit     ends below the limit, or noise is up to limit  ok
-up to limit     anything else                                  inconclusive
-any             a side has fewer than 2 trials                 inconclusive
-none            the sides are not of one kind (``evidence``)   incomparable
-==============  =============================================  ==================
+=====================================================  ============
+what holds                                             verdict
+=====================================================  ============
+the sides are not of one kind (``evidence``)           incomparable
+a side has fewer than 2 trials                         inconclusive
+a change is above the limit, and the interval is
+wholly on the bad side of zero                         worse
+only one side has a verdict that makes figures
+uncertain, such as STALL (``evidence``)                inconclusive
+a clear improvement                                    ok
+both changes are up to the limit, and the interval
+ends below the limit or the noise is up to it          ok
+anything else                                          inconclusive
+=====================================================  ============
+
+*Median and mean*, because either alone can be looked past: with 12 of 25 trials at twice
+the latency the median is unmoved, and a single wild trial of 3 moves the mean alone. What
+one of them says against the run needs the interval to become ``worse``; until then it
+keeps the gate from being ``ok``.
+
+*A clear improvement* is one that needs no assumption about the noise: every trial is
+better than every one of the baseline, and either the gap between the sides is wider than
+the spread within each, or so complete a separation had a chance of at most 5 % if nothing
+had changed (1 in n over k orders of the trials: from 3 against 3 on).
+
+*Why a small change may be inconclusive*: where the noise exceeds the limit, a regression
+as large as the limit would have come out as noise too, so "ok" would say nothing. *Why
+the noise may open it although the interval reaches beyond the limit*: a regression of
+twice the limit would have been ``worse``; to ask that even one of just the limit be
+excluded takes four times the trials. What lies between the limit and its double passes
+with a chance between 1/2 and 1/40.
+
+*What that errs*, by simulation (normal, lognormal and mixed noise; 2 to 25 trials; CV 2
+to 40 %): two equal sides are ``worse`` in at most 2.6 % of the cases, a regression of
+twice the limit is ``ok`` in at most 3.5 %.
 
 Without a gate the same interval says what changed: ``worse`` or ``better`` where it is
 wholly on that side of zero, else ``noise``; such a comparison closes nothing.
@@ -23,9 +50,8 @@ wholly on that side of zero, else ``noise``; such a comparison closes nothing.
 Why the interval of the difference and not two intervals that don't overlap: overlap
 is conservative, it misses differences that the same data prove (N. Schenker and
 J. F. Gentleman, The American Statistician 55 (2001) 182-186,
-doi:10.1198/000313001317097960). Why a small change may still be inconclusive: where
-the noise exceeds the limit, a regression as large as the limit would have come out as
-noise too, so "ok" would say nothing. More trials or a wider limit make it say something.
+doi:10.1198/000313001317097960). How much *sessions* differ no number of trials within
+one of each tells (docs/ci.md).
 """
 
 from __future__ import annotations
@@ -38,13 +64,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from pytest_kvcache.errors import OptionError, ResultError
-from pytest_kvcache.evidence import UNTOLD, Evidence, incomparable
-from pytest_kvcache.summary import MetricSeries, difference_ci95
+from pytest_kvcache.evidence import CLOSING, UNTOLD, Evidence, incomparable, uncertain
+from pytest_kvcache.summary import (
+    MOST_TRIALS,
+    MetricSeries,
+    change_ci95,
+    change_ratio,
+    trials_needed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from pytest_kvcache.baseline import Found
     from pytest_kvcache.summary import Better
 
 Operator = Literal["<", "<=", ">", ">="]
@@ -61,7 +92,14 @@ _COMPARE: Final[Mapping[str, Any]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
+_NO_ENTRY: Final = "the baseline has no such entry: compare runs that both have it"
 _NOT_IN_RUN: Final = "this run has no such entry: compare runs that both have it"
+_OTHER_PLAN: Final = (
+    "the plan differs from the baseline's (plan_digest), which does not tell in what: compare runs"
+    " of one kind, record the baseline anew, or say that it may differ"
+    " (--kv-compare-across=plan)"
+)
+_BY_CHANCE: Final = 0.05  # how often an order of trials may come about if nothing changed
 _WIDTH: Final = 80
 _COLUMNS: Final = {  # heading: width; with single spaces between they make 80
     "metric": 21,
@@ -108,7 +146,20 @@ class SloRule:
             )
 
     def __str__(self) -> str:
-        return f"{self.metric}{self.op}{self.value!r}"
+        return f"{self.metric}{self.op}{repr(self.value).removesuffix('.0')}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a baseline has for a metric of a case, and why where it has nothing."""
+
+    series: MetricSeries | None = None
+    reason: str = _NO_ENTRY
+    """Used where there is no series."""
+    evidence: Evidence = UNTOLD
+    """What stands behind the series."""
+    other_plan: bool = False
+    """Whether it is of another plan, or can't be shown to be of the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,14 +171,20 @@ class Judgement:
     status: Status
     reason: str
     """Why, in one sentence without its subject; it gives the fix where there is one."""
+    unit: str = ""
+    """Of baseline and now; empty where neither is known."""
     baseline: float | None = None
     """The baseline's median; None without one and for an SLO."""
     now: float | None = None
     """This run's median; None when it has none."""
     change_ratio: float | None = None
-    """Positive is worse, in the metric's own direction; None without two sides."""
+    """Of the medians; positive is worse, in the metric's own direction; None without two sides."""
+    mean_change_ratio: float | None = None
+    """Likewise of the means."""
+    needs_trials: bool = False
+    """Whether more trials of this run may change it: the noise is what it can't see through."""
     noise_ratio: float | None = None
-    """Half the 95 % interval of the change; None with fewer than 2 trials on a side."""
+    """The least worsening that the trials tell from none; None with fewer than 2 on a side."""
 
     def closes(self, *, allow_inconclusive: bool) -> bool:
         """Whether the run fails for it: always, except for ok and an allowed inconclusive."""
@@ -198,13 +255,13 @@ def judge(
     *,
     case: str = "",
     evidence: Evidence = UNTOLD,
+    across: frozenset[str] = frozenset(),
 ) -> Judgement:
     """Apply the table of the module's docstring to the baseline's entry and this run's.
 
-    An absent side is ``missing``, and sides of which one is no storage, or has a verdict
-    against it that the other has not, are ``incomparable``; both close the gate. Raises
-    OptionError when the two sides have different units or directions, or the limit can't
-    be exceeded.
+    An absent side is ``missing``; that and ``incomparable`` close the gate. ``across`` are
+    the kinds of difference that the user allows. Raises OptionError when the two sides
+    have different units or directions, or the limit can't be exceeded.
     """
     baseline = found.series
     if baseline is None or now is None:
@@ -213,33 +270,34 @@ def judge(
     _check_name(rule, now)
     _check_sides(baseline, now)
     check_rule(rule, baseline.better)
-    if obstacle := incomparable(found.evidence, evidence):
-        return Judgement(
-            rule=rule,
-            case=case,
-            status="incomparable",
-            reason=obstacle,
-            baseline=baseline.median,
-            now=now.median,
-        )
-    change = _worsening(baseline, now)
-    interval = _bad_interval(baseline, now)
-    if interval is None:
-        noise = None
-        status, reason = _too_few(baseline, now)
-    else:
-        noise = _ratio((interval[1] - interval[0]) / 2, baseline.median)
-        low, high = (_ratio(bound, baseline.median) for bound in interval)
-        status, reason = _verdict(rule.limit_ratio, change, noise, low, high)
-    return Judgement(
+    judgement = Judgement(
         rule=rule,
         case=case,
-        status=status,
-        reason=reason,
+        status="incomparable",
+        reason="",
+        unit=now.unit,
         baseline=baseline.median,
         now=now.median,
-        change_ratio=change,
-        noise_ratio=noise,
+    )
+    obstacle = incomparable(found.evidence, evidence, across)
+    if obstacle is None and found.other_plan and found.evidence.facts is None:
+        obstacle = None if "plan" in across else _OTHER_PLAN
+    if obstacle is not None:
+        return replace(judgement, reason=obstacle)
+    change = _change_of(baseline, now)
+    status, reason = _verdict(rule, change, baseline, now)
+    doubt = uncertain(found.evidence, evidence)
+    needs_trials = status == "inconclusive" and len(baseline.values) > 1
+    if doubt and status == "ok":
+        status, reason = "inconclusive", f"{change.told(rule.limit_ratio)}, but {doubt}"
+    return replace(
+        judgement,
+        status=status,
+        reason=reason,
+        needs_trials=needs_trials,
+        change_ratio=change.median,
+        mean_change_ratio=change.mean,
+        noise_ratio=change.noise,
     )
 
 
@@ -251,7 +309,10 @@ def compare(
     case: str = "",
     evidence: Evidence = UNTOLD,
 ) -> Comparison:
-    """Say how the metric stands, without a limit; the sides must have one unit, as for a gate."""
+    """Say how the metric stands, without a limit; the sides must have one unit, as for a gate.
+
+    Another device or plan stands in nobody's way here: the differences are told beside it.
+    """
     before = found.series
     sides = Comparison(
         metric=metric,
@@ -264,38 +325,86 @@ def compare(
     if before is None or now is None:
         return sides
     _check_sides(before, now)
-    if obstacle := incomparable(found.evidence, evidence):
+    if obstacle := incomparable(found.evidence, evidence, CLOSING):
         return replace(sides, standing="incomparable", reason=obstacle)
-    change = _worsening(before, now)
-    return replace(sides, standing=_standing(before, now), reason="", change_ratio=change)
+    change = _change_of(before, now)
+    doubt = uncertain(found.evidence, evidence)
+    standing = _standing(change)
+    if doubt and standing == "better":
+        return replace(sides, standing="noise", reason=doubt, change_ratio=change.median)
+    return replace(sides, standing=standing, reason="", change_ratio=change.median)
 
 
-def judge_slo(rule: SloRule, now: MetricSeries | None, *, case: str = "") -> Judgement:
-    """Judge the run alone, by the median over its trials: ok, worse or missing."""
+def judge_slo(
+    rule: SloRule,
+    now: MetricSeries | None,
+    *,
+    case: str = "",
+    evidence: Evidence = UNTOLD,
+    allow_invalid: bool = False,
+) -> Judgement:
+    """Judge the run alone, by the median and the mean over its trials.
+
+    ok if both keep the rule, worse if both break it, inconclusive if they disagree.
+    Missing without a value, incomparable where nothing was stored on storage, unless
+    ``allow_invalid``.
+    """
     if now is None:
         reason = "this run has no such entry: judge a metric that it measures"
         return Judgement(rule=rule, case=case, status="missing", reason=reason)
     _check_name(rule, now)
-    kept = bool(_COMPARE[rule.op](now.median, rule.value))
-    reason = (
-        f"the median over {_trials(now)} is {now.median:.6g} {now.unit}, "
-        f"which {'keeps' if kept else 'breaks'} {rule}"
+    told = Judgement(
+        rule=rule, case=case, status="incomparable", reason="", unit=now.unit, now=now.median
     )
-    status: Status = "ok" if kept else "worse"
-    return Judgement(rule=rule, case=case, status=status, reason=reason, now=now.median)
+    if evidence.is_storage is False and not allow_invalid:
+        reason = (
+            "this run was not measured on storage (NOT_STORAGE), so it says nothing about any: use"
+            " --kv-backend=file, or --kv-allow-invalid to judge it all the same"
+        )
+        return replace(told, reason=reason)
+    interval = now.ci95 or (-math.inf, math.inf)
+    kept = [bool(_COMPARE[rule.op](value, rule.value)) for value in (now.median, now.mean)]
+    sides = {bool(_COMPARE[rule.op](value, rule.value)) for value in interval}
+    told = replace(told, needs_trials=len(sides) > 1)
+    reason = f"the median over {_trials(now)} is {now.median:.6g} {now.unit}"
+    if kept[0] == kept[1]:
+        reason += f", which {'keeps' if kept[0] else 'breaks'} {rule}"
+        return replace(told, status="ok" if kept[0] else "worse", reason=reason)
+    one, other = ("keeps", "breaks") if kept[0] else ("breaks", "keeps")
+    reason += f", which {one} {rule}, and the mean {now.mean:.6g} {now.unit}, which {other} it"
+    reason += ": the trials differ too much, look for the odd one or add trials (--kv-trials)"
+    return replace(told, status="inconclusive", reason=reason)
+
+
+def verdict_line(judgement: Judgement) -> str:
+    """The verdict in one line: metric, value and limit, and how it stands to the baseline."""
+    rule, status = judgement.rule, judgement.status
+    unit = f" {judgement.unit}" if judgement.unit else ""
+    value = "no value" if judgement.now is None else f"{_figure(judgement.now)}{unit}"
+    words = [f"{rule.metric} {value}"]
+    if judgement.change_ratio is not None:
+        words.append(f"{_change(judgement.change_ratio)} than {_figure(judgement.baseline)}")
+    if status not in ("ok", "worse"):
+        words.append(status)
+    if isinstance(rule, FailRule):
+        words.append(f"limit {_limit(rule.limit_ratio)}")
+    else:
+        words.append(f"limit {rule.op} {_figure(rule.value)}{unit}")
+    return ", ".join(words)
 
 
 def gate_table(
     judgements: Sequence[Judgement | Comparison],
     *,
-    digests_differ: Sequence[str],
+    differences: Mapping[str, Sequence[str]] | None = None,
     untold: Sequence[str] = (),
+    session: str = "",
 ) -> str:
     """Return the verdicts as text of at most 80 columns, "" when there is nothing to say.
 
-    One block per case, then why for everything that is not ok, then the cases whose
-    plan is not the baseline's, and those of which the baseline does not tell what stands
-    behind them.
+    One block per case, then why for everything that is not ok, then per case what differs
+    from the baseline's, the cases of which the baseline does not tell what stands behind
+    them, and when a baseline of another session is from.
     """
     lines: list[str] = []
     if judgements:
@@ -307,17 +416,23 @@ def gate_table(
                 lines += _rows(judgement)
     for judgement in judgements:
         lines += _why(judgement)
-    if digests_differ:
-        lines += _paragraph(
-            "the plan differs from the baseline's (plan_digest), so these cases compare "
-            f"different settings: {', '.join(digests_differ)}"
-        )
+    lines += _difference_lines(differences or {}, "the baseline")
     if untold:
         lines += _paragraph(
-            "the baseline does not tell whether its values are of storage and which verdicts "
-            f"they had, record it anew: {', '.join(untold)}"
+            "the baseline does not tell whether its values are of storage, which verdicts they"
+            f" had, or of which settings they are; record it anew: {', '.join(untold)}"
+        )
+    if session and judgements:
+        lines += _paragraph(
+            f"the baseline is of another session ({session}): the noise is that of the trials"
+            " within each, how much sessions differ is unknown (docs/ci.md)"
         )
     return "\n".join(lines)
+
+
+def stock_table(differences: Mapping[str, Sequence[str]]) -> str:
+    """Return what pytest-benchmark's own comparison does not know of its sides."""
+    return "\n".join(_difference_lines(differences, "what --benchmark-compare compares with"))
 
 
 # -- verdicts --
@@ -329,36 +444,125 @@ def _missing(rule: FailRule, found: Found, now: MetricSeries | None, case: str) 
         case=case,
         status="missing",
         reason=_NOT_IN_RUN if found.series else found.reason,
+        unit=next((side.unit for side in (now, found.series) if side), ""),
         baseline=found.series.median if found.series else None,
         now=now.median if now else None,
     )
 
 
-def _verdict(
-    limit: float, change: float, noise: float, low: float, high: float
-) -> tuple[Status, str]:
-    """Judge ratios: the change, half its interval, and the interval's bounds."""
-    told = f"it is {_change(change)} (noise {_percent(noise)}, limit {_limit(limit)})"
-    if change > limit * (1 + 1e-9):  # not for the rounding of 1.1 / 1.0
-        if low > 0:
-            return "worse", f"{told}: the difference is beyond the noise of the trials"
-        return "inconclusive", f"{told}: this may be noise; add trials (--kv-trials)"
-    if high <= limit or noise <= limit:
-        return "ok", told
-    return "inconclusive", (
-        f"{told}: a worsening by the limit would be lost in this noise; "
-        "add trials (--kv-trials) or widen the limit"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Change:
+    """What changed from the baseline to now, as ratios; positive is worse."""
+
+    median: float
+    mean: float
+    low: float | None
+    high: float | None
+    """The interval of the mean's change; None with fewer than 2 trials on a side."""
+    noise: float | None
+    """The least worsening that is told from none."""
+    is_clear_improvement: bool
+
+    def told(self, limit: float) -> str:
+        """The figures in words."""
+        noise = "unknown" if self.noise is None else _percent(self.noise)
+        return (
+            f"it is {_change(self.median)} (mean {_change(self.mean)}, noise {noise},"
+            f" limit {_limit(limit)})"
+        )
+
+
+def _change_of(baseline: MetricSeries, now: MetricSeries) -> _Change:
+    sign = 1.0 if now.better == "lower" else -1.0
+    interval = change_ci95(baseline, now)
+    low, high, noise = None, None, None
+    if interval is not None:
+        low, high = sorted(sign * bound for bound in interval)
+        noise = _noise(interval, now)
+    return _Change(
+        median=change_ratio(sign * (now.median - baseline.median), baseline.median),
+        mean=change_ratio(sign * (now.mean - baseline.mean), baseline.mean),
+        low=low,
+        high=high,
+        noise=noise,
+        is_clear_improvement=_is_clear_improvement(baseline, now),
     )
 
 
-def _standing(baseline: MetricSeries, now: MetricSeries) -> Standing:
-    interval = _bad_interval(baseline, now)
-    if interval is None:
-        return "unknown"
+def _noise(interval: tuple[float, float], now: MetricSeries) -> float:
+    """The worsening whose interval of this width would just touch zero."""
     low, high = interval
-    if low > 0:
+    if low <= -1:  # no ratio of positive means
+        return (high - low) / 2
+    half = (math.log1p(high) - math.log1p(low)) / 2
+    return math.expm1(half) if now.better == "lower" else -math.expm1(-half)
+
+
+def _is_clear_improvement(baseline: MetricSeries, now: MetricSeries) -> bool:
+    """Whether every trial is better than every one of the baseline, beyond doubt."""
+    counts = len(baseline.values), len(now.values)
+    if min(counts) == 1 or not (min(baseline.values) > 0 and min(now.values) > 0):
+        return False
+    better, worse = (now, baseline) if now.better == "lower" else (baseline, now)
+    gap = min(worse.values) / max(better.values)
+    spread = max(max(side.values) / min(side.values) for side in (baseline, now))
+    orders = math.comb(sum(counts), counts[0])
+    looks = max(baseline.looks, now.looks)
+    return gap > 1 and (gap > spread or orders * _BY_CHANCE >= looks)
+
+
+def _verdict(
+    rule: FailRule, change: _Change, baseline: MetricSeries, now: MetricSeries
+) -> tuple[Status, str]:
+    """The rows of the module's table that look at figures."""
+    limit = rule.limit_ratio
+    if change.low is None or change.high is None or change.noise is None:
+        return _too_few(baseline, now)
+    told = change.told(limit)
+    # Not for the rounding of 1.1 / 1.0.
+    above = [ratio > limit * (1 + 1e-9) for ratio in (change.median, change.mean)]
+    if any(above) and change.low > 0:
+        return "worse", f"{told}: the difference is beyond the noise of the trials"
+    quiet = min(change.high, change.noise) <= limit * (1 + 1e-9)
+    if change.is_clear_improvement or (quiet and not any(above)):
+        return "ok", told
+    if quiet:
+        one = "the median" if above[0] else "the mean"
+        return "inconclusive", (
+            f"{told}: only {one} got worse by more than the limit; look for the odd trial, or"
+            " add trials (--kv-trials)"
+        )
+    why = "this may be noise" if any(above) else "a worsening by the limit would be lost in it"
+    return "inconclusive", f"{told}: {why}; {_what_it_takes(limit, baseline, now)}"
+
+
+def _what_it_takes(limit: float, baseline: MetricSeries, now: MetricSeries) -> str:
+    """How many trials the limit needs at this noise."""
+    reach = math.log1p(limit) if now.better == "lower" else -math.log1p(-limit)
+    cv = _pooled_cv(baseline, now)
+    if cv is None:
+        return "add trials (--kv-trials) or widen the limit"
+    count = trials_needed(cv, reach, looks=max(baseline.looks, now.looks))
+    about = f"over {MOST_TRIALS:,}" if count is None else f"about {count}"
+    return (
+        f"{_limit(limit)} needs {about} trials on each side at this noise (CV {cv:.0%}): add"
+        " trials (--kv-trials) here and in the baseline, or widen the limit"
+    )
+
+
+def _pooled_cv(baseline: MetricSeries, now: MetricSeries) -> float | None:
+    """The coefficient of variation that both sides have on average."""
+    if baseline.cv is None or now.cv is None:
+        return None
+    return math.hypot(baseline.cv, now.cv) / math.sqrt(2)
+
+
+def _standing(change: _Change) -> Standing:
+    if change.low is None or change.high is None:
+        return "unknown"
+    if change.low > 0:
         return "worse"
-    return "better" if high < 0 else "noise"
+    return "better" if change.high < 0 or change.is_clear_improvement else "noise"
 
 
 def _too_few(baseline: MetricSeries, now: MetricSeries) -> tuple[Status, str]:
@@ -366,27 +570,6 @@ def _too_few(baseline: MetricSeries, now: MetricSeries) -> tuple[Status, str]:
         f"the baseline has {_trials(baseline)} and this run {_trials(now)}; "
         "noise needs at least 2 on both sides: raise --kv-trials"
     )
-
-
-def _worsening(baseline: MetricSeries, now: MetricSeries) -> float:
-    """Change of the medians as a ratio of the baseline's, positive is worse."""
-    worse_by = now.median - baseline.median
-    return _ratio(worse_by if now.better == "lower" else -worse_by, baseline.median)
-
-
-def _bad_interval(baseline: MetricSeries, now: MetricSeries) -> tuple[float, float] | None:
-    """Interval of the difference in the metric's unit, positive is worse."""
-    interval = difference_ci95(baseline, now)
-    if interval is None or now.better == "lower":
-        return interval
-    return -interval[1], -interval[0]
-
-
-def _ratio(difference: float, base: float) -> float:
-    """Difference as a ratio of the baseline; any difference from 0 is infinite."""
-    if difference == 0:
-        return 0.0
-    return difference / abs(base) if base else math.copysign(math.inf, difference)
 
 
 def _check_name(rule: FailRule | SloRule, series: MetricSeries) -> None:
@@ -447,6 +630,13 @@ def _why(judgement: Judgement | Comparison) -> list[str]:
         return []
     where = f"{metric} of {judgement.case}".removesuffix(" of ")
     return _paragraph(f"{where} is {verdict.lower()}: {judgement.reason}")
+
+
+def _difference_lines(differences: Mapping[str, Sequence[str]], other: str) -> Iterator[str]:
+    for case, texts in differences.items():
+        yield from _paragraph(f"{case} differs from {other} in:")
+        for text in texts:
+            yield from _paragraph(f"  {text}")
 
 
 def _row(cells: Mapping[str, str]) -> str:

@@ -6,6 +6,7 @@ the run file at once, so that nothing that follows can lose it.
 
 from __future__ import annotations
 
+import hashlib
 import socket
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,10 +34,11 @@ from pytest_kvcache.preflight import (
 )
 from pytest_kvcache.processes import MARKER_VARIABLE
 from pytest_kvcache.results import CaseResult, TrialResult
-from pytest_kvcache.verdicts import evaluate_trial, idle_error
+from pytest_kvcache.stopping import planned_looks
+from pytest_kvcache.verdicts import evaluate_case, evaluate_trial, idle_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pytest_kvcache.execution import Execution
     from pytest_kvcache.hosts import RankLayout
@@ -55,6 +57,9 @@ _LIBRARY_CHOICE = ("MPI4PY_LIBMPI", "MPI4PY_MPIABI")
 # others; a rank that goes down with another one waits a second, so that the daemons can
 # first say which one it was and which signal killed it.
 _MPI_SETTINGS = {"OMPI_MCA_mpi_yield_when_idle": "1", "OMPI_MCA_mpi_abort_delay": "1"}
+
+
+_SOURCES = ("trial.json", "events.jsonl", "mpirun.log")  # of a trial
 
 
 class Progress:
@@ -122,8 +127,10 @@ class Controller:
         environ: Mapping[str, str],
         progress: Progress,
         max_trials: int | None = None,
+        gates_can_tell: Callable[[CaseResult], bool] = lambda _case: True,
     ) -> None:
         self.run = run
+        self._gates_can_tell = gates_can_tell
         self._options = options
         self._registry = registry
         self._environ = environ
@@ -270,17 +277,18 @@ class Controller:
         question = _Question.of(options, case.plan)
         if question in self._done:
             return self._done[question]
-        result = CaseResult(plan=case.plan)
+        looks = self._looks(options)
+        result = CaseResult(plan=case.plan, looks=looks, metrics=options.metrics)
         directory = self._new_directory(case.plan)
         try:
-            trials = self._trial_limit(options)
+            trials = looks[-1]
             for index in range(trials):
                 self._check_hosts(options, case.plan, again=index == 0)
                 self._progress.trial_started(result, index, trials)
                 trial = self._run_trial(options, case, index, directory)
                 result = self._keep(question, result.with_trial(trial))
                 self._progress.trial_finished(result, trial)
-                if not trial.ok or _is_settled(options, result):
+                if not trial.ok or (index + 1 in looks and self._is_settled(options, result)):
                     break
         except BaseException as error:
             trial = _cut_short(error, len(result.trials), options.trials)
@@ -338,9 +346,18 @@ class Controller:
     def _mpi_settings(self) -> dict[str, str]:
         return {name: v for name, v in _MPI_SETTINGS.items() if name not in self._environ}
 
-    def _trial_limit(self, options: Options) -> int:
-        limit = options.trials.high
-        return limit if self._max_trials is None else min(limit, self._max_trials)
+    def _looks(self, options: Options) -> tuple[int, ...]:
+        """The numbers of trials after which a case may end."""
+        low, high = options.trials.low, options.trials.high
+        if self._max_trials is not None:
+            low, high = min(low, self._max_trials), min(high, self._max_trials)
+        return planned_looks(low, high)
+
+    def _is_settled(self, options: Options, case: CaseResult) -> bool:
+        """Whether all is known that was asked for: by the gates, and by the interval."""
+        target_ci = options.target_ci
+        narrow = target_ci is None or _is_narrow(case, options.metrics, target_ci)
+        return narrow and self._gates_can_tell(case)
 
     def take_lock(self) -> None:
         """Have this host for the run alone; PreflightError names who has it.
@@ -365,6 +382,7 @@ class Controller:
 
     def _keep(self, question: _Question, case: CaseResult) -> CaseResult:
         """Write it into the run file, beside what other questions of the same plan gave."""
+        case = replace(case, verdicts=evaluate_case(case))
         self._done[question] = case
         self.run = replace(self.run, cases=tuple(self._done.values()))
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -390,12 +408,23 @@ class Controller:
             on_event=self._progress.event,
         )
         try:
-            record = launch.record(self._environ)
+            trial = _judged(plan, launch.record(self._environ))
         except (LaunchError, ResultError) as error:
-            return TrialResult(index=index, error=str(error))
+            trial = TrialResult(index=index, error=str(error))
         finally:
             (directory / "trace.npz").unlink(missing_ok=True)
-        return _judged(plan, record)
+        return replace(trial, sources=self._sources(directory))
+
+    def _sources(self, directory: Path) -> dict[str, str]:
+        """What a trial left behind, by its path beside the run file: SHA-256 of each."""
+        paths = [directory / name for name in _SOURCES]
+        return {
+            path.relative_to(self.directory).as_posix(): hashlib.sha256(
+                path.read_bytes()
+            ).hexdigest()
+            for path in paths
+            if path.is_file()
+        }
 
 
 def _cut_short(error: BaseException, done: int, trials: Trials) -> TrialResult:
@@ -429,13 +458,6 @@ def _execution(
     if options.exec_type == "docker":
         return ContainerExecution(options, run_id, environ)
     return BareExecution(options, registry, environ)
-
-
-def _is_settled(options: Options, case: CaseResult) -> bool:
-    """Whether enough trials were made: the count, or the confidence that was asked for."""
-    if len(case.trials) < options.trials.low:
-        return False
-    return options.target_ci is None or _is_narrow(case, options.metrics, options.target_ci)
 
 
 def _is_narrow(case: CaseResult, metrics: Sequence[str], target_ci: float) -> bool:

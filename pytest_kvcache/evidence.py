@@ -1,18 +1,50 @@
 """What a result was measured on, and whether two of them may be compared. Pure.
 
 Imports neither pytest nor MPI; known to everyone.
+
+``facts`` are of six kinds, a table of the kind's fields each:
+
+==============  ====================================================================
+plan            every value of the plan that decides what is measured, the data too
+placement       how many ranks each host has
+device          the block devices that keep the bytes: name and model
+filesystem      type and size, and the server of one that comes over a network
+software        Python, kernel, MPI library, launcher, this package
+hosts           the names of the hosts
+==============  ====================================================================
+
+A difference in the first four closes a gate, unless the user allows that kind: it is
+another load, or another storage, and no regression of this one. A device is known by its
+name *and* its model, and the filesystem on it by its type *and* its size: names can
+change between two boots, and then the user has to say that it is the same disk; to take
+another disk for the same one would be worse. The hit ratio is no setting, but decides how
+much is read: where it moved, that is told.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.verdictcodes import INVALIDATING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator
+
+    Facts = Mapping[str, Mapping[str, Any]]
+
+CLOSING: Final = frozenset({"plan", "placement", "device", "filesystem"})
+"""Kinds of facts whose difference closes a gate unless the user allows it."""
+KINDS: Final = ("plan", "placement", "device", "filesystem", "software", "hosts")
+_UNCERTAIN: Final = frozenset({"BUSY_DEVICE", "STALL", "THROTTLED"})
+"""Verdicts under which figures may look better than the storage is, or worse."""
+_TOLD_ONE_SIDED: Final = _UNCERTAIN | {"SATURATED", "NOT_STEADY", "PAUSED", "UNSATURATED"}
+_HITS_MOVED: Final = 0.01  # of the hit ratio: as much as a percent of all blocks
+_ABSENT: Final = object()
+_LONG: Final = 60  # characters of a value that are shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,17 +55,29 @@ class Evidence:
     """Whether every rank of every trial wrote to storage, not to memory or nowhere."""
     verdicts: tuple[str, ...] | None = None
     """The codes of all trials' verdicts, sorted, each once."""
+    facts: Facts | None = field(default=None, hash=False)
+    """Kind → field → value."""
+    hit_ratio: float | None = None
+    """The mean over trials; None also where nothing was looked up."""
 
     def __post_init__(self) -> None:
         if self.is_storage is not None and not isinstance(self.is_storage, bool):
             raise ResultError(f"is_storage is {self.is_storage!r}; it must be true or false")
         if not all(isinstance(code, str) for code in self.verdicts or ()):
             raise ResultError(f"verdicts are {self.verdicts!r}; they must be a list of codes")
+        if self.facts is not None and not (
+            isinstance(self.facts, Mapping)
+            and set(self.facts) == set(KINDS)
+            and all(isinstance(fields, Mapping) for fields in self.facts.values())
+        ):
+            raise ResultError(f"facts are odd; they must be objects of {', '.join(KINDS)}")
+        if not (self.hit_ratio is None or isinstance(self.hit_ratio, (int, float))):
+            raise ResultError(f"hit_ratio is {self.hit_ratio!r}; it must be a number")
 
     @property
     def is_told(self) -> bool:
         """Whether nothing is unknown."""
-        return self.is_storage is not None and self.verdicts is not None
+        return None not in (self.is_storage, self.verdicts, self.facts)
 
     @property
     def invalidating(self) -> frozenset[str]:
@@ -42,8 +86,12 @@ class Evidence:
 
     def to_json(self) -> dict[str, Any]:
         """As in a benchmark entry's ``extra_info``."""
-        verdicts = None if self.verdicts is None else list(self.verdicts)
-        return {"is_storage": self.is_storage, "verdicts": verdicts}
+        return {
+            "is_storage": self.is_storage,
+            "verdicts": None if self.verdicts is None else list(self.verdicts),
+            "facts": None if self.facts is None else {k: dict(v) for k, v in self.facts.items()},
+            "hit_ratio": self.hit_ratio,
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, object]) -> Evidence:
@@ -51,36 +99,107 @@ class Evidence:
         verdicts = data.get("verdicts")
         if not (verdicts is None or isinstance(verdicts, list)):
             raise ResultError(f"verdicts are {verdicts!r}; they must be a list of codes")
-        is_storage: Any = data.get("is_storage")  # __post_init__ checks it
-        return cls(is_storage=is_storage, verdicts=None if verdicts is None else tuple(verdicts))
+        rest: dict[str, Any] = {  # __post_init__ checks them
+            name: data.get(name) for name in ("is_storage", "facts", "hit_ratio")
+        }
+        return cls(verdicts=None if verdicts is None else tuple(verdicts), **rest)
 
 
 UNTOLD: Final = Evidence()
 """Nothing is known."""
 
 
-def evidence_of(trials: Iterable[Mapping[str, Any]]) -> Evidence:
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One fact that is not the same on both sides."""
+
+    kind: str
+    name: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.name} {_shown(self.before)} -> {_shown(self.now)}"
+
+
+def evidence_of(
+    trials: Iterable[Mapping[str, Any]],
+    plan: Mapping[str, Any] | None = None,
+    environment: Mapping[str, Any] | None = None,
+) -> Evidence:
     """The evidence of a case from its trials as in the run file; ResultError for odd ones.
 
-    A trial that left no record has no ranks, and says nothing about the storage.
+    ``plan`` is what of the plan decides what is measured (`Plan.workload`); without it
+    and the run's ``environment`` there are no facts. A trial that left no record has no
+    ranks, and says nothing about the storage.
     """
     flags: list[bool] = []
     codes: set[str] = set()
-    for trial in trials:
-        try:
+    ranks: list[Mapping[str, Any]] = []
+    hits: list[float] = []
+    try:
+        for trial in trials:
+            ranks += trial.get("ranks", ())
             flags += [rank["is_storage"] for rank in trial.get("ranks", ())]
             codes |= {verdict["code"] for verdict in trial["verdicts"]}
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ResultError(f"a trial's ranks or verdicts are odd ({error!r})") from error
+            if (ratio := trial.get("cache", {}).get("hit_ratio")) is not None:
+                hits.append(ratio)
+        facts = None
+        if plan is not None and environment is not None:
+            facts = facts_of(plan, environment, ranks)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ResultError(f"a trial's ranks or verdicts are odd ({error!r})") from error
     if not all(isinstance(flag, bool) for flag in flags):
         raise ResultError(f"is_storage of the ranks is {flags}; it must be true or false")
     return Evidence(
-        is_storage=all(flags) if flags else None, verdicts=tuple(sorted(map(str, codes)))
+        is_storage=all(flags) if flags else None,
+        verdicts=tuple(sorted(map(str, codes))),
+        facts=facts,
+        hit_ratio=sum(hits) / len(hits) if hits else None,
     )
 
 
-def incomparable(baseline: Evidence, now: Evidence) -> str | None:
-    """Why the two must not be compared; None: nothing that is told stands against it."""
+def facts_of(
+    plan: Mapping[str, Any], environment: Mapping[str, Any], ranks: Iterable[Mapping[str, Any]]
+) -> Facts:
+    """Everything that two results may differ in, apart from what was measured."""
+    ranks = list(ranks)
+    counts: dict[str, set[int]] = {}
+    for rank in ranks:
+        counts.setdefault(rank["host"], set()).add(rank["rank"])
+    filesystems = [rank["filesystem"] for rank in ranks if rank.get("filesystem") is not None]
+    software = ("python", "implementation", "kernel", "mpi", "launcher", "image_id", "version")
+    return {
+        "plan": dict(_flat(plan)),
+        "placement": {"ranks per host": _joined(sorted(map(len, counts.values()))) or None},
+        "device": {"device": _joined(_each(map(_device, filesystems))) or None},
+        "filesystem": {"filesystem": _joined(_each(map(_filesystem, filesystems))) or None},
+        "software": {name: environment.get(name) for name in software},
+        "hosts": {"hosts": _joined(sorted(counts)) or None},
+    }
+
+
+def differences(baseline: Evidence, now: Evidence) -> list[Difference]:
+    """Every fact that both sides tell, and tell differently, by kind."""
+    if baseline.facts is None or now.facts is None:
+        return []
+    found = []
+    for kind in KINDS:
+        before, after = baseline.facts[kind], now.facts[kind]
+        for name in dict.fromkeys([*before, *after]):
+            pair = before.get(name, _ABSENT), after.get(name, _ABSENT)
+            if pair[0] != pair[1] and not (kind != "plan" and None in pair):
+                found.append(Difference(kind, name, *pair))
+    return found
+
+
+def incomparable(
+    baseline: Evidence, now: Evidence, across: frozenset[str] = frozenset()
+) -> str | None:
+    """Why the two must not be compared; None: nothing that is told stands against it.
+
+    ``across`` are the kinds of facts that may differ.
+    """
     if None not in (baseline.is_storage, now.is_storage) and baseline.is_storage != now.is_storage:
         storage, other = ("the baseline", "this run")
         if now.is_storage:
@@ -89,12 +208,91 @@ def incomparable(baseline: Evidence, now: Evidence) -> str | None:
             f"{storage} was measured on storage and {other} was not (NOT_STORAGE): compare"
             " runs of one backend (--kv-backend)"
         )
-    if baseline.verdicts is None or now.verdicts is None:
-        return None
-    only_before = baseline.invalidating - now.invalidating
-    only_now = now.invalidating - baseline.invalidating
-    for side, codes in (("this run", only_now), ("the baseline", only_before)):
+    for side, codes in _one_sided(baseline, now, INVALIDATING):
         if codes:
             shown = ", ".join(sorted(codes))
             return f"only {side} has the invalidating verdict {shown}: mend its cause, repeat it"
+    return other_settings(baseline, now, across)
+
+
+def other_settings(baseline: Evidence, now: Evidence, across: frozenset[str]) -> str | None:
+    """What of the settings differs that the user has not allowed to."""
+    closing = [d for d in differences(baseline, now) if d.kind in CLOSING - across]
+    if not closing:
+        return None
+    kinds = ",".join(dict.fromkeys([*sorted(across), *(d.kind for d in closing)]))
+    return (
+        f"{closing[0].kind} differs from the baseline's ({'; '.join(map(str, closing))}): compare"
+        f" runs of one kind, or say that it may differ (--kv-compare-across={kinds})"
+    )
+
+
+def uncertain(baseline: Evidence, now: Evidence) -> str | None:
+    """Why a better figure may be none: one side was disturbed, and the other was not."""
+    for side, codes in _one_sided(baseline, now, _UNCERTAIN):
+        if codes:
+            shown = ", ".join(sorted(codes))
+            return f"only {side} has {shown}, so its figures can't be relied on: repeat it"
     return None
+
+
+def told_differences(baseline: Evidence, now: Evidence) -> Iterator[str]:
+    """What a reader of a comparison must know of its sides, a line per kind."""
+    by_kind: dict[str, list[str]] = {}
+    for difference in differences(baseline, now):
+        by_kind.setdefault(difference.kind, []).append(str(difference))
+    for kind, texts in by_kind.items():
+        yield f"{kind}: {'; '.join(texts)}"
+    hits = (baseline.hit_ratio, now.hit_ratio)
+    if hits[0] is not None and hits[1] is not None and abs(hits[1] - hits[0]) >= _HITS_MOVED:
+        yield f"hit ratio: {hits[0]:.3f} -> {hits[1]:.3f}, so another share of the blocks is read"
+    for side, codes in _one_sided(baseline, now, _TOLD_ONE_SIDED):
+        if codes:
+            yield f"verdicts: only {side} has {', '.join(sorted(codes))}"
+
+
+def _one_sided(
+    baseline: Evidence, now: Evidence, codes: frozenset[str]
+) -> Iterator[tuple[str, frozenset[str]]]:
+    """Which of these codes only one side has; nothing where a side does not tell."""
+    if baseline.verdicts is not None and now.verdicts is not None:
+        before, after = codes.intersection(baseline.verdicts), codes.intersection(now.verdicts)
+        yield "this run", after - before
+        yield "the baseline", before - after
+
+
+def _device(filesystem: Mapping[str, Any]) -> str | None:
+    """Name and model of what keeps the bytes, where there is a block device."""
+    name, model = filesystem.get("device"), filesystem.get("device_model")
+    return name and (f"{name} ({model})" if model else str(name))
+
+
+def _filesystem(filesystem: Mapping[str, Any]) -> str:
+    """Type and size; of one that a server or a pool lends, which may grow, where it is from."""
+    if not filesystem.get("device") and re.search("[:/]", filesystem["source"]):
+        return f"{filesystem['type']} from {filesystem['source']}"
+    return f"{filesystem['type']} of {filesystem['total_bytes'] / (1 << 30):.4g} GiB"
+
+
+def _each(texts: Iterable[str | None]) -> list[str]:
+    return sorted({text for text in texts if text})
+
+
+def _joined(parts: Iterable[object]) -> str:
+    return " + ".join(map(str, parts))
+
+
+def _flat(data: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested objects, by their path."""
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", list(value) if isinstance(value, tuple) else value
+
+
+def _shown(value: Any) -> str:
+    if value is _ABSENT:
+        return "(not there)"
+    text = "none" if value is None else str(value)
+    return text if len(text) <= _LONG else f"{text[: _LONG - 1]}…"

@@ -8,17 +8,17 @@ trial's value, one round per trial, which makes StdDev the noise between trials.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
 from pytest_kvcache.errors import KVCacheError, OptionError, did_you_mean
-from pytest_kvcache.evidence import evidence_of
 from pytest_kvcache.metrics import METRICS
 from pytest_kvcache.options import OPTIONS, build_options, describe_value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pytest_kvcache.bench import Bench
     from pytest_kvcache.faultledger import FaultLedger
@@ -30,14 +30,19 @@ if TYPE_CHECKING:
 BENCH_KEY: pytest.StashKey[Bench] = pytest.StashKey()
 MAKE_BENCH_KEY: pytest.StashKey[Callable[[], Bench]] = pytest.StashKey()
 OPTIONS_KEY: pytest.StashKey[Options] = pytest.StashKey()
+COMPARED_KEY: pytest.StashKey[list[Mapping[str, Any]]] = pytest.StashKey()
 FAULTS_KEY: pytest.StashKey[FaultLedger] = pytest.StashKey()
 
 
 class Selected:
-    """How many of a session's tests are benchmarks: selected, and deselected."""
+    """How many of a session's tests are benchmarks: selected, and deselected.
+
+    ``is_known`` once everything was collected without an error.
+    """
 
     def __init__(self) -> None:
         self.benchmarks = self.others = self.deselected = 0
+        self.is_known = False
 
 
 SELECTED_KEY: pytest.StashKey[Selected] = pytest.StashKey()
@@ -50,6 +55,16 @@ def bench_of(config: pytest.Config) -> Bench:
     return config.stash[BENCH_KEY]
 
 
+def compared_by_benchmark(config: pytest.Config) -> list[Mapping[str, Any]]:
+    """What ``--benchmark-compare`` compares with."""
+    return config.stash.get(COMPARED_KEY, [])
+
+
+def verbosity_of(config: pytest.Config) -> int:
+    """0, more with ``-v``, less with ``-q``; 0 where no terminal plugin has such options."""
+    return int(config.getoption("verbose", default=0))
+
+
 def is_xdist_worker(config: pytest.Config) -> bool:
     """Whether this process is one of several that run tests at the same time."""
     return hasattr(config, "workerinput")
@@ -60,6 +75,7 @@ _OF_THE_SESSION = frozenset(
     {
         "allow_inconclusive",
         "compare",
+        "compare_across",
         "container_engine",
         "datasize",
         "dry_run",
@@ -117,12 +133,14 @@ class KVCache:
         self._request = request
         self._bench = bench
 
-    def run(self, **overrides: Any) -> Run:
+    def run(self, *, label: str | None = None, **overrides: Any) -> Run:
         """Run one case with the session's options, some of them overridden by name.
 
         ``kvcache.run(scenario="agent", model="llama3.1-70b-instruct", np=4, duration=30)``;
         names are the options' without ``--kv-``, with underscores. The case must be one:
         a list of counts, scenarios or models is refused. Fails the test if a trial fails.
+        ``label`` goes into the case's name, so that two cases that differ in other options
+        than these three have names of their own, and baselines.
         """
         from pytest_kvcache.planning import name_cases  # noqa: PLC0415  see plugin.py
 
@@ -134,13 +152,14 @@ class KVCache:
                 raise OptionError(f"kvcache.run() runs one case, the options ask for {listed}")
             if options.wait:
                 self._bench.reserve(names)
-            case = self._bench.plan(names[0], options)
+            name = replace(names[0], label=label)
+            case = self._bench.plan(name, options)
             self._bench.controller.note_launcher()
             self._bench.controller.check(options, case.plan)
         except KVCacheError as error:
             _fail(str(error))
         self._bench.asked.note(overrides)
-        return Run(self._finished(self._bench.run(names[0], options)))
+        return Run(self._finished(self._bench.run(name, options)))
 
     def record(self, name: CaseName, metric: str) -> None:
         """Run the case (once for all of its metrics) and record one metric.
@@ -160,6 +179,11 @@ class KVCache:
             _fail(f"{why_absent(result, metric)} ({metric} of {result.name})")
         if benchmark is None:
             return
+        evidence = self._bench.controller.run.evidence(result)
+        compared = compared_by_benchmark(self._request.config)
+        refusal = self._bench.stock_refusal(compared, f"{result.name}-{metric}", evidence)
+        if refusal is not None:
+            _fail(refusal)
         benchmark.name = f"{result.name}-{spec.round_name}"
         benchmark.fullname = f"{result.name}-{metric}"
         benchmark.group = benchmark.group or spec.round_name
@@ -167,7 +191,7 @@ class KVCache:
             case=result.name,
             metric=metric,
             plan_digest=result.plan_digest,
-            **evidence_of(trial.to_json() for trial in result.trials).to_json(),
+            **evidence.to_json(),
             **series.to_json(),
         )
         try:

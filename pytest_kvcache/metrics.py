@@ -19,6 +19,7 @@ PERCENTILES: Mapping[str, float] = MappingProxyType(
 )
 MIN_SAMPLES_BEYOND = 10  # a percentile is shown only if it rests on this many samples above it
 
+ALWAYS_SHOWN = ("requests.per_s", "cache.hit_ratio")  # whatever --kv-metrics names
 LATENCY_SECTIONS = ("read", "write", "delete", "queue", "device", "load", "request", "wakeup")
 # Phase of serving → the operations that it never makes.
 _NEVER: Mapping[str, tuple[str, ...]] = MappingProxyType(

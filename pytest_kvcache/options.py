@@ -112,6 +112,7 @@ class Options:
         "requests.per_s",
     )
     compare: str | None = None
+    compare_across: frozenset[str] = frozenset()
     fail: tuple[FailRule, ...] = ()
     slo: tuple[SloRule, ...] = ()
     texts: Mapping[str, tuple[str | Sequence[str], Origin]] = field(default_factory=dict)
@@ -166,17 +167,18 @@ def build_options(given: Mapping[str, tuple[str | Sequence[str], Origin]]) -> Op
 
 def _check_together(options: Options) -> None:
     """The rules that tie several options together."""
-    if options.trials.low != options.trials.high and options.target_ci is None:
+    gated = options.fail or options.slo
+    if options.trials.low != options.trials.high and options.target_ci is None and not gated:
         raise OptionError(
-            f"--kv-trials is {options.trials}; a range needs --kv-target-ci, such as 5%"
+            f"--kv-trials is {options.trials}; a range needs what ends it: --kv-target-ci, such as"
+            " 5%, or a gate (--kv-fail, --kv-slo)"
         )
     if options.target_ci is not None and options.trials.low == options.trials.high:
         raise OptionError(
             f"--kv-target-ci needs a range of trials; --kv-trials is {options.trials},"
             " write --kv-trials=3..20"
         )
-    if options.fail and options.compare is None:
-        raise OptionError("--kv-fail needs a baseline; name its file with --kv-compare=FILE")
+    _check_gates(options)
     _check_phase(options)
     _check_containers(options)
     _check_store(options)
@@ -185,6 +187,20 @@ def _check_together(options: Options) -> None:
         raise OptionError(
             f"--kv-arrival is {options.arrival}; it belongs to an open loop, so add"
             " --kv-request-rate or leave it out"
+        )
+
+
+def _check_gates(options: Options) -> None:
+    """A gate needs something that it can judge."""
+    if options.fail and options.compare is None:
+        raise OptionError("--kv-fail needs a baseline; name its file with --kv-compare=FILE")
+    if options.overrides("compare_across") and options.compare is None:
+        raise OptionError("--kv-compare-across needs a baseline; add --kv-compare=FILE")
+    if options.slo and options.backend in ("memory", "null") and not options.allow_invalid:
+        raise OptionError(
+            f"--kv-slo is {options.slo[0]} and --kv-backend is {options.backend}, which is no"
+            " storage, so the SLO would say nothing about any; use --kv-backend=file, or"
+            " --kv-allow-invalid to judge it all the same"
         )
 
 

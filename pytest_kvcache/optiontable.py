@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_kvcache.compare import FailRule, SloRule, parse_fail, parse_slo
 from pytest_kvcache.errors import OptionError, UnknownNameError
+from pytest_kvcache.evidence import CLOSING
 from pytest_kvcache.hosts import HostSpec, parse_hosts, read_hostfile
 from pytest_kvcache.metrics import METRICS
 from pytest_kvcache.units import parse_duration_s, parse_flag, parse_float, parse_gib, parse_int
@@ -180,6 +181,16 @@ def _target_ci(text: str, option: str) -> float:
     return percent / 100
 
 
+def _kinds(text: str, option: str) -> frozenset[str]:
+    kinds = _names(text, option)
+    for kind in kinds:
+        if kind not in CLOSING:
+            raise OptionError(
+                f"{option} has {kind!r}; it must name kinds of {', '.join(sorted(CLOSING))}"
+            )
+    return frozenset(kinds)
+
+
 def _shell_words(texts: Sequence[str], option: str) -> tuple[str, ...]:
     try:
         return tuple(word for text in texts for word in shlex.split(text))
@@ -280,8 +291,8 @@ OPTIONS: tuple[OptionSpec, ...] = (
                help="unmeasured lead-in (default: 10%% of the duration, at most 30;"
                " 0 for a trace)"),
     OptionSpec(name="trials", metavar="N|N..M", parse=_trials,
-               help="launches per case; 3..20 goes on until --kv-target-ci is met"
-               " (default: 3)"),
+               help="launches per case; 3..20 goes on until the gates can tell and"
+               " --kv-target-ci, if given, is met (default: 3)"),
     OptionSpec(name="target_ci", metavar="P", parse=_target_ci,
                help="half width of the 95%% confidence interval to reach, in percent of the"
                " mean, with --kv-trials=N..M"),
@@ -379,9 +390,10 @@ OPTIONS: tuple[OptionSpec, ...] = (
                help="integrity of what is read, off the timed path (default: sample); null stores"
                " nothing to verify"),
     OptionSpec(name="data", metavar="{normal,strict}", parse=_choice("normal", "strict"),
-               help="what is written: no two pages of 4 KiB are equal and no page compresses, or"
-               " nothing that any window of any length finds twice (default: normal; strict on"
-               " network filesystems, behind which arrays reduce data); null stores nothing"),
+               help="what is written. normal: no two pages of 4 KiB are equal and nothing within a"
+               " transfer compresses, but longer windows find its bytes again; strict: no window"
+               " does (default: normal; strict on network filesystems, behind which arrays reduce"
+               " data); null stores nothing"),
     OptionSpec(name="seed", metavar="N", parse=_count(0),
                help="of every generator (default: 42)"),
     OptionSpec(name="keep", kind="flag", parse=_flag,
@@ -392,12 +404,16 @@ OPTIONS: tuple[OptionSpec, ...] = (
     OptionSpec(name="metrics", metavar="M[,M]", parse=_metrics,
                help="metrics that become benchmark entries"),
     OptionSpec(name="allow_invalid", kind="flag", parse=_flag,
-               help="report a trial with an invalidating verdict instead of failing it"),
+               help="report a trial with an invalidating verdict instead of failing it, and judge"
+               " an --kv-slo on a run without storage"),
     OptionSpec(name="allow_preload", kind="flag", parse=_flag,
                help="measure, and report with its verdict, although a preloaded library wraps"
                " I/O or clocks"),
     OptionSpec(name="compare", metavar="FILE", parse=_text,
                help="baseline: a run file or a pytest-benchmark JSON"),
+    OptionSpec(name="compare_across", metavar="KIND[,KIND]", parse=_kinds,
+               help="what may differ from the baseline without closing a --kv-fail: plan,"
+               " placement, device, filesystem (default: nothing)"),
     OptionSpec(name="fail", kind="repeat", metavar="METRIC:N%", parse=_fail_rules,
                help="gate: fail if the metric got worse than the baseline by more than N"
                " percent, beyond the noise; repeatable"),

@@ -11,6 +11,7 @@ import json
 import math
 import os
 from dataclasses import asdict, dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.backends.slaballocator import slab_count
@@ -39,6 +40,14 @@ DEFAULT_BLOCK_TOKENS = 256
 SLAB_UP_TO_BYTES = MIB
 FREE_SHARE = 0.9  # of the free space that a run may fill
 GENERATION_S_PER_TOKEN = {"none": 0.0, "fast": 0.002, "realistic": 0.030}
+# What a storage that reduces data can't reduce of each kind of it.
+WITHSTANDS = MappingProxyType(
+    {
+        "normal": "deduplication by 4 KiB and compression within a transfer; not longer windows,"
+        " smaller blocks or a search for what is similar",
+        "strict": "deduplication by 512 bytes and more, and compression with any window",
+    }
+)
 _SLOWEST_BYTES_PER_S = 20e6  # of a whole host, for the default deadline
 _SLOWEST_OBJECTS_PER_S = 200.0  # likewise: made and removed, read or overwritten
 _START_S = 120.0  # for the default deadline: start of the ranks and their end
@@ -56,7 +65,7 @@ _OBJECT_MEMORY_BYTES = 640
 # What may differ between two runs that measure the same thing.
 _NOT_WORKLOAD = (
     "run_id", "trial", "layout", "cache_dir", "deadline_s", "keep", "origins", "plugins",
-    "need_blocks", "version",
+    "need_blocks", "version", "label",
 )  # fmt: skip
 
 
@@ -93,7 +102,7 @@ class Plan:
     ``need_blocks`` is what one rank would store if nothing were evicted. ``cores`` is
     ``split`` (ranks of a host divide its cores) or ``shared`` (as the launcher bound them).
     ``request_rate`` is that of all ranks together, per second; None, and no ``arrival``:
-    a closed loop, or the times of a trace.
+    a closed loop, or the times of a trace. ``label`` is what a test calls its case.
     """
 
     version: str
@@ -130,6 +139,7 @@ class Plan:
     plugins: tuple[str, ...]
     trace: TracePlan | None
     origins: Mapping[str, str] = field(default_factory=dict)
+    label: str | None = None
 
     def __post_init__(self) -> None:
         if not os.path.isabs(self.cache_dir):  # noqa: PTH117  as text, whatever is there
@@ -182,7 +192,8 @@ class Plan:
     @property
     def case(self) -> str:
         """The name that makes cases of different runs comparable."""
-        return f"{self.scenario}-{self.model.name}-np{self.np}"
+        label = "" if self.label is None else f"-{self.label}"
+        return f"{self.scenario}-{self.model.name}-np{self.np}{label}"
 
     @property
     def block_bytes(self) -> int:
@@ -288,10 +299,15 @@ class Plan:
     @property
     def workload_digest(self) -> str:
         """Of what is measured: equal in two runs that may be compared."""
+        return _digest(self.workload)
+
+    @property
+    def workload(self) -> dict[str, Any]:
+        """What is measured: the plan without where, when and under which name."""
         data = {key: value for key, value in self.to_json().items() if key not in _NOT_WORKLOAD}
         if data["trace"] is not None:
             data["trace"] = {k: v for k, v in data["trace"].items() if k != "name"}
-        return _digest({**data, "np": self.np})
+        return {**data, "np": self.np}
 
     def context(self, rank: int, trace: Trace | None) -> WorkloadContext:
         """What a rank's workload is made from; ``trace`` is the rank's part."""
@@ -334,6 +350,7 @@ class Plan:
         values["model"] = ModelSpec.from_json(values["model"])
         values["layout"] = RankLayout.from_json(values["layout"])
         values["plugins"] = tuple(values["plugins"])
+        values["label"] = data["label"]  # null, but there
         if values["trace"] is not None:
             values["trace"] = TracePlan(**values["trace"])
         return cls(**values)
@@ -466,7 +483,7 @@ _REPLAY_OWN = frozenset(
 )
 # What lets a trial with an invalidating verdict stand: no field, but verify must know of it.
 _ALLOWANCES = ("allow_invalid", "allow_preload")
-_DERIVED = frozenset({"run_id", "version", "trial", "need_blocks", "origins"})
+_DERIVED = frozenset({"run_id", "version", "trial", "need_blocks", "origins", "label"})
 
 
 def _origins(options: Options, facts: CaseFacts) -> dict[str, str]:

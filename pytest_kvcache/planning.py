@@ -6,6 +6,7 @@ Controller side; imports neither pytest nor MPI.
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -41,19 +42,29 @@ if TYPE_CHECKING:
     from pytest_kvcache.workloads.protocol import WorkloadFamily
 
 
+_LABEL = re.compile(r"[A-Za-z0-9][\w.-]{0,39}", re.ASCII)
 _FOREVER_S = 1e9  # as a deadline: 30 years, which timers of 64 bits can still hold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseName:
-    """What identifies a case before it is planned."""
+    """What identifies a case before it is planned; ``label`` is a test's own name for it."""
 
     scenario: str
     model: ModelSpec
     layout: RankLayout
+    label: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.label is not None and not _LABEL.fullmatch(str(self.label)):
+            raise OptionError(
+                f"label is {self.label!r}; it must be at most 40 letters, digits, dots, dashes and"
+                " underscores, and begin with a letter or digit"
+            )
 
     def __str__(self) -> str:
-        return f"{self.scenario}-{self.model.name}-np{self.layout.np}"
+        label = "" if self.label is None else f"-{self.label}"
+        return f"{self.scenario}-{self.model.name}-np{self.layout.np}{label}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +170,8 @@ class Planner:
             _check_times(options, trace)
             if plan.duration_s is None:
                 _check_span(options, trace)
-        return Case(plan=replace(plan, deadline_s=min(plan.deadline_s, _FOREVER_S)), trace=trace)
+        deadline_s = min(plan.deadline_s, _FOREVER_S)
+        return Case(plan=replace(plan, deadline_s=deadline_s, label=name.label), trace=trace)
 
     def size(self, options: Options, name: CaseName) -> tuple[int, int]:
         """Blocks that the largest rank and that all ranks together would store."""

@@ -32,9 +32,12 @@ from pytest_kvcache.fixture import (
     ReplayClock,
     Selected,
     bench_of,
+    compared_by_benchmark,
     is_xdist_worker,
     kvcache,
+    verbosity_of,
 )
+from pytest_kvcache.gates import Gates
 from pytest_kvcache.hosts import explain_swallowed_path
 from pytest_kvcache.options import OPTIONS, OptionSpec, Origin, build_options, describe_given
 
@@ -234,6 +237,7 @@ def pytest_configure(config: pytest.Config) -> None:
             otherplugins.check_outputs(config)
         config.stash[OPTIONS_KEY] = options
         config.stash[MAKE_BENCH_KEY] = lambda: _make_bench(config, options)
+        config.pluginmanager.register(Gates(config), "pytest_kvcache.gates")
         if options.texts and not is_xdist_worker(config):
             bench_of(config)  # unknown names are an error of usage, not of collection
 
@@ -281,6 +285,9 @@ def pytest_collection_modifyitems(
     """
     ours = [item for item in items if "kvcache" in _fixtures(item)]
     recorded = otherplugins.is_recorded(config)
+    if ours:
+        with usage_errors():
+            otherplugins.check_place(config)
     for item in ours:
         if recorded:
             closest = item.get_closest_marker("benchmark")
@@ -308,6 +315,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     selected = session.config.stash[SELECTED_KEY]
     selected.benchmarks = sum("kvcache" in _fixtures(item) for item in session.items)
     selected.others = len(session.items) - selected.benchmarks
+    selected.is_known = not session.testsfailed
 
 
 def _fixtures(item: pytest.Item) -> list[str]:
@@ -342,7 +350,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     cases = _cases(running)
     with usage_errors():
         otherplugins.check_outputs(config)
-        bench.check(cases)
+        bench.check(cases, compared_by_benchmark(config))
     if dry_run:
         _write(config, _dry_lines(config, bench, running, cases))
         return True
@@ -358,7 +366,7 @@ def _dry_lines(
 ) -> Iterator[str]:
     for name in cases:
         yield ""
-        yield from bench.dry_run(name, whole=config.get_verbosity() > 0)
+        yield from bench.dry_run(name, whole=verbosity_of(config) > 0)
     own = sum("kv_case" not in _fixtures(item) for item in running)
     if own:
         yield (
@@ -379,7 +387,7 @@ def _write(config: pytest.Config, lines: Iterable[str]) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, object]:
-    """Give the host back and close the gates; then see to it that somebody says so."""
+    """Give the host back; then see to it that somebody says so."""
     try:
         _finish(session)
         return (yield)
@@ -395,15 +403,8 @@ def _finish(session: pytest.Session) -> None:
     if bench.refused and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     run = bench.controller.run
-    if not run.cases:
-        return
-    session.config.hook.pytest_kvcache_run_finished(config=session.config, run=run)
-    closed = any(
-        judgement.closes(allow_inconclusive=bench.options.allow_inconclusive)
-        for judgement in bench.judge()
-    )
-    if closed and session.exitstatus == pytest.ExitCode.OK:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    if run.cases:
+        session.config.hook.pytest_kvcache_run_finished(config=session.config, run=run)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -8,7 +8,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.headline import describe_users, sum_up
-from pytest_kvcache.metrics import METRICS, possible
+from pytest_kvcache.metrics import ALWAYS_SHOWN, METRICS, possible
 from pytest_kvcache.prooftext import describe_proof
 from pytest_kvcache.series import KINDS
 from pytest_kvcache.summary import MetricSeries
@@ -25,7 +25,6 @@ WIDTH = 80
 _BARS = " ▁▂▃▄▅▆▇█"
 _ASCII_BARS = " .:-=+*#@"
 _DONE = {"read": "read", "write": "written"}
-_ALWAYS = ("requests.per_s", "cache.hit_ratio")
 _GIB = 1 << 30
 _HOST_WIDTH = 17
 _SHARED_WIDTH = 13  # what the other columns leave
@@ -95,7 +94,7 @@ def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
         yield from wrapped(sum_up(case.plan, judged, _median_of(judged)), indent="  ")
         yield ""
         shown = possible(metrics, case.plan.phase)
-        yield from _table(case, judged, [*shown, *(m for m in _ALWAYS if m not in shown)])
+        yield from _table(case, judged, [*shown, *(m for m in ALWAYS_SHOWN if m not in shown)])
         yield from _proof_lines(judged)
     for trial in case.trials:
         if trial.error is not None:
@@ -103,6 +102,9 @@ def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
             head = "" if trial.interrupted else f"trial {trial.index + 1} failed: "
             yield from wrapped(head + first, indent="  ")
     yield from _verdict_lines(judged)
+    for verdict in case.verdicts:
+        text = f"{verdict.code} {verdict.severity}: {verdict.text}"
+        yield from wrapped(text, indent="  ")
 
 
 def _median_of(trials: Sequence[TrialResult]) -> Callable[[str], str | None]:
@@ -226,18 +228,19 @@ def _table(
     of_depth = [name for name in metrics if _depends_on_depth(name)]
     for name in metrics:
         label = f"{name} {depth}" if name in of_depth else name
-        yield _row(label, METRICS[name].unit, _series_of(name, trials))
+        looks = max(1, len(case.looks))
+        yield _row(label, METRICS[name].unit, _series_of(name, trials, looks))
     if of_depth:
         yield f"  {depth}: service time with up to {case.plan.queue_depth} in flight per rank"
 
 
-def _series_of(metric: str, trials: Sequence[TrialResult]) -> MetricSeries | None:
+def _series_of(metric: str, trials: Sequence[TrialResult], looks: int = 1) -> MetricSeries | None:
     """The metric over these trials, be they valid or not; None if any of them lacks it."""
     values = tuple(v for v in (trial.value(metric) for trial in trials) if v is not None)
     if len(values) != len(trials):
         return None
     spec = METRICS[metric]
-    return MetricSeries(name=metric, unit=spec.unit, better=spec.better, values=values)
+    return MetricSeries(name=metric, unit=spec.unit, better=spec.better, values=values, looks=looks)
 
 
 def _depends_on_depth(metric: str) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_kvcache.devicegroups import device_groups
 from pytest_kvcache.errors import ResultError
+from pytest_kvcache.evidence import evidence_of
 from pytest_kvcache.metrics import METRICS, MIN_SAMPLES_BEYOND, PERCENTILES, has_answers
 from pytest_kvcache.plan import Plan
 from pytest_kvcache.stalls import stalls_of
@@ -21,6 +22,7 @@ from pytest_kvcache.version import RUN_SCHEMA
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from pytest_kvcache.evidence import Evidence
     from pytest_kvcache.latency import Histogram
     from pytest_kvcache.trialrecord import RankResult, TrialRecord
     from pytest_kvcache.verdictcodes import Severity
@@ -70,13 +72,14 @@ def ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-_TRIAL_HEAD = frozenset({"index", "ok", "interrupted", "error", "verdicts"})
+_TRIAL_HEAD = frozenset({"index", "ok", "interrupted", "error", "verdicts", "sources"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialResult:
     """One launch. ``data`` is the trial's JSON as in the run file; None if it gave none.
 
+    ``sources`` are the files it was made of: path beside the run file → SHA-256.
     ``interrupted`` by the user: it neither counts nor stands against those that ended.
     """
 
@@ -84,6 +87,7 @@ class TrialResult:
     error: str | None
     verdicts: tuple[Verdict, ...] = ()
     data: Mapping[str, Any] | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
     interrupted: bool = False
 
     def __post_init__(self) -> None:
@@ -114,6 +118,7 @@ class TrialResult:
             "error": self.error,
             **(self.data or {}),
             "verdicts": [asdict(verdict) for verdict in self.verdicts],
+            "sources": dict(self.sources),
         }
 
     @classmethod
@@ -130,6 +135,7 @@ class TrialResult:
             interrupted=data["interrupted"],
             verdicts=tuple(Verdict(**verdict) for verdict in data["verdicts"]),
             data=rest or None,
+            sources=data["sources"],
         )
 
 
@@ -350,10 +356,17 @@ def _known(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseResult:
-    """All trials of one case."""
+    """All trials of one case.
+
+    ``looks`` are the numbers of trials after which it may end (`stopping.planned_looks`),
+    ``metrics`` those that were asked for.
+    """
 
     plan: Plan
     trials: tuple[TrialResult, ...] = ()
+    looks: tuple[int, ...] = ()
+    metrics: tuple[str, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
 
     @property
     def name(self) -> str:
@@ -397,7 +410,13 @@ class CaseResult:
         if not known or len(known) != len(self.counted):
             return None
         spec = METRICS[metric]
-        return MetricSeries(name=metric, unit=spec.unit, better=spec.better, values=known)
+        return MetricSeries(
+            name=metric,
+            unit=spec.unit,
+            better=spec.better,
+            values=known,
+            looks=max(1, len(self.looks)),
+        )
 
     def summary(self) -> dict[str, Any]:
         """Metric → median, mean, cv and confidence interval, where all trials have it."""
@@ -408,7 +427,13 @@ class CaseResult:
     def from_json(cls, data: Mapping[str, Any]) -> CaseResult:
         """The inverse of ``to_json``; what is derived is not believed but derived again."""
         trials = tuple(TrialResult.from_json(trial) for trial in data["trials"])
-        return cls(plan=Plan.from_json(data["plan"]), trials=trials)
+        return cls(
+            plan=Plan.from_json(data["plan"]),
+            trials=trials,
+            looks=tuple(data["looks"]),
+            metrics=tuple(data["metrics"]),
+            verdicts=tuple(Verdict(**verdict) for verdict in data["verdicts"]),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The case as in the run file."""
@@ -421,7 +446,10 @@ class CaseResult:
             "hosts": [host.name for host in plan.layout.hosts],
             "plan_digest": self.plan_digest,
             "plan": plan.to_json(),
+            "looks": list(self.looks),
+            "metrics": list(self.metrics),
             "trials": [trial.to_json() for trial in self.trials],
+            "verdicts": [asdict(verdict) for verdict in self.verdicts],
             "summary": self.summary(),
         }
 
@@ -437,6 +465,14 @@ class RunResult:
     commit: str | None
     environment: Mapping[str, Any]
     cases: tuple[CaseResult, ...] = field(default=())
+
+    def evidence(self, case: CaseResult) -> Evidence:
+        """What stands behind the values of one of its cases."""
+        return evidence_of(
+            [trial.to_json() for trial in case.trials],
+            case.effective_plan.workload,
+            {**self.environment, "version": self.version},
+        )
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RunResult:

@@ -3,18 +3,33 @@
 One value per trial goes in, so the spread is noise from run to run. Pure arithmetic
 on the standard library: imports the error tree and nothing else of the package.
 
-Sources: Student's interval and its critical values, NIST/SEMATECH e-Handbook of
-Statistical Methods, https://www.itl.nist.gov/div898/handbook, sections 1.3.5.2 and
-1.3.6.7.2; the interval of a difference, B. L. Welch, Biometrika 34 (1947) 28-35, with
-Satterthwaite's degrees of freedom (same handbook, section 1.3.5.3).
+Intervals stay where the metric can be. Student's interval is taken on a scale without
+ends, by the delta method (NIST/SEMATECH e-Handbook of Statistical Methods, section
+2.5.5.3), and taken back: of what can't be negative the logarithm of the mean, whose
+standard error is that of the mean over the mean; of a share (unit ``ratio``) its logit.
+Both are centred on the plain mean, which is the figure that is shown. Only values below
+zero, which no metric of this package has, leave Student's interval as it is.
+
+A case whose trials go on until something is known is looked at several times, and the
+chance of a wrong interval adds up. The numbers of trials after which it is looked at are
+fixed beforehand (``stopping``), and each of ``looks`` intervals gets its part of the 5 %
+(Bonferroni), so that all of them together hold in 95 % of the cases, wherever it stops.
+
+Sources: Student's interval, same handbook, https://www.itl.nist.gov/div898/handbook,
+section 1.3.5.2; the interval of a difference, B. L. Welch, Biometrika 34 (1947) 28-35,
+with Satterthwaite's degrees of freedom (handbook, section 1.3.5.3); the incomplete beta
+function, W. J. Lentz, Applied Optics 15 (1976) 668-671, and Abramowitz and Stegun,
+Handbook of Mathematical Functions, 26.5.8.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final, Literal, cast
 
 from pytest_kvcache.errors import ResultError
@@ -22,14 +37,11 @@ from pytest_kvcache.errors import ResultError
 Better = Literal["lower", "higher"]
 """The direction in which a metric improves."""
 
-_T_975: Final = (
-    # 0.975 quantiles for 1 to 30 degrees of freedom
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
+MOST_TRIALS: Final = 999
+_ALPHA: Final = 0.05  # what lies outside of a 95 % interval
+_PRECISE: Final = 1e-13  # relative; what the incomplete beta function is exact to
 _LARGEST: Final = 1e150  # its square is still a float
-_FIELDS: Final = ("median", "mean", "cv", "ci95", "unit", "better", "values")
+_FIELDS: Final = ("median", "mean", "cv", "ci95", "looks", "unit", "better", "values")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +56,8 @@ class MetricSeries:
     """Whether lower or higher values are better."""
     values: tuple[float, ...]
     """One value per trial, in the order of the trials."""
+    looks: int = 1
+    """After how many numbers of trials it might have been decided that they are enough."""
 
     def __post_init__(self) -> None:
         if not self.name or not isinstance(self.name, str):
@@ -62,6 +76,8 @@ class MetricSeries:
                     f"{self.name} has a value {value!r}; it must be a finite number: "
                     "leave a failed trial out"
                 )
+        if type(self.looks) is not int or self.looks < 1:
+            raise ResultError(f"{self.name} has looks {self.looks!r}; it must be at least 1")
 
     @property
     def median(self) -> float:
@@ -85,14 +101,34 @@ class MetricSeries:
 
     @property
     def ci95(self) -> tuple[float, float] | None:
-        """95 % confidence interval of the mean (Student's t), low then high.
+        """95 % confidence interval of the mean, low then high; where values can be.
 
-        None with one trial.
+        With several looks it is wider, and holds wherever the trials ended. None with one
+        trial.
         """
         if len(self.values) == 1:
             return None
-        half = t_975(len(self.values) - 1) * math.sqrt(_squared_error(self))
-        return self.mean - half, self.mean + half
+        mean, error = self.mean, self.standard_error
+        if not error:
+            return mean, mean
+        half = t_critical(_ALPHA / self.looks, len(self.values) - 1) * error
+        if self.unit == "ratio" and max(self.values) <= 1 and self.is_positive:
+            logit = math.log(mean / (1 - mean))
+            half /= mean * (1 - mean)
+            return _expit(logit - half), _expit(logit + half)
+        if self.is_positive:
+            return mean * math.exp(-half / mean), mean * math.exp(half / mean)
+        return mean - half, mean + half
+
+    @property
+    def is_positive(self) -> bool:
+        """Whether no value is below zero, and not all are zero."""
+        return min(self.values) >= 0 and self.mean > 0
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean; needs 2 trials."""
+        return math.sqrt(float(statistics.variance(self.values)) / len(self.values))
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry of the run file's ``summary`` under the metric's name."""
@@ -102,6 +138,7 @@ class MetricSeries:
             "mean": self.mean,
             "cv": self.cv,
             "ci95": None if ci95 is None else list(ci95),
+            "looks": self.looks,
             "unit": self.unit,
             "better": self.better,
             "values": list(self.values),
@@ -122,7 +159,13 @@ class MetricSeries:
         if not isinstance(values, list):
             raise ResultError(f"{name} has values {values!r}; they must be a list of numbers")
         better = cast("Better", data["better"])  # __post_init__ checks it
-        series = cls(name=name, unit=data["unit"], better=better, values=tuple(values))
+        series = cls(
+            name=name,
+            unit=data["unit"],
+            better=better,
+            values=tuple(values),
+            looks=data["looks"],
+        )
         slack = 1e-9 * max(map(abs, series.values))
         for field, value in series.to_json().items():
             if not _agrees(data[field], value, slack):
@@ -133,49 +176,118 @@ class MetricSeries:
         return series
 
 
-def difference_ci95(baseline: MetricSeries, now: MetricSeries) -> tuple[float, float] | None:
-    """95 % confidence interval of (mean of now - mean of baseline), Welch's.
+def change_ci95(baseline: MetricSeries, now: MetricSeries) -> tuple[float, float] | None:
+    """95 % confidence interval of (mean of now / mean of baseline - 1), low then high.
 
-    The two sides may differ in trials and in spread. None when a side has a single trial.
+    Welch's: the two sides may differ in trials and in spread. Of what can't be negative it
+    is the interval of the logarithm of the means' ratio, so never below -1. Each side may
+    have been looked at several times; the one that was more often sets the width. None
+    when a side has a single trial.
     """
     if len(baseline.values) == 1 or len(now.values) == 1:
         return None
+    if baseline.is_positive and now.is_positive:
+        centre = math.log(now.mean / baseline.mean)
+        half = _welch_half(baseline, now, baseline.mean, now.mean)
+        return math.expm1(centre - half), math.expm1(centre + half)
+    half = _welch_half(baseline, now, 1.0, 1.0)
     difference = now.mean - baseline.mean
-    parts = [(_squared_error(side), len(side.values) - 1) for side in (baseline, now)]
-    total = sum(squared for squared, _ in parts)
+    base = baseline.mean
+    return change_ratio(difference - half, base), change_ratio(difference + half, base)
+
+
+def change_ratio(difference: float, base: float) -> float:
+    """Difference as a ratio of the baseline; any difference from 0 is infinite."""
+    if difference == 0:
+        return 0.0
+    return difference / abs(base) if base else math.copysign(math.inf, difference)
+
+
+def _welch_half(
+    baseline: MetricSeries, now: MetricSeries, baseline_unit: float, now_unit: float
+) -> float:
+    """Half of Welch's interval, each side's errors in a unit of its own."""
+    errors = (baseline.standard_error / baseline_unit, now.standard_error / now_unit)
+    total = math.hypot(*errors)
     if total == 0:
-        return difference, difference
-    # Shares of the total, not squares of tiny numbers: those would underflow.
-    dof = 1 / sum((squared / total) ** 2 / freedom for squared, freedom in parts)
-    half = t_975(max(1.0, dof)) * math.sqrt(total)
-    return difference - half, difference + half
+        return 0.0
+    freedoms = (len(baseline.values) - 1, len(now.values) - 1)
+    # Shares of the total, not powers of tiny numbers: those would underflow.
+    parts = [(e / total) ** 4 / freedom for e, freedom in zip(errors, freedoms, strict=True)]
+    looks = max(baseline.looks, now.looks)
+    return t_critical(_ALPHA / looks, 1 / sum(parts)) * total
 
 
-def t_975(dof: float) -> float:
-    """Return the 0.975 quantile of Student's t for ``dof`` (at least 1) degrees of freedom.
+def trials_needed(cv: float, reach: float, *, looks: int = 1) -> int | None:
+    """Trials that two sides of this CV need each, for half an interval of at most ``reach``.
 
-    From the table to 30, between its entries by a straight line over 1 / dof, which runs
-    above the true curve and so encloses up to 96 % between 1 and 2; beyond 30 the expansion
-    around the normal quantile of Abramowitz and Stegun, Handbook of Mathematical
-    Functions, 26.7.5, exact to 4 digits there.
+    ``reach`` is a difference of logarithms. None: more than ``MOST_TRIALS``.
     """
-    if not dof >= 1:
-        raise ResultError(f"degrees of freedom are {dof}; they must be at least 1: 2 trials")
-    below = math.floor(dof)
-    if below < len(_T_975):
-        share = (1 / below - 1 / dof) * below * (below + 1)
-        return _T_975[below - 1] * (1 - share) + _T_975[below] * share
-    if dof == below == len(_T_975):
-        return _T_975[-1]
-    z = statistics.NormalDist().inv_cdf(0.975)
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    return z + first / dof + second / dof**2
+
+    def half(count: int) -> float:
+        return t_critical(_ALPHA / looks, 2 * count - 2) * cv * math.sqrt(2 / count)
+
+    if half(MOST_TRIALS) > reach:
+        return None
+    # The halves fall with the count.
+    return 2 + bisect_left(range(2, MOST_TRIALS + 1), -reach, key=lambda count: -half(count))
 
 
-def _squared_error(series: MetricSeries) -> float:
-    """Squared standard error of the mean."""
-    return float(statistics.variance(series.values)) / len(series.values)
+@cache
+def t_critical(alpha: float, dof: float) -> float:
+    """What ``|t|`` of ``dof`` (at least 1) degrees of freedom exceeds with chance ``alpha``."""
+    if not dof >= 1 or not 0 < alpha < 1:
+        raise ResultError(
+            f"degrees of freedom are {dof} and alpha is {alpha}; they must be at least 1, which"
+            " is 2 trials, and between 0 and 1"
+        )
+    low, high = 0.0, 1.0
+    while _outside(high, dof) > alpha:
+        low, high = high, 2 * high
+    while high - low > _PRECISE * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _outside(middle, dof) > alpha else (low, middle)
+    return (low + high) / 2
+
+
+def _outside(t: float, dof: float) -> float:
+    """The chance of ``|T| > t``: the regularised incomplete beta function of dof/2 and 1/2."""
+    share = dof / (dof + t * t)
+    if share == 1:
+        return 1.0
+    a, b = dof / 2, 0.5
+    front = math.exp(
+        math.lgamma(a + b)
+        - math.lgamma(a)
+        - math.lgamma(b)
+        + a * math.log(share)
+        + b * math.log1p(-share)
+    )
+    if share < (a + 1) / (a + b + 2):
+        return front * _beta_fraction(share, a, b) / a
+    return 1 - front * _beta_fraction(1 - share, b, a) / b
+
+
+def _beta_fraction(x: float, a: float, b: float) -> float:
+    """The continued fraction of the incomplete beta function, by Lentz's method."""
+    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))
+    value = d
+    for m in range(1, 10_000):
+        for term in (
+            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
+            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
+        ):
+            d, c = 1 / (1 + term * d), 1 + term / c
+            value *= c * d
+        if abs(c * d - 1) < 1e-15:  # noqa: PLR2004  the precision of a float
+            break
+    return value
+
+
+def _expit(logit: float) -> float:
+    """The share whose logit it is; no exponential overflows."""
+    small = math.exp(-abs(logit))
+    return 1 / (1 + small) if logit > 0 else small / (1 + small)
 
 
 def _is_number(value: object) -> bool:
@@ -188,15 +300,16 @@ def _is_number(value: object) -> bool:
 def _agrees(stated: Any, computed: Any, slack: float) -> bool:
     """Equal, numbers to rounding: another Python may round the last digit otherwise.
 
-    ``slack`` is what a bound of an interval may be off: it is a difference, so near 0 it
-    keeps few digits.
+    ``slack`` is what a bound of an interval may be off where it comes near 0 and keeps few
+    digits.
     """
     if isinstance(computed, list):
         return (
             isinstance(stated, list)
             and len(stated) == len(computed)
             and all(
-                _is_number(s) and abs(s - c) <= slack for s, c in zip(stated, computed, strict=True)
+                _is_number(s) and math.isclose(s, c, rel_tol=1e-9, abs_tol=slack)
+                for s, c in zip(stated, computed, strict=True)
             )
         )
     if _is_number(computed):

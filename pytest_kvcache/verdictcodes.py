@@ -24,6 +24,7 @@ SEVERITIES: Final[Mapping[str, Severity]] = MappingProxyType(
         "SKEWED": "invalid",
         "TMPFS": "invalid",
         "BUSY_DEVICE": "warning",
+        "NOISY": "warning",
         "NOT_STEADY": "warning",
         "NOT_STORAGE": "warning",
         "PAUSED": "warning",

@@ -45,7 +45,8 @@ def trial_of(plan: Plan, index: int = 0, error: str | None = None) -> TrialResul
 
 def case_of(plan: Plan, *trials: TrialResult) -> CaseResult:
     """These trials, or two good ones."""
-    return CaseResult(plan=plan, trials=trials or (trial_of(plan), trial_of(plan, 1)))
+    trials = trials or (trial_of(plan), trial_of(plan, 1))
+    return CaseResult(plan=plan, trials=trials, looks=(len(trials),))
 
 
 def run_of(*cases: CaseResult, **changes: Any) -> RunResult:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pytest_kvcache.evidence import Evidence
+from typing import Any
+
+from pytest_kvcache.evidence import KINDS, Evidence
 from pytest_kvcache.summary import MetricSeries
 
 SERIES = "read.p99_ms"
@@ -10,6 +12,12 @@ CASE = "mixed-llama3.1-8b-np2"
 STORAGE = Evidence(is_storage=True, verdicts=())
 NO_STORAGE = Evidence(is_storage=False, verdicts=("NOT_STORAGE",))
 IN_MEMORY = Evidence(is_storage=True, verdicts=("SHORT_WINDOW", "TMPFS"))
+
+
+def told(**facts: dict[str, Any]) -> Evidence:
+    """Evidence of a run on storage, with these facts and no others."""
+    every = {kind: facts.get(kind, {}) for kind in KINDS}
+    return Evidence(is_storage=True, verdicts=(), facts=every)
 
 
 def latency(*values: float) -> MetricSeries:

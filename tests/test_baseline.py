@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+import statistics
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,11 +11,20 @@ from pytest_kvcache.baseline import Baseline, Entry, load_baseline
 from pytest_kvcache.compare import FailRule, judge
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.evidence import Evidence
-from tests.series import CASE, IN_MEMORY, NO_STORAGE, SERIES, STORAGE, latency, throughput
+from pytest_kvcache.metrics import METRICS
+from pytest_kvcache.summary import MetricSeries
+from tests.canned import case_of, run_of, trial_of
+from tests.factories import make_plan
+from tests.series import CASE, IN_MEMORY, NO_STORAGE, SERIES, STORAGE, latency, throughput, told
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from pytest_kvcache.results import TrialResult
+
+
+PLAN = make_plan(np=2)
 
 
 def write(folder: Path, data: object) -> Path:
@@ -25,45 +33,47 @@ def write(folder: Path, data: object) -> Path:
     return path
 
 
-def run_file() -> dict[str, Any]:
-    return {
-        "schema": "pytest-kvcache/run/1",
-        "run_id": "r1",
-        "cases": [
-            {
-                "name": CASE,
-                "plan_digest": "abc",
-                "summary": {
-                    "read.p99_ms": latency(10.0, 11.0).to_json(),
-                    "read.gib_per_s": throughput(2.0, 2.1).to_json(),
-                },
-            },
-            {"name": "agent-llama3.1-8b-np2", "summary": {}},
-        ],
-    }
+def run_file(*trials: TrialResult) -> dict[str, Any]:
+    """A sound run file of one case of canned ranks."""
+    data: dict[str, Any] = json.loads(json.dumps(run_of(case_of(PLAN, *trials)).to_json()))
+    return data
 
 
-def benchmark_entry(**change: object) -> dict[str, Any]:
-    info = {
-        "case": CASE,
-        "metric": "read.p99_ms",
-        "unit": "ms",
-        "better": "lower",
-        "values": [10.0, 11.0],
-        "plan_digest": "abc",
+def benchmark_entry(
+    case: str = CASE,
+    metric: str = SERIES,
+    values: Sequence[float] = (10.0, 11.0),
+    **change: object,
+) -> dict[str, Any]:
+    """What pytest-benchmark writes of an entry."""
+    spec = METRICS[metric]
+    series = MetricSeries(name=metric, unit=spec.unit, better=spec.better, values=tuple(values))
+    rounds_s = [spec.round_s(value) for value in values]
+    info = {"case": case, "metric": metric, "plan_digest": "abc", **series.to_json(), **change}
+    stats = {
+        "rounds": len(rounds_s),
+        "min": min(rounds_s),
+        "max": max(rounds_s),
+        "mean": statistics.mean(rounds_s),
+        "median": statistics.median(rounds_s),
+        "data": rounds_s,
     }
-    return {"name": "x", "stats": {"mean": 0.0105}, "extra_info": {**info, **change}}
+    return {"name": "x", "fullname": f"{case}-{metric}", "stats": stats, "extra_info": info}
 
 
 def test_a_run_file_is_a_baseline(tmp_path: Path) -> None:
     path = write(tmp_path, run_file())
+    case = case_of(PLAN)
     baseline = load_baseline(path)
-    assert baseline.source == str(path)
-    assert baseline.find(CASE, "read.p99_ms", "abc").series == latency(10.0, 11.0)
-    assert baseline.find(CASE, "read.gib_per_s", "abc").series == throughput(2.0, 2.1)
-    assert baseline.find(CASE, "write.p99_ms", "abc").series is None
-    assert baseline.find("other", "read.p99_ms", "abc").series is None
-    assert [(entry.case, entry.digest) for entry in baseline.entries] == [(CASE, "abc")]
+    assert (baseline.source, baseline.recorded_at) == (str(path), "2026-01-01T00:00:00+00:00")
+    for metric in (SERIES, "read.gib_per_s"):
+        found = baseline.find(case.name, metric, case.plan_digest)
+        assert found.series == case.series(metric)
+        assert not found.other_plan
+        assert found.evidence.is_told
+    assert baseline.find(case.name, "read.p999_ms", case.plan_digest).series is None
+    assert baseline.find("other", SERIES, case.plan_digest).series is None
+    assert baseline.find(case.name, SERIES, "another").other_plan
 
 
 def test_a_benchmark_file_is_a_baseline_and_foreign_entries_are_left_out(
@@ -74,7 +84,7 @@ def test_a_benchmark_file_is_a_baseline_and_foreign_entries_are_left_out(
         {"name": "foreign", "extra_info": {"case": "theirs", "metric": 5}},
         {"name": "foreign"},
         benchmark_entry(),
-        benchmark_entry(metric="read.gib_per_s", unit="GiB/s", better="higher", values=[2.0, 2.1]),
+        benchmark_entry(metric="read.gib_per_s", values=[2.0, 2.1]),
         benchmark_entry(case="other", plan_digest=None),
     ]
     baseline = load_baseline(write(tmp_path, {"version": "5.3.1", "benchmarks": entries}))
@@ -84,23 +94,15 @@ def test_a_benchmark_file_is_a_baseline_and_foreign_entries_are_left_out(
     assert found == [(CASE, "abc"), ("other", None)]
 
 
-def test_what_pytest_benchmark_writes_can_be_loaded(tmp_path: Path) -> None:
-    info = benchmark_entry()["extra_info"]
-    (tmp_path / "test_it.py").write_text(
-        "def test_ours(benchmark):\n"
-        f"    benchmark.extra_info.update({info!r})\n"
-        "    benchmark.pedantic(int)\n"
-        "def test_foreign(benchmark):\n"
-        "    benchmark.pedantic(int)\n",
-        "utf-8",
-    )
-    command = [sys.executable, "-m", "pytest", "-q", "--rootdir=.", "--benchmark-json=out.json"]
-    command += ["-p", "no:cacheprovider", "-p", "no:pytest_kvcache.plugin", "-p", "no:xdist"]
-    env = {name: text for name, text in os.environ.items() if not name.startswith("PYTEST_XDIST_")}
-    subprocess.run([*command, "test_it.py"], cwd=tmp_path, check=True, capture_output=True, env=env)
-    baseline = load_baseline(str(tmp_path / "out.json"))
-    (entry,) = baseline.entries
-    assert (entry.case, entry.metrics) == (CASE, {"read.p99_ms": latency(10.0, 11.0)})
+def test_a_benchmark_file_without_the_rounds_is_checked_by_their_statistics(
+    tmp_path: Path,
+) -> None:
+    entry = benchmark_entry()
+    del entry["stats"]["data"]
+    assert load_baseline(write(tmp_path, {"benchmarks": [entry]})).entries
+    entry["stats"]["median"] *= 2
+    with pytest.raises(OptionError, match=r"has the median .* of its rounds"):
+        load_baseline(write(tmp_path, {"benchmarks": [entry]}))
 
 
 def changed(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
@@ -109,53 +111,53 @@ def changed(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
     return data
 
 
+def bent(**change: object) -> dict[str, Any]:
+    """An entry whose extra_info was changed."""
+    entry = benchmark_entry()
+    entry["extra_info"] |= change
+    return entry
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         ([], 'it has neither "schema" nor "benchmarks"'),
         ({"machine_info": {}}, 'it has neither "schema" nor "benchmarks"'),
-        (
-            changed(lambda d: d.update(schema="pytest-kvcache/run/2")),
-            "its schema is 'pytest-kv",
-        ),
+        (changed(lambda d: d.update(schema="pytest-kvcache/run/2")), "its schema is 'pytest-kv"),
         ({"schema": None, "benchmarks": [benchmark_entry()]}, "its schema is None"),
-        (changed(lambda d: d.pop("cases")), "its 'cases' is no list of objects"),
-        (changed(lambda d: d.update(cases=[7])), "its 'cases' is no list of objects"),
-        (changed(lambda d: d.update(cases=[])), "it holds no result of this plugin"),
-        (changed(lambda d: d["cases"].pop(0)), "it holds no result of this plugin"),
-        (changed(lambda d: d["cases"][0].pop("name")), "a case has name None"),
-        (changed(lambda d: d["cases"][0].pop("summary")), "has no summary"),
-        (changed(lambda d: d["cases"][0].update(plan_digest=5)), "plan_digest 5"),
-        (changed(lambda d: d["cases"][0]["summary"].update(a=None)), "summary of a is None"),
+        (changed(lambda d: d.pop("cases")), "cases must be a list"),
+        (changed(lambda d: d.update(cases=[7])), "missing or odd"),
+        (changed(lambda d: d.update(cases=[])), "the run has no case"),
+        (changed(lambda d: d["cases"][0].pop("name")), "missing or odd"),
+        (changed(lambda d: d["cases"][0].pop("summary")), "missing or odd"),
+        (changed(lambda d: d["cases"][0].update(plan_digest=5)), "plan_digest is 5"),
+        (changed(lambda d: d["cases"][0]["summary"].update(a=None)), "summary.a is unknown"),
         (
             changed(lambda d: d["cases"][0]["summary"][SERIES].update(median=9)),
-            "states median 9",
+            "summary.read.p99_ms.median is 9",
+        ),
+        (changed(lambda d: d["cases"][0].update(looks=[])), "looks are \\[\\]"),
+        (changed(lambda d: d["cases"][0].update(looks=[2, 2])), "looks is 1"),
+        (changed(lambda d: d["cases"][0].update(looks=[1])), "by its looks it has 1 at most"),
+        (changed(lambda d: d["cases"][0].update(metrics=["a"])), "metrics has 'a'"),
+        (
+            run_file(replace(trial_of(PLAN), error="it broke", data=None)),
+            "it holds no result of this plugin",
         ),
         ({"benchmarks": {}}, "its 'benchmarks' is no list of objects"),
         ({"benchmarks": [{"extra_info": {"case": "x"}}]}, "it holds no result of this plugin"),
         ({"benchmarks": [benchmark_entry(), benchmark_entry()]}, "has read.p99_ms twice"),
-        ({"benchmarks": [benchmark_entry(values=[])]}, "must have one per trial"),
-        ({"benchmarks": [benchmark_entry(values="10")]}, "values of read.p99_ms are '10'"),
-        ({"benchmarks": [benchmark_entry(values=[float("nan")])]}, "a finite number"),
-        (changed(lambda d: d["cases"][0].update(trials=5)), "its 'trials' is no list"),
-        (changed(lambda d: d["cases"][0].update(trials=[{}])), "ranks or verdicts are odd"),
-        (
-            changed(lambda d: d["cases"][0].update(trials=[{"ranks": [5], "verdicts": []}])),
-            "ranks or verdicts are odd",
-        ),
-        (
-            changed(
-                lambda d: d["cases"][0].update(
-                    trials=[{"ranks": [{"is_storage": 1}], "verdicts": []}]
-                )
-            ),
-            "it must be true or false",
-        ),
-        ({"benchmarks": [benchmark_entry(is_storage="yes")]}, "is_storage is 'yes'"),
-        ({"benchmarks": [benchmark_entry(verdicts="TMPFS")]}, "verdicts are 'TMPFS'"),
-        ({"benchmarks": [benchmark_entry(verdicts=[5])]}, "verdicts are "),
-        ({"benchmarks": [benchmark_entry(metric=5)]}, "metric name is 5"),
-        ({"benchmarks": [benchmark_entry(case=["x"])]}, r"a case has name \['x'\]"),
+        ({"benchmarks": [bent(values=[])]}, "must have one per trial"),
+        ({"benchmarks": [bent(values="10")]}, "has values '10'"),
+        ({"benchmarks": [bent(values=[float("nan")])]}, "a finite number"),
+        ({"benchmarks": [bent(values=[10.0, 12.0])]}, "states median"),
+        ({"benchmarks": [bent(looks=3)]}, "states ci95"),
+        ({"benchmarks": [bent(metric="read.p42_ms")]}, "is none of this version's"),
+        ({"benchmarks": [bent(is_storage=1)]}, "is_storage is 1; it must be true or false"),
+        ({"benchmarks": [bent(verdicts="TMPFS")]}, "verdicts are 'TMPFS'"),
+        ({"benchmarks": [bent(facts={"plan": {}})]}, "facts are odd"),
+        ({"benchmarks": [bent(hit_ratio="x")]}, "hit_ratio is 'x'"),
+        ({"benchmarks": [bent(case=["x"])]}, r"a case has name \['x'\]"),
     ],
 )
 def test_a_file_that_is_no_baseline_is_told_with_option_file_and_fix(
@@ -207,53 +209,32 @@ def test_of_several_results_of_one_plan_the_one_with_most_trials_counts() -> Non
     entries = (entry("c", "a", 1.0), entry("c", "a", 2.0, 2.0), entry("c", "a", 3.0, 3.0))
     baseline = Baseline(source="base.json", entries=entries)
     assert baseline.find("c", "read.p99_ms", "a").series == latency(2.0, 2.0)
-    assert not baseline.differs("c", "a")
+    assert not baseline.find("c", "read.p99_ms", "a").other_plan
 
 
-@pytest.mark.parametrize("kind", ["run", "benchmarks"])
-def test_a_case_that_ran_under_two_plans_makes_a_baseline(tmp_path: Path, kind: str) -> None:
-    cases = [{**run_file()["cases"][0], "plan_digest": digest} for digest in ("abc", "def")]
-    run = {**run_file(), "cases": cases}
+def test_a_case_that_ran_under_two_plans_makes_a_baseline(tmp_path: Path) -> None:
+    plans = PLAN, replace(PLAN, queue_depth=PLAN.queue_depth + 1)
+    run = run_of(*map(case_of, plans)).to_json()
+    baseline = load_baseline(write(tmp_path, run))
+    for plan in plans:
+        found = baseline.find(PLAN.case, SERIES, plan.workload_digest)
+        assert found.series == case_of(plan).series(SERIES)
+        assert found.evidence.facts is not None
+        assert found.evidence.facts["plan"]["queue_depth"] == plan.queue_depth
     benchmarks = {"benchmarks": [benchmark_entry(), benchmark_entry(plan_digest="def")]}
-    baseline = load_baseline(write(tmp_path, run if kind == "run" else benchmarks))
+    baseline = load_baseline(write(tmp_path, benchmarks))
     assert baseline.find(CASE, "read.p99_ms", "def").series == latency(10.0, 11.0)
 
 
-def test_cases_whose_plans_differ_or_can_not_be_shown_equal_are_told_apart() -> None:
-    entries = (
-        *(entry("same", "a", 1.0), entry("other", "b", 1.0), entry("unknown", None, 1.0)),
-        *(entry("both", "a", 1.0), entry("both", "b", 1.0)),
-    )
+def test_an_entry_of_another_plan_is_said_to_be_one() -> None:
+    entries = (entry("same", "a", 1.0), entry("other", "b", 1.0), entry("unknown", None, 1.0))
     baseline = Baseline(source="base.json", entries=entries)
-    cases = ("same", "other", "unknown", "both", "new")
-    assert [case for case in cases if baseline.differs(case, "a")] == ["other", "unknown"]
+    cases = ("same", "other", "unknown")
+    found = {case: baseline.find(case, SERIES, "a") for case in cases}
+    assert [case for case in cases if found[case].other_plan] == ["other", "unknown"]
 
 
-def trial(*verdicts: str, storage: bool = True) -> dict[str, Any]:
-    return {
-        "ranks": [{"rank": 0, "is_storage": True}, {"rank": 1, "is_storage": storage}],
-        "verdicts": [{"code": code, "severity": "warning", "text": ""} for code in verdicts],
-    }
-
-
-@pytest.mark.parametrize(
-    ("trials", "evidence"),
-    [
-        ([trial(), trial()], STORAGE),
-        ([trial(), trial("NOT_STORAGE", storage=False)], NO_STORAGE),
-        ([trial("TMPFS", "SHORT_WINDOW"), trial("TMPFS")], IN_MEMORY),
-        ([{"verdicts": []}], Evidence(verdicts=())),
-    ],
-)
-def test_a_run_file_tells_what_stands_behind_its_values(
-    tmp_path: Path, trials: list[dict[str, Any]], evidence: Evidence
-) -> None:
-    data = changed(lambda d: d["cases"][0].update(trials=trials))
-    found = load_baseline(write(tmp_path, data)).find(CASE, SERIES, "abc")
-    assert found.evidence == evidence
-
-
-@pytest.mark.parametrize("evidence", [STORAGE, NO_STORAGE, IN_MEMORY, Evidence()])
+@pytest.mark.parametrize("evidence", [STORAGE, NO_STORAGE, IN_MEMORY, told(), Evidence()])
 def test_a_benchmark_file_tells_what_stands_behind_its_values(
     tmp_path: Path, evidence: Evidence
 ) -> None:
@@ -263,5 +244,5 @@ def test_a_benchmark_file_tells_what_stands_behind_its_values(
 
 
 def test_a_file_older_than_the_evidence_does_not_tell(tmp_path: Path) -> None:
-    for data in (run_file(), {"benchmarks": [benchmark_entry()]}):
-        assert not load_baseline(write(tmp_path, data)).find(CASE, SERIES, "abc").evidence.is_told
+    data = {"benchmarks": [benchmark_entry()]}
+    assert not load_baseline(write(tmp_path, data)).find(CASE, SERIES, "abc").evidence.is_told

@@ -74,7 +74,9 @@ def verify(path: Path, data: Any) -> int:
 def test_a_run_file_is_sound(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["verify", str(run_file)]) == 0
-    assert capsys.readouterr().out == f"{run_file}: sound\n"
+    assert capsys.readouterr().out == (
+        f"{run_file}: sound, in itself: no trial's record lies beside it\n"
+    )
 
 
 def test_a_run_is_shown_as_its_session_showed_it(site: Site) -> None:
@@ -252,3 +254,63 @@ def test_a_run_is_shown_over_time_in_what_the_terminal_knows(
     shown = written.getvalue().decode(encoding)
     assert "chat-small-np1, GiB/s over time" in shown
     assert bar in shown
+
+
+# --- the files beside a run file ------------------------------------------------------------
+
+
+@pytest.fixture
+def left_behind(site: Site) -> Path:
+    """A run file with everything that its two trials left beside it."""
+    site.canned("--kv-metrics=read.p95_ms", "--kv-trials=2")
+    return site.run_file()
+
+
+def beside(run_file: Path, name: str) -> Path:
+    return run_file.parent / "mixed-tiny-1b-np2" / "trial-2" / name
+
+
+def test_a_run_file_is_held_against_what_its_trials_left(
+    left_behind: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = json.loads(left_behind.read_text())
+    names = {"trial.json", "events.jsonl", "mpirun.log"}
+    for index, trial in enumerate(data["cases"][0]["trials"]):
+        assert set(trial["sources"]) == {
+            f"mixed-tiny-1b-np2/trial-{index + 1}/{name}" for name in names
+        }
+    capsys.readouterr()
+    assert main(["verify", str(left_behind)]) == 0
+    assert capsys.readouterr().out.endswith(": sound, and as the records of 2 trials say\n")
+
+
+@pytest.mark.parametrize("name", ["trial.json", "events.jsonl", "mpirun.log"])
+def test_a_file_that_was_changed_afterwards_is_named(
+    left_behind: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = beside(left_behind, name)
+    path.write_bytes(path.read_bytes() + b" ")
+    assert main(["verify", str(left_behind)]) == 1
+    told = f"trial 1: mixed-tiny-1b-np2/trial-2/{name} is not the file that it was made of"
+    assert told in capsys.readouterr().err
+
+
+def test_a_run_file_whose_facts_were_made_up_consistently_contradicts_its_records(
+    left_behind: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = json.loads(left_behind.read_text())
+    for rank in data["cases"][0]["trials"][1]["ranks"]:
+        rank["pid"] += 1  # nothing is derived from it
+    left_behind.write_text(json.dumps(data))
+    assert main(["verify", str(left_behind)]) == 1
+    assert "trial-2/trial.json: ranks[0].pid is" in capsys.readouterr().err
+
+
+def test_a_run_file_alone_is_sound_in_itself(
+    left_behind: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index in (0, 1):
+        (left_behind.parent / "mixed-tiny-1b-np2" / f"trial-{index + 1}" / "trial.json").unlink()
+    capsys.readouterr()
+    assert main(["verify", str(left_behind)]) == 0
+    assert capsys.readouterr().out.endswith("in itself: no trial's record lies beside it\n")

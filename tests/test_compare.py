@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_kvcache.baseline import Found
 from pytest_kvcache.compare import (
     FailRule,
+    Found,
     Judgement,
     SloRule,
     check_rule,
@@ -20,11 +21,21 @@ from pytest_kvcache.compare import (
     judge_slo,
     parse_fail,
     parse_slo,
+    verdict_line,
 )
 from pytest_kvcache.errors import OptionError, ResultError
 from pytest_kvcache.evidence import Evidence
 from pytest_kvcache.summary import MetricSeries
-from tests.series import CASE, IN_MEMORY, NO_STORAGE, SERIES, STORAGE, latency, throughput
+from tests.series import (
+    CASE,
+    IN_MEMORY,
+    NO_STORAGE,
+    SERIES,
+    STORAGE,
+    latency,
+    throughput,
+    told,
+)
 
 TEN_PERCENT = FailRule(metric="read.p99_ms", limit_ratio=0.1)
 TRIALS = st.lists(st.floats(0.1, 1e6), min_size=2, max_size=6)
@@ -183,17 +194,18 @@ def test_less_throughput_is_worse(now: tuple[float, ...], status: str, change_ra
     assert (judgement.status, judgement.change_ratio) == (status, change_ratio)
 
 
-def test_a_judgement_carries_medians_change_and_noise() -> None:
+def test_a_judgement_carries_medians_changes_and_noise() -> None:
     judgement = judged(TEN_PERCENT, latency(10.0, 12.0, 14.0), latency(18.0, 27.0, 22.0), case=CASE)
     assert (judgement.case, judgement.baseline, judgement.now) == (CASE, 12.0, 22.0)
     assert judgement.change_ratio == pytest.approx(10 / 12)
-    half = (judgement.noise_ratio or 0) * 12  # squared errors 4/3 and 61/9
-    assert 2.776 * np.sqrt(4 / 3 + 61 / 9) < half < 4.303 * np.sqrt(4 / 3 + 61 / 9)
+    assert judgement.mean_change_ratio == pytest.approx((67 / 3 - 12) / 12)
+    half = np.log1p(judgement.noise_ratio or 0)  # relative squared errors 1/108 and 61/9/22.33²
+    error = np.sqrt(1 / 108 + 61 / 9 / (67 / 3) ** 2)
+    assert 2.776 * error < half < 4.303 * error
 
 
 def test_a_single_trial_has_a_change_but_no_noise() -> None:
     judgement = judged(TEN_PERCENT, latency(10.0), latency(12.0, 12.0))
-    assert judgement.change_ratio == pytest.approx(0.2)
     assert judgement.noise_ratio is None
     assert "the baseline has 1 trial and this run 2 trials" in judgement.reason
     assert "raise --kv-trials" in judgement.reason
@@ -244,24 +256,110 @@ def test_the_unit_does_not_change_the_verdict(
 
 
 @given(TRIALS, TRIALS, LIMITS)
-def test_both_directions_are_mirror_images(
+def test_no_side_of_a_gate_is_ok_and_worse_at_once(
     baseline: list[float], now: list[float], limit: float
 ) -> None:
-    lower = judged(
+    there = judged(
         FailRule(metric="read.p99_ms", limit_ratio=limit), latency(*baseline), latency(*now)
     )
-    # Turning a higher-is-better metric's values around its baseline makes it lower-is-better.
-    centre = 2 * lower.baseline if lower.baseline else 0.0
-    mirrored = throughput(*(centre - v for v in now))
-    higher = judged(
+    back = judged(
         FailRule(metric="read.gib_per_s", limit_ratio=limit),
-        throughput(*(centre - v for v in baseline)),
-        mirrored,
+        throughput(*baseline),
+        throughput(*now),
     )
-    assert higher.change_ratio == pytest.approx(lower.change_ratio, rel=1e-6, abs=1e-9)
-    assert higher.noise_ratio == pytest.approx(lower.noise_ratio, rel=1e-6, abs=1e-9)
-    if abs((lower.change_ratio or 0) - limit) > 1e-6:
-        assert {lower.status, higher.status} != {"ok", "worse"}
+    assert {there.status, back.status} != {"worse"}
+    assert there.change_ratio == pytest.approx(-(back.change_ratio or 0.0))
+
+
+CLEAN, MIXED = [10.0] * 25, [10.0] * 13 + [20.0] * 12
+
+
+@pytest.mark.parametrize("turn", [lambda v: v, lambda v: 1 / v], ids=["latency", "throughput"])
+@pytest.mark.parametrize(
+    ("trials", "limit", "status"),
+    [(25, 0.2, "worse"), (25, 0.1, "worse"), (11, 0.2, "worse"), (5, 0.1, "inconclusive")],
+)
+def test_half_of_the_trials_at_twice_the_latency_are_never_ok(
+    trials: int, limit: float, status: str, turn: Any
+) -> None:
+    now = [10.0] * (trials - trials // 2) + [20.0] * (trials // 2)
+    is_latency = turn(2) == 2
+    rule = FailRule(metric=SERIES if is_latency else "read.gib_per_s", limit_ratio=limit)
+    side = latency if is_latency else throughput
+    found = judged(rule, side(*map(turn, [10.0] * trials)), side(*map(turn, now)))
+    assert (found.change_ratio, found.status) == (0.0, status)
+    assert (found.mean_change_ratio or 0) > limit
+
+
+def test_a_baseline_of_two_kinds_of_trials_hides_no_regression() -> None:
+    found = judged(FailRule(metric=SERIES, limit_ratio=0.25), latency(*MIXED), latency(14.0, 14.0))
+    assert found.status == "inconclusive"  # the mean is better, the median 40 % worse
+    assert (found.mean_change_ratio or 0) < 0
+    assert "only the median got worse by more than the limit" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("baseline", "now"),
+    [
+        ((28.0, 44.0, 60.0), (0.8, 0.9, 1.0)),  # as it was reported: 97 % better
+        ((28.0, 60.0), (0.8, 1.0)),
+        ((10.0, 20.0, 40.0), (9.0, 9.5, 3.0)),  # the trials of the sides don't overlap
+        ((10.0, 12.0, 8.0), (1.0, 1.2, 0.8)),
+    ],
+)
+def test_a_clear_improvement_is_ok_whatever_its_noise(
+    baseline: tuple[float, ...], now: tuple[float, ...]
+) -> None:
+    assert judged(TEN_PERCENT, latency(*baseline), latency(*now)).status == "ok"
+    rates = throughput(*(1 / v for v in baseline)), throughput(*(1 / v for v in now))
+    rule = FailRule(metric="read.gib_per_s", limit_ratio=0.05)
+    assert judged(rule, *rates).status == "ok"
+    assert judged(TEN_PERCENT, latency(*now), latency(*baseline)).status != "ok"
+    assert compare(SERIES, Found(series=latency(*baseline)), latency(*now)).standing == "better"
+
+
+@given(TRIALS, TRIALS, LIMITS)
+def test_an_improvement_whose_interval_does_not_reach_the_baselines_is_never_inconclusive(
+    baseline: list[float], now: list[float], limit: float
+) -> None:
+    before, after = latency(*baseline), latency(*now)
+    low = (before.ci95 or (0.0, 0.0))[0]
+    high = (after.ci95 or (0.0, 0.0))[1]
+    shift = 0.999 * low / high
+    verdict = judged(
+        FailRule(metric="read.p99_ms", limit_ratio=limit),
+        before,
+        latency(*(value * shift for value in now)),
+    )
+    assert verdict.status == "ok" or (verdict.change_ratio or 0) > 0  # the median is worse
+
+
+@pytest.mark.parametrize("looks", [1, 5])
+def test_inconclusive_says_how_many_trials_the_limit_needs(looks: int) -> None:
+    sides = [latency(8.0, 10.0, 12.0), latency(8.5, 10.0, 12.0)]
+    before, now = (replace(side, looks=looks) for side in sides)
+    found = judged(TEN_PERCENT, before, now)
+    assert found.status == "inconclusive"
+    assert found.needs_trials
+    (count,) = map(int, re.findall(r"10% needs about (\d+) trials on each side", found.reason))
+    assert "at this noise (CV 19%)" in found.reason
+    even = [0.83, 1.17] * (count // 2) + [1.0] * (count % 2)  # the same CV, nearly
+    enough = [replace(latency(*even), looks=looks)] * 2
+    assert judged(TEN_PERCENT, *enough).status == "ok"
+    fewer = [replace(latency(*even[: count // 2]), looks=looks)] * 2
+    assert judged(TEN_PERCENT, *fewer).status == "inconclusive"
+
+
+def test_more_trials_are_asked_for_where_they_help_and_nowhere_else() -> None:
+    few, noisy, quiet = latency(10.0), latency(8.0, 10.0, 12.0), latency(10.0, 10.0)
+    assert judged(TEN_PERCENT, quiet, few).needs_trials
+    assert judged(TEN_PERCENT, noisy, noisy).needs_trials
+    assert not judged(TEN_PERCENT, few, noisy).needs_trials  # it is the baseline that lacks them
+    assert not judged(TEN_PERCENT, quiet, quiet).needs_trials
+    slo = SloRule(metric=SERIES, op="<", value=11.0)
+    assert judge_slo(slo, noisy).needs_trials
+    assert judge_slo(slo, few).needs_trials
+    assert not judge_slo(slo, quiet).needs_trials
 
 
 @given(TRIALS, TRIALS, LIMITS, LIMITS)
@@ -325,7 +423,7 @@ def test_what_is_not_of_one_kind_is_incomparable_and_closes_the_gate(
     assert (judgement.status, judgement.change_ratio) == ("incomparable", None)
     assert judgement.reason.startswith(reason)
     assert judgement.closes(allow_inconclusive=True)
-    text = gate_table([judgement], digests_differ=())
+    text = gate_table([judgement])
     assert re.search(r"^read.p99_ms +10 +1 +- +10% INCOMPARABLE$", text, re.MULTILINE)
 
 
@@ -348,8 +446,56 @@ def test_what_is_of_one_kind_or_does_not_tell_is_compared(
     assert judge(TEN_PERCENT, found, latency(10.0, 10.0), evidence=after).status == "ok"
 
 
+@pytest.mark.parametrize("code", ["STALL", "BUSY_DEVICE", "THROTTLED"])
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_a_disturbed_side_is_never_better_and_may_be_worse(code: str, side: str) -> None:
+    disturbed = Evidence(is_storage=True, verdicts=(code,))
+    before, after = (disturbed, STORAGE) if side == "before" else (STORAGE, disturbed)
+    found = Found(series=latency(10.0, 10.1), evidence=before)
+    for value in (10.0, 5.0):
+        better = judge(TEN_PERCENT, found, latency(value, value), evidence=after)
+        assert better.status == "inconclusive"
+        assert code in better.reason
+        assert not better.needs_trials  # more of the same can't help
+    assert judge(TEN_PERCENT, found, latency(20.0, 20.1), evidence=after).status == "worse"
+    free = compare(SERIES, found, latency(5.0, 5.1), evidence=after)
+    assert (free.standing, code in free.reason) == ("noise", True)
+    both = Found(series=latency(10.0, 10.1), evidence=disturbed)
+    assert judge(TEN_PERCENT, both, latency(5.0, 5.1), evidence=disturbed).status == "ok"
+
+
+@pytest.mark.parametrize("kind", ["plan", "placement", "device", "filesystem"])
+def test_another_setting_closes_the_gate_unless_it_may_differ(kind: str) -> None:
+    found = Found(series=latency(10.0, 10.0), evidence=told(**{kind: {"x": 16}}))
+    now = told(**{kind: {"x": 1}})
+    closed = judge(TEN_PERCENT, found, latency(5.0, 5.0), evidence=now)
+    assert closed.status == "incomparable"
+    assert f"{kind} differs from the baseline's (x 16 -> 1)" in closed.reason
+    assert f"--kv-compare-across={kind}" in closed.reason
+    allowed = judge(
+        TEN_PERCENT, found, latency(5.0, 5.0), evidence=now, across=frozenset({kind, "plan"})
+    )
+    assert allowed.status == "ok"
+
+
+@pytest.mark.parametrize("kind", ["software", "hosts"])
+def test_other_software_closes_nothing(kind: str) -> None:
+    found = Found(series=latency(10.0, 10.0), evidence=told(**{kind: {"x": 16}}))
+    now = told(**{kind: {"x": 1}})
+    assert judge(TEN_PERCENT, found, latency(5.0, 5.0), evidence=now).status == "ok"
+
+
+def test_a_plan_that_is_another_and_not_told_closes_the_gate() -> None:
+    found = Found(series=latency(10.0, 10.0), evidence=STORAGE, other_plan=True)
+    closed = judge(TEN_PERCENT, found, latency(10.0, 10.0), evidence=STORAGE)
+    assert (closed.status, "plan_digest" in closed.reason) == ("incomparable", True)
+    across = frozenset({"plan"})
+    allowed = judge(TEN_PERCENT, found, latency(10.0, 10.0), evidence=STORAGE, across=across)
+    assert allowed.status == "ok"
+
+
 def test_a_baseline_that_does_not_tell_what_it_is_of_is_said() -> None:
-    text = " ".join(gate_table([], digests_differ=(), untold=[CASE]).split())
+    text = " ".join(gate_table([], untold=[CASE]).split())
     assert text.startswith("the baseline does not tell whether its values are of storage")
     assert text.endswith(CASE)
 
@@ -430,7 +576,7 @@ def test_the_table_of_comparisons_has_no_limits() -> None:
         compare(SERIES, base, latency(5.0), case=CASE),
         compare(SERIES, Found(), latency(5.0), case=CASE),
     ]
-    lines = gate_table(comparisons, digests_differ=()).splitlines()
+    lines = gate_table(comparisons).splitlines()
     assert lines == [
         "metric                 baseline       now        change       limit verdict",
         "mixed-llama3.1-8b-np2",
@@ -454,10 +600,10 @@ def test_the_table_of_comparisons_has_no_limits() -> None:
         (">=", ("worse", "ok", "ok")),
     ],
 )
-def test_an_slo_judges_the_median_over_trials(op: Any, statuses: tuple[str, ...]) -> None:
+def test_an_slo_judges_median_and_mean_over_trials(op: Any, statuses: tuple[str, ...]) -> None:
     outcome = tuple(
         judge_slo(
-            SloRule(metric="read.p99_ms", op=op, value=value), latency(1.0, 20.0, 900.0)
+            SloRule(metric="read.p99_ms", op=op, value=value), latency(1.0, 20.0, 39.0)
         ).status
         for value in (21.0, 20.0, 19.0)
     )
@@ -467,9 +613,52 @@ def test_an_slo_judges_the_median_over_trials(op: Any, statuses: tuple[str, ...]
 def test_an_slo_says_what_it_measured() -> None:
     rule = SloRule(metric="read.p99_ms", op="<", value=20.0)
     broken = judge_slo(rule, latency(25.0), case=CASE)
-    assert broken.reason == "the median over 1 trial is 25 ms, which breaks read.p99_ms<20.0"
+    assert broken.reason == "the median over 1 trial is 25 ms, which breaks read.p99_ms<20"
     assert (broken.case, broken.now, broken.baseline) == (CASE, 25.0, None)
     assert "which keeps" in judge_slo(rule, latency(15.0)).reason
+
+
+@pytest.mark.parametrize("values", [(10.0, 10.0, 60.0), (30.0, 30.0, 1.0, 1.0, 30.0)])
+def test_an_slo_that_only_one_of_median_and_mean_keeps_is_inconclusive(
+    values: tuple[float, ...],
+) -> None:
+    found = judge_slo(SloRule(metric=SERIES, op="<", value=20.0), latency(*values), case=CASE)
+    assert found.status == "inconclusive"
+    assert "look for the odd one" in found.reason
+
+
+def test_an_slo_on_no_storage_is_refused_unless_that_is_allowed() -> None:
+    rule = SloRule(metric=SERIES, op="<", value=20.0)
+    refused = judge_slo(rule, latency(1.0, 1.0), evidence=NO_STORAGE)
+    assert (refused.status, "NOT_STORAGE" in refused.reason) == ("incomparable", True)
+    allowed = judge_slo(rule, latency(1.0, 1.0), evidence=NO_STORAGE, allow_invalid=True)
+    assert allowed.status == judge_slo(rule, latency(1.0, 1.0), evidence=STORAGE).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("judgement", "line"),
+    [
+        (
+            judged(TEN_PERCENT, latency(10.0, 10.0), latency(12.5, 12.5)),
+            "read.p99_ms 12.5 ms, 25.0% worse than 10, limit 10%",
+        ),
+        (
+            judge_slo(SloRule(metric=SERIES, op="<", value=1.0), latency(22.1)),
+            "read.p99_ms 22.1 ms, limit < 1 ms",
+        ),
+        (
+            judged(TEN_PERCENT, latency(10.0), latency(12.5)),
+            "read.p99_ms 12.5 ms, 25.0% worse than 10, inconclusive, limit 10%",
+        ),
+        (judged(TEN_PERCENT, None, latency(12.5)), "read.p99_ms 12.5 ms, missing, limit 10%"),
+        (
+            judged(TEN_PERCENT, latency(8.0, 10.0, 12.0), latency(8.0, 11.0, 12.0)),
+            "read.p99_ms 11 ms, 10.0% worse than 10, inconclusive, limit 10%",
+        ),
+    ],
+)
+def test_a_verdict_in_a_line_has_metric_value_and_limit(judgement: Judgement, line: str) -> None:
+    assert verdict_line(judgement) == line
 
 
 def test_an_slo_on_a_metric_the_run_lacks_is_missing() -> None:
@@ -491,7 +680,7 @@ def test_the_table_names_everything_a_reader_needs() -> None:
         judged(TEN_PERCENT, latency(10.0, 10.0), latency(10.0, 10.0), case="agent"),
     ]
     # The lines of a verdict table, spaces and all.
-    assert gate_table(judgements, digests_differ=["agent"]).splitlines() == [
+    assert gate_table(judgements, differences={"agent": ["plan: users 8 -> 100"]}).splitlines() == [
         "metric                 baseline       now        change       limit verdict",
         "mixed-llama3.1-8b-np2",
         "read.p99_ms                  10      12.5   25.0% worse         10% WORSE",
@@ -501,22 +690,23 @@ def test_the_table_names_everything_a_reader_needs() -> None:
         "read.p99_ms                  10      1234  >9999% worse         10% INCONCLUSIVE",
         "read.p99_ms                   -         0             -         10% MISSING",
         "read.p99_ms                  10        10     unchanged         10% ok",
-        "read.p99_ms of mixed-llama3.1-8b-np2 is worse: it is 25.0% worse (noise 0.0%,",
-        "  limit 10%): the difference is beyond the noise of the trials",
+        "read.p99_ms of mixed-llama3.1-8b-np2 is worse: it is 25.0% worse (mean 25.0%",
+        "  worse, noise 0.0%, limit 10%): the difference is beyond the noise of the",
+        "  trials",
         "read.p99_ms of agent is inconclusive: the baseline has 1 trial and this run 1",
         "  trial; noise needs at least 2 on both sides: raise --kv-trials",
         "read.p99_ms of agent is missing: the baseline has no such entry: compare runs",
         "  that both have it",
-        "the plan differs from the baseline's (plan_digest), so these cases compare",
-        "  different settings: agent",
+        "agent differs from the baseline in:",
+        "  plan: users 8 -> 100",
     ]
 
 
 def test_a_noisy_verdict_says_how_to_get_a_better_one() -> None:
     noisy = judged(TEN_PERCENT, latency(10.0, 12.0, 8.0), latency(10.0, 12.0, 8.0))
-    text = " ".join(gate_table([noisy], digests_differ=()).split())
-    assert "read.p99_ms is inconclusive: it is unchanged (noise 45.3%, limit 10%)" in text
-    assert "add trials (--kv-trials) or widen the limit" in text
+    text = " ".join(gate_table([noisy]).split())
+    assert "read.p99_ms is inconclusive: it is unchanged (mean unchanged, noise" in text
+    assert "10% needs about 36 trials on each side at this noise (CV 20%)" in text
 
 
 @pytest.mark.parametrize(
@@ -533,7 +723,7 @@ def test_a_noisy_verdict_says_how_to_get_a_better_one() -> None:
 )
 def test_a_change_names_its_direction_and_fits_its_column(now: float, cells: str) -> None:
     rule = FailRule(metric="read.gib_per_s", limit_ratio=0.1)
-    row = gate_table([judged(rule, throughput(2.0), throughput(now))], digests_differ=())
+    row = gate_table([judged(rule, throughput(2.0), throughput(now))])
     line = row.splitlines()[1]
     assert " ".join(line.split()).startswith(f"read.gib_per_s 2 {cells} 10% INCONCLUSIVE")
     assert len(line) == 80
@@ -543,14 +733,22 @@ def test_a_metric_too_long_for_its_column_has_a_line_of_its_own() -> None:
     name = "plugin.a_metric_with_a_very_long_name_ms"
     series = MetricSeries(name=name, unit="ms", better="lower", values=(1.0, 1.0))
     rule = FailRule(metric=name, limit_ratio=0.1)
-    lines = gate_table([judged(rule, series, series)], digests_differ=()).splitlines()
+    lines = gate_table([judged(rule, series, series)]).splitlines()
     assert lines[1] == name
     assert lines[2].split() == ["1", "1", "unchanged", "10%", "ok"]
 
 
+def test_a_baseline_of_another_session_is_said_once() -> None:
+    judgement = judged(TEN_PERCENT, latency(10.0, 10.0), latency(10.0, 10.0), case=CASE)
+    text = " ".join(gate_table([judgement] * 2, session="2026-01-01").split())
+    assert text.count("the baseline is of another session (2026-01-01)") == 1
+    assert "how much sessions differ is unknown" in text
+    assert gate_table([], session="2026-01-01") == ""
+
+
 def test_nothing_to_say_is_an_empty_text() -> None:
-    assert gate_table([], digests_differ=()) == ""
-    assert gate_table([], digests_differ=["a"]).startswith("the plan differs")
+    assert gate_table([]) == ""
+    assert gate_table([], differences={"a": ["plan: x 1 -> 2"]}).startswith("a differs from")
 
 
 WORDS = st.text("abcdefgh.-_0123456789", min_size=1, max_size=200)
@@ -567,7 +765,7 @@ def test_no_line_is_wider_than_80_columns(
     fail = FailRule(metric=metric, limit_ratio=limit)
     slo = SloRule(metric=metric, op="<=", value=value)
     judgements = [judged(fail, before, after, case=case), judge_slo(slo, after, case=case)]
-    text = gate_table(judgements, digests_differ=[case])
+    text = gate_table(judgements, differences={case: ["plan: users 8 -> 100"]})
     assert max(map(len, text.splitlines())) <= 80
     unwrapped = "".join(text.split())
     assert unwrapped.count(case) >= 2

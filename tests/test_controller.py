@@ -223,7 +223,7 @@ def test_an_interrupted_run_shows_and_keeps_what_was_finished(
     text = interrupted_in_trial_2(site, monkeypatch, "--benchmark-verbose")
     assert "trial 2/3" in text
     assert "interrupted after 1 of 3 trials (KeyboardInterrupt); nothing can be said" in text
-    assert re.search(r"read\.p95_ms @\d+ +ms +1\.449", text)
+    assert re.search(r"read\.p95_ms @16 +ms +1\.449", text)
     assert "not used" not in text
     case = sound(site.run_file())["cases"][0]
     assert [(t["ok"], t["interrupted"]) for t in case["trials"]] == [(True, False), (False, True)]
@@ -255,11 +255,11 @@ def test_no_trial_follows_one_that_was_interrupted(
 
 
 def test_trials_go_on_until_the_interval_is_narrow_enough(site: Site) -> None:
-    site.canned("--kv-trials=2..9", "--kv-target-ci=2%", ONE_METRIC).assert_outcomes(passed=1)
+    site.canned("--kv-trials=2..9", "--kv-target-ci=4%", ONE_METRIC).assert_outcomes(passed=1)
     trials = len(site.case()["trials"])
-    assert 2 < trials < 9
+    assert trials == 5  # one of the looks: 2, 3, 5 and 9
     low, high = site.case()["summary"]["read.p95_ms"]["ci95"]
-    assert (high - low) / 2 <= 0.02 * site.case()["summary"]["read.p95_ms"]["mean"]
+    assert (high - low) / 2 <= 0.04 * site.case()["summary"]["read.p95_ms"]["mean"]
 
 
 def test_trials_end_at_the_upper_bound_and_the_report_says_so(site: Site) -> None:
@@ -272,7 +272,7 @@ def test_trials_end_at_the_upper_bound_and_the_report_says_so(site: Site) -> Non
 
 def test_an_interval_that_was_reached_is_not_told_as_missed(site: Site) -> None:
     assert "was not reached" not in output(
-        site.canned("--kv-trials=2..9", "--kv-target-ci=2%", ONE_METRIC)
+        site.canned("--kv-trials=2..9", "--kv-target-ci=4%", ONE_METRIC)
     )
 
 

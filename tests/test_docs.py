@@ -22,6 +22,7 @@ from pytest_kvcache.optiontable import OPTIONS
 from pytest_kvcache.plan import Plan
 from pytest_kvcache.planning import Planner, name_cases
 from pytest_kvcache.registry import ENTRY_POINTS, build_registry
+from pytest_kvcache.summary import MetricSeries
 from pytest_kvcache.trialrecord import RankResult
 from pytest_kvcache.units import GIB, KIB
 from pytest_kvcache.verdictcodes import SEVERITIES
@@ -51,9 +52,11 @@ WIDTH = 80
 TWO_GB = 2 * 10**9
 TRACE_LINE = {"timestamp": 0, "input_length": 900, "output_length": 3, "hash_ids": [7, 8]}
 BASELINE_ENTRY = {
+    "fullname": "any-read.p95_ms",
+    "stats": dict.fromkeys(("min", "max", "mean", "median"), 0.001) | {"rounds": 1},
     "extra_info": {
-        "case": "any", "metric": "read.p95_ms", "unit": "ms", "better": "lower", "values": [1.0],
-        "plan_digest": "any",
+        "case": "any", "metric": "read.p95_ms", "plan_digest": "any",
+        **MetricSeries(name="read.p95_ms", unit="ms", better="lower", values=(1.0,)).to_json(),
     }
 }  # fmt: skip
 

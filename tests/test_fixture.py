@@ -339,3 +339,38 @@ def test_a_replay_with_few_samples_is_told_what_gives_it_more(
     assert advice in found
     assert ("a smaller --kv-model" in found) == (capacity < 100)
     assert "add users" not in found
+
+
+# --- names of cases -------------------------------------------------------------------------
+
+TWO_DEPTHS = """
+    def test_shallow(kvcache): kvcache.run(queue_depth=1, label="shallow", trials=2)
+    def test_deep(kvcache): kvcache.run(queue_depth=16, label="deep", trials=2)
+"""
+
+
+def test_a_label_gives_a_case_a_name_and_a_baseline_of_its_own(site: Site) -> None:
+    site.canned_tests(TWO_DEPTHS).assert_outcomes(passed=2)
+    names = [case["name"] for case in site.run()["cases"]]
+    assert names == ["mixed-tiny-1b-np2-shallow", "mixed-tiny-1b-np2-deep"]
+    assert [case["plan"]["label"] for case in site.run()["cases"]] == ["shallow", "deep"]
+    (site.path / "base.json").write_text(site.run_file().read_text())
+    gate = ("--kv-compare=base.json", "--kv-fail=read.p95_ms:20%")
+    again = site.canned_tests(TWO_DEPTHS, *gate)
+    again.assert_outcomes(passed=3)
+    again.stdout.fnmatch_lines(["mixed-tiny-1b-np2-shallow", "read.p95_ms * ok"])
+
+
+def test_cases_of_one_name_are_said_to_be_several(site: Site) -> None:
+    source = TWO_DEPTHS.replace('label="shallow", ', "").replace('label="deep", ', "")
+    text = " ".join(output(site.canned_tests(source)).split())
+    assert "mixed-tiny-1b-np2 is the name of 2 cases that differ in queue_depth 1 -> 16" in text
+    assert "kvcache.run(label=...)" in text
+    assert "is the name of" not in output(site.canned_tests(TWO_DEPTHS))
+
+
+@pytest.mark.parametrize("label", ["", "a b", "../up", "-x", "x" * 41])
+def test_a_label_that_can_be_no_part_of_a_name_is_refused(site: Site, label: str) -> None:
+    result = site.canned_tests(f"def test_one(kvcache): kvcache.run(label={label!r})")
+    result.assert_outcomes(failed=1)
+    assert f"label is {label!r}; it must be" in output(result)

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
 
 import pytest
 
-from tests.site import output, refusal
+from pytest_kvcache.summary import MetricSeries
+from tests.site import SUITE, output, refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.site import Site
 
 METRICS = "--kv-metrics=read.p95_ms,read.gib_per_s"
 ONE = "--kv-metrics=read.p95_ms"
 BASE = "base.json"
+GATE = "--kv-fail=read.p95_ms:20%"
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +46,11 @@ def gated(site: Site, *args: str) -> pytest.RunResult:
     return site.canned(METRICS, "--kv-trials=2", *args)
 
 
+def slos(site: Site, *args: str) -> pytest.RunResult:
+    """One metric, judged although canned ranks store nothing."""
+    return site.canned(ONE, "--kv-allow-invalid", *args)
+
+
 @pytest.mark.parametrize("metric", ["read.p95_ms", "read.gib_per_s"])
 @pytest.mark.usefixtures("baseline")
 def test_a_gate_closes_in_the_metrics_own_direction(
@@ -48,8 +59,10 @@ def test_a_gate_closes_in_the_metrics_own_direction(
     monkeypatch.setenv("KVCACHE_TEST_FACTOR", "1.3")
     result = gated(site, f"--kv-compare={BASE}", f"--kv-fail={metric}:20%")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.assert_outcomes(passed=2)
-    result.stdout.fnmatch_lines(f"{metric} * worse * 20% WORSE")
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(
+        [f"{metric} * worse * 20% WORSE", f"FAILED kvcache::gate[[]{metric}:20%] - {metric} *"]
+    )
     assert "INTERNALERROR" not in output(result)
 
 
@@ -74,11 +87,36 @@ def test_too_few_trials_are_inconclusive_and_close_the_gate(site: Site) -> None:
     assert "INCONCLUSIVE" in output(allowed)
 
 
+DEEPER = ("--kv-queue-depth=8", "--kv-num-users=7")
+PLAN = ("users 100 -> 7;", "queue_depth 16 -> 8")
+
+
+@pytest.mark.parametrize("kind", [BASE, "benchmarks.json"])
 @pytest.mark.usefixtures("baseline")
-def test_another_plan_than_the_baselines_is_said(site: Site) -> None:
-    for gate in ([], ["--kv-fail=read.p95_ms:5%"]):
-        text = output(site.canned(ONE, f"--kv-compare={BASE}", *gate, "--kv-queue-depth=8"))
-        assert "the plan differs from the baseline's (plan_digest)" in text
+def test_what_differs_from_the_baselines_plan_is_said(site: Site, kind: str) -> None:
+    result = gated(site, f"--kv-compare={kind}", *DEEPER)
+    assert result.ret == pytest.ExitCode.OK
+    assert all(part in output(result) for part in PLAN)
+    allowed = gated(site, f"--kv-compare={kind}", GATE, *DEEPER, "--kv-compare-across=plan")
+    assert allowed.ret == pytest.ExitCode.OK, output(allowed)
+    assert all(part in output(allowed) for part in PLAN)
+
+
+@pytest.mark.parametrize("kind", [BASE, "benchmarks.json"])
+@pytest.mark.usefixtures("baseline")
+def test_a_gate_against_another_plan_is_refused_before_the_run(site: Site, kind: str) -> None:
+    sentence = refusal(gated(site, f"--kv-compare={kind}", GATE, *DEEPER))
+    assert "plan differs from the baseline's (users 100 -> 7;" in sentence
+    assert "--kv-compare-across=plan" in sentence
+    assert site.launches() == []
+
+
+@pytest.mark.usefixtures("baseline")
+def test_a_users_own_case_of_another_plan_closes_the_gate(site: Site) -> None:
+    source = "def test_one(kvcache): kvcache.run(queue_depth=8, trials=2)"
+    result = site.canned_tests(source, f"--kv-compare={BASE}", GATE)
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines("*plan differs from the baseline's (queue_depth 16 -> 8)*")
 
 
 def test_a_result_of_no_storage_passes_no_gate_against_storage(site: Site) -> None:
@@ -90,12 +128,11 @@ def test_a_result_of_no_storage_passes_no_gate_against_storage(site: Site) -> No
         gate = (f"--kv-compare={kind}", "--kv-fail=read.p95_ms:20%", "--kv-allow-inconclusive")
         same = gated(site, *on_storage, *gate)
         assert same.ret == pytest.ExitCode.OK, output(same)
-        result = gated(site, *gate)
-        assert result.ret == pytest.ExitCode.TESTS_FAILED
-        result.assert_outcomes(passed=2)
-        result.stdout.fnmatch_lines(
-            ["read.p95_ms * INCOMPARABLE", "read.p95_ms of mixed-tiny-1b-np2 is incomparable: *"]
-        )
+        sentence = refusal(gated(site, *gate, "--kv-compare-across=plan"))
+        assert "the baseline was measured on storage and this run was not" in sentence
+        own = site.canned_tests(OWN, *gate, "--kv-compare-across=plan")
+        own.assert_outcomes(passed=1, failed=1)
+        own.stdout.fnmatch_lines("read.p95_ms * INCOMPARABLE")
 
 
 @pytest.mark.usefixtures("baseline")
@@ -115,7 +152,7 @@ def test_a_comparison_without_a_gate_is_shown_and_closes_nothing(
     )
     _, _, table = output(result).partition("metric                 baseline")
     assert max(map(len, table.partition("run file:")[0].splitlines())) <= 80
-    few = site.canned(ONE, f"--kv-compare={BASE}", "--kv-slo=read.p95_ms<20")
+    few = slos(site, f"--kv-compare={BASE}", "--kv-slo=read.p95_ms<20")
     assert few.ret == pytest.ExitCode.OK
     few.stdout.fnmatch_lines(["read.p95_ms * - —", "read.p95_ms * <20 ok"])
 
@@ -126,6 +163,7 @@ def test_an_older_baseline_is_compared_and_said_to_tell_too_little(site: Site) -
     data = json.loads(path.read_text())
     for entry in data["benchmarks"]:
         del entry["extra_info"]["is_storage"], entry["extra_info"]["verdicts"]
+        del entry["extra_info"]["facts"], entry["extra_info"]["hit_ratio"]
     path.write_text(json.dumps(data))
     result = gated(site, f"--kv-compare={path}", "--kv-fail=read.p95_ms:20%")
     assert result.ret == pytest.ExitCode.OK
@@ -186,7 +224,7 @@ def test_a_gate_judges_the_cases_of_a_users_own_tests(
     same.stdout.fnmatch_lines("read.p95_ms * ok")
     monkeypatch.setenv("KVCACHE_TEST_FACTOR", "1.3")
     slower = site.canned_tests(OWN, *gate)
-    slower.assert_outcomes(passed=1)
+    slower.assert_outcomes(passed=1, failed=1)
     assert slower.ret == pytest.ExitCode.TESTS_FAILED
     slower.stdout.fnmatch_lines("read.p95_ms * WORSE")
 
@@ -198,7 +236,7 @@ def test_a_users_own_case_that_the_baseline_lacks_is_missing_and_closes_the_gate
     source = "def test_one(kvcache): kvcache.run(np=1)"
     gate = (f"--kv-compare={BASE}", "--kv-fail=read.p95_ms:20%")
     result = site.canned_tests(source, *gate, "--kv-allow-inconclusive")
-    result.assert_outcomes(passed=1)
+    result.assert_outcomes(passed=1, failed=1)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines("read.p95_ms * MISSING")
     assert "INTERNALERROR" not in output(result)
@@ -213,7 +251,7 @@ def test_a_run_file_of_one_case_under_two_plans_is_a_baseline(site: Site) -> Non
     (site.path / BASE).write_text(site.run_file().read_text())
     result = site.canned_tests(source, f"--kv-compare={BASE}", "--kv-fail=read.p95_ms:20%")
     assert result.ret == pytest.ExitCode.OK, output(result)
-    assert "plan_digest" not in output(result)
+    assert "differs from the baseline" not in output(result)
     other = source.replace("duration=2", "duration=2.5")  # of another length: pytest caches
     result = site.canned_tests(other, f"--kv-compare={BASE}", "--kv-fail=read.p95_ms:20%")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
@@ -245,13 +283,14 @@ def test_a_run_that_failed_does_not_pass_its_gate(
     ],
 )
 def test_an_slo_judges_in_its_own_direction(site: Site, slo: str, code: pytest.ExitCode) -> None:
-    result = site.canned(ONE, f"--kv-slo={slo}")
+    result = slos(site, f"--kv-slo={slo}")
     assert result.ret == code
-    result.assert_outcomes(passed=1)
+    closed = code != pytest.ExitCode.OK
+    result.assert_outcomes(passed=2 - closed, failed=closed)
 
 
 def test_several_slos_must_all_hold_and_their_table_fits_the_terminal(site: Site) -> None:
-    result = site.canned(ONE, "--kv-slo=read.p95_ms<20", "--kv-slo=write.p95_ms<0.1")
+    result = slos(site, "--kv-slo=read.p95_ms<20", "--kv-slo=write.p95_ms<0.1")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["read.p95_ms * ok", "write.p95_ms * WORSE"])
     _, _, table = output(result).partition("metric                 baseline")
@@ -261,5 +300,317 @@ def test_several_slos_must_all_hold_and_their_table_fits_the_terminal(site: Site
 
 
 def test_an_slo_of_a_users_own_test_is_judged(site: Site) -> None:
-    result = site.canned_tests("def test_one(kvcache): kvcache.run()", "--kv-slo=read.p95_ms<0.1")
+    slo = ("--kv-slo=read.p95_ms<0.1", "--kv-allow-invalid")
+    result = site.canned_tests("def test_one(kvcache): kvcache.run()", *slo)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.assert_outcomes(passed=1, failed=1)
+
+
+# --- a closed gate is red everywhere --------------------------------------------------------
+
+LIMIT = "--kv-slo=read.p95_ms<1"
+VERDICT = "read.p95_ms 1.449 ms, limit < 1 ms"
+NODE = "kvcache::slo[read.p95_ms<1]"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        (), ("-q",), ("-v",), ("--tb=no",), ("--tb=line",), ("--tb=short",), ("--tb=native",),
+        ("-k", "p95"), ("-k", "test_kvcache"), ("-m", "not slow"), ("-p", "no:benchmark"),
+        ("--benchmark-only",), ("--benchmark-disable",), ("-x",), ("--maxfail=5",),
+        ("--reruns=2",), ("--random-order",), ("-rA",),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_closed_gate_is_a_failed_test_in_the_summary(site: Site, args: tuple[str, ...]) -> None:
+    for option, plugin in (("--reruns", "rerunfailures"), ("--random-order", "random_order")):
+        if any(arg.startswith(option) for arg in args):
+            pytest.importorskip("pytest_rerunfailures" if "rerun" in plugin else plugin)
+    result = slos(site, LIMIT, *args)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.assert_outcomes(passed=1, failed=1)
+    text = output(result)
+    assert f"FAILED {NODE} - {VERDICT}" in text
+    assert "INTERNALERROR" not in text
+    assert "Traceback" not in text
+
+
+def test_the_last_line_of_a_closed_gates_report_is_its_verdict(site: Site) -> None:
+    lines = output(slos(site, LIMIT)).splitlines()
+    head = next(i for i, line in enumerate(lines) if line.strip("_ ") == "slo[read.p95_ms<1]")
+    shown = lines[head + 1 :]
+    last = next(i for i, line in enumerate(shown) if line.startswith(("-", "=")))
+    assert [line for line in shown[:last] if line][-1] == VERDICT
+    assert "which breaks read.p95_ms<1" in " ".join(shown[:last])
+
+
+@pytest.mark.parametrize("args", [("--no-summary",), ("-p", "no:terminal"), ("--no-summary", "-q")])
+def test_a_closed_gate_has_a_voice_where_there_is_no_summary(
+    site: Site, args: tuple[str, ...]
+) -> None:
+    result = slos(site, LIMIT, *args)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert VERDICT in output(result)
+
+
+def test_a_closed_gate_is_a_failure_in_junit(site: Site) -> None:
+    slos(site, LIMIT, "--kv-slo=read.p95_ms<9", "--junitxml=j.xml")
+    suite = ET.parse(site.path / "j.xml").getroot()[0]
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("3", "1", "0")
+    cases = {case.get("name"): case for case in suite.iter("testcase")}
+    (failure,) = cases["slo[read.p95_ms<1]"]
+    assert failure.get("message") == VERDICT
+    assert (failure.text or "").splitlines()[-1] == VERDICT
+    assert len(cases["slo[read.p95_ms<9]"]) == 0
+
+
+def test_each_case_has_a_gate_of_its_own_that_names_it(site: Site) -> None:
+    result = slos(site, LIMIT, "--kv-np=1,2", "-v")
+    result.assert_outcomes(passed=2, failed=2)
+    for ranks in (1, 2):
+        result.stdout.fnmatch_lines(
+            f"FAILED kvcache::slo[[]read.p95_ms<1 of mixed-tiny-1b-np{ranks}] - read.p95_ms *"
+        )
+
+
+def test_a_gate_on_several_cases_of_own_tests_says_how_many_closed_it(site: Site) -> None:
+    source = """
+        def test_one(kvcache): kvcache.run(np=1)
+        def test_two(kvcache): kvcache.run(np=2)
+    """
+    result = site.canned_tests(source, LIMIT, "--kv-allow-invalid")
+    result.assert_outcomes(passed=2, failed=1)
+    assert f"FAILED {NODE} - {VERDICT} (and" in output(result)  # 80 columns
+
+
+def test_the_suite_and_own_tests_are_judged_once_each(site: Site) -> None:
+    site.pytester.makepyfile(test_mine="def test_one(kvcache): kvcache.run(np=1)")
+    result = slos(site, LIMIT, "test_mine.py")
+    result.assert_outcomes(passed=2, failed=2)
+    same = "def test_another_one(kvcache): kvcache.run()"
+    site.pytester.makepyfile(test_mine=same)
+    slos(site, LIMIT, "test_mine.py").assert_outcomes(passed=2, failed=1, skipped=1)
+
+
+def test_a_gate_whose_case_failed_is_missing_and_says_why(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVCACHE_TEST_FAULT", "no-record")
+    result = slos(site, LIMIT)
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines("FAILED kvcache::slo* - read.p95_ms no value, missing, limit < 1")
+    assert "the case failed: the launcher ended" in output(result)
+
+
+def test_a_gate_of_a_case_that_never_came_to_run_is_missing(site: Site) -> None:
+    source = "def test_one(kvcache): raise OSError('the disk is gone')"
+    result = site.canned_tests(source, LIMIT, "--kv-allow-invalid")
+    result.assert_outcomes(failed=2)
+    assert "it did not come to run" in output(result)
+    idle = "def test_a_test_that_runs_nothing(kvcache): pass"
+    site.canned_tests(idle, LIMIT, "--kv-allow-invalid").assert_outcomes(passed=1, failed=1)
+
+
+@pytest.mark.parametrize("args", [("--benchmark-skip",), ()])
+def test_a_gate_of_which_everything_was_skipped_is_skipped(
+    site: Site, args: tuple[str, ...]
+) -> None:
+    source = "import pytest\ndef test_one(kvcache): pytest.skip('not here')"
+    result = site.canned_tests(source, LIMIT, "--kv-allow-invalid", *args)
+    result.assert_outcomes(skipped=2)
+
+
+def test_sessions_without_a_benchmark_have_no_gate(site: Site) -> None:
+    site.canned_tests("def test_one(): pass", LIMIT, "--kv-allow-invalid").assert_outcomes(passed=1)
+    everything = slos(site, LIMIT, "-k", "nothing_of_this_name")
+    assert everything.ret == pytest.ExitCode.NO_TESTS_COLLECTED
+
+
+@pytest.mark.parametrize("args", [("--collect-only",), ("--kv-dry-run",)])
+def test_what_runs_nothing_judges_nothing(site: Site, args: tuple[str, ...]) -> None:
+    result = slos(site, LIMIT, *args)
+    assert result.ret in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED), output(result)
+    assert "FAILED" not in output(result)
+
+
+def test_the_first_failure_ends_a_session_before_its_gates_and_stays_red(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVCACHE_TEST_FAULT", "exit-3")
+    result = slos(site, LIMIT, "-x")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.assert_outcomes(failed=1)
+
+
+def test_what_failed_last_keeps_its_gate(site: Site) -> None:
+    pytester, args = site.pytester, (*SUITE, *site.canned_args(), METRICS, "--kv-allow-invalid")
+    for extra in ((), ("--lf",), ("--ff",)):
+        result = pytester.runpytest_inprocess(*args, LIMIT, *extra)
+        result.assert_outcomes(passed=2, failed=1)
+
+
+def test_fixtures_of_the_session_end_after_the_gates(site: Site) -> None:
+    source = """
+        import pytest
+
+        @pytest.fixture(scope="session")
+        def held():
+            yield
+            raise OSError("could not let go")
+
+        def test_one(kvcache, held): kvcache.run()
+    """
+    result = site.canned_tests(source, "--kv-slo=read.p95_ms<9", "--kv-allow-invalid")
+    result.assert_outcomes(passed=2, errors=1)
+    assert "INTERNALERROR" not in output(result)
+
+
+def test_an_inconclusive_gate_that_is_allowed_passes_as_an_item(site: Site) -> None:
+    source = "def test_one(kvcache): kvcache.run(trials=1)"
+    record = site.canned_tests(source)
+    record.assert_outcomes(passed=1)
+    (site.path / BASE).write_text(site.run_file().read_text())
+    gate = (f"--kv-compare={BASE}", GATE)
+    site.canned_tests(source, *gate).assert_outcomes(passed=1, failed=1)
+    allowed = site.canned_tests(source, *gate, "--kv-allow-inconclusive")
+    allowed.assert_outcomes(passed=2)
+
+
+def test_an_slo_on_no_storage_is_refused_before_the_run(site: Site) -> None:
+    sentence = refusal(site.canned(ONE, LIMIT))
+    assert "--kv-backend is null, which is no storage" in sentence
+    assert "--kv-allow-invalid" in sentence
+    assert site.launches() == []
+
+
+# --- a baseline is verified -----------------------------------------------------------------
+
+
+def altered(site: Site, change: Callable[[dict[str, Any]], object], name: str = BASE) -> None:
+    path = site.path / name
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def slow_summary(data: dict[str, Any]) -> None:
+    """The baseline's summary at three times its values, consistent in itself."""
+    summary = data["cases"][0]["summary"]
+    series = MetricSeries.from_json("read.p95_ms", summary["read.p95_ms"])
+    values = tuple(3 * value for value in series.values)
+    summary["read.p95_ms"] = replace(series, values=values).to_json()
+
+
+def slow_values(data: dict[str, Any]) -> None:
+    for entry in data["benchmarks"]:
+        info = entry["extra_info"]
+        series = MetricSeries.from_json(info["metric"], info)
+        values = tuple(3 * value for value in series.values)
+        info |= replace(series, values=values).to_json()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "sentence"),
+    [
+        (BASE, slow_summary, "summary.read.p95_ms"),
+        (BASE, lambda d: d["cases"][0]["trials"][0]["read"]["ms"].update(p95=9.0),
+         "more contradictions)"),
+        (BASE, lambda d: d["cases"][0]["trials"].pop(), "summary."),
+        (BASE, lambda d: d["cases"][0].update(looks=[1, 2]), "summary."),
+        (BASE, lambda d: d["cases"][0].update(verdicts=[
+            {"code": "NOISY", "severity": "warning", "text": ""}]), "the verdicts are ['NOISY']"),
+        ("benchmarks.json", slow_values, "of its rounds, but its values give"),
+        ("benchmarks.json", lambda d: d["benchmarks"][0]["extra_info"].update(median=9.0),
+         "states median 9.0"),
+        ("benchmarks.json", lambda d: d["benchmarks"][0]["stats"].update(mean=9.0), "the mean 9.0"),
+        ("benchmarks.json", lambda d: d["benchmarks"][0]["stats"]["data"].__setitem__(0, 9.0),
+         "has rounds [9.0"),
+        ("benchmarks.json", lambda d: d["benchmarks"][0].update(fullname="x"), "the name 'x'"),
+        ("benchmarks.json", lambda d: d["benchmarks"][0]["extra_info"].update(case="x"),
+         "stands under the name"),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("baseline")
+def test_an_altered_baseline_is_refused_before_the_run(
+    site: Site, name: str, change: Callable[[dict[str, Any]], object], sentence: str
+) -> None:
+    assert gated(site, f"--kv-compare={name}", GATE).ret == pytest.ExitCode.OK
+    shutil.rmtree(site.path / "results")
+    altered(site, change, name)
+    told = refusal(gated(site, f"--kv-compare={name}", GATE))
+    assert told.startswith(f"--kv-compare is {name}; it must be an intact")
+    assert sentence in told
+    assert site.launches() == []
+
+
+# --- trials until the gates can tell --------------------------------------------------------
+
+
+def made(site: Site) -> int:
+    return len(site.case()["trials"])
+
+
+@pytest.mark.usefixtures("baseline")
+def test_trials_go_on_until_the_gate_can_tell(site: Site) -> None:
+    gate = ("--kv-trials=2..9", f"--kv-compare={BASE}", "--kv-fail=read.p95_ms:30%")
+    assert site.canned(ONE, *gate).ret == pytest.ExitCode.OK
+    few = made(site)
+    assert site.case()["looks"] == [2, 3, 5, 9]
+    shutil.rmtree(site.path / "results")
+    tight = ("--kv-trials=2..9", f"--kv-compare={BASE}", "--kv-fail=read.p95_ms:3%")
+    site.canned(ONE, *tight)
+    assert few < made(site)
+    assert made(site) in (3, 5, 9)
+
+
+def test_trials_go_on_until_an_slo_can_tell(site: Site) -> None:
+    for limit, count in (("9", 2), ("1.462", 5)):  # 1 % more per trial: 1.457, 1.472, ...
+        slos(site, "--kv-trials=2..5", f"--kv-slo=read.p95_ms<{limit}")
+        assert made(site) == count
+        shutil.rmtree(site.path / "results")
+
+
+def test_a_range_of_trials_needs_what_ends_it(site: Site) -> None:
+    sentence = refusal(site.canned(ONE, "--kv-trials=3..20"))
+    assert "--kv-target-ci" in sentence
+    assert "a gate (--kv-fail, --kv-slo)" in sentence
+
+
+# --- pytest-benchmark's own comparison ------------------------------------------------------
+
+FILES = ("--kv-backend=file", "--kv-cache-dir=/var/tmp", "--kv-storage-capacity-gb=1")
+
+
+def test_pytest_benchmarks_comparison_refuses_null_against_storage(site: Site) -> None:
+    assert gated(site, *FILES, "--benchmark-save=base").ret == pytest.ExitCode.OK
+    again = gated(site, *FILES, "--benchmark-compare=0001", "--benchmark-compare-fail=mean:5%")
+    assert again.ret == pytest.ExitCode.OK, output(again)
+    shutil.rmtree(site.path / "results")
+    for fail in ((), ("--benchmark-compare-fail=mean:5%",)):
+        sentence = refusal(gated(site, "--benchmark-compare=0001", *fail))
+        assert sentence.startswith("--benchmark-compare has mixed-tiny-1b-np2-read.")
+        assert "the baseline was measured on storage and this run was not" in sentence
+    assert site.launches() == []
+
+
+def test_what_is_known_after_the_run_fails_the_entry(site: Site) -> None:
+    assert gated(site, *FILES, "--benchmark-save=base").ret == pytest.ExitCode.OK
+    (saved,) = (site.path / ".benchmarks").rglob("0001_base.json")
+    data = json.loads(saved.read_text())
+    for entry in data["benchmarks"]:
+        entry["extra_info"]["verdicts"] = ["TMPFS"]
+    saved.write_text(json.dumps(data))
+    result = gated(site, *FILES, "--benchmark-compare=0001", "--benchmark-compare-fail=mean:5%")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.assert_outcomes(failed=2)
+    assert "only the baseline has the invalidating verdict TMPFS" in output(result)
+
+
+def test_pytest_benchmarks_comparison_says_what_differs(site: Site) -> None:
+    gated(site, "--benchmark-save=base")
+    result = gated(site, *DEEPER, "--benchmark-compare=0001")
+    assert result.ret == pytest.ExitCode.OK
+    text = output(result)
+    assert "mixed-tiny-1b-np2 differs from what --benchmark-compare compares with in:" in text
+    assert all(part in text for part in PLAN)

@@ -48,9 +48,9 @@ SIDES = (
     Side(
         name="values",  # tables, parsers and frozen values, known to everyone
         modules=(
-            "atomic", "baseline", "compare", "errors", "events", "evidence", "hosts", "latency",
+            "atomic", "compare", "errors", "events", "evidence", "hosts", "latency",
             "live", "metrics", "models", "options", "optiontable", "scenarios", "series",
-            "stalls", "steadiness", "summary", "units", "verdictcodes", "version",
+            "stalls", "steadiness", "stopping", "summary", "units", "verdictcodes", "version",
         ),
         may_import=(),
         foreign=("numpy", "tomli"),
@@ -87,7 +87,7 @@ SIDES = (
     Side(
         name="controller",  # launches, watches, reports; knows neither pytest nor the ranks' code
         modules=(
-            "__main__", "asked", "bench", "brief", "cluster", "containerexecution",
+            "__main__", "asked", "baseline", "bench", "brief", "cluster", "containerexecution",
             "containerhosts", "containers.inside", "containers.outside", "controller", "dryrun",
             "execution", "headline", "hostaccess",
             "hostlinks", "launch", "launchers.", "picture", "planning", "postmortem",
@@ -99,8 +99,8 @@ SIDES = (
     Side(
         name="pytest",  # what pytest calls
         modules=(
-            "benchmarktables", "closing", "faultledger", "fixture", "newhooks", "otherplugins",
-            "plugin", "suite.", "terminal", "typos",
+            "benchmarktables", "closing", "faultledger", "fixture", "gates", "newhooks",
+            "otherplugins", "plugin", "suite.", "terminal", "typos",
         ),
         may_import=("values", "both", "hosts", "controller"),
         foreign=("pytest",),

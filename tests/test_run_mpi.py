@@ -109,7 +109,7 @@ def test_a_run_passes_with_an_entry_for_each_default_metric(done: Done) -> None:
 
 def test_the_run_file_is_sound(done: Done, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(done.run_file)]) == 0
-    assert capsys.readouterr().out.endswith(": sound\n")
+    assert capsys.readouterr().out.endswith(": sound, and as the records of 2 trials say\n")
 
 
 def test_every_rank_is_a_process_of_its_own_on_this_host(done: Done) -> None:
