@@ -69,6 +69,7 @@ def test_a_slower_storage_is_red_and_everything_is_kept(runner: Runner) -> None:
     assert slower.exits == {"Measure": 1, "Show": 0}, slower.log
     assert "WORSE" in slower.log
     assert {"results", "kvcache.xml", "run.svg"} <= set(slower.artifact)
+    assert failures(runner) > 0
 
 
 def test_a_new_baseline_is_recorded_on_demand(runner: Runner) -> None:
