@@ -21,6 +21,7 @@ from pytest_kvcache.fixture import (
     SELECTED_KEY,
     compared_by_benchmark,
     is_xdist_worker,
+    verbosity_of,
 )
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def tell(reporter: pytest.TerminalReporter, config: pytest.Config) -> None:
         for line in advice(config):
             reporter.write_line(f"kvcache: {line}", yellow=True)
         return
-    if config.get_verbosity() >= 0:
+    if verbosity_of(config) >= 0:
         reporter.section("kvcache", sep="-")
     for line in report_lines(bench, config):
         reporter.write_line(line)
@@ -61,7 +62,7 @@ def tell_the_rest(config: pytest.Config) -> None:
 
 def report_lines(bench: Bench, config: pytest.Config) -> Iterator[str]:
     """Everything; with -q a line per case, with -qq only what is needed to find the rest."""
-    verbosity = config.get_verbosity()
+    verbosity = verbosity_of(config)
     if verbosity >= 0:
         yield from _whole(bench, config)
         yield ""
@@ -111,7 +112,7 @@ def advice(config: pytest.Config) -> list[str]:
     """What was asked for and came to nothing."""
     options = config.stash.get(OPTIONS_KEY, None)
     selected = config.stash.get(SELECTED_KEY, None)
-    if options is None or selected is None:
+    if options is None or selected is None or not selected.is_known:
         return []
     if selected.benchmarks:
         bench = config.stash.get(BENCH_KEY, None)

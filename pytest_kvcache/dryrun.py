@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_kvcache.forecast import describe_forecast
+from pytest_kvcache.plan import WITHSTANDS
 from pytest_kvcache.progressline import short_duration
 from pytest_kvcache.report import describe_block, describe_plan
 from pytest_kvcache.units import format_bytes
@@ -72,6 +73,8 @@ def _facts(found: DryRun) -> Iterator[str]:
         yield from _fact(label, sentence.removeprefix(label).lstrip(": "))
     for line in found.storage:
         yield from _fact("storage", line)
+    if plan.backend != "null":
+        yield from _fact("data", f"{plan.data}, withstands {WITHSTANDS[plan.data]}")
     if not _has_own_users(plan):
         yield from _fact("users", f"{plan.users} per rank, {plan.users * plan.np} in total")
     memory = format_bytes(plan.memory_bytes)

@@ -35,10 +35,14 @@ FAULTS_KEY: pytest.StashKey[FaultLedger] = pytest.StashKey()
 
 
 class Selected:
-    """How many of a session's tests are benchmarks: selected, and deselected."""
+    """How many of a session's tests are benchmarks: selected, and deselected.
+
+    ``is_known`` once everything was collected without an error.
+    """
 
     def __init__(self) -> None:
         self.benchmarks = self.others = self.deselected = 0
+        self.is_known = False
 
 
 SELECTED_KEY: pytest.StashKey[Selected] = pytest.StashKey()
@@ -54,6 +58,11 @@ def bench_of(config: pytest.Config) -> Bench:
 def compared_by_benchmark(config: pytest.Config) -> list[Mapping[str, Any]]:
     """What ``--benchmark-compare`` compares with."""
     return config.stash.get(COMPARED_KEY, [])
+
+
+def verbosity_of(config: pytest.Config) -> int:
+    """0, more with ``-v``, less with ``-q``; 0 where no terminal plugin has such options."""
+    return int(config.getoption("verbose", default=0))
 
 
 def is_xdist_worker(config: pytest.Config) -> bool:

@@ -390,9 +390,10 @@ OPTIONS: tuple[OptionSpec, ...] = (
                help="integrity of what is read, off the timed path (default: sample); null stores"
                " nothing to verify"),
     OptionSpec(name="data", metavar="{normal,strict}", parse=_choice("normal", "strict"),
-               help="what is written: no two pages of 4 KiB are equal and no page compresses, or"
-               " nothing that any window of any length finds twice (default: normal; strict on"
-               " network filesystems, behind which arrays reduce data); null stores nothing"),
+               help="what is written. normal: no two pages of 4 KiB are equal and nothing within a"
+               " transfer compresses, but longer windows find its bytes again; strict: no window"
+               " does (default: normal; strict on network filesystems, behind which arrays reduce"
+               " data); null stores nothing"),
     OptionSpec(name="seed", metavar="N", parse=_count(0),
                help="of every generator (default: 42)"),
     OptionSpec(name="keep", kind="flag", parse=_flag,

@@ -41,6 +41,19 @@ def is_recorded(config: pytest.Config) -> bool:
     return any(getattr(plugin, "__name__", "") == "pytest_benchmark.plugin" for plugin in plugins)
 
 
+def check_place(config: pytest.Config) -> None:
+    """OptionError where another plugin has pushed pytest-benchmark out, and handles its tests.
+
+    It would time, repeat or deselect what is a launch of ranks.
+    """
+    if config.pluginmanager.is_blocked("pytest-benchmark"):
+        raise OptionError(
+            "another plugin has taken pytest-benchmark's place (as pytest-codspeed does with"
+            " --codspeed) and would run benchmarks in its own way; run the storage benchmark"
+            " without that option"
+        )
+
+
 def check_outputs(config: pytest.Config) -> None:
     """OptionError, naming option and directory, for what could not be written at the end."""
     for name, path, makes in _outputs(config):

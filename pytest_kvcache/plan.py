@@ -11,6 +11,7 @@ import json
 import math
 import os
 from dataclasses import asdict, dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.backends.slaballocator import slab_count
@@ -39,6 +40,14 @@ DEFAULT_BLOCK_TOKENS = 256
 SLAB_UP_TO_BYTES = MIB
 FREE_SHARE = 0.9  # of the free space that a run may fill
 GENERATION_S_PER_TOKEN = {"none": 0.0, "fast": 0.002, "realistic": 0.030}
+# What a storage that reduces data can't reduce of each kind of it.
+WITHSTANDS = MappingProxyType(
+    {
+        "normal": "deduplication by 4 KiB and compression within a transfer; not longer windows,"
+        " smaller blocks or a search for what is similar",
+        "strict": "deduplication by 512 bytes and more, and compression with any window",
+    }
+)
 _SLOWEST_BYTES_PER_S = 20e6  # of a whole host, for the default deadline
 _SLOWEST_OBJECTS_PER_S = 200.0  # likewise: made and removed, read or overwritten
 _START_S = 120.0  # for the default deadline: start of the ranks and their end

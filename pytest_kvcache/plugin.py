@@ -35,6 +35,7 @@ from pytest_kvcache.fixture import (
     compared_by_benchmark,
     is_xdist_worker,
     kvcache,
+    verbosity_of,
 )
 from pytest_kvcache.gates import Gates
 from pytest_kvcache.hosts import explain_swallowed_path
@@ -284,6 +285,9 @@ def pytest_collection_modifyitems(
     """
     ours = [item for item in items if "kvcache" in _fixtures(item)]
     recorded = otherplugins.is_recorded(config)
+    if ours:
+        with usage_errors():
+            otherplugins.check_place(config)
     for item in ours:
         if recorded:
             closest = item.get_closest_marker("benchmark")
@@ -311,6 +315,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     selected = session.config.stash[SELECTED_KEY]
     selected.benchmarks = sum("kvcache" in _fixtures(item) for item in session.items)
     selected.others = len(session.items) - selected.benchmarks
+    selected.is_known = not session.testsfailed
 
 
 def _fixtures(item: pytest.Item) -> list[str]:
@@ -361,7 +366,7 @@ def _dry_lines(
 ) -> Iterator[str]:
     for name in cases:
         yield ""
-        yield from bench.dry_run(name, whole=config.get_verbosity() > 0)
+        yield from bench.dry_run(name, whole=verbosity_of(config) > 0)
     own = sum("kv_case" not in _fixtures(item) for item in running)
     if own:
         yield (

@@ -2,11 +2,11 @@
 
 What lies before a moment is compared with what lies after it, for up to 20 moments; and
 thirds and quarters with each other; all parts have at least three intervals. Two of them
-differ if their medians do by more than a limit *and* their means by more than
-the scatter of the intervals inside the parts can make: Student's two-sample t with a
-pooled variance (NIST/SEMATECH e-Handbook of Statistical Methods, section 1.3.5.3) beyond
-its 0.9999 quantile. Independent intervals pass it by chance in one of 5,000 comparisons,
-and the limit then keeps out most of those.
+differ if their medians do by more than a limit *and* the means of their logarithms by more
+than the scatter inside the parts can make: Student's two-sample t with a pooled variance
+(NIST/SEMATECH e-Handbook of Statistical Methods, section 1.3.5.3) beyond its 0.9999
+quantile. Independent intervals pass it by chance in one of 5,000 comparisons, and the limit
+then keeps out most of those.
 
 Imports nothing of the package.
 """
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _PARTS: Final = (3, 4)
 _MOMENTS: Final = 20
+_FLOOR: Final = 0.1  # of the median: an interval of a stall is an outlier, not infinitely far
 _LEAST: Final = 3  # intervals of a part: fewer have no scatter to speak of
 # 0.9999 quantiles of Student's t by degrees of freedom; those between have that of the lower.
 _T_9999: Final = (
@@ -58,10 +59,11 @@ def largest_change(values: Sequence[float], limit_ratio: float) -> Change | None
 
 
 def _changes(values: Sequence[float]) -> Iterator[Change]:
+    logs = _logs(values)
     for first, second in _parts(len(values)):
         a, b = values[slice(*first)], values[slice(*second)]
         before, after = statistics.median(a), statistics.median(b)
-        if max(before, after) > 0 and _differ(a, b):
+        if max(before, after) > 0 and _differ(logs[slice(*first)], logs[slice(*second)]):
             yield Change(before=before, after=after, first=first, second=second)
 
 
@@ -74,6 +76,12 @@ def _parts(count: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
         if count // number >= _LEAST:
             bounds = [(i * count // number, (i + 1) * count // number) for i in range(number)]
             yield from itertools.combinations(bounds, 2)
+
+
+def _logs(values: Sequence[float]) -> list[float]:
+    """Logarithms: what is twice as fast scatters twice as much. Next to nothing is a floor."""
+    floor = _FLOOR * (statistics.median(values) or max(values)) if values else 0.0
+    return [math.log(max(value, floor) or 1.0) for value in values]
 
 
 def _differ(a: Sequence[float], b: Sequence[float]) -> bool:

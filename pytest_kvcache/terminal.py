@@ -9,7 +9,7 @@ from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.controller import Progress
-from pytest_kvcache.fixture import OPTIONS_KEY
+from pytest_kvcache.fixture import OPTIONS_KEY, verbosity_of
 from pytest_kvcache.progressline import MARK, MOST_COLUMNS, Outlook, progress_line
 from pytest_kvcache.report import describe_survey, wrapped
 
@@ -40,7 +40,7 @@ class TerminalProgress(Progress):
 
     def surveyed(self, survey: Survey) -> None:
         """Show what the hosts are, and what is wrong with them."""
-        if self._config.get_verbosity() >= 0 or survey.problems:
+        if verbosity_of(self._config) >= 0 or survey.problems:
             self._reporter_write("\n" + "\n".join(describe_survey(survey)) + "\n")
 
     def trial_started(self, case: CaseResult, trial: int, trials: int) -> None:
@@ -73,7 +73,7 @@ class TerminalProgress(Progress):
             self.noted(f"{problem}: waiting for its end")
             self._wrote_s = 0.0
         if self._rewrites or time.monotonic() - self._wrote_s >= _LOG_INTERVAL_S:
-            self._write(f"{MARK}waiting, {waited_s:.0f} of at most {limit_s:.0f} s")
+            self._write(f"{MARK}waiting, {waited_s:.0f} of at most {limit_s:g} s")
 
     def waited(self) -> None:
         """The host is ours, or not to be had."""
@@ -94,7 +94,7 @@ class TerminalProgress(Progress):
     def _write(self, line: str) -> None:
         self._wrote_s = time.monotonic()
         line = line[: self._width - 1]
-        verbosity = self._config.get_verbosity()
+        verbosity = verbosity_of(self._config)
         if self._rewrites and verbosity > _SILENT:
             self._reporter_write(f"\r{line.ljust(len(self._shown))}")
             self._shown = line

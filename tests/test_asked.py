@@ -46,6 +46,13 @@ def test_everything_deselected_is_said(site: Site) -> None:
     assert "but all 1 items of the benchmark were deselected; look at -k and -m" in output(result)
 
 
+def test_of_what_could_not_be_collected_nothing_is_said(site: Site) -> None:
+    site.pytester.makepyfile("def broken(:")
+    result = site.call("--kv-np=2")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    assert "no benchmark" not in output(result)
+
+
 def test_an_option_of_an_ini_asks_for_nothing(site: Site) -> None:
     site.pytester.makeini("[pytest]\nkv_np = 2\n")
     site.pytester.makepyfile(OWN)

@@ -15,6 +15,7 @@ from pytest_kvcache.latency import Histogram
 from pytest_kvcache.plan import TracePlan
 from pytest_kvcache.trialrecord import RankResult
 from tests.factories import (
+    clock_record,
     make_plan,
     rank_result,
     record_of,
@@ -22,6 +23,7 @@ from tests.factories import (
     run_rank,
     sound_plan,
     sound_record,
+    surroundings,
     tireless_scenarios,
     watched,
 )
@@ -347,3 +349,38 @@ def test_operations_of_one_size_move_so_much_each() -> None:
     forged = replace(record, series=replace(record.series, moved_bytes=other))
     told = list(record_faults(forged, plan))
     assert [re.findall(r"interval \d", fault) for fault in told] == [["interval 3"], ["interval 4"]]
+
+
+# --- what surrounds a rank, and clocks ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"steal_s": -1.0}, "surroundings.steal_s is -1.0; it must be at least 0"),
+        ({"throttled_periods": 9, "cpu_periods": 3}, "throttled_periods is 9; it must be at most"),
+        ({"throttled_s": 1.0}, "throttled_s is 1.0; it must be 0, as no period was throttled"),
+        ({"cpu_periods": None}, "some of a quota's counters only"),
+    ],
+)
+def test_counters_of_the_surroundings_are_possible(changes: dict[str, Any], told: str) -> None:
+    plan = sound_plan()
+    around = surroundings(**changes)
+    (fault,) = record_faults(sound_record(plan, [rank_result(surroundings=around)]), plan)
+    assert told in fault
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"coordinator_s": 0.0}, "coordinator_s is 0.0; it must be above 0"),
+        ({"controller_most_s": None}, "it must have both or none"),
+        ({"controller_least_s": 61.0}, "controller_least_s is 61.0; it must be between 0 and"),
+        ({"drift_rank": 1}, "drift_rank is 1; it must be one of the ranks"),
+    ],
+)
+def test_clocks_of_a_record_are_possible(changes: dict[str, Any], told: str) -> None:
+    plan = sound_plan()
+    record = sound_record(plan, [rank_result()], clock=clock_record(**changes))
+    (fault,) = record_faults(record, plan)
+    assert told in fault

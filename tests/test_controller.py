@@ -223,7 +223,7 @@ def test_an_interrupted_run_shows_and_keeps_what_was_finished(
     text = interrupted_in_trial_2(site, monkeypatch, "--benchmark-verbose")
     assert "trial 2/3" in text
     assert "interrupted after 1 of 3 trials (KeyboardInterrupt); nothing can be said" in text
-    assert re.search(r"read\.p95_ms +ms +1\.449", text)
+    assert re.search(r"read\.p95_ms @16 +ms +1\.449", text)
     assert "not used" not in text
     case = sound(site.run_file())["cases"][0]
     assert [(t["ok"], t["interrupted"]) for t in case["trials"]] == [(True, False), (False, True)]

@@ -130,3 +130,20 @@ def test_a_plan_without_a_directory_has_no_place() -> None:
     text = "\n".join(describe_dry_run(found, whole=True))
     assert "cache_dir" not in text
     assert text.endswith("    mpirun 'a b'")
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--kv-data=normal"], "data normal, withstands deduplication by 4 KiB and compression"),
+        (["--kv-data=strict"], "data strict, withstands deduplication by 512 bytes and more, and"),
+    ],
+)
+def test_the_data_says_what_it_withstands(site: Site, args: list[str], told: str) -> None:
+    lines = lines_of(site, *args, "--kv-num-users=1", "--kv-storage-capacity-gb=1")
+    assert told in " ".join(" ".join(lines).split())
+
+
+def test_where_nothing_is_stored_nothing_is_said_of_data(site: Site) -> None:
+    lines = lines_of(site, "--kv-backend=null", "--kv-num-users=1")
+    assert not any(line.startswith("  data ") for line in lines)

@@ -77,9 +77,9 @@ def test_a_scenario_that_comes_later_is_refused_as_such(built_in: Registry, name
 @pytest.mark.parametrize("kind", ["backend", "workload"])
 def test_an_unknown_name_lists_the_known_ones(built_in: Registry, kind: str) -> None:
     with pytest.raises(UnknownNameError) as caught:
-        getattr(built_in, kind)("mixde")
+        getattr(built_in, kind)("like nothing known")
     option = {"backend": "--kv-backend", "workload": "--kv-scenario"}[kind]
-    assert str(caught.value).startswith(f"{option} is 'mixde'; it must name a known")
+    assert str(caught.value).startswith(f"{option} is 'like nothing known'; it must name a known")
     assert set(caught.value.known) == set(getattr(built_in, f"{kind}s"))
 
 

@@ -14,7 +14,7 @@ def noisy(seed: int, *levels: float, cv: float) -> list[float]:
     return [max(0.0, draws.gauss(level, cv * level)) for level in levels]
 
 
-@pytest.mark.parametrize(("count", "allowed"), [(6, 4), (10, 4), (30, 4), (120, 4)])
+@pytest.mark.parametrize(("count", "allowed"), [(6, 5), (10, 5), (30, 5), (120, 5)])
 def test_a_healthy_disk_varies_without_a_change(count: int, allowed: int) -> None:
     told = sum(
         largest_change(noisy(seed, *[1.0] * count, cv=0.2), 0.25) is not None
@@ -49,6 +49,15 @@ def test_a_drift_and_a_hump_are_found() -> None:
 def test_a_change_below_the_limit_is_none_however_clear() -> None:
     assert largest_change([1.0] * 15 + [0.8] * 15, 0.25) is None
     assert largest_change([1.0] * 15 + [0.7] * 15, 0.25) is not None
+
+
+def test_a_drastic_fall_is_found_in_few_and_noisy_seconds() -> None:
+    assert largest_change([948, 737, 1190, 1309, 235, 158, 200, 259], 0.25) is not None
+
+
+def test_something_after_nothing_is_a_change() -> None:
+    for level in (0.1, 1.0, 1e9):
+        assert largest_change([0.0] * 16 + [level] * 14, 0.25) is not None
 
 
 def test_single_seconds_are_no_change() -> None:

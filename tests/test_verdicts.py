@@ -849,6 +849,18 @@ def test_what_was_always_under_way_is_no_pile(
     assert judged([rank], plan)[0] == codes
 
 
+def test_a_full_storage_is_given_less_of_chance() -> None:
+    plan = sound_plan(users=8, queue_depth=4, **POISSON)
+    rank = rank_result(
+        0, offered=31, completed=14, completed_in_window=14, backlog=17, mean_depth=3.9,
+        first_half_waiting=9.2, second_half_waiting=18.5,
+    )  # fmt: skip
+    record = sound_record(plan, [rank])
+    assert {v.code for v in evaluate_trial(record, plan)[1]} == set()
+    codes = {v.code for v in evaluate_trial(with_queue(record, 10**9), plan)[1]}
+    assert codes == {"OVERLOADED"}
+
+
 def test_few_users_that_wait_for_each_other_are_told_to_be_few() -> None:
     plan = sound_plan(users=8, queue_depth=16, **POISSON)
     told = text_of("UNSATURATED", plan, mean_depth=3.0, first_half_waiting=5.0)

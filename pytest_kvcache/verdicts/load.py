@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _SATURATED_SHARE = 0.5  # of the queue depth in flight on average
 _BACKLOG_SHARE = 0.05  # of the offered requests that may wait for the storage at the end
 _CHANCE = 3.0  # standard deviations that chance may make
+_CHANCE_WHEN_FULL = 2.0  # likewise, where the storage has all it may have, and more waits
 _LATE_SHARE = 0.5  # of the response times that the harness may make by itself
 
 
@@ -30,14 +31,16 @@ def whether_the_load_was_right(data: Mapping[str, Any], plan: Plan) -> Iterator[
     known = [depth for depth in depths if depth is not None]
     depth = sum(known) / len(known) if known else None
     busy = depth is None or depth >= _SATURATED_SHARE * plan.queue_depth
+    waits = _waits(data)
+    full = busy and waits is not None and waits[0] > waits[1]
     piled = None
     if plan.open_loop or data["wakeup"] is not None:
-        piled = _pile(data, plan, busy=busy)
+        piled = _pile(data, plan, busy=busy, chance=_CHANCE_WHEN_FULL if full else _CHANCE)
     if piled is not None:
         yield _overloaded(piled, plan, busy=busy)
     elif not busy and depth is not None:
         yield _unsaturated(depth, data, plan)
-    elif (waits := _waits(data)) is not None and waits[0] > waits[1]:
+    elif full and waits is not None:
         yield _saturated(*waits, data, plan)
 
 
@@ -110,7 +113,7 @@ def _in_flight(data: Mapping[str, Any]) -> float:
     return max((half for half in data["requests"]["half_waiting"] if half is not None), default=0.0)
 
 
-def _pile(data: Mapping[str, Any], plan: Plan, *, busy: bool) -> str | None:
+def _pile(data: Mapping[str, Any], plan: Plan, *, busy: bool, chance: float) -> str | None:
     """Of an open loop: what was left at the end, or that ever more were waiting; None: neither.
 
     Simulated generation is no waiting; storing what was answered is. What is under way when
@@ -121,8 +124,8 @@ def _pile(data: Mapping[str, Any], plan: Plan, *, busy: bool) -> str | None:
     offered, waiting = requests["offered"], requests["backlog"] - requests["generating"]
     left = requests["dropped"] + waiting + requests["storing"]
     usual = requests["half_waiting"][0] or 0.0
-    chance = _CHANCE * _cv(plan) * math.sqrt(usual)
-    piled = left > max(plan.np, _BACKLOG_SHARE * offered, usual + chance)
+    natural = usual + chance * _cv(plan) * math.sqrt(usual)
+    piled = left > max(plan.np, _BACKLOG_SHARE * offered, natural)
     if requests["dropped"] or (piled and (busy or not _users_were_few(left, data, plan))):
         return f"{left} of {offered} requests were dropped, unanswered or not stored at the end"
     if _is_growing(requests, plan):

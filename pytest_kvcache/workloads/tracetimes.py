@@ -30,10 +30,10 @@ OPTION = "--kv-trace-time-unit"
 
 _NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 _MOST_PER_S = 500  # requests of a whole trace: no public one has a tenth of that
-# The same where timestamps have fractions, as seconds do and milliseconds rarely do; and what
-# such a trace lasts at least, in milliseconds.
+# The same where the whole trace would be over within a second, and where timestamps have
+# fractions, as seconds do and milliseconds rarely do.
+_MOST_PER_S_OF_A_SECOND = 100
 _MOST_PER_S_WITH_FRACTIONS = 20
-_SHORTEST_MS_WITH_FRACTIONS = 1_000
 _LONGEST_PAUSE_S = 60.0  # on average: slower traces are replayed faster, or are no milliseconds
 # Since 1970, in seconds: from September 2001 to the year 2100. In milliseconds the same
 # numbers are days and weeks after a start at 0.
@@ -108,9 +108,11 @@ def _other_unit(stamps: Timestamps, fractions: IntArray, *, has_chats: bool) -> 
 def _by_rate(requests: int, span: float, *, fractions: bool) -> tuple[str, str]:
     """The same by how many requests come per second, were they milliseconds."""
     pauses, span_s = requests - 1, span / 1e3
-    most_per_s = _MOST_PER_S_WITH_FRACTIONS if fractions else _MOST_PER_S
-    short = fractions and span < _SHORTEST_MS_WITH_FRACTIONS
-    if span and (pauses * 1e3 >= most_per_s * span or short):
+    within_a_second = span_s < 1
+    most_per_s = _MOST_PER_S_OF_A_SECOND if within_a_second else _MOST_PER_S
+    if fractions:
+        most_per_s = 0 if within_a_second else _MOST_PER_S_WITH_FRACTIONS
+    if span and pauses / span_s >= most_per_s:
         how = ", with fractions of a millisecond" if fractions else ""
         return "s", (
             f"in milliseconds its {requests:,} requests come within {span_s:g} s{how}, which is"

@@ -464,6 +464,7 @@ DOUBTS = [
         r"come within 0\.7695 s, with fractions of a millisecond, which is 25",
     ),
     ({"every_ms": 1}, "s", r"^in milliseconds its 20 requests come within 0\.019 s, which is 1,00"),
+    ({"every_ms": 5}, "s", r"come within 0\.095 s, which is 200 a second; "),
     ({"every_ms": 2}, "s", r"come within 0\.038 s, which is 500 a second; "),
     ({"every_ms": 10**6}, "us", "^in milliseconds its 20 requests take 19,000 s, one in 1,000 s; "),
     ({"every_ms": 10**9}, "ns", "^in milliseconds its 20 requests take 19,000,000 s, one in"),
@@ -488,7 +489,7 @@ def test_times_that_are_hardly_milliseconds_are_doubted(
     assert unit_of(path, unit)[:2] == (unit, "")
 
 
-@pytest.mark.parametrize("every_ms", [60.5, 100, 60_000])
+@pytest.mark.parametrize("every_ms", [60.5, 11, 100, 60_000])
 def test_times_that_may_well_be_milliseconds_are_not_doubted(
     tmp_path: Path, every_ms: float
 ) -> None:
