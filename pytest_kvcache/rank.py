@@ -284,15 +284,18 @@ class Rank:
         From here on the disks are watched. A probe that fails is told with the result: here
         nobody listens.
         """
-        if self._watch is None:
-            return
-        self._watch.look()
+        if self._watch is not None:
+            self._look_at_the_disks(self._watch)
+        self._surroundings.begin()
+
+    def _look_at_the_disks(self, watch: DeviceWatch) -> None:
+        watch.look()
         try:
             if self._sync == "data":
-                self._watch.probe_sync()
+                watch.probe_sync()
         except StorageError as error:
             self._probe_fault = str(error)
-        self._watch.begin()
+        watch.begin()
 
     def run(self, start_ns: int, tick: Callable[[], bool]) -> None:
         """Ramp, window and drain, from ``start_ns`` on this host's clock."""
@@ -306,7 +309,7 @@ class Rank:
         with _undisturbed():
             counters, cpu_s = sample_io(), _cpu_s()
             self._pauses.begin(begin_ns - time.monotonic_ns())
-            self._surroundings.begin(end_ns)
+            self._surroundings.until(end_ns)
             self.stopped_ns = self.engine.run(
                 start_ns=start_ns, end_ns=end_ns, drain_s=plan.drain_s, tick=self._looking(tick)
             )

@@ -115,9 +115,15 @@ class SurroundingsWatch:
         """Follow the calls of this process: tens of milliseconds, before anything is measured."""
         self.preloads = find_preloads()
 
-    def begin(self, end_ns: int | None) -> None:
-        """The run is about to begin; its window ends at ``end_ns``, or with the last request."""
-        self._began, self._ended, self._end_ns = self._count(), None, end_ns
+    def begin(self) -> None:
+        """The run will begin soon; milliseconds that would be missing after it has."""
+        self._began, self._ended = self._count(), None
+
+    def until(self, end_ns: int | None) -> None:
+        """The run begins; its window ends at ``end_ns``, or with the last request."""
+        if self._began is None:
+            self.begin()
+        self._end_ns = end_ns
 
     def look(self) -> None:
         """Called a few times a second: the first call after the window counts."""

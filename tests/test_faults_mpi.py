@@ -270,7 +270,7 @@ def test_a_second_benchmark_on_the_host_is_refused_and_told_of_the_first(real_si
 
 
 def test_a_finished_trial_outlives_the_killing_of_pytest(real_site: Site) -> None:
-    args = real_site.real_args("--kv-trials=20", "--kv-metrics=read.gib_per_s")
+    args = real_site.real_args("--kv-trials=20", *FILES[1:])
     with leaving_nothing(real_site), real_site.started(*args) as process:
         wait_for(lambda: len(real_site.launches()) == 2 or process.poll() is not None)
         process.kill()

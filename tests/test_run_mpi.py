@@ -197,7 +197,7 @@ def test_a_table_and_the_place_of_the_run_file_are_shown(done: Done) -> None:
 
 
 def test_a_list_of_counts_runs_each_and_memory_is_no_storage(real_site: Site) -> None:
-    result = real_site.real("--kv-np=1,2", "--kv-metrics=read.gib_per_s")
+    result = real_site.real("--kv-np=1,2", "--kv-metrics=read.gib_per_s", "--kv-allow-invalid")
     result.assert_outcomes(passed=2)
     assert [len(c["trials"][0]["ranks"]) for c in real_site.run()["cases"]] == [1, 2]
     assert output(result).count("NOT_STORAGE warning: ") == 2
@@ -212,7 +212,7 @@ def test_a_users_own_test_runs_ranks(real_site: Site) -> None:
     """
     real_site.pytester.makepyfile(test_mine=source)
     result = real_site.pytester.runpytest_subprocess(
-        "test_mine.py", *PYTEST, *SMALL, timeout=PATIENCE_S
+        "test_mine.py", *PYTEST, *SMALL, "--kv-allow-invalid", timeout=PATIENCE_S
     )
     result.assert_outcomes(passed=1)
     assert real_site.case()["name"] == "agent-tiny-1b-np1"

@@ -46,7 +46,7 @@ ASKED = Preload(name="shim.so", source="LD_PRELOAD", path="/opt/shim.so")
 
 def test_a_look_spans_from_the_begin_to_the_first_look_after_the_window() -> None:
     watch = SurroundingsWatch()
-    watch.begin(time.monotonic_ns() + 30_000_000)
+    watch.until(time.monotonic_ns() + 30_000_000)
     watch.look()
     time.sleep(0.04)
     watch.look()
@@ -60,7 +60,7 @@ def test_a_look_spans_from_the_begin_to_the_first_look_after_the_window() -> Non
 
 def test_without_an_end_of_its_own_the_window_ends_when_told() -> None:
     watch = SurroundingsWatch()
-    watch.begin(None)
+    watch.until(None)
     time.sleep(0.02)
     watch.look()
     time.sleep(0.02)
@@ -72,7 +72,8 @@ def test_preloads_are_looked_for_before_anything_is_measured() -> None:
     watch = SurroundingsWatch()
     assert watch.preloads.wrappers is None
     watch.find_preloads()
-    watch.begin(None)
+    watch.begin()
+    watch.until(None)
     watch.end()
     assert watch.facts().wrappers == ()
 

