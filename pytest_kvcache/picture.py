@@ -28,7 +28,7 @@ from pytest_kvcache.units import GIB
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from pytest_kvcache.results import CaseResult, RunResult, TrialResult
+    from pytest_kvcache.results import CaseResult, RunResult, TrialResult, Verdict
 
 WIDTH_PX = 840
 LETTER_PX = {"title": 10.2, "small": 7.6}  # of a wide font, per letter
@@ -129,7 +129,7 @@ def _block(case: CaseResult, run_id: str, y: float) -> _Part:
         partial(_lines, f"run {run_id}", "small", "faint"),
         partial(_legend, case.trials),
         partial(_panels, drawn) if drawn else nothing,
-        partial(_lines, _verdicts(case.trials), "small", "ink"),
+        partial(_lines, _verdicts(case), "small", "ink"),
         gap_px=2.0,
     )(y)
 
@@ -197,18 +197,22 @@ def _name(trial: TrialResult) -> str:
     return f"trial {trial.index + 1}{state}" + ("" if _points(trial) else ", nothing to draw")
 
 
-def _verdicts(trials: Sequence[TrialResult]) -> str:
-    """Each code once, with the trials that have it unless all have."""
-    given: dict[str, list[int]] = {}
-    for trial in trials:
+def _verdicts(case: CaseResult) -> str:
+    """Each code once, with the trials that have it unless all have, and those of the case."""
+    given: dict[str, set[int]] = {}
+    for trial in case.trials:
         for verdict in trial.verdicts:
-            invalid = " (invalid)" if verdict.severity == "invalid" else ""
-            given.setdefault(f"{verdict.code}{invalid}", []).append(trial.index + 1)
+            given.setdefault(_judgement(verdict), set()).add(trial.index + 1)
     told = [
-        code if len(indices) == len(trials) else f"{code} of trial {_listed(indices)}"
-        for code, indices in given.items()
+        code if len(trials) == len(case.trials) else f"{code} of trial {_listed(sorted(trials))}"
+        for code, trials in given.items()
     ]
+    told += [_judgement(verdict) for verdict in case.verdicts]
     return f"verdicts: {'; '.join(told)}" if told else ""
+
+
+def _judgement(verdict: Verdict) -> str:
+    return f"{verdict.code} (invalid)" if verdict.severity == "invalid" else verdict.code
 
 
 def _listed(numbers: Iterable[int]) -> str:

@@ -216,6 +216,14 @@ def test_verdicts_stand_below_with_the_trials_that_have_them() -> None:
     assert "trial 2 (failed)" in told
 
 
+def test_a_verdict_that_a_trial_has_twice_names_it_once_and_those_of_the_case_are_told() -> None:
+    busy = Verdict.of("BUSY_DEVICE", "others")
+    trial = replace(trial_with(series_of([1, 1])), verdicts=())
+    case = case_of(make_plan(), trial, replace(trial, index=1, verdicts=(busy, busy)))
+    told = "; ".join(["BUSY_DEVICE of trial 2", *(verdict.code for verdict in case.verdicts)])
+    assert texts(drawn(case))[-1] == f"verdicts: {told}"
+
+
 @pytest.mark.parametrize("reads", [[], [0, 0]])
 def test_a_trial_without_anything_to_draw_is_a_picture_all_the_same(reads: list[int]) -> None:
     picture = drawn(case_with(series_of(reads)))
