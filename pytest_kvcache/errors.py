@@ -20,7 +20,7 @@ Messages name the thing, its value, the rule and the fix, in one sentence.
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -28,19 +28,21 @@ if TYPE_CHECKING:
 _SHOWN = 12  # more names than these are no help
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: object, known: Iterable[str]) -> str:
     """`` (did you mean 'a' or 'b'?)``, of the names that are close; empty: none is."""
+    if not isinstance(name, str):  # a file's value may be anything
+        return ""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=2, cutoff=0.6)
     close = close or [other for other in names if name and other.startswith(name)][:2]
     return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
 
 
-def _listed(name: str, known: Sequence[str]) -> str:
+def _listed(name: object, known: Sequence[str]) -> str:
     """All names, or of many those that are closest to ``name``."""
     if len(known) <= _SHOWN:
         return ", ".join(known)
-    closest = difflib.get_close_matches(name, known, n=_SHOWN // 2, cutoff=0.0)
+    closest = difflib.get_close_matches(str(name), known, n=_SHOWN // 2, cutoff=0.0)
     return f"{', '.join(closest)}, or one of {len(known) - len(closest)} others"
 
 
@@ -58,7 +60,7 @@ class UnknownNameError(OptionError):
     ``kind`` is the noun (``scenario``), ``name`` the culprit, ``known`` what exists.
     """
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], *, option: str) -> None:
+    def __init__(self, kind: str, name: Any, known: Iterable[str], *, option: str) -> None:
         self.kind = kind
         self.name = name
         self.known = tuple(sorted(known))

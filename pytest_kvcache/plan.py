@@ -505,7 +505,7 @@ def _origins(options: Options, facts: CaseFacts) -> dict[str, str]:
     if not options.storage_capacity_gb:  # 0 leaves it to us, whoever has typed it
         found["capacity_blocks"] = "default"
     if facts.trace is not None and found["scenario"] == "default":
-        found["scenario"] = given["trace"]
+        found["scenario"] = given.get("trace", "default")
     for name in _ALLOWANCES:
         if getattr(options, name):
             found[name] = given[name]

@@ -1427,7 +1427,8 @@ def test_a_phase_makes_its_own_operations_only(phase: str) -> None:
     assert result.populated_blocks > 0
     assert result.hit_blocks > 0
     if phase == "prefill":
-        assert (result.read_count, result.requested_read_bytes, book.counts["get"]) == (0, 0, 0)
+        assert (result.read_count, result.requested_read_bytes) == (0, 0)
+        assert book.counts["get"] == result.read_back > 0  # after the window
         assert result.write_count > 0
         assert result.generated_tokens == 0
     else:

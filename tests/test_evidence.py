@@ -103,7 +103,7 @@ def test_what_a_side_does_not_know_is_no_difference() -> None:
 
 
 def test_a_server_that_lends_its_space_is_known_by_its_name_not_by_its_size() -> None:
-    share = {"type": "nfs4", "source": "server:/export", "device": None}
+    share: dict[str, Any] = {"type": "nfs4", "source": "server:/export", "device": None}
     before = evidence(rank(0, **share))
     assert differences(before, evidence(rank(0, **share, total_bytes=9 * GIB))) == []
     other = evidence(rank(0, **{**share, "source": "server:/other"}))

@@ -214,8 +214,9 @@ def test_unknown_dtype_is_refused_with_the_known_ones(dtype: Any) -> None:
     with pytest.raises(UnknownNameError) as caught:
         replace(GQA, dtype=dtype)
 
+    meant = " (did you mean 'float16' or 'bfloat16'?)" if dtype == "Float16" else ""
     assert str(caught.value) == (
-        f"model gqa: dtype is {dtype!r}; it must name a known dtype: "
+        f"model gqa: dtype is {dtype!r}{meant}; it must name a known dtype: "
         "bfloat16, float16, float32, float8, fp8, int8"
     )
 

@@ -399,7 +399,9 @@ def test_a_python_value_says_the_same_as_its_text(counts: list[int]) -> None:
 def test_help_lists_every_option_of_this_version_and_its_ini_twin_and_no_other(site: Site) -> None:
     text = output(site.call("--help"))
     group, _, rest = text.partition("storage benchmark for LLM KV caches")[2].partition("\n\n")
-    flags = {line.split("=")[0].split()[0] for line in group.splitlines() if "  --kv-" in line}
+    flags = {
+        line.split("=")[0].split()[0] for line in group.splitlines() if line.startswith("  --kv-")
+    }
     known = {name for name, spec in table().items() if spec.later is None}
     assert {table()[name].flag for name in known} == flags
     inis = {line.split()[0] for line in rest.splitlines() if line.startswith("  kv_")}

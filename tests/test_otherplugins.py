@@ -246,7 +246,7 @@ def test_another_plugins_broken_end_costs_no_report(site: Site, kind: str) -> No
 def test_without_a_summary_the_run_file_and_closed_gates_are_told(
     site: Site, quiet: tuple[str, ...]
 ) -> None:
-    result = site.canned_apart(ONE, "--kv-slo=read.p95_ms<0.1", *quiet)
+    result = site.canned_apart(ONE, "--kv-slo=read.p95_ms<0.1", "--kv-allow-invalid", *quiet)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     text = output(result)
     assert f"run file: {site.run_file().relative_to(site.path)}" in text

@@ -141,6 +141,7 @@ SAME_LOAD: dict[str, Any] = {
     "plugins": ("mine",),
     "need_blocks": 7,
     "version": "2.0",
+    "label": "mine",
 }
 OTHER_LOAD: dict[str, Any] = {
     "scenario": "agent",
@@ -506,7 +507,9 @@ def test_every_value_tells_where_it_comes_from() -> None:
     )
     origins = plan_of(asked).origins
     told = {field.name for field in fields(Plan)}
-    assert set(origins) == told - {"run_id", "version", "trial", "need_blocks", "origins"}
+    assert set(origins) == told - {
+        "run_id", "version", "trial", "need_blocks", "origins", "label",
+    }  # fmt: skip
     assert origins["users"] == "command line"
     assert origins["duration_s"] == origins["plugins"] == "ini"
     assert origins["ramp_s"] == origins["capacity_blocks"] == "default"

@@ -104,10 +104,14 @@ def test_a_trace_alone_selects_the_replay(registry: Registry, trace: str) -> Non
 @pytest.mark.parametrize(
     ("texts", "error", "message"),
     [
-        ({"scenario": "chta"}, UnknownNameError, "--kv-scenario is 'chta'; .*agent, chat"),
+        (
+            {"scenario": "chta"},
+            UnknownNameError,
+            "--kv-scenario is 'chta' .*'chat'.*; .*agent, chat",
+        ),
         ({"scenario": "mlperf-1"}, UnavailableError, "--kv-scenario is mlperf-1"),
         ({"model": "gpt-9"}, UnknownNameError, "--kv-model is 'gpt-9'; .*llama3.1-8b"),
-        ({"backend": "fiel"}, UnknownNameError, "--kv-backend is 'fiel'; .*file, memory, null"),
+        ({"backend": "fiel"}, UnknownNameError, "--kv-backend is 'fiel' .*; .*file, memory, null"),
         ({"np": "1", "npernode": "2"}, OptionError, "--kv-np is 1"),
     ],
 )

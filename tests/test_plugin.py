@@ -174,7 +174,7 @@ def test_a_baseline_of_either_kind_passes_the_same_speed_and_no_slower_one(
     monkeypatch.setenv("KVCACHE_TEST_FACTOR", "1.3")
     slower = site.canned(*two, "--kv-compare=benchmarks.json", *gates)
     assert slower.ret == pytest.ExitCode.TESTS_FAILED
-    slower.assert_outcomes(passed=2)
+    slower.assert_outcomes(passed=2, failed=2)
     slower.stdout.fnmatch_lines(["read.p95_ms * worse * 20% WORSE", "read.gib_per_s * 20% WORSE"])
     assert "INTERNALERROR" not in output(slower)
 
@@ -184,9 +184,10 @@ def test_a_baseline_of_either_kind_passes_the_same_speed_and_no_slower_one(
     [("read.p95_ms<20", pytest.ExitCode.OK), ("read.p95_ms<0.1", pytest.ExitCode.TESTS_FAILED)],
 )
 def test_an_slo_judges_the_run_alone(site: Site, slo: str, code: pytest.ExitCode) -> None:
-    result = site.canned(ONE, f"--kv-slo={slo}")
+    result = site.canned(ONE, f"--kv-slo={slo}", "--kv-allow-invalid")
     assert result.ret == code
-    result.assert_outcomes(passed=1)
+    closed = int(code != pytest.ExitCode.OK)
+    result.assert_outcomes(passed=2 - closed, failed=closed)
 
 
 # --- samples --------------------------------------------------------------------------------
