@@ -41,7 +41,7 @@ def test_a_baseline_closes_the_gate_on_a_slower_storage_and_on_nothing_else(
 
     slower = run(real_site, "0.08", monkeypatch, *COMPARE)
     assert slower.ret == pytest.ExitCode.TESTS_FAILED, output(slower)
-    slower.assert_outcomes(passed=1)
+    slower.assert_outcomes(passed=1, failed=1)  # the gate
     slower.stdout.fnmatch_lines("read.p50_ms*worse*100% WORSE")
     assert "plan_digest" not in output(slower)
     digests = {json.loads(path.read_text())["cases"][0]["plan_digest"]

@@ -380,18 +380,18 @@ def test_blocks_in_layers_are_stored_and_read_a_layer_each(
 
 @pytest.mark.parametrize(
     ("phase", "skipped"),
-    [("prefill", ("load.p95_ms", "load.p50_ms", "read.gib_per_s")),
-     ("decode", ("write.gib_per_s",))],
+    [("prefill", ("load.p50_ms", "read.gib_per_s")), ("decode", ("write.gib_per_s",))],
 )  # fmt: skip
 def test_a_phase_skips_the_metrics_that_it_can_not_have(
     real_site: Site, phase: str, skipped: tuple[str, ...]
 ) -> None:
     kind = {"prefill": "read", "decode": "write"}[phase]
+    metrics = [metric for metric in DEFAULT_METRICS if metric != "load.p95_ms"]  # few samples do
     result = real_site.real(
         f"--kv-phase={phase}", "--kv-backend=file", "--kv-trials=1", "--kv-num-users=40",
-        f"--kv-metrics={','.join(DEFAULT_METRICS)}", "--kv-allow-invalid", "-rs",
+        f"--kv-metrics={','.join(metrics)}", "--kv-allow-invalid", "--kv-duration=3", "-rs",
     )  # fmt: skip
-    result.assert_outcomes(passed=len(DEFAULT_METRICS) - len(skipped), skipped=len(skipped))
+    result.assert_outcomes(passed=len(metrics) - len(skipped), skipped=len(skipped))
     for metric in skipped:
         result.stdout.fnmatch_lines([f"*{metric}: --kv-phase={phase} makes no {kind}s*"])
     (trial,) = real_site.case()["trials"]
