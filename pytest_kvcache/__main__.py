@@ -16,13 +16,11 @@ from pytest_kvcache.options import Options
 from pytest_kvcache.picture import picture_of
 from pytest_kvcache.report import report_run, report_series
 from pytest_kvcache.results import RunResult
+from pytest_kvcache.showable import can_show, showable
 from pytest_kvcache.verify import source_faults, verify_run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-_BEYOND_ASCII = "▁█—…"
-_PLAIN = str.maketrans({"—": "-", "…": ".."})
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -37,24 +35,14 @@ def _read(path: str) -> dict[str, Any]:
 
 def _shown(run: RunResult, encoding: str) -> str:
     """The tables, and below them how each trial went over time, in what the terminal can show."""
-    ascii_only = not _can_show(_BEYOND_ASCII, encoding)
+    ascii_only = not can_show(encoding)
     parts = [
         report_run(replace(run, cases=(case,)), case.metrics or Options().metrics)
         for case in run.cases
     ]
     parts += ["\n".join(report_series(case, ascii_only=ascii_only)) for case in run.cases]
     text = "\n\n".join(part for part in parts if part)
-    if not ascii_only:
-        return text
-    return text.translate(_PLAIN).encode(encoding, "replace").decode(encoding)
-
-
-def _can_show(text: str, encoding: str) -> bool:
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        return False
-    return True
+    return showable(text, encoding)
 
 
 def _beside(run_file: Path, name: str) -> bytes | None:

@@ -23,6 +23,7 @@ from pytest_kvcache.fixture import (
     is_xdist_worker,
     verbosity_of,
 )
+from pytest_kvcache.showable import encoding_of, showable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,12 +42,14 @@ def tell(reporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     bench = _bench_with_results(config)
     if bench is None:
         for line in advice(config):
-            reporter.write_line(f"kvcache: {line}", yellow=True)
+            shown = showable(f"kvcache: {line}", encoding_of(sys.__stdout__))
+            reporter.write_line(shown, yellow=True)
         return
     if verbosity_of(config) >= 0:
         reporter.section("kvcache", sep="-")
-    for line in report_lines(bench, config):
-        reporter.write_line(line)
+    for text in report_lines(bench, config):
+        for line in text.splitlines() or [""]:  # pytest escapes a whole text for one sign
+            reporter.write_line(showable(line, encoding_of(sys.__stdout__)))
 
 
 def tell_the_rest(config: pytest.Config) -> None:
@@ -57,7 +60,7 @@ def tell_the_rest(config: pytest.Config) -> None:
     bench = _bench_with_results(config)
     lines = advice(config) if bench is None else [*_brief(bench), *_last(bench, config)]
     for line in lines:
-        sys.stderr.write(f"kvcache: {line}\n")
+        sys.stderr.write(showable(f"kvcache: {line}\n", encoding_of(sys.stderr)))
 
 
 def report_lines(bench: Bench, config: pytest.Config) -> Iterator[str]:

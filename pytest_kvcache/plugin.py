@@ -40,6 +40,7 @@ from pytest_kvcache.fixture import (
 from pytest_kvcache.gates import Gates
 from pytest_kvcache.hosts import explain_swallowed_path
 from pytest_kvcache.options import OPTIONS, OptionSpec, Origin, build_options, describe_given
+from pytest_kvcache.showable import encoding_of, showable
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -216,7 +217,8 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
             return None
         from pytest_kvcache.sizing import datasize_report  # noqa: PLC0415  likewise
 
-        sys.stdout.write(datasize_report(options) + "\n")
+        report = showable(datasize_report(options), encoding_of(sys.stdout))
+        sys.stdout.write(report + "\n")
     return int(pytest.ExitCode.OK)
 
 
@@ -378,7 +380,8 @@ def _dry_lines(
 def _write(config: pytest.Config, lines: Iterable[str]) -> None:
     """On the terminal, or on stdout where pytest has none."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    for line in lines:
+    for text in lines:
+        line = showable(text, encoding_of(sys.__stdout__))
         if reporter is None:
             sys.stdout.write(line + "\n")
         else:

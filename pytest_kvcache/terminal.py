@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from pytest_kvcache.controller import Progress
 from pytest_kvcache.fixture import OPTIONS_KEY, verbosity_of
 from pytest_kvcache.progressline import MARK, MOST_COLUMNS, Outlook, progress_line
 from pytest_kvcache.report import describe_survey, wrapped
+from pytest_kvcache.showable import encoding_of, showable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -121,7 +123,8 @@ class TerminalProgress(Progress):
         with self._uncaptured():  # or it would be the width of a file
             return min(MOST_COLUMNS, _columns())
 
-    def _reporter_write(self, text: str) -> None:
+    def _reporter_write(self, whole: str) -> None:
+        text = showable(whole, encoding_of(sys.__stdout__))
         reporter = self._config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None:
             with self._uncaptured():

@@ -50,7 +50,8 @@ SIDES = (
         modules=(
             "atomic", "compare", "errors", "events", "evidence", "hosts", "latency",
             "live", "metrics", "models", "options", "optiontable", "scenarios", "series",
-            "stalls", "steadiness", "stopping", "summary", "units", "verdictcodes", "version",
+            "showable", "stalls", "steadiness", "stopping", "summary", "units", "verdictcodes",
+            "version",
         ),
         may_import=(),
         foreign=("numpy", "tomli"),
