@@ -70,7 +70,8 @@ def nothing_selected(
             " were deselected; look at -k and -m"
         )
     none = f"none of the {tests} tests that were selected uses" if tests else "nothing here uses"
-    command = shlex.join(["pytest", *SUITE.split(), *arguments])
+    rest = [argument for argument in arguments if argument not in SUITE.split()]
+    command = shlex.join(["pytest", *SUITE.split(), *rest])
     return (
         f"no benchmark was selected: {given} {verb} given, but {none} the fixture kvcache; add"
         f" {SUITE} for the shipped benchmark: {command}"

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_kvcache.asked import nothing_selected
+from tests.factories import options
 from tests.site import output
 
 if TYPE_CHECKING:
@@ -81,3 +83,10 @@ def test_a_dry_run_says_which_tests_it_could_not_look_at(site: Site) -> None:
     result = site.canned_tests("def test_one(kvcache): kvcache.run()", "--kv-dry-run")
     assert "1 test with kvcache.run() not looked at" in output(result)
     assert site.launches() == []
+
+
+def test_the_suite_is_named_once_in_the_command_to_type() -> None:
+    asked = options(np="2")
+    told = nothing_selected(asked, ["pytest_kvcache.suite", "--kv-np=2"], tests=0, deselected=0)
+    assert told is not None
+    assert told.endswith(": pytest --pyargs pytest_kvcache.suite --kv-np=2")
