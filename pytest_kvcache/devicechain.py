@@ -66,6 +66,7 @@ _UNSEEN_NAMES = (
 )
 _STACKED_NAME = re.compile(r"(dm-|md|md_d|bcache)\d+")
 _NVME_HEAD = re.compile(r"nvme(\d+)n(\d+)")
+_STRAIGHT_KINDS = frozenset({"filesystem", "partition", "nvme-multipath", "disk"})
 _LOCAL_TRANSPORTS = ("pcie", "apple-nvme")
 _DEEPEST = 16  # filesystems and devices on top of each other
 _LOOP_GET_STATUS64 = 0x4C05  # include/uapi/linux/loop.h
@@ -134,6 +135,15 @@ class DeviceChain:
         above = [link.above for link in self.links if link.above is not None]
         through = sum(link.kind in ("file", "filesystem") for link in self.links)
         return len(above) == len(set(above)) and through == 1
+
+    @property
+    def is_straight(self) -> bool:
+        """Whether nothing lies between the filesystem and its disk.
+
+        What the kernel counts for a process then goes to that disk; a loop device, a cache
+        or another layer may answer it from memory.
+        """
+        return self.is_plain and {link.kind for link in self.links} <= _STRAIGHT_KINDS
 
     def describe(self) -> str:
         """``ext4 on loop0 on /x/img on tmpfs``, of the first memory or, without one, the first."""
