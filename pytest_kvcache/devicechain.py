@@ -247,7 +247,7 @@ class _Walk:
             self._unseen(above, f"more than {_DEEPEST} things are on top of each other")
             return
         mount = self._mount_at(path) if path else None
-        if mount is None:
+        if path is None or mount is None:
             self._unseen(above, f"{what} ({path or 'there is none'}) can't be seen from here")
         else:
             self.filesystem(mount, above, None if Path(path).is_dir() else path)
