@@ -129,6 +129,8 @@ def test_direct_io_through_a_loop_device_is_proven_at_the_disk(
         trial = trial_of(real_site)
     proof = trial["proof"]
     assert proof["io_mode"] == "direct"
+    if "others used" in f"{proof['reads']['why']} {proof['writes']['why']}":
+        pytest.skip("others used this disk so much that nothing can be told")
     assert proof["reads"]["verdict"] == proof["writes"]["verdict"] == proof["verdict"] == "PROVEN"
     assert 0 < proof["distinct_read_bytes"] <= proof["requested_read_bytes"]
     assert trial["integrity"]["read_back"] > 0
