@@ -204,7 +204,7 @@ def _watch_faults(ranks: Sequence[RankResult]) -> Iterator[str]:
     names = [disk["name"] for disk in disks]
     if disks and names != list(DeviceChain.from_json(first.filesystem["chain"]).disks):
         yield f"device.disks are {names}; they must be those at the end of the chain"
-    for disk, span in itertools.product(disks, ("quiet", "run")):
+    for disk, span in itertools.product(disks, ("quiet", "run", "after")):
         for name, value in disk[span].items():
             if not value >= 0:
                 yield f"device {disk['name']}: {span}.{name} is {value}; it must be at least 0"

@@ -1,6 +1,7 @@
 """What lies below a filesystem, device by device, down to what really keeps the bytes.
 
-Read from sysfs, mountinfo and loop devices. Only looks: nothing is opened for writing.
+Read from sysfs, mountinfo and loop devices. Only looks, but for an overlay: whether a path
+is its upper directory is shown by a file that is made in it for a moment.
 Imports neither pytest nor MPI.
 """
 
@@ -11,6 +12,7 @@ import os
 import re
 import stat
 import struct
+import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -66,6 +68,7 @@ _UNSEEN_NAMES = (
 )
 _STACKED_NAME = re.compile(r"(dm-|md|md_d|bcache)\d+")
 _NVME_HEAD = re.compile(r"nvme(\d+)n(\d+)")
+_STRAIGHT_KINDS = frozenset({"filesystem", "partition", "nvme-multipath", "disk"})
 _LOCAL_TRANSPORTS = ("pcie", "apple-nvme")
 _DEEPEST = 16  # filesystems and devices on top of each other
 _LOOP_GET_STATUS64 = 0x4C05  # include/uapi/linux/loop.h
@@ -135,6 +138,15 @@ class DeviceChain:
         through = sum(link.kind in ("file", "filesystem") for link in self.links)
         return len(above) == len(set(above)) and through == 1
 
+    @property
+    def is_straight(self) -> bool:
+        """Whether nothing lies between the filesystem and its disk.
+
+        What the kernel counts for a process then goes to that disk; a loop device, a cache
+        or another layer may answer it from memory.
+        """
+        return self.is_plain and {link.kind for link in self.links} <= _STRAIGHT_KINDS
+
     def describe(self) -> str:
         """``ext4 on loop0 on /x/img on tmpfs``, of the first memory or, without one, the first."""
         index = next((i for i, link in enumerate(self.links) if link.end == "memory"), None)
@@ -166,10 +178,12 @@ def is_dax(options: str) -> bool:
     return bool({"dax", "dax=always"} & set(options.split(",")))
 
 
-def follow(mount: MountFacts, host: str, sys: str = "/sys") -> DeviceChain:
-    """The chain below a mount; what can't be followed ends it as unseen."""
+def follow(
+    mount: MountFacts, host: str, sys: str = "/sys", *, directory: str | None = None
+) -> DeviceChain:
+    """The chain below a ``directory`` of a mount; what can't be followed ends it as unseen."""
     walk = _Walk(host, Path(sys))
-    walk.filesystem(mount, None)
+    walk.filesystem(mount, None, directory or mount.mount_point)
     return DeviceChain(tuple(walk.links))
 
 
@@ -199,8 +213,10 @@ class _Walk:
 
     # --- filesystems and files ----------------------------------------------------------------
 
-    def filesystem(self, mount: MountFacts, above: int | None) -> None:
-        """A filesystem and what it is on."""
+    def filesystem(
+        self, mount: MountFacts, above: int | None, directory: str | None = None
+    ) -> None:
+        """A filesystem, of which we use a directory, and what it is on."""
         here = self._add(Link(name=mount.type, kind="filesystem", above=above))
         if mount.type in MEMORY_TYPES:
             self._end(here, "memory")
@@ -209,7 +225,7 @@ class _Walk:
         elif is_network_type(mount.type):
             self._unseen(here, "what keeps its files is not on this machine, or a program of it")
         elif mount.type == "overlay":
-            self._path(mount.option("upperdir"), here, "its upper directory")
+            self._overlay(mount, here, directory)
         elif mount.type == "ecryptfs":
             self._path(mount.source, here, "its lower directory")
         elif self._too_deep(here):
@@ -217,16 +233,24 @@ class _Walk:
         else:
             self._devices(mount, here)
 
+    def _overlay(self, mount: MountFacts, here: int, directory: str | None) -> None:
+        """What keeps an overlay's files, if the path of its upper directory still leads there."""
+        upper = mount.option("upperdir")
+        if upper is None or (directory is not None and shows(upper, mount, directory)):
+            self._path(upper, here, "its upper directory")
+        else:
+            self._unseen(here, f"its upper directory can't be shown to be {upper}")
+
     def _path(self, path: str | None, above: int, what: str) -> None:
         """The filesystem that a directory is on."""
         if self._too_deep(above):
             self._unseen(above, f"more than {_DEEPEST} things are on top of each other")
             return
         mount = self._mount_at(path) if path else None
-        if mount is None:
+        if path is None or mount is None:
             self._unseen(above, f"{what} ({path or 'there is none'}) can't be seen from here")
         else:
-            self.filesystem(mount, above)
+            self.filesystem(mount, above, None if Path(path).is_dir() else path)
 
     def _mount_at(self, path: str) -> MountFacts | None:
         try:
@@ -377,6 +401,30 @@ def loop_identity(device: str) -> tuple[str, int] | None:
         return None
     number, inode = _LOOP_INFO.unpack_from(answer)
     return f"{os.major(number)}:{os.minor(number)}", inode
+
+
+def shows(upper: str, mount: MountFacts, path: str) -> bool:
+    """Whether a file of an overlay, or one made in its directory, is below that upper one.
+
+    A path may lead elsewhere by now: its filesystem was unmounted lazily, something was
+    mounted on it, or it is relative to where somebody once was.
+    """
+    if not upper.startswith("/"):
+        return False
+    there = Path(f"{upper}/{mount.root}", os.path.relpath(path, mount.mount_point))
+    try:
+        if not Path(path).is_dir():
+            return _likeness(Path(path)) == _likeness(there)
+        with tempfile.NamedTemporaryFile(prefix=".kvcache-layer-", dir=path) as file:
+            return _likeness(Path(file.name)) == _likeness(there / Path(file.name).name)
+    except OSError:
+        return False
+
+
+def _likeness(path: Path) -> tuple[int, int, int]:
+    """What a file has in an overlay as in its upper directory, whose device is another."""
+    found = path.lstat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _stat_of(path: str, identity: tuple[str, int] | None) -> os.stat_result | None:

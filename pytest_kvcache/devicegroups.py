@@ -25,18 +25,22 @@ if TYPE_CHECKING:
 # Seen on ext4: 36 KiB for a file that is synced, 1 KiB for one that is not.
 METADATA_BLOCKS = 4
 SYNCED_METADATA_BLOCKS = 16
+# Requests that they come in: neighbours are merged, and a journal is written in one go.
+_METADATA_OPERATIONS = 1
+_SYNCED_METADATA_OPERATIONS = 4
 _BLOCK_BYTES = 4096
-_COLD_READS = 4  # inode, directory, bitmap and extent blocks of an object's file
+BELIEVED_SHARE = 1.1  # of what can be ours; what a disk moved beyond that isn't
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Foreign:
     """What others did to a group's disks during the run; None: it can't be told apart.
 
-    ``quiet`` is per second, in the moment before the ramp in which no rank did I/O.
+    ``quiet`` is per second, in the moment before the ramp in which no rank did I/O, or, if
+    that is more, what was read in the one after the drain.
     """
 
-    read_bytes: int
+    read_bytes: int | None
     write_bytes: int | None
     operations: int | None
     quiet_bytes_per_s: float
@@ -49,10 +53,10 @@ class DeviceGroup:
     """Disks, and the ranks' hosts that are on them.
 
     ``span_s`` is what the counters cover, ``moved`` what all disks moved in it, and
-    ``quiet`` in the ``quiet_s`` before; ``requested_…`` what the ranks asked for,
-    ``own_read_bytes`` what they really caused. ``piece_bytes`` are in one request of a long
-    transfer at least (None: not known). ``foreign`` is the rest, less what a filesystem may
-    write for them beside the data.
+    ``quiet`` in the ``quiet_s`` before, ``after`` in the ``after_s`` that followed;
+    ``requested_…`` what the ranks asked for, ``most_…`` what the disks can have moved for
+    them: what is read ahead, copies, what a filesystem writes beside the data. ``piece_bytes``
+    are in one request of a long transfer at least (None: not known). ``foreign`` is the rest.
     """
 
     hosts: tuple[str, ...]
@@ -61,10 +65,13 @@ class DeviceGroup:
     moved: BlockCounters
     quiet_s: float
     quiet: BlockCounters
+    after_s: float
+    after: BlockCounters
     piece_bytes: int | None
     requested_read_bytes: int
     requested_write_bytes: int
-    own_read_bytes: int
+    most_read_bytes: int
+    most_write_bytes: int
     foreign: Foreign
 
     def to_json(self) -> dict[str, Any]:
@@ -81,6 +88,7 @@ class DeviceGroup:
                 "disks": tuple(data["disks"]),
                 "moved": BlockCounters.from_json(data["moved"]),
                 "quiet": BlockCounters.from_json(data["quiet"]),
+                "after": BlockCounters.from_json(data["after"]),
                 "foreign": Foreign(**data["foreign"]),
             }
         )
@@ -119,22 +127,45 @@ def _group(
     longest = sorted((watches[host] for host in hosts), key=lambda watch: watch["run_s"])
     disks = {disk["name"]: disk for watch in longest for disk in watch["disks"]}
     own = [rank for rank in ranks if rank.host in hosts]
-    moved = _total(disk["run"] for disk in disks.values())
-    quiet, quiet_s = _total(disk["quiet"] for disk in disks.values()), longest[-1]["quiet_s"]
-    piece_bytes = _least(disk["largest_request_bytes"] for disk in disks.values())
+    seen = _Seen(
+        span_s=longest[-1]["run_s"],
+        moved=_total(disk["run"] for disk in disks.values()),
+        quiet_s=longest[-1]["quiet_s"],
+        quiet=_total(disk["quiet"] for disk in disks.values()),
+        after_s=longest[-1]["after_s"],
+        after=_total(disk["after"] for disk in disks.values()),
+        piece_bytes=_least(disk["largest_request_bytes"] for disk in disks.values()),
+    )
+    most_read_bytes, most_write_bytes = _most_bytes(own, plan)
     return DeviceGroup(
         hosts=tuple(hosts),
         disks=tuple(disks),
-        span_s=longest[-1]["run_s"],
-        moved=moved,
-        quiet_s=quiet_s,
-        quiet=quiet,
-        piece_bytes=piece_bytes,
+        span_s=seen.span_s,
+        moved=seen.moved,
+        quiet_s=seen.quiet_s,
+        quiet=seen.quiet,
+        after_s=seen.after_s,
+        after=seen.after,
+        piece_bytes=seen.piece_bytes,
         requested_read_bytes=sum(rank.requested_read_bytes for rank in own),
         requested_write_bytes=sum(rank.requested_write_bytes for rank in own),
-        own_read_bytes=sum(map(_read_bytes, own)),
-        foreign=_foreign(own, plan, moved, quiet, quiet_s=quiet_s, piece_bytes=piece_bytes),
+        most_read_bytes=most_read_bytes,
+        most_write_bytes=most_write_bytes,
+        foreign=_foreign(own, plan, seen, (most_read_bytes, most_write_bytes)),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seen:
+    """The disks of a group together."""
+
+    span_s: float
+    moved: BlockCounters
+    quiet_s: float
+    quiet: BlockCounters
+    after_s: float
+    after: BlockCounters
+    piece_bytes: int | None
 
 
 def _total(counters: Iterable[Mapping[str, Any]]) -> BlockCounters:
@@ -155,71 +186,103 @@ def _least(sizes: Iterable[int | None]) -> int | None:
 
 def _read_bytes(rank: RankResult) -> int:
     """What the kernel read for the rank (that includes what is read ahead), or was asked for."""
-    counts = bool(rank.filesystem and rank.filesystem["counts_io"])
-    if rank.device_read_bytes is None or not counts:
+    if rank.device_read_bytes is None or not _counts_io(rank):
         return rank.requested_read_bytes
     return max(rank.device_read_bytes, rank.requested_read_bytes)
 
 
+def _counts_io(rank: RankResult) -> bool:
+    return bool(rank.filesystem and rank.filesystem["counts_io"])
+
+
+def _most_bytes(ranks: Sequence[RankResult], plan: Plan) -> tuple[int, int]:
+    """What disks read, and wrote, for the ranks, as far as that can be ours."""
+    read, written = sum(map(_read_bytes, ranks)), 0
+    for rank in ranks:
+        copies = _copies(rank)
+        changed = _changed_objects(rank, plan)
+        data_bytes = rank.requested_write_bytes
+        if not is_durable(rank):  # the population may not have left the page cache before
+            populated = rank.populated_blocks * plan.objects_per_block
+            data_bytes += populated * plan.object_stored_bytes
+            changed += populated
+        beside = SYNCED_METADATA_BLOCKS if rank.sync == "data" else METADATA_BLOCKS
+        written += copies * (data_bytes + changed * beside * _BLOCK_BYTES)
+        if copies > 1:  # parity: old data is read to write new
+            read += copies * data_bytes
+    return read, written
+
+
+def _copies(rank: RankResult) -> int:
+    """How often what a rank writes may be written: to each disk, and into a journal of data."""
+    chain = [] if rank.filesystem is None else rank.filesystem["chain"]
+    ends = max(1, len([link for link in chain if link["end"] == "disk"]))
+    return 2 * ends if _journals_data(rank) else ends
+
+
+def _journals_data(rank: RankResult) -> bool:
+    return bool(rank.filesystem and "data=journal" in rank.filesystem["options"].split(","))
+
+
 def _foreign(
-    ranks: Sequence[RankResult],
-    plan: Plan,
-    moved: BlockCounters,
-    quiet: BlockCounters,
-    *,
-    quiet_s: float,
-    piece_bytes: int | None,
+    ranks: Sequence[RankResult], plan: Plan, seen: _Seen, most_bytes: tuple[int, int]
 ) -> Foreign:
-    plain = all(_is_plain(rank) for rank in ranks)
-    durable = all(is_durable(rank) for rank in ranks)
-    changed = sum(_changed_objects(rank, plan) for rank in ranks)
-    populated = sum(rank.populated_blocks for rank in ranks) * plan.objects_per_block
-    synced = any(rank.sync == "data" for rank in ranks)
-    beside = (SYNCED_METADATA_BLOCKS if synced else METADATA_BLOCKS) * (changed + populated)
-    written = sum(rank.requested_write_bytes for rank in ranks) + beside * _BLOCK_BYTES
+    moved = seen.moved
+    plain = all(map(_is_plain, ranks))
+    durable = all(map(is_durable, ranks))
     direct = all(rank.io_mode == "direct" for rank in ranks)
     operations = None
-    if plain and direct and durable and piece_bytes is not None:
-        most = _most_operations(ranks, plan, piece_bytes) + beside
+    if plain and direct and seen.piece_bytes is not None:
+        most = _most_operations(ranks, plan, seen.piece_bytes)
         operations = max(0, moved.read_ops + moved.write_ops - most)
-    others = _quietly(quiet, beside if durable else None)
+    before = _others(seen.quiet, seen.quiet_s, writes=durable)
+    after = _others(seen.after, seen.after_s, writes=False)
     return Foreign(
-        read_bytes=max(0, moved.read_bytes - sum(map(_read_bytes, ranks))),
-        write_bytes=max(0, moved.write_bytes - written) if plain and durable else None,
+        read_bytes=_beyond(moved.read_bytes, most_bytes[0], exact=all(map(_knows_reads, ranks))),
+        write_bytes=_beyond(moved.write_bytes, most_bytes[1], exact=plain and durable),
         operations=operations,
-        quiet_bytes_per_s=_per_s(others.read_bytes + others.write_bytes, quiet_s),
-        quiet_operations_per_s=_per_s(others.read_ops + others.write_ops, quiet_s),
-        quiet_busy_ratio=_per_s(others.busy_s, quiet_s),
+        quiet_bytes_per_s=max(before[0], after[0]),
+        quiet_operations_per_s=max(before[1], after[1]),
+        quiet_busy_ratio=max(before[2], after[2]),
     )
 
 
-def _per_s(value: float, span_s: float) -> float:
-    return value / span_s if span_s else 0.0
+def _beyond(moved: int, most: int, *, exact: bool) -> int | None:
+    """What can't be ours; where ours is not known exactly, at least so much, or None."""
+    if exact:
+        return max(0, moved - most)
+    return int(max(0.0, moved - BELIEVED_SHARE * most)) or None
 
 
-def _quietly(found: BlockCounters, beside: int | None) -> BlockCounters:
-    """Others' I/O before the ramp.
+def _others(found: BlockCounters, span_s: float, *, writes: bool) -> tuple[float, float, float]:
+    """Bytes, operations and busy time per second while no rank did I/O.
 
-    ``beside`` are blocks that the filesystem may still have to write for the population;
-    None: its data as well, so that no write is known to be others'.
+    Without ``writes`` of reads only: what was written may be ours, out of the page cache or
+    by a filesystem in its own time.
     """
-    written = 0 if beside is None else max(0, found.write_bytes - beside * _BLOCK_BYTES)
-    ops = found.write_ops if written else 0
-    foreign = found.read_ops + ops
-    return BlockCounters(
-        read_ops=found.read_ops,
-        read_bytes=found.read_bytes,
-        write_ops=ops,
-        write_bytes=written,
-        busy_s=found.busy_s * foreign / max(1, found.read_ops + found.write_ops),
-    )
+    if not span_s:
+        return 0.0, 0.0, 0.0
+    ops, size, busy_s = found.read_ops, found.read_bytes, found.busy_s
+    if writes:
+        ops, size = ops + found.write_ops, size + found.write_bytes
+    else:
+        busy_s *= ops / max(1, ops + found.write_ops)
+    return size / span_s, ops / span_s, busy_s / span_s
 
 
 def _is_plain(rank: RankResult) -> bool:
     """Whether what the rank writes is written once, and nothing more than metadata with it."""
-    if rank.filesystem is None or "data=journal" in rank.filesystem["options"].split(","):
+    if rank.filesystem is None or _journals_data(rank):
         return False
     return DeviceChain.from_json(rank.filesystem["chain"]).is_plain
+
+
+def _knows_reads(rank: RankResult) -> bool:
+    """Whether what disks read for the rank is known to the byte."""
+    if rank.filesystem is None or not DeviceChain.from_json(rank.filesystem["chain"]).is_straight:
+        return False
+    counted = rank.device_read_bytes is not None and _counts_io(rank)
+    return counted or rank.io_mode == "direct"
 
 
 def _changed_objects(rank: RankResult, plan: Plan) -> int:
@@ -231,10 +294,18 @@ def _changed_objects(rank: RankResult, plan: Plan) -> int:
 def _most_operations(ranks: Sequence[RankResult], plan: Plan, piece_bytes: int) -> int:
     """Requests that a device gets for the ranks' direct transfers, at most.
 
-    The kernel cuts a transfer into pieces; one more where it crosses the end of an extent.
+    The kernel cuts a transfer into pieces; one more where it crosses the end of an extent,
+    which no page does. What it knows not of an object's place it reads once.
     """
-    pieces = -(-min(plan.chunk_bytes, plan.object_stored_bytes) // piece_bytes) + 1
+    size = min(plan.chunk_bytes, plan.object_stored_bytes)
+    pieces = -(-size // piece_bytes) + (size > _BLOCK_BYTES)
     transfers = -(-plan.object_stored_bytes // plan.chunk_bytes)
     moved = sum(rank.requested_read_bytes + rank.requested_write_bytes for rank in ranks)
+    distinct = sum(rank.distinct_read_bytes for rank in ranks)
+    beside = sum(
+        _changed_objects(rank, plan)
+        * (_SYNCED_METADATA_OPERATIONS if rank.sync == "data" else _METADATA_OPERATIONS)
+        for rank in ranks
+    )
     objects = -(-moved // plan.object_stored_bytes)
-    return objects * (transfers * pieces + _COLD_READS)
+    return objects * transfers * pieces + -(-distinct // plan.object_stored_bytes) + beside

@@ -1,8 +1,8 @@
 """What a host's disks moved around a run, and whether its sync is one. Rank-side.
 
 The first rank of each host watches the disks at the end of its chain: for a moment before
-the ramp, when no rank of the run does I/O, and from the start of the run until the last
-rank has drained. Imports neither pytest nor MPI.
+the ramp, when no rank of the run does I/O, from the start of the run until the last rank
+has drained, and for a moment after that. Imports neither pytest nor MPI.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import errno
 import mmap
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DeviceWatch:
-    """Counters of the disks below one directory; `look`, `probe_sync`, `begin`, `end`."""
+    """Counters of the disks below one directory; `look`, `probe_sync`, `begin`, `end`, `look`."""
 
     def __init__(
         self,
@@ -46,18 +47,38 @@ class DeviceWatch:
         self._read = read
         self._quiet: dict[str, BlockCounters] = {}
         self._quiet_s = 0.0
+        self._after: dict[str, BlockCounters] = {}
+        self._after_s = 0.0
         self._before: dict[str, BlockCounters] = {}
         self._run: dict[str, BlockCounters] = {}
         self._began_ns = 0
         self._run_s = 0.0
         self._sync_probe: dict[str, int | None] | None = None
 
-    def look(self, for_s: float = QUIET_S) -> None:
-        """Count for a moment in which no rank of the run does I/O: all that is others'."""
+    def look(self, for_s: float = QUIET_S, *, durable: bool) -> None:
+        """Before the run: all that is others', if the population is ``durable`` by now."""
+        self._quiet, self._quiet_s = self._looked(for_s, durable=durable)
+
+    def look_again(self, for_s: float = QUIET_S, *, durable: bool) -> None:
+        """After the run: who began in it is still there."""
+        self._after, self._after_s = self._looked(for_s, durable=durable)
+
+    def _looked(self, for_s: float, *, durable: bool) -> tuple[dict[str, BlockCounters], float]:
+        """Count for a moment in which no rank of the run does I/O."""
+        if durable:
+            self._commit()
         before, began_ns = self._sample(), time.monotonic_ns()
         time.sleep(for_s)
-        self._quiet = _difference(self._sample(), before)
-        self._quiet_s = (time.monotonic_ns() - began_ns) / 1e9
+        return _difference(self._sample(), before), (time.monotonic_ns() - began_ns) / 1e9
+
+    def _commit(self) -> None:
+        """The journal writes now what it would else write while others are looked for."""
+        with suppress(OSError):  # not every filesystem can sync a directory
+            fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
 
     def probe_sync(self, sync: Callable[[int], None] = os.fdatasync) -> None:
         """Write through the page cache, sync as backends do, and see what that did.
@@ -97,11 +118,12 @@ class DeviceWatch:
 
     def to_json(self) -> dict[str, Any]:
         """As in the rank's record; no disks where not all that matter are counted."""
-        told = self._is_told(self._run) and self._is_told(self._quiet)
+        told = all(map(self._is_told, (self._quiet, self._run, self._after)))
         return {
             "machine": machine_id(),
             "quiet_s": self._quiet_s,
             "run_s": self._run_s,
+            "after_s": self._after_s,
             "disks": [self._disk(name) for name in self._chain.disks] if told else [],
             "sync_probe": self._sync_probe,
         }
@@ -112,6 +134,7 @@ class DeviceWatch:
             "largest_request_bytes": largest_request_bytes(name),
             "quiet": self._quiet[name].to_json(),
             "run": self._run[name].to_json(),
+            "after": self._after[name].to_json(),
         }
 
     def _is_told(self, counters: Mapping[str, BlockCounters]) -> bool:

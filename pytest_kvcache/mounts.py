@@ -57,7 +57,10 @@ _OTHER_DEVICE_TYPES = frozenset({"bcachefs", "btrfs", "overlay"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountFacts:
-    """One line of mountinfo: where, what, from where; ``device`` is ``major:minor``."""
+    """One line of mountinfo: where, what, from where; ``device`` is ``major:minor``.
+
+    ``root`` is the directory of the filesystem that is at the mount point.
+    """
 
     id: int
     mount_point: str
@@ -65,6 +68,7 @@ class MountFacts:
     source: str
     options: str
     device: str
+    root: str = "/"
 
     def option(self, name: str) -> str | None:
         """The value of an option ``name=value``; None: it is not given."""
@@ -165,7 +169,7 @@ def _mount_id(fd: int) -> int | None:
 def _parse_mount(line: str) -> MountFacts:
     # 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
     before, after = line.split(" - ", 1)
-    mount_id, _parent, device, _root, mount_point, options = before.split(" ")[:6]
+    mount_id, _parent, device, root, mount_point, options = before.split(" ")[:6]
     fs_type, source, super_options = (*after.split(" "), "", "")[:3]
     every = dict.fromkeys(f"{options},{super_options}".strip(",").split(","))
     return MountFacts(
@@ -175,6 +179,7 @@ def _parse_mount(line: str) -> MountFacts:
         source=_unescape(source),
         options=_unescape(",".join(every)),
         device=device,
+        root=_unescape(root),
     )
 
 

@@ -206,7 +206,7 @@ def probe_filesystem(path: str, host: str) -> FilesystemFacts:
         raise StorageError(
             f"{host}: can't examine the filesystem of {path}: {error.strerror}"
         ) from error
-    chain = follow(mount, host)
+    chain = follow(mount, host, directory=real)
     ends = [device for name in chain.ends if (device := probe_device(name)) is not None]
     top = next((device for link in chain.links if (device := probe_device(link.name))), None)
     return FilesystemFacts(

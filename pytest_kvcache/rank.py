@@ -289,7 +289,7 @@ class Rank:
         self._surroundings.begin()
 
     def _look_at_the_disks(self, watch: DeviceWatch) -> None:
-        watch.look()
+        watch.look(durable=self._is_durable)
         try:
             if self._sync == "data":
                 watch.probe_sync()
@@ -325,6 +325,17 @@ class Rank:
         """When all ranks have drained, and before any of them does anything else."""
         if self._watch is not None:
             self._watch.end()
+
+    @property
+    def _is_durable(self) -> bool:
+        """Whether what was stored is said to have left the page cache."""
+        assert self._facts is not None
+        return self._sync == "data" or self._facts.io_mode == "direct"
+
+    def look_again(self) -> None:
+        """While no rank does I/O: whether others began on the disks during the run."""
+        if self._watch is not None:
+            self._watch.look_again(durable=self._is_durable)
 
     def read_back(self, tick: Callable[[], object]) -> None:
         """Outside every span: read some of what the run has stored, and compare all of it.

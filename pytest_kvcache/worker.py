@@ -144,6 +144,7 @@ def _measure(comm: Comm, rank: Rank) -> int:
     rank.look_back()
     if answers:  # once more: how far the clocks have gone apart
         comm.answer_clock()
+    rank.look_again()
     # No rank reads back while the disks of another one are still being looked at.
     comm.wait_all(what="read-back", deadline_s=plan.deadline_s, tick=heart.wait)
     rank.read_back(heart.wait)

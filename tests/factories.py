@@ -680,6 +680,7 @@ def run_rank(
             origin_ns = time.monotonic_ns()
             one.run(origin_ns, tick)
             one.look_back()
+            one.look_again()
             one.read_back(tick)
         except BaseException:
             one.close()
@@ -754,13 +755,15 @@ def watch(
     *, machine: str = "boot", name: str = "sda", run_s: float = 61.0, **moved: Any
 ) -> dict[str, Any]:
     """What the first rank of a host saw of one disk, which nobody else uses."""
-    quiet = {**IDLE, **moved.pop("quiet", {})}
+    quiet, after = ({**IDLE, **moved.pop(name, {})} for name in ("quiet", "after"))
     run = {**IDLE, "busy_s": 30.0, **moved}
     disk = {"name": name, "largest_request_bytes": 1 << 20, "quiet": quiet, "run": run}
+    disk["after"] = after
     return {
         "machine": machine,
         "quiet_s": 0.5,
         "run_s": run_s,
+        "after_s": 0.5,
         "disks": [disk],
         "sync_probe": None,
     }

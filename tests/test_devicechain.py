@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -288,6 +290,67 @@ def test_an_overlay_is_where_its_upper_directory_is(tmp_path: Path) -> None:
         options = f"lowerdir={tmp_path}/lower,upperdir={memory}/up,workdir={memory}/work"
         with mounted_on(top, "-t", "overlay", "-o", options, "kvcache-test"):
             assert facts_of(top).memory_at_end == "overlay on tmpfs"
+
+
+def test_an_overlay_whose_upper_path_leads_elsewhere_is_not_followed(
+    tmp_path: Path, disk_dir: Path
+) -> None:
+    memory, top = tmp_path / "memory", tmp_path / "top"
+    (tmp_path / "lower").mkdir()
+    memory.mkdir()
+    with contextlib.ExitStack() as stack:
+        below = stack.enter_context(contextlib.ExitStack())
+        below.enter_context(mounted_on(memory, "-t", "tmpfs", "kvcache-test"))
+        for name in ("up", "work"):
+            (memory / name).mkdir()
+        options = f"lowerdir={tmp_path}/lower,upperdir={memory}/up,workdir={memory}/work"
+        stack.enter_context(mounted_on(top, "-t", "overlay", "-o", options, "kvcache-test"))
+        (top / "below").mkdir()
+        assert facts_of(top / "below").memory_at_end == "overlay on tmpfs"
+        with mounted_on(memory / "up", "--bind", str(disk_dir)):
+            facts = facts_of(top)
+            assert "its upper directory can't be shown to be" in str(facts.chain.unseen)
+            assert facts.chain.disks == ()
+        with mounted_on(tmp_path / "part", "--bind", str(top / "below")):
+            assert facts_of(tmp_path / "part").memory_at_end == "overlay on tmpfs"
+        below.close()  # lazily unmounted: the overlay still has it
+        (memory / "up" / "below").mkdir(parents=True)
+        for directory in (top, top / "below"):
+            facts = facts_of(directory)
+            assert (facts.chain.disks, facts.memory_at_end) == ((), None)
+            assert "its upper directory can't be shown to be" in str(facts.chain.unseen)
+            assert list(directory.glob(".kvcache-layer-*")) == []
+
+
+def test_an_overlay_on_a_disk_ends_at_that_disk_and_so_does_an_image_in_it(
+    tmp_path: Path, disk_dir: Path
+) -> None:
+    disks = facts_of(disk_dir).chain.disks
+    if not disks:
+        pytest.skip("/var/tmp of this machine is on no disk")
+    layers = disk_dir / "layers"
+    for name in ("lower", "up", "work"):
+        (layers / name).mkdir(parents=True)
+    options = f"lowerdir={layers}/lower,upperdir={layers}/up,workdir={layers}/work"
+    top = tmp_path / "top"
+    try:
+        with mounted_on(top, "-t", "overlay", "-o", options, "kvcache-test"):
+            assert facts_of(top).chain.disks == disks
+            make_ext4(top / "image", IMAGE_BYTES)
+            with loop_over(top / "image") as device, mounted_on(tmp_path / "inner", device):
+                assert facts_of(tmp_path / "inner").chain.disks == disks
+    finally:
+        shutil.rmtree(layers)
+
+
+@pytest.mark.parametrize("upper", ["up", "/nowhere/up"])
+def test_an_upper_directory_that_does_not_show_what_is_made_is_not_seen(
+    tmp_path: Path, upper: str
+) -> None:
+    overlay = mount("overlay", "overlay", device="0:50", options=f"rw,upperdir={upper}")
+    chain = follow(overlay, "n1", directory=str(tmp_path))
+    assert str(chain.unseen).startswith("overlay: its upper directory can't be shown to be")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_compressed_ram_disk_is_memory(tmp_path: Path) -> None:

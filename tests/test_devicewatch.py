@@ -111,16 +111,18 @@ class Disks:
 def test_a_watch_tells_the_moment_before_and_the_run_apart(tmp_path: Path) -> None:
     disks = Disks("sda", "sdb")
     watch = DeviceWatch(chain("sda", "sdb"), str(tmp_path), read=disks.read)
-    watch.look(0.0)
+    watch.look(0.0, durable=False)
     disks.moved["sda"] += 1
     watch.begin()
     disks.moved["sdb"] += 512
     watch.end()
     disks.moved["sda"] += 4096
+    watch.look_again(0.0, durable=True)
     told = watch.to_json()
     assert [disk["name"] for disk in told["disks"]] == ["sda", "sdb"]
     assert [disk["run"]["write_bytes"] for disk in told["disks"]] == [0, 512]
     assert [disk["quiet"]["write_bytes"] for disk in told["disks"]] == [0, 0]
+    assert [disk["after"]["write_bytes"] for disk in told["disks"]] == [0, 0]
     assert told["run_s"] > 0
     assert told["sync_probe"] is None
 
@@ -132,10 +134,32 @@ def test_where_not_all_that_matters_is_counted_nothing_is(
     tmp_path: Path, watched: DeviceChain
 ) -> None:
     watch = DeviceWatch(watched, str(tmp_path), read=Disks("sda").read)
-    watch.look(0.0)
+    watch.look(0.0, durable=False)
     watch.begin()
     watch.end()
+    watch.look_again(0.0, durable=False)
     assert watch.to_json()["disks"] == []
+
+
+def test_what_our_own_journal_has_to_write_is_written_before_others_are_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disks = Disks("sda")
+
+    def sync(_fd: int) -> None:
+        disks.moved["sda"] += 4096
+
+    monkeypatch.setattr("os.fsync", sync)
+    watch = DeviceWatch(chain("sda"), str(tmp_path), read=disks.read)
+    watch.look(0.0, durable=False)
+    assert disks.moved["sda"] == 0
+    watch.look(0.0, durable=True)
+    watch.begin()
+    watch.end()
+    watch.look_again(0.0, durable=True)
+    assert disks.moved["sda"] == 2 * 4096
+    (disk,) = watch.to_json()["disks"]
+    assert disk["quiet"]["write_bytes"] == disk["after"]["write_bytes"] == 0
 
 
 # --- the probe of a sync --------------------------------------------------------------------

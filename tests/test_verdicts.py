@@ -331,7 +331,9 @@ BIG: dict[str, Any] = {
 }  # fmt: skip
 
 
-def busy(*, quiet: dict[str, Any] | None = None, **changes: Any) -> list[str]:
+def busy(
+    *, quiet: dict[str, Any] | None = None, after: dict[str, Any] | None = None, **changes: Any
+) -> list[str]:
     """Texts of BUSY_DEVICE on 6,600 MiB in 60 s, of a disk that moved so much more."""
     plan = changes.pop("plan", None) or sound_plan()
     moved: dict[str, Any] = {"read_bytes": 6_000 * MIB, "write_bytes": 600 * MIB}
@@ -339,7 +341,7 @@ def busy(*, quiet: dict[str, Any] | None = None, **changes: Any) -> list[str]:
         moved[name] += changes.pop(f"more_{name}", 0)
     for name in ("read_ops", "write_ops"):
         moved[name] = changes.pop(name, 0)
-    seen = watch(**moved, quiet=quiet or {})
+    seen = watch(**moved, quiet=quiet or {}, after=after or {})
     ranks = [rank_result(0, **{**BIG, **changes}, device=seen)]
     verdicts = evaluate_trial(sound_record(plan, ranks), plan)[1]
     return [verdict.text for verdict in verdicts if verdict.code == "BUSY_DEVICE"]
@@ -368,7 +370,23 @@ def test_metadata_of_many_small_objects_is_no_neighbour() -> None:
 
 
 def test_what_is_flushed_later_is_not_taken_for_others() -> None:
-    assert busy(more_write_bytes=20_000 * MIB, io_mode="buffered", sync="none") == []
+    # 4 GiB were populated through the page cache before, but not 20.
+    late: dict[str, Any] = {"io_mode": "buffered", "sync": "none", "populated_blocks": 1 << 20}
+    assert busy(more_write_bytes=4 << 30, **late) == []
+    assert "during the run" in busy(more_write_bytes=40 << 30, **late)[0]
+
+
+def test_where_nothing_is_stored_all_writes_are_others() -> None:
+    decode: dict[str, Any] = {"requested_write_bytes": 0, "device_write_bytes": 0}
+    (text,) = busy(**decode, populated_blocks=1_000_000)
+    assert "600 MiB during the run" in text
+
+
+def test_an_operation_beside_each_of_ours_is_others() -> None:
+    # 1,536,000 reads and 153,600 writes of a page.
+    ours: dict[str, Any] = {"read_ops": 1_536_000, "write_ops": 300_000}
+    assert busy(**ours) == []
+    assert busy(**{**ours, "read_ops": 2 * 1_536_000})
 
 
 def test_many_small_operations_of_others_are_told_by_their_number() -> None:
@@ -384,11 +402,117 @@ def test_many_small_operations_of_others_are_told_by_their_number() -> None:
 def test_a_neighbour_is_seen_while_no_rank_does_anything() -> None:
     half_s = {"read_ops": 500, "read_bytes": 50 * MIB, "busy_s": 0.4}
     (text,) = busy(quiet=half_s)
-    assert "100 MiB/s and 1000 operations/s before it, 80% of the time" in text
+    assert "100 MiB/s and 1000 operations/s before or after it, 80% of the time" in text
 
 
-def test_the_metadata_of_the_population_is_no_neighbour() -> None:
-    assert busy(quiet={"write_ops": 100, "write_bytes": 4 * MIB, "busy_s": 0.3}) == []
+def test_a_neighbour_that_syncs_little_is_told_whatever_was_populated() -> None:
+    syncs = {"write_ops": 200, "write_bytes": MIB, "busy_s": 0.4}
+    (text,) = busy(quiet=syncs, populated_blocks=100_000)
+    assert "400 operations/s before or after it, 80% of the time" in text
+    # Here what is written may still be the population.
+    assert busy(quiet=syncs, io_mode="buffered", sync="none") == []
+
+
+def test_a_neighbour_that_began_during_the_run_is_seen_after_it() -> None:
+    assert busy(after={"read_ops": 500, "read_bytes": 50 * MIB, "busy_s": 0.4})
+    # Our own filesystem may write then.
+    assert busy(after={"write_ops": 500, "write_bytes": 50 * MIB, "busy_s": 0.4}) == []
+
+
+def test_a_few_operations_that_take_no_time_are_no_neighbour() -> None:
+    few = {"write_ops": 14, "write_bytes": 63 << 10}
+    assert busy(quiet={**few, "busy_s": 0.01}) == []
+    assert busy(quiet={**few, "busy_s": 0.026})
+
+
+# -- whose bytes the disks counted -----------------------------------------------------------
+
+ON_A_LOOP = on(
+    chain=chain(
+        ("ext4", "filesystem", None), ("loop0", "loop", None), ("/image", "file", None),
+        ("ext4", "filesystem", None), ("sda", "disk", "disk"),
+    )
+)  # fmt: skip
+READER = {"read_ops": 50, "read_bytes": 50 * MIB, "busy_s": 0.4}
+WRITER = {"write_ops": 50, "write_bytes": 50 * MIB, "busy_s": 0.4}
+
+
+def of_big(
+    read_share: float, write_share: float, *, looks: dict[str, Any] | None = None, **changes: Any
+) -> tuple[Any, Any, bool, dict[str, Any]]:
+    """The verdicts on reads and writes, whether others are told, and what they did."""
+    seen = watch(
+        read_bytes=round(6_000 * MIB * read_share),
+        write_bytes=round(600 * MIB * write_share),
+        **looks or {},
+    )
+    plan = changes.pop("plan", None) or sound_plan()
+    ranks = [rank_result(0, **{**BIG, "device": seen, **changes})]
+    data, verdicts = evaluate_trial(sound_record(plan, ranks), plan)
+    proof = data["proof"]
+    told = "BUSY_DEVICE" in {verdict.code for verdict in verdicts}
+    foreign = proof["devices"][0]["foreign"]
+    return proof["reads"]["verdict"], proof["writes"]["verdict"], told, foreign
+
+
+def test_a_disk_that_nobody_else_uses_proves_what_went_through_a_loop_device() -> None:
+    reads, writes, told, foreign = of_big(1.0, 1.02, filesystem=ON_A_LOOP)
+    assert (reads, writes, told) == ("PROVEN", "PROVEN", False)
+    # What a loop device answers from memory would hide others of the same size.
+    assert (foreign["read_bytes"], foreign["write_bytes"]) == (None, None)
+
+
+@pytest.mark.parametrize("when", ["quiet", "after"])
+def test_reads_of_others_prove_none_of_ours_through_a_loop_device(when: str) -> None:
+    reads, _, told, _ = of_big(0.94, 1.0, filesystem=ON_A_LOOP, looks={when: READER})
+    assert (reads, told) == ("UNPROVEN", True)
+
+
+@pytest.mark.parametrize("when", ["quiet", "after"])
+def test_writes_of_others_prove_none_of_ours_through_a_loop_device(when: str) -> None:
+    _, writes, _, _ = of_big(1.0, 1.0, filesystem=ON_A_LOOP, looks={when: WRITER})
+    assert writes == "UNPROVEN"
+
+
+def test_more_than_can_be_ours_is_others_and_proves_nothing() -> None:
+    reads, writes, told, foreign = of_big(1.0, 10.0, filesystem=ON_A_LOOP)
+    assert (reads, writes, told) == ("PROVEN", "UNPROVEN", True)
+    assert foreign["write_bytes"] > 2_000 * MIB
+    reads, writes, told, foreign = of_big(1.3, 1.0, filesystem=ON_A_LOOP)
+    assert (reads, writes, told) == ("UNPROVEN", "PROVEN", True)
+    assert foreign["read_bytes"] == pytest.approx(1_200 * MIB, rel=1e-6)
+
+
+def test_what_the_kernel_counts_for_a_rank_proves_where_it_goes_straight_to_a_disk() -> None:
+    looks = {"quiet": {**READER, **WRITER}}
+    reads, writes, told, foreign = of_big(3.0, 10.0, looks=looks)
+    assert (reads, writes, told) == ("PROVEN", "PROVEN", True)
+    assert foreign["read_bytes"] == 12_000 * MIB
+    # Without that counter, and for what a buffered write dirties, the disk alone tells.
+    assert of_big(3.0, 1.0, device_read_bytes=None)[0] == "UNPROVEN"
+    assert of_big(1.0, 1.0, device_read_bytes=None)[0] == "PROVEN"
+    synced: dict[str, Any] = {"io_mode": "buffered", "sync": "data"}
+    assert of_big(1.0, 40.0, **synced)[:2] == ("PROVEN", "UNPROVEN")
+    assert of_big(1.0, 1.0, **synced)[:2] == ("PROVEN", "PROVEN")
+
+
+def test_a_mirror_that_writes_twice_is_no_neighbour() -> None:
+    large = sound_plan(block_tokens=1 << 21)  # objects of 4 MiB, with little metadata
+    mirror = on(chain=chain(("ext4", "filesystem", None), ("md0", "md", None)))
+    mirror["chain"] += [
+        {"name": name, "kind": "disk", "number": None, "above": 1, "end": "disk", "note": None}
+        for name in ("sda", "sdb")
+    ]
+    seen = watch(read_bytes=6_000 * MIB, write_bytes=600 * MIB)
+    seen["disks"].append({**seen["disks"][0], "name": "sdb"})
+    seen["disks"][0] = {**seen["disks"][0], "run": {**seen["disks"][0]["run"], "read_bytes": 0}}
+    reads, writes, told, _ = of_big(1.0, 1.0, filesystem=mirror, device=seen, plan=large)
+    assert (reads, writes, told) == ("PROVEN", "PROVEN", False)
+
+
+def test_a_loop_device_without_a_counter_below_it_proves_nothing() -> None:
+    ranks = [rank_result(0, filesystem=ON_A_LOOP, device=NO_DISKS)]
+    assert proofs(ranks) == ("UNPROVEN", "UNPROVEN")
 
 
 def test_hosts_of_one_machine_share_a_disk_and_are_no_neighbours() -> None:

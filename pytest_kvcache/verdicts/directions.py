@@ -1,9 +1,10 @@
 """Reads and writes apart: what was compared with what, and whether it agrees. Pure.
 
 A process's own counters tell what the kernel asked devices for on its behalf; a disk's
-counters tell what it moved, for whomever. The lower one counts: a loop device or a cache
-device may answer from memory what the process's counter took for I/O. Of writes the
-process's alone proves nothing, for it grows when a page gets dirty; it can disprove them.
+counters tell what it moved, for whomever. Either disproves. The process's proves where its
+I/O goes straight to a disk: a loop device or a cache device may answer from memory what it
+took for I/O, and buffered writes are counted when a page gets dirty. Elsewhere the disk's
+is the only witness, and believed if others can't have moved what it counted.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_kvcache.devicegroups import DeviceGroup
+from pytest_kvcache.devicechain import DeviceChain
+from pytest_kvcache.devicegroups import BELIEVED_SHARE, DeviceGroup
+from pytest_kvcache.units import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -160,7 +163,14 @@ def _unproven_reads(
     ranks: Sequence[Mapping[str, Any]], groups: Sequence[DeviceGroup]
 ) -> Iterator[str]:
     for rank in ranks:
-        if not (_counts(rank, "read") or _is_watched(rank, groups)):
+        if _counts(rank, "read") and _is_straight(rank):
+            continue
+        group = _group_of(rank, groups)
+        if group is not None:
+            yield from _unbelieved(group, "read")
+        elif _counts(rank, "read"):
+            yield "no counter of a disk tells what the layers above it answered from memory"
+        else:
             yield "the kernel keeps no byte counter for this storage"
     yield from _unseen(ranks)
 
@@ -169,13 +179,16 @@ def _unproven_writes(
     ranks: Sequence[Mapping[str, Any]], groups: Sequence[DeviceGroup]
 ) -> Iterator[str]:
     for rank in ranks:
+        group = _group_of(rank, groups)
         if not _is_durable(rank):
             yield (
                 "buffered without a sync: nothing promises that what was written has left the"
                 " page cache"
             )
-        elif not _is_watched(rank, groups):
+        elif group is None:
             yield "no device's counter tells what was written"
+        elif not (rank["io_mode"] == "direct" and _counts(rank, "write") and _is_straight(rank)):
+            yield from _unbelieved(group, "write")
     yield from _unseen(ranks)
 
 
@@ -187,8 +200,35 @@ def _unseen(ranks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             yield facts["unseen"]
 
 
-def _is_watched(rank: Mapping[str, Any], groups: Sequence[DeviceGroup]) -> bool:
-    return any(rank["host"] in group.hosts for group in groups)
+def _group_of(rank: Mapping[str, Any], groups: Sequence[DeviceGroup]) -> DeviceGroup | None:
+    return next((group for group in groups if rank["host"] in group.hosts), None)
+
+
+def _is_straight(rank: Mapping[str, Any]) -> bool:
+    return DeviceChain.from_json(rank["filesystem"]["chain"]).is_straight
+
+
+def _unbelieved(group: DeviceGroup, kind: str) -> Iterator[str]:
+    """Why the disks' counters, the only ones that tell, may be those of others' I/O."""
+    disks, verb = "+".join(group.disks), "read" if kind == "read" else "wrote"
+    moved, most = getattr(group.moved, f"{kind}_bytes"), getattr(group, f"most_{kind}_bytes")
+    if moved > BELIEVED_SHARE * most:
+        yield (
+            f"others used {disks}, which {verb} {format_bytes(moved)} where at most"
+            f" {format_bytes(most)} can be ours; ours can't be told apart"
+        )
+        return
+    others = max(_per_s(group, "quiet", kind), _per_s(group, "after", kind)) * group.span_s
+    if moved - others < MOVED_SHARE * getattr(group, f"requested_{kind}_bytes"):
+        yield (
+            f"others used {disks} before or after the run, and may have {verb} during it"
+            f" {format_bytes(round(others))} of {format_bytes(moved)}; ours can't be told apart"
+        )
+
+
+def _per_s(group: DeviceGroup, when: str, kind: str) -> float:
+    span_s = getattr(group, f"{when}_s")
+    return getattr(getattr(group, when), f"{kind}_bytes") / span_s if span_s else 0.0
 
 
 def _is_durable(rank: Mapping[str, Any]) -> bool:

@@ -96,12 +96,12 @@ def whether_it_is_proven(data: Mapping[str, Any]) -> Iterator[Verdict]:
 
 
 def whether_others_used_it(data: Mapping[str, Any]) -> Iterator[Verdict]:
-    """Foreign I/O on the disks: during the run, and in the moment before."""
+    """Foreign I/O on the disks: during the run, and in the moments around it."""
     if not is_storage(data) or is_memory(data):
         return
     for each in data["proof"]["devices"]:
         group = DeviceGroup.from_json(each)
-        told = [*_during(group), *_before(group)]
+        told = [*_during(group), *_around(group)]
         if told:
             yield Verdict.of(
                 "BUSY_DEVICE",
@@ -114,7 +114,7 @@ def whether_others_used_it(data: Mapping[str, Any]) -> Iterator[Verdict]:
 
 def _during(group: DeviceGroup) -> Iterator[str]:
     foreign, moved = group.foreign, group.moved
-    both = foreign.read_bytes + (foreign.write_bytes or 0)
+    both = (foreign.read_bytes or 0) + (foreign.write_bytes or 0)
     if _is_much(both, moved.read_bytes + moved.write_bytes, _BUSY_BYTES_PER_S * group.span_s):
         share = both / (moved.read_bytes + moved.write_bytes)
         yield f"{format_bytes(both)} during the run, {share:.0%} of its bytes"
@@ -124,19 +124,17 @@ def _during(group: DeviceGroup) -> Iterator[str]:
         yield f"at least {operations} operations during the run, {share:.0%} of its operations"
 
 
-def _before(group: DeviceGroup) -> Iterator[str]:
+def _around(group: DeviceGroup) -> Iterator[str]:
+    """While no rank did I/O. Operations alone are none to speak of: they must take time."""
     foreign, moved = group.foreign, group.moved
-    run_bytes, run_ops = moved.read_bytes + moved.write_bytes, moved.read_ops + moved.write_ops
+    run_bytes_per_s = (moved.read_bytes + moved.write_bytes) / group.span_s
     per_s = foreign.quiet_operations_per_s
-    much = (
-        _is_much(foreign.quiet_bytes_per_s, run_bytes / group.span_s, _BUSY_BYTES_PER_S),
-        _is_much(per_s, run_ops / group.span_s, _BUSY_OPERATIONS_PER_S),
-        per_s >= _BUSY_OPERATIONS_PER_S and foreign.quiet_busy_ratio >= _BUSY_SHARE,
-    )
-    if any(much):
+    if _is_much(foreign.quiet_bytes_per_s, run_bytes_per_s, _BUSY_BYTES_PER_S) or (
+        per_s >= _BUSY_OPERATIONS_PER_S and foreign.quiet_busy_ratio >= _BUSY_SHARE
+    ):
         yield (
             f"{format_bytes(round(foreign.quiet_bytes_per_s))}/s and {per_s:.0f} operations/s"
-            f" before it, {foreign.quiet_busy_ratio:.0%} of the time"
+            f" before or after it, {foreign.quiet_busy_ratio:.0%} of the time"
         )
 
 
