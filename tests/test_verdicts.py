@@ -797,6 +797,9 @@ def test_operations_that_wait_longer_than_they_are_served_are_queueing(
         assert "waited 12,658 ms (p95 12," in verdicts[0].text
         assert "load.* and request.* are mostly queueing" in verdicts[0].text
         assert "fewer --kv-num-users" in verdicts[0].text
+        assert "the limit, at it, of the storage and of whatever else the verdicts name." in (
+            verdicts[0].text
+        )
     if "UNSATURATED" in codes:
         assert "operations still waited 12,658 ms on average" in verdicts[0].text
 
