@@ -376,7 +376,8 @@ class CaseFacts:
 
     ``available_bytes`` is the space free for users where the blocks go, ``sharers`` how
     many ranks share it; ``on_network`` whether that is a network filesystem. ``block_why``
-    says how the block size was derived from a trace, if it was.
+    says how the block size was derived from a trace, if it was; ``unit_is_assumed``, that
+    nobody gave the unit of its timestamps and nothing in it shows one.
     """
 
     run_id: str
@@ -387,6 +388,7 @@ class CaseFacts:
     trace: TracePlan | None
     on_network: bool = False
     block_why: str = ""
+    unit_is_assumed: bool = False
 
 
 def effective_block_tokens(options: Options, trace: Trace | None) -> int:
@@ -506,10 +508,14 @@ def _origins(options: Options, facts: CaseFacts) -> dict[str, str]:
         found["capacity_blocks"] = "default"
     if facts.trace is not None and found["scenario"] == "default":
         found["scenario"] = given.get("trace", "default")
-    for name in _ALLOWANCES:
-        if getattr(options, name):
-            found[name] = given[name]
-    return found
+    return found | _origins_beside(options, facts)
+
+
+def _origins_beside(options: Options, facts: CaseFacts) -> dict[str, str]:
+    """Of what is no field of the plan, but must be known where it is read."""
+    found: dict[str, str] = {"trace_time_unit": "assumed"} if facts.unit_is_assumed else {}
+    given = options.origins
+    return found | {name: given[name] for name in _ALLOWANCES if getattr(options, name)}
 
 
 def _capacity_blocks(asked_bytes: int, stored_bytes: int, facts: CaseFacts) -> int:

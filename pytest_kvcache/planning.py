@@ -157,6 +157,9 @@ class Planner:
             trace=None if trace is None else _trace_plan(options, trace, parts),
             on_network=_on_network(options, survey),
             block_why="" if trace is None or not trace.reading else trace.reading.block_why,
+            unit_is_assumed=(
+                trace is not None and trace.reading is not None and trace.reading.unit.is_assumed
+            ),
         )
         plan = build_plan(
             options,

@@ -13,6 +13,7 @@ from pytest_kvcache.prooftext import describe_proof
 from pytest_kvcache.series import KINDS
 from pytest_kvcache.summary import MetricSeries
 from pytest_kvcache.units import format_bytes
+from pytest_kvcache.workloads.tracetimes import TimeUnit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -129,7 +130,7 @@ def describe_plan(plan: Plan) -> str:
     if plan.request_rate is not None:
         users = f"{plan.request_rate:g} requests/s ({plan.arrival}) by {users}"
     elif plan.trace is not None and plan.trace.speedup:
-        users = _replayed(plan.trace)
+        users = _replayed(plan.trace, is_assumed="trace_time_unit" in plan.origins)
     return (
         f"{plan.np} rank{'s' * (plan.np > 1)} on {hosts}; {phase}{users}; blocks of"
         f" {plan.block_tokens} tokens{derived} = {describe_block(plan)};"
@@ -137,14 +138,15 @@ def describe_plan(plan: Plan) -> str:
     )
 
 
-def _replayed(trace: TracePlan) -> str:
-    """Which requests, in which times."""
+def _replayed(trace: TracePlan, *, is_assumed: bool) -> str:
+    """Which requests, in which times; a unit that was only assumed is said to be."""
+    unit = TimeUnit(name=trace.time_unit, is_assumed=is_assumed)
     speed = "at their recorded times"
     if trace.speedup != 1:
         speed = f"{trace.speedup:g} times as fast as recorded"
     return (
-        f"{trace.requests} requests of {trace.name}, recorded within {trace.span_s:g} s (in"
-        f" {trace.time_unit}), {speed}"
+        f"{trace.requests} requests of {trace.name}, recorded within {trace.span_s:g} s"
+        f" ({unit}), {speed}"
     )
 
 

@@ -236,6 +236,11 @@ class Series:
         total: IntArray = self.counts.sum(axis=2)
         return total
 
+    def medians_ms(self, kind: str, spans: Iterable[tuple[int, int]]) -> list[float | None]:
+        """The median of a kind over each half-open range of intervals, as in ``to_json``."""
+        counts = self.counts[:, KINDS.index(kind)]
+        return [p50_ms(counts[begin:end].sum(axis=0)) for begin, end in spans]
+
     @classmethod
     def from_dense(cls, dense: IntArray, cut: Cut) -> Series:
         """From the sum of what the ranks have sent."""

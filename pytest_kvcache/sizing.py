@@ -139,8 +139,9 @@ def _user_lines(options: Options, family: WorkloadFamily, plan: Plan) -> Iterato
 def _trace_lines(trace: Trace) -> Iterator[str]:
     """What is replayed, and what its times are in."""
     span = recorded_span_s(trace, 1)
-    unit = "" if trace.reading is None else f", timestamps in {trace.reading.unit.name}"
-    yield f"  trace                     {len(trace):,} requests within {span:,.6g} s{unit}"
+    yield f"  trace                     {len(trace):,} requests within {span:,.6g} s"
+    if trace.reading is not None:
+        yield f"  timestamps                {trace.reading.unit}"
     if trace.reading is not None and trace.reading.unit.doubt:
         yield from _noted("doubt", trace.reading.unit.doubt)
     prompts = trace.input_tokens

@@ -5,7 +5,9 @@ deep are slow, of thousands. So it is looked for in time: between two moments at
 operation was completed lie LEAST_NS or more, and meanwhile an operation was in flight for
 that long and for USUALLY times as long as an operation of its kind usually takes (the
 median of those that its rank started in the window). A window of few long operations is
-none, for there that is what an operation takes.
+none, for there that is what an operation takes. Where few operations are in flight and
+become ten times as slow for less than half of their number, each of the slow ones is a
+stall: as long as it lasts, nothing is completed.
 
 Looked for on each rank, over all its operations, and over each kind by itself: writes that
 stand still while reads go on are a stall of the writes, if there are several.
@@ -40,7 +42,7 @@ KINDS: Final = ("read", "write", "delete")
 EVERY: Final = "every"
 """The kind of a stall in which no operation at all was completed."""
 LEAST_NS: Final = 500_000_000
-"""Shorter ones are the tail of the latencies, which percentiles show."""
+"""Shorter ones are not looked for; the highest percentiles and the maximum may show them."""
 USUALLY: Final = 10
 """So many times as long as an operation of its kind usually takes."""
 MOST: Final = 1000

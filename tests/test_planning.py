@@ -12,6 +12,7 @@ from pytest_kvcache.cache.reuse import infinite_hits
 from pytest_kvcache.errors import OptionError, TraceError, UnavailableError, UnknownNameError
 from pytest_kvcache.hosts import HostRanks, RankLayout
 from pytest_kvcache.models import MODELS
+from pytest_kvcache.plan import Plan
 from pytest_kvcache.planning import Case, CaseName, Planner, layouts, name_cases
 from pytest_kvcache.registry import Registry, build_registry
 from pytest_kvcache.report import describe_plan
@@ -502,6 +503,21 @@ def test_a_replay_of_seconds_taken_for_milliseconds_is_refused(
     assert "9 requests of t, recorded within 7 s (in s), at their recorded times" in (
         describe_plan(told)
     )
+
+
+def test_a_unit_that_nothing_shows_is_said_to_be_assumed(
+    registry: Registry, tmp_path: Path
+) -> None:
+    trace = recorded(tmp_path / "t", 1000)
+    plan = plan_one(options(trace=trace, backend="null"), registry).plan
+    taken = "recorded within 8 s (taken for ms (--kv-trace-time-unit)), at their recorded"
+    assert taken in describe_plan(plan)
+    assert taken in describe_plan(Plan.from_json(plan.to_json()))
+    given = plan_one(options(trace=trace, backend="null", trace_time_unit="ms"), registry).plan
+    assert "recorded within 8 s (in ms), at their recorded" in describe_plan(given)
+    chats = recorded(tmp_path / "c", 0.875, chat_id=1)
+    known = plan_one(options(trace=chats, backend="null"), registry).plan
+    assert "recorded within 7 s (in s), at their recorded" in describe_plan(known)
 
 
 def test_where_times_play_no_part_their_unit_may_be_doubtful(

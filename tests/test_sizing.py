@@ -237,7 +237,10 @@ def test_the_users_own_capacity_has_a_row_of_its_own(trace: str) -> None:
 
 def test_a_trace_says_what_it_is_before_it_is_sized(trace: str) -> None:
     text = report(trace=trace, model="tiny-1b")
-    assert fact(text, "trace") == "4 requests within 3 s, timestamps in s"
+    assert fact(text, "trace") == "4 requests within 3 s"
+    assert fact(text, "timestamps") == "taken for s (--kv-trace-time-unit)"
+    given = report(trace=trace, model="tiny-1b", trace_time_unit="ms")
+    assert fact(given, "timestamps") == "in ms"
     assert "in milliseconds its 4 requests come within" in text
     assert fact(text, "prompt") == "1,024 to 1,536 tokens, 1,152 on average"
 

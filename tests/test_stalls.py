@@ -77,6 +77,24 @@ def test_several_short_ones_are_counted_and_a_shorter_one_is_none() -> None:
     assert found(served(4, 10 * MS, 6 * S, *spans)) == [[EVERY, 1.0, 1.6], [EVERY, 3.0, 4.0]]
 
 
+def test_shorter_ones_every_second_show_in_the_maximum_and_in_no_median() -> None:
+    spans = [(second * S, second * S + 450 * MS) for second in range(1, 6)]
+    recorder = recorded(served(4, 10 * MS, 6 * S, *spans), 6 * S)
+    assert recorder.found_stalls(6 * S) == ()
+    reads = recorder.histograms["read"]
+    median_ns = reads.percentile_ns(50)
+    assert median_ns is not None
+    assert median_ns < 11 * MS
+    assert (reads.max_ns or 0) > 440 * MS
+
+
+def test_where_few_operations_become_slow_each_of_them_stands_still() -> None:
+    operations = served(1, 10 * MS, 2 * S) + served(1, 660 * MS, 6 * S, begin_ns=2 * S)
+    assert len(found(operations)) > 4
+    mostly_slow = served(1, 10 * MS, 50 * MS) + served(1, 660 * MS, 6 * S, begin_ns=50 * MS)
+    assert found(mostly_slow) == []
+
+
 def test_one_that_begins_in_the_window_lasts_into_the_drain() -> None:
     assert found(served(4, 10 * MS, 6 * S, (5_900 * MS, 8_000 * MS))) == [[EVERY, 5.9, 8.0]]
 

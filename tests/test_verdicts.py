@@ -692,6 +692,34 @@ def test_a_storage_that_changes_within_the_window_is_not_steady(
         assert "(medians of the seconds 0 to 3 and 3 to 6 of the window)" in told[0]
 
 
+# Objects of 32 MiB come a few per second.
+@pytest.mark.parametrize("kind", ["read", "write"])
+@pytest.mark.parametrize(
+    ("operations", "took_ms", "words"),
+    [
+        ([14, 14, 17, 14, 14, 15, 6, 2, 2, 4, 2, 2, 4, 2], [10] * 14,
+         "{}s went from 5.34e-05 to 7.63e-06 GiB/s (medians of the seconds 0 to 6 and 6 to 14 of"),
+        ([14] * 30 + [4] * 30, [10] * 60,
+         "{}s went from 5.34e-05 to 1.53e-05 GiB/s (medians of the seconds 0 to 30 and 30 to 60"),
+        ([2] * 30 + [0, 0, 1] * 10, [10] * 60, "{}s went from"),
+        ([5] * 60, [10] * 30 + [40] * 30,
+         "the p50 of {}s went from 9.96 to 39.8 ms (medians of the seconds 0 to 30 and 30 to 60"),
+        ([14, 12, 15] * 20, [10, 12, 9] * 20, None),
+        ([1, 0, 2, 0, 0, 1] * 10, [10] * 60, None),
+    ],
+)  # fmt: skip
+def test_a_storage_of_few_operations_that_changes_is_not_steady(
+    kind: str, operations: list[int], took_ms: list[int], words: str | None
+) -> None:
+    plan = sound_plan()
+    record = sound_record(plan, [rank_result(0)])
+    record = replace(record, series=series_with(kind, operations, took_ms))
+    told = [v.text for v in evaluate_trial(record, plan)[1] if v.code == "NOT_STEADY"]
+    assert len(told) == (words is not None)
+    if words is not None:
+        assert told[0].startswith(words.format(kind))
+
+
 def test_a_p99_that_doubles_is_not_steady() -> None:
     ledger = SeriesLedger(0, None)
     for second in range(12):
@@ -921,6 +949,9 @@ def test_operations_that_wait_longer_than_they_are_served_are_queueing(
         assert "waited 12,658 ms (p95 12," in verdicts[0].text
         assert "load.* and request.* are mostly queueing" in verdicts[0].text
         assert "fewer --kv-num-users" in verdicts[0].text
+        assert "the limit, at it, of the storage and of whatever else the verdicts name." in (
+            verdicts[0].text
+        )
     if "UNSATURATED" in codes:
         assert "operations still waited 12,658 ms on average" in verdicts[0].text
 

@@ -88,9 +88,9 @@ def _saturated(waited_ms: float, served_ms: float, data: Mapping[str, Any], plan
         "SATURATED",
         f"operations waited {_told(waited_ms)} ms{tail} in the rank's own queue and were served in"
         f" {_told(served_ms)} ms on average, {plan.queue_depth} at a time: load.* and request.* are"
-        " mostly queueing, read.* and write.* are service times at this depth; this is the"
-        f" storage's limit at it. For latency {fewer}, for more bandwidth another --kv-queue-depth"
-        " or more ranks",
+        " mostly queueing, read.* and write.* are service times at this depth; this is the limit,"
+        " at it, of the storage and of whatever else the verdicts name. For latency"
+        f" {fewer}, for more bandwidth another --kv-queue-depth or more ranks",
     )
 
 

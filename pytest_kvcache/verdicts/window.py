@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.recorder import widest_slice_s
 from pytest_kvcache.results import Verdict
-from pytest_kvcache.series import KINDS
+from pytest_kvcache.series import KINDS, Series
 from pytest_kvcache.stalls import EVERY
-from pytest_kvcache.steadiness import largest_change
+from pytest_kvcache.steadiness import grouped, largest_change
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +28,10 @@ _BANDWIDTH_CHANGE = 0.25  # of the larger one: twice what a busy but healthy dis
 # Likewise. Bins of the series are an eighth wide; a p99 rests on the slowest hundredth, and
 # varies by itself.
 _LATENCY_CHANGES = MappingProxyType({"p50": 0.33, "p99": 0.5})
-_BUSY_INTERVAL = 10  # operations on average, for its bytes to be a bandwidth
+# Operations of an interval on average, for its bytes to be a bandwidth; and for most intervals
+# to have a median. Neighbouring ones of fewer are taken together.
+_FEW_OPERATIONS = 4
+_FEW_FOR_MEDIAN = 30
 _GIB = 1 << 30
 _SOME = 3  # ranks are named
 _LONG_PAUSE_S = 1.0  # between two looks of a rank that looks around every 0.1 s
@@ -62,33 +65,49 @@ def _changes(data: Mapping[str, Any], plan: Plan) -> Iterator[str]:
     first, second = data["cache"]["half_hit_ratios"]
     if first is not None and second is not None and abs(first - second) > _STEADY_DIFFERENCE:
         yield f"the hit ratio went from {first:.2f} to {second:.2f} within the window"
-    series = data["series"]
     for kind in KINDS:
-        operations = series[f"{kind}s"]
-        busy = operations and sum(operations) >= _BUSY_INTERVAL * len(operations)
-        if busy and plan.trace is None:  # a replay's load is its trace's
-            rates = [moved / series["interval_s"] / _GIB for moved in series[f"{kind}_bytes"]]
-            change = largest_change(rates, _BANDWIDTH_CHANGE)
-            if change is not None:
-                yield f"{kind}s went from {_when(change, 'GiB/s', [*range(len(rates))], series)}"
-        for percentile, limit in _LATENCY_CHANGES.items():
-            told = enumerate(series[f"{kind}_{percentile}_ms"])
-            known = [(point, value) for point, value in told if value is not None]
-            change = largest_change([value for _point, value in known], limit)
-            if change is not None:
-                where = _when(change, "ms", [point for point, _value in known], series)
-                yield f"the {percentile} of {kind}s went from {where}"
+        if plan.trace is None:  # a replay's load is its trace's
+            yield from _changed_bandwidth(data["series"], kind)
+        yield from _changed_latency(data["series"], kind)
 
 
-def _when(change: Change, unit: str, points: Sequence[int], series: Mapping[str, Any]) -> str:
+def _changed_bandwidth(series: Mapping[str, Any], kind: str) -> Iterator[str]:
+    operations, moved = series[f"{kind}s"], series[f"{kind}_bytes"]
+    spans = grouped(operations, _FEW_OPERATIONS)
+    rates = [sum(moved[a:b]) / (b - a) / series["interval_s"] / _GIB for a, b in spans]
+    change = largest_change(rates, _BANDWIDTH_CHANGE, [sum(operations[a:b]) for a, b in spans])
+    if change is not None:
+        yield f"{kind}s went from {_when(change, 'GiB/s', spans, series)}"
+
+
+def _changed_latency(series: Mapping[str, Any], kind: str) -> Iterator[str]:
+    spans = grouped(series[f"{kind}s"], _FEW_FOR_MEDIAN)
+    seconds = [(point, point + 1) for point in range(len(series[f"{kind}s"]))]
+    medians = series[f"{kind}_p50_ms"]
+    if len(spans) < len(seconds):
+        medians = Series.from_json(series).medians_ms(kind, spans)
+    for percentile, limit, where, values in (
+        ("p50", _LATENCY_CHANGES["p50"], spans, medians),
+        ("p99", _LATENCY_CHANGES["p99"], seconds, series[f"{kind}_p99_ms"]),
+    ):
+        known = [(span, v) for span, v in zip(where, values, strict=True) if v is not None]
+        change = largest_change([value for _span, value in known], limit)
+        if change is not None:
+            told = _when(change, "ms", [span for span, _value in known], series)
+            yield f"the {percentile} of {kind}s went from {told}"
+
+
+def _when(
+    change: Change, unit: str, spans: Sequence[tuple[int, int]], series: Mapping[str, Any]
+) -> str:
     """The two medians, and which seconds of the window they are of."""
-    spans = [
-        f"{points[begin] * series['interval_s']} to {(points[end - 1] + 1) * series['interval_s']}"
+    told = [
+        f"{spans[begin][0] * series['interval_s']} to {spans[end - 1][1] * series['interval_s']}"
         for begin, end in (change.first, change.second)
     ]
     return (
-        f"{change.before:.3g} to {change.after:.3g} {unit} (medians of the seconds {spans[0]} and"
-        f" {spans[1]} of the window)"
+        f"{change.before:.3g} to {change.after:.3g} {unit} (medians of the seconds {told[0]} and"
+        f" {told[1]} of the window)"
     )
 
 

@@ -29,12 +29,15 @@ MAX_TIMESTAMP = 2**63 - 1
 OPTION = "--kv-trace-time-unit"
 
 _NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
-_MOST_PER_S = 500  # requests of a whole trace: no public one has a tenth of that
-# The same where the whole trace would be over within a second, and where timestamps have
-# fractions, as seconds do and milliseconds rarely do.
-_MOST_PER_S_OF_A_SECOND = 100
+_MOST_PER_S = 50  # requests of a whole trace: no public one of these fields comes near
+# The same where timestamps have fractions, as seconds do and milliseconds rarely do; none at
+# all where such a trace would be over within a second.
 _MOST_PER_S_WITH_FRACTIONS = 20
-_LONGEST_PAUSE_S = 60.0  # on average: slower traces are replayed faster, or are no milliseconds
+_LONGEST_PAUSE_S = 10.0  # on average: slower traces are replayed faster, or are no milliseconds
+# Whole minutes in seconds. Whole seconds in milliseconds, which may be such multiples too,
+# are what a recorder writes that looks around every few seconds.
+_MINUTE, _SECOND_IN_MS = 60, 1000
+_ENOUGH_TIMES = 5  # different ones, not to have them in common by chance
 # Since 1970, in seconds: from September 2001 to the year 2100. In milliseconds the same
 # numbers are days and weeks after a start at 0.
 _EPOCH_S = (1_000_000_000, 4_102_444_800)
@@ -65,11 +68,17 @@ class TimeUnit:
     """The unit that timestamps are taken to be in.
 
     ``doubt`` is a sentence on what speaks against it and what to do; empty: nothing does.
-    Where times play no part, neither does a doubt.
+    Where times play no part, neither does a doubt. ``is_assumed``: nobody gave the unit, and
+    nothing in the file shows it.
     """
 
     name: str
     doubt: str = ""
+    is_assumed: bool = False
+
+    def __str__(self) -> str:
+        """As in a sentence on its trace."""
+        return f"taken for {self.name} ({OPTION})" if self.is_assumed else f"in {self.name}"
 
 
 def time_unit(stamps: Timestamps, asked: str | None, *, has_chats: bool) -> TimeUnit:
@@ -85,10 +94,10 @@ def time_unit(stamps: Timestamps, asked: str | None, *, has_chats: bool) -> Time
         return TimeUnit(name="s")
     likely, sign = _other_unit(stamps, fractions, has_chats=has_chats)
     if not sign:
-        return TimeUnit(name="ms")
+        return TimeUnit(name="ms", is_assumed=True)
     guess = f"; {likely} ({_NAMES[likely]}) is likely" if likely else ""
     doubt = f"{sign}; say with {OPTION}={{s,ms,us,ns}} what the timestamps are in{guess}"
-    return TimeUnit(name=likely or "ms", doubt=doubt)
+    return TimeUnit(name=likely or "ms", doubt=doubt, is_assumed=True)
 
 
 def _other_unit(stamps: Timestamps, fractions: IntArray, *, has_chats: bool) -> tuple[str, str]:
@@ -101,17 +110,19 @@ def _other_unit(stamps: Timestamps, fractions: IntArray, *, has_chats: bool) -> 
             return unit, f"timestamps begin at {first}, which are {_NAMES[unit]} since 1970"
     if has_chats:
         return "", "its lines have a chat_id, which is no field of Mooncake's"
-    span = float(np.ptp(stamps.whole + stamps.rest)) if len(fractions) else float(last - first)
-    return _by_rate(len(stamps.whole), span, fractions=len(fractions) > 0)
+    if len(fractions):
+        span = float(np.ptp(stamps.whole + stamps.rest))
+        return _by_rate(len(stamps.whole), span, fractions=True)
+    by_rate = _by_rate(len(stamps.whole), float(last - first), fractions=False)
+    return by_rate if by_rate[1] else _by_common_factor(stamps.whole)
 
 
 def _by_rate(requests: int, span: float, *, fractions: bool) -> tuple[str, str]:
     """The same by how many requests come per second, were they milliseconds."""
     pauses, span_s = requests - 1, span / 1e3
-    within_a_second = span_s < 1
-    most_per_s = _MOST_PER_S_OF_A_SECOND if within_a_second else _MOST_PER_S
+    most_per_s = _MOST_PER_S
     if fractions:
-        most_per_s = 0 if within_a_second else _MOST_PER_S_WITH_FRACTIONS
+        most_per_s = 0 if span_s < 1 else _MOST_PER_S_WITH_FRACTIONS
     if span and pauses / span_s >= most_per_s:
         how = ", with fractions of a millisecond" if fractions else ""
         return "s", (
@@ -119,9 +130,17 @@ def _by_rate(requests: int, span: float, *, fractions: bool) -> tuple[str, str]:
             f" {pauses / span_s:,.0f} a second"
         )
     if pauses and span_s / pauses > _LONGEST_PAUSE_S:
-        likely = "us" if span_s / pauses / 1e3 < _LONGEST_PAUSE_S else "ns"
+        likely = "us" if span_s / pauses / 1e3 <= _LONGEST_PAUSE_S else "ns"
         return likely, (
             f"in milliseconds its {requests:,} requests take {span_s:,.0f} s, one in"
             f" {span_s / pauses:,.0f} s"
         )
     return "", ""
+
+
+def _by_common_factor(whole: IntArray) -> tuple[str, str]:
+    """The same by what all of them are multiples of."""
+    factor = int(np.gcd.reduce(whole))
+    if factor % _MINUTE or factor % _SECOND_IN_MS == 0 or len(np.unique(whole)) < _ENOUGH_TIMES:
+        return "", ""
+    return "s", f"all its timestamps are multiples of {factor:,}, as whole minutes are in seconds"

@@ -489,7 +489,57 @@ def test_times_that_are_hardly_milliseconds_are_doubted(
     assert unit_of(path, unit)[:2] == (unit, "")
 
 
-@pytest.mark.parametrize("every_ms", [60.5, 11, 100, 60_000])
+# Whole seconds, one request in 3 or 5; microseconds and nanoseconds, 20 a second; whole minutes.
+@pytest.mark.parametrize(
+    ("requests", "every", "likely", "sign"),
+    [
+        (
+            600,
+            3,
+            "s",
+            r"^in milliseconds its 600 requests come within 1\.797 s, which is 333 a sec",
+        ),
+        (
+            600,
+            5,
+            "s",
+            r"^in milliseconds its 600 requests come within 2\.995 s, which is 200 a sec",
+        ),
+        (600, 20, "s", "which is 50 a second"),
+        (600, 50_000, "us", "^in milliseconds its 600 requests take 29,950 s, one in 50 s"),
+        (600, 48_000, "us", "one in 48 s"),
+        (600, 50_000_000, "ns", "one in 50,000 s"),
+        (
+            60,
+            60,
+            "s",
+            "^all its timestamps are multiples of 60, as whole minutes are in seconds; s",
+        ),
+        (60, 300, "s", "^all its timestamps are multiples of 300, as whole minutes"),
+    ],
+)
+def test_a_unit_that_is_wrong_by_a_thousand_is_doubted(
+    tmp_path: Path, requests: int, every: int, likely: str, sign: str
+) -> None:
+    path = written(tmp_path / "t", [[number] for number in range(requests)], every_ms=every)
+    unit, doubt, _ = unit_of(path)
+    assert re.search(sign, doubt)
+    assert "; say with --kv-trace-time-unit={s,ms,us,ns} what the timestamps are in" in doubt
+    assert unit == likely
+    assert unit_of(path, "ms")[:2] == ("ms", "")
+
+
+@pytest.mark.parametrize("every_ms", [3_000, 10_000])
+def test_whole_seconds_in_milliseconds_are_not_doubted(tmp_path: Path, every_ms: int) -> None:
+    prompts = [[number] for number in range(20)]
+    assert unit_of(written(tmp_path / "t", prompts, every_ms=every_ms))[:2] == ("ms", "")
+
+
+def test_two_times_that_are_whole_minutes_by_chance_are_not_doubted(tmp_path: Path) -> None:
+    assert unit_of(written(tmp_path / "t", [[1], [2]], every_ms=120))[:2] == ("ms", "")
+
+
+@pytest.mark.parametrize("every_ms", [60.5, 21, 100, 9_999])
 def test_times_that_may_well_be_milliseconds_are_not_doubted(
     tmp_path: Path, every_ms: float
 ) -> None:
