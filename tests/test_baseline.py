@@ -181,6 +181,15 @@ def test_a_file_that_is_no_json_is_told_with_option_file_and_fix(
     assert str(path) in str(caught.value)
 
 
+def test_a_run_without_its_last_trial_is_no_baseline(tmp_path: Path) -> None:
+    case = case_of(PLAN, *(trial_of(PLAN, index) for index in range(3)))
+    whole = run_of(case)
+    assert load_baseline(write(tmp_path, whole.to_json())).entries
+    fewer = replace(whole, cases=(replace(case, trials=case.trials[:2]),))
+    with pytest.raises(OptionError, match="it ends with trial 2, which is sound; by its looks"):
+        load_baseline(write(tmp_path, fewer.to_json()))
+
+
 def test_an_absent_file_and_a_folder_are_told_as_such(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"is not \(No such file or directory\): give the run"):
         load_baseline(tmp_path / "none.json")

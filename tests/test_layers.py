@@ -90,7 +90,7 @@ SIDES = (
             "__main__", "asked", "baseline", "bench", "brief", "cluster", "containerexecution",
             "containerhosts", "containers.inside", "containers.outside", "controller", "dryrun",
             "execution", "headline", "hostaccess",
-            "hostlinks", "launch", "launchers.", "picture", "planning", "postmortem",
+            "hostlinks", "launch", "launchers.", "leftbehind", "picture", "planning", "postmortem",
             "preflight", "progressline", "prooftext", "remoteshell", "report", "scales", "sizing",
             "supervise", "svg", "verify",
         ),
