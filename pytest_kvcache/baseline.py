@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
 _EXTRA_KEYS: Final = frozenset({"case", "metric", "unit", "better", "values", "plan_digest"})
+_NAMED: Final = 3  # cases that a sentence can hold
 _ROUNDING: Final = 1e-9  # what another Python may round otherwise
 
 
@@ -79,11 +80,22 @@ class Baseline:
                 "run's plan (plan_digest): compare runs of the same options"
             )
         best = max(same or named, key=lambda entry: entry.trials_of(metric), default=None)
-        if best is None or metric not in best.metrics:
-            return Found()
+        if best is None:
+            return Found(reason=f"the baseline has no such case, {self._described()}")
+        if metric not in best.metrics:
+            return Found(
+                reason="the baseline has the case without that metric: compare runs that both have"
+                " it"
+            )
         return Found(
             series=best.metrics[metric], evidence=best.evidence, other_plan=best.digest != digest
         )
+
+    def _described(self) -> str:
+        """The names of its cases, as far as one can read them."""
+        names = list(dict.fromkeys(entry.case for entry in self.entries))
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        return f"only {', '.join(names[:_NAMED])}{more}: compare runs that both have it"
 
     def all_series(self) -> Iterator[MetricSeries]:
         """Everything it holds."""

@@ -29,11 +29,22 @@ _RAN_KEY: pytest.StashKey[bool] = pytest.StashKey()
 _WIDTH = 79
 
 
+def _verdicts(judgements: Sequence[Judgement]) -> list[str]:
+    """Metric, value and limit; of several cases each with its name."""
+    if len(judgements) == 1:
+        return [verdict_line(judgements[0])]
+    return [f"{judgement.case}: {verdict_line(judgement)}" for judgement in judgements]
+
+
+def _in_one_line(judgements: Sequence[Judgement]) -> str:
+    return "; ".join(_verdicts(judgements))
+
+
 class ClosedGateError(Exception):
     """A gate that is closed: what it says about each case that it closed for."""
 
     def __init__(self, judgements: Sequence[Judgement]) -> None:
-        super().__init__("; ".join(map(verdict_line, judgements)))
+        super().__init__(_in_one_line(judgements))
         self.judgements = tuple(judgements)
 
 
@@ -53,13 +64,11 @@ class _Verdict:
     """A closed gate as text: why, and in the last line metric, value and limit."""
 
     def __init__(self, judgements: Sequence[Judgement], path: Path) -> None:
-        first, *more = judgements
         lines = []
         for judgement in judgements:
             lines += textwrap.wrap(f"{judgement.case}: {judgement.reason}", _WIDTH)
-        self._lines = [*lines, *map(verdict_line, judgements)]
-        others = f" (and {len(more)} more)" if more else ""
-        self.reprcrash = _Crash(verdict_line(first) + others, str(path), 0)
+        self._lines = [*lines, *_verdicts(judgements)]
+        self.reprcrash = _Crash(_in_one_line(judgements), str(path), 0)
 
     def __str__(self) -> str:
         return "\n".join(self._lines)

@@ -235,6 +235,16 @@ def test_a_case_that_ran_under_two_plans_makes_a_baseline(tmp_path: Path) -> Non
     assert baseline.find(CASE, "read.p99_ms", "def").series == latency(10.0, 11.0)
 
 
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [(1, "only c0:"), (3, "only c0, c1, c2:"), (5, "only c0, c1, c2 and 2 more:")],
+)
+def test_a_case_that_is_not_there_is_told_with_those_that_are(count: int, told: str) -> None:
+    entries = tuple(entry(f"c{number}", "a", 1.0) for number in range(count))
+    found = Baseline(source="base.json", entries=entries).find("x", SERIES, "a")
+    assert told in found.reason
+
+
 def test_an_entry_of_another_plan_is_said_to_be_one() -> None:
     entries = (entry("same", "a", 1.0), entry("other", "b", 1.0), entry("unknown", None, 1.0))
     baseline = Baseline(source="base.json", entries=entries)

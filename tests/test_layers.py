@@ -87,9 +87,9 @@ SIDES = (
     Side(
         name="controller",  # launches, watches, reports; knows neither pytest nor the ranks' code
         modules=(
-            "__main__", "asked", "baseline", "bench", "brief", "cluster", "containerexecution",
-            "containerhosts", "containers.inside", "containers.outside", "controller", "dryrun",
-            "execution", "headline", "hostaccess",
+            "__main__", "absence", "asked", "baseline", "bench", "brief", "cluster",
+            "containerexecution", "containerhosts", "containers.inside", "containers.outside",
+            "controller", "dryrun", "execution", "headline", "hostaccess",
             "hostlinks", "launch", "launchers.", "leftbehind", "picture", "planning", "postmortem",
             "preflight", "progressline", "prooftext", "remoteshell", "report", "scales", "sizing",
             "supervise", "svg", "verify",
