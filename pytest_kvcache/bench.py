@@ -237,14 +237,9 @@ class Bench:
             )
             yield _explained(judgement, case)
 
-    def missing(self, rule: FailRule | SloRule, case: str) -> Judgement:
+    def missing(self, rule: FailRule | SloRule, case: str, reason: str) -> Judgement:
         """What a gate says of a case that never came to run."""
-        return Judgement(
-            rule=rule,
-            case=case,
-            status="missing",
-            reason="it did not come to run; see what failed above",
-        )
+        return Judgement(rule=rule, case=case, status="missing", reason=reason)
 
     def _gates_can_tell(self, case: CaseResult) -> bool:
         """Whether no gate on the case would be helped by more trials."""

@@ -437,8 +437,29 @@ def test_a_gate_of_which_everything_was_skipped_is_skipped(
     result.assert_outcomes(skipped=2)
 
 
-def test_sessions_without_a_benchmark_have_no_gate(site: Site) -> None:
-    site.canned_tests("def test_one(): pass", LIMIT, "--kv-allow-invalid").assert_outcomes(passed=1)
+def test_a_typed_gate_without_a_benchmark_fails(site: Site) -> None:
+    source = "def test_one(): pass"
+    result = site.canned_tests(source, LIMIT, "--kv-allow-invalid")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.assert_outcomes(passed=1, failed=1)
+    text = " ".join(output(result).split())
+    assert "no benchmark was selected that it could judge" in text
+    assert "none of the 1 tests that were selected uses" in text
+    mixed = "def test_one(): pass\ndef test_two(kvcache): kvcache.run()"
+    site.canned_tests(mixed, LIMIT, "--kv-allow-invalid", "-k", "one").assert_outcomes(
+        passed=1, failed=1, deselected=1
+    )
+
+
+def test_a_gate_of_a_projects_file_asks_for_no_benchmark(site: Site) -> None:
+    site.pytester.makeini("[pytest]\nkv_slo = read.p95_ms<1\nkv_allow_invalid = true")
+    result = site.canned_tests("def test_one(): pass")
+    result.assert_outcomes(passed=1)
+    site.pytester.makeini(f"[pytest]\naddopts = {LIMIT} --kv-allow-invalid")
+    site.canned_tests("def test_one(): pass").assert_outcomes(passed=1)
+
+
+def test_an_empty_selection_has_no_gate(site: Site) -> None:
     everything = slos(site, LIMIT, "-k", "nothing_of_this_name")
     assert everything.ret == pytest.ExitCode.NO_TESTS_COLLECTED
 
