@@ -7,11 +7,11 @@ import json
 import sys
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.errors import KVCacheError, ResultError
+from pytest_kvcache.leftbehind import LeftBehind
 from pytest_kvcache.options import Options
 from pytest_kvcache.picture import picture_of
 from pytest_kvcache.report import report_run, report_series
@@ -45,30 +45,19 @@ def _shown(run: RunResult, encoding: str) -> str:
     return showable(text, encoding)
 
 
-def _beside(run_file: Path, name: str) -> bytes | None:
-    """What a trial left behind beside its run file; None if it is not there."""
-    inside = Path(name)
-    if inside.is_absolute() or ".." in inside.parts:
-        return None
-    try:
-        return (run_file.parent / inside).read_bytes()
-    except OSError:
-        return None
-
-
 def _sound_run(
-    path: str, problems: dict[str, list[str]], compared: dict[str, int]
+    path: str, problems: dict[str, list[str]], compared: dict[str, int], *, ended: bool
 ) -> RunResult | None:
     """The run of a file in which nothing is wrong; what is wrong is noted.
 
     So is how many trials could be compared with the records that they left behind.
+    ``ended``: it must have come to its end.
     """
     try:
         data = _read(path)
-        problems[path] = verify_run(data)
+        problems[path] = verify_run(data, ended=ended)
         if not problems[path]:
-            read = partial(_beside, Path(path))
-            problems[path], compared[path] = source_faults(data, read)
+            problems[path], compared[path] = source_faults(data, LeftBehind(Path(path)))
         return None if problems[path] else RunResult.from_json(data)
     except KVCacheError as error:
         problems[path] = [str(error)]
@@ -124,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
     show = given.command == "show"
     problems: dict[str, list[str]] = {}
     compared: dict[str, int] = {}
-    found_runs = [_sound_run(path, problems, compared) for path in given.run]
+    found_runs = [_sound_run(path, problems, compared, ended=not show) for path in given.run]
     runs = [run for run in found_runs if run is not None]
     if show:
         encoding = sys.stdout.encoding or "ascii"

@@ -1,6 +1,7 @@
 """What ``--kv-compare`` names: earlier results, out of a run file or a pytest-benchmark JSON.
 
-Nothing in it is believed that can be computed anew: a run file must pass ``verify``; a
+Nothing in it is believed that can be computed anew: a run file must pass ``verify``, with
+what its trials left behind where that lies beside it; a
 pytest-benchmark JSON holds one value per trial and nothing that they come from, so there
 the summaries, the rounds and their statistics must be those of the values.
 Pure except ``load_baseline``; imports neither pytest nor MPI. Controller side.
@@ -19,10 +20,11 @@ from typing import TYPE_CHECKING, Any, Final
 from pytest_kvcache.compare import Found
 from pytest_kvcache.errors import OptionError, ResultError
 from pytest_kvcache.evidence import UNTOLD, Evidence
+from pytest_kvcache.leftbehind import LeftBehind
 from pytest_kvcache.metrics import METRICS
 from pytest_kvcache.results import RunResult
 from pytest_kvcache.summary import MetricSeries
-from pytest_kvcache.verify import verify_run
+from pytest_kvcache.verify import source_faults, verify_run
 from pytest_kvcache.version import RUN_SCHEMA, VERSION
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
 _EXTRA_KEYS: Final = frozenset({"case", "metric", "unit", "better", "values", "plan_digest"})
+_NAMED: Final = 3  # cases that a sentence can hold
 _ROUNDING: Final = 1e-9  # what another Python may round otherwise
 
 
@@ -77,11 +80,22 @@ class Baseline:
                 "run's plan (plan_digest): compare runs of the same options"
             )
         best = max(same or named, key=lambda entry: entry.trials_of(metric), default=None)
-        if best is None or metric not in best.metrics:
-            return Found()
+        if best is None:
+            return Found(reason=f"the baseline has no such case, {self._described()}")
+        if metric not in best.metrics:
+            return Found(
+                reason="the baseline has the case without that metric: compare runs that both have"
+                " it"
+            )
         return Found(
             series=best.metrics[metric], evidence=best.evidence, other_plan=best.digest != digest
         )
+
+    def _described(self) -> str:
+        """The names of its cases, as far as one can read them."""
+        names = list(dict.fromkeys(entry.case for entry in self.entries))
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        return f"only {', '.join(names[:_NAMED])}{more}: compare runs that both have it"
 
     def all_series(self) -> Iterator[MetricSeries]:
         """Everything it holds."""
@@ -104,7 +118,7 @@ def load_baseline(path: str | PathLike[str]) -> Baseline:
             "give the run.json or the --benchmark-json file of an earlier run"
         ) from error
     try:
-        entries = _entries(data)
+        entries = _entries(data, LeftBehind(Path(path)))
     except ResultError as error:
         raise OptionError(
             f"--kv-compare is {path}; it must be an intact run file or pytest-benchmark "
@@ -114,10 +128,10 @@ def load_baseline(path: str | PathLike[str]) -> Baseline:
     return Baseline(source=str(path), entries=entries, recorded_at=str(recorded_at))
 
 
-def _entries(data: object) -> tuple[Entry, ...]:
+def _entries(data: object, left: LeftBehind) -> tuple[Entry, ...]:
     """Return what either kind of file holds; ResultError if it is neither, or holds nothing."""
     if isinstance(data, Mapping) and data.get("schema") == RUN_SCHEMA:
-        found = list(_run_entries(data))
+        found = list(_run_entries(data, left))
     elif isinstance(data, Mapping) and "schema" in data:
         raise ResultError(f"its schema is {data['schema']!r}, this version reads {RUN_SCHEMA!r}")
     elif isinstance(data, Mapping) and "benchmarks" in data:
@@ -130,9 +144,12 @@ def _entries(data: object) -> tuple[Entry, ...]:
     return entries
 
 
-def _run_entries(data: Mapping[str, Any]) -> Iterator[Entry]:
-    """Yield an entry per case; ResultError with the first contradictions in the file."""
-    problems = verify_run(data)
+def _run_entries(data: Mapping[str, Any], left: LeftBehind) -> Iterator[Entry]:
+    """Yield an entry per case; ResultError with the first contradictions in the file.
+
+    Where what its trials left lies beside it, that counts as well.
+    """
+    problems = verify_run(data) or source_faults(data, left)[0]
     if problems:
         more = f" (and {len(problems) - 1} more contradictions)" if len(problems) > 1 else ""
         version = data["version"]

@@ -16,6 +16,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.absence import why_absent
 from pytest_kvcache.asked import Asked
 from pytest_kvcache.baseline import Baseline, load_baseline
 from pytest_kvcache.compare import (
@@ -236,14 +237,9 @@ class Bench:
             )
             yield _explained(judgement, case)
 
-    def missing(self, rule: FailRule | SloRule, case: str) -> Judgement:
+    def missing(self, rule: FailRule | SloRule, case: str, reason: str) -> Judgement:
         """What a gate says of a case that never came to run."""
-        return Judgement(
-            rule=rule,
-            case=case,
-            status="missing",
-            reason="it did not come to run; see what failed above",
-        )
+        return Judgement(rule=rule, case=case, status="missing", reason=reason)
 
     def _gates_can_tell(self, case: CaseResult) -> bool:
         """Whether no gate on the case would be helped by more trials."""
@@ -331,7 +327,7 @@ class Bench:
             if found.series is None:
                 raise OptionError(
                     f"--kv-compare={self.options.compare} has no {rule.metric} of {plan.case} for"
-                    f" its gate ({found.reason}), or drop the --kv-fail"
+                    f" its gate: {found.reason}, or drop the --kv-fail"
                 )
             expected = _expected_evidence(plan, found.evidence)
             obstacle = incomparable(found.evidence, expected, self.options.compare_across)
@@ -351,10 +347,12 @@ class Bench:
 
 
 def _explained(judgement: Judgement, case: CaseResult) -> Judgement:
-    """With the reason why a case that failed has no value."""
-    if judgement.status != "missing" or case.error is None:
+    """With the reason why a case has no value."""
+    if judgement.status != "missing" or judgement.now is not None:
         return judgement
-    return replace(judgement, reason=f"the case failed: {case.error.splitlines()[0]}")
+    if case.error is not None:
+        return replace(judgement, reason=f"the case failed: {case.error.splitlines()[0]}")
+    return replace(judgement, reason=f"no value: {why_absent(case, judgement.rule.metric)}")
 
 
 def _stock_evidence(compared: Sequence[Mapping[str, Any]], name: str) -> Iterator[Evidence]:

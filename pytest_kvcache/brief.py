@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pytest_kvcache.absence import why_absent
 from pytest_kvcache.metrics import METRICS, possible
 from pytest_kvcache.report import figure
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from pytest_kvcache.results import CaseResult
 
@@ -22,6 +23,14 @@ def brief_case(case: CaseResult, metrics: Sequence[str]) -> str:
     codes = dict.fromkeys(v.code for trial in case.trials if trial.ok for v in trial.verdicts)
     doubts = f" ({', '.join(codes)})" if codes else ""
     return f"{case.name}: {told}{doubts}"
+
+
+def absent_values(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
+    """A line for each metric that a sound case has no value of, with the reason."""
+    if case.error is None:
+        for metric in possible(metrics, case.plan.phase):
+            if case.series(metric) is None:
+                yield f"{case.name}: no {metric}: {why_absent(case, metric)}"
 
 
 def _median(case: CaseResult, metric: str) -> str:

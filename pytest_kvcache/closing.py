@@ -58,7 +58,9 @@ def tell_the_rest(config: pytest.Config) -> None:
         return
     config.stash[_TOLD_KEY] = True
     bench = _bench_with_results(config)
-    lines = advice(config) if bench is None else [*_brief(bench), *_last(bench, config)]
+    lines = (
+        advice(config) if bench is None else [*_brief(bench, absent=True), *_last(bench, config)]
+    )
     for line in lines:
         sys.stderr.write(showable(f"kvcache: {line}\n", encoding_of(sys.stderr)))
 
@@ -95,11 +97,14 @@ def _whole(bench: Bench, config: pytest.Config) -> Iterator[str]:
         yield text
 
 
-def _brief(bench: Bench) -> Iterator[str]:
-    from pytest_kvcache.brief import brief_case  # noqa: PLC0415  see plugin.py
+def _brief(bench: Bench, *, absent: bool = False) -> Iterator[str]:
+    """A line per case; with ``absent`` also why it lacks a metric, where no item says so."""
+    from pytest_kvcache.brief import absent_values, brief_case  # noqa: PLC0415  see plugin.py
 
     for case in bench.controller.run.cases:
         yield brief_case(case, bench.options.metrics)
+        if absent:
+            yield from absent_values(case, bench.options.metrics)
 
 
 def _last(bench: Bench, config: pytest.Config, *, gates: bool = True) -> Iterator[str]:

@@ -16,12 +16,20 @@ a side has fewer than 2 trials                         inconclusive
 a change is above the limit, and the interval is
 wholly on the bad side of zero                         worse
 only one side has a verdict that makes figures
-uncertain, such as STALL (``evidence``)                inconclusive
+uncertain, STALL, BUSY_DEVICE, NOT_STEADY, PAUSED or
+THROTTLED (``evidence``)                               inconclusive
 a clear improvement                                    ok
 both changes are up to the limit, and the interval
 ends below the limit or the noise is up to it          ok
 anything else                                          inconclusive
 =====================================================  ============
+
+Where both sides have such a verdict, they may be alike in that: the verdict stands, and
+the table says with what (``note``). The same goes for an SLO that a disturbed run keeps.
+But what is kept on a latency while the storage stood still (STALL) is ``inconclusive``: in
+a closed loop few operations wait, however long it takes, and a percentile hardly moves.
+The maximum of loads and requests has the stall in it, as have the requests of an open loop,
+and may be judged.
 
 *Median and mean*, because either alone can be looked past: with 12 of 25 trials at twice
 the latency the median is unmoved, and a single wild trial of 3 moves the mean alone. What
@@ -66,7 +74,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from pytest_kvcache.errors import OptionError, ResultError
-from pytest_kvcache.evidence import CLOSING, UNTOLD, Evidence, incomparable, uncertain
+from pytest_kvcache.evidence import (
+    CLOSING,
+    UNTOLD,
+    Evidence,
+    both_disturbed,
+    disturbed,
+    incomparable,
+    uncertain,
+)
+from pytest_kvcache.metrics import METRICS
 from pytest_kvcache.summary import (
     MOST_TRIALS,
     MetricSeries,
@@ -101,6 +118,7 @@ _OTHER_PLAN: Final = (
     " of one kind, record the baseline anew, or say that it may differ"
     " (--kv-compare-across=plan)"
 )
+_HAVE_STALLS_IN_THEM: Final = frozenset({"load.max_ms", "request.max_ms"})
 _BY_CHANCE: Final = 0.05  # how often an order of trials may come about if nothing changed
 _WIDTH: Final = 80
 _COLUMNS: Final = {  # heading: width; with single spaces between they make 80
@@ -187,6 +205,8 @@ class Judgement:
     """Whether more trials of this run may change it: the noise is what it can't see through."""
     noise_ratio: float | None = None
     """The least worsening that the trials tell from none; None with fewer than 2 on a side."""
+    note: str = ""
+    """What a reader must know beside the verdict: what disturbed the run, or both sides."""
 
     def closes(self, *, allow_inconclusive: bool) -> bool:
         """Whether the run fails for it: always, except for ok and an allowed inconclusive."""
@@ -210,6 +230,8 @@ class Comparison:
     now: float | None = None
     """This run's median; None when it has none."""
     change_ratio: float | None = None
+    """As a judgement's."""
+    note: str = ""
     """As a judgement's."""
 
 
@@ -300,6 +322,7 @@ def judge(
         change_ratio=change.median,
         mean_change_ratio=change.mean,
         noise_ratio=change.noise,
+        note=both_disturbed(found.evidence, evidence) or "",
     )
 
 
@@ -331,6 +354,7 @@ def compare(
         return replace(sides, standing="incomparable", reason=obstacle)
     change = _change_of(before, now)
     doubt = uncertain(found.evidence, evidence)
+    sides = replace(sides, note=both_disturbed(found.evidence, evidence) or "")
     standing = _standing(change)
     if doubt and standing == "better":
         return replace(sides, standing="noise", reason=doubt, change_ratio=change.median)
@@ -347,7 +371,8 @@ def judge_slo(
 ) -> Judgement:
     """Judge the run alone, by the median and the mean over its trials.
 
-    ok if both keep the rule, worse if both break it, inconclusive if they disagree.
+    ok if both keep the rule, worse if both break it, inconclusive if they disagree, or if a
+    latency kept it in a run that had a stall (see the module's docstring).
     Missing without a value, incomparable where nothing was stored on storage, unless
     ``allow_invalid``.
     """
@@ -367,15 +392,32 @@ def judge_slo(
     interval = now.ci95 or (-math.inf, math.inf)
     kept = [bool(_COMPARE[rule.op](value, rule.value)) for value in (now.median, now.mean)]
     sides = {bool(_COMPARE[rule.op](value, rule.value)) for value in interval}
-    told = replace(told, needs_trials=len(sides) > 1)
+    told = replace(told, needs_trials=len(sides) > 1, note=disturbed(evidence) or "")
     reason = f"the median over {_trials(now)} is {now.median:.6g} {now.unit}"
     if kept[0] == kept[1]:
         reason += f", which {'keeps' if kept[0] else 'breaks'} {rule}"
+        if kept[0] and _may_hide_a_stall(rule.metric, evidence):
+            reason += (
+                ", but the storage stood still (STALL), and few operations had to wait for it:"
+                " judge load.max_ms or request.max_ms, or repeat the run"
+            )
+            return replace(told, status="inconclusive", reason=reason, needs_trials=False)
         return replace(told, status="ok" if kept[0] else "worse", reason=reason)
     one, other = ("keeps", "breaks") if kept[0] else ("breaks", "keeps")
     reason += f", which {one} {rule}, and the mean {now.mean:.6g} {now.unit}, which {other} it"
     reason += ": the trials differ too much, look for the odd one or add trials (--kv-trials)"
     return replace(told, status="inconclusive", reason=reason)
+
+
+def _may_hide_a_stall(metric: str, evidence: Evidence) -> bool:
+    """Whether it looks better than what users would have met while the storage stood still."""
+    if "STALL" not in (evidence.verdicts or ()) or metric in _HAVE_STALLS_IN_THEM:
+        return False
+    plan = {} if evidence.facts is None else evidence.facts["plan"]
+    is_open = plan.get("request_rate") is not None or plan.get("trace.speedup")
+    if is_open and metric.startswith("request."):
+        return False
+    return metric in METRICS and METRICS[metric].latency
 
 
 def verdict_line(judgement: Judgement) -> str:
@@ -404,7 +446,8 @@ def gate_table(
 ) -> str:
     """Return the verdicts as text of at most 80 columns, "" when there is nothing to say.
 
-    One block per case, then why for everything that is not ok, then per case what differs
+    One block per case, then why for everything that is not ok, what disturbed a case or
+    both sides, then per case what differs
     from the baseline's, the cases of which the baseline does not tell what stands behind
     them, and when a baseline of another session is from.
     """
@@ -418,6 +461,8 @@ def gate_table(
                 lines += _rows(judgement)
     for judgement in judgements:
         lines += _why(judgement)
+    for told in dict.fromkeys(f"{j.case}: {j.note}" for j in judgements if j.note):
+        lines += _paragraph(told.removeprefix(": "))
     lines += _difference_lines(differences or {}, "the baseline")
     if untold:
         lines += _paragraph(

@@ -35,6 +35,7 @@ from pytest_kvcache.preflight import (
 from pytest_kvcache.processes import MARKER_VARIABLE
 from pytest_kvcache.results import CaseResult, TrialResult
 from pytest_kvcache.stopping import planned_looks
+from pytest_kvcache.trialrecord import SOURCES, ControllerRecord
 from pytest_kvcache.verdicts import evaluate_case, evaluate_trial, idle_error
 
 if TYPE_CHECKING:
@@ -57,9 +58,6 @@ _LIBRARY_CHOICE = ("MPI4PY_LIBMPI", "MPI4PY_MPIABI")
 # others; a rank that goes down with another one waits a second, so that the daemons can
 # first say which one it was and which signal killed it.
 _MPI_SETTINGS = {"OMPI_MCA_mpi_yield_when_idle": "1", "OMPI_MCA_mpi_abort_delay": "1"}
-
-
-_SOURCES = ("trial.json", "events.jsonl", "mpirun.log")  # of a trial
 
 
 class Progress:
@@ -408,7 +406,14 @@ class Controller:
             on_event=self._progress.event,
         )
         try:
-            trial = _judged(plan, launch.record(self._environ))
+            record = launch.record(self._environ)
+            seen = ControllerRecord(
+                looks=self._looks(options),
+                controller_least_s=record.clock.controller_least_s,
+                controller_most_s=record.clock.controller_most_s,
+            )
+            write_json(directory / "controller.json", seen.to_json())
+            trial = _judged(plan, record)
         except (LaunchError, ResultError) as error:
             trial = TrialResult(index=index, error=str(error))
         finally:
@@ -417,7 +422,7 @@ class Controller:
 
     def _sources(self, directory: Path) -> dict[str, str]:
         """What a trial left behind, by its path beside the run file: SHA-256 of each."""
-        paths = [directory / name for name in _SOURCES]
+        paths = [directory / name for name in SOURCES]
         return {
             path.relative_to(self.directory).as_posix(): hashlib.sha256(
                 path.read_bytes()

@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 CLOSING: Final = frozenset({"plan", "placement", "device", "filesystem"})
 """Kinds of facts whose difference closes a gate unless the user allows it."""
 KINDS: Final = ("plan", "placement", "device", "filesystem", "software", "hosts")
-_UNCERTAIN: Final = frozenset({"BUSY_DEVICE", "STALL", "THROTTLED"})
+_UNCERTAIN: Final = frozenset({"BUSY_DEVICE", "NOT_STEADY", "PAUSED", "STALL", "THROTTLED"})
 """Verdicts under which figures may look better than the storage is, or worse."""
-_TOLD_ONE_SIDED: Final = _UNCERTAIN | {"SATURATED", "NOT_STEADY", "PAUSED", "UNSATURATED"}
+_TOLD_ONE_SIDED: Final = _UNCERTAIN | {"SATURATED", "UNSATURATED"}
 _HITS_MOVED: Final = 0.01  # of the hit ratio: as much as a percent of all blocks
 _ABSENT: Final = object()
 _LONG: Final = 60  # characters of a value that are shown
@@ -234,6 +234,25 @@ def uncertain(baseline: Evidence, now: Evidence) -> str | None:
             shown = ", ".join(sorted(codes))
             return f"only {side} has {shown}, so its figures can't be relied on: repeat it"
     return None
+
+
+def disturbed(now: Evidence) -> str | None:
+    """Which verdicts make the figures of a run uncertain that is judged alone."""
+    codes = _UNCERTAIN.intersection(now.verdicts or ())
+    return f"this run had {', '.join(sorted(codes))}" if codes else None
+
+
+def both_disturbed(baseline: Evidence, now: Evidence) -> str | None:
+    """What no side can be preferred for: both were disturbed, or who was is not known."""
+    if baseline.verdicts is None or now.verdicts is None:
+        side, known = ("this run", now) if now.verdicts is not None else ("the baseline", baseline)
+        codes = _UNCERTAIN.intersection(known.verdicts or ())
+        return f"{side} had {', '.join(sorted(codes))}, of the other is unknown" if codes else None
+    codes = _UNCERTAIN.intersection(baseline.verdicts).intersection(now.verdicts)
+    if not codes:
+        return None
+    shown = ", ".join(sorted(codes))
+    return f"both sides had {shown}: what they compare is the disturbance as well"
 
 
 def told_differences(baseline: Evidence, now: Evidence) -> Iterator[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
+from pytest_kvcache.absence import why_absent
 from pytest_kvcache.errors import KVCacheError, OptionError, did_you_mean
 from pytest_kvcache.metrics import METRICS
 from pytest_kvcache.options import OPTIONS, build_options, describe_value
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from pytest_kvcache.bench import Bench
     from pytest_kvcache.faultledger import FaultLedger
     from pytest_kvcache.options import Options
-    from pytest_kvcache.plan import Plan
     from pytest_kvcache.planning import CaseName
     from pytest_kvcache.results import CaseResult
 
@@ -252,55 +252,6 @@ def _recorder(request: pytest.FixtureRequest) -> Any | None:
         )
     found.skipped = True  # a case that fails leaves it unused, and says so itself
     return found
-
-
-def why_absent(result: CaseResult, metric: str) -> str:
-    """Why a case that ran lacks a metric."""
-    spec = METRICS[metric]
-    impossible = spec.impossible(result.plan.phase)
-    if impossible is not None:
-        return impossible
-    sections = [trial.data[spec.section] for trial in result.trials if trial.data]
-    if None in sections:
-        return f"only an open loop has {spec.section}; add --kv-request-rate"
-    counts = [
-        section["count"] + section.get("censored", 0) for section in sections if "count" in section
-    ]
-    few = None
-    if spec.percentile is not None and len(counts) == len(sections):
-        few = round(1000 / (100 - spec.percentile))
-    if few is not None and any(count < few for count in counts):
-        return (
-            f"FEW_SAMPLES: p{spec.percentile:g} needs {few} operations per trial (10 beyond it),"
-            f" the trials had {', '.join(map(str, counts))}; {_more_samples(result.plan)}"
-        )
-    if any(section.get("censored") for section in sections):
-        shown = ", ".join(
-            f"{section['censored']} of {section['count'] + section['censored']}"
-            for section in sections
-        )
-        return (
-            f"too much had not ended at the end of the window to tell ({spec.section}: {shown} by"
-            " trial); lengthen --kv-duration, or lower --kv-num-users or --kv-request-rate"
-        )
-    return "the trials have no such value"
-
-
-def _more_samples(plan: Plan) -> str:
-    """What gives a case more operations: a replay has those of its trace."""
-    if plan.trace is None:
-        return "lengthen --kv-duration or add users"
-    longer = "raise --kv-trace-cycles"
-    if plan.trace.limit is not None:
-        longer = "raise --kv-trace-limit"
-    elif plan.duration_s is not None:
-        longer = "leave out --kv-duration"
-    if plan.capacity_blocks >= plan.need_blocks:
-        return longer
-    return (
-        f"{longer}, or --kv-storage-capacity-gb for more hits (--kv-datasize tells how many), or"
-        " take a smaller --kv-model"
-    )
 
 
 def replay(benchmark: Any, clock: ReplayClock, rounds_s: Sequence[float]) -> None:

@@ -27,13 +27,29 @@ if TYPE_CHECKING:
 
 _RAN_KEY: pytest.StashKey[bool] = pytest.StashKey()
 _WIDTH = 79
+_NEVER_RAN = "it did not come to run; see what failed above"
+_NOTHING_SELECTED = (
+    "no benchmark was selected that it could judge; select one (--pyargs pytest_kvcache.suite is"
+    " the shipped one), or leave the gate out"
+)
+
+
+def _verdicts(judgements: Sequence[Judgement]) -> list[str]:
+    """Metric, value and limit; of several cases each with its name."""
+    if len(judgements) == 1:
+        return [verdict_line(judgements[0])]
+    return [f"{judgement.case}: {verdict_line(judgement)}" for judgement in judgements]
+
+
+def _in_one_line(judgements: Sequence[Judgement]) -> str:
+    return "; ".join(_verdicts(judgements))
 
 
 class ClosedGateError(Exception):
     """A gate that is closed: what it says about each case that it closed for."""
 
     def __init__(self, judgements: Sequence[Judgement]) -> None:
-        super().__init__("; ".join(map(verdict_line, judgements)))
+        super().__init__(_in_one_line(judgements))
         self.judgements = tuple(judgements)
 
 
@@ -53,13 +69,11 @@ class _Verdict:
     """A closed gate as text: why, and in the last line metric, value and limit."""
 
     def __init__(self, judgements: Sequence[Judgement], path: Path) -> None:
-        first, *more = judgements
         lines = []
         for judgement in judgements:
             lines += textwrap.wrap(f"{judgement.case}: {judgement.reason}", _WIDTH)
-        self._lines = [*lines, *map(verdict_line, judgements)]
-        others = f" (and {len(more)} more)" if more else ""
-        self.reprcrash = _Crash(verdict_line(first) + others, str(path), 0)
+        self._lines = [*lines, *_verdicts(judgements)]
+        self.reprcrash = _Crash(_in_one_line(judgements), str(path), 0)
 
     def __str__(self) -> str:
         return "\n".join(self._lines)
@@ -79,6 +93,7 @@ class GateItem(pytest.Item):
         rule: FailRule | SloRule,
         case: str | None,
         others: frozenset[str],
+        has_none: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -86,6 +101,8 @@ class GateItem(pytest.Item):
         self.case = case
         self.others = others
         """Cases that have an item of their own."""
+        self.has_none = has_none
+        """Whether none of the session's tests can run a case."""
 
     def runtest(self) -> None:
         """Judge; raises ClosedGateError for every case that closes the gate."""
@@ -95,10 +112,12 @@ class GateItem(pytest.Item):
             for judgement in bench.judge()
             if judgement.rule == self.rule and self._is_asked_about(judgement.case)
         ]
-        if not found:
+        if self.has_none:
+            found = [bench.missing(self.rule, "no case", _NOTHING_SELECTED)]
+        elif not found:
             if self.others or not self.session.stash.get(_RAN_KEY, False):
                 pytest.skip("no case ran that it could judge")
-            found = [bench.missing(self.rule, self.case or "any case")]
+            found = [bench.missing(self.rule, self.case or "any case", _NEVER_RAN)]
         allowed = bench.options.allow_inconclusive
         closed = [j for j in found if j.closes(allow_inconclusive=allowed)]
         if closed:
@@ -132,13 +151,23 @@ class Gates:
         options = self._config.stash[OPTIONS_KEY]
         rules: list[FailRule | SloRule] = list(dict.fromkeys([*options.fail, *options.slo]))
         idle = self._config.option.collectonly or options.dry_run or is_xdist_worker(self._config)
-        if not rules or idle or not any(map(uses_kvcache, session.items)):
+        if not rules or idle or not session.items:
+            return
+        if not any(map(uses_kvcache, session.items)):
+            typed = [rule for rule in rules if self._is_typed(rule)]
+            session.items.extend(_gate(session, rule, has_none=True) for rule in typed)
             return
         known, has_others = _cases(session.items)
         if not known:
             known, has_others = [], True
         for rule in rules:
             session.items.extend(_gates(session, rule, known, has_others=has_others))
+
+    def _is_typed(self, rule: FailRule | SloRule) -> bool:
+        """Whether the rule is for this very session, not of a file for all of a project."""
+        flag = "--kv-fail" if isinstance(rule, FailRule) else "--kv-slo"
+        words = map(str, self._config.invocation_params.args)
+        return any(word.partition("=")[0] == flag for word in words)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(
@@ -210,20 +239,33 @@ def _gates(
     session: pytest.Session, rule: FailRule | SloRule, known: Sequence[str], *, has_others: bool
 ) -> Iterator[GateItem]:
     """An item per known case, and one for all others if there may be some."""
-    kind = "gate" if isinstance(rule, FailRule) else "slo"
     alone = len(known) + has_others == 1
-    cases: list[str | None] = [*known, *([None] if has_others else [])]
-    for case in cases:
-        which = "" if alone or case is None else f" of {case}"
-        name = f"{kind}[{rule}{which}]"
-        yield GateItem.from_parent(
-            session,
-            name=name,
-            nodeid=f"kvcache::{name}",
-            rule=rule,
-            case=case,
-            others=frozenset(known) if case is None else frozenset(),
-        )
+    for case in known:
+        yield _gate(session, rule, case=case, which="" if alone else f" of {case}")
+    if has_others:
+        yield _gate(session, rule, others=frozenset(known))
+
+
+def _gate(
+    session: pytest.Session,
+    rule: FailRule | SloRule,
+    *,
+    case: str | None = None,
+    which: str = "",
+    others: frozenset[str] = frozenset(),
+    has_none: bool = False,
+) -> GateItem:
+    name = f"{'gate' if isinstance(rule, FailRule) else 'slo'}[{rule}{which}]"
+    item: GateItem = GateItem.from_parent(
+        session,
+        name=name,
+        nodeid=f"kvcache::{name}",
+        rule=rule,
+        case=case,
+        others=others,
+        has_none=has_none,
+    )
+    return item
 
 
 def _teardown(item: GateItem) -> None:

@@ -61,7 +61,17 @@ def check_outputs(config: pytest.Config) -> None:
         problem = _problem(path, makes=makes)
         if problem is not None:
             raise OptionError(f"{flag} is {path}; {problem}")
-    if is_recorded(config) and config.getoption("benchmark_histogram", default=None):
+    if not is_recorded(config):
+        return
+    if config.getoption("benchmark_compare_fail", default=None) and not config.getoption(
+        "benchmark_compare", default=None
+    ):
+        raise OptionError(
+            "--benchmark-compare-fail is given without --benchmark-compare, so it has nothing to"
+            " compare with and could never fail; name an earlier run (--benchmark-compare=0001),"
+            " or leave it out"
+        )
+    if config.getoption("benchmark_histogram", default=None):
         lacking = [name for name in ("pygal", "pygaljs") if importlib.util.find_spec(name) is None]
         if lacking:
             raise OptionError(

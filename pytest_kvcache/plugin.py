@@ -37,7 +37,7 @@ from pytest_kvcache.fixture import (
     kvcache,
     verbosity_of,
 )
-from pytest_kvcache.gates import Gates
+from pytest_kvcache.gates import GateItem, Gates
 from pytest_kvcache.hosts import explain_swallowed_path
 from pytest_kvcache.options import OPTIONS, OptionSpec, Origin, build_options, describe_given
 from pytest_kvcache.showable import encoding_of, showable
@@ -316,7 +316,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Count what is going to run."""
     selected = session.config.stash[SELECTED_KEY]
     selected.benchmarks = sum("kvcache" in _fixtures(item) for item in session.items)
-    selected.others = len(session.items) - selected.benchmarks
+    tests = sum(not isinstance(item, GateItem) for item in session.items)
+    selected.others = tests - selected.benchmarks
     selected.is_known = not session.testsfailed
 
 

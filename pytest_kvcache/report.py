@@ -7,6 +7,7 @@ import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.absence import absent_in_brief
 from pytest_kvcache.headline import describe_users, sum_up
 from pytest_kvcache.metrics import ALWAYS_SHOWN, METRICS, possible
 from pytest_kvcache.prooftext import describe_proof
@@ -231,7 +232,9 @@ def _table(
     for name in metrics:
         label = f"{name} {depth}" if name in of_depth else name
         looks = max(1, len(case.looks))
-        yield _row(label, METRICS[name].unit, _series_of(name, trials, looks))
+        series = _series_of(name, trials, looks)
+        absent = "" if series else absent_in_brief(trials, name)
+        yield _row(label, METRICS[name].unit, series, absent)
     if of_depth:
         yield f"  {depth}: service time with up to {case.plan.queue_depth} in flight per rank"
 
@@ -250,9 +253,9 @@ def _depends_on_depth(metric: str) -> bool:
     return METRICS[metric].latency and METRICS[metric].section in ("read", "write", "device")
 
 
-def _row(label: str, unit: str, series: MetricSeries | None) -> str:
+def _row(label: str, unit: str, series: MetricSeries | None, absent: str) -> str:
     if series is None:
-        return f"  {label:<22}{unit:<11}{'—':>10}   too few samples, or none"
+        return f"  {label:<22}{unit:<11}{'—':>10}   {absent}"
     interval = series.ci95
     spread = "—" if interval is None else f"{figure(interval[0])} … {figure(interval[1])}"
     cv = "—" if series.cv is None else f"{series.cv:.0%}"

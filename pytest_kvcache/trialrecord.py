@@ -23,6 +23,30 @@ if TYPE_CHECKING:
     from pytest_kvcache.plan import Plan
 
 TRIAL_SCHEMA = "pytest-kvcache/trial/1"
+SOURCES = ("trial.json", "controller.json", "events.jsonl", "mpirun.log")
+"""The files that a trial is made of; all but the second are the ranks' and the launcher's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControllerRecord:
+    """What the controller alone knows of a trial, as in ``controller.json``.
+
+    After which numbers of trials the case may end, and the window by the controller's clock
+    (see ``ClockRecord``).
+    """
+
+    looks: tuple[int, ...]
+    controller_least_s: float | None
+    controller_most_s: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dict; ``from_json`` gives the same record back."""
+        return {**asdict(self), "looks": list(self.looks)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ControllerRecord:
+        """The inverse of ``to_json``."""
+        return cls(**{**data, "looks": tuple(data["looks"])})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

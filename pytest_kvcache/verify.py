@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pytest_kvcache.clocks import ClockRecord
 from pytest_kvcache.consistency import plan_faults, record_faults
@@ -23,62 +25,131 @@ from pytest_kvcache.recorder import SECTIONS
 from pytest_kvcache.results import CaseResult, RunResult
 from pytest_kvcache.series import Series
 from pytest_kvcache.stopping import planned_looks
-from pytest_kvcache.trialrecord import RankResult, TrialRecord
+from pytest_kvcache.trialrecord import ControllerRecord, RankResult, TrialRecord
 from pytest_kvcache.verdicts import evaluate_case, evaluate_trial, idle_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_kvcache.plan import Plan
     from pytest_kvcache.results import TrialResult
 
+_RECORD: Final = "trial.json"
+_SEEN: Final = "controller.json"
 
-def source_faults(
-    data: Mapping[str, Any], read: Callable[[str], bytes | None]
-) -> tuple[list[str], int]:
+
+class Beside(Protocol):
+    """What lies beside a run file, by its path from there (``leftbehind``)."""
+
+    def names(self) -> list[str]:
+        """Every file that a trial is made of: ``CASE/trial-N/FILE``."""
+
+    def read(self, name: str) -> bytes | None:
+        """A file's content; None if it is not there."""
+
+
+def source_faults(data: Mapping[str, Any], beside: Beside) -> tuple[list[str], int]:
     """What of a run file that ``verify_run`` found sound is not what its trials left behind.
 
-    ``read`` gives a file's content by its path beside the run file, None where it is not
-    there. Also the number of trials whose record is there and was compared.
+    Also the number of trials whose record is there and was compared: every one that lies
+    there under a case's name, whatever the run file says that it was made of.
     """
-    problems, compared = [], 0
-    for case in RunResult.from_json(data).cases:
+    cases = RunResult.from_json(data).cases
+    names = beside.names()
+    directories = _directories(cases, names)
+    problems: list[str] = []
+    compared = 0
+    for case, directory in zip(cases, directories, strict=True):
+        left = [name for name in names if PurePosixPath(name).parts[0] == directory]
+        problems += _strays(case, left)
         for trial in case.trials:
-            contents = {path: read(path) for path in trial.sources}
-            problems += [
-                f"{case.name}: trial {trial.index}: {path} is not the file that it was made of"
-                for path, content in contents.items()
-                if content is not None
-                and hashlib.sha256(content).hexdigest() != trial.sources[path]
-            ]
-            for path, content in contents.items():
-                if content is not None and path.endswith("/trial.json"):
-                    compared += 1
-                    problems += [
-                        f"{case.name}: trial {trial.index}: {path}: {problem}"
-                        for problem in _record_faults(trial, case.plan, content)
-                    ]
+            where = f"{case.name}: trial {trial.index + 1}: "
+            paths = [name for name in left if _number_of(name) == trial.index + 1]
+            read = {path: beside.read(path) for path in dict.fromkeys([*trial.sources, *paths])}
+            contents = {path: content for path, content in read.items() if content is not None}
+            compared += any(PurePosixPath(path).name == _RECORD for path in contents)
+            problems += [where + told for told in _source_faults(case, trial, contents)]
     return problems, compared
 
 
-def _record_faults(trial: TrialResult, plan: Plan, content: bytes) -> Iterator[str]:
-    """What a trial of the run file has otherwise than the record it was made of."""
+def _directories(cases: Sequence[CaseResult], names: Sequence[str]) -> list[str | None]:
+    """Where each case's trials are: what its sources say, else the next one of its name."""
+    found = [
+        next((PurePosixPath(path).parts[0] for t in case.trials for path in t.sources), None)
+        for case in cases
+    ]
+    there = sorted({PurePosixPath(name).parts[0] for name in names}, key=lambda d: (len(d), d))
+    for index, case in enumerate(cases):
+        if found[index] is None:
+            its = re.compile(rf"{re.escape(case.name)}(-\d+)?")
+            free = (d for d in there if its.fullmatch(d) and d not in found)
+            found[index] = next(free, None)
+    return found
+
+
+def _number_of(name: str) -> int | None:
+    """The trial whose directory a file is in, as people count."""
+    text = PurePosixPath(name).parent.name.removeprefix("trial-")
+    return int(text) if text.isdecimal() else None
+
+
+def _strays(case: CaseResult, left: Sequence[str]) -> Iterator[str]:
+    """Trials that the case does not have, and that lie beside the run file."""
+    known = {trial.index + 1 for trial in case.trials}
+    strays = [name for name in left if _number_of(name) not in known]
+    for directory in dict.fromkeys(str(PurePosixPath(name).parent) for name in strays):
+        yield f"{case.name}: {directory} lies beside the run file, which has no such trial"
+
+
+def _source_faults(
+    case: CaseResult, trial: TrialResult, contents: Mapping[str, bytes]
+) -> Iterator[str]:
+    """What a trial has otherwise than the files that lie beside the run file."""
+    told_nothing = trial.data is None and not trial.sources  # it ended before it was read
+    for path, content in contents.items():
+        if path in trial.sources:
+            if hashlib.sha256(content).hexdigest() != trial.sources[path]:
+                yield f"{path} is not the file that it was made of"
+        elif not told_nothing:
+            yield f"{path} lies beside the run file, but its sources have no such file"
+    by_name = {PurePosixPath(path).name: path for path in contents}
+    if _RECORD in by_name and trial.data is not None:
+        seen = contents.get(by_name.get(_SEEN, ""))
+        path = by_name[_RECORD]
+        if seen is None:
+            yield f"{path} lies beside the run file without its {_SEEN}"
+        else:
+            for told in _record_faults(trial, case, contents[path], seen):
+                yield f"{path}: {told}"
+
+
+def _record_faults(
+    trial: TrialResult, case: CaseResult, content: bytes, seen: bytes
+) -> Iterator[str]:
+    """What a trial of the run file has otherwise than the records it was made of."""
+    plan = case.plan.for_trial(trial.index)
+    assert trial.data is not None
     try:
-        record = TrialRecord.from_json(json.loads(content), plan.for_trial(trial.index))
+        record = TrialRecord.from_json(json.loads(content), plan)
+        own = ControllerRecord.from_json(json.loads(seen))
     except (ValueError, TypeError, KeyError, AttributeError, ResultError) as error:
-        if trial.data is not None:
-            yield f"it can't be read as the trial's record ({error})"
+        yield f"it can't be read as the trial's record ({error})"
         return
-    if trial.data is not None:
-        # What the controller's own clock says of the window it wrote into the run file alone.
-        record = replace(record, clock=ClockRecord.from_json(trial.data["clock"]))
-        data, _verdicts = evaluate_trial(record, plan.for_trial(trial.index))
-        yield from _differences(data, trial.data, "")
+    clock = replace(
+        record.clock,
+        controller_least_s=own.controller_least_s,
+        controller_most_s=own.controller_most_s,
+    )
+    data, _verdicts = evaluate_trial(replace(record, clock=clock), plan)
+    yield from _differences(data, trial.data, "")
+    if own.looks != case.looks:
+        yield f"looks are {list(case.looks)}; when it ran they were {list(own.looks)}"
 
 
-def verify_run(data: Mapping[str, Any]) -> list[str]:
+def verify_run(data: Mapping[str, Any], *, ended: bool = True) -> list[str]:
     """Every contradiction as a sentence; empty: the file is sound.
 
+    ``ended``: it must have come to its end, which a run that goes on, or was killed, has not.
     Raises ResultError if it is no run file of this schema.
     """
     run = RunResult.from_json(data)
@@ -86,6 +157,7 @@ def verify_run(data: Mapping[str, Any]) -> list[str]:
     try:
         for case, written in zip(run.cases, data["cases"], strict=True):
             problems += [f"{case.name}: {problem}" for problem in _case(case, written)]
+            problems += [f"{case.name}: {problem}" for problem in _ending_faults(case) if ended]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ResultError(f"a part of the run file is missing or odd: {error!r}") from error
     return problems
@@ -109,8 +181,8 @@ def _case(case: CaseResult, written: Mapping[str, Any]) -> Iterator[str]:
         yield "it has no trial; a case has at least one"
     if [trial.index for trial in case.trials] != list(range(len(case.trials))):
         yield "the trials are not numbered 0, 1, 2 …"
-    if any(trial.interrupted for trial in case.trials[:-1]):
-        yield "a trial that was interrupted is followed by another one"
+    if not all(trial.ok for trial in case.trials[:-1]):
+        yield "a trial that failed or was interrupted is followed by another one"
     for trial in case.trials:
         for problem in _trial(trial, case.plan):
             yield f"trial {trial.index + 1}: {problem}"
@@ -124,6 +196,17 @@ def _design_faults(case: CaseResult) -> Iterator[str]:
         yield f"looks are {list(looks)}; they must be those between a least and a most of trials"
     elif len(case.trials) > looks[-1]:
         yield f"it has {len(case.trials)} trials; by its looks it has {looks[-1]} at most"
+
+
+def _ending_faults(case: CaseResult) -> Iterator[str]:
+    """It ends where it may: after a look, or with a trial that failed or was interrupted."""
+    count = len(case.trials)
+    if count and case.trials[-1].ok and count not in case.looks:
+        yield (
+            f"it ends with trial {count}, which is sound; by its looks it ends after"
+            f" {', '.join(map(str, case.looks))}: trials are missing, or the run was killed or"
+            " goes on"
+        )
 
 
 def _trial(trial: TrialResult, plan: Plan) -> Iterator[str]:

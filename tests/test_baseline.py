@@ -181,6 +181,15 @@ def test_a_file_that_is_no_json_is_told_with_option_file_and_fix(
     assert str(path) in str(caught.value)
 
 
+def test_a_run_without_its_last_trial_is_no_baseline(tmp_path: Path) -> None:
+    case = case_of(PLAN, *(trial_of(PLAN, index) for index in range(3)))
+    whole = run_of(case)
+    assert load_baseline(write(tmp_path, whole.to_json())).entries
+    fewer = replace(whole, cases=(replace(case, trials=case.trials[:2]),))
+    with pytest.raises(OptionError, match="it ends with trial 2, which is sound; by its looks"):
+        load_baseline(write(tmp_path, fewer.to_json()))
+
+
 def test_an_absent_file_and_a_folder_are_told_as_such(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"is not \(No such file or directory\): give the run"):
         load_baseline(tmp_path / "none.json")
@@ -224,6 +233,16 @@ def test_a_case_that_ran_under_two_plans_makes_a_baseline(tmp_path: Path) -> Non
     benchmarks = {"benchmarks": [benchmark_entry(), benchmark_entry(plan_digest="def")]}
     baseline = load_baseline(write(tmp_path, benchmarks))
     assert baseline.find(CASE, "read.p99_ms", "def").series == latency(10.0, 11.0)
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [(1, "only c0:"), (3, "only c0, c1, c2:"), (5, "only c0, c1, c2 and 2 more:")],
+)
+def test_a_case_that_is_not_there_is_told_with_those_that_are(count: int, told: str) -> None:
+    entries = tuple(entry(f"c{number}", "a", 1.0) for number in range(count))
+    found = Baseline(source="base.json", entries=entries).find("x", SERIES, "a")
+    assert told in found.reason
 
 
 def test_an_entry_of_another_plan_is_said_to_be_one() -> None:

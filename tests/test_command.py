@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import itertools
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_kvcache.__main__ import main
+from pytest_kvcache.baseline import load_baseline
+from pytest_kvcache.errors import OptionError
+from pytest_kvcache.results import RunResult
 from tests.canned import case_of, run_of, trial_of
 from tests.factories import make_plan
 
@@ -274,7 +280,7 @@ def test_a_run_file_is_held_against_what_its_trials_left(
     left_behind: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = json.loads(left_behind.read_text())
-    names = {"trial.json", "events.jsonl", "mpirun.log"}
+    names = {"trial.json", "controller.json", "events.jsonl", "mpirun.log"}
     for index, trial in enumerate(data["cases"][0]["trials"]):
         assert set(trial["sources"]) == {
             f"mixed-tiny-1b-np2/trial-{index + 1}/{name}" for name in names
@@ -284,14 +290,14 @@ def test_a_run_file_is_held_against_what_its_trials_left(
     assert capsys.readouterr().out.endswith(": sound, and as the records of 2 trials say\n")
 
 
-@pytest.mark.parametrize("name", ["trial.json", "events.jsonl", "mpirun.log"])
+@pytest.mark.parametrize("name", ["trial.json", "controller.json", "events.jsonl", "mpirun.log"])
 def test_a_file_that_was_changed_afterwards_is_named(
     left_behind: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = beside(left_behind, name)
     path.write_bytes(path.read_bytes() + b" ")
     assert main(["verify", str(left_behind)]) == 1
-    told = f"trial 1: mixed-tiny-1b-np2/trial-2/{name} is not the file that it was made of"
+    told = f"trial 2: mixed-tiny-1b-np2/trial-2/{name} is not the file that it was made of"
     assert told in capsys.readouterr().err
 
 
@@ -304,6 +310,121 @@ def test_a_run_file_whose_facts_were_made_up_consistently_contradicts_its_record
     left_behind.write_text(json.dumps(data))
     assert main(["verify", str(left_behind)]) == 1
     assert "trial-2/trial.json: ranks[0].pid is" in capsys.readouterr().err
+
+
+def told_of(run_file: Path, data: Any, capsys: pytest.CaptureFixture[str]) -> str:
+    """What `verify` says of a run file that was made these."""
+    capsys.readouterr()
+    assert verify(run_file, data) == 1
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kept", [(), ("mpirun.log",), ("events.jsonl", "mpirun.log")])
+def test_files_are_compared_whatever_the_run_file_says_it_was_made_of(
+    left_behind: Path, kept: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = json.loads(left_behind.read_text())
+    trial = data["cases"][0]["trials"][1]
+    for rank in trial["ranks"]:
+        rank["pid"] += 1
+    trial["sources"] = {
+        path: digest for path, digest in trial["sources"].items() if path.endswith(kept or "-")
+    }
+    found = told_of(left_behind, data, capsys)
+    assert "trial-2/trial.json lies beside the run file, but its sources have no such" in found
+    assert "trial-2/trial.json: ranks[0].pid is" in found
+
+
+def test_files_of_a_case_without_any_sources_are_compared(
+    left_behind: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = json.loads(left_behind.read_text())
+    for trial in data["cases"][0]["trials"]:
+        trial["sources"] = {}
+    found = told_of(left_behind, data, capsys)
+    for number in (1, 2):
+        assert f"trial {number}: mixed-tiny-1b-np2/trial-{number}/trial.json lies beside" in found
+
+
+def without_the_last(data: Any) -> Any:
+    """The case without its last trial, and what follows from the others."""
+    run = RunResult.from_json(data)
+    (case,) = run.cases
+    return json.loads(json.dumps(
+        replace(run, cases=(replace(case, trials=case.trials[:-1], looks=(1,)),)).to_json()
+    ))  # fmt: skip
+
+
+def test_a_trial_that_was_left_out_is_named(
+    left_behind: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = without_the_last(json.loads(left_behind.read_text()))
+    found = told_of(left_behind, data, capsys)
+    assert "mixed-tiny-1b-np2/trial-2 lies beside the run file, which has no such trial" in found
+    assert "looks are [1]; when it ran they were [2]" in found
+    with pytest.raises(OptionError, match="trial-2 lies beside the run file"):
+        load_baseline(left_behind)
+    shutil.rmtree(left_behind.parent / "mixed-tiny-1b-np2" / "trial-2")
+    assert "when it ran they were [2]" in told_of(left_behind, data, capsys)
+
+
+def test_what_the_controllers_clock_saw_can_not_be_emptied(
+    left_behind: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = json.loads(left_behind.read_text())
+    trial = data["cases"][0]["trials"][1]
+    assert trial["clock"]["controller_most_s"] is None  # canned ranks tell no phases
+    path = beside(left_behind, "controller.json")
+    seen = {"controller_least_s": 0.9, "controller_most_s": 1.4}
+    path.write_text(json.dumps(json.loads(path.read_text()) | seen))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    trial["sources"]["mixed-tiny-1b-np2/trial-2/controller.json"] = digest
+    found = told_of(left_behind, data, capsys)
+    assert "trial-2/trial.json: clock.controller_most_s is None; computed from" in found
+    assert "clock.controller_least_s is None" in found
+    beside(left_behind, "controller.json").unlink()
+    assert "trial-2/trial.json lies beside the run file without its" in told_of(
+        left_behind, data, capsys
+    )
+
+
+def test_cases_of_one_name_have_directories_of_their_own(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = """
+        def test_short(kvcache): kvcache.run(duration=1)
+        def test_long(kvcache): kvcache.run(duration=2)
+    """
+    site.canned_tests(source).assert_outcomes(passed=2)
+    data = json.loads(site.run_file().read_text())
+    capsys.readouterr()
+    assert verify(site.run_file(), data) == 0
+    assert "as the records of 2 trials say" in capsys.readouterr().out
+    data["cases"][1]["trials"][0]["sources"] = {}
+    found = told_of(site.run_file(), data, capsys)
+    assert "mixed-tiny-1b-np2-2/trial-1/trial.json lies beside" in found
+    assert "can't be read" not in found
+
+
+@pytest.mark.parametrize("fault", ["no-record", "exit-3"])
+def test_a_trial_that_failed_agrees_with_what_it_left(
+    site: Site, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setenv("KVCACHE_TEST_FAULT", fault)
+    site.canned("--kv-metrics=read.p95_ms", "--kv-trials=2")
+    assert main(["verify", str(site.run_file())]) == 0
+
+
+def test_a_run_that_was_killed_is_shown_and_not_sound(
+    run_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = json.loads(run_file.read_text())
+    data["cases"] = data["cases"][:1]
+    run = RunResult.from_json(data)
+    killed = replace(run, cases=(replace(run.cases[0], looks=(3,)),)).to_json()
+    found = told_of(run_file, killed, capsys)
+    assert "it ends with trial 2, which is sound; by its looks it ends after 3" in found
+    assert main(["show", str(run_file)]) == 0
 
 
 def test_a_run_file_alone_is_sound_in_itself(

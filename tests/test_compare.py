@@ -25,6 +25,7 @@ from pytest_kvcache.compare import (
 )
 from pytest_kvcache.errors import OptionError, ResultError
 from pytest_kvcache.evidence import Evidence
+from pytest_kvcache.metrics import METRICS
 from pytest_kvcache.summary import MetricSeries
 from tests.series import (
     CASE,
@@ -446,7 +447,10 @@ def test_what_is_of_one_kind_or_does_not_tell_is_compared(
     assert judge(TEN_PERCENT, found, latency(10.0, 10.0), evidence=after).status == "ok"
 
 
-@pytest.mark.parametrize("code", ["STALL", "BUSY_DEVICE", "THROTTLED"])
+DISTURBANCES = ["BUSY_DEVICE", "NOT_STEADY", "PAUSED", "STALL", "THROTTLED"]
+
+
+@pytest.mark.parametrize("code", DISTURBANCES)
 @pytest.mark.parametrize("side", ["before", "after"])
 def test_a_disturbed_side_is_never_better_and_may_be_worse(code: str, side: str) -> None:
     disturbed = Evidence(is_storage=True, verdicts=(code,))
@@ -460,8 +464,76 @@ def test_a_disturbed_side_is_never_better_and_may_be_worse(code: str, side: str)
     assert judge(TEN_PERCENT, found, latency(20.0, 20.1), evidence=after).status == "worse"
     free = compare(SERIES, found, latency(5.0, 5.1), evidence=after)
     assert (free.standing, code in free.reason) == ("noise", True)
-    both = Found(series=latency(10.0, 10.1), evidence=disturbed)
-    assert judge(TEN_PERCENT, both, latency(5.0, 5.1), evidence=disturbed).status == "ok"
+
+
+@pytest.mark.parametrize("code", DISTURBANCES)
+def test_what_disturbed_both_sides_is_said_below_the_table(code: str) -> None:
+    disturbed = Evidence(is_storage=True, verdicts=(code,))
+    found = Found(series=latency(188.4, 189.7, 189.7), evidence=disturbed)
+    now = latency(64.0, 65.0, 66.0)
+    told = f"{CASE}: both sides had {code}: what they compare is the disturbance as well"
+    judgement = judge(TEN_PERCENT, found, now, case=CASE, evidence=disturbed)
+    assert judgement.status == "ok"
+    free = compare(SERIES, found, now, case=CASE, evidence=disturbed)
+    assert free.standing == "better"
+    for row in (judgement, free):
+        text = " ".join(gate_table([row, row]).split())
+        assert text.count(told) == 1
+    quiet = judge(TEN_PERCENT, Found(series=now, evidence=STORAGE), now, evidence=STORAGE)
+    assert quiet.note == ""
+
+
+def test_a_disturbance_of_which_the_baseline_does_not_tell_is_said() -> None:
+    disturbed = Evidence(is_storage=True, verdicts=("STALL",))
+    found = Found(series=latency(10.0, 10.1))
+    judgement = judge(TEN_PERCENT, found, latency(5.0, 5.1), evidence=disturbed)
+    assert (judgement.status, judgement.note) == (
+        "ok",
+        "this run had STALL, of the other is unknown",
+    )
+
+
+def slo(text: str, value: float, *verdicts: str, plan: dict[str, Any] | None = None) -> Judgement:
+    """An SLO on one metric of three equal trials that had these verdicts."""
+    rule = parse_slo(text)
+    spec = METRICS[rule.metric]
+    now = MetricSeries(name=spec.name, unit=spec.unit, better=spec.better, values=(value,) * 3)
+    evidence = replace(told(plan=plan or {}), verdicts=verdicts)
+    return judge_slo(rule, now, case=CASE, evidence=evidence)
+
+
+@pytest.mark.parametrize("code", DISTURBANCES)
+def test_an_slo_that_a_disturbed_run_keeps_names_the_disturbance(code: str) -> None:
+    judgement = slo("read.gib_per_s>1", 2.0, code)
+    assert judgement.status == "ok"
+    assert f"{CASE}: this run had {code}" in gate_table([judgement])
+    assert "had" not in gate_table([slo("read.gib_per_s>1", 2.0, "SHORT_WINDOW")])
+
+
+@pytest.mark.parametrize(
+    ("rule", "plan", "status"),
+    [
+        ("read.p95_ms<20", {}, "inconclusive"),
+        ("load.p99_ms<20", {}, "inconclusive"),
+        ("read.max_ms<20", {}, "inconclusive"),
+        ("load.max_ms<20", {}, "ok"),
+        ("request.max_ms<20", {}, "ok"),
+        ("request.p95_ms<20", {}, "inconclusive"),
+        ("request.p95_ms<20", {"request_rate": 5.0}, "ok"),
+        ("request.p95_ms<20", {"trace.speedup": 2.0}, "ok"),
+        ("load.p95_ms<20", {"request_rate": 5.0}, "inconclusive"),
+        ("read.p95_ms<9", {}, "worse"),
+    ],
+)
+def test_a_latency_that_hides_a_stall_keeps_no_slo(
+    rule: str, plan: dict[str, Any], status: str
+) -> None:
+    judgement = slo(rule, 10.0, "STALL", plan=plan)
+    assert judgement.status == status
+    assert not judgement.needs_trials
+    assert slo(rule, 1.0).status == "ok"
+    if status == "inconclusive":
+        assert "the storage stood still (STALL)" in judgement.reason
 
 
 @pytest.mark.parametrize("kind", ["plan", "placement", "device", "filesystem"])

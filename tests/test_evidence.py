@@ -9,6 +9,7 @@ import pytest
 
 from pytest_kvcache.evidence import (
     Evidence,
+    both_disturbed,
     differences,
     evidence_of,
     incomparable,
@@ -118,12 +119,16 @@ def test_a_hit_ratio_that_moved_is_told(hits: float, lines: int) -> None:
     assert all(line.startswith("hit ratio: 0.900 -> ") for line in found)
 
 
-@pytest.mark.parametrize("code", ["STALL", "BUSY_DEVICE", "THROTTLED"])
+@pytest.mark.parametrize("code", ["STALL", "BUSY_DEVICE", "NOT_STEADY", "PAUSED", "THROTTLED"])
 def test_a_disturbance_of_one_side_makes_it_uncertain(code: str) -> None:
     disturbed = evidence(verdicts=(code,))
     assert f"only this run has {code}" in (uncertain(SAME, disturbed) or "")
     assert f"only the baseline has {code}" in (uncertain(disturbed, SAME) or "")
     assert uncertain(disturbed, disturbed) is None
+    assert f"both sides had {code}:" in (both_disturbed(disturbed, disturbed) or "")
+    assert both_disturbed(SAME, disturbed) is None
+    assert both_disturbed(Evidence(), disturbed) == f"this run had {code}, of the other is unknown"
+    assert both_disturbed(Evidence(), Evidence()) is None
     assert list(told_differences(SAME, disturbed)) == [f"verdicts: only this run has {code}"]
 
 

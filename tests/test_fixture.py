@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_kvcache.absence import why_absent
 from pytest_kvcache.bench import Bench
 from pytest_kvcache.controller import Progress
-from pytest_kvcache.fixture import ReplayClock, Run, why_absent
+from pytest_kvcache.fixture import ReplayClock, Run
 from pytest_kvcache.options import build_options, describe_value
 from tests.canned import case_of, trial_of
 from tests.factories import make_plan, make_trace_plan

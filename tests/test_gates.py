@@ -175,9 +175,21 @@ def test_an_older_baseline_is_compared_and_said_to_tell_too_little(site: Site) -
 @pytest.mark.parametrize(
     ("args", "missing"),
     [
-        (("--kv-np=3", "--kv-fail=read.p95_ms:5%"), "mixed-tiny-1b-np3"),
+        (
+            ("--kv-np=3", "--kv-fail=read.p95_ms:5%"),
+            (
+                "read.p95_ms of mixed-tiny-1b-np3 for its gate: the baseline has no such case, only"
+                " mixed-tiny-1b-np2: compare runs that both have it, or drop the --kv-fail"
+            ),
+        ),
         (("--kv-np=2,3", "--kv-fail=read.p95_ms:5%"), "mixed-tiny-1b-np3"),
-        (("--kv-fail=read.p999_ms:5%",), "read.p999_ms"),
+        (
+            ("--kv-fail=read.p999_ms:5%",),
+            (
+                "read.p999_ms of mixed-tiny-1b-np2 for its gate: the baseline has the case without"
+                " that metric: compare runs that both have it, or drop the --kv-fail"
+            ),
+        ),
     ],
 )
 @pytest.mark.usefixtures("baseline")
@@ -374,14 +386,18 @@ def test_each_case_has_a_gate_of_its_own_that_names_it(site: Site) -> None:
         )
 
 
-def test_a_gate_on_several_cases_of_own_tests_says_how_many_closed_it(site: Site) -> None:
+def test_a_gate_on_several_cases_of_own_tests_names_each_that_closed_it(site: Site) -> None:
     source = """
         def test_one(kvcache): kvcache.run(np=1)
         def test_two(kvcache): kvcache.run(np=2)
     """
-    result = site.canned_tests(source, LIMIT, "--kv-allow-invalid")
+    result = site.canned_tests(source, LIMIT, "--kv-allow-invalid", "--junitxml=j.xml")
     result.assert_outcomes(passed=2, failed=1)
-    assert f"FAILED {NODE} - {VERDICT} (and" in output(result)  # 80 columns
+    told = [f"mixed-tiny-1b-np{ranks}: {VERDICT}" for ranks in (1, 2)]
+    assert f"FAILED {NODE} - {told[0][:20]}" in output(result)  # 80 columns
+    result.stdout.fnmatch_lines(told)
+    (failure,) = ET.parse(site.path / "j.xml").getroot().iter("failure")
+    assert failure.get("message") == "; ".join(told)
 
 
 def test_the_suite_and_own_tests_are_judged_once_each(site: Site) -> None:
@@ -421,10 +437,58 @@ def test_a_gate_of_which_everything_was_skipped_is_skipped(
     result.assert_outcomes(skipped=2)
 
 
-def test_sessions_without_a_benchmark_have_no_gate(site: Site) -> None:
-    site.canned_tests("def test_one(): pass", LIMIT, "--kv-allow-invalid").assert_outcomes(passed=1)
+def test_a_typed_gate_without_a_benchmark_fails(site: Site) -> None:
+    source = "def test_one(): pass"
+    result = site.canned_tests(source, LIMIT, "--kv-allow-invalid")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.assert_outcomes(passed=1, failed=1)
+    text = " ".join(output(result).split())
+    assert "no benchmark was selected that it could judge" in text
+    assert "none of the 1 tests that were selected uses" in text
+    mixed = "def test_one(): pass\ndef test_two(kvcache): kvcache.run()"
+    site.canned_tests(mixed, LIMIT, "--kv-allow-invalid", "-k", "one").assert_outcomes(
+        passed=1, failed=1, deselected=1
+    )
+
+
+def test_a_gate_of_a_projects_file_asks_for_no_benchmark(site: Site) -> None:
+    site.pytester.makeini("[pytest]\nkv_slo = read.p95_ms<1\nkv_allow_invalid = true")
+    result = site.canned_tests("def test_one(): pass")
+    result.assert_outcomes(passed=1)
+    site.pytester.makeini(f"[pytest]\naddopts = {LIMIT} --kv-allow-invalid")
+    site.canned_tests("def test_one(): pass").assert_outcomes(passed=1)
+
+
+def test_an_empty_selection_has_no_gate(site: Site) -> None:
     everything = slos(site, LIMIT, "-k", "nothing_of_this_name")
     assert everything.ret == pytest.ExitCode.NO_TESTS_COLLECTED
+
+
+FEW = "FEW_SAMPLES: p99.9 needs 10000 operations per trial (10 beyond it), the trials had 2000"
+
+
+def test_a_gate_on_too_few_samples_says_how_many_it_takes(site: Site) -> None:
+    told = f"no value: {FEW}; lengthen --kv-duration"
+    result = slos(site, "--kv-slo=read.p999_ms<9")
+    result.assert_outcomes(passed=1, failed=1)
+    assert told in " ".join(output(result).split())
+    assert "this run has no such entry" not in output(result)
+
+
+def test_a_row_says_why_it_has_no_value(site: Site) -> None:
+    result = site.canned("--kv-metrics=read.p999_ms,read.p95_ms")
+    result.stdout.fnmatch_lines("*read.p999_ms @16*ms* —   too few samples: 2000 of 10000")
+
+
+@pytest.mark.parametrize("args", [("-p", "no:terminal"), ("--no-summary",)])
+def test_an_absent_metric_has_its_reason_where_there_is_no_summary(
+    site: Site, args: tuple[str, ...]
+) -> None:
+    result = site.canned("--kv-metrics=read.p999_ms,read.p95_ms", *args)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    if "-p" in args:
+        assert f"kvcache: mixed-tiny-1b-np2: no read.p999_ms: {FEW}" in output(result)
+        assert "no read.p95_ms" not in output(result)
 
 
 @pytest.mark.parametrize("args", [("--collect-only",), ("--kv-dry-run",)])

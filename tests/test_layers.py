@@ -88,10 +88,10 @@ SIDES = (
     Side(
         name="controller",  # launches, watches, reports; knows neither pytest nor the ranks' code
         modules=(
-            "__main__", "asked", "baseline", "bench", "brief", "cluster", "containerexecution",
-            "containerhosts", "containers.inside", "containers.outside", "controller", "dryrun",
-            "execution", "headline", "hostaccess",
-            "hostlinks", "launch", "launchers.", "picture", "planning", "postmortem",
+            "__main__", "absence", "asked", "baseline", "bench", "brief", "cluster",
+            "containerexecution", "containerhosts", "containers.inside", "containers.outside",
+            "controller", "dryrun", "execution", "headline", "hostaccess",
+            "hostlinks", "launch", "launchers.", "leftbehind", "picture", "planning", "postmortem",
             "preflight", "progressline", "prooftext", "remoteshell", "report", "scales", "sizing",
             "supervise", "svg", "verify",
         ),

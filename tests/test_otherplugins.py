@@ -67,6 +67,18 @@ def test_a_histogram_without_what_draws_it_is_refused_with_what_to_install(
     assert "pip install 'pytest-benchmark[histogram]'" in sentence
 
 
+def test_a_limit_of_pytest_benchmark_that_has_nothing_to_compare_with_is_refused(
+    site: Site,
+) -> None:
+    limit = "--benchmark-compare-fail=mean:5%"
+    sentence = refusal(site.canned(ONE, limit))
+    assert sentence.startswith("--benchmark-compare-fail is given without --benchmark-compare")
+    assert site.launches() == []
+    assert site.canned(ONE, limit, "-p", "no:benchmark").ret != pytest.ExitCode.OK  # unknown
+    site.canned(ONE, "--benchmark-save=base")
+    assert site.canned(ONE, "--benchmark-compare=0001", limit).ret == pytest.ExitCode.OK
+
+
 def test_an_own_test_is_not_launched_either_where_an_output_is_wrong(site: Site) -> None:
     (site.path / "file").touch()
     result = site.canned_tests("def test_one(kvcache): kvcache.run()", "--junitxml=file/deep/j.xml")

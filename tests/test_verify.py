@@ -4,6 +4,7 @@ import copy
 import json
 import re
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -126,8 +127,6 @@ FREE = [
     r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.(read|write|delete)_p95_ms",
     r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.surroundings\.cpu_periods",
     r"cases\.\d+\.trials\.\d+\.clock\.(controller_most_s|drift_rank)",
-    # The most trials that it might have had: a run that is cut off has fewer.
-    r"cases\.\d+\.looks\.\d+",
     # Within its bin.
     r"cases\.\d+\.trials\.\d+\.\w+\.histogram\.min_ns",
     # Facts of a host; the trial shows those of one of its ranks.
@@ -288,6 +287,26 @@ def test_a_trial_before_others_can_not_be_left_out_unseen() -> None:
     data = run_json(plan, [sound_record(plan, [rank_result()])] * 2)
     with forged(data, ("cases", 0, "trials", 0)):
         assert any("numbered 0, 1, 2" in problem for problem in complaints(data))
+
+
+def test_the_last_trial_can_not_be_left_out_unseen() -> None:
+    plan = sound_plan()
+    data = run_json(plan, [sound_record(plan, [rank_result()])] * 3)
+    assert verify_run(data) == []
+    run = RunResult.from_json(data)
+    (case,) = run.cases
+    fewer = replace(run, cases=(replace(case, trials=case.trials[:2]),)).to_json()
+    (problem,) = verify_run(fewer)
+    assert "it ends with trial 2, which is sound; by its looks it ends after 3" in problem
+    assert verify_run(fewer, ended=False) == []
+    looked = replace(case, trials=case.trials[:2], looks=(2, 3))
+    assert verify_run(replace(run, cases=(looked,)).to_json()) == []
+    for cut in (
+        TrialResult(index=2, error="it broke"),
+        TrialResult(index=2, error="interrupted", interrupted=True),
+    ):
+        ended = replace(case, trials=(*case.trials[:2], cut))
+        assert verify_run(replace(run, cases=(ended,)).to_json()) == []
 
 
 def test_a_verdict_can_not_be_left_out_unseen(real_run: dict[str, Any]) -> None:
