@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -84,7 +85,7 @@ def test_each_rank_has_its_share_of_what_is_really_shared(
     together = Session(cluster, (*hosts, f"--kv-cache-dir={shared}")).end()
     assert "tmpfs      yes    no host" in own
     assert "yes    n2" in together
-    blocks = int(next(ln.split()[1] for ln in own.splitlines() if "capacity_blocks" in ln))
+    (blocks,) = map(int, re.findall(r"per rank,\s+(\d+)\s+blocks", own))
     assert blocks == pytest.approx(free_gib / 2 / (384 << 10), rel=0.01)
 
 
