@@ -79,7 +79,7 @@ def test_each_rank_has_its_share_of_what_is_really_shared(
 ) -> None:
     shared = tmp_path / "shared"
     cluster = new_cluster(shared_dir=shared)
-    hosts = ("--kv-hosts", "n1", "n2", "--kv-np=4", "--kv-dry-run", "--kv-num-users=20000")
+    hosts = ("--kv-hosts", "n1", "n2", "--kv-np=4", "--kv-dry-run", "--kv-num-users=20000", "-v")
     free_gib = (1 << 30) * 0.9
     own = Session(cluster, hosts).end()
     together = Session(cluster, (*hosts, f"--kv-cache-dir={shared}")).end()
