@@ -233,7 +233,8 @@ class _Objects:
         self._begins = [mapping.begin for mapping in self._maps]
         self.dynamic: list[tuple[int, int]] = []
         """Of each object where it lies, and where its dynamic section does."""
-        self._loader: str | None = None
+        self._beside: set[str] = set()
+        """Where the dynamic linker and the C library lie: not always in one directory."""
         names: list[str] = []
         listen = ctypes.CFUNCTYPE(
             ctypes.c_int, ctypes.POINTER(_Info), ctypes.c_size_t, ctypes.c_void_p
@@ -247,6 +248,8 @@ class _Objects:
         self.library.dl_iterate_phdr(listen(note), None)
         self.names = tuple(names)
         self._trusted = {self.object_at(self._address_of("Py_GetVersion")), _executable()}
+        with suppress(AttributeError):  # what starts a program: no library but this one has it
+            self._beside.add(_directory(self.object_at(self._address_of("__libc_start_main"))))
 
     def _note(self, info: _Info) -> None:
         base = info.base or 0
@@ -258,7 +261,7 @@ class _Objects:
                 self.dynamic.append((base, base + header.address))
             elif header.type == _PT_INTERP:
                 told = ctypes.string_at(base + header.address)
-                self._loader = os.path.dirname(os.path.realpath(os.fsdecode(told)))  # noqa: PTH120  as text
+                self._beside.add(_directory(os.path.realpath(os.fsdecode(told))))
 
     def _address_of(self, name: str) -> int:
         return ctypes.cast(getattr(self.library, name), ctypes.c_void_p).value or 0
@@ -285,9 +288,13 @@ class _Objects:
         """Whether functions are at home there: C library, kernel, interpreter."""
         if path in _KERNEL_S_OWN or path in self._trusted:
             return True
-        directory, name = os.path.split(path)
-        beside = self._loader is None or f"{directory}/".startswith(f"{self._loader}/")
-        return beside and _C_LIBRARY.fullmatch(name) is not None
+        beside = not self._beside or any(path.startswith(place) for place in self._beside)
+        return beside and _C_LIBRARY.fullmatch(os.path.basename(path)) is not None  # noqa: PTH119  as text
+
+
+def _directory(path: str) -> str:
+    """With the slash that no other directory's name goes on after."""
+    return f"{os.path.dirname(path)}/"  # noqa: PTH120  as text
 
 
 def _mappings() -> Iterator[_Mapping]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -49,6 +51,14 @@ def told(program: str = TELL, **environment: str) -> list[dict[str, Any]]:
 
 def test_this_interpreter_calls_the_c_library_itself() -> None:
     assert find_preloads().wrappers == ()
+
+
+def test_a_c_library_apart_from_the_dynamic_linker_is_no_offence(tmp_path: Path) -> None:
+    # As in an image that was put together from single files.
+    own = preloads._Objects().object_at(ctypes.cast(ctypes.CDLL(None).write, ctypes.c_void_p).value)
+    shutil.copy(own, tmp_path)
+    (found, _passed_on) = told(LD_LIBRARY_PATH=str(tmp_path))
+    assert found["wrappers"] == []
 
 
 @needs_compiler

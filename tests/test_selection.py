@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tests.site import Site
 
 PACKAGE = Path(pytest_kvcache.__file__).parent
+PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 CASE = "mixed-llama3.1-8b-np2-load.p95_ms"
 SELECTING = [
     "--kv-np=2",
@@ -155,7 +156,7 @@ def test_the_checkout_keeps_the_working_set_below_two_gigabytes(checkout: Site) 
 
 
 def test_the_checkout_gives_load_p95_its_samples_on_a_slow_disk() -> None:
-    config = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    config = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))
     ini = config["tool"]["pytest"]["ini_options"]
     spec = WorkloadContext(
         users=int(ini["kv_num_users"]), block_tokens=int(ini["kv_block_tokens"]),
