@@ -26,14 +26,18 @@ if TYPE_CHECKING:
 sys.path.append(str(Path(__file__).parents[1]))  # for benchmarks, behind an installed package
 
 
-# For an interpreter that is not the first one to try a law: --hypothesis-profile=few. How
-# long a busy machine takes to find an example says nothing about the law.
+# How many examples a law is tried with: "few" for an interpreter that is not the first one
+# to try it, "default" (hypothesis's own) in CI. How long a busy machine takes to find an
+# example says nothing about the law.
 # The main job of the checkout loads this file as well, and works without the tests' extra.
 if importlib.util.find_spec("hypothesis") is not None:
     from hypothesis import HealthCheck, settings
 
-    few = settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow])
-    settings.register_profile("few", few)
+    for profile, examples in (("few", 10), ("plain", 25)):
+        settings.register_profile(
+            profile, max_examples=examples, suppress_health_check=[HealthCheck.too_slow]
+        )
+    settings.load_profile("plain")
 
 
 def pytest_configure() -> None:
@@ -55,20 +59,46 @@ _ONCE = frozenset(
         "test_supervise", "test_verify",
     }
 )  # fmt: skip
-_MINUTES = ("cluster", "containers", "lengthy")
+_MINUTES = ("cluster", "containers", "lengthy", "thorough")
+# A session of pytest or a launch is a second or more. Those of plain pytest: one of each kind.
+_FIRST = frozenset({"test_fixture", "test_plugin", "test_run_mpi"})
+_THOROUGH = frozenset({"test_faults_mpi", "test_verify"})  # every number of a file; every fault
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what is tested once; what takes minutes runs where somebody asks for it."""
-    asked = config.option.markexpr or config.args_source is pytest.Config.ArgsSource.ARGS
+    left_out = []
     for item in items:
         if item.path.stem in _ONCE:
             item.add_marker("once")
+        if item.path.stem in _THOROUGH or _calls_pytest(item):
+            item.add_marker("thorough")
         slow = next((name for name in _MINUTES if item.get_closest_marker(name)), None)
         if slow in {"containers", "lengthy"}:  # each waits for itself, not for the other
             item.add_marker(pytest.mark.xdist_group(slow))
-        if slow is not None and not asked:
-            item.add_marker(pytest.mark.skip(reason=f"takes minutes: pytest -m {slow}"))
+        if slow is not None and not _is_asked(config):
+            left_out.append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        left = set(left_out)
+        items[:] = [item for item in items if item not in left]
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Say what was left out, for pytest counts it only."""
+    if _is_asked(config):
+        return None
+    return f"without what takes minutes: pytest -n 2 -m '{' or '.join(_MINUTES)}'"
+
+
+def _is_asked(config: pytest.Config) -> bool:
+    """Whether somebody chose tests by a marker or a path."""
+    by_path = config.args_source is pytest.Config.ArgsSource.ARGS
+    return bool(config.option.markexpr) or by_path
+
+
+def _calls_pytest(item: pytest.Item) -> bool:
+    return "site" in getattr(item, "fixturenames", ()) and item.path.stem not in _FIRST
 
 
 ANSWER = "mpi-library: Open MPI v5.0.11, package: of a test"

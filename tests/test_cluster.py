@@ -76,6 +76,7 @@ def test_hosts_that_can_be_used_are_held_for_the_run(
     assert [neighbours.lock(host).exists() for host in (N1, N2)] == [False, False]
 
 
+@pytest.mark.thorough
 def test_hosts_of_another_run_are_waited_for(cluster: Cluster, neighbours: Neighbours) -> None:
     ask(cluster, N1, N2)
     told: list[str] = []
@@ -132,6 +133,7 @@ def test_another_name_of_this_machine_is_refused(
     assert problems[N1][0].startswith("is the same machine as this machine; name it once")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("body", "told"),
     [

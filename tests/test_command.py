@@ -113,6 +113,7 @@ def test_a_failed_trial_is_shown_with_its_cause(
 TRIAL = ("cases", 0, "trials", 0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("path", "value", "problem"),
     [
@@ -182,6 +183,7 @@ def test_what_ranks_say_must_agree_with_the_whole(
     assert problem in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 @pytest.mark.once
 def test_no_damage_to_a_run_file_ends_in_a_traceback(
     capsys: pytest.CaptureFixture[str], tmp_path: Path

@@ -212,6 +212,7 @@ def test_a_single_trial_has_a_change_but_no_noise() -> None:
     assert "raise --kv-trials" in judgement.reason
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("regression", [0.25, 0.5])
 @pytest.mark.parametrize("cv", [0.02, 0.1, 0.3])
 @pytest.mark.parametrize("trials", [2, 3, 5])
@@ -228,6 +229,7 @@ def test_noise_never_lets_a_regression_of_over_twice_the_limit_pass(
     assert passed <= 0.04 * 300  # a 95 % interval errs to this side in 2.5 % of the cases
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("trials", [2, 3, 5])
 def test_noise_alone_seldom_closes_the_gate_as_worse(trials: int) -> None:
     random = np.random.default_rng(42)
@@ -245,6 +247,7 @@ def test_a_run_is_never_worse_than_itself(values: list[float], limit: float) -> 
     assert judged(rule, latency(*values), latency(*values)).status in ("ok", "inconclusive")
 
 
+@pytest.mark.thorough
 @given(TRIALS, TRIALS, LIMITS, st.floats(1e-3, 1e3))
 def test_the_unit_does_not_change_the_verdict(
     baseline: list[float], now: list[float], limit: float, factor: float
@@ -256,6 +259,7 @@ def test_the_unit_does_not_change_the_verdict(
     assert scaled.noise_ratio == pytest.approx(told.noise_ratio, rel=1e-6, abs=1e-9)
 
 
+@pytest.mark.thorough
 @given(TRIALS, TRIALS, LIMITS)
 def test_no_side_of_a_gate_is_ok_and_worse_at_once(
     baseline: list[float], now: list[float], limit: float

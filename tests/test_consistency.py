@@ -61,6 +61,7 @@ def test_a_sound_record_has_no_fault() -> None:
     assert of_rank() == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("duration_s", [0.3, None])
 def test_what_real_ranks_leave_has_no_fault(duration_s: float | None) -> None:
     registry = registry_of(backends={"null": NullBackend}, workloads=tireless_scenarios(50))
@@ -213,6 +214,7 @@ def test_whatever_has_an_answer_in_an_open_loop_has_arrived(
     assert is_sound or told[0].startswith(f"wakeup.count is {wakeups}; it must be between the ")
 
 
+@pytest.mark.thorough
 def test_what_an_open_loop_leaves_has_no_fault() -> None:
     registry = registry_of(backends={"null": NullBackend}, workloads=tireless_scenarios())
     plan = make_plan(np=2, duration_s=0.3, request_rate=400.0, arrival="gamma")

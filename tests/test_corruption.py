@@ -182,6 +182,7 @@ def assert_counted(rig: Rig, backend: Tampering, good_reads: int) -> str:
     return pool.first_error
 
 
+@pytest.mark.thorough
 @DATA
 @PAGES
 @pytest.mark.parametrize("fault", EVERYTHING)
@@ -268,6 +269,7 @@ def test_older_content_of_a_strict_sector_is_found_at_once(verify: str) -> None:
     assert "sector 7 of page 4" in assert_counted(rig, backend, good_reads=1)
 
 
+@pytest.mark.thorough
 @DATA
 @pytest.mark.parametrize("verify", ["sample", "full"])
 def test_a_sound_object_passes_every_check(verify: str, data: str) -> None:

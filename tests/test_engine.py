@@ -82,6 +82,7 @@ def replay_plan(trace: Trace, capacity_blocks: int) -> Plan:
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "capacity_blocks"), REPLAYED)
 def test_a_real_trace_hits_what_its_reference_says(name: str, capacity_blocks: int) -> None:
     reference, trace = REFERENCE[name], real_trace(name)
@@ -155,6 +156,7 @@ def stored_objects(rig: Rig, parts: int) -> set[str]:
     return {f"{object_key}.{part}" for object_key in present for part in range(parts)}
 
 
+@pytest.mark.thorough
 @settings(max_examples=60, deadline=None)
 @given(
     turns=scripts(),
@@ -1376,6 +1378,7 @@ def test_users_ask_the_same_whatever_the_speed_of_the_storage() -> None:
         assert asked[:shared] == slow[user][:shared]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("arrival", ["poisson", "gamma"])
 def test_at_a_rate_the_storage_decides_nothing_of_what_is_asked_or_when(arrival: str) -> None:
     at_a_rate = {"request_rate": 500.0, "arrival": arrival}
@@ -1391,6 +1394,7 @@ def replayed_on(backend: Bookkeeper, plan: Plan, trace: Trace) -> RankResult:
     return run_rank(plan, registry, trace=trace).result
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("speedup", [0.0, 100.0])
 def test_a_replay_hits_and_stores_what_was_forecast_whatever_the_speed_of_the_storage(
     speedup: float,
@@ -1417,6 +1421,7 @@ def phase_plan(phase: str, **changes: Any) -> Plan:
     return make_plan(phase=phase, backend="memory", duration_s=0.3, context_scale=0.1, **changes)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_a_phase_makes_its_own_operations_only(phase: str) -> None:
     book = Bookkeeper()
@@ -1445,6 +1450,7 @@ def test_a_decode_without_room_for_every_user_fails_and_says_how_many_there_are(
         run_rank(phase_plan("decode", capacity_blocks=20), registry)
 
 
+@pytest.mark.thorough
 def test_a_decoded_trace_hits_everything_that_the_cache_can_hold() -> None:
     trace = real_trace(MOONCAKE).limit(500)
     plan = replay_plan(trace, 50_000)

@@ -46,6 +46,7 @@ def test_file_that_is_not_there_yet_has_no_events(tmp_path: Path) -> None:
     assert EventTail(tmp_path / "absent.jsonl").poll() == []
 
 
+@pytest.mark.thorough
 @given(values=st.lists(VALUES, max_size=5), data=st.data())
 def test_events_come_whole_and_in_order_however_the_file_grows(
     tmp_path_factory: pytest.TempPathFactory, values: list[Any], data: st.DataObject

@@ -91,6 +91,7 @@ def test_every_rank_of_a_replay_has_a_cache_of_its_own(ranks: int) -> None:
     assert found.capacity_bytes == 3 * ranks * BLOCK
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("capacity", "ratio"), [(439, "0.038104"), (4_392, "0.262338")])
 def test_a_recorded_trace_has_the_hit_ratio_of_its_reference(capacity: int, ratio: str) -> None:
     found = replayed(real_trace(MOONCAKE), capacity_blocks=capacity)
@@ -168,6 +169,7 @@ def test_a_hit_ratio_that_the_storage_decides_is_not_told() -> None:
     assert found.least_written_bytes() == found.population_bytes == 40 * BLOCK
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("users", [500, 5_000])
 def test_more_users_ask_for_more(users: int) -> None:
     few, many = synthetic(duration_s=5.0, users=50), synthetic(duration_s=5.0, users=users)

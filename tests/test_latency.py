@@ -239,6 +239,7 @@ def test_a_percentile_outside_0_to_100_is_refused_even_when_empty(percent: float
 # -- dense counts --
 
 
+@pytest.mark.thorough
 @given(st.lists(ANY_VALUE, max_size=100))
 def test_from_counts_restores_the_histogram(values: list[int]) -> None:
     told = histogram_of(values)

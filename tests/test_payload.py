@@ -75,6 +75,7 @@ def verdict(
 # -- what is right -------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @BOTH
 @EITHER
 @given(identity=identities, first_page=first_pages, pages=page_counts)
@@ -87,6 +88,7 @@ def test_what_was_stamped_verifies(
     )
 
 
+@pytest.mark.thorough
 @BOTH
 @given(
     puts=st.lists(
@@ -459,6 +461,7 @@ COMPRESSORS = (
 )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("command", COMPRESSORS, ids=lambda command: "".join(command[:2]))
 @pytest.mark.parametrize("size", [64 << 10, 512 << 10, 3 * ONE_MIB], ids=["64K", "512K", "3M"])
 def test_no_window_however_long_reduces_objects_of_strict_data(

@@ -253,6 +253,7 @@ def test_cases_of_several_runs_stand_below_each_other() -> None:
 # --- nothing lies over another ---------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @settings(deadline=None, max_examples=12)
 @given(
     points=st.sampled_from([0, 1, 2, 59, 60, 61, 1000]),

@@ -61,6 +61,7 @@ def test_a_c_library_apart_from_the_dynamic_linker_is_no_offence(tmp_path: Path)
     assert found["wrappers"] == []
 
 
+@pytest.mark.thorough
 @needs_compiler
 @pytest.mark.parametrize(
     ("source", "functions"),

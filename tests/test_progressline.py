@@ -148,6 +148,7 @@ def test_times_that_are_left_are_short(seconds: float, text: str) -> None:
     assert short_duration(seconds) == text
 
 
+@pytest.mark.thorough
 @settings(deadline=None)
 @given(
     name=st.from_regex(r"[a-z][a-z0-9.-]{0,60}", fullmatch=True),

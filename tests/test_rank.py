@@ -82,6 +82,7 @@ def on_files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return run_rank(plan, registry)
 
 
+@pytest.mark.thorough
 def test_a_rank_reports_what_its_recorder_and_its_index_hold(on_files: Finished) -> None:
     rank, result = on_files.rank, on_files.result
     assert rank.engine is not None
@@ -141,6 +142,7 @@ def test_a_ranks_result_survives_its_json(on_files: Finished) -> None:
     assert RankResult.from_json(asdict(on_files.result)) == on_files.result
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_issues_its_share_of_the_rate_in_ramp_and_window(rank: int) -> None:
     plan = make_plan(np=2, ramp_s=0.1, duration_s=0.4, request_rate=800.0, arrival="poisson")
@@ -240,6 +242,7 @@ def test_a_fallback_to_buffered_files_brings_its_sync(io: str, origin: str, sync
     assert Fresh.closed == len(made) == (2 if sync == "data" else 1)
 
 
+@pytest.mark.thorough
 def test_slabs_that_are_opened_again_for_the_fallback_are_made_anew(tmp_path: Path) -> None:
     plan = file_plan(tmp_path, store="slab", duration_s=0.02, origins={"sync": "default"})
     registry = registry_of(
@@ -254,6 +257,7 @@ def test_slabs_that_are_opened_again_for_the_fallback_are_made_anew(tmp_path: Pa
 # -- pauses --------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_rank_that_does_not_look_around_stood_still() -> None:
     looks: list[int] = []
 
@@ -303,6 +307,7 @@ def finished(rank: Rank, registry: Registry, tick: Callable[[], bool]) -> Finish
         return Finished(rank, origin_ns, rank.close())
 
 
+@pytest.mark.thorough
 def test_a_rank_whose_directory_is_gone_says_so_with_the_first_failure(tmp_path: Path) -> None:
     def tick() -> bool:
         shutil.rmtree(tmp_path / "kvcache-run", ignore_errors=True)
@@ -409,6 +414,7 @@ def test_the_cap_of_the_plan_is_the_cap_of_the_storage(scenario: str) -> None:
     assert result.cached_blocks <= 30
 
 
+@pytest.mark.thorough
 def test_a_rank_never_wants_more_slabs_than_its_capacity(tmp_path: Path) -> None:
     slabs: list[SlabBackend] = []
 
@@ -491,6 +497,7 @@ def test_trouble_in_cleaning_up_is_reported_and_not_raised() -> None:
 # -- files ---------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_rank_owns_a_directory_and_removes_it(tmp_path: Path) -> None:
     plan = file_plan(tmp_path, keep=False, duration_s=0.05)
     rank = Rank(plan, 0, HOST, None)
@@ -507,12 +514,14 @@ def test_a_rank_owns_a_directory_and_removes_it(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.thorough
 def test_what_is_to_be_kept_is_kept(tmp_path: Path) -> None:
     result = run_rank(file_plan(tmp_path, duration_s=0.05), build_registry()).result
     files = [path for path in tmp_path.glob("kvcache-run/rank-0/*/*") if path.is_file()]
     assert len(files) == result.cached_blocks
 
 
+@pytest.mark.thorough
 def test_every_trial_begins_with_an_empty_directory(tmp_path: Path) -> None:
     plan = file_plan(tmp_path, duration_s=0.05)
     run_rank(plan, build_registry())
@@ -538,6 +547,7 @@ def first_object(plan: Plan, rank: int = 0) -> bytes:
     return contents[0]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("data", ["normal", "strict"])
 def test_every_rank_trial_and_run_stores_data_of_its_own(data: str) -> None:
     plan = make_plan(backend="memory", duration_s=0.01, queue_depth=1, data=data, np=2)

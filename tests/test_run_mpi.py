@@ -196,6 +196,7 @@ def test_a_table_and_the_place_of_the_run_file_are_shown(done: Done) -> None:
 # --- other runs -----------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_list_of_counts_runs_each_and_memory_is_no_storage(real_site: Site) -> None:
     result = real_site.real("--kv-np=1,2", "--kv-metrics=read.gib_per_s", "--kv-allow-invalid")
     result.assert_outcomes(passed=2)
@@ -219,6 +220,7 @@ def test_a_users_own_test_runs_ranks(real_site: Site) -> None:
     assert len(real_site.launches()) == 1
 
 
+@pytest.mark.thorough
 def test_a_replay_hits_what_an_endless_cache_hits(real_site: Site) -> None:
     prompts = ([1, 2], [3, 4], [1, 2], [1, 2, 5])
     lines = [
@@ -237,6 +239,7 @@ def test_a_replay_hits_what_an_endless_cache_hits(real_site: Site) -> None:
     assert (cache["prompt_blocks"], cache["hit_blocks"]) == (9, 4)
 
 
+@pytest.mark.thorough
 def test_a_recorded_trace_hits_what_its_reference_says(real_site: Site) -> None:
     reference, capacity_blocks = REFERENCE[MOONCAKE], 4_392
     stored = 512 * 24_576  # of a block of tiny-1b
@@ -291,6 +294,7 @@ def scheduled(plan: Plan) -> list[int]:
     return [int((offsets_ns < int(span_s * 1e9)).sum()) for offsets_ns in schedules]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("arrival", ["poisson", "gamma"])
 def test_a_rate_is_issued_to_the_last_request(real_site: Site, arrival: str) -> None:
     with storage_directory("open-loop") as cache_dir:
@@ -315,6 +319,7 @@ def test_a_rate_is_issued_to_the_last_request(real_site: Site, arrival: str) -> 
     assert main(["verify", str(run_file)]) == 0
 
 
+@pytest.mark.thorough
 def test_a_rate_that_the_storage_can_not_follow_is_an_overload_and_fails(
     real_site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,6 +338,7 @@ def test_a_rate_that_the_storage_can_not_follow_is_an_overload_and_fails(
     assert requests["backlog"] + requests["storing"] > requests["offered"] / 20
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("store", "names"), [("file", "rank-*/??/*"), ("auto", "rank-*/kvcache-slab-0000")]
 )
@@ -350,6 +356,7 @@ def test_data_is_kept_where_the_user_asks_for_it(real_site: Site, store: str, na
     assert (trial["proof"]["io_mode"], real_site.case()["plan"]["sync"]) == ("buffered", "data")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("phase", "store"), [("both", "file"), ("decode", "slab")])
 def test_blocks_in_layers_are_stored_and_read_a_layer_each(
     real_site: Site, phase: str, store: str
@@ -378,6 +385,7 @@ def test_blocks_in_layers_are_stored_and_read_a_layer_each(
     assert {path.stat().st_size for path in files} <= {layer_bytes}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("phase", "skipped"),
     [("prefill", ("load.p50_ms", "read.gib_per_s")), ("decode", ("write.gib_per_s",))],

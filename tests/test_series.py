@@ -110,6 +110,7 @@ def test_a_longer_time_is_never_in_a_lower_bin(left_ns: int, right_ns: int) -> N
     assert low <= high
 
 
+@pytest.mark.thorough
 @settings(max_examples=50)
 @given(st.lists(st.integers(1_000, 10**9), min_size=MIN_OPERATIONS, max_size=300))
 def test_the_p99_is_the_nearest_rank_within_a_sixteenth(values_ns: list[int]) -> None:
@@ -159,6 +160,7 @@ def test_a_stall_is_no_operation_and_no_percentile() -> None:
     assert [value is None for value in data["read_p99_ms"]] == [False, True, False]
 
 
+@pytest.mark.thorough
 @settings(max_examples=60, deadline=None)
 @given(EVENTS, st.integers(0, 5))
 def test_wider_intervals_hold_the_same_sums(events: list[Event], doublings: int) -> None:
@@ -187,6 +189,7 @@ def test_a_window_of_as_many_seconds_as_there_are_points_is_not_coarsened() -> N
 # --- ranks ----------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @settings(max_examples=60, deadline=None)
 @given(st.lists(EVENTS, min_size=1, max_size=4), st.integers(0, 2 * DAY_S * S))
 def test_the_sum_of_ranks_is_the_series_of_all_their_operations(
@@ -221,6 +224,7 @@ def test_what_a_rank_sends_is_bounded_and_trimmed_to_what_is_used() -> None:
 # --- the run file ---------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @settings(max_examples=60, deadline=None)
 @given(EVENTS, st.integers(0, 3_000))
 def test_a_series_survives_json(events: list[Event], window_s: int) -> None:

@@ -164,6 +164,7 @@ def test_transfers_of_an_operation_complete_nothing() -> None:
     assert [stall.kind for stall in recorder.found_stalls(6 * S)] == [EVERY]
 
 
+@pytest.mark.thorough
 @settings(max_examples=50, deadline=None)
 @given(
     begin=st.integers(600, 4_000), length=st.integers(520, 3_000), depth=st.integers(1, 8),

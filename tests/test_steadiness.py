@@ -15,6 +15,7 @@ def noisy(seed: int, *levels: float, cv: float) -> list[float]:
     return [max(0.0, draws.gauss(level, cv * level)) for level in levels]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("count", "allowed"), [(6, 5), (10, 5), (30, 5), (120, 5)])
 def test_a_healthy_disk_varies_without_a_change(count: int, allowed: int) -> None:
     told = sum(
@@ -39,6 +40,7 @@ def test_a_disk_whose_seconds_are_like_their_neighbours_changes_rarely() -> None
     assert len(told) - told.count(None) <= 18
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("count", "mean"), [(6, 4), (14, 8), (30, 1), (60, 4), (60, 14)])
 def test_few_operations_vary_without_a_change(count: int, mean: float) -> None:
     told = sum(few(seed, *[mean] * count) is not None for seed in range(300))
@@ -89,6 +91,7 @@ def test_a_disk_that_slows_down_in_the_middle_is_named() -> None:
     assert (change.first, change.second) == ((0, 3), (3, 6))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("at", [0.2, 0.3, 0.5, 0.7, 0.85])
 @pytest.mark.parametrize("factor", [0.6, 1.8])
 def test_a_step_is_found_wherever_it_is(at: float, factor: float) -> None:

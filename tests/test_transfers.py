@@ -493,6 +493,7 @@ class Counting(Payload):
         return super().verify(buffer, length, identity, first_page, thorough=thorough)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("transfers", [1, 2, 3, 16, 61, 64])
 def test_every_chunk_of_an_object_has_its_share_of_the_thorough_checks(transfers: int) -> None:
     backend, payload = Bookkeeper(), Counting()

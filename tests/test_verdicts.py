@@ -1034,6 +1034,7 @@ def test_a_late_harness_is_no_matter_of_few_users() -> None:
     assert {v.code for v in evaluate_trial(record, plan)[1]} == {"OVERLOADED"}
 
 
+@pytest.mark.thorough
 @settings(deadline=None, max_examples=60)
 @given(
     offered=st.integers(1, 2_000), share=st.floats(0, 1),

@@ -32,6 +32,7 @@ TOLD_EXIT = 128 + signal.SIGTERM
 _GRACE_S = 3.0  # from SIGTERM to SIGKILL
 _TIDY_S = 20.0  # for what the command left behind: janitors at work
 _POLL_S = 0.02
+_QUIET_SCANS = 2
 _STDIN = 0
 _SIGNALLED = 128
 _TOLD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -118,10 +119,21 @@ def _no_child_left() -> bool:
 
 def _kill_held(mark: bytes) -> None:
     """Kill ranks that the command left: stopped ones, or in a session of their own."""
-    for entry in Path("/proc").iterdir():
-        with suppress(OSError):
-            if entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0"):
+    until_s, quiet = time.monotonic() + _TIDY_S, 0
+    while quiet < _QUIET_SCANS and time.monotonic() < until_s:
+        held = [entry for entry in Path("/proc").iterdir() if _carries(entry, mark)]
+        for entry in held:
+            with suppress(OSError):
                 os.kill(int(entry.name), signal.SIGKILL)
+        quiet = 0 if held else quiet + 1
+        time.sleep(_POLL_S)
+
+
+def _carries(entry: Path, mark: bytes) -> bool:
+    """Whether a living process has the mark; one in the middle of an exec has none for a moment."""
+    with suppress(OSError):
+        return entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0")
+    return False
 
 
 if __name__ == "__main__":

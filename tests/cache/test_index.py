@@ -87,6 +87,7 @@ def content(index: CacheIndex) -> list[bytes]:
     return list(index._slots)
 
 
+@pytest.mark.thorough
 @settings(deadline=None)
 @given(st.integers(0, 12), st.lists(requests(), max_size=40))
 def test_hits_content_and_order_are_those_of_the_literal_loop(
@@ -123,6 +124,7 @@ def recorded(request: pytest.FixtureRequest) -> tuple[str, list[list[bytes]], li
     return request.param, prompts, trace.input_tokens.tolist()
 
 
+@pytest.mark.thorough
 def test_replayed_traces_hit_exactly_as_their_reference_says(
     recorded: tuple[str, list[list[bytes]], list[int]],
 ) -> None:
@@ -139,6 +141,7 @@ def test_replayed_traces_hit_exactly_as_their_reference_says(
         assert f"{hit_tokens / reference.input_tokens:.6f}" == token_ratio
 
 
+@pytest.mark.thorough
 def test_a_cache_without_limit_hits_as_an_infinite_one(
     recorded: tuple[str, list[list[bytes]], list[int]],
 ) -> None:

@@ -44,6 +44,7 @@ def test_the_curve_is_the_literal_loop_at_every_capacity(
         assert curve.hit_tokens(capacity_blocks) == sum(served)
 
 
+@pytest.mark.thorough
 @settings(deadline=None)
 @given(PROMPTS, st.integers(1, 4))
 def test_the_curve_of_cycles_is_the_literal_loop_over_all_of_them(

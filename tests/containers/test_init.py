@@ -56,6 +56,7 @@ def test_it_ends_as_its_command_does(program: str, code: int) -> None:
         assert process.wait(PATIENCE_S) == code
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("program", [SLEEP, STUBBORN])
 def test_the_command_ends_when_its_holder_lets_go(program: str) -> None:
     with held(sys.executable, "-c", program) as process:
@@ -97,6 +98,7 @@ def test_what_the_command_left_is_killed_wherever_it_went() -> None:
         wait_for(lambda: not is_alive(pid))
 
 
+@pytest.mark.thorough
 def test_what_has_dropped_the_mark_is_let_live() -> None:
     loose = "echo $$; exec sleep 300 >/dev/null"
     command = f"env -u {HELD_VARIABLE} setsid sh -c '{loose}' & sleep 1"

@@ -82,6 +82,7 @@ def test_the_words_of_a_command_come_as_they_were(tmp_path: Path) -> None:
         assert ended(process) == (0, """<a  b><c"d><$HOME>""")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("command", "code", "told"),
     [
@@ -124,6 +125,7 @@ def test_an_agent_whose_holder_is_gone_says_so() -> None:
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_nothing_outlives_the_holder(tmp_path: Path, number: signal.Signals) -> None:
     sleep = f"touch {tmp_path}/$$; exec sleep 300"
@@ -135,6 +137,7 @@ def test_nothing_outlives_the_holder(tmp_path: Path, number: signal.Signals) -> 
             wait_for(lambda pid=pid: is_gone(pid))  # type: ignore[misc]
 
 
+@pytest.mark.thorough
 def test_a_remote_container_ends_with_the_agent_that_asked_for_it(tmp_path: Path) -> None:
     script = f"timeout 1 {AGENT} n1 'touch {tmp_path}/$$; exec sleep 300'; exec sleep 300"
     with outside(tmp_path, script) as process:

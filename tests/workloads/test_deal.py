@@ -39,6 +39,7 @@ def test_every_request_is_dealt_exactly_once_in_file_order(
     assert all(part.dtype == np.int64 for part in parts)
 
 
+@pytest.mark.thorough
 @settings(deadline=None)
 @given(PROMPTS, st.integers(1, 9))
 def test_dealing_twice_deals_the_same(prompts: list[list[int]], ranks: int) -> None:

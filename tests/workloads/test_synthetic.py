@@ -251,6 +251,7 @@ def test_live_contexts_never_exceed_the_need(scenario: str, spec: WorkloadContex
     assert (need.requests, need.accessed_blocks, need.span_s) == (None, 0, 0.0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("scenario", sorted(SYNTHETIC))
 def test_the_need_is_no_more_than_the_longest_contexts(scenario: str) -> None:
     spec = replace(SPEC, users=40, block_tokens=1, context_scale=0.02)
