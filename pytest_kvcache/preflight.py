@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_kvcache.errors import OptionError, PreflightError
+from pytest_kvcache.errors import OptionError, PreflightError, StorageError
 from pytest_kvcache.launchers.detect import (
     check_library,
     find_launcher,
@@ -129,7 +129,7 @@ def check_plan(
     if options.exec_type == "mpi" and not plan.allows("PRELOADED"):
         check_preloads(inherited_preloads())
     _check_cores(options, ", ".join(host.name for host in here), sum(h.ranks for h in here))
-    _check_is_no_memory(plan)
+    _check_is_no_memory(options, plan)
     if len(here) == len(plan.layout.hosts):
         _check_space(options, plan, sum(h.ranks for h in here))
     _check_memory(plan, sum(h.ranks for h in here))
@@ -223,8 +223,15 @@ def memory_below(cache_dir: str) -> str | None:
     return probe_filesystem(cache_dir, socket.gethostname()).memory_at_end
 
 
-def _check_is_no_memory(plan: Plan) -> None:
-    memory = memory_below(plan.cache_dir) if plan.needs_directory else None
+def _check_is_no_memory(options: Options, plan: Plan) -> None:
+    if not plan.needs_directory:
+        return
+    if options.exec_type != "mpi" and not os.path.lexists(plan.cache_dir):
+        return  # the engine refuses it on every host that lacks it, and names the host
+    try:
+        memory = memory_below(plan.cache_dir)
+    except StorageError as error:
+        raise PreflightError(f"{error}; name another --kv-cache-dir") from error
     if memory is not None and not plan.allows("TMPFS"):
         raise OptionError(
             f"--kv-cache-dir is {plan.cache_dir}, which is memory ({memory}); name a directory on"

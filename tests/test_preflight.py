@@ -272,6 +272,16 @@ def test_a_directory_in_memory_is_refused_before_anything_is_launched() -> None:
     check(replace(plan, backend="null"))
 
 
+def test_a_directory_that_can_not_be_examined_is_refused_by_name(tmp_path: Path) -> None:
+    plan = make_plan(backend="file", cache_dir=str(tmp_path / "gone"))
+    with pytest.raises(PreflightError, match="gone: No such file.*; name another --kv-cache-dir"):
+        check(plan)
+
+
+def test_a_directory_that_only_other_hosts_have_is_their_containers_matter(tmp_path: Path) -> None:
+    check(make_plan(backend="file", cache_dir=str(tmp_path / "gone")), exec_type="docker", image="i")
+
+
 # --- the plan on other hosts ----------------------------------------------------------------
 
 

@@ -186,7 +186,7 @@ def start_problem(engine: Engine, name: str, host: str, stderr: str) -> Prefligh
     if match := _NO_SOURCE.search(stderr):
         return PreflightError(
             f"host {host} has no directory {match['path']} for a container to see; make it there,"
-            f" or name another --kv-cache-dir"
+            f" or name another (--kv-cache-dir, KVCACHE_LOCK_DIR)"
         )
     if is_clash(stderr):
         return PreflightError(

@@ -62,7 +62,7 @@ def hosts(image: Path) -> Iterator[Hosts]:
         pytest.skip(reason)
     package = Path(pytest_kvcache.__file__).parents[1]
     share = {Path(sys.base_prefix), Path(sys.prefix), package, CHECKOUT}
-    with machine_to_oneself(), ExitStack() as stack:
+    with machine_to_oneself(own_locks=False), ExitStack() as stack:
         parent = tempfile.TemporaryDirectory(prefix="kvcache-hosts-", dir="/var/tmp")
         place = Path(stack.enter_context(parent))
         cluster = stack.enter_context(Cluster(place / "cluster", share=(*sorted(share), place)))

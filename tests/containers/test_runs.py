@@ -108,7 +108,7 @@ def test_a_name_that_is_taken_fails_the_trial_and_stays(start: Start, engine: Do
     session = start("--kv-trials=2", "--kv-duration=2", "--kv-allow-invalid")
     directory = session.wait_for_window()
     (first,) = (name for name in engine.containers() if name.endswith(directory.name))
-    taken = first.removesuffix("0") + "1"
+    taken = f"{first.removesuffix('trial-1')}trial-2"
     engine.call("create", "--name", taken, IMAGE, "true")
     try:
         text = session.end()

@@ -208,7 +208,7 @@ def test_what_starting_a_container_can_meet() -> None:
     )
     assert str(start_problem(DOCKER, "kv-1", "n2", missing)) == (
         "host n2 has no directory /mnt/kv for a container to see; make it there, or name another"
-        " --kv-cache-dir"
+        " (--kv-cache-dir, KVCACHE_LOCK_DIR)"
     )
 
 
