@@ -69,7 +69,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Mark what is tested once; what takes minutes runs where somebody asks for it."""
     left_out = []
     for item in items:
-        if item.path.stem in _ONCE:
+        if item.path.stem in _ONCE or item.get_closest_marker("thorough"):  # a law
             item.add_marker("once")
         if item.path.stem in _THOROUGH or _calls_pytest(item):
             item.add_marker("thorough")

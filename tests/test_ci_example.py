@@ -7,6 +7,7 @@ above what a busy machine adds; the slower run sleeps eight times as long.
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,9 +26,18 @@ CASE = (
 COMPARE = ("--kv-compare=baseline.json", "--kv-fail=read.p50_ms:100%")
 
 
+DISTURBED = re.compile(r"^  (STALL|BUSY_DEVICE|NOT_STEADY|PAUSED|THROTTLED) warning", re.MULTILINE)
+
+
 def run(site: Site, sleep_s: str, monkeypatch: pytest.MonkeyPatch, *args: str) -> pytest.RunResult:
+    """One without a disturbance, as a gate asks for: "repeat it"."""
     monkeypatch.setenv("KVCACHE_TEST_SLEEP_S", sleep_s)
-    return site.real(*CASE, *args)
+    for _attempt in range(4):
+        result = site.real(*CASE, *args)
+        found = DISTURBED.search(output(result))
+        if found is None:
+            return result
+    pytest.skip(f"this machine takes time from its processes: {found[1]} in four of four runs")
 
 
 def test_a_baseline_closes_the_gate_on_a_slower_storage_and_on_nothing_else(

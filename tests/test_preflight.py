@@ -279,7 +279,9 @@ def test_a_directory_that_can_not_be_examined_is_refused_by_name(tmp_path: Path)
 
 
 def test_a_directory_that_only_other_hosts_have_is_their_containers_matter(tmp_path: Path) -> None:
-    check(make_plan(backend="file", cache_dir=str(tmp_path / "gone")), exec_type="docker", image="i")
+    check(
+        make_plan(backend="file", cache_dir=str(tmp_path / "gone")), exec_type="docker", image="i"
+    )
 
 
 # --- the plan on other hosts ----------------------------------------------------------------
