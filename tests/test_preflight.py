@@ -274,11 +274,11 @@ def test_a_directory_in_memory_is_refused_before_anything_is_launched() -> None:
 
 def test_a_directory_that_can_not_be_examined_is_refused_by_name(tmp_path: Path) -> None:
     plan = make_plan(backend="file", cache_dir=str(tmp_path / "gone"))
-    with pytest.raises(PreflightError, match="gone: No such file.*; name another --kv-cache-dir"):
+    with pytest.raises(PreflightError, match=r"gone: No such file.*; name another --kv-c"):
         check(plan)
 
 
-def test_a_directory_that_only_other_hosts_have_is_their_containers_matter(tmp_path: Path) -> None:
+def test_a_directory_of_other_hosts_is_their_containers_matter(tmp_path: Path) -> None:
     check(
         make_plan(backend="file", cache_dir=str(tmp_path / "gone")), exec_type="docker", image="i"
     )
