@@ -55,7 +55,9 @@ def test_this_interpreter_calls_the_c_library_itself() -> None:
 
 def test_a_c_library_apart_from_the_dynamic_linker_is_no_offence(tmp_path: Path) -> None:
     # As in an image that was put together from single files.
-    own = preloads._Objects().object_at(ctypes.cast(ctypes.CDLL(None).write, ctypes.c_void_p).value)
+    at = ctypes.cast(ctypes.CDLL(None).write, ctypes.c_void_p).value
+    assert at is not None
+    own = preloads._Objects().object_at(at)
     shutil.copy(own, tmp_path)
     (found, _passed_on) = told(LD_LIBRARY_PATH=str(tmp_path))
     assert found["wrappers"] == []
