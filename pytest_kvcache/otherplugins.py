@@ -9,14 +9,14 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_kvcache.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
 # Where a file goes: option's name → whether its directory is made by the plugin itself.
 _FILES = {
@@ -78,6 +78,17 @@ def check_outputs(config: pytest.Config) -> None:
                 f"--benchmark-histogram draws with {lacking[0]}, which is not installed;"
                 " pip install 'pytest-benchmark[histogram]'"
             )
+
+
+def check_comparison(config: pytest.Config, compared: Sequence[Mapping[str, Any]]) -> None:
+    """OptionError for a run that ``--benchmark-compare`` names and has not found."""
+    asked = config.getoption("benchmark_compare", default=None)
+    if is_recorded(config) and isinstance(asked, str) and not compared:
+        raise OptionError(  # without a value it is what a first run may have
+            f"--benchmark-compare is {asked!r}; --benchmark-storage"
+            f" ({config.getoption('benchmark_storage', default=None)}) has no such run, so name"
+            " one that is there, or leave the option out"
+        )
 
 
 def _outputs(config: pytest.Config) -> Iterator[tuple[str, Path, bool]]:

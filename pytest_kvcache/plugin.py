@@ -352,8 +352,10 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     bench = bench_of(config)
     cases = _cases(running)
     with usage_errors():
+        compared = compared_by_benchmark(config)
         otherplugins.check_outputs(config)
-        bench.check(cases, compared_by_benchmark(config))
+        otherplugins.check_comparison(config, compared)
+        bench.check(cases, compared)
     if dry_run:
         _write(config, _dry_lines(config, bench, running, cases))
         return True

@@ -79,6 +79,16 @@ def test_a_limit_of_pytest_benchmark_that_has_nothing_to_compare_with_is_refused
     assert site.canned(ONE, "--benchmark-compare=0001", limit).ret == pytest.ExitCode.OK
 
 
+def test_a_comparison_with_a_run_that_nobody_saved_is_refused_before_the_launch(site: Site) -> None:
+    sentence = refusal(site.canned_apart("--benchmark-compare=0007"))
+    assert sentence.startswith("--benchmark-compare is '0007'; --benchmark-storage (")
+    assert not site.launches()
+    first = site.canned_apart(
+        "--benchmark-compare", "--benchmark-autosave"
+    )  # as in a CI's first run
+    assert first.ret == pytest.ExitCode.OK
+
+
 def test_an_own_test_is_not_launched_either_where_an_output_is_wrong(site: Site) -> None:
     (site.path / "file").touch()
     result = site.canned_tests("def test_one(kvcache): kvcache.run()", "--junitxml=file/deep/j.xml")
