@@ -27,9 +27,10 @@ def _read(path: str) -> dict[str, Any]:
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ResultError(f"{path} can't be read as a run file: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ResultError(f"it can't be read as a run file: {reason}") from error
     if not isinstance(data, dict):
-        raise ResultError(f"{path} is no run file; its JSON must be an object")
+        raise ResultError("it is no run file; its JSON must be an object")
     return data
 
 
@@ -74,17 +75,19 @@ def _described(compared: int) -> str:
 def _draw(path: Path, runs: Sequence[RunResult]) -> str | None:
     """Write the picture of these runs; return what prevented it."""
     if not any(run.cases for run in runs):
-        return f"{path} is not written; there is no sound run to draw"
+        return "it is not written; there is no sound run to draw"
     try:
         path.write_text(picture_of(runs), encoding="utf-8")
     except OSError as error:
-        return f"{path} can't be written: {error.strerror}"
+        return f"it can't be written: {error.strerror}"
     return None
 
 
 def _picture_path(text: str) -> Path:
     if Path(text).suffix != ".svg":
         raise argparse.ArgumentTypeError(f"{text!r} must be the name of an .svg file")
+    if not Path(text).absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is in no directory that exists; make it first")
     return Path(text)
 
 

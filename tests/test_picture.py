@@ -371,9 +371,29 @@ def test_a_picture_that_can_t_be_written_is_an_error(
     site: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
     site.canned()
-    path = site.path / "absent" / "run.svg"
+    path = site.path / "taken.svg"
+    path.mkdir()
     assert main(["show", f"--picture={path}", str(site.run_file())]) == 1
-    assert f"{path} can't be written: No such file" in capsys.readouterr().err
+    assert capsys.readouterr().err == f"{path}: it can't be written: Is a directory\n"
+
+
+def test_a_picture_in_no_directory_is_refused_before_anything_is_shown(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.canned()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main(["show", "--picture=absent/run.svg", str(site.run_file())])
+    told = capsys.readouterr()
+    assert (end.value.code, told.out) == (2, "")
+    assert "'absent/run.svg' is in no directory that exists" in told.err
+
+
+def test_a_run_file_that_is_not_there_is_named_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "gone/run.json"]) == 1
+    assert capsys.readouterr().err == (
+        "gone/run.json: it can't be read as a run file: No such file or directory\n"
+    )
 
 
 def test_without_a_sound_run_no_picture_is_written(
@@ -382,7 +402,7 @@ def test_without_a_sound_run_no_picture_is_written(
     (tmp_path / "run.json").write_text("{}")
     path = tmp_path / "run.svg"
     assert main(["show", f"--picture={path}", str(tmp_path / "run.json")]) == 1
-    assert f"{path} is not written" in capsys.readouterr().err
+    assert f"{path}: it is not written" in capsys.readouterr().err
     assert not path.exists()
 
 
