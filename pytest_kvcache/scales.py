@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, replace
 
 _ROUND = (1.0, 2.0, 5.0)
+_SAME = 1e-12  # relative: nearer than that, two values are one
 _LOG_FROM = 20.0  # the highest value over the lowest one; from here on small ones are told apart
 
 
@@ -32,7 +33,7 @@ class Scale:
 def scale_from_zero(highest: float, begin_px: float, end_px: float, most_ticks: int) -> Scale:
     """From 0 to the first tick at or above ``highest``; to 1 where all is 0."""
     step = _step(highest, most_ticks)
-    count = max(1, math.ceil(highest / step - 1e-9))
+    count = max(1, math.ceil(highest / step * (1 - 4 * _SAME)))  # _step may have rounded down
     ticks = tuple(number * step for number in range(count + 1))
     return Scale(low=0.0, high=ticks[-1], begin_px=begin_px, end_px=end_px, ticks=ticks)
 
@@ -84,9 +85,9 @@ def _step(highest: float, most_ticks: int) -> float:
 
 def _round_up(value: float) -> float:
     power = 10.0 ** math.floor(math.log10(value))
-    return next(d * power for d in (*_ROUND, 10.0) if d * power >= value * (1 - 1e-9))
+    return next(d * power for d in (*_ROUND, 10.0) if d * power >= value * (1 - _SAME))
 
 
 def _round_down(value: float) -> float:
     power = 10.0 ** math.floor(math.log10(value))
-    return next(d * power for d in (*reversed(_ROUND), 0.5) if d * power <= value * (1 + 1e-9))
+    return next(d * power for d in (*reversed(_ROUND), 0.5) if d * power <= value * (1 + _SAME))

@@ -315,6 +315,9 @@ def test_the_picture_needs_nothing_from_elsewhere_and_knows_both_schemes() -> No
 
 
 @given(st.floats(1e-9, 1e12), st.integers(2, 12))
+@example(highest=1.000000001, most=3)
+@example(highest=1.000000000001, most=3)
+@example(highest=1.0000000000001, most=3)
 def test_a_scale_from_zero_ends_at_a_round_tick_above_the_highest(
     highest: float, most: int
 ) -> None:
