@@ -38,6 +38,7 @@ if importlib.util.find_spec("hypothesis") is not None:
         settings.register_profile(
             profile,
             max_examples=examples,
+            deadline=None,
             derandomize=True,
             suppress_health_check=[HealthCheck.too_slow],
         )
