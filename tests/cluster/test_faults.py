@@ -79,7 +79,8 @@ def test_a_fault_fails_its_trial_soon_and_leaves_nothing(
     assert took_s < SOON_S + (12 if fault.hangs else 0), text
     rest = [trial["ok"] for trial in session.trials(case=1)]
     assert rest in _then(fault), text
-    assert left_on(scene, *scene.names) == []
+    # What ssh was still starting on another host when all was ended, ends itself.
+    wait_for(lambda: not left_on(scene, *scene.names), limit_s=SELF_CLEANING_S)
 
 
 def _then(fault: Fault) -> list[list[bool]]:
