@@ -111,6 +111,7 @@ _COMPARE: Final[Mapping[str, Any]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
+_REVERSED: Final[Mapping[Operator, Operator]] = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 _NO_ENTRY: Final = "the baseline has no such entry: compare runs that both have it"
 _NOT_IN_RUN: Final = "this run has no such entry: compare runs that both have it"
 _OTHER_PLAN: Final = (
@@ -269,6 +270,22 @@ def check_rule(rule: FailRule, better: Better) -> None:
             f"--kv-fail is {rule}; {rule.metric} is better when higher, so it can get worse "
             f"by 100% at most and the gate would never close: give less, "
             f"e.g. --kv-fail={rule.metric}:10%"
+        )
+
+
+def check_slo(rule: SloRule, better: Better) -> None:
+    """Raise OptionError for an SLO against the metric's direction; callable before the run.
+
+    A good storage would break it, and a bad one keep it.
+    """
+    is_ceiling = rule.op in ("<", "<=")
+    if is_ceiling != (better == "lower"):
+        meant = replace(rule, op=_REVERSED[rule.op])
+        bound = "least" if is_ceiling else "most"
+        raise OptionError(
+            f"--kv-slo is {rule}; {rule.metric} is better when {better}, so a bad storage would"
+            f" keep that and a good one break it: give the {bound} that is good enough, e.g."
+            f" --kv-slo='{meant}'"
         )
 
 

@@ -15,6 +15,7 @@ from pytest_kvcache.compare import (
     Judgement,
     SloRule,
     check_rule,
+    check_slo,
     compare,
     gate_table,
     judge,
@@ -125,6 +126,26 @@ def test_a_broken_slo_is_told_with_a_correct_one(text: str) -> None:
     with pytest.raises(OptionError, match=re.escape(expected)) as caught:
         parse_slo(text)
     assert parse_slo(str(caught.value).split("'")[-2])
+
+
+@pytest.mark.parametrize(
+    ("text", "better", "meant"),
+    [
+        ("read.p95_ms>5", "lower", "the most that is good enough, e.g. --kv-slo='read.p95_ms<5'"),
+        ("read.p95_ms>=5", "lower", "--kv-slo='read.p95_ms<=5'"),
+        ("read.gib_per_s<5", "higher", "the least that is good enough"),
+        ("read.gib_per_s<=0.5", "higher", "--kv-slo='read.gib_per_s>=0.5'"),
+    ],
+)
+def test_an_slo_against_its_metrics_direction_is_refused_with_what_is_meant(
+    text: str, better: Any, meant: str
+) -> None:
+    with pytest.raises(OptionError, match=f"is better when {better}, so a bad storage") as caught:
+        check_slo(parse_slo(text), better)
+    assert str(caught.value).startswith(f"--kv-slo is {text}; ")
+    assert meant in str(caught.value)
+    rule = parse_slo(re.findall(r"--kv-slo='(.*)'", str(caught.value))[0])
+    check_slo(rule, better)
 
 
 @pytest.mark.parametrize("limit_ratio", [0.0, -0.1, float("nan"), float("inf")])
