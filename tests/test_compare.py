@@ -509,6 +509,22 @@ def test_what_disturbed_both_sides_is_said_below_the_table(code: str) -> None:
     assert quiet.note == ""
 
 
+def test_what_is_proven_by_no_side_or_alone_passes_a_gate_but_never_silently() -> None:
+    unproven = Evidence(is_storage=True, verdicts=("UNPROVEN",))
+    now = latency(10.0, 10.0)
+    found = Found(series=now, evidence=unproven)
+    both = judge(TEN_PERCENT, found, now, case=CASE, evidence=unproven)
+    assert both.status == "ok"
+    assert f"{CASE}: both sides had UNPROVEN" in " ".join(gate_table([both]).split())
+    for before, after in ((unproven, STORAGE), (STORAGE, unproven)):
+        one = judge(TEN_PERCENT, replace(found, evidence=before), now, evidence=after)
+        assert one.status == "inconclusive"
+        assert "has UNPROVEN, so its figures may be of a cache" in one.reason
+    alone = slo("read.p95_ms<20", 10.0, "UNPROVEN")
+    assert alone.status == "ok"
+    assert f"{CASE}: this run had UNPROVEN" in gate_table([alone])
+
+
 def test_a_disturbance_of_which_the_baseline_does_not_tell_is_said() -> None:
     disturbed = Evidence(is_storage=True, verdicts=("PAUSED",))
     found = Found(series=latency(10.0, 10.1))
