@@ -16,8 +16,8 @@ a side has fewer than 2 trials                         inconclusive
 a change is above the limit, and the interval is
 wholly on the bad side of zero                         worse
 only one side has a verdict that makes figures
-uncertain, STALL, BUSY_DEVICE, NOT_STEADY, PAUSED or
-THROTTLED (``evidence``)                               inconclusive
+uncertain, STALL, BUSY_DEVICE, NOT_STEADY, PAUSED,
+THROTTLED or UNPROVEN (``evidence``)                   inconclusive
 a clear improvement                                    ok
 both changes are up to the limit, and the interval
 ends below the limit or the noise is up to it          ok
@@ -25,11 +25,14 @@ anything else                                          inconclusive
 =====================================================  ============
 
 Where both sides have such a verdict, they may be alike in that: the verdict stands, and
-the table says with what (``note``). The same goes for an SLO that a disturbed run keeps.
-But what is kept on a latency while the storage stood still (STALL) is ``inconclusive``: in
-a closed loop few operations wait, however long it takes, and a percentile hardly moves.
-The maximum of loads and requests has the stall in it, as have the requests of an open loop,
-and may be judged.
+the table says with what (``note``), as of verdicts under which the figures may be of
+something else than the storage (UNPROVEN, and each that is allowed by an option: TMPFS,
+CACHED_READS, CLOCK, …). The same goes for an SLO that such a run keeps. But what is ``ok``
+on a latency while the storage stood still in this run (STALL) is ``inconclusive``, by a
+gate of either kind and whatever the baseline had: in a closed loop few operations wait,
+however long it takes, and a percentile hardly moves, so that a short stall of the baseline
+would license long ones. The maximum of loads and requests has the stall in it, as have the
+requests of an open loop, and may be judged.
 
 *Median and mean*, because either alone can be looked past: with 12 of 25 trials at twice
 the latency the median is unmoved, and a single wild trial of 3 moves the mean alone. What
@@ -78,8 +81,8 @@ from pytest_kvcache.evidence import (
     CLOSING,
     UNTOLD,
     Evidence,
-    both_disturbed,
-    disturbed,
+    both_cautions,
+    cautions,
     incomparable,
     uncertain,
 )
@@ -111,6 +114,7 @@ _COMPARE: Final[Mapping[str, Any]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
+_REVERSED: Final[Mapping[Operator, Operator]] = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 _NO_ENTRY: Final = "the baseline has no such entry: compare runs that both have it"
 _NOT_IN_RUN: Final = "this run has no such entry: compare runs that both have it"
 _OTHER_PLAN: Final = (
@@ -119,6 +123,10 @@ _OTHER_PLAN: Final = (
     " (--kv-compare-across=plan)"
 )
 _HAVE_STALLS_IN_THEM: Final = frozenset({"load.max_ms", "request.max_ms"})
+_HIDES_A_STALL: Final = (
+    "the storage stood still (STALL), and few operations had to wait for it: judge load.max_ms or"
+    " request.max_ms, or repeat the run"
+)
 _BY_CHANCE: Final = 0.05  # how often an order of trials may come about if nothing changed
 _WIDTH: Final = 80
 _COLUMNS: Final = {  # heading: width; with single spaces between they make 80
@@ -272,6 +280,22 @@ def check_rule(rule: FailRule, better: Better) -> None:
         )
 
 
+def check_slo(rule: SloRule, better: Better) -> None:
+    """Raise OptionError for an SLO against the metric's direction; callable before the run.
+
+    A good storage would break it, and a bad one keep it.
+    """
+    is_ceiling = rule.op in ("<", "<=")
+    if is_ceiling != (better == "lower"):
+        meant = replace(rule, op=_REVERSED[rule.op])
+        bound = "least" if is_ceiling else "most"
+        raise OptionError(
+            f"--kv-slo is {rule}; {rule.metric} is better when {better}, so a bad storage would"
+            f" keep that and a good one break it: give the {bound} that is good enough, e.g."
+            f" --kv-slo='{meant}'"
+        )
+
+
 def judge(
     rule: FailRule,
     found: Found,
@@ -312,6 +336,8 @@ def judge(
     status, reason = _verdict(rule, change, baseline, now)
     doubt = uncertain(found.evidence, evidence)
     needs_trials = status == "inconclusive" and len(baseline.values) > 1
+    if not doubt and _may_hide_a_stall(rule.metric, evidence):
+        doubt = _HIDES_A_STALL
     if doubt and status == "ok":
         status, reason = "inconclusive", f"{change.told(rule.limit_ratio)}, but {doubt}"
     return replace(
@@ -322,7 +348,7 @@ def judge(
         change_ratio=change.median,
         mean_change_ratio=change.mean,
         noise_ratio=change.noise,
-        note=both_disturbed(found.evidence, evidence) or "",
+        note=both_cautions(found.evidence, evidence),
     )
 
 
@@ -354,7 +380,7 @@ def compare(
         return replace(sides, standing="incomparable", reason=obstacle)
     change = _change_of(before, now)
     doubt = uncertain(found.evidence, evidence)
-    sides = replace(sides, note=both_disturbed(found.evidence, evidence) or "")
+    sides = replace(sides, note=both_cautions(found.evidence, evidence))
     standing = _standing(change)
     if doubt and standing == "better":
         return replace(sides, standing="noise", reason=doubt, change_ratio=change.median)
@@ -392,15 +418,12 @@ def judge_slo(
     interval = now.ci95 or (-math.inf, math.inf)
     kept = [bool(_COMPARE[rule.op](value, rule.value)) for value in (now.median, now.mean)]
     sides = {bool(_COMPARE[rule.op](value, rule.value)) for value in interval}
-    told = replace(told, needs_trials=len(sides) > 1, note=disturbed(evidence) or "")
+    told = replace(told, needs_trials=len(sides) > 1, note=cautions(evidence))
     reason = f"the median over {_trials(now)} is {now.median:.6g} {now.unit}"
     if kept[0] == kept[1]:
         reason += f", which {'keeps' if kept[0] else 'breaks'} {rule}"
         if kept[0] and _may_hide_a_stall(rule.metric, evidence):
-            reason += (
-                ", but the storage stood still (STALL), and few operations had to wait for it:"
-                " judge load.max_ms or request.max_ms, or repeat the run"
-            )
+            reason += f", but {_HIDES_A_STALL}"
             return replace(told, status="inconclusive", reason=reason, needs_trials=False)
         return replace(told, status="ok" if kept[0] else "worse", reason=reason)
     one, other = ("keeps", "breaks") if kept[0] else ("breaks", "keeps")

@@ -39,8 +39,15 @@ if TYPE_CHECKING:
 CLOSING: Final = frozenset({"plan", "placement", "device", "filesystem"})
 """Kinds of facts whose difference closes a gate unless the user allows it."""
 KINDS: Final = ("plan", "placement", "device", "filesystem", "software", "hosts")
-_UNCERTAIN: Final = frozenset({"BUSY_DEVICE", "NOT_STEADY", "PAUSED", "STALL", "THROTTLED"})
+_DISTURBED: Final = frozenset({"BUSY_DEVICE", "NOT_STEADY", "PAUSED", "STALL", "THROTTLED"})
 """Verdicts under which figures may look better than the storage is, or worse."""
+_NOT_SHOWN: Final = INVALIDATING | {"NOT_STORAGE", "UNPROVEN"}
+"""Verdicts under which figures may be those of something else: a cache, the harness, a clock.
+
+Whoever allows them, or can't help them, judges the figures all the same, and is told.
+"""
+_UNCERTAIN: Final = _DISTURBED | {"UNPROVEN"}
+"""Verdicts that leave nothing ``ok`` where only one side has them."""
 _TOLD_ONE_SIDED: Final = _UNCERTAIN | {"SATURATED", "UNSATURATED"}
 _HITS_MOVED: Final = 0.01  # of the hit ratio: as much as a percent of all blocks
 _ABSENT: Final = object()
@@ -228,31 +235,45 @@ def other_settings(baseline: Evidence, now: Evidence, across: frozenset[str]) ->
 
 
 def uncertain(baseline: Evidence, now: Evidence) -> str | None:
-    """Why a better figure may be none: one side was disturbed, and the other was not."""
+    """Why a better figure may be none: one side was disturbed or unproven, the other was not."""
     for side, codes in _one_sided(baseline, now, _UNCERTAIN):
+        if disturbances := codes & _DISTURBED:
+            shown = ", ".join(sorted(disturbances))
+            return f"only {side} has {shown}, so its figures can't be relied on: repeat it"
         if codes:
             shown = ", ".join(sorted(codes))
-            return f"only {side} has {shown}, so its figures can't be relied on: repeat it"
+            return (
+                f"only {side} has {shown}, so its figures may be of a cache: compare runs that are"
+                " both proven, or neither"
+            )
     return None
 
 
-def disturbed(now: Evidence) -> str | None:
-    """Which verdicts make the figures of a run uncertain that is judged alone."""
-    codes = _UNCERTAIN.intersection(now.verdicts or ())
-    return f"this run had {', '.join(sorted(codes))}" if codes else None
+def cautions(now: Evidence) -> str:
+    """Which verdicts a reader must know of a run that is judged alone; empty: none."""
+    return "; ".join(_had("this run", frozenset(now.verdicts or ())))
 
 
-def both_disturbed(baseline: Evidence, now: Evidence) -> str | None:
-    """What no side can be preferred for: both were disturbed, or who was is not known."""
+def both_cautions(baseline: Evidence, now: Evidence) -> str:
+    """What no side can be preferred for: both have such a verdict, or who has is not known."""
     if baseline.verdicts is None or now.verdicts is None:
         side, known = ("this run", now) if now.verdicts is not None else ("the baseline", baseline)
-        codes = _UNCERTAIN.intersection(known.verdicts or ())
-        return f"{side} had {', '.join(sorted(codes))}, of the other is unknown" if codes else None
-    codes = _UNCERTAIN.intersection(baseline.verdicts).intersection(now.verdicts)
-    if not codes:
-        return None
-    shown = ", ".join(sorted(codes))
-    return f"both sides had {shown}: what they compare is the disturbance as well"
+        codes = (_DISTURBED | _NOT_SHOWN).intersection(known.verdicts or ())
+        return f"{side} had {', '.join(sorted(codes))}, of the other is unknown" if codes else ""
+    codes = frozenset(baseline.verdicts).intersection(now.verdicts)
+    return "; ".join(_had("both sides", codes))
+
+
+def _had(who: str, codes: frozenset[str]) -> Iterator[str]:
+    """The disturbances, and apart from them what may be no figures of the storage."""
+    alone = who == "this run"
+    if shown := ", ".join(sorted(codes & _DISTURBED)):
+        yield f"{who} had {shown}" + (
+            "" if alone else ": what they compare is the disturbance as well"
+        )
+    if shown := ", ".join(sorted(codes & _NOT_SHOWN)):
+        what = "its figures" if alone else "what they compare"
+        yield f"{who} had {shown}: {what} may not be the storage's"
 
 
 def told_differences(baseline: Evidence, now: Evidence) -> Iterator[str]:

@@ -14,7 +14,7 @@ import shlex
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_kvcache.compare import FailRule, SloRule, parse_fail, parse_slo
+from pytest_kvcache.compare import FailRule, SloRule, check_slo, parse_fail, parse_slo
 from pytest_kvcache.errors import OptionError, UnknownNameError
 from pytest_kvcache.evidence import CLOSING
 from pytest_kvcache.hosts import HostSpec, parse_hosts, read_hostfile
@@ -219,7 +219,10 @@ def _fail_rules(texts: Sequence[str], _option: str) -> tuple[FailRule, ...]:
 
 
 def _slo_rules(texts: Sequence[str], _option: str) -> tuple[SloRule, ...]:
-    return tuple(_known_metric(parse_slo(text), "--kv-slo") for text in texts)
+    rules = tuple(_known_metric(parse_slo(text), "--kv-slo") for text in texts)
+    for rule in rules:
+        check_slo(rule, METRICS[rule.metric].better)
+    return rules
 
 
 def _known_metric(rule: Any, option: str) -> Any:

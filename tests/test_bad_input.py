@@ -30,6 +30,8 @@ TYPED = [
     ("--kv-backend=nope", ["--kv-backend is 'nope'", "known backend", "file"]),
     ("--kv-metrics=nope", ["--kv-metrics is 'nope'", "known metric", "others"]),
     ("--kv-slo=nope<5", ["--kv-slo is 'nope'", "known metric", "others"]),
+    ("--kv-slo=read.p95_ms>5", ["--kv-slo is read.p95_ms>5", "'read.p95_ms<5'"]),
+    ("--kv-slo=read.gib_per_s<5", ["--kv-slo is read.gib_per_s<5", "'read.gib_per_s>5'"]),
     ("--kv-plugin=nope", ["--kv-plugin is 'nope'", "must be importable"]),
     ("--kv-model=nope.toml", ["nope.toml"]),
     # counts

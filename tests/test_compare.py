@@ -15,6 +15,7 @@ from pytest_kvcache.compare import (
     Judgement,
     SloRule,
     check_rule,
+    check_slo,
     compare,
     gate_table,
     judge,
@@ -125,6 +126,26 @@ def test_a_broken_slo_is_told_with_a_correct_one(text: str) -> None:
     with pytest.raises(OptionError, match=re.escape(expected)) as caught:
         parse_slo(text)
     assert parse_slo(str(caught.value).split("'")[-2])
+
+
+@pytest.mark.parametrize(
+    ("text", "better", "meant"),
+    [
+        ("read.p95_ms>5", "lower", "the most that is good enough, e.g. --kv-slo='read.p95_ms<5'"),
+        ("read.p95_ms>=5", "lower", "--kv-slo='read.p95_ms<=5'"),
+        ("read.gib_per_s<5", "higher", "the least that is good enough"),
+        ("read.gib_per_s<=0.5", "higher", "--kv-slo='read.gib_per_s>=0.5'"),
+    ],
+)
+def test_an_slo_against_its_metrics_direction_is_refused_with_what_is_meant(
+    text: str, better: Any, meant: str
+) -> None:
+    with pytest.raises(OptionError, match=f"is better when {better}, so a bad storage") as caught:
+        check_slo(parse_slo(text), better)
+    assert str(caught.value).startswith(f"--kv-slo is {text}; ")
+    assert meant in str(caught.value)
+    rule = parse_slo(re.findall(r"--kv-slo='(.*)'", str(caught.value))[0])
+    check_slo(rule, better)
 
 
 @pytest.mark.parametrize("limit_ratio", [0.0, -0.1, float("nan"), float("inf")])
@@ -473,27 +494,44 @@ def test_a_disturbed_side_is_never_better_and_may_be_worse(code: str, side: str)
 @pytest.mark.parametrize("code", DISTURBANCES)
 def test_what_disturbed_both_sides_is_said_below_the_table(code: str) -> None:
     disturbed = Evidence(is_storage=True, verdicts=(code,))
-    found = Found(series=latency(188.4, 189.7, 189.7), evidence=disturbed)
-    now = latency(64.0, 65.0, 66.0)
+    found = Found(series=throughput(1.0, 1.01, 1.02), evidence=disturbed)
+    now = throughput(2.0, 2.01, 2.02)
     told = f"{CASE}: both sides had {code}: what they compare is the disturbance as well"
-    judgement = judge(TEN_PERCENT, found, now, case=CASE, evidence=disturbed)
+    rule = FailRule(metric="read.gib_per_s", limit_ratio=0.1)
+    judgement = judge(rule, found, now, case=CASE, evidence=disturbed)
     assert judgement.status == "ok"
-    free = compare(SERIES, found, now, case=CASE, evidence=disturbed)
+    free = compare(rule.metric, found, now, case=CASE, evidence=disturbed)
     assert free.standing == "better"
     for row in (judgement, free):
         text = " ".join(gate_table([row, row]).split())
         assert text.count(told) == 1
-    quiet = judge(TEN_PERCENT, Found(series=now, evidence=STORAGE), now, evidence=STORAGE)
+    quiet = judge(rule, Found(series=now, evidence=STORAGE), now, evidence=STORAGE)
     assert quiet.note == ""
 
 
+def test_what_is_proven_by_no_side_or_alone_passes_a_gate_but_never_silently() -> None:
+    unproven = Evidence(is_storage=True, verdicts=("UNPROVEN",))
+    now = latency(10.0, 10.0)
+    found = Found(series=now, evidence=unproven)
+    both = judge(TEN_PERCENT, found, now, case=CASE, evidence=unproven)
+    assert both.status == "ok"
+    assert f"{CASE}: both sides had UNPROVEN" in " ".join(gate_table([both]).split())
+    for before, after in ((unproven, STORAGE), (STORAGE, unproven)):
+        one = judge(TEN_PERCENT, replace(found, evidence=before), now, evidence=after)
+        assert one.status == "inconclusive"
+        assert "has UNPROVEN, so its figures may be of a cache" in one.reason
+    alone = slo("read.p95_ms<20", 10.0, "UNPROVEN")
+    assert alone.status == "ok"
+    assert f"{CASE}: this run had UNPROVEN" in gate_table([alone])
+
+
 def test_a_disturbance_of_which_the_baseline_does_not_tell_is_said() -> None:
-    disturbed = Evidence(is_storage=True, verdicts=("STALL",))
+    disturbed = Evidence(is_storage=True, verdicts=("PAUSED",))
     found = Found(series=latency(10.0, 10.1))
     judgement = judge(TEN_PERCENT, found, latency(5.0, 5.1), evidence=disturbed)
     assert (judgement.status, judgement.note) == (
         "ok",
-        "this run had STALL, of the other is unknown",
+        "this run had PAUSED, of the other is unknown",
     )
 
 
@@ -538,6 +576,41 @@ def test_a_latency_that_hides_a_stall_keeps_no_slo(
     assert slo(rule, 1.0).status == "ok"
     if status == "inconclusive":
         assert "the storage stood still (STALL)" in judgement.reason
+
+
+@pytest.mark.parametrize("baseline", [("STALL",), None])
+@pytest.mark.parametrize(
+    ("metric", "plan", "status"),
+    [
+        ("read.p95_ms", {}, "inconclusive"),
+        ("load.p99_ms", {}, "inconclusive"),
+        ("load.max_ms", {}, "ok"),
+        ("request.p95_ms", {}, "inconclusive"),
+        ("request.p95_ms", {"request_rate": 5.0}, "ok"),
+        ("read.gib_per_s", {}, "ok"),
+    ],
+)
+def test_a_latency_that_hides_a_stall_passes_no_gate_whatever_the_baseline_had(
+    metric: str, plan: dict[str, Any], status: str, baseline: tuple[str, ...] | None
+) -> None:
+    spec = METRICS[metric]
+    better = (10.0, 20.0) if spec.better == "higher" else (20.0, 10.0)
+    before, now = (
+        MetricSeries(name=metric, unit=spec.unit, better=spec.better, values=(value,) * 3)
+        for value in better
+    )
+    stalled = replace(told(plan=plan), verdicts=("STALL",))
+    found = Found(series=before, evidence=replace(stalled, verdicts=baseline))
+    rule = FailRule(metric=metric, limit_ratio=0.1)
+    judgement = judge(rule, found, now, case=CASE, evidence=stalled)
+    assert judgement.status == status
+    assert not judgement.needs_trials
+    if status == "inconclusive":
+        assert "but the storage stood still (STALL)" in judgement.reason
+    slower = replace(
+        now, values=tuple(v * (4 if spec.better == "lower" else 0.25) for v in now.values)
+    )
+    assert judge(rule, found, slower, evidence=stalled).status == "worse"
 
 
 @pytest.mark.parametrize("kind", ["plan", "placement", "device", "filesystem"])

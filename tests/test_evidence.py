@@ -9,13 +9,15 @@ import pytest
 
 from pytest_kvcache.evidence import (
     Evidence,
-    both_disturbed,
+    both_cautions,
+    cautions,
     differences,
     evidence_of,
     incomparable,
     told_differences,
     uncertain,
 )
+from pytest_kvcache.verdictcodes import INVALIDATING
 from tests.series import STORAGE
 
 GIB = 1 << 30
@@ -125,11 +127,34 @@ def test_a_disturbance_of_one_side_makes_it_uncertain(code: str) -> None:
     assert f"only this run has {code}" in (uncertain(SAME, disturbed) or "")
     assert f"only the baseline has {code}" in (uncertain(disturbed, SAME) or "")
     assert uncertain(disturbed, disturbed) is None
-    assert f"both sides had {code}:" in (both_disturbed(disturbed, disturbed) or "")
-    assert both_disturbed(SAME, disturbed) is None
-    assert both_disturbed(Evidence(), disturbed) == f"this run had {code}, of the other is unknown"
-    assert both_disturbed(Evidence(), Evidence()) is None
+    assert f"both sides had {code}:" in both_cautions(disturbed, disturbed)
+    assert both_cautions(SAME, disturbed) == ""
+    assert both_cautions(Evidence(), disturbed) == f"this run had {code}, of the other is unknown"
+    assert both_cautions(Evidence(), Evidence()) == ""
     assert list(told_differences(SAME, disturbed)) == [f"verdicts: only this run has {code}"]
+
+
+def test_what_only_one_side_proves_makes_it_uncertain() -> None:
+    unproven = evidence(verdicts=("UNPROVEN",))
+    assert "only this run has UNPROVEN, so its figures may be of a cache" in (
+        uncertain(SAME, unproven) or ""
+    )
+    assert "only the baseline has UNPROVEN" in (uncertain(unproven, SAME) or "")
+    assert uncertain(unproven, unproven) is None
+    assert list(told_differences(SAME, unproven)) == ["verdicts: only this run has UNPROVEN"]
+
+
+@pytest.mark.parametrize("code", ["NOT_STORAGE", "UNPROVEN", *sorted(INVALIDATING)])
+def test_what_may_be_no_figure_of_the_storage_is_told_of_both_sides_and_of_one(code: str) -> None:
+    odd = evidence(verdicts=(code, "SHORT_WINDOW"))
+    assert both_cautions(odd, odd) == (
+        f"both sides had {code}: what they compare may not be the storage's"
+    )
+    assert cautions(odd) == f"this run had {code}: its figures may not be the storage's"
+    assert both_cautions(Evidence(), odd) == f"this run had {code}, of the other is unknown"
+    assert cautions(SAME) == cautions(Evidence()) == ""
+    busy = evidence(verdicts=(code, "STALL"))
+    assert cautions(busy) == f"this run had STALL; {cautions(odd)}"
 
 
 @pytest.mark.parametrize("now", [SAME, evidence(rank(0, type="xfs")), STORAGE, Evidence()])
