@@ -93,7 +93,8 @@ def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
     judged = [trial for trial in case.trials if trial.ok or trial.invalidated]
     if len(judged) == len(case.counted) and judged:
         yield ""
-        yield from wrapped(sum_up(case.plan, judged, _median_of(judged)), indent="  ")
+        verdicts = [*(v for trial in judged for v in trial.verdicts), *case.verdicts]
+        yield from wrapped(sum_up(case.plan, verdicts, _median_of(judged)), indent="  ")
         yield ""
         shown = possible(metrics, case.plan.phase)
         yield from _table(case, judged, [*shown, *(m for m in ALWAYS_SHOWN if m not in shown)])

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_kvcache.brief import brief_case
 from pytest_kvcache.metrics import METRICS
 from pytest_kvcache.report import (
     WIDTH,
@@ -144,6 +145,17 @@ def test_the_first_sentence_names_what_stands_against_it(codes: list[str], words
     assert words in " ".join(
         shown(case_of(plan, replace(trial_of(plan), verdicts=verdicts))).split()
     )
+
+
+def test_the_first_sentence_and_the_brief_line_know_of_what_stands_against_the_whole_case() -> None:
+    plan = make_plan()
+    trials = (replace(trial_of(plan, n), verdicts=()) for n in range(2))
+    case = replace(case_of(plan, *trials), verdicts=(Verdict.of("NOISY", "the trials differ"),))
+    told = " ".join(shown(case).split())
+    assert "To be read with NOISY." in told
+    assert "No verdict against it." not in told
+    assert "NOISY warning: the trials differ" in told
+    assert brief_case(case, ("read.gib_per_s",)).endswith(" GiB/s (NOISY)")
 
 
 def test_the_first_sentence_of_an_open_loop_says_its_rate() -> None:
