@@ -11,6 +11,7 @@ from pytest_kvcache.brief import brief_case
 from pytest_kvcache.metrics import METRICS
 from pytest_kvcache.report import (
     WIDTH,
+    describe_case,
     describe_plan,
     describe_survey,
     figure,
@@ -244,7 +245,32 @@ def test_one_rank_is_not_several() -> None:
 
 @pytest.mark.parametrize(("sync", "words"), [("none", "not durable"), ("data", "durable")])
 def test_durability_is_said(sync: str, words: str) -> None:
-    assert f" {words};" in describe_plan(make_plan(sync=sync))
+    assert f", {words};" in describe_plan(make_plan(backend="file", sync=sync))
+
+
+def test_what_memory_holds_is_never_called_durable() -> None:
+    for backend in ("memory", "null"):
+        assert f"; {backend}, not durable;" in describe_plan(make_plan(backend=backend))
+    plan = make_plan(backend="file", sync="data")
+    for memory, words in ((None, "durable"), ("tmpfs", "not durable")):
+        trial = trial_of(plan)
+        assert trial.data is not None
+        facts = {**FILESYSTEM, "memory_at_end": memory}
+        synced = {**trial.data["proof"], "sync": "data"}
+        ranks = [{**rank, "filesystem": facts} for rank in trial.data["ranks"]]
+        assert f", {words};" in describe_case(
+            case_of(plan, replace(trial, data={**trial.data, "ranks": ranks, "proof": synced}))
+        )
+
+
+def test_a_backend_without_files_has_no_io_to_tell_of() -> None:
+    plan = make_plan(backend="memory", sync="data")
+    trial = trial_of(plan)
+    assert trial.data is not None
+    proof = {**trial.data["proof"], "io_mode": "none", "sync": "data"}
+    data = {**trial.data, "proof": proof}
+    told = " ".join(shown(case_of(plan, replace(trial, data=data))).split())
+    assert "requests answered; no file I/O. In the whole run:" in told
 
 
 def test_the_place_of_the_blocks_is_said_where_there_is_one(tmp_path: Path) -> None:
