@@ -20,7 +20,8 @@ def brief_case(case: CaseResult, metrics: Sequence[str]) -> str:
     told = ", ".join(part for part in parts if part)
     if case.error is not None:
         told = f"{told}; {case.error.splitlines()[0]}" if told else case.error.splitlines()[0]
-    codes = dict.fromkeys(v.code for trial in case.trials if trial.ok for v in trial.verdicts)
+    of_trials = [verdict for trial in case.trials if trial.ok for verdict in trial.verdicts]
+    codes = dict.fromkeys(verdict.code for verdict in (*of_trials, *case.verdicts))
     doubts = f" ({', '.join(codes)})" if codes else ""
     return f"{case.name}: {told}{doubts}"
 

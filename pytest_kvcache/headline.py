@@ -12,15 +12,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pytest_kvcache.plan import Plan
-    from pytest_kvcache.results import TrialResult
+    from pytest_kvcache.results import Verdict
 
     Median = Callable[[str], str | None]
 
 
-def sum_up(plan: Plan, trials: Sequence[TrialResult], median: Median) -> str:
-    """The sentence; ``median`` gives a metric's median over the trials as text, or None."""
-    reached = ", ".join(_reached(median, asked_less=_asked_less(trials)))
-    return f"{_asked(plan)}: {reached or 'nothing that is measured'}. {_trust(trials)}"
+def sum_up(plan: Plan, verdicts: Sequence[Verdict], median: Median) -> str:
+    """The sentence, under ``verdicts``: those on the trials, and on the case as a whole.
+
+    ``median`` gives a metric's median over the trials as text, or None.
+    """
+    asked_less = any(verdict.code == "UNSATURATED" for verdict in verdicts)
+    reached = ", ".join(_reached(median, asked_less=asked_less))
+    return f"{_asked(plan)}: {reached or 'nothing that is measured'}. {_trust(verdicts)}"
 
 
 def describe_users(plan: Plan) -> str:
@@ -39,10 +43,6 @@ def _asked(plan: Plan) -> str:
     return f"{users} user{'s' * (users != 1)} ({model})"
 
 
-def _asked_less(trials: Sequence[TrialResult]) -> bool:
-    return any(verdict.code == "UNSATURATED" for trial in trials for verdict in trial.verdicts)
-
-
 def _reached(median: Median, *, asked_less: bool) -> Iterator[str]:
     requests, load = median("requests.per_s"), median("load.p95_ms")
     read, written = median("read.gib_per_s"), median("write.gib_per_s")
@@ -58,13 +58,12 @@ def _reached(median: Median, *, asked_less: bool) -> Iterator[str]:
         yield f"95 % of the loads within {load} ms"
 
 
-def _trust(trials: Sequence[TrialResult]) -> str:
+def _trust(verdicts: Sequence[Verdict]) -> str:
     """Codes of all verdicts, those that invalidate first."""
     codes: dict[str, list[str]] = {"invalid": [], "warning": []}
-    for trial in trials:
-        for verdict in trial.verdicts:
-            if verdict.code not in codes[verdict.severity]:
-                codes[verdict.severity].append(verdict.code)
+    for verdict in verdicts:
+        if verdict.code not in codes[verdict.severity]:
+            codes[verdict.severity].append(verdict.code)
     if codes["invalid"]:
         return f"Not a result: {', '.join(codes['invalid'])}."
     if codes["warning"]:

@@ -12,6 +12,13 @@ if TYPE_CHECKING:
 _VERBS = {"read": "read", "write": "wrote"}
 
 
+def describe_io(proof: Mapping[str, Any]) -> str:
+    """How files were read and written; a backend without any has nothing to sync."""
+    if proof["io_mode"] == "none":
+        return "no file I/O"
+    return f"{proof['io_mode']} I/O, sync {proof['sync']}"
+
+
 def describe_proof(proof: Mapping[str, Any]) -> str:
     """Reads and writes apart: how much was asked for, who counted what share, the verdict.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_kvcache.absence import absent_in_brief
 from pytest_kvcache.headline import describe_users, sum_up
 from pytest_kvcache.metrics import ALWAYS_SHOWN, METRICS, possible
-from pytest_kvcache.prooftext import describe_proof
+from pytest_kvcache.prooftext import describe_io, describe_proof
 from pytest_kvcache.series import KINDS
 from pytest_kvcache.summary import MetricSeries
 from pytest_kvcache.units import format_bytes
@@ -89,11 +89,12 @@ def sparkline(values: Sequence[float], full: float, *, ascii_only: bool) -> str:
 
 def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
     yield case.name
-    yield from wrapped(describe_plan(case.effective_plan), indent="  ")
+    yield from wrapped(describe_case(case), indent="  ")
     judged = [trial for trial in case.trials if trial.ok or trial.invalidated]
     if len(judged) == len(case.counted) and judged:
         yield ""
-        yield from wrapped(sum_up(case.plan, judged, _median_of(judged)), indent="  ")
+        verdicts = [*(v for trial in judged for v in trial.verdicts), *case.verdicts]
+        yield from wrapped(sum_up(case.plan, verdicts, _median_of(judged)), indent="  ")
         yield ""
         shown = possible(metrics, case.plan.phase)
         yield from _table(case, judged, [*shown, *(m for m in ALWAYS_SHOWN if m not in shown)])
@@ -117,13 +118,22 @@ def _median_of(trials: Sequence[TrialResult]) -> Callable[[str], str | None]:
     return median
 
 
-def describe_plan(plan: Plan) -> str:
-    """One sentence on what ran, where."""
+def describe_case(case: CaseResult) -> str:
+    """The plan as it was carried out, on what its ranks found."""
+    ranks = [rank for trial in case.trials if trial.data for rank in trial.data["ranks"]]
+    files = [rank["filesystem"] for rank in ranks if rank["filesystem"]]
+    in_memory = any(facts["memory_at_end"] for facts in files)
+    return describe_plan(case.effective_plan, in_memory=in_memory)
+
+
+def describe_plan(plan: Plan, *, in_memory: bool = False) -> str:
+    """One sentence on what runs, where; ``in_memory``: the cache directory's files are."""
     hosts = ", ".join(f"{host.name}:{host.ranks}" for host in plan.layout.hosts)
     window = "until the trace ends" if plan.duration_s is None else f"{plan.duration_s:g} s"
     how = " as slabs" if plan.store == "slab" else ""
     where = f"{how} in {plan.cache_dir}" if plan.needs_directory else ""
-    durable = "durable" if plan.sync == "data" else "not durable"
+    lasts = plan.sync == "data" and plan.needs_directory and not in_memory
+    durable = "durable" if lasts else "not durable"
     derived = "" if plan.trace is None else _how_derived(plan.origins.get("block_tokens", ""))
     data = ", strict data" if plan.data == "strict" and plan.backend != "null" else ""
     users = describe_users(plan)
@@ -284,7 +294,7 @@ def _proof_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
     yield from wrapped(
         f"last trial, in the window: {data['read']['count']} reads, {data['write']['count']}"
         f" writes, {data['delete']['count']} deletes, {requests['completed_in_window']} requests"
-        f" answered; {proof['io_mode']} I/O, sync {proof['sync']}. In the whole run:"
+        f" answered; {describe_io(proof)}. In the whole run:"
         f" {describe_proof(proof)}; {data['integrity']['checked']} transfers verified,"
         f" {data['integrity']['failed']} wrong; {_cpu(data['harness'])}; at most"
         f" {format_bytes(peak_bytes)} of memory per rank{_wakeup(data['wakeup'])}",

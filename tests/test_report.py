@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_kvcache.brief import brief_case
 from pytest_kvcache.metrics import METRICS
 from pytest_kvcache.report import (
     WIDTH,
+    describe_case,
     describe_plan,
     describe_survey,
     figure,
@@ -146,6 +148,17 @@ def test_the_first_sentence_names_what_stands_against_it(codes: list[str], words
     )
 
 
+def test_the_first_sentence_and_the_brief_line_know_of_what_stands_against_the_whole_case() -> None:
+    plan = make_plan()
+    trials = (replace(trial_of(plan, n), verdicts=()) for n in range(2))
+    case = replace(case_of(plan, *trials), verdicts=(Verdict.of("NOISY", "the trials differ"),))
+    told = " ".join(shown(case).split())
+    assert "To be read with NOISY." in told
+    assert "No verdict against it." not in told
+    assert "NOISY warning: the trials differ" in told
+    assert brief_case(case, ("read.gib_per_s",)).endswith(" GiB/s (NOISY)")
+
+
 def test_the_first_sentence_of_an_open_loop_says_its_rate() -> None:
     plan = make_plan(request_rate=2.5, arrival="gamma")
     assert "2.5 requests/s asked for by 4 users (chat, small): " in shown(case_of(plan))
@@ -232,7 +245,32 @@ def test_one_rank_is_not_several() -> None:
 
 @pytest.mark.parametrize(("sync", "words"), [("none", "not durable"), ("data", "durable")])
 def test_durability_is_said(sync: str, words: str) -> None:
-    assert f" {words};" in describe_plan(make_plan(sync=sync))
+    assert f", {words};" in describe_plan(make_plan(backend="file", sync=sync))
+
+
+def test_what_memory_holds_is_never_called_durable() -> None:
+    for backend in ("memory", "null"):
+        assert f"; {backend}, not durable;" in describe_plan(make_plan(backend=backend))
+    plan = make_plan(backend="file", sync="data")
+    for memory, words in ((None, "durable"), ("tmpfs", "not durable")):
+        trial = trial_of(plan)
+        assert trial.data is not None
+        facts = {**FILESYSTEM, "memory_at_end": memory}
+        synced = {**trial.data["proof"], "sync": "data"}
+        ranks = [{**rank, "filesystem": facts} for rank in trial.data["ranks"]]
+        assert f", {words};" in describe_case(
+            case_of(plan, replace(trial, data={**trial.data, "ranks": ranks, "proof": synced}))
+        )
+
+
+def test_a_backend_without_files_has_no_io_to_tell_of() -> None:
+    plan = make_plan(backend="memory", sync="data")
+    trial = trial_of(plan)
+    assert trial.data is not None
+    proof = {**trial.data["proof"], "io_mode": "none", "sync": "data"}
+    data = {**trial.data, "proof": proof}
+    told = " ".join(shown(case_of(plan, replace(trial, data=data))).split())
+    assert "requests answered; no file I/O. In the whole run:" in told
 
 
 def test_the_place_of_the_blocks_is_said_where_there_is_one(tmp_path: Path) -> None:

@@ -572,6 +572,27 @@ def test_a_window_is_half_a_minute_at_least(window_s: float, codes: set[str]) ->
     assert of_one(sound_plan(duration_s=None), window_s=window_s, stop_s=window_s) == codes
 
 
+@pytest.mark.parametrize(
+    ("trace", "duration_s", "option"),
+    [
+        (None, 0.6, "--kv-duration"),
+        (REPLAY, 0.6, "--kv-duration"),
+        (REPLAY, None, "--kv-trace-cycles"),
+        (REPLAY, 60.0, "--kv-trace-cycles"),
+        (replace(REPLAY, limit=10), None, "--kv-trace-limit"),
+    ],
+)
+def test_a_short_window_names_what_would_lengthen_it(
+    trace: TracePlan | None, duration_s: float | None, option: str
+) -> None:
+    plan = sound_plan(trace=trace, duration_s=duration_s)
+    _, verdicts = evaluate_trial(
+        sound_record(plan, [rank_result(0, stop_s=0.6)], window_s=0.6), plan
+    )
+    (text,) = (verdict.text for verdict in verdicts if verdict.code == "SHORT_WINDOW")
+    assert text.startswith(f"the window is 0.6 s; 30 s or more ({option}) let caches")
+
+
 @pytest.mark.parametrize(("window_s", "codes"), [(54.0, set()), (53.99, {"SKEWED"})])
 def test_all_ranks_share_nine_tenths_of_the_window(window_s: float, codes: set[str]) -> None:
     assert of_one(sound_plan(duration_s=60.0), window_s=window_s) == codes
@@ -602,7 +623,7 @@ def test_a_replay_whose_ranks_end_apart_is_skewed(duration_s: float | None) -> N
     (verdict,) = replayed([1.0, 7.6], window_s=0.94, duration_s=duration_s)
     assert verdict.code == "SKEWED"
     assert "active together for 0.9 s of 7.6 s only" in verdict.text
-    assert "the conversations are uneven, use fewer ranks, or a --kv-duration" in verdict.text
+    assert "are uneven, those of rank 0 were over first: use fewer ranks, or a" in verdict.text
     assert "host" not in verdict.text
 
 
@@ -610,11 +631,23 @@ def test_a_duration_that_all_conversations_last_makes_a_replay_even() -> None:
     assert replayed([20.0, 50.0], window_s=20.0, duration_s=20.0) == []
 
 
-def test_a_replay_with_a_late_rank_asks_for_its_host() -> None:
-    plan = sound_plan(np=2, trace=REPLAY, duration_s=60.0)
+@pytest.mark.parametrize("trace", [None, REPLAY])
+def test_a_late_rank_is_named_whatever_it_does(trace: TracePlan | None) -> None:
+    plan = sound_plan(np=2, trace=trace, duration_s=60.0)
     ranks = [rank_result(0), rank_result(1, start_s=40.0)]
     _, (verdict,) = evaluate_trial(sound_record(plan, ranks), plan)
-    assert (verdict.code, "late host" in verdict.text) == ("SKEWED", True)
+    assert verdict.code == "SKEWED"
+    assert f"rank 1 on host {ranks[1].host} began 40.0 s late, look for what" in verdict.text
+
+
+def test_uneven_conversations_are_not_blamed_on_a_rank_that_began_a_little_late() -> None:
+    plan = sound_plan(np=2, trace=REPLAY, duration_s=None)
+    ranks = [rank_result(0, stop_s=55.0), rank_result(1, start_s=2.0)]
+    _, verdicts = evaluate_trial(sound_record(plan, ranks, window_s=55.0), plan)
+    (verdict,) = verdicts
+    assert verdict.code == "SKEWED"
+    assert "those of rank 0 were over first" in verdict.text
+    assert "late" not in verdict.text
 
 
 def test_the_ramp_is_no_part_of_a_ranks_own_window() -> None:
@@ -626,6 +659,9 @@ def test_a_load_that_has_no_end_of_its_own_must_last_its_duration() -> None:
     stopped = [rank_result(number, stop_s=40.0) for number in range(2)]
     codes, _ = judged(stopped, sound_plan(np=2, duration_s=60.0), window_s=40.0)
     assert codes == {"SKEWED"}
+    plan = sound_plan(np=2, duration_s=60.0)
+    _, (verdict,) = evaluate_trial(sound_record(plan, stopped, window_s=40.0), plan)
+    assert f"rank 0 on host {stopped[0].host} was done first" in verdict.text
 
 
 def test_a_load_without_a_duration_lasts_as_long_as_its_longest_rank() -> None:

@@ -43,8 +43,9 @@ def whether_the_window_holds(data: Mapping[str, Any], plan: Plan) -> Iterator[Ve
     if window_s < _SHORT_WINDOW_S:
         yield Verdict.of(
             "SHORT_WINDOW",
-            f"the window is {window_s:.1f} s; {_SHORT_WINDOW_S:g} s or more (--kv-duration)"
-            " let caches and garbage collection of the storage show",
+            f"the window is {window_s:.1f} s; {_SHORT_WINDOW_S:g} s or more"
+            f" ({_what_lengthens(window_s, plan)}) let caches and garbage collection of the storage"
+            " show",
         )
     yield from _whether_all_were_there(data, plan)
     yield from _whether_a_host_was_slow(data, plan)
@@ -58,6 +59,15 @@ def whether_the_window_holds(data: Mapping[str, Any], plan: Plan) -> Iterator[Ve
             f"{'; '.join(changes)}: figures of the whole window are those of neither part; a"
             " longer --kv-ramp or --kv-duration lets caches, credits and garbage collection settle",
         )
+
+
+def _what_lengthens(window_s: float, plan: Plan) -> str:
+    """The option: a replay that ended with its trace has no more to do in a longer duration."""
+    duration_s = plan.duration_s
+    cut = duration_s is not None and window_s >= duration_s - widest_slice_s(duration_s)
+    if plan.trace is None or cut:
+        return "--kv-duration"
+    return "--kv-trace-cycles" if plan.trace.limit is None else "--kv-trace-limit"
 
 
 def _changes(data: Mapping[str, Any], plan: Plan) -> Iterator[str]:
@@ -151,17 +161,33 @@ def _whether_all_were_there(data: Mapping[str, Any], plan: Plan) -> Iterator[Ver
     longest_s = _longest_window_s(data, plan)
     enough_s = _COMMON_SHARE * (longest_s - widest_slice_s(longest_s))
     if common_s < enough_s:
-        advice = "look for a slow or late host"
-        if plan.trace is not None and data["window_s"] < enough_s:
-            advice = (
-                "the conversations are uneven, use fewer ranks, or a --kv-duration that all of"
-                " them last"
-            )
+        was_late = late_s > longest_s - data["window_s"]
         yield Verdict.of(
             "SKEWED",
             f"all ranks were active together for {common_s:.1f} s of {longest_s:.4g} s only;"
-            f" {advice}",
+            f" {_who_began_late(data, late_s) if was_late else _who_ended_early(data, plan)}",
         )
+
+
+def _who_began_late(data: Mapping[str, Any], late_s: float) -> str:
+    rank = max(data["ranks"], key=lambda rank: rank["start_s"])
+    return (
+        f"rank {rank['rank']} on host {rank['host']} began {late_s:.1f} s late, look for what"
+        " keeps it from beginning with the others"
+    )
+
+
+def _who_ended_early(data: Mapping[str, Any], plan: Plan) -> str:
+    rank = min(data["ranks"], key=lambda rank: rank["stop_s"])
+    if plan.trace is not None:
+        return (
+            f"the conversations are uneven, those of rank {rank['rank']} were over first: use"
+            " fewer ranks, or a --kv-duration that all of them last"
+        )
+    return (
+        f"rank {rank['rank']} on host {rank['host']} was done first, look for what ended its load"
+        " before its time"
+    )
 
 
 def _whether_a_host_was_slow(data: Mapping[str, Any], plan: Plan) -> Iterator[Verdict]:
