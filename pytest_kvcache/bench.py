@@ -45,6 +45,7 @@ from pytest_kvcache.evidence import (
 from pytest_kvcache.forecast import forecast
 from pytest_kvcache.localhost import is_local
 from pytest_kvcache.metrics import METRICS, possible
+from pytest_kvcache.options import DEFAULT_TRIALS
 from pytest_kvcache.planning import Case, CaseName, Planner, name_cases
 from pytest_kvcache.proof import probe_filesystem
 from pytest_kvcache.registry import build_registry
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.summary import MetricSeries
 
 
+_LEAST_TRIALS = 2  # of either side of a gate: one value has no noise
 _AROUND_A_LAUNCH_S = 60.0  # hosts are asked, what a launch left is cleared away
 
 
@@ -81,6 +83,7 @@ class Bench:
         run_id = new_run_id()
         self._planner = Planner(self.registry, run_id)
         self._modify_plan = modify_plan
+        self._max_trials = max_trials
         self.refused = False
         """Whether a dry run found hosts that can't run a case."""
         self._cases: dict[tuple[CaseName, int], tuple[Options, Case]] = {}
@@ -333,9 +336,33 @@ class Bench:
             obstacle = incomparable(found.evidence, expected, self.options.compare_across)
             if obstacle is not None:
                 raise OptionError(
-                    f"--kv-compare={self.options.compare} can't be gated with for {plan.case}:"
-                    f" {obstacle}"
+                    f"--kv-compare={self.options.compare} can't be the baseline of a gate on"
+                    f" {plan.case}: {obstacle}"
                 )
+            self._check_trials(rule, plan.case, len(found.series.values))
+
+    def _check_trials(self, rule: FailRule, case: str, before: int) -> None:
+        """Refuse a gate that could never tell a change from noise."""
+        now = self.options.trials.high
+        if self._max_trials is not None:
+            now = min(now, self._max_trials)
+        if min(before, now) >= _LEAST_TRIALS or self.options.allow_inconclusive:
+            return
+        fixes = []
+        if before < _LEAST_TRIALS:
+            fixes.append(
+                f"record the baseline anew with --kv-trials={max(now, DEFAULT_TRIALS.low)}"
+            )
+        if now < self.options.trials.high:
+            fixes.append("leave out --benchmark-disable, which makes a single trial of all")
+        elif now < _LEAST_TRIALS:
+            fixes.append(f"raise --kv-trials (to {max(before, DEFAULT_TRIALS.low)}, say)")
+        raise OptionError(
+            f"--kv-fail is {rule}, which could never be decided: of {case} the baseline"
+            f" (--kv-compare={self.options.compare}) has {_trials_text(before)} and this run"
+            f" {_trials_text(now)}, and noise needs at least {_LEAST_TRIALS} on either side;"
+            f" {' and '.join(fixes)}, or let a gate that can't tell pass (--kv-allow-inconclusive)"
+        )
 
     def check_stock(self, plans: Sequence[Plan], compared: Sequence[Mapping[str, Any]]) -> None:
         """Refuse what pytest-benchmark must not compare, as far as it is known before."""
@@ -344,6 +371,10 @@ class Bench:
             refusal = self.stock_refusal(compared, f"{plan.case}-{metric}", expected)
             if refusal is not None:
                 raise OptionError(refusal)
+
+
+def _trials_text(count: int) -> str:
+    return f"{count} trial{'s' * (count > 1)}"
 
 
 def _explained(judgement: Judgement, case: CaseResult) -> Judgement:

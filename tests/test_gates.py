@@ -75,16 +75,39 @@ def test_better_is_never_worse(site: Site, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.usefixtures("baseline")
-def test_too_few_trials_are_inconclusive_and_close_the_gate(site: Site) -> None:
-    gate = (f"--kv-compare={BASE}", "--kv-fail=read.p95_ms:5%")
-    result = site.canned(METRICS, *gate)
-    assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines(
-        ["read.p95_ms * INCONCLUSIVE", "*is inconclusive: *", "*raise --kv-trials"]
-    )
-    allowed = site.canned(METRICS, *gate, "--kv-allow-inconclusive")
+def test_a_gate_that_could_never_be_decided_is_refused_before_the_run(site: Site) -> None:
+    gate = (METRICS, f"--kv-compare={BASE}", "--kv-fail=read.p95_ms:5%")
+    sentence = refusal(site.canned(*gate))
+    assert sentence.startswith("--kv-fail is read.p95_ms:5%, which could never be decided")
+    assert "(--kv-compare=base.json) has 2 trials and this run 1 trial, and noise" in sentence
+    assert "; raise --kv-trials (to 3, say), or let a gate" in sentence
+    assert "anew" not in sentence
+    sentence = refusal(site.canned(*gate, "--kv-trials=3", "--benchmark-disable"))
+    assert "; leave out --benchmark-disable, which makes a single trial of all, or" in sentence
+    assert site.launches() == []
+    allowed = site.canned(*gate, "--kv-allow-inconclusive")
     assert allowed.ret == pytest.ExitCode.OK
-    assert "INCONCLUSIVE" in output(allowed)
+    allowed.stdout.fnmatch_lines(["read.p95_ms * INCONCLUSIVE", "*is inconclusive: *"])
+
+
+def test_a_baseline_of_one_trial_is_refused_with_what_mends_it(site: Site) -> None:
+    site.canned(METRICS, "--benchmark-json=benchmarks.json").assert_outcomes(passed=2)
+    site.run_file().rename(site.path / BASE)
+    launched = len(site.launches())
+    for kind in (BASE, "benchmarks.json"):
+        gate = (f"--kv-compare={kind}", "--kv-fail=read.p95_ms:5%")
+        sentence = refusal(site.canned(METRICS, "--kv-trials=5", *gate))
+        assert f"(--kv-compare={kind}) has 1 trial and this run 5 trials" in sentence
+        assert "; record the baseline anew with --kv-trials=5, or let a gate" in sentence
+        assert "raise" not in sentence
+    assert "--kv-trials=3 and raise --kv-trials (to 3, say), or" in refusal(
+        site.canned(METRICS, *gate)
+    )
+    assert len(site.launches()) == launched
+
+
+def test_an_slo_is_judged_by_one_trial(site: Site) -> None:
+    assert slos(site, "--kv-trials=1", "--kv-slo=read.p95_ms<20").ret == pytest.ExitCode.OK
 
 
 DEEPER = ("--kv-queue-depth=8", "--kv-num-users=7")
