@@ -7,8 +7,10 @@ Imports neither pytest nor MPI; known to everyone.
 ==============  ====================================================================
 plan            every value of the plan that decides what is measured, the data too
 placement       how many ranks each host has
-device          the block devices that keep the bytes: name and model
-filesystem      type and size, and the server of one that comes over a network
+device          the block devices that keep the bytes, name and model, and the kinds of
+                layers between the filesystem and them (device mapper, RAID, loop, …)
+filesystem      type and size, the server of one that comes over a network, and the mount
+                options that may change what is measured (``mountoptions``)
 software        Python, kernel, MPI library, launcher, this package
 hosts           the names of the hosts
 ==============  ====================================================================
@@ -24,15 +26,17 @@ much is read: where it moved, that is told.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_kvcache.errors import ResultError
+from pytest_kvcache.mountoptions import normalised
 from pytest_kvcache.verdictcodes import INVALIDATING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     Facts = Mapping[str, Mapping[str, Any]]
 
@@ -49,6 +53,7 @@ Whoever allows them, or can't help them, judges the figures all the same, and is
 _UNCERTAIN: Final = _DISTURBED | {"UNPROVEN"}
 """Verdicts that leave nothing ``ok`` where only one side has them."""
 _TOLD_ONE_SIDED: Final = _UNCERTAIN | {"SATURATED", "UNSATURATED"}
+_OPTIONS: Final = "mount options"
 _HITS_MOVED: Final = 0.01  # of the hit ratio: as much as a percent of all blocks
 _ABSENT: Final = object()
 _LONG: Final = 60  # characters of a value that are shown
@@ -126,7 +131,10 @@ class Difference:
     now: Any
 
     def __str__(self) -> str:
-        return f"{self.name} {_shown(self.before)} -> {_shown(self.now)}"
+        before, now = self.before, self.now
+        if self.name == _OPTIONS and isinstance(before, list) and isinstance(now, list):
+            before, now = _only(before, now), _only(now, before)
+        return f"{self.name} {_shown(before)} -> {_shown(now)}"
 
 
 def evidence_of(
@@ -179,8 +187,14 @@ def facts_of(
     return {
         "plan": dict(_flat(plan)),
         "placement": {"ranks per host": _joined(sorted(map(len, counts.values()))) or None},
-        "device": {"device": _joined(_each(map(_device, filesystems))) or None},
-        "filesystem": {"filesystem": _joined(_each(map(_filesystem, filesystems))) or None},
+        "device": {
+            "device": _joined(_each(map(_device, filesystems))) or None,
+            "layers": _joined(_each(map(_layers, filesystems))) or None,
+        },
+        "filesystem": {
+            "filesystem": _joined(_each(map(_filesystem, filesystems))) or None,
+            _OPTIONS: _mount_options(ranks),
+        },
         "software": {name: environment.get(name) for name in software},
         "hosts": {"hosts": _joined(sorted(counts)) or None},
     }
@@ -195,9 +209,21 @@ def differences(baseline: Evidence, now: Evidence) -> list[Difference]:
         before, after = baseline.facts[kind], now.facts[kind]
         for name in dict.fromkeys([*before, *after]):
             pair = before.get(name, _ABSENT), after.get(name, _ABSENT)
-            if pair[0] != pair[1] and not (kind != "plan" and None in pair):
+            is_told = kind == "plan" or not any(side is None or side is _ABSENT for side in pair)
+            if is_told and pair[0] != pair[1]:
                 found.append(Difference(kind, name, *pair))
     return found
+
+
+def _untold_facts(baseline: Evidence, now: Evidence) -> Iterator[str]:
+    """What only this run tells, as its version looks for more: not known to be the same."""
+    if baseline.facts is None or now.facts is None:
+        return
+    for kind in KINDS:
+        known, told = baseline.facts[kind], now.facts[kind]
+        names = [name for name, value in told.items() if value is not None and name not in known]
+        if kind != "plan" and names:
+            yield f"{kind}: the baseline does not tell its {', '.join(names)}; record it anew"
 
 
 def incomparable(
@@ -283,6 +309,7 @@ def told_differences(baseline: Evidence, now: Evidence) -> Iterator[str]:
         by_kind.setdefault(difference.kind, []).append(str(difference))
     for kind, texts in by_kind.items():
         yield f"{kind}: {'; '.join(texts)}"
+    yield from _untold_facts(baseline, now)
     hits = (baseline.hit_ratio, now.hit_ratio)
     if hits[0] is not None and hits[1] is not None and abs(hits[1] - hits[0]) >= _HITS_MOVED:
         yield f"hit ratio: {hits[0]:.3f} -> {hits[1]:.3f}, so another share of the blocks is read"
@@ -312,6 +339,49 @@ def _filesystem(filesystem: Mapping[str, Any]) -> str:
     if not filesystem.get("device") and re.search("[:/]", filesystem["source"]):
         return f"{filesystem['type']} from {filesystem['source']}"
     return f"{filesystem['type']} of {filesystem['total_bytes'] / (1 << 30):.4g} GiB"
+
+
+def _layers(filesystem: Mapping[str, Any]) -> str | None:
+    """The kinds of links below the filesystem: ``dm on partition on disk``; None: not told.
+
+    Of filesystems and block devices of a storage, names are another fact: a filesystem that
+    lies below (of a loop device's file, or an overlay's directory) is named by its type.
+    """
+    links = filesystem.get("chain") or []
+
+    def below(index: int | None) -> str:
+        found = []
+        for number, link in enumerate(links):
+            if link["above"] == index:
+                kind = link["name"] if link["kind"] == "filesystem" else link["kind"]
+                rest = below(number)
+                found.append(f"{kind} on {rest}" if rest else str(kind))
+        text = _joined(sorted(found))
+        return f"({text})" if len(found) > 1 else text
+
+    return below(0) or None
+
+
+def _mount_options(ranks: Iterable[Mapping[str, Any]]) -> list[str] | None:
+    """Those that matter; of one that not every host has, how many have it."""
+    told: dict[str, set[str]] = {}
+    for rank in ranks:
+        filesystem = rank.get("filesystem") or {}
+        if "options" in filesystem:
+            told.setdefault(rank["host"], set()).update(normalised(filesystem["options"]))
+    counts = Counter(option for options in told.values() for option in options)
+    shown = [
+        option if count == len(told) else f"{option} ({count} of {len(told)} hosts)"
+        for option, count in sorted(counts.items())
+    ]
+    return shown if told else None
+
+
+def _only(here: Sequence[str], there: Sequence[str]) -> str:
+    """Which options only one side has."""
+    own = [option for option in here if option not in there]
+    others = [option for option in there if option not in here]
+    return ",".join(own) or f"without {','.join(others)}"
 
 
 def _each(texts: Iterable[str | None]) -> list[str]:

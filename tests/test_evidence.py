@@ -22,7 +22,15 @@ from tests.series import STORAGE
 
 GIB = 1 << 30
 DISK = {"type": "ext4", "source": "/dev/vda1", "device": "vda", "device_model": None,
-        "total_bytes": 50 * GIB}  # fmt: skip
+        "total_bytes": 50 * GIB, "options": "rw,relatime",
+        "chain": [{"name": "ext4", "kind": "filesystem", "above": None},
+                  {"name": "vda1", "kind": "partition", "above": 0},
+                  {"name": "vda", "kind": "disk", "above": 1}]}  # fmt: skip
+ON_LUKS = [DISK["chain"][0], {"name": "dm-0", "kind": "dm", "above": 0},
+           *({**link, "above": link["above"] + 1} for link in DISK["chain"][1:])]  # fmt: skip
+MIRROR = [DISK["chain"][0], {"name": "md0", "kind": "md", "above": 0},
+          {"name": "sda", "kind": "disk", "above": 1},
+          {"name": "sdb", "kind": "disk", "above": 1}]  # fmt: skip
 PLAN = {"users": 8, "model": {"layers": 2}, "data": "normal", "queue_depth": 16}
 ENVIRONMENT = {"python": "3.12.1", "kernel": "6.1", "mpi": "Open MPI", "version": "1.0"}
 
@@ -65,6 +73,31 @@ def test_equal_runs_differ_in_nothing() -> None:
         (evidence(rank(0), rank(1)), "placement", "ranks per host 1 -> 2"),
         (evidence(rank(0, device="vdb")), "device", "device vda -> vdb"),
         (evidence(rank(0, device_model="X 9")), "device", "device vda -> vda (X 9)"),
+        (
+            evidence(rank(0, chain=ON_LUKS)),
+            "device",
+            "layers partition on disk -> dm on partition on disk",
+        ),
+        (
+            evidence(rank(0, chain=MIRROR)),
+            "device",
+            "layers partition on disk -> md on (disk + disk)",
+        ),
+        (
+            evidence(rank(0, options="rw,relatime,nobarrier")),
+            "filesystem",
+            "mount options without nobarrier -> nobarrier",
+        ),
+        (
+            evidence(rank(0, options="relatime,barrier=0,rw")),
+            "filesystem",
+            "mount options without nobarrier -> nobarrier",
+        ),
+        (
+            evidence(rank(0, options="rw,noatime,data=journal")),
+            "filesystem",
+            "mount options relatime -> data=journal,noatime",
+        ),
         (evidence(rank(0, type="xfs")), "filesystem", "ext4 of 50 GiB -> xfs of 50 GiB"),
         (evidence(rank(0, total_bytes=9 * GIB)), "filesystem", "ext4 of 50 GiB -> ext4 of 9 GiB"),
     ],
@@ -78,6 +111,39 @@ def test_another_setting_or_storage_is_named_and_closes(
     assert text in (incomparable(SAME, now) or "")
     assert incomparable(SAME, now, frozenset({kind})) is None
     assert list(told_differences(SAME, now)) == [f"{kind}: {difference}"]
+
+
+@pytest.mark.parametrize("options", ["relatime,rw", "rw,relatime,barrier=1,nosuid,seclabel"])
+def test_options_in_another_order_or_of_rights_alone_are_no_difference(options: str) -> None:
+    assert differences(SAME, evidence(rank(0, options=options))) == []
+
+
+def test_a_mount_that_differs_on_one_of_two_hosts_is_a_difference() -> None:
+    before = evidence(rank(0), rank(1, "n2"))
+    now = evidence(rank(0), rank(1, "n2", options="rw,relatime,nobarrier"))
+    (difference,) = differences(before, now)
+    assert (
+        str(difference)
+        == "mount options without nobarrier (1 of 2 hosts) -> nobarrier (1 of 2 hosts)"
+    )
+    one_trial = evidence_of(
+        case(rank(0), rank(1, "n2", options="rw,nobarrier"))[:1], PLAN, ENVIRONMENT
+    )
+    two_trials = evidence(rank(0), rank(1, "n2", options="rw,nobarrier"))
+    assert differences(one_trial, two_trials) == []
+
+
+def test_what_an_older_baseline_does_not_tell_is_said_and_closes_nothing() -> None:
+    facts = {**(SAME.facts or {}), "device": {"device": "vda"},
+             "filesystem": {"filesystem": "ext4 of 50 GiB"}}  # fmt: skip
+    older = replace(SAME, facts=facts)
+    now = evidence(rank(0, chain=ON_LUKS, options="rw,nobarrier"))
+    assert incomparable(older, now) is None
+    assert list(told_differences(older, now)) == [
+        "device: the baseline does not tell its layers; record it anew",
+        "filesystem: the baseline does not tell its mount options; record it anew",
+    ]
+    assert list(told_differences(older, STORAGE)) == []
 
 
 def test_four_ranks_on_one_host_are_not_one_on_each_of_four() -> None:

@@ -49,9 +49,9 @@ SIDES = (
         name="values",  # tables, parsers and frozen values, known to everyone
         modules=(
             "atomic", "compare", "errors", "events", "evidence", "hosts", "latency",
-            "live", "metrics", "models", "options", "optiontable", "scenarios", "series",
-            "showable", "stalls", "steadiness", "stopping", "summary", "units", "verdictcodes",
-            "version",
+            "live", "metrics", "models", "mountoptions", "options", "optiontable", "scenarios",
+            "series", "showable", "stalls", "steadiness", "stopping", "summary", "units",
+            "verdictcodes", "version",
         ),
         may_import=(),
         foreign=("numpy", "tomli"),
