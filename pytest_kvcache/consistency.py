@@ -1,7 +1,8 @@
 """What a trial's record and its plan can't say without contradicting themselves. Pure.
 
-Nothing here is derived anew (verify.py does that): these are the laws that hold between
-figures that stand for themselves, whatever happened in the trial.
+These are the laws that hold between figures that stand for themselves, whatever happened
+in the trial. Only what follows from a filesystem's facts is derived anew here; all else
+that is derived verify.py does.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any
 
-from pytest_kvcache.devicechain import DeviceChain
+from pytest_kvcache.devicechain import DeviceChain, end_of_type, may_be_disk
 from pytest_kvcache.errors import OptionError, ResultError
 from pytest_kvcache.metrics import never_makes
 from pytest_kvcache.optiontable import OPTIONS
+from pytest_kvcache.proof import FilesystemFacts
 from pytest_kvcache.recorder import widest_slice_s
 from pytest_kvcache.series import KINDS, MAX_POINTS
 from pytest_kvcache.stalls import EVERY
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
 _CLOCK_S = 1e-6  # what seconds as floats may be off
 _ROUNDING = 1e-9  # of a quotient
 _BUSY_ROUNDING_S = 0.1  # the kernel counts busy time in its own ticks
+
+# Of the filesystem that ranks of a host share: what is taken and freed (ZFS's size is what is
+# free and what it holds) while one rank after the other looks.
+_CHANGES_IN_TIME = frozenset({"total_bytes", "available_bytes", "available_inodes"})
 
 # Of a rank: (what is a part, what it is a part of).
 _PARTS: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -107,6 +113,7 @@ def _rank_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
         if part > limit:
             yield f"{' + '.join(names)} is {part}; it must be at most {whole}, which is {limit}"
     yield from _surroundings_faults(rank.surroundings)
+    yield from _place_faults(rank, plan)
     for early, late in itertools.pairwise(_ORDERED):
         before, after = getattr(rank, early), getattr(rank, late)
         if not before <= after + _CLOCK_S:
@@ -118,6 +125,14 @@ def _rank_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
     drained_s = rank.drained_s - plan.ramp_s
     beyond = (stall for stall in rank.stalls if stall.end_s > drained_s + _CLOCK_S)
     yield from (f"a stall ends at {s.end_s} s; the rank was done at {drained_s} s" for s in beyond)
+
+
+def _place_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
+    """The filesystem is that of the plan's directory, on the rank's host."""
+    if rank.filesystem is not None:
+        for name, value in (("host", rank.host), ("path", plan.cache_dir)):
+            if rank.filesystem.get(name) != value:
+                yield f"filesystem.{name} is {rank.filesystem.get(name)!r}; it must be {value!r}"
 
 
 def _surroundings_faults(around: Surroundings) -> Iterator[str]:
@@ -179,18 +194,53 @@ def _device_faults(record: TrialRecord) -> Iterator[str]:
                     f"rank {rank.rank} on host {host} has {'a' if rank.device else 'no'} device;"
                     " the first rank of a host with a filesystem has one, no other"
                 )
-        chains = [rank.filesystem["chain"] for rank in ranks if rank.filesystem is not None]
-        if any(chain != chains[0] for chain in chains):
-            yield f"ranks on host {host} have chains that differ; they share one directory"
-        for fault in itertools.chain(*map(_chain_faults, chains[:1]), _watch_faults(ranks)):
+        found = [rank.filesystem for rank in ranks if rank.filesystem is not None]
+        yield from _shared_faults(host, found)
+        for fault in itertools.chain(*map(_filesystem_faults, found[:1]), _watch_faults(ranks)):
             yield f"host {host}: {fault}"
 
 
-def _chain_faults(chain: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _shared_faults(host: str, found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Ranks of one host use one directory; only its room changes while they look, one by one."""
+    for name in sorted(set().union(*found) - _CHANGES_IN_TIME):
+        if any(facts.get(name) != found[0].get(name) for facts in found):
+            yield f"ranks on host {host} differ in filesystem.{name}; they share one directory"
+
+
+def _filesystem_faults(facts: Mapping[str, Any]) -> Iterator[str]:
+    """What follows from a filesystem's other facts, by what made it; and its chain's form."""
+    derived = FilesystemFacts.from_json(facts).to_json()
+    for name in sorted(derived.keys() | facts.keys()):
+        if name not in derived or name not in facts:
+            yield f"filesystem.{name} is {'missing' if name in derived else 'unknown'}"
+        elif facts[name] != derived[name] or type(facts[name]) is not type(derived[name]):
+            yield (
+                f"filesystem.{name} is {facts[name]!r}; by its other facts it must be"
+                f" {derived[name]!r}"
+            )
+    ends = DeviceChain.from_json(facts["chain"]).ends
+    for name in filter(None, (facts["device"] or "").split("+")):
+        if not any(end.startswith(name) for end in ends):  # a partition may be the end of it
+            yield f"filesystem.device has {name}, which is not at the end of the chain"
+    yield from _chain_faults(facts["chain"], facts["type"])
+
+
+def _chain_faults(chain: Sequence[Mapping[str, Any]], fs_type: str) -> Iterator[str]:
+    """Links below each other, from the filesystem down to where each branch ends."""
+    if [link["name"] for link in chain[:1]] != [fs_type]:
+        yield f"chain does not begin with the filesystem, {fs_type}"
+    carrying = {link["above"] for link in chain}
     for index, link in enumerate(chain):
-        above = link["above"]
+        above, end, name = link["above"], link["end"], link["name"]
         if (above is None) != (index == 0) or (above is not None and not 0 <= above < index):
             yield f"chain[{index}].above is {above}; every link but the first is below another"
+        if end is None and index not in carrying:
+            yield f"chain[{index}].end is None, and nothing is below it"
+        known = end_of_type(name) if link["kind"] == "filesystem" else None
+        if known is not None and end != known:
+            yield f"chain[{index}].end is {end!r}; of {name} it is {known!r}"
+        if end == "disk" and not (link["kind"] == "disk" and may_be_disk(name)):
+            yield f"chain[{index}] ends in a disk; {name}, a {link['kind']}, is none"
 
 
 def _watch_faults(ranks: Sequence[RankResult]) -> Iterator[str]:

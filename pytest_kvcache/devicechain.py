@@ -55,6 +55,7 @@ _NETWORK_TYPES = frozenset(
 # OpenZFS calls task_io_account_read() for every byte of zfs_read() and of a zvol, those
 # that its cache (ARC) serves too, and before 2.3 O_DIRECT goes through the ARC.
 _ZFS = "ZFS counts what its own cache (ARC) serves as I/O"
+_ELSEWHERE = "what keeps its files is not on this machine, or a program of it"
 _MEMORY_NAME = re.compile(r"(zram|ram|brd|nullb)\d+")
 _MEMORY_MODEL = re.compile(r"scsi_debug|RAMDISK", re.IGNORECASE)
 # Block devices behind which another machine, or a program of this one, keeps the bytes.
@@ -173,6 +174,19 @@ def is_network_type(fs_type: str) -> bool:
     return fs_type in _NETWORK_TYPES or fs_type.startswith("fuse.")
 
 
+def end_of_type(fs_type: str) -> End | None:
+    """What a filesystem of this type is the end of, whatever it is on; None: its chain goes on."""
+    if fs_type in MEMORY_TYPES:
+        return "memory"
+    return "unseen" if fs_type == "zfs" or is_network_type(fs_type) else None
+
+
+def may_be_disk(name: str) -> bool:
+    """Whether a block device of this name can be a disk; others are memory, or on something."""
+    others = (_MEMORY_NAME, _STACKED_NAME, *(pattern for pattern, *_ in _UNSEEN_NAMES))
+    return not name.startswith("loop") and not any(other.fullmatch(name) for other in others)
+
+
 def is_dax(options: str) -> bool:
     """Whether files are mapped memory of the device (mount option dax, of ext4 and xfs)."""
     return bool({"dax", "dax=always"} & set(options.split(",")))
@@ -218,12 +232,10 @@ class _Walk:
     ) -> None:
         """A filesystem, of which we use a directory, and what it is on."""
         here = self._add(Link(name=mount.type, kind="filesystem", above=above))
-        if mount.type in MEMORY_TYPES:
-            self._end(here, "memory")
-        elif mount.type == "zfs":
-            self._unseen(here, _ZFS)
-        elif is_network_type(mount.type):
-            self._unseen(here, "what keeps its files is not on this machine, or a program of it")
+        end = end_of_type(mount.type)
+        if end is not None:
+            note = _ZFS if mount.type == "zfs" else _ELSEWHERE
+            self._end(here, end, note if end == "unseen" else None)
         elif mount.type == "overlay":
             self._overlay(mount, here, directory)
         elif mount.type == "ecryptfs":

@@ -45,9 +45,13 @@ _IO = (
 _CLOCKS = ("clock_gettime", "gettimeofday", "time", "nanosleep", "clock_nanosleep", "usleep")
 _FUNCTIONS = (*_IO, *_CLOCKS)
 # What Python code may have put itself in the place of (a sitecustomize, a plugin).
-_OF_PYTHON: tuple[tuple[types.ModuleType, tuple[str, ...]], ...] = (
-    (os, ("open", "close", "preadv", "pwritev", "fsync", "fdatasync", "unlink", "posix_fallocate")),
-    (time, ("monotonic", "monotonic_ns", "clock_gettime", "clock_gettime_ns", "sleep")),
+# Module, the one in which the interpreter makes these functions, and their names.
+_OF_PYTHON: tuple[tuple[types.ModuleType, str, tuple[str, ...]], ...] = (
+    (os, "posix", (
+        "open", "close", "pread", "preadv", "pwrite", "pwritev", "fsync", "fdatasync", "ftruncate",
+        "unlink", "posix_fadvise", "posix_fallocate",
+    )),
+    (time, "time", ("monotonic", "monotonic_ns", "clock_gettime", "clock_gettime_ns", "sleep")),
 )  # fmt: skip
 _VARIABLES = ("LD_PRELOAD", "LD_AUDIT")
 _EVERY_PROCESS = "/etc/ld.so.preload"
@@ -306,14 +310,25 @@ def _mappings() -> Iterator[_Mapping]:
 
 def _in_python() -> Iterator[Wrapper]:
     """Functions of Python's own modules that are no longer those of the interpreter."""
-    for module, names in _OF_PYTHON:
+    for module, home, names in _OF_PYTHON:
         for name in names:
             function = getattr(module, name, None)
-            if not isinstance(function, (types.BuiltinFunctionType, types.NoneType)):
-                home = getattr(function, "__module__", None) or type(function).__module__
-                yield Wrapper(
-                    library=f"Python module {home}", functions=(f"{module.__name__}.{name}",)
-                )
+            found = None if function is None else _stand_in(function, home, name)
+            if found is not None:
+                yield Wrapper(library=found, functions=(f"{module.__name__}.{name}",))
+
+
+def _stand_in(function: Any, home: str, name: str) -> str | None:
+    """What is there instead of a function of the interpreter; None: it is that function.
+
+    Another of its own (``os.fsync = os.fstat``) is none: a builtin knows its name and module.
+    """
+    if not isinstance(function, types.BuiltinFunctionType):
+        module = getattr(function, "__module__", None) or type(function).__module__
+        return f"Python module {module}"
+    owner = function.__self__
+    of = owner.__name__ if isinstance(owner, types.ModuleType) else type(owner).__name__
+    return None if (of, function.__name__) == (home, name) else f"Python's {of}.{function.__name__}"
 
 
 def _executable() -> str:

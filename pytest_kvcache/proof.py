@@ -10,7 +10,7 @@ import os
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.devicechain import DeviceChain, follow, is_dax, is_network_type
 from pytest_kvcache.errors import StorageError
@@ -129,6 +129,19 @@ class FilesystemFacts:
         }
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
         return plain | derived | {"chain": self.chain.to_json(), "unseen": self.chain.unseen}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> FilesystemFacts:
+        """The inverse of ``to_json``; what is derived is not believed but derived again.
+
+        So is ``virtual``, as far as it follows: what a hypervisor's flag adds stands for itself.
+        """
+        plain = {field.name: data[field.name] for field in fields(cls)}
+        names, model = (plain["device"] or "").split("+"), plain["device_model"]
+        devices = [DeviceFacts(name=n, model=model, dio_align_bytes=None) for n in names]
+        virtual = is_virtual(plain["type"], devices, hypervisor=plain["virtual"])
+        chain = DeviceChain.from_json(plain["chain"])
+        return cls(**{**plain, "chain": chain, "virtual": virtual})
 
 
 class Place:

@@ -16,6 +16,7 @@ from pytest_kvcache.metrics import METRICS, MIN_SAMPLES_BEYOND, PERCENTILES, has
 from pytest_kvcache.plan import Plan
 from pytest_kvcache.stalls import stalls_of
 from pytest_kvcache.summary import MetricSeries
+from pytest_kvcache.trialrecord import check_finite
 from pytest_kvcache.verdictcodes import SEVERITIES
 from pytest_kvcache.version import RUN_SCHEMA
 
@@ -481,6 +482,7 @@ class RunResult:
             raise ResultError(f"the schema is {data.get('schema')!r}; it must be {RUN_SCHEMA!r}")
         if not isinstance(data.get("cases"), list):
             raise ResultError("a run file's cases must be a list")
+        check_finite(data)
         try:
             return cls(
                 run_id=data["run_id"],

@@ -6,6 +6,7 @@ histograms; results.py makes of it what people read.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,18 @@ if TYPE_CHECKING:
 TRIAL_SCHEMA = "pytest-kvcache/trial/1"
 SOURCES = ("trial.json", "controller.json", "events.jsonl", "mpirun.log")
 """The files that a trial is made of; all but the second are the ranks' and the launcher's."""
+
+
+def check_finite(data: Mapping[str, Any]) -> None:
+    """ResultError for a number that no float holds: infinity would pass every comparison."""
+    left: list[tuple[str, Any]] = [("", data)]
+    for path, value in left:  # which grows
+        if isinstance(value, dict):
+            left += [(f"{path}.{key}".lstrip("."), inner) for key, inner in value.items()]
+        elif isinstance(value, list):
+            left += [(f"{path}[{index}]", inner) for index, inner in enumerate(value)]
+        elif isinstance(value, (int, float)) and not abs(value) <= sys.float_info.max:
+            raise ResultError(f"{path} is {value!s:.20}; every number of it must be finite")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +203,7 @@ class TrialRecord:
             )
         if data["plan_digest"] != plan.digest or data["trial"] != plan.trial:
             raise ResultError("the trial's record belongs to another plan or trial")
+        check_finite(data)
         ranks = tuple(RankResult.from_json(rank) for rank in data["ranks"])
         if [rank.rank for rank in ranks] != list(range(plan.np)):
             raise ResultError(f"the trial's record has {len(ranks)} ranks; the plan has {plan.np}")

@@ -1,11 +1,10 @@
-"""Parse and format sizes and durations, and parse plain option values.
+"""Parse and format sizes, and parse durations and plain option values.
 
 Imports nothing of the package but ``errors``: every side may use it.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from fractions import Fraction
 
@@ -43,8 +42,6 @@ _UNIT_SECONDS = {
     "us": Fraction(1, 10**6),
     "ns": Fraction(1, 10**9),
 }
-_THOUSAND = 1000
-_MINUTE_S = 60
 _SIZE_LIMIT_BYTES = 1 << 63  # off_t: no file system takes more
 
 # Bounded, so that no text makes a number that takes long to compute.
@@ -146,27 +143,3 @@ def format_bytes(size_bytes: int) -> str:
     unit, hundredths = next((pair for pair in rounded if pair[1] < KIB * 100), rounded[-1])
     number = f"{hundredths // 100}.{hundredths % 100:02d}".rstrip("0").rstrip(".")
     return f"{sign}{number} {unit}"
-
-
-def format_duration(duration_s: float) -> str:
-    """Return "350 us", "1.20 ms", "4.2 s", "1m 05s", "2h 00m 07s".
-
-    Three digits below a second, one decimal below a minute, whole seconds above.
-    Raises ``ValueError`` for nan and infinity: an absent time has no text.
-    """
-    if not math.isfinite(duration_s):
-        raise ValueError(f"a duration must be finite to be written, not {duration_s}")
-    sign, magnitude_s = ("-" if duration_s < 0 else ""), abs(duration_s)
-    if magnitude_s == 0:
-        return "0 s"
-    for unit, per_s in (("ns", 1e9), ("us", 1e6), ("ms", 1e3)):
-        number = f"{magnitude_s * per_s:#.3g}".rstrip(".")
-        if float(number) < _THOUSAND:  # judged after rounding: never "1000 us"
-            return f"{sign}{number} {unit}"
-    if round(magnitude_s, 1) < _MINUTE_S:
-        return f"{sign}{magnitude_s:.1f} s"
-    minutes, seconds = divmod(round(magnitude_s), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{sign}{hours}h {minutes:02d}m {seconds:02d}s"
-    return f"{sign}{minutes}m {seconds:02d}s"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ from tests.shims import ASIDE, CLOCK, FSYNC, MALLOC, PREAD64, SYSCALL, library, 
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import ModuleType
 
 TELL = (
     "import json; from pytest_kvcache.preloads import find_preloads, inherited_preloads;"
@@ -178,6 +180,33 @@ def test_a_python_function_in_place_of_the_interpreter_s_is_found(
         Wrapper(library=f"Python module {__name__}", functions=("time.monotonic_ns",)),
     )
     assert inherited_preloads().wrappers == ()  # ranks are other processes
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "other", "library"),
+    [
+        (os, "fsync", os.fstat, "Python's posix.fstat"),
+        (os, "fdatasync", os.fsync, "Python's posix.fsync"),
+        (time, "monotonic_ns", time.time_ns, "Python's time.time_ns"),
+        (os, "close", io.BytesIO().close, "Python's BytesIO.close"),
+    ],
+)
+def test_another_function_of_the_interpreter_in_place_of_one_is_found(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, other: object, library: str
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, other)
+        found = find_preloads().wrappers
+    assert found == (Wrapper(library=library, functions=(f"{module.__name__}.{name}",)),)
+
+
+def test_a_sitecustomize_that_makes_syncs_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import os\nos.fdatasync = os.fsync = os.fstat\n")
+    own, passed_on = told(PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]))
+    (first, second) = own["wrappers"]
+    assert (first["functions"], second["functions"]) == (["os.fsync"], ["os.fdatasync"])
+    assert first["library"] == second["library"] == "Python's posix.fstat"
+    assert passed_on["wrappers"] == []
 
 
 def test_libraries_of_every_process_are_recorded(

@@ -5,7 +5,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -149,6 +149,29 @@ def test_facts_become_json_with_what_follows_from_them() -> None:
     assert (as_json["memory_at_end"], as_json["unseen"]) == (None, None)
     derived = {"is_tmpfs", "is_network", "is_overlay", "counts_io", "memory_at_end", "unseen"}
     assert set(as_json) == {field.name for field in dataclasses.fields(FACTS)} | derived
+
+
+@pytest.mark.parametrize("directory", ["/dev/shm", "/proc", "/var/tmp", "/"])
+def test_facts_of_this_machine_follow_from_their_json(directory: str) -> None:
+    facts = probe_filesystem(directory, "n1")
+    assert FilesystemFacts.from_json(json.loads(json.dumps(facts.to_json()))) == facts
+
+
+@pytest.mark.parametrize(
+    ("told", "virtual"),
+    [
+        ({"virtual": False}, True),  # by the name of its device
+        ({"virtual": False, "device": "sda"}, False),
+        ({"virtual": False, "device": "sda", "device_model": "QEMU DISK"}, True),
+        ({"virtual": True, "device": "sda"}, True),  # by its processor
+        ({"virtual": True, "device": None}, True),
+        ({"virtual": True, "type": "tmpfs"}, None),
+    ],
+)
+def test_whether_a_disk_is_virtual_is_believed_where_it_does_not_follow(
+    told: dict[str, Any], *, virtual: bool | None
+) -> None:
+    assert FilesystemFacts.from_json(FACTS.to_json() | told).virtual is virtual
 
 
 def test_this_machine_has_a_filesystem(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import math
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +10,6 @@ from pytest_kvcache.units import (
     KIB,
     MIB,
     format_bytes,
-    format_duration,
     parse_duration_s,
     parse_flag,
     parse_float,
@@ -165,43 +162,6 @@ def test_text_that_is_no_duration_is_refused_with_an_example(text: str) -> None:
     assert f"--kv-x is {text!r}; it must be a duration of at least 0, such as 60" in str(
         caught.value
     )
-
-
-@pytest.mark.parametrize(
-    ("duration_s", "text"),
-    [
-        (0, "0 s"),
-        (5e-9, "5.00 ns"),
-        (350e-6, "350 us"),
-        (999.6e-6, "1.00 ms"),
-        (0.0012, "1.20 ms"),
-        (0.0123, "12.3 ms"),
-        (0.9996, "1.0 s"),
-        (4.2, "4.2 s"),
-        (59.94, "59.9 s"),
-        (59.96, "1m 00s"),
-        (65, "1m 05s"),
-        (3599.6, "1h 00m 00s"),
-        (7207, "2h 00m 07s"),
-        (-0.0012, "-1.20 ms"),
-    ],
-)
-def test_duration_is_written_as_people_say_it(duration_s: float, text: str) -> None:
-    assert format_duration(duration_s) == text
-
-
-@given(st.floats(1e-9, 1e7))
-def test_written_duration_reads_back_within_its_last_digit(duration_s: float) -> None:
-    read_back = parse_duration_s(format_duration(duration_s), option=OPTION)
-
-    precision_s = 0.005 * duration_s if duration_s < 1 else 0.05 if duration_s < 60 else 0.5
-    assert math.isclose(read_back, duration_s, rel_tol=1e-9, abs_tol=precision_s * 1.001)
-
-
-@pytest.mark.parametrize("duration_s", [math.nan, math.inf, -math.inf])
-def test_duration_that_is_absent_is_never_written(duration_s: float) -> None:
-    with pytest.raises(ValueError, match="must be finite"):
-        format_duration(duration_s)
 
 
 def test_whole_number_is_read() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +17,7 @@ from pytest_kvcache.results import CaseResult, RunResult, TrialResult
 from pytest_kvcache.verdicts import evaluate_trial
 from pytest_kvcache.verify import verify_run
 from tests.factories import (
+    FILESYSTEM,
     make_plan,
     rank_result,
     record_of,
@@ -129,8 +131,8 @@ FREE = [
     r"cases\.\d+\.trials\.\d+\.clock\.(controller_most_s|drift_rank)",
     # Within its bin.
     r"cases\.\d+\.trials\.\d+\.\w+\.histogram\.min_ns",
-    # Facts of a host; the trial shows those of one of its ranks.
-    r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.filesystem\.[a-z_]+",
+    # What a directory has room for; the trial shows what one rank of its host saw.
+    r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.filesystem\.(total|available)_(bytes|inodes)",
 ]
 
 
@@ -248,7 +250,7 @@ def test_nothing_can_be_left_out_unseen() -> None:
     for path, _ in list(parts(data)):
         if repeats_another(path) or not isinstance(path[-1], str):
             continue
-        if {"origins", "environment", "filesystem"} & {*path[:-1]} or path[-1] == "origins":
+        if {"origins", "environment"} & {*path[:-1]} or path[-1] == "origins":
             continue  # texts of their own
         with forged(data, path):
             told[".".join(map(str, path))] = answers(data)
@@ -269,12 +271,98 @@ def test_nothing_can_be_emptied_unseen() -> None:
     for path, value in list(parts(data)):
         if value is None or repeats_another(path) or is_free(path):
             continue
-        if {"environment", "filesystem"} & {*path} or path[-1] in MAY_BE_NULL:
+        if "environment" in path or path[-1] in MAY_BE_NULL:
             continue
         with forged(data, path, None):
             told[".".join(map(str, path))] = answers(data)
     assert [path for path, problems in told.items() if not problems] == []
     assert [path for path, problems in told.items() if "TRACEBACK" in problems[0]] == []
+
+
+def told_of(filesystem: dict[str, Any]) -> list[str]:
+    """What verify says of a run file whose only rank, and proof, have this filesystem."""
+    data = sound_run(filesystem={**FILESYSTEM, **filesystem})
+    return complaints(data)
+
+
+def chain(*links: tuple[str, str, str | None]) -> list[dict[str, Any]]:
+    """Links from the top, each below the one before: name, kind, end."""
+    return [
+        {"name": name, "kind": kind, "number": f"8:{index}" if "/" not in name and index else None,
+         "above": index - 1 if index else None, "end": end, "note": None}
+        for index, (name, kind, end) in enumerate(links)
+    ]  # fmt: skip
+
+
+LOOP_IN_MEMORY = chain(
+    ("ext4", "filesystem", None), ("loop0", "loop", None), ("/x/image", "file", None),
+    ("tmpfs", "filesystem", "memory"),
+)  # fmt: skip
+IN_MEMORY = chain(("tmpfs", "filesystem", "memory"))
+
+
+@pytest.mark.parametrize(
+    ("filesystem", "told"),
+    [
+        (
+            {"chain": LOOP_IN_MEMORY},
+            "filesystem.memory_at_end is None; by its other facts it must be 'ext4 on loop0 on /x",
+        ),
+        (
+            {"type": "tmpfs", "chain": IN_MEMORY, "is_tmpfs": True, "memory_at_end": "tmpfs"},
+            "filesystem.counts_io is True; by its other facts it must be False",
+        ),
+        ({"type": "nfs4"}, "filesystem.is_network is False; by its other facts it must be True"),
+        ({"type": "overlay"}, "filesystem.is_overlay is False; by its other facts it must be True"),
+        ({"options": "rw,dax"}, "filesystem.counts_io is True; by its other facts it must be"),
+        ({"unseen": "nbd0: elsewhere"}, "filesystem.unseen is 'nbd0: elsewhere'; by its other"),
+        ({"device_model": "QEMU"}, "filesystem.virtual is False; by its other facts it must be"),
+        ({"device": "sdb"}, "filesystem.device has sdb, which is not at the end of the chain"),
+        ({"path": "/elsewhere"}, "filesystem.path is '/elsewhere'; it must be '/data'"),
+        ({"host": "n9"}, "filesystem.host is 'n9'; it must be 'test-host'"),
+        ({"speed": 1}, "filesystem.speed is unknown"),
+        ({"chain": chain(("xfs", "filesystem", None), ("sda", "disk", "disk"))}, "chain does not"),
+        (
+            {"type": "tmpfs", "chain": chain(("tmpfs", "filesystem", "unseen"))},
+            "chain[0].end is 'unseen'; of tmpfs it is 'memory'",
+        ),
+        (
+            {"chain": chain(("ext4", "filesystem", None), ("zram0", "disk", "disk"))},
+            "chain[1] ends in a disk; zram0, a disk, is none",
+        ),
+        (
+            {"chain": chain(("ext4", "filesystem", None), ("loop0", "loop", None))},
+            "chain[1].end is None, and nothing is below it",
+        ),
+    ],
+)
+def test_what_follows_of_a_filesystem_is_not_believed(
+    filesystem: dict[str, Any], told: str
+) -> None:
+    assert any(told in problem for problem in told_of(filesystem)), told_of(filesystem)
+
+
+def test_ranks_of_one_host_have_one_filesystem_with_whatever_room() -> None:
+    def told(**other: Any) -> list[str]:
+        plan = sound_plan(np=2)
+        second = rank_result(1, filesystem={**FILESYSTEM, **other})
+        return verify_run(run_json(plan, [sound_record(plan, [rank_result(0), second])]))
+
+    assert told(total_bytes=1 << 39, available_bytes=7, available_inodes=9) == []
+    assert any("differ in filesystem.options; they share" in t for t in told(options="rw,sync"))
+
+
+@pytest.mark.parametrize(
+    "value", [math.inf, -math.inf, math.nan, 10**400], ids=["inf", "-inf", "nan", "vast"]
+)
+def test_a_number_that_is_not_finite_is_no_number_of_a_run_file(value: float) -> None:
+    data = sound_run()
+    trial: Path = ("cases", 0, "trials", 0)
+    for path in ((*trial, "clock", "coordinator_s"), (*trial, "ranks", 0, "start_s")):
+        with forged(data, path, value):
+            (problem,) = answers(data)
+            assert f"cases[0].trials[0].{path[4]}" in problem
+            assert problem.endswith("; every number of it must be finite")
 
 
 def test_a_rank_can_not_be_left_out_unseen(real_run: dict[str, Any]) -> None:
