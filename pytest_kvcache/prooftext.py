@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.devicegroups import BELIEVED_SHARE
 from pytest_kvcache.units import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _VERBS = {"read": "read", "write": "wrote"}
+_MOST_OF_IT = 0.9
 
 
 def describe_io(proof: Mapping[str, Any]) -> str:
@@ -45,10 +47,34 @@ def _distinct(kind: str, proof: Mapping[str, Any]) -> str:
 
 def _shares(kind: str, told: Mapping[str, Any], proof: Mapping[str, Any]) -> Iterator[str]:
     """Of several ranks or groups of disks, the least."""
-    if told["process_share"] is not None and kind == "read":
+    beyond = _beyond(kind, told["device_share"], proof)
+    # Where a disk did others' work too, its own count is no proof of direct writes.
+    is_witness = kind == "read" or (beyond and proof["io_mode"] == "direct")
+    if told["process_share"] is not None and is_witness:
         yield f"the kernel counted {told['process_share']:.0%} for the ranks"
     if told["device_share"] is not None:
         names = dict.fromkeys(name for group in proof["devices"] for name in group["disks"])
         first, more = next(iter(names)), len(names) - 1
         disks = f"{first} and {more} more disks" if more > 1 else "+".join(names)
-        yield f"{disks} {_VERBS[kind]} {told['device_share']:.0%}"
+        yield f"{disks} {_VERBS[kind]} {beyond or format(told['device_share'], '.0%')}"
+
+
+def _beyond(kind: str, share: float | None, proof: Mapping[str, Any]) -> str:
+    """What was moved beyond what was asked for, and whose that is; empty if it is not much.
+
+    A filesystem writes beside the data, and what of the rest can't be its doing is others'.
+    """
+    asked = [group for group in proof["devices"] if group[f"requested_{kind}_bytes"]]
+    if share is None or share <= BELIEVED_SHARE:
+        return ""
+    group = min(asked, key=lambda group: _share(kind, group))
+    excess = group["moved"][f"{kind}_bytes"] - group[f"requested_{kind}_bytes"]
+    foreign = group["foreign"][f"{kind}_bytes"] or 0
+    whose = "overhead and others'" if foreign else "overhead or others'"
+    if foreign >= _MOST_OF_IT * excess:
+        whose = "others'"
+    return f"all of it and {share - 1:.0%} more ({whose})"
+
+
+def _share(kind: str, group: Mapping[str, Any]) -> float:
+    return float(group["moved"][f"{kind}_bytes"] / group[f"requested_{kind}_bytes"])

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from pytest_kvcache.prooftext import describe_proof
 from pytest_kvcache.verdicts import evaluate_trial
 from tests.factories import PAGE, rank_result, sound_plan, sound_record, watch
@@ -26,6 +28,30 @@ def test_reads_and_writes_are_told_apart_with_what_was_compared() -> None:
         "reads: 512 MiB (64 MiB of them distinct), the kernel counted 100% for the ranks and sda"
         " read 102%: PROVEN; writes: 100 MiB, sda wrote 104%: PROVEN"
     )
+
+
+@pytest.mark.parametrize(
+    ("wrote", "words"),
+    [
+        (249, "149% more (overhead or others')"),  # the objects are pages, with inodes each
+        (2_000, "1900% more (overhead and others')"),
+        (9_000, "8900% more (others')"),
+    ],
+)
+def test_what_a_disk_moved_beyond_the_whole_is_told_as_whose_it_is(wrote: int, words: str) -> None:
+    text = told(device=watch(read_bytes=1024 * MIB, write_bytes=wrote * MIB))
+    assert "for the ranks and sda read all of it and 100% more (others'): PROVEN; " in text
+    # A disk that did more than ours is no witness of direct writes; the kernel's count is.
+    assert text.endswith(
+        "writes: 100 MiB, the kernel counted 100% for the ranks and sda wrote all of it and"
+        f" {words}: PROVEN"
+    )
+
+
+def test_a_disk_that_others_used_proves_no_write_by_itself() -> None:
+    seen = watch(read_bytes=512 * MIB, write_bytes=30_100 * MIB)
+    text = told(io_mode="buffered", sync="data", device=seen)
+    assert text.endswith("100 MiB, sda wrote all of it and 30000% more (others'): UNPROVEN")
 
 
 def test_writes_that_nobody_synced_are_never_called_moved() -> None:
