@@ -19,6 +19,7 @@ from pytest_kvcache.fixture import (
     BENCH_KEY,
     OPTIONS_KEY,
     SELECTED_KEY,
+    STOCK_GATE_KEY,
     compared_by_benchmark,
     is_xdist_worker,
     verbosity_of,
@@ -113,6 +114,9 @@ def _last(bench: Bench, config: pytest.Config, *, gates: bool = True) -> Iterato
         for judgement in bench.judge():
             if judgement.closes(allow_inconclusive=bench.options.allow_inconclusive):
                 yield f"gate closed: {judgement.case}: {verdict_line(judgement)}"
+        stock = config.stash.get(STOCK_GATE_KEY, None)
+        for line in stock.broken() if stock is not None else ():
+            yield f"gate closed: --benchmark-compare-fail: {line}"
     yield f"run file: {_shown(bench.controller.run_file, config)}"
 
 

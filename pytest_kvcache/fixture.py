@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.bench import Bench
     from pytest_kvcache.faultledger import FaultLedger
     from pytest_kvcache.options import Options
+    from pytest_kvcache.otherplugins import StockGate
     from pytest_kvcache.planning import CaseName
     from pytest_kvcache.results import CaseResult
 
@@ -32,6 +33,7 @@ MAKE_BENCH_KEY: pytest.StashKey[Callable[[], Bench]] = pytest.StashKey()
 OPTIONS_KEY: pytest.StashKey[Options] = pytest.StashKey()
 COMPARED_KEY: pytest.StashKey[list[Mapping[str, Any]]] = pytest.StashKey()
 FAULTS_KEY: pytest.StashKey[FaultLedger] = pytest.StashKey()
+STOCK_GATE_KEY: pytest.StashKey[StockGate] = pytest.StashKey()
 
 
 class Selected:
@@ -199,6 +201,9 @@ class KVCache:
         except KVCacheError as error:
             _fail(str(error))
         replay(benchmark, self._request.config.stash[REPLAY_CLOCK_KEY], rounds_s)
+        stock = self._request.config.stash.get(STOCK_GATE_KEY, None)
+        if stock is not None and benchmark.stats is not None:  # None: --benchmark-disable
+            stock.judge(benchmark.fullname, benchmark.stats)
 
     def _override(self, overrides: dict[str, Any]) -> Options:
         given = dict(self._bench.options.texts)

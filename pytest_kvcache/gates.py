@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from pytest_kvcache.compare import FailRule, verdict_line
-from pytest_kvcache.fixture import BENCH_KEY, COMPARED_KEY, OPTIONS_KEY, is_xdist_worker
+from pytest_kvcache.fixture import (
+    BENCH_KEY,
+    COMPARED_KEY,
+    OPTIONS_KEY,
+    STOCK_GATE_KEY,
+    compared_by_benchmark,
+    is_xdist_worker,
+)
+from pytest_kvcache.otherplugins import StockGate
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -46,11 +54,19 @@ def _in_one_line(judgements: Sequence[Judgement]) -> str:
 
 
 class ClosedGateError(Exception):
-    """A gate that is closed: what it says about each case that it closed for."""
+    """A gate that is closed: in one line, and at length with its verdict as the last line."""
 
-    def __init__(self, judgements: Sequence[Judgement]) -> None:
-        super().__init__(_in_one_line(judgements))
-        self.judgements = tuple(judgements)
+    def __init__(self, verdict: str, lines: Sequence[str]) -> None:
+        super().__init__(verdict)
+        self.lines = tuple(lines)
+
+
+def _closed_by(judgements: Sequence[Judgement]) -> ClosedGateError:
+    """What a gate says about each case that it closed for."""
+    lines = []
+    for judgement in judgements:
+        lines += textwrap.wrap(f"{judgement.case}: {judgement.reason}", _WIDTH)
+    return ClosedGateError(_in_one_line(judgements), [*lines, *_verdicts(judgements)])
 
 
 @dataclass(frozen=True)
@@ -68,12 +84,9 @@ class _Crash:
 class _Verdict:
     """A closed gate as text: why, and in the last line metric, value and limit."""
 
-    def __init__(self, judgements: Sequence[Judgement], path: Path) -> None:
-        lines = []
-        for judgement in judgements:
-            lines += textwrap.wrap(f"{judgement.case}: {judgement.reason}", _WIDTH)
-        self._lines = [*lines, *_verdicts(judgements)]
-        self.reprcrash = _Crash(_in_one_line(judgements), str(path), 0)
+    def __init__(self, error: ClosedGateError, path: Path) -> None:
+        self._lines = error.lines
+        self.reprcrash = _Crash(str(error), str(path), 0)
 
     def __str__(self) -> str:
         return "\n".join(self._lines)
@@ -85,6 +98,35 @@ class _Verdict:
 
 
 class GateItem(pytest.Item):
+    """A gate of any kind."""
+
+    def repr_failure(
+        self, excinfo: pytest.ExceptionInfo[BaseException], *args: Any, **kwargs: Any
+    ) -> Any:
+        """The verdict instead of a traceback."""
+        if isinstance(excinfo.value, ClosedGateError):
+            return _Verdict(excinfo.value, self.path)
+        return super().repr_failure(excinfo, *args, **kwargs)
+
+    def reportinfo(self) -> tuple[Path, int | None, str]:
+        """Where it is: in no file."""
+        return self.path, None, self.name
+
+
+class StockGateItem(GateItem):
+    """pytest-benchmark's own gate, on our entries."""
+
+    def runtest(self) -> None:
+        """Raise ClosedGateError for every entry that exceeds a limit."""
+        stock = self.config.stash[STOCK_GATE_KEY]
+        if not stock.judged:
+            pytest.skip("no entry was recorded that --benchmark-compare has as well")
+        broken = stock.broken()
+        if broken:
+            raise ClosedGateError("; ".join(broken), broken)
+
+
+class RuleItem(GateItem):
     """One rule on one case, or on all cases that no other item of the rule judges."""
 
     def __init__(
@@ -121,22 +163,10 @@ class GateItem(pytest.Item):
         allowed = bench.options.allow_inconclusive
         closed = [j for j in found if j.closes(allow_inconclusive=allowed)]
         if closed:
-            raise ClosedGateError(closed)
+            raise _closed_by(closed)
 
     def _is_asked_about(self, case: str) -> bool:
         return case not in self.others if self.case is None else case == self.case
-
-    def repr_failure(
-        self, excinfo: pytest.ExceptionInfo[BaseException], *args: Any, **kwargs: Any
-    ) -> Any:
-        """The verdict instead of a traceback."""
-        if isinstance(excinfo.value, ClosedGateError):
-            return _Verdict(excinfo.value.judgements, self.path)
-        return super().repr_failure(excinfo, *args, **kwargs)
-
-    def reportinfo(self) -> tuple[Path, int | None, str]:
-        """Where it is: in no file."""
-        return self.path, None, self.name
 
 
 class Gates:
@@ -151,7 +181,10 @@ class Gates:
         options = self._config.stash[OPTIONS_KEY]
         rules: list[FailRule | SloRule] = list(dict.fromkeys([*options.fail, *options.slo]))
         idle = self._config.option.collectonly or options.dry_run or is_xdist_worker(self._config)
-        if not rules or idle or not session.items:
+        if idle or not session.items:
+            return
+        self._add_stock_gate(session)
+        if not rules:
             return
         if not any(map(uses_kvcache, session.items)):
             typed = [rule for rule in rules if self._is_typed(rule)]
@@ -162,6 +195,16 @@ class Gates:
             known, has_others = [], True
         for rule in rules:
             session.items.extend(_gates(session, rule, known, has_others=has_others))
+
+    def _add_stock_gate(self, session: pytest.Session) -> None:
+        limits = self._config.getoption("benchmark_compare_fail", default=None)
+        compared = compared_by_benchmark(self._config)
+        if not (limits and compared and any(map(uses_kvcache, session.items))):
+            return
+        self._config.stash[STOCK_GATE_KEY] = StockGate(limits, compared)
+        name = "gate[--benchmark-compare-fail]"
+        item = StockGateItem.from_parent(session, name=name, nodeid=f"kvcache::{name}")
+        session.items.append(item)
 
     def _is_typed(self, rule: FailRule | SloRule) -> bool:
         """Whether the rule is for this very session, not of a file for all of a project."""
@@ -205,6 +248,8 @@ class Gates:
             return
         allowed = bench.options.allow_inconclusive
         closed = any(j.closes(allow_inconclusive=allowed) for j in bench.judge())
+        stock = session.config.stash.get(STOCK_GATE_KEY, None)
+        closed = closed or (stock is not None and bool(stock.broken()))
         if closed and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -237,7 +282,7 @@ def _cases(items: Sequence[pytest.Item]) -> tuple[list[str], bool]:
 
 def _gates(
     session: pytest.Session, rule: FailRule | SloRule, known: Sequence[str], *, has_others: bool
-) -> Iterator[GateItem]:
+) -> Iterator[RuleItem]:
     """An item per known case, and one for all others if there may be some."""
     alone = len(known) + has_others == 1
     for case in known:
@@ -254,9 +299,9 @@ def _gate(
     which: str = "",
     others: frozenset[str] = frozenset(),
     has_none: bool = False,
-) -> GateItem:
+) -> RuleItem:
     name = f"{'gate' if isinstance(rule, FailRule) else 'slo'}[{rule}{which}]"
-    item: GateItem = GateItem.from_parent(
+    item: RuleItem = RuleItem.from_parent(
         session,
         name=name,
         nodeid=f"kvcache::{name}",

@@ -56,6 +56,11 @@ class OptionSpec:
         return "--kv-" + self.name.replace("_", "-")
 
     @property
+    def takes_list(self) -> bool:
+        """Whether one text names several values, divided by commas."""
+        return (self.metavar or "").endswith("]") and "[," in (self.metavar or "")
+
+    @property
     def ini(self) -> str:
         """The name in an ini file."""
         return "kv_" + self.name

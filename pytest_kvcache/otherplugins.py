@@ -16,7 +16,7 @@ import pytest
 from pytest_kvcache.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
 # Where a file goes: option's name → whether its directory is made by the plugin itself.
 _FILES = {
@@ -89,6 +89,54 @@ def check_comparison(config: pytest.Config, compared: Sequence[Mapping[str, Any]
             f" ({config.getoption('benchmark_storage', default=None)}) has no such run, so name"
             " one that is there, or leave the option out"
         )
+
+
+class StockGate:
+    """``--benchmark-compare-fail`` on our entries, judged by an item like every other gate.
+
+    pytest-benchmark judges when all reports are made, and raises: there is no failed test,
+    no count and no line in JUnit. So the limits that it was given, which only have to say
+    whether they are exceeded, are asked here, and say nothing to itself of our entries; to
+    other benchmarks of the session they say what they always say.
+    """
+
+    def __init__(self, limits: list[Any], compared: Sequence[Mapping[str, Any]]) -> None:
+        self._limits = tuple(limits)
+        self._compared = compared
+        self._ours: set[str] = set()
+        self.judged: dict[str, list[str]] = {}
+        """Entry → how it exceeds the limits, for each that the earlier run has as well."""
+        limits[:] = [_ForOthers(limit, self._ours) for limit in limits]
+
+    def judge(self, name: str, stats: Any) -> None:
+        """Take over the entry of that name."""
+        self._ours.add(name)
+        for data in self._compared:
+            for entry in data["benchmarks"]:
+                if entry["fullname"] == name:
+                    before = {**entry, **entry["stats"]}
+                    told = [limit.fails(stats, before) for limit in self._limits]
+                    found = self.judged.setdefault(name, [])
+                    found += [text for text in told if text and text not in found]
+
+    def broken(self) -> list[str]:
+        """A line for each limit that an entry exceeds."""
+        return [f"{name}: {text}" for name, texts in self.judged.items() for text in texts]
+
+
+class _ForOthers:
+    """A limit of pytest-benchmark that knows nothing of our entries."""
+
+    def __init__(self, limit: Any, ours: Collection[str]) -> None:
+        self._limit = limit
+        self._ours = ours
+
+    def fails(self, current: Any, compared: Any) -> str | None:
+        """As pytest-benchmark asks: why the limit is exceeded."""
+        if compared["fullname"] in self._ours:
+            return None
+        told: str | None = self._limit.fails(current, compared)
+        return told
 
 
 def _outputs(config: pytest.Config) -> Iterator[tuple[str, Path, bool]]:

@@ -141,9 +141,20 @@ def _given(config: pytest.Config, spec: OptionSpec) -> tuple[str | Sequence[str]
         raise UnavailableError(spec.ini, "given", str(spec.later)) from error
     if not text:
         return None
+    return _of_ini(spec, text), "ini"
+
+
+def _of_ini(spec: OptionSpec, text: str | Sequence[str]) -> str | Sequence[str]:
+    """What an ini file gives, which has one of several things per line (or a TOML list)."""
+    lines = text.splitlines() if isinstance(text, str) else [str(part) for part in text]
+    lines = [line.strip() for line in lines if line.strip()]
     if spec.kind == "hosts":
-        return str(text).split(), "ini"
-    return ([str(text)] if spec.kind == "repeat" else str(text)), "ini"
+        return [word for line in lines for word in line.split()]
+    if spec.kind == "repeat":
+        return lines
+    if spec.takes_list:
+        return ",".join(line.removesuffix(",").rstrip() for line in lines)
+    return text if isinstance(text, str) else " ".join(lines)
 
 
 def read_options(config: pytest.Config) -> Options:

@@ -478,5 +478,7 @@ def test_pytest_benchmarks_own_comparison_catches_it_too(
     assert site.call(*canned(site, compare)).ret == pytest.ExitCode.OK
     monkeypatch.setenv("KVCACHE_TEST_FACTOR", "1.3")
     slower = site.call(*canned(site, compare))
-    assert "PerformanceRegression: Performance has regressed" in output(slower)
-    assert slower.ret != pytest.ExitCode.OK
+    assert slower.ret == pytest.ExitCode.TESTS_FAILED
+    slower.stdout.fnmatch_lines(
+        ["*Field 'mean'*", "FAILED kvcache::gate[[]--benchmark-compare-fail] *"]
+    )

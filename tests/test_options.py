@@ -16,6 +16,7 @@ from pytest_kvcache.options import (
     describe_value,
     scenario_names,
 )
+from pytest_kvcache.plugin import read_options
 from pytest_kvcache.workloads.openloop import ARRIVAL_SHAPES
 from tests.site import output, refusal
 
@@ -470,6 +471,43 @@ def test_an_unavailable_option_exits_4_and_launches_nothing(
     assert sentence.startswith(arguments[0].partition("=")[0])
     assert "not available yet" in sentence
     assert site.launches() == []
+
+
+def test_an_ini_file_has_one_of_several_things_per_line(pytester: pytest.Pytester) -> None:
+    (pytester.path / "base.json").touch()
+    pytester.makeini(
+        """
+        [pytest]
+        kv_slo =
+            load.p95_ms<5
+
+            read.p95_ms<4
+        kv_fail = load.p95_ms:5%
+            read.p95_ms:4%
+        kv_compare = base.json
+        kv_metrics =
+            load.p95_ms,
+            read.p95_ms
+            requests.per_s, tokens.per_s
+        kv_np = 1
+            2
+        kv_plugin =
+            one
+            two, three
+        kv_mpi_params =
+            --bind-to core
+            --map-by 'a b'
+        kv_model = tiny-1b
+        """
+    )
+    options = read_options(pytester.parseconfig())
+    assert list(map(str, options.slo)) == ["load.p95_ms<5", "read.p95_ms<4"]
+    assert list(map(str, options.fail)) == ["load.p95_ms:5%", "read.p95_ms:4%"]
+    assert options.metrics == ("load.p95_ms", "read.p95_ms", "requests.per_s", "tokens.per_s")
+    assert options.np == (1, 2)
+    assert options.plugin == ("one", "two", "three")
+    assert options.mpi_params == ("--bind-to", "core", "--map-by", "a b")
+    assert options.model == ("tiny-1b",)
 
 
 def test_an_unavailable_option_is_refused_in_an_ini_file_by_its_ini_name(site: Site) -> None:

@@ -79,6 +79,68 @@ def test_a_limit_of_pytest_benchmark_that_has_nothing_to_compare_with_is_refused
     assert site.canned(ONE, "--benchmark-compare=0001", limit).ret == pytest.ExitCode.OK
 
 
+COMPARED = ("--benchmark-compare=0001", "--benchmark-compare-fail=mean:1%")
+OTHERS = """
+    from time import sleep
+
+    def test_other(benchmark):
+        benchmark.pedantic(sleep, args=({seconds},), rounds=3)
+"""
+
+
+@pytest.fixture
+def slower(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A saved run, and a storage that has become slower."""
+    site.canned(ONE, "--benchmark-save=base").assert_outcomes(passed=1)
+    monkeypatch.setenv("KVCACHE_TEST_FACTOR", "1.3")
+
+
+@pytest.mark.usefixtures("slower")
+def test_an_entry_beyond_a_limit_of_pytest_benchmark_is_a_failed_gate(site: Site) -> None:
+    result = site.canned(ONE, *COMPARED, "--benchmark-columns=mean", "--junitxml=j.xml")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.assert_outcomes(passed=1, failed=1)
+    text = output(result)
+    assert "Traceback" not in text
+    assert "PerformanceRegression" not in text
+    result.stdout.fnmatch_lines(
+        [
+            "mixed-tiny-1b-np2-read.p95_ms: Field 'mean' has failed PercentageRegressionCheck: *",
+            "FAILED kvcache::gate[[]--benchmark-compare-fail] - mixed-*",
+            "*1 failed, 1 passed*",
+        ]
+    )
+    assert len(tables(text)) == 1
+    assert 'failures="1"' in (site.path / "j.xml").read_text()
+
+
+@pytest.mark.usefixtures("slower")
+def test_without_a_summary_a_limit_of_pytest_benchmark_is_told_too(site: Site) -> None:
+    result = site.canned_apart(ONE, *COMPARED, "-p", "no:terminal")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    told = "gate closed: --benchmark-compare-fail: mixed-tiny-1b-np2-read.p95_ms: Field 'mean'"
+    assert told in output(result)
+
+
+def test_an_entry_within_the_limits_of_pytest_benchmark_passes_its_gate(site: Site) -> None:
+    site.canned(ONE, "--benchmark-save=base").assert_outcomes(passed=1)
+    site.canned(ONE, *COMPARED).assert_outcomes(passed=2)
+    other = site.canned("--kv-metrics=read.p50_ms", *COMPARED)
+    other.assert_outcomes(passed=1, skipped=1)
+    assert other.ret == pytest.ExitCode.OK
+
+
+def test_limits_of_pytest_benchmark_are_its_own_for_other_benchmarks(site: Site) -> None:
+    site.pytester.makepyfile(test_mine=OTHERS.format(seconds=0))
+    site.canned(ONE, "test_mine.py", "--benchmark-save=base").assert_outcomes(passed=2)
+    site.pytester.makepyfile(test_mine=OTHERS.format(seconds=0.01))
+    result = site.canned_apart(ONE, "test_mine.py", *COMPARED)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    text = output(result)
+    assert "PerformanceRegression: Performance has regressed" in text
+    assert "read.p95_ms - Field" not in text
+
+
 def test_a_comparison_with_a_run_that_nobody_saved_is_refused_before_the_launch(site: Site) -> None:
     sentence = refusal(site.canned_apart("--benchmark-compare=0007"))
     assert sentence.startswith("--benchmark-compare is '0007'; --benchmark-storage (")
