@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pytest_kvcache.report import describe_plan
+from pytest_kvcache.report import describe_case
 from pytest_kvcache.scales import (
     Scale,
     scale_from_zero,
@@ -125,7 +125,7 @@ def _block(case: CaseResult, run_id: str, y: float) -> _Part:
     nothing = partial(_lines, "no whole second was measured: nothing to draw", "small", "ink")
     return _stacked(
         partial(_lines, case.name, "title", "ink"),
-        partial(_lines, describe_plan(case.effective_plan), "small", "faint"),
+        partial(_lines, describe_case(case), "small", "faint"),
         partial(_lines, f"run {run_id}", "small", "faint"),
         partial(_legend, case.trials),
         partial(_panels, drawn) if drawn else nothing,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_kvcache.absence import absent_in_brief
 from pytest_kvcache.headline import describe_users, sum_up
 from pytest_kvcache.metrics import ALWAYS_SHOWN, METRICS, possible
+from pytest_kvcache.mountoptions import asks_for_flushes
 from pytest_kvcache.prooftext import describe_proof
 from pytest_kvcache.series import KINDS
 from pytest_kvcache.summary import MetricSeries
@@ -89,7 +90,7 @@ def sparkline(values: Sequence[float], full: float, *, ascii_only: bool) -> str:
 
 def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
     yield case.name
-    yield from wrapped(describe_plan(case.effective_plan), indent="  ")
+    yield from wrapped(describe_case(case), indent="  ")
     judged = [trial for trial in case.trials if trial.ok or trial.invalidated]
     if len(judged) == len(case.counted) and judged:
         yield ""
@@ -117,13 +118,23 @@ def _median_of(trials: Sequence[TrialResult]) -> Callable[[str], str | None]:
     return median
 
 
-def describe_plan(plan: Plan) -> str:
-    """One sentence on what ran, where."""
+def describe_case(case: CaseResult) -> str:
+    """One sentence on what ran, where, with what the ranks found there."""
+    proofs = [trial.data["proof"] for trial in case.trials if trial.data is not None]
+    filesystems = [facts for proof in proofs for facts in proof["filesystem"].values() if facts]
+    flushes = all(asks_for_flushes(facts["options"]) for facts in filesystems)
+    return describe_plan(case.effective_plan, flushes=flushes)
+
+
+def describe_plan(plan: Plan, *, flushes: bool = True) -> str:
+    """One sentence on what runs, where; ``flushes``: whether a sync empties the device's cache."""
     hosts = ", ".join(f"{host.name}:{host.ranks}" for host in plan.layout.hosts)
     window = "until the trace ends" if plan.duration_s is None else f"{plan.duration_s:g} s"
     how = " as slabs" if plan.store == "slab" else ""
     where = f"{how} in {plan.cache_dir}" if plan.needs_directory else ""
     durable = "durable" if plan.sync == "data" else "not durable"
+    if plan.sync == "data" and not flushes:
+        durable = "synced, but not durable (mounted without barriers)"
     derived = "" if plan.trace is None else _how_derived(plan.origins.get("block_tokens", ""))
     data = ", strict data" if plan.data == "strict" and plan.backend != "null" else ""
     users = describe_users(plan)
