@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_kvcache.absence import absent_in_brief
 from pytest_kvcache.headline import describe_users, sum_up
 from pytest_kvcache.metrics import ALWAYS_SHOWN, METRICS, possible
+from pytest_kvcache.mountoptions import asks_for_flushes
 from pytest_kvcache.prooftext import describe_io, describe_proof
 from pytest_kvcache.series import KINDS
 from pytest_kvcache.summary import MetricSeries
@@ -122,18 +123,26 @@ def describe_case(case: CaseResult) -> str:
     """The plan as it was carried out, on what its ranks found."""
     ranks = [rank for trial in case.trials if trial.data for rank in trial.data["ranks"]]
     files = [rank["filesystem"] for rank in ranks if rank["filesystem"]]
-    in_memory = any(facts["memory_at_end"] for facts in files)
-    return describe_plan(case.effective_plan, in_memory=in_memory)
+    return describe_plan(
+        case.effective_plan,
+        in_memory=any(facts["memory_at_end"] for facts in files),
+        flushes=all(asks_for_flushes(facts["options"]) for facts in files),
+    )
 
 
-def describe_plan(plan: Plan, *, in_memory: bool = False) -> str:
-    """One sentence on what runs, where; ``in_memory``: the cache directory's files are."""
+def describe_plan(plan: Plan, *, in_memory: bool = False, flushes: bool = True) -> str:
+    """One sentence on what runs, where.
+
+    ``in_memory``: the cache directory's files are; ``flushes``: a sync empties the device's cache.
+    """
     hosts = ", ".join(f"{host.name}:{host.ranks}" for host in plan.layout.hosts)
     window = "until the trace ends" if plan.duration_s is None else f"{plan.duration_s:g} s"
     how = " as slabs" if plan.store == "slab" else ""
     where = f"{how} in {plan.cache_dir}" if plan.needs_directory else ""
     lasts = plan.sync == "data" and plan.needs_directory and not in_memory
     durable = "durable" if lasts else "not durable"
+    if lasts and not flushes:
+        durable = "synced, but not durable (mounted without barriers)"
     derived = "" if plan.trace is None else _how_derived(plan.origins.get("block_tokens", ""))
     data = ", strict data" if plan.data == "strict" and plan.backend != "null" else ""
     users = describe_users(plan)

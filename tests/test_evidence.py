@@ -21,7 +21,8 @@ from pytest_kvcache.verdictcodes import INVALIDATING
 from tests.series import STORAGE
 
 GIB = 1 << 30
-DISK = {"type": "ext4", "source": "/dev/vda1", "device": "vda", "device_model": None,
+DISK: dict[str, Any] = {
+        "type": "ext4", "source": "/dev/vda1", "device": "vda", "device_model": None,
         "total_bytes": 50 * GIB, "options": "rw,relatime",
         "chain": [{"name": "ext4", "kind": "filesystem", "above": None},
                   {"name": "vda1", "kind": "partition", "above": 0},

@@ -19,8 +19,17 @@ from pytest_kvcache.report import (
     report_series,
 )
 from pytest_kvcache.results import CaseResult, TrialResult, Verdict
+from pytest_kvcache.verdicts import evaluate_trial
 from tests.canned import case_of, run_of, trial_of
-from tests.factories import FILESYSTEM, host_facts, make_plan, survey_of
+from tests.factories import (
+    FILESYSTEM,
+    host_facts,
+    make_plan,
+    rank_result,
+    sound_plan,
+    sound_record,
+    survey_of,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -271,6 +280,34 @@ def test_a_backend_without_files_has_no_io_to_tell_of() -> None:
     data = {**trial.data, "proof": proof}
     told = " ".join(shown(case_of(plan, replace(trial, data=data))).split())
     assert "requests answered; no file I/O. In the whole run:" in told
+
+
+@pytest.mark.parametrize(
+    ("sync", "options", "words"),
+    [
+        ("data", "rw,relatime", ", durable;"),
+        ("data", "rw,nobarrier", ", synced, but not durable (mounted without barriers);"),
+        ("data", "rw,barrier=0", ", synced, but not durable (mounted without barriers);"),
+        ("none", "rw,nobarrier", ", not durable;"),
+    ],
+)
+def test_a_sync_that_flushes_no_device_is_not_called_durable(
+    sync: str, options: str, words: str
+) -> None:
+    plan = sound_plan(sync=sync)
+    facts = {**FILESYSTEM, "options": options}
+    ranks = [
+        rank_result(0, filesystem=facts, sync=sync),
+        rank_result(1, filesystem=facts, sync=sync),
+    ]
+    data, verdicts = evaluate_trial(sound_record(plan, ranks), plan)
+    case = CaseResult(
+        plan=plan,
+        trials=(TrialResult(index=0, error=None, verdicts=verdicts, data=data),),
+        looks=(1,),
+    )
+    assert words in describe_case(case)
+    assert words in " ".join(report_run(run_of(case), ["read.p95_ms"]).split())
 
 
 def test_the_place_of_the_blocks_is_said_where_there_is_one(tmp_path: Path) -> None:

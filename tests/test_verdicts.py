@@ -287,6 +287,22 @@ def test_buffered_writes_with_a_sync_are_proven_by_the_disk() -> None:
     assert judged([rank_result(0, io_mode="buffered", sync="data")]) == (set(), "PROVEN")
 
 
+@pytest.mark.parametrize("options", ["rw,relatime,nobarrier", "rw,barrier=0"])
+@pytest.mark.parametrize("io_mode", ["direct", "buffered"])
+def test_a_sync_that_flushes_no_device_proves_nothing_of_writes(options: str, io_mode: str) -> None:
+    mounted = on(options=options)
+    ranks = [rank_result(0, filesystem=mounted, io_mode=io_mode, sync="data")]
+    assert judged(ranks) == ({"UNPROVEN"}, "UNPROVEN")
+    assert proofs(ranks) == ("PROVEN", "UNPROVEN")
+    plan = sound_plan()
+    _, (verdict,) = evaluate_trial(sound_record(plan, ranks), plan)
+    assert "mounted without barriers" in verdict.text
+    # Without a sync the run says nothing of durability, and with barriers it is what it says.
+    assert judged([rank_result(0, filesystem=mounted)]) == (set(), "PROVEN")
+    plain = [rank_result(0, filesystem=on(options="rw,barrier=1"), io_mode=io_mode, sync="data")]
+    assert judged(plain) == (set(), "PROVEN")
+
+
 def test_writes_of_one_host_do_not_stand_for_those_of_another() -> None:
     seen = watch(machine="a", read_bytes=1_000 * PAGE, write_bytes=5_000 * PAGE)
     unseen = watch(machine="b", read_bytes=1_000 * PAGE)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.devicechain import DeviceChain
 from pytest_kvcache.devicegroups import BELIEVED_SHARE, DeviceGroup
+from pytest_kvcache.mountoptions import asks_for_flushes
 from pytest_kvcache.units import format_bytes
 
 if TYPE_CHECKING:
@@ -189,6 +190,11 @@ def _unproven_writes(
             yield "no device's counter tells what was written"
         elif not (rank["io_mode"] == "direct" and _counts(rank, "write") and _is_straight(rank)):
             yield from _unbelieved(group, "write")
+        if not _outlasts_power(rank):
+            yield (
+                "mounted without barriers, a sync does not have the device write out its own cache:"
+                " nothing promises that what was synced outlasts a loss of power"
+            )
     yield from _unseen(ranks)
 
 
@@ -233,6 +239,12 @@ def _per_s(group: DeviceGroup, when: str, kind: str) -> float:
 
 def _is_durable(rank: Mapping[str, Any]) -> bool:
     return bool(rank["sync"] == "data" or rank["io_mode"] == "direct")
+
+
+def _outlasts_power(rank: Mapping[str, Any]) -> bool:
+    """Whether a sync, if there is one, has the device write out its own cache."""
+    options = (rank["filesystem"] or {}).get("options", "")
+    return rank["sync"] != "data" or asks_for_flushes(options)
 
 
 def _is_memory(rank: Mapping[str, Any]) -> bool:
