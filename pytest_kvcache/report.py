@@ -15,6 +15,7 @@ from pytest_kvcache.prooftext import describe_io, describe_proof
 from pytest_kvcache.series import KINDS
 from pytest_kvcache.summary import MetricSeries
 from pytest_kvcache.units import format_bytes
+from pytest_kvcache.verdicts.sizes import size_of
 from pytest_kvcache.workloads.tracetimes import TimeUnit
 
 if TYPE_CHECKING:
@@ -294,7 +295,7 @@ def figure(value: float) -> str:
 
 
 def _proof_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
-    """Where the bytes went, of the trial with the median read rate (the last one)."""
+    """Where the bytes went, of the last trial."""
     data = trials[-1].data
     assert data is not None
     proof, requests = data["proof"], data["requests"]
@@ -326,17 +327,38 @@ def _wakeup(section: Mapping[str, Any] | None) -> str:
 
 
 def _verdict_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
-    """Each verdict once, in the words of the last trial, with the trials it was given on."""
+    """Each verdict once, with the trials it was given on and the one whose words these are.
+
+    That is the one that has it worst, where a verdict carries a size, else the first.
+    """
     given: dict[str, dict[int, list[Verdict]]] = {}
-    for trial in trials:
+    for place, trial in enumerate(trials):
         told = trial.error or ""
         for verdict in (v for v in trial.verdicts if v.text not in told):
-            of_trial = given.setdefault(verdict.code, {}).setdefault(trial.index + 1, [])
-            of_trial.append(verdict)
-    for code, by_trial in given.items():
-        count = "" if len(by_trial) == len(trials) else f" (trial {', '.join(map(str, by_trial))})"
-        for verdict in list(by_trial.values())[-1]:
-            yield from wrapped(f"{code}{count} {verdict.severity}: {verdict.text}", indent="  ")
+            given.setdefault(verdict.code, {}).setdefault(place, []).append(verdict)
+    for code, by_place in given.items():
+        sizes = {place: size_of(code, trials[place].data or {}) for place in by_place}
+        known = [size for size in sizes.values() if size is not None]
+        sized = len(known) == len(sizes)
+        shown = next(p for p in by_place if not sized or sizes[p] == max(known))
+        which = _which(trials, by_place, shown, "worst:" if sized else "as in")
+        for verdict in by_place[shown]:
+            yield from wrapped(f"{code}{which} {verdict.severity}: {verdict.text}", indent="  ")
+
+
+def _which(
+    trials: Sequence[TrialResult],
+    by_place: Mapping[int, Sequence[Verdict]],
+    shown: int,
+    how: str,
+) -> str:
+    """`` (trial 1, 3; worst: trial 1)``; nothing where all trials say the same."""
+    numbers = [str(trials[place].index + 1) for place in by_place]
+    everywhere = len(by_place) == len(trials)
+    if all(said == by_place[shown] for said in by_place.values()):
+        return "" if everywhere else f" (trial {', '.join(numbers)})"
+    which = f"all {len(trials)} trials" if everywhere else f"trial {', '.join(numbers)}"
+    return f" ({which}; {how} trial {trials[shown].index + 1})"
 
 
 def wrapped(text: str, *, indent: str) -> list[str]:

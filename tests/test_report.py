@@ -19,8 +19,9 @@ from pytest_kvcache.report import (
     report_series,
 )
 from pytest_kvcache.results import CaseResult, TrialResult, Verdict
+from pytest_kvcache.stalls import Stall
 from pytest_kvcache.verdicts import evaluate_trial
-from tests.canned import case_of, run_of, trial_of
+from tests.canned import case_of, record_of, run_of, trial_of
 from tests.factories import (
     FILESYSTEM,
     host_facts,
@@ -230,6 +231,36 @@ def test_a_verdict_of_some_trials_names_them() -> None:
     clean = replace(trial_of(plan), verdicts=())
     text = shown(case_of(plan, clean, trial_of(plan, 1), clean))
     assert "SHORT_WINDOW (trial 2) warning: " in text
+
+
+def stalled(plan: Plan, index: int, *lengths_s: float) -> TrialResult:
+    """A trial in whose window the storage stood still as often, as long."""
+    record = record_of(plan.for_trial(index))
+    stalls = tuple(Stall(kind="every", begin_s=0.0, end_s=length_s) for length_s in lengths_s)
+    ranks = tuple(replace(rank, stalls=stalls) for rank in record.ranks)
+    data, verdicts = evaluate_trial(replace(record, ranks=ranks), plan.for_trial(index))
+    return TrialResult(index=index, error=None, verdicts=verdicts, data=data)
+
+
+def test_the_worst_trial_speaks_for_the_others_and_is_named() -> None:
+    plan = make_plan()
+    lengths_s = ((3.0,), (10.0,), (), (0.5,))
+    trials = [stalled(plan, index, *of_trial) for index, of_trial in enumerate(lengths_s)]
+    text = " ".join(shown(case_of(plan, *trials)).split())
+    assert "STALL (trial 1, 2, 4; worst: trial 2) warning: the storage stood still for 10.0" in text
+    assert text.count("STALL (") == 1
+    everywhere = " ".join(shown(case_of(plan, trials[0], trials[1])).split())
+    assert "STALL (all 2 trials; worst: trial 2) warning: the storage stood still" in everywhere
+
+
+def test_the_first_trial_speaks_where_nothing_tells_which_is_worst() -> None:
+    plan = make_plan()
+    trials = [
+        replace(trial_of(plan, index), verdicts=(Verdict.of("NOT_STEADY", f"it went to {index}"),))
+        for index in range(2)
+    ]
+    text = shown(case_of(plan, *trials))
+    assert "NOT_STEADY (all 2 trials; as in trial 1) warning: it went to 0" in text
 
 
 def test_a_verdict_of_all_trials_is_told_once() -> None:

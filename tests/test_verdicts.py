@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from pytest_kvcache.latency import Histogram
 from pytest_kvcache.plan import TracePlan
 from pytest_kvcache.series import SeriesLedger, coarse_index
+from pytest_kvcache.stalls import Stall
 from pytest_kvcache.verdicts import evaluate_trial, idle_error
+from pytest_kvcache.verdicts.sizes import size_of
 from tests.factories import (
     FILESYSTEM,
     PAGE,
@@ -19,6 +21,7 @@ from tests.factories import (
     series_of,
     sound_plan,
     sound_record,
+    surroundings,
     watch,
 )
 
@@ -1153,3 +1156,65 @@ def test_a_pause_that_nobody_knows_is_null() -> None:
     plan = sound_plan()
     data, _ = evaluate_trial(sound_record(plan, [rank_result(0, longest_pause_s=None)]), plan)
     assert data["harness"]["longest_pause_s"] is None
+
+
+# -- which of several trials has it worst ---------------------------------------------------
+
+
+def size_in(code: str, changes: dict[str, Any]) -> float | None:
+    """The size of a verdict that a trial of one such rank has."""
+    changes, plan = dict(changes), sound_plan()
+    window_s = changes.pop("window_s", 60.0)
+    record = sound_record(plan, [rank_result(0, **changes)], window_s=window_s)
+    data, verdicts = evaluate_trial(record, plan)
+    assert code in {verdict.code for verdict in verdicts}
+    return size_of(code, data)
+
+
+def stood_still(*lengths_s: float) -> dict[str, Any]:
+    return {"stalls": tuple(Stall(kind="every", begin_s=20.0 * n, end_s=20.0 * n + length_s)
+                            for n, length_s in enumerate(lengths_s))}  # fmt: skip
+
+
+def disk_of_others(**moved: Any) -> dict[str, Any]:
+    read_bytes = 6_000 * MIB + moved.pop("more", 0)
+    return {**BIG, "device": watch(read_bytes=read_bytes, write_bytes=600 * MIB, **moved)}
+
+
+ALWAYS_BUSY = {"read_ops": 5_000, "busy_s": 0.45}
+
+
+@pytest.mark.parametrize(
+    ("code", "mild", "bad"),
+    [
+        ("STALL", stood_still(5.0), stood_still(4.0, 4.0)),
+        ("PAUSED", {"longest_pause_s": 1.5}, {"longest_pause_s": 9.0}),
+        ("SHORT_WINDOW", {"window_s": 20.0}, {"window_s": 10.0}),
+        ("UNSATURATED", {"mean_depth": 1.5}, {"mean_depth": 0.5}),
+        ("BUSY_DEVICE", disk_of_others(more=600 * MIB), disk_of_others(more=6_000 * MIB)),
+        ("BUSY_DEVICE", disk_of_others(more=600 * MIB), disk_of_others(quiet=ALWAYS_BUSY)),
+        (
+            "CACHED_READS",
+            disk_of_others() | {"device_read_bytes": 5_000 * MIB},
+            disk_of_others() | {"device_read_bytes": 0},
+        ),
+        (
+            "THROTTLED",
+            {"surroundings": surroundings(steal_s=3.0)},
+            {"surroundings": surroundings(steal_s=30.0)},
+        ),
+    ],
+)
+def test_the_worse_of_two_trials_has_the_larger_size(
+    code: str, mild: dict[str, Any], bad: dict[str, Any]
+) -> None:
+    smaller, larger = size_in(code, mild), size_in(code, bad)
+    assert smaller is not None
+    assert larger is not None
+    assert smaller < larger
+
+
+def test_what_has_no_number_has_no_size() -> None:
+    assert size_in("TMPFS", {"filesystem": on(memory_at_end="tmpfs")}) is None
+    limited = surroundings(memory_limit_hits=6_000)
+    assert size_in("THROTTLED", {"surroundings": limited}) is None

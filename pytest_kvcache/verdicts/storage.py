@@ -99,17 +99,25 @@ def whether_others_used_it(data: Mapping[str, Any]) -> Iterator[Verdict]:
     """Foreign I/O on the disks: during the run, and in the moments around it."""
     if not is_storage(data) or is_memory(data):
         return
-    for each in data["proof"]["devices"]:
-        group = DeviceGroup.from_json(each)
-        told = [*_during(group), *_around(group)]
-        if told:
-            yield Verdict.of(
-                "BUSY_DEVICE",
-                f"others used {'+'.join(group.disks)} of {group.hosts[0]} as well:"
-                f" {'; '.join(told)}; this is the speed of a device under their load, stop them"
-                " or take a device of your own",
-            )
-            return
+    group = busy_group(data)
+    if group is not None:
+        yield Verdict.of(
+            "BUSY_DEVICE",
+            f"others used {'+'.join(group.disks)} of {group.hosts[0]} as well:"
+            f" {'; '.join(_used_by_others(group))}; this is the speed of a device under their"
+            " load, stop them or take a device of your own",
+        )
+
+
+def busy_group(data: Mapping[str, Any]) -> DeviceGroup | None:
+    """The first group of disks that others used as well."""
+    groups = map(DeviceGroup.from_json, data["proof"]["devices"])
+    return next((group for group in groups if any(_used_by_others(group))), None)
+
+
+def _used_by_others(group: DeviceGroup) -> Iterator[str]:
+    yield from _during(group)
+    yield from _around(group)
 
 
 def _during(group: DeviceGroup) -> Iterator[str]:

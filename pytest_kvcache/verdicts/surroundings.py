@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # Of the time. A p99 is about the slowest hundredth of the operations: what held ranks up for
 # three hundredths of the time can be all of it.
-_HELD_UP_SHARE = 0.03
+HELD_UP_SHARE = 0.03
 _LIMIT_HITS_PER_S = 1.0  # fewer waits for memory than that can't move a percentile
 # Two clocks of one span: services slew a clock by 0.05 %, readings are apart by less than this.
 _CLOCK_SHARE = 0.01
@@ -91,7 +91,7 @@ def _throttled(
     hosts: Sequence[Mapping[str, Any]],
     name: str,
     told: Callable[[Mapping[str, Any]], str],
-    least: float = _HELD_UP_SHARE,
+    least: float = HELD_UP_SHARE,
 ) -> Iterator[Verdict]:
     """The host that has most of something, where that is enough to tell."""
     found = [host for host in hosts if host[name] is not None and host[name] >= least]
