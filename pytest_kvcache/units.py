@@ -148,6 +148,11 @@ def format_bytes(size_bytes: int) -> str:
     return f"{sign}{number} {unit}"
 
 
+def format_count(count: int, noun: str) -> str:
+    """Return "1 block", "2 blocks", "16,900 blocks"."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def format_duration(duration_s: float) -> str:
     """Return "350 us", "1.20 ms", "4.2 s", "1m 05s", "2h 00m 07s".
 
