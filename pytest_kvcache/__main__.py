@@ -69,7 +69,9 @@ def _described(compared: int) -> str:
     """What a sound run file could be held against."""
     if not compared:
         return "in itself: no trial's record lies beside it"
-    return f"and as the record{'s' * (compared > 1)} of {compared} trial{'s' * (compared > 1)} say"
+    if compared == 1:
+        return "and as the record of 1 trial says"
+    return f"and as the records of {compared:,} trials say"
 
 
 def _draw(path: Path, runs: Sequence[RunResult]) -> str | None:

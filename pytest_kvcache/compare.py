@@ -685,7 +685,7 @@ def _texts(judgement: Judgement | Comparison) -> tuple[str, str, str]:
     """Return metric, limit and verdict."""
     if isinstance(judgement, Comparison):
         standing = judgement.standing
-        return judgement.metric, "-", "—" if standing == "unknown" else standing
+        return judgement.metric, "-", standing
     rule, status = judgement.rule, judgement.status
     verdict = status if status == "ok" else status.upper()
     if isinstance(rule, FailRule):

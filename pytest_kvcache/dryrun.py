@@ -14,7 +14,7 @@ from pytest_kvcache.forecast import describe_forecast
 from pytest_kvcache.plan import WITHSTANDS
 from pytest_kvcache.progressline import short_duration
 from pytest_kvcache.report import describe_block, describe_plan
-from pytest_kvcache.units import format_bytes
+from pytest_kvcache.units import format_bytes, format_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -76,7 +76,7 @@ def _facts(found: DryRun) -> Iterator[str]:
     if plan.backend != "null":
         yield from _fact("data", f"{plan.data}, withstands {WITHSTANDS[plan.data]}")
     if not _has_own_users(plan):
-        yield from _fact("users", f"{plan.users} per rank, {plan.users * plan.np} in total")
+        yield from _fact("users", f"{plan.users:,} per rank, {plan.users * plan.np:,} in total")
     memory = format_bytes(plan.memory_bytes)
     yield from _fact("memory", f"{memory} per rank, {format_bytes(plan.memory_bytes * plan.np)}"
                      " in total, at most")  # fmt: skip
@@ -97,7 +97,7 @@ def _fact(label: str, text: str) -> list[str]:
 def time_needed(found: Forecast, options: Options) -> str:
     """How long all trials take, and what that is made of."""
     low, high = options.trials.low, options.trials.high
-    many = f"{low} to {high} trials" if low != high else f"{high} trial{'s' * (high > 1)}"
+    many = f"{low} to {high} trials" if low != high else format_count(high, "trial")
     storing_s = found.population_bytes / _BYTES_PER_S
     storing = ""
     if found.population_bytes:
@@ -113,7 +113,7 @@ def time_needed(found: Forecast, options: Options) -> str:
     window = short_duration(found.window_s)
     return (
         f"about {span}: {many} of {short_duration(each_s)} ({window} ramp and window,"
-        f" {_START_S:.0f}s start and end{storing})"
+        f" {_START_S:.0f} s start and end{storing})"
     )
 
 
@@ -159,12 +159,12 @@ def _load(found: DryRun) -> Iterator[_Value]:
     yield _value(found, "scenario", plan.scenario, "scenario")
     yield _value(found, "model", plan.model.name, "model")
     if not _has_own_users(plan):
-        yield _value(found, "num_users", f"{plan.users} per rank", "users")
+        yield _value(found, "num_users", f"{plan.users:,} per rank", "users")
     if plan.trace is None:
         yield _value(found, "context_scale", f"{plan.context_scale:g}", "context_scale")
     else:
         trace = plan.trace
-        yield _value(found, "trace", f"{trace.name}, {trace.requests} requests")
+        yield _value(found, "trace", f"{trace.name}, {format_count(trace.requests, 'request')}")
         yield _value(found, "trace_speedup", f"{trace.speedup:g}")
         yield _value(found, "trace_cycles", trace.cycles)
         yield _value(found, "trace_limit", trace.limit or "none")
@@ -185,12 +185,13 @@ def _storage(found: DryRun) -> Iterator[_Value]:
     yield _value(found, "backend", plan.backend, "backend")
     if plan.needs_directory:
         yield _value(found, "cache_dir", plan.cache_dir, "cache_dir")
-    capacity = f"{format_bytes(plan.capacity_bytes)} per rank, {plan.capacity_blocks} blocks"
+    blocks = format_count(plan.capacity_blocks, "block")
+    capacity = f"{format_bytes(plan.capacity_bytes)} per rank, {blocks}"
     decided = _value(found, "storage_capacity_gb", capacity, "capacity_blocks")
     if not options.storage_capacity_gb:  # 0: what is needed, or what there is
         decided = _Value(name=decided.name, text=capacity, origin="derived")
     yield decided
-    tokens = f"{plan.block_tokens} tokens = {describe_block(plan)}"
+    tokens = f"{format_count(plan.block_tokens, 'token')} = {describe_block(plan)}"
     yield _value(found, "block_tokens", tokens, "block_tokens")
     yield _value(found, "layout", plan.object_layout, "object_layout")
     if plan.store is not None:

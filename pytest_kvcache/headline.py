@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pytest_kvcache.units import format_count
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -29,18 +31,19 @@ def sum_up(plan: Plan, verdicts: Sequence[Verdict], median: Median) -> str:
 
 def describe_users(plan: Plan) -> str:
     """Users per rank, and in all where there are several ranks."""
-    users = f"{plan.users} user{'s' * (plan.users != 1)} per rank"
-    return users if plan.np == 1 else f"{users} ({plan.users * plan.np} in all)"
+    users = f"{format_count(plan.users, 'user')} per rank"
+    return users if plan.np == 1 else f"{users} ({plan.users * plan.np:,} in all)"
 
 
 def _asked(plan: Plan) -> str:
     model = f"{plan.scenario}, {plan.model.name}"
-    users = plan.users * plan.np
+    users = format_count(plan.users * plan.np, "user")
     if plan.request_rate is not None:
-        return f"{plan.request_rate:g} requests/s asked for by {users} users ({model})"
+        return f"{plan.request_rate:g} requests/s asked for by {users} ({model})"
     if plan.trace is not None:
-        return f"{plan.trace.requests} requests of {plan.trace.name} ({plan.model.name})"
-    return f"{users} user{'s' * (users != 1)} ({model})"
+        requests = format_count(plan.trace.requests, "request")
+        return f"{requests} of {plan.trace.name} ({plan.model.name})"
+    return f"{users} ({model})"
 
 
 def _reached(median: Median, *, asked_less: bool) -> Iterator[str]:

@@ -431,8 +431,9 @@ def _looks_like_path(word: str, exists: Callable[[str], bool]) -> bool:
 def _counts_per_host(hosts: Sequence[HostSpec], np: int | None, npernode: int) -> list[int]:
     if np is not None and np != npernode * len(hosts):
         raise OptionError(
-            f"--kv-np is {np}, but --kv-npernode {npernode} on {len(hosts)} hosts makes "
-            f"{npernode * len(hosts)}; give one of them, or numbers that agree"
+            f"--kv-np is {np}, but --kv-npernode {npernode} on {len(hosts)}"
+            f" host{'s' * (len(hosts) != 1)} makes {npernode * len(hosts)};"
+            " give one of them, or numbers that agree"
         )
     short = [str(host) for host in hosts if host.slots is not None and host.slots < npernode]
     if short:

@@ -193,7 +193,7 @@ def _swatch(index: int) -> str:
 
 
 def _name(trial: TrialResult) -> str:
-    state = "" if trial.ok else " (failed)"
+    state = "" if trial.ok else " (interrupted)" if trial.interrupted else " (failed)"
     return f"trial {trial.index + 1}{state}" + ("" if _points(trial) else ", nothing to draw")
 
 

@@ -36,7 +36,7 @@ from pytest_kvcache.plan import FREE_SHARE
 from pytest_kvcache.preloads import check_preloads, inherited_preloads
 from pytest_kvcache.proof import probe_filesystem
 from pytest_kvcache.sessiondirs import usable_temporary_directory, write_problem
-from pytest_kvcache.units import format_bytes
+from pytest_kvcache.units import format_bytes, format_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -166,14 +166,14 @@ def library_problems(library: str, survey: Survey) -> dict[str, list[str]]:
 def _own_problems(options: Options, plan: Plan, host: HostRanks, facts: HostFacts) -> Iterator[str]:
     if host.ranks > facts.cores and not options.oversubscribe:
         yield (
-            f"has {cores_words(facts.cores, facts.cpu_quota_cores)} for {host.ranks} ranks; lower"
-            " --kv-np, or add --kv-oversubscribe"
+            f"has {cores_words(facts.cores, facts.cpu_quota_cores)} for"
+            f" {format_count(host.ranks, 'rank')}; lower --kv-np, or add --kv-oversubscribe"
         )
     wanted = host.ranks * plan.memory_bytes
     if facts.memory_bytes is not None and wanted > facts.memory_bytes:
         yield (
             f"has {memory_words(facts.memory_bytes, facts.memory_limit_bytes)} for"
-            f" {host.ranks} ranks that need {format_bytes(wanted)}; lower --kv-np,"
+            f" {format_count(host.ranks, 'rank')} that need {format_bytes(wanted)}; lower --kv-np,"
             " --kv-queue-depth or the capacity"
         )
     files = _OPEN_FILES + 2 * plan.queue_depth + plan.slab_files
@@ -202,7 +202,8 @@ def _space_problems(plan: Plan, facts: HostFacts, ranks: int) -> Iterator[str]:
     files = blocks * plan.objects_per_block
     if blocks * plan.stored_bytes > FREE_SHARE * free:
         yield (
-            f"has {format_bytes(free)} free in {plan.cache_dir} for {ranks} ranks that store"
+            f"has {format_bytes(free)} free in {plan.cache_dir} for"
+            f" {format_count(ranks, 'rank')} that store"
             f" {format_bytes(blocks * plan.stored_bytes)}; that must stay below {FREE_SHARE:.0%},"
             " free some or lower --kv-storage-capacity-gb"
         )
@@ -210,8 +211,9 @@ def _space_problems(plan: Plan, facts: HostFacts, ranks: int) -> Iterator[str]:
         each = "a file each" if plan.objects_per_block == 1 else "a file for each layer"
         instead = "use --kv-store=slab, " if plan.store == "file" else ""
         yield (
-            f"has {inodes} inodes free in {plan.cache_dir} for {blocks} blocks of {ranks} ranks,"
-            f" {each}; {instead}lower --kv-storage-capacity-gb or use longer --kv-block-tokens"
+            f"has {inodes:,} inodes free in {plan.cache_dir} for {format_count(blocks, 'block')}"
+            f" of {format_count(ranks, 'rank')}, {each};"
+            f" {instead}lower --kv-storage-capacity-gb or use longer --kv-block-tokens"
         )
 
 
@@ -304,7 +306,7 @@ def _check_cores(options: Options, names: str, ranks: int) -> None:
     cores = usable_cores()
     if ranks > cores and not options.oversubscribe:
         raise PreflightError(
-            f"--kv-np puts {ranks} ranks on {names}, which has"
+            f"--kv-np puts {format_count(ranks, 'rank')} on {names}, which has"
             f" {cores_words(cores, quota_cores())}; lower it, or add --kv-oversubscribe"
         )
 
@@ -317,9 +319,10 @@ def _check_space(options: Options, plan: Plan, ranks: int) -> None:
     free = available_disk_bytes(plan.cache_dir)
     if wanted > FREE_SHARE * free:
         raise PreflightError(
-            f"--kv-storage-capacity-gb lets {ranks} ranks store {format_bytes(wanted)} in"
-            f" {plan.cache_dir}, which has {format_bytes(free)} free; it must stay below"
-            f" {FREE_SHARE:.0%} of that, lower it or name another --kv-cache-dir"
+            f"--kv-storage-capacity-gb lets {format_count(ranks, 'rank')} store"
+            f" {format_bytes(wanted)} in {plan.cache_dir}, which has"
+            f" {format_bytes(free)} free; it must stay below {FREE_SHARE:.0%} of that, lower it or"
+            " name another --kv-cache-dir"
         )
 
 

@@ -169,10 +169,10 @@ def _figures(figures: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
 
 
 def short_duration(seconds: float) -> str:
-    """``45s``, ``2m40s``, ``1h05m``."""
+    """``45 s``, ``2m40s``, ``1h05m``."""
     whole = round(seconds)
     if whole < 60:  # noqa: PLR2004  seconds of a minute
-        return f"{whole}s"
+        return f"{whole} s"
     minutes, rest = divmod(whole, 60)
     if minutes < 60:  # noqa: PLR2004  minutes of an hour
         return f"{minutes}m{rest:02}s"

@@ -14,7 +14,7 @@ from pytest_kvcache.mountoptions import asks_for_flushes
 from pytest_kvcache.prooftext import describe_io, describe_proof
 from pytest_kvcache.series import KINDS
 from pytest_kvcache.summary import MetricSeries
-from pytest_kvcache.units import format_bytes
+from pytest_kvcache.units import format_bytes, format_count
 from pytest_kvcache.verdicts.sizes import size_of
 from pytest_kvcache.workloads.tracetimes import TimeUnit
 
@@ -153,8 +153,8 @@ def describe_plan(plan: Plan, *, in_memory: bool = False, flushes: bool = True) 
     elif plan.trace is not None and plan.trace.speedup:
         users = _replayed(plan.trace, is_assumed="trace_time_unit" in plan.origins)
     return (
-        f"{plan.np} rank{'s' * (plan.np > 1)} on {hosts}; {phase}{users}; blocks of"
-        f" {plan.block_tokens} tokens{derived} = {describe_block(plan)};"
+        f"{format_count(plan.np, 'rank')} on {hosts}; {phase}{users}; blocks of"
+        f" {format_count(plan.block_tokens, 'token')}{derived} = {describe_block(plan)};"
         f" {plan.backend}{where}, {durable}{data}; depth {plan.queue_depth}; window {window}"
     )
 
@@ -166,8 +166,8 @@ def _replayed(trace: TracePlan, *, is_assumed: bool) -> str:
     if trace.speedup != 1:
         speed = f"{trace.speedup:g} times as fast as recorded"
     return (
-        f"{trace.requests} requests of {trace.name}, recorded within {trace.span_s:g} s"
-        f" ({unit}), {speed}"
+        f"{format_count(trace.requests, 'request')} of {trace.name}, recorded within"
+        f" {trace.span_s:g} s ({unit}), {speed}"
     )
 
 
@@ -181,15 +181,14 @@ def describe_block(plan: Plan) -> str:
     size = format_bytes(plan.block_bytes)
     if plan.object_layout == "block":
         return size
-    objects = plan.objects_per_block
-    one = "1 object" if objects == 1 else f"{objects} objects"
-    return f"{size} in {one} of {format_bytes(plan.object_bytes)} (a layer each)"
+    objects = format_count(plan.objects_per_block, "object")
+    return f"{size} in {objects} of {format_bytes(plan.object_bytes)} (a layer each)"
 
 
 def describe_survey(survey: Survey) -> list[str]:
     """A table of the hosts, and a line for each problem."""
     lines = [
-        f"kvcache: asked {_counted(survey.names, 'host')} in {survey.elapsed_s:.1f} s",
+        f"kvcache: asked {format_count(len(survey.names), 'host')} in {survey.elapsed_s:.1f} s",
         _host_row("host", "cores", "memory", "disk free", "filesystem", "direct", "shared with"),
     ]
     for host in survey.names:
@@ -222,16 +221,12 @@ def _host_cells(survey: Survey, host: str) -> list[str]:
         others = [name for name in survey.names if name in survey.group_of(host) and name != host]
         shared = _some(others) or "no host"
         if len(shared) > _SHARED_WIDTH:
-            shared = _counted(others, "other")
+            shared = format_count(len(others), "other")
     return [host, str(facts.cores), memory, free, kind, direct, shared]
 
 
 def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 1]}…"
-
-
-def _counted(things: Sequence[object], noun: str) -> str:
-    return f"{len(things)} {noun}{'s' * (len(things) != 1)}"
 
 
 def _some(names: Sequence[str]) -> str:
@@ -298,15 +293,15 @@ def _proof_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
     """Where the bytes went, of the last trial."""
     data = trials[-1].data
     assert data is not None
-    proof, requests = data["proof"], data["requests"]
+    proof, answered = data["proof"], data["requests"]["completed_in_window"]
+    done = [format_count(data[kind]["count"], kind) for kind in ("read", "write", "delete")]
+    checked = format_count(data["integrity"]["checked"], "transfer")
     peak_bytes = max(rank["peak_rss_bytes"] for rank in data["ranks"])
     yield ""
     yield from wrapped(
-        f"last trial, in the window: {data['read']['count']} reads, {data['write']['count']}"
-        f" writes, {data['delete']['count']} deletes, {requests['completed_in_window']} requests"
-        f" answered; {describe_io(proof)}. In the whole run:"
-        f" {describe_proof(proof)}; {data['integrity']['checked']} transfers verified,"
-        f" {data['integrity']['failed']} wrong; {_cpu(data['harness'])}; at most"
+        f"last trial, in the window: {', '.join(done)}, {format_count(answered, 'request')}"
+        f" answered; {describe_io(proof)}. In the whole run: {describe_proof(proof)}; {checked}"
+        f" verified, {data['integrity']['failed']:,} wrong; {_cpu(data['harness'])}; at most"
         f" {format_bytes(peak_bytes)} of memory per rank{_wakeup(data['wakeup'])}",
         indent="  ",
     )

@@ -16,7 +16,7 @@ from pytest_kvcache.options import OPTIONS
 from pytest_kvcache.planning import CaseName, Planner, name_cases
 from pytest_kvcache.registry import build_registry
 from pytest_kvcache.report import describe_block
-from pytest_kvcache.units import format_bytes
+from pytest_kvcache.units import format_bytes, format_count
 from pytest_kvcache.workloads.replay import recorded_span_s
 from pytest_kvcache.workloads.synthetic import SyntheticFamily
 
@@ -97,8 +97,9 @@ def _case(options: Options, registry: Registry, planner: Planner, name: CaseName
         yield from _user_lines(options, registry.workload(name.scenario), plan)
     yield from _model_lines(options, name.model, plan)
     need = plan.need_blocks * plan.stored_bytes
-    users = "the trace" if case.trace is not None else f"{plan.users} users"
-    yield f"  working set per rank      {format_bytes(need)} ({users}, {plan.need_blocks} blocks)"
+    users = "the trace" if case.trace is not None else format_count(plan.users, "user")
+    blocks = format_count(plan.need_blocks, "block")
+    yield f"  working set per rank      {format_bytes(need)} ({users}, {blocks})"
     if case.trace is None:
         yield f"  working set per user      {format_bytes(need // plan.users)} on average"
     yield f"  tiers per rank            gpu 0 B, cpu 0 B, storage {format_bytes(need)}"
@@ -121,7 +122,7 @@ def _case(options: Options, registry: Registry, planner: Planner, name: CaseName
 
 def _user_lines(options: Options, family: WorkloadFamily, plan: Plan) -> Iterator[str]:
     """Who the users are, and where their number and their contexts come from."""
-    yield f"  users per rank            {plan.users} ({_origin(options, 'num_users')})"
+    yield f"  users per rank            {plan.users:,} ({_origin(options, 'num_users')})"
     scale, origin = plan.context_scale, _origin(options, "context_scale")
     yield f"  context scale             {scale:g} ({origin})"
     if not isinstance(family, SyntheticFamily):
@@ -129,28 +130,33 @@ def _user_lines(options: Options, family: WorkloadFamily, plan: Plan) -> Iterato
     users = family.users_of(plan.context(0, None)).values()
     lengths = [profile.context_tokens for profile, _count in users]
     mean = sum(profile.context_tokens * count for profile, count in users) / plan.users
-    whole = f"{min(lengths):,} to {max(lengths):,}" if len(lengths) > 1 else f"{lengths[0]:,}"
-    yield f"  longest context of a user {whole} tokens, {mean:,.0f} on average"
+    yield f"  longest context of a user {_tokens(min(lengths), max(lengths), mean)}"
     low = min(profile.think_s.low for profile, _count in users)
     high = max(profile.think_s.high for profile, _count in users)
-    yield f"  think time                {low:g} to {high:g} s"
+    think = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+    yield f"  think time                {think} s"
 
 
 def _trace_lines(trace: Trace) -> Iterator[str]:
     """What is replayed, and what its times are in."""
     span = recorded_span_s(trace, 1)
-    yield f"  trace                     {len(trace):,} requests within {span:,.6g} s"
+    yield f"  trace                     {format_count(len(trace), 'request')} within {span:,.6g} s"
     if trace.reading is not None:
         yield f"  timestamps                {trace.reading.unit}"
     if trace.reading is not None and trace.reading.unit.doubt:
         yield from _noted("doubt", trace.reading.unit.doubt)
     prompts = trace.input_tokens
-    yield (
-        f"  prompt                    {prompts.min():,} to {prompts.max():,} tokens,"
-        f" {prompts.mean():,.0f} on average"
-    )
+    told = _tokens(int(prompts.min()), int(prompts.max()), float(prompts.mean()))
+    yield f"  prompt                    {told}"
     if trace.reading is not None and trace.reading.block_why:
         yield from _noted("block size", trace.reading.block_why)
+
+
+def _tokens(low: int, high: int, mean: float) -> str:
+    """A span and its mean, unless all are the same."""
+    if low == high:
+        return format_count(low, "token")
+    return f"{low:,} to {high:,} tokens, {mean:,.0f} on average"
 
 
 def _origin(options: Options, name: str) -> str:
@@ -171,7 +177,7 @@ def _model_lines(options: Options, model: ModelSpec, plan: Plan) -> Iterator[str
     per_rank = "" if shard == whole else f", {shard:,} per rank of {options.tensor_parallel}"
     yield f"  bytes per token           {whole:,}{per_rank}"
     own = _origin(options, "block_tokens") if plan.trace is None else ""
-    tokens = f"{plan.block_tokens} tokens" + (f" ({own})" if own else "")
+    tokens = format_count(plan.block_tokens, "token") + (f" ({own})" if own else "")
     yield f"  block                     {tokens}, {describe_block(plan)}"
     if model.note:
         yield from _noted("note", model.note)
@@ -191,7 +197,7 @@ def _contexts_table(plan: Plan) -> Iterator[str]:
     rows = {
         "context of a user, tokens": [f"{tokens:,}" for tokens in _CONTEXT_TOKENS],
         "one user": [format_bytes(size) for size in found],
-        f"{plan.users} users": [format_bytes(size * plan.users) for size in found],
+        format_count(plan.users, "user"): [format_bytes(size * plan.users) for size in found],
     }
     for label, cells in rows.items():
         yield f"  {label:<25}" + "".join(f"{cell:>13}" for cell in cells)

@@ -143,3 +143,8 @@ def format_bytes(size_bytes: int) -> str:
     unit, hundredths = next((pair for pair in rounded if pair[1] < KIB * 100), rounded[-1])
     number = f"{hundredths // 100}.{hundredths % 100:02d}".rstrip("0").rstrip(".")
     return f"{sign}{number} {unit}"
+
+
+def format_count(count: int, noun: str) -> str:
+    """Return "1 block", "2 blocks", "16,900 blocks"."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"

@@ -274,6 +274,15 @@ def left_behind(site: Site) -> Path:
     return site.run_file()
 
 
+def test_a_single_trials_record_says_what_it_says(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.canned("--kv-metrics=read.p95_ms", "--kv-trials=1")
+    capsys.readouterr()
+    assert main(["verify", str(site.run_file())]) == 0
+    assert capsys.readouterr().out.endswith(": sound, and as the record of 1 trial says\n")
+
+
 def beside(run_file: Path, name: str) -> Path:
     return run_file.parent / "mixed-tiny-1b-np2" / "trial-2" / name
 

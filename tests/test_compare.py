@@ -730,7 +730,7 @@ def test_the_table_of_comparisons_has_no_limits() -> None:
         "metric                 baseline       now        change       limit verdict",
         "mixed-llama3.1-8b-np2",
         "read.p99_ms                  10      12.5   25.0% worse           - worse",
-        "read.p99_ms                  10         5  50.0% better           - —",
+        "read.p99_ms                  10         5  50.0% better           - unknown",
         "read.p99_ms                   -         5             -           - missing",
         "read.p99_ms of mixed-llama3.1-8b-np2 is missing: the baseline has no such entry:",
         "  compare runs that both have it",

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pytest_kvcache.__main__ import main
 from pytest_kvcache.picture import LETTER_PX, WIDTH_PX, picture_of
-from pytest_kvcache.results import Verdict
+from pytest_kvcache.results import TrialResult, Verdict
 from pytest_kvcache.scales import scale_from_zero, scale_of_span, scale_of_times, tick_label
 from pytest_kvcache.svg import element, words
 from pytest_kvcache.units import GIB
@@ -25,7 +25,7 @@ from tests.factories import make_plan
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pytest_kvcache.results import CaseResult, TrialResult
+    from pytest_kvcache.results import CaseResult
     from tests.site import Site
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -214,6 +214,13 @@ def test_verdicts_stand_below_with_the_trials_that_have_them() -> None:
     told = texts(drawn(case))
     assert told[-1] == "verdicts: SHORT_WINDOW; CACHED_READS (invalid) of trial 2"
     assert "trial 2 (failed)" in told
+
+
+def test_a_trial_that_was_interrupted_has_not_failed() -> None:
+    trial = trial_with(series_of([1, 1]))
+    ended = TrialResult(index=1, error="interrupted after 1 of 2 trials", interrupted=True)
+    told = texts(drawn(case_of(make_plan(), trial, ended)))
+    assert "trial 2 (interrupted), nothing to draw" in told
 
 
 def test_a_verdict_that_a_trial_has_twice_names_it_once_and_those_of_the_case_are_told() -> None:

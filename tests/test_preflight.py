@@ -224,10 +224,10 @@ def test_the_cap_that_was_asked_for_must_be_free(tmp_path: Path) -> None:
     plan = make_plan(backend="file", cache_dir=str(tmp_path), need_blocks=10 * blocks)
     check(replace(plan, capacity_blocks=blocks // 2), storage_capacity_gb="1")
     too_much = replace(plan, capacity_blocks=2 * blocks)
-    with pytest.raises(PreflightError, match=r"--kv-storage-capacity-gb lets 1 ranks store"):
+    with pytest.raises(PreflightError, match=r"--kv-storage-capacity-gb lets 1 rank store"):
         check(too_much, storage_capacity_gb="1")
     check(replace(too_much, need_blocks=10), storage_capacity_gb="1")
-    with pytest.raises(PreflightError, match=r"--kv-storage-capacity-gb lets 1 ranks store"):
+    with pytest.raises(PreflightError, match=r"--kv-storage-capacity-gb lets 1 rank store"):
         check(replace(too_much, need_blocks=10, store="slab"), storage_capacity_gb="1")
 
 

@@ -48,7 +48,7 @@ def test_a_window_has_a_total_and_what_is_left_of_all_trials() -> None:
 def test_the_lead_in_is_no_window_and_what_follows_it_is_none() -> None:
     assert "ramp 4/6 s" in line(t_s=14.0)
     assert "drain 3 s" in line(t_s=79.0)
-    assert " 40s left" in line(t_s=79.0)  # two trials like this one, by the 20 s it has taken
+    assert " 40 s left" in line(t_s=79.0)  # two trials like this one, by the 20 s it has taken
 
 
 def test_all_figures_stand_where_there_is_room() -> None:
@@ -142,7 +142,14 @@ def test_trials_that_may_not_be_needed_are_a_bound() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0s"), (59.6, "1m00s"), (160, "2m40s"), (3_599, "59m59s"), (3_900, "1h05m")],
+    [
+        (0, "0 s"),
+        (45, "45 s"),
+        (59.6, "1m00s"),
+        (160, "2m40s"),
+        (3_599, "59m59s"),
+        (3_900, "1h05m"),
+    ],
 )
 def test_times_that_are_left_are_short(seconds: float, text: str) -> None:
     assert short_duration(seconds) == text

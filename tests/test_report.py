@@ -279,8 +279,18 @@ def test_users_are_said_to_be_per_rank() -> None:
     assert "; 1 user per rank;" in describe_plan(make_plan(users=1))
 
 
-def test_one_rank_is_not_several() -> None:
+def test_one_of_a_kind_is_not_several_and_many_are_grouped() -> None:
+    told = describe_plan(make_plan(block_tokens=1, users=16_900, np=2))
+    assert "; 16,900 users per rank (33,800 in all); blocks of 1 token = " in told
     assert describe_plan(make_plan()).startswith("1 rank on 127.0.0.1")
+    plan = make_plan()
+    trial = trial_of(plan)
+    assert trial.data is not None
+    counted = {kind: {**trial.data[kind], "count": 1} for kind in ("read", "write", "delete")}
+    requests = {**trial.data["requests"], "completed_in_window": 12_345}
+    data = {**trial.data, **counted, "requests": requests}
+    told = " ".join(shown(case_of(plan, replace(trial, data=data))).split())
+    assert "1 read, 1 write, 1 delete, 12,345 requests answered; " in told
 
 
 @pytest.mark.parametrize(("sync", "words"), [("none", "not durable"), ("data", "durable")])

@@ -10,6 +10,7 @@ from pytest_kvcache.units import (
     KIB,
     MIB,
     format_bytes,
+    format_count,
     parse_duration_s,
     parse_flag,
     parse_float,
@@ -226,6 +227,13 @@ def test_text_that_is_no_finite_number_is_refused(text: str) -> None:
 )
 def test_flag_is_read(text: str, value: bool) -> None:  # noqa: FBT001  # the subject
     assert parse_flag(text, option="kv_keep") is value
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 blocks"), (1, "1 block"), (2, "2 blocks"), (16_900, "16,900 blocks")]
+)
+def test_a_count_agrees_with_its_noun(count: int, text: str) -> None:
+    assert format_count(count, "block") == text
 
 
 @pytest.mark.parametrize("text", ["", "2", "maybe", "truee"])
