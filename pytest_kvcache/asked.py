@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
+from pytest_kvcache.options import unused_slots
 from pytest_kvcache.optiontable import OPTIONS
 
 if TYPE_CHECKING:
@@ -33,8 +34,10 @@ class Asked:
             self._replaced[name] = self._replaced.get(name, 0) + 1
 
     def ignored(self, options: Options) -> list[str]:
-        """A line for each typed option that no test let through."""
-        return [
+        """A line for each typed option that no test let through, and for slots nobody used."""
+        slots = unused_slots(options) if self._replaced.get("np", 0) < self._calls else None
+        told = [] if slots is None else [slots]
+        return told + [
             f"{spec.flag} had no effect: every kvcache.run() of these tests gives its own"
             f" {spec.name}"
             for spec in OPTIONS

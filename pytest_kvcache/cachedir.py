@@ -78,6 +78,11 @@ def validate_cache_dir(path: str, *, option: str = "--kv-cache-dir") -> None:
         raise OptionError(f"{option} is {path}, which does not exist; create it first")
     if not real.is_dir():
         raise OptionError(f"{option} is {path}; it must be a directory")
+    if os.statvfs(real).f_flag & os.ST_RDONLY:
+        raise OptionError(
+            f"{option} is {path}, on a filesystem that is mounted read-only; mount it for writing,"
+            " or give another directory"
+        )
     if not os.access(real, os.W_OK | os.X_OK):
         raise OptionError(
             f"{option} is {path}; it must be writable by uid {os.getuid()}:"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_kvcache.errors import OptionError, UnavailableError, did_you_mean
 from pytest_kvcache.hosts import HostSpec
-from pytest_kvcache.metrics import METRICS
+from pytest_kvcache.metrics import METRICS, possible
 from pytest_kvcache.optiontable import OPTIONS, OptionSpec, Trials
 
 if TYPE_CHECKING:
@@ -182,6 +182,7 @@ def _check_together(options: Options) -> None:
     _check_phase(options)
     _check_containers(options)
     _check_store(options)
+    _check_storage(options)
     _check_trace(options)
     if options.overrides("arrival") and options.request_rate is None:
         raise OptionError(
@@ -213,6 +214,42 @@ def _check_phase(options: Options) -> None:
                 raise OptionError(
                     f"{flag} judges {rule.metric}, but {impossible}; leave one of them out"
                 )
+    if options.overrides("metrics") and options.origins.get("phase") != "call":
+        _check_metrics(options)
+
+
+def _check_metrics(options: Options) -> None:
+    """Typed metrics that can't be there would leave nothing but skipped tests."""
+    if not possible(options.metrics, options.phase):
+        why = METRICS[options.metrics[0]].impossible(options.phase)
+        raise OptionError(
+            f"--kv-metrics is {','.join(options.metrics)}, but {why}; name a metric that this phase"
+            " has (requests.per_s), or leave one of them out"
+        )
+
+
+def impossible_metrics(options: Options) -> list[str]:
+    """A line for each reason why metrics can't be there in this phase, and will be skipped."""
+    found: dict[str, list[str]] = {}
+    for name in options.metrics:
+        why = METRICS[name].impossible(options.phase)
+        if why is not None:
+            found.setdefault(why, []).append(name)
+    return [
+        f"{', '.join(names)} {'are' if len(names) > 1 else 'is'} skipped: {why}"
+        for why, names in found.items()
+    ]
+
+
+def unused_slots(options: Options) -> str | None:
+    """What to type, where hosts have slots that no number of ranks asks for."""
+    slots = sum(host.slots or 0 for host in options.hosts)
+    if options.np is not None or options.npernode is not None or slots <= len(options.hosts):
+        return None
+    return (
+        f"--kv-hosts gives {slots} slots, of which one per host is used, because neither --kv-np"
+        f" nor --kv-npernode says how many ranks to run; --kv-np={slots} fills them"
+    )
 
 
 def _check_containers(options: Options) -> None:
@@ -239,6 +276,19 @@ def _check_store(options: Options) -> None:
         f"{name} is {options.store} and --kv-backend is {options.backend}; only the backend file"
         " has stores, so leave the store out or use --kv-backend=file"
     )
+
+
+def _check_storage(options: Options) -> None:
+    """Backends without storage keep nothing and sync nothing; an ini may serve other runs."""
+    if options.backend not in ("memory", "null"):
+        return
+    for name, asked in (("keep", options.keep), ("sync", options.sync == "data")):
+        if asked and options.overrides(name):
+            flag = "--kv-keep" if name == "keep" else "--kv-sync=data"
+            raise OptionError(
+                f"{flag} is given and --kv-backend is {options.backend}, which is no storage and"
+                f" would ignore it; leave out {flag}, or use --kv-backend=file"
+            )
 
 
 def _check_trace(options: Options) -> None:
@@ -316,12 +366,18 @@ def describe_value(value: object) -> str | list[str]:
 
 
 def describe_given(options: Options) -> list[str]:
-    """The report header: every given option, its value and its origin, in 80 columns."""
+    """The report header: every given option with its origin, and what comes to nothing."""
     words = []
     for name, (text, origin) in options.texts.items():
         shown = text if isinstance(text, str) else ",".join(text)
         words.append(f"{name}={shown} ({origin})")
-    return textwrap.wrap(
-        "kvcache: " + "; ".join(words), 79, subsequent_indent="  ",
-        break_long_words=False, break_on_hyphens=False,
-    )  # fmt: skip
+    told = ["; ".join(words), *impossible_metrics(options)]
+    slots = unused_slots(options)
+    return [
+        line
+        for text in (told if slots is None else [*told, slots])
+        for line in textwrap.wrap(
+            "kvcache: " + text, 79, subsequent_indent="  ",
+            break_long_words=False, break_on_hyphens=False,
+        )
+    ]  # fmt: skip

@@ -103,6 +103,10 @@ def _count(minimum: int, maximum: int | None = None) -> Parser:
 
 def _counts(text: str, option: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise OptionError(
+            f"{option} is {text!r}; it must be counts divided by single commas, such as 1,2,4"
+        )
     values = tuple(parse_int(part, option=option, minimum=1) for part in parts)
     if len(set(values)) != len(values):
         raise OptionError(f"{option} is {text!r}; every count must be named once, drop the repeats")
@@ -248,11 +252,11 @@ _TIERS = "only the storage tier exists so far, use 0"
 OPTIONS: tuple[OptionSpec, ...] = (
     # where and how ranks run
     OptionSpec(name="hosts", kind="hosts", metavar="H", parse=_hosts, distributed=True,
-               selects=True, help="hosts to run ranks on: names, host:slots, @file; spaces or"
+               selects=True, help="hosts to run ranks on: names, host:slots, =@file; spaces or"
                " commas; the last one given wins (default: 127.0.0.1)"),
     OptionSpec(name="np", metavar="N[,N]", parse=_counts, distributed=True, selects=True,
                help="ranks that do I/O, in total; a list gives one case each"
-               " (default: one rank per host)"),
+               " (default: one rank per host, whatever slots it has)"),
     OptionSpec(name="npernode", metavar="N", parse=_count(1), distributed=True, selects=True,
                help="ranks per host; must agree with --kv-np if both are given"),
     OptionSpec(name="exec_type", metavar="{mpi,docker}", parse=_choice("mpi", "docker"),

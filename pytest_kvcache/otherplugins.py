@@ -162,6 +162,8 @@ def _problem(path: Path, *, makes: bool) -> str | None:
     if not directory.is_dir():
         what = "is no directory" if directory.exists() else "does not exist"
         return f"its directory {directory} {what}, so make it or name another"
+    if os.statvfs(directory).f_flag & os.ST_RDONLY:
+        return f"its directory {directory} is mounted read-only, so name another"
     if not os.access(directory, os.W_OK | os.X_OK):
         return f"its directory {directory} is not writable, so mend its mode or name another"
     return None

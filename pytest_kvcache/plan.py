@@ -151,7 +151,7 @@ class Plan:
             block = format_bytes(self.stored_bytes)
             raise OptionError(
                 f"the storage capacity per rank holds no block of {block};"
-                " raise --kv-storage-capacity-gb, free some space, or lower --kv-block-tokens"
+                " raise --kv-storage-capacity-gb, or lower --kv-block-tokens"
             )
         if self.objects_per_block > MAX_PARTS:
             raise OptionError(
@@ -450,7 +450,7 @@ def build_plan(
         io=options.io,
         sync=options.sync or ("none" if options.io == "direct" else "data"),
         cache_dir=options.cache_dir,
-        capacity_blocks=_capacity_blocks(options.storage_capacity_gb, objects * stored, facts),
+        capacity_blocks=_capacity_blocks(options, objects * stored, facts),
         need_blocks=facts.need.working_set_blocks,
         queue_depth=options.queue_depth,
         cores="shared" if binds_ranks(options.mpi_params) else "split",
@@ -518,15 +518,30 @@ def _origins_beside(options: Options, facts: CaseFacts) -> dict[str, str]:
     return found | {name: given[name] for name in _ALLOWANCES if getattr(options, name)}
 
 
-def _capacity_blocks(asked_bytes: int, stored_bytes: int, facts: CaseFacts) -> int:
+def _capacity_blocks(options: Options, stored_bytes: int, facts: CaseFacts) -> int:
     """The user's cap; else the need, or 90 % of the rank's share of the free space."""
-    if asked_bytes:
-        return asked_bytes // stored_bytes
+    if options.storage_capacity_gb:
+        return options.storage_capacity_gb // stored_bytes
     need = max(1, facts.need.working_set_blocks)
     if facts.available_bytes is None:
         return need
     share = FREE_SHARE * facts.available_bytes / facts.sharers
+    if share < stored_bytes:
+        raise OptionError(_no_room(options, stored_bytes, facts.available_bytes, facts.sharers))
     return min(need, math.floor(share / stored_bytes))
+
+
+def _no_room(options: Options, stored_bytes: int, available_bytes: int, sharers: int) -> str:
+    """Where the need decides the capacity, raising it makes no room."""
+    ranks = f" divided by the {sharers} ranks on it" if sharers > 1 else ""
+    where = f"--kv-cache-dir is {options.cache_dir}, where"
+    fix = "free some space, name another directory,"
+    if options.backend == "memory":
+        where, fix = "--kv-backend is memory, of which", "free some,"
+    return (
+        f"{where} {format_bytes(available_bytes)} are free; {FREE_SHARE:.0%} of it{ranks} hold no"
+        f" block of {format_bytes(stored_bytes)}, so {fix} or lower --kv-block-tokens"
+    )
 
 
 def default_deadline_s(plan: Plan, need: Need) -> float:

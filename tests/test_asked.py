@@ -8,7 +8,7 @@ import pytest
 
 from pytest_kvcache.asked import nothing_selected
 from tests.factories import options
-from tests.site import output
+from tests.site import SUITE, output, refusal
 
 if TYPE_CHECKING:
     from tests.site import Site
@@ -90,3 +90,46 @@ def test_the_suite_is_named_once_in_the_command_to_type() -> None:
     told = nothing_selected(asked, ["pytest_kvcache.suite", "--kv-np=2"], tests=0, deselected=0)
     assert told is not None
     assert told.endswith(": pytest --pyargs pytest_kvcache.suite --kv-np=2")
+
+
+def test_slots_that_no_number_of_ranks_asks_for_are_told(site: Site) -> None:
+    args = [*site.canned_args(without=["--kv-np"]), ONE]
+    told = "gives 2 slots, of which one per host is used"
+    for more in (("--kv-dry-run",), ("-q",), ()):
+        result = site.call(*SUITE, *args, "--kv-hosts=localhost:2", *more)
+        assert result.ret == pytest.ExitCode.OK
+        text = " ".join(output(result).split())
+        assert told in text
+        assert "--kv-np=2 fills them" in text
+    for asked in ("--kv-np=1", "--kv-npernode=1"):
+        text = output(site.call(*SUITE, *args, "--kv-hosts=localhost:2", asked))
+        assert "slots, of which" not in text
+    assert "slots, of which" not in output(site.call(*SUITE, *args, "--kv-hosts=localhost:1"))
+
+
+@pytest.mark.parametrize("dry", [(), ("--kv-dry-run",)])
+def test_metrics_that_a_phase_can_not_have_are_told_at_the_start(
+    site: Site, dry: tuple[str, ...]
+) -> None:
+    result = site.canned("--kv-phase=decode", "--kv-metrics=write.gib_per_s,read.p95_ms", *dry)
+    text = " ".join(output(result).partition("collected")[0].split())
+    assert "kvcache: write.gib_per_s is skipped: --kv-phase=decode makes no writes" in text
+    text = " ".join(output(site.canned("--kv-phase=prefill", "--kv-dry-run")).split())
+    assert "load.p95_ms, load.p50_ms, read.gib_per_s are skipped: --kv-phase=prefill makes" in text
+
+
+@pytest.mark.parametrize(
+    ("phase", "metric", "why"),
+    [("decode", "write.gib_per_s", "makes no writes"), ("prefill", "read.p95_ms", "no reads")],
+)
+def test_a_phase_that_has_none_of_the_typed_metrics_is_refused(
+    site: Site, phase: str, metric: str, why: str
+) -> None:
+    for dry in ((), ("--kv-dry-run",)):
+        result = site.canned(f"--kv-phase={phase}", f"--kv-metrics={metric}", *dry)
+        sentence = refusal(result)
+        assert sentence.startswith(f"--kv-metrics is {metric}, but --kv-phase={phase} ")
+        assert why in sentence
+    assert site.launches() == []
+    site.pytester.makeini(f"[pytest]\nkv_metrics = {metric}\n")
+    assert site.canned(f"--kv-phase={phase}", "--kv-dry-run").ret == pytest.ExitCode.OK

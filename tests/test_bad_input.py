@@ -36,6 +36,7 @@ TYPED = [
     ("--kv-model=nope.toml", ["nope.toml"]),
     # counts
     ("--kv-np=0", ["--kv-np is 0; it must be at least 1"]),
+    ("--kv-np=1,,2", ["--kv-np is '1,,2'; it must be counts divided by single commas"]),
     ("--kv-npernode=3", ["--kv-np", "--kv-npernode", "2", "3"]),
     ("--kv-num-users=0", ["--kv-num-users is 0; it must be at least 1"]),
     ("--kv-duration=0", ["--kv-duration is 0; it must be above 0"]),
@@ -124,7 +125,7 @@ def replay(site: Site, content: bytes) -> pytest.RunResult:
     ("content", "fragments"),
     [
         (b"", ["t.jsonl", "it is empty"]),
-        (b"time,tokens\n1,2\n", ["t.jsonl, line 1", "no known trace format"]),
+        (b"time,tokens\n1,2\n", ["t.jsonl, line 1", "it is no Mooncake JSONL trace"]),
         (b"\x00\x01\x02\xff", ["t.jsonl", "it is binary"]),
         (LINE.encode() * 2 + LINE.encode()[:40], ["t.jsonl, line 3", "cut off"]),
         (

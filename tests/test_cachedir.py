@@ -553,3 +553,13 @@ def test_a_directory_without_write_permission_is_refused(
     with pytest.raises(OptionError, match="it must be writable by uid"):
         validate_cache_dir(str(tmp_path))
     tmp_path.chmod(0o700)
+
+
+def test_a_directory_that_is_mounted_read_only_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = list(os.statvfs(tmp_path))
+    found[8] |= os.ST_RDONLY  # f_flag
+    monkeypatch.setattr(os, "statvfs", lambda _path: os.statvfs_result(found))
+    with pytest.raises(OptionError, match="on a filesystem that is mounted read-only; mount it"):
+        validate_cache_dir(str(tmp_path))

@@ -363,6 +363,22 @@ def test_a_trace_given_alone_is_the_scenario() -> None:
     assert scenario_names(Options()) == ("mixed",)
 
 
+@pytest.mark.parametrize("backend", ["memory", "null"])
+@pytest.mark.parametrize(
+    ("name", "text", "flag"), [("keep", "true", "--kv-keep"), ("sync", "data", "--kv-sync=data")]
+)
+def test_what_a_backend_without_storage_would_ignore_is_refused(
+    backend: str, name: str, text: str, flag: str
+) -> None:
+    chosen = {"backend": (backend, "command line")}
+    for origin in ("command line", "call"):
+        with pytest.raises(OptionError, match=f"^{flag} is given and --kv-backend is {backend},"):
+            given_in({**chosen, name: (text, origin)})
+        given_in({"backend": ("file", "ini"), name: (text, origin)})
+    given_in({**chosen, name: (text, "ini")})  # serves the checkout's other runs
+    given_in({**chosen, "sync": ("none", "command line"), "keep": ("false", "command line")})
+
+
 def test_the_arrivals_of_an_ini_wait_for_a_rate() -> None:
     assert given_in({"arrival": ("gamma", "ini")}).arrival == "gamma"
     rate, arrival = ("2.5", "command line"), ("gamma", "command line")

@@ -178,7 +178,13 @@ def _problem(error: Exception, line: bytes) -> str:
         return str(error)
     if not line.endswith(b"\n"):
         return "the last line is cut off; copy the file again, or delete that line"
-    return f"the line is not JSON ({error}); {_needs()}"
+    # A line of a trace has no lines of its own, which the decoder's text would count.
+    found = (
+        f"{error.msg} at character {error.pos + 1}"
+        if isinstance(error, json.JSONDecodeError)
+        else str(error)
+    )
+    return f"the line is not JSON ({found}); {_needs()}"
 
 
 def _refuse_constant(name: str) -> NoReturn:

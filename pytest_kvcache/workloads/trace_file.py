@@ -331,5 +331,7 @@ def _format(head: bytes, path: str) -> str:
     for start, sign, found in _SIGNS:
         if text.startswith(start) and sign in text:
             return found
-    known = ", ".join(dict.fromkeys(found for _, _, found in _SIGNS))
-    raise TraceError(path, 1, f"it is of no known trace format ({known}); check the path")
+    fields = ", ".join(mooncake.FIELDS)
+    raise TraceError(
+        path, 1, f"it is no Mooncake JSONL trace, an object a line with {fields}; check the path"
+    )

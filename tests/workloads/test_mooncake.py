@@ -113,6 +113,13 @@ def test_a_line_that_is_no_json_is_refused(text: bytes) -> None:
         parse(line(), text, line())
 
 
+def test_what_is_no_json_is_found_within_its_line() -> None:
+    with pytest.raises(TraceError) as caught:
+        parse(line(), b'{"timestamp": 0, "input_length": \n', line())
+    told = str(caught.value)
+    assert "line 2: the line is not JSON (Expecting value at character 35); a line of" in told
+
+
 @settings(deadline=None)
 @given(st.integers(1, len(line()) - 2))
 def test_a_last_line_that_is_cut_off_is_called_so(length: int) -> None:
