@@ -101,14 +101,17 @@ def _when(
     change: Change, unit: str, spans: Sequence[tuple[int, int]], series: Mapping[str, Any]
 ) -> str:
     """The two medians, and which seconds of the window they are of."""
-    told = [
-        f"{spans[begin][0] * series['interval_s']} to {spans[end - 1][1] * series['interval_s']}"
-        for begin, end in (change.first, change.second)
-    ]
-    return (
-        f"{change.before:.3g} to {change.after:.3g} {unit} (medians of the seconds {told[0]} and"
-        f" {told[1]} of the window)"
+    first, second = (
+        None
+        if part is None
+        else f"{spans[part[0]][0] * series['interval_s']} to"
+        f" {spans[part[1] - 1][1] * series['interval_s']}"
+        for part in (change.first, change.second)
     )
+    sizes = f"{change.before:.3g} to {change.after:.3g} {unit}"
+    if first is None:
+        return f"{sizes} for a while (medians of the others and the seconds {second} of the window)"
+    return f"{sizes} (medians of the seconds {first} and {second} of the window)"
 
 
 def _whether_the_storage_stood_still(data: Mapping[str, Any], plan: Plan) -> Iterator[Verdict]:
