@@ -125,6 +125,8 @@ def _rank_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
     drained_s = rank.drained_s - plan.ramp_s
     beyond = (stall for stall in rank.stalls if stall.end_s > drained_s + _CLOCK_S)
     yield from (f"a stall ends at {s.end_s} s; the rank was done at {drained_s} s" for s in beyond)
+    if any(stall.paused_s for stall in rank.stalls) and not rank.longest_pause_s:
+        yield f"a stall has paused_s; longest_pause_s is {rank.longest_pause_s}, so it must have 0"
 
 
 def _place_faults(rank: RankResult, plan: Plan) -> Iterator[str]:

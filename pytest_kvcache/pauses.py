@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _SAMPLES = 9  # of two clocks; the one in which least time passed between them counts
+_NOTED_NS = 250_000_000  # between two looks, which are 0.1 s apart
+_MOST_NOTED = 10_000
 _MOST_APART_NS = 10_000_000  # a busy host may part the two readings of every sample
 
 
@@ -28,7 +30,7 @@ def boottime_ns() -> int:
 
 
 class PauseWatch:
-    """The longest time between two looks of a window, and two clocks of which one measures."""
+    """The times between two looks of a window, and two clocks of which one measures."""
 
     def __init__(
         self,
@@ -40,11 +42,14 @@ class PauseWatch:
         self._ahead_ns = 0
         self._looked_ns: int | None = None
         self._longest_ns: int | None = None
+        self._begun_ns = 0
+        self._noted: list[tuple[int, int]] = []
 
     def begin(self, in_ns: int) -> None:
         """The window begins ``in_ns`` from now; nothing before that counts."""
-        self._looked_ns = self._clock() + in_ns
+        self._looked_ns = self._begun_ns = self._clock() + in_ns
         self._longest_ns = None
+        self._noted = []
         self._ahead_ns = self._offset_ns()
 
     def clock_fault(self) -> str | None:
@@ -72,7 +77,14 @@ class PauseWatch:
         if self._looked_ns is None or now < self._looked_ns:
             return
         self._longest_ns = max(self._longest_ns or 0, now - self._looked_ns)
+        if now - self._looked_ns >= _NOTED_NS and len(self._noted) < _MOST_NOTED:
+            self._noted.append((self._looked_ns - self._begun_ns, now - self._begun_ns))
         self._looked_ns = now
+
+    @property
+    def spans_ns(self) -> tuple[tuple[int, int], ...]:
+        """When two looks were far apart: from and to, since the window's begin."""
+        return tuple(self._noted)
 
     @property
     def longest_s(self) -> float | None:

@@ -22,6 +22,7 @@ from pytest_kvcache.scales import (
     scale_of_times,
     tick_label,
 )
+from pytest_kvcache.stalls import Stall
 from pytest_kvcache.svg import element, words
 from pytest_kvcache.units import GIB
 
@@ -308,8 +309,8 @@ def _ground(trials: Sequence[TrialResult], across: Scale, top: float) -> str:
 def _stalls(trial: TrialResult, end_s: float) -> list[tuple[float, float]]:
     """From and to, in seconds of the window until ``end_s``, of every rank."""
     ranks = [] if trial.data is None else trial.data["ranks"]
-    found = [stall for rank in ranks for stall in rank["stalls"]]
-    return [(min(stall["begin_s"], end_s), min(stall["end_s"], end_s)) for stall in found]
+    found = [Stall.from_json(stall) for rank in ranks for stall in rank["stalls"]]
+    return [(min(s.begin_s, end_s), min(s.end_s, end_s)) for s in found if not s.is_a_pause]
 
 
 def _united(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:

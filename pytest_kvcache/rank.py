@@ -462,7 +462,7 @@ class Rank:
             populated_blocks=self._populated_blocks,
             mean_depth=self._mean_depth(),
             longest_pause_s=self._pauses.longest_s,
-            stalls=self.recorder.found_stalls(window_ns),
+            stalls=self.recorder.found_stalls(window_ns, self._pauses.spans_ns),
             cpu_s=self._cpu_s,
             peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             cores=len(os.sched_getaffinity(0)),

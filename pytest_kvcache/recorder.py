@@ -22,6 +22,8 @@ from pytest_kvcache.series import SeriesLedger, coarse_index
 from pytest_kvcache.stalls import StallWatch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from pytest_kvcache.stalls import Stall
@@ -249,10 +251,15 @@ class Recorder:
         if window.end_ns is None or start_ns < window.end_ns:
             self.censored[section] += 1
 
-    def found_stalls(self, window_ns: int) -> tuple[Stall, ...]:
-        """The stalls of the first ``window_ns`` of the window; after ``finish``."""
+    def found_stalls(
+        self, window_ns: int, pauses_ns: Sequence[tuple[int, int]] = ()
+    ) -> tuple[Stall, ...]:
+        """The stalls of the first ``window_ns`` of the window; after ``finish``.
+
+        ``pauses_ns`` are the times in which this rank itself stood still.
+        """
         usual_ns = {name: self.histograms[name].percentile_ns(50) for _kind, name in _OPERATIONS}
-        return self.stalls.found(window_ns, usual_ns)
+        return self.stalls.found(window_ns, usual_ns, pauses_ns)
 
     def absorb(self) -> None:
         """Book all full buffers; called by the main thread between its ticks."""

@@ -12,6 +12,9 @@ stall: as long as it lasts, nothing is completed.
 Looked for on each rank, over all its operations, and over each kind by itself: writes that
 stand still while reads go on are a stall of the writes, if there are several.
 
+A rank that is stopped itself completes nothing either, so each stall says for how much of it
+its rank did not run. Where that is nearly all of it, the storage is not to blame.
+
 The part of a stall that lies before the window is none; one that begins in the window
 counts as long as it lasts, into the drain.
 
@@ -52,7 +55,8 @@ _SEVERAL: Final = 2  # operations of a kind that stand still together while othe
 _SLICE_NS: Final = 100_000_000
 _MAX_SLICES: Final = 1 << 16
 _NEVER: Final = np.iinfo(np.int64).max
-_FIELDS: Final = frozenset({"kind", "begin_s", "end_s"})
+_FIELDS: Final = frozenset({"kind", "begin_s", "end_s", "paused_s"})
+_NEARLY_ALL: Final = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +66,14 @@ class Stall:
     kind: str
     begin_s: float
     end_s: float
+    paused_s: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in (EVERY, *KINDS):
             raise ResultError(
                 f"a stall is of {self.kind!r}; it must be {EVERY}, {', '.join(KINDS)}"
             )
-        for value in (self.begin_s, self.end_s):
+        for value in (self.begin_s, self.end_s, self.paused_s):
             if not isinstance(value, float) or not math.isfinite(value):
                 raise ResultError(f"a stall has a time of {value!r}; it must be seconds")
         if self.begin_s < 0 or round((self.end_s - self.begin_s) * 1e9) < LEAST_NS:
@@ -76,6 +81,17 @@ class Stall:
                 f"a stall lasts from {self.begin_s} to {self.end_s} s; it must begin in the window"
                 f" and last {LEAST_NS / 1e9:g} s"
             )
+
+        if not 0 <= round(self.paused_s * 1e9) <= round(self.length_s * 1e9):
+            raise ResultError(
+                f"a stall of {self.length_s} s has paused_s {self.paused_s}; it must be a part of"
+                " that"
+            )
+
+    @property
+    def is_a_pause(self) -> bool:
+        """Whether its rank itself did not run for nearly all of it."""
+        return self.paused_s >= _NEARLY_ALL * self.length_s
 
     @property
     def length_s(self) -> float:
@@ -136,9 +152,15 @@ class StallWatch:
             self._last = np.pad(self._last, ((0, 0), (0, self._last.shape[1])),
                                 constant_values=-1)  # fmt: skip
 
-    def found(self, window_ns: int, usual_ns: Mapping[str, float | None]) -> tuple[Stall, ...]:
+    def found(
+        self,
+        window_ns: int,
+        usual_ns: Mapping[str, float | None],
+        pauses_ns: Sequence[tuple[int, int]] = (),
+    ) -> tuple[Stall, ...]:
         """All stalls that begin in the window, in their order.
 
+        ``pauses_ns`` are the times in which the rank itself stood still, apart from each other.
         ``usual_ns`` is what an operation of each kind usually takes; None: there was none.
         """
         if not self._long:
@@ -150,11 +172,11 @@ class StallWatch:
         limits = np.array([max(LEAST_NS, USUALLY * known.get(k, slowest_ns)) for k in KINDS])
         rows = np.concatenate(self._long)
         every = [*self._of(range(len(KINDS)), rows, limits, window_ns)]
-        stalls = [Stall(kind=EVERY, begin_s=begin / 1e9, end_s=end / 1e9) for begin, end in every]
+        stalls = [_stall(EVERY, span, pauses_ns) for span in every]
         for row, kind in enumerate(KINDS):
-            for begin, end in self._of([row], rows, limits, window_ns):
-                if 2 * _overlap((begin, end), every) < end - begin:
-                    stalls.append(Stall(kind=kind, begin_s=begin / 1e9, end_s=end / 1e9))
+            for span in self._of([row], rows, limits, window_ns):
+                if 2 * _overlap(span, every) < span[1] - span[0]:
+                    stalls.append(_stall(kind, span, pauses_ns))
         longest = sorted(stalls, key=lambda stall: -stall.length_s)[:MOST]
         return tuple(sorted(longest, key=lambda stall: (stall.begin_s, stall.end_s, stall.kind)))
 
@@ -177,6 +199,11 @@ class StallWatch:
                 yield int(stuck.min()), end
 
 
+def _stall(kind: str, span: tuple[int, int], pauses_ns: Sequence[tuple[int, int]]) -> Stall:
+    paused_ns = _overlap(span, pauses_ns)
+    return Stall(kind=kind, begin_s=span[0] / 1e9, end_s=span[1] / 1e9, paused_s=paused_ns / 1e9)
+
+
 def _overlap(span: tuple[int, int], others: Iterable[tuple[int, int]]) -> int:
     """How much of ``span`` lies in the others, which are apart from each other."""
     return sum(max(0, min(span[1], end) - max(span[0], begin)) for begin, end in others)
@@ -186,7 +213,11 @@ def _overlap(span: tuple[int, int], others: Iterable[tuple[int, int]]) -> int:
 
 
 def stalls_of(ranks: Sequence[Sequence[Stall]]) -> dict[str, Any]:
-    """A trial's stalls as in the run file: what stood still at once on ranks is one of them."""
+    """A trial's stalls as in the run file: what stood still at once on ranks is one of them.
+
+    Without those in which the rank itself was paused.
+    """
+    ranks = [[stall for stall in stalls if not stall.is_a_pause] for stalls in ranks]
     merged = _merged(stall for stalls in ranks for stall in stalls)
     longest = max(merged, key=lambda span: span[1] - span[0], default=None)
     return {

@@ -2,9 +2,11 @@
 
 What lies before a moment is compared with what lies after it, for up to 20 moments; and
 thirds and quarters with each other; all parts have at least three intervals, or two where
-there are not six in all. Two of them
-differ if their medians do by more than a limit *and* the means of their logarithms by more
-than chance can make. Three things bound that:
+there are not six in all. Where none of these differ, each stretch of a tenth of the intervals
+and two or more, wherever it lies, is compared with the rest: a dip in the middle, or the
+first and last two intervals of a short window. Two parts differ if their medians do by more
+than a limit *and* the means of their logarithms by more than chance can make. Three things
+bound that:
 
 - the scatter inside the parts: Student's two-sample t with a pooled variance (NIST/SEMATECH
   e-Handbook of Statistical Methods, section 1.3.5.3) beyond its 0.9999 quantile. Few
@@ -13,6 +15,11 @@ than chance can make. Three things bound that:
 - neighbours that are alike: storage is slow for seconds, not for one. Then many intervals
   tell no more than a few would: as many as the mean of an AR(1) process leaves of them.
 - the operations themselves, where their number is given: few of them vary by chance.
+
+A stretch is the most different of many, so it must be clearer: the means of the logarithms
+differ by the limit as well, and by more than twice what chance can make (1.5 times where
+there are fewer than 12 intervals); one of two intervals, whose scatter nobody knows, is told
+from a factor of two on.
 
 `grouped` sums neighbouring intervals of few operations beforehand.
 
@@ -34,6 +41,12 @@ if TYPE_CHECKING:
 
 _PARTS: Final = (3, 4)
 _MOMENTS: Final = 20
+_EDGES: Final = 40  # of stretches, or up to twice as many
+_LEAST_SHARE: Final = 10  # a stretch, and what is not in it, is one so-manieth or more
+_FACTOR_OF_TWO: Final = 0.5  # of the larger one, which a stretch of two intervals differs by
+_CLEARER: Final = 2.0
+_CLEARER_OF_FEW: Final = 1.5
+_FEW: Final = 12  # fewer intervals have few stretches
 _FLOOR: Final = 0.1  # of the median: an interval of a stall is an outlier, not infinitely far
 _LEAST: Final = 3  # intervals of a part: fewer have no scatter to speak of
 _LEAST_OF_FEW: Final = 2  # the same where there are too few for two such parts
@@ -53,11 +66,14 @@ _T_9999: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """The medians of two parts, and where these lie: half-open ranges of intervals."""
+    """The medians of two parts, and where these lie: half-open ranges of intervals.
+
+    ``first`` is None where the first part is all that the second is not.
+    """
 
     before: float
     after: float
-    first: tuple[int, int]
+    first: tuple[int, int] | None
     second: tuple[int, int]
 
     @property
@@ -84,15 +100,19 @@ def largest_change(
     ``values`` are at least 0; ``operations`` are what each of them rests on, where these
     vary by chance. None: no two parts differ beyond the limit and beyond chance.
     """
-    found = [pair for pair in _changes(values, operations) if pair[0].size > limit_ratio]
-    best = max(found, key=_rank, default=None)
-    return None if best is None else best[0]
+    for changes in (_changes(values, operations), _stretches(values, limit_ratio, operations)):
+        found = [pair for pair in changes if pair[0].size > limit_ratio]
+        if found:
+            return max(found, key=_rank)[0]
+    return None
 
 
 def _rank(found: tuple[Change, float]) -> tuple[float, int, float]:
     """The largest one; of these one that leaves no interval out, and the clearest of those."""
     change, clear = found
-    told = sum(end - begin for begin, end in (change.first, change.second))
+    told = 0  # a stretch and the rest are always all there is
+    if change.first is not None:
+        told = sum(end - begin for begin, end in (change.first, change.second))
     return change.size, told, round(clear, 9)
 
 
@@ -112,6 +132,46 @@ def _changes(
             continue
         change = Change(before=before, after=after, first=first, second=second)
         yield change, abs(statistics.fmean(logs[b]) - statistics.fmean(logs[a]))
+
+
+def _stretches(
+    values: Sequence[float], limit_ratio: float, operations: Sequence[int] | None
+) -> Iterator[tuple[Change, float]]:
+    """Each stretch that differs from the rest, with the difference of its logarithms."""
+    logs, clearer = _logs(values), _CLEARER if len(values) >= _FEW else _CLEARER_OF_FEW
+    for begin, end in _bounds(logs, limit_ratio):
+        within, rest = logs[begin:end], logs[:begin] + logs[end:]
+        likeness = _likeness(logs[:begin], within, logs[end:])
+        if not _differ(rest, within, likeness, clearer):
+            continue
+        if operations is not None and not _counts_differ(
+            [*operations[:begin], *operations[end:]], operations[begin:end]
+        ):
+            continue
+        change = Change(
+            before=statistics.median([*values[:begin], *values[end:]]),
+            after=statistics.median(values[begin:end]),
+            first=None,
+            second=(begin, end),
+        )
+        if min(len(within), len(rest)) >= _LEAST or change.size >= _FACTOR_OF_TWO:
+            yield change, abs(statistics.fmean(within) - statistics.fmean(rest))
+
+
+def _bounds(logs: Sequence[float], limit_ratio: float) -> Iterator[Span]:
+    """Stretches of which the mean logarithm differs from that of the rest by the limit."""
+    count, apart = len(logs), -math.log(1 - limit_ratio)
+    if count < 2 * _LEAST:
+        return
+    least, step = max(_LEAST_OF_FEW, -(-count // _LEAST_SHARE)), max(1, count // _EDGES)
+    sums = [0.0, *itertools.accumulate(logs)]
+    edges = [*range(0, count, step), count]
+    for begin, end in itertools.combinations(edges, 2):
+        if least <= end - begin <= count - least:
+            total = sums[end] - sums[begin]
+            rest = (sums[count] - total) / (count - end + begin)
+            if abs(total / (end - begin) - rest) > apart:
+                yield begin, end
 
 
 def _least(count: int) -> int:
@@ -138,15 +198,15 @@ def _logs(values: Sequence[float]) -> list[float]:
     return [math.log(max(value, floor) or 1.0) for value in values]
 
 
-def _differ(a: Sequence[float], b: Sequence[float], alike: float) -> bool:
-    """Whether the means differ by more than the scatter inside both explains."""
+def _differ(a: Sequence[float], b: Sequence[float], alike: float, times: float = 1.0) -> bool:
+    """Whether the means differ by more than the scatter inside both explains, so many times."""
     means = statistics.fmean(a), statistics.fmean(b)
     squares = math.fsum((x - means[0]) ** 2 for x in a) + math.fsum((x - means[1]) ** 2 for x in b)
     count = len(a) + len(b)
     as_one = _as_one(len(a), alike), _as_one(len(b), alike)
     freedom = count * count / (len(a) * as_one[0] + len(b) * as_one[1]) - 2
     spread = as_one[0] / len(a) + as_one[1] / len(b)
-    difference, variance = abs(means[1] - means[0]), squares / (count - sum(as_one))
+    difference, variance = abs(means[1] - means[0]) / times, squares / (count - sum(as_one))
     if difference > _quantile(freedom) * math.sqrt(variance * spread):
         return True
     freedom = max(0.0, freedom)
@@ -164,7 +224,7 @@ def _as_one(count: int, alike: float) -> float:
     return (1 + alike - 2 * alike * (1 - alike**count) / (count * (1 - alike))) / (1 - alike)
 
 
-def _likeness(a: Sequence[float], b: Sequence[float]) -> float:
+def _likeness(*parts: Sequence[float]) -> float:
     """The correlation of neighbours, 0 or more.
 
     Around the line through each part, for a drift is no likeness. That of few values around
@@ -172,7 +232,7 @@ def _likeness(a: Sequence[float], b: Sequence[float]) -> float:
     """
     products = squares = 0.0
     count = 0
-    for part in (a, b):
+    for part in parts:
         if len(part) >= _LEAST_FOR_A_TREND:
             rest = _around_a_line(part)
             products += math.fsum(x * y for x, y in itertools.pairwise(rest))

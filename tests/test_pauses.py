@@ -51,6 +51,18 @@ def test_a_watch_that_was_not_begun_says_nothing() -> None:
     assert watch.longest_s is None
 
 
+def test_long_times_between_two_looks_are_noted_from_the_windows_begin() -> None:
+    clock = Clock()
+    watch, origin_ns = PauseWatch(clock), clock.now_ns
+    watch.begin(S)
+    for look_ns in (S // 2, S + S // 10, 2 * S, 2 * S + S // 10, 4 * S):
+        clock.now_ns = origin_ns + look_ns
+        watch.look()
+    assert watch.spans_ns == ((S // 10, S), (S + S // 10, 3 * S))
+    watch.begin(0)
+    assert list(watch.spans_ns) == []
+
+
 def test_a_new_window_knows_nothing_of_the_one_before() -> None:
     clock = Clock()
     watch = PauseWatch(clock)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
@@ -17,6 +17,7 @@ from pytest_kvcache.__main__ import main
 from pytest_kvcache.picture import LETTER_PX, WIDTH_PX, picture_of
 from pytest_kvcache.results import TrialResult, Verdict
 from pytest_kvcache.scales import scale_from_zero, scale_of_span, scale_of_times, tick_label
+from pytest_kvcache.stalls import Stall
 from pytest_kvcache.svg import element, words
 from pytest_kvcache.units import GIB
 from tests.canned import case_of, run_of, trial_of
@@ -144,7 +145,7 @@ def stalled(trial: TrialResult, *spans: tuple[float, float]) -> TrialResult:
     """The trial with these stalls on its first rank."""
     assert trial.data is not None
     first, *others = trial.data["ranks"]
-    stalls = [{"kind": "every", "begin_s": begin, "end_s": end} for begin, end in spans]
+    stalls = [asdict(Stall(kind="every", begin_s=begin, end_s=end)) for begin, end in spans]
     return replace(trial, data={**trial.data, "ranks": [{**first, "stalls": stalls}, *others]})
 
 

@@ -17,7 +17,7 @@ from pytest_kvcache.backends.slab import SlabBackend
 from pytest_kvcache.backends.stores import StoreBackend
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.rank import Rank
-from pytest_kvcache.recorder import SECTIONS
+from pytest_kvcache.recorder import SECTIONS, Recorder
 from pytest_kvcache.registry import build_registry
 from pytest_kvcache.trialrecord import RankResult
 from pytest_kvcache.workloads.openloop import arrival_offsets_ns
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.backends.protocol import Backend
     from pytest_kvcache.plan import Plan
     from pytest_kvcache.registry import Registry
+    from pytest_kvcache.stalls import Stall
 
 
 @pytest.fixture(autouse=True)
@@ -258,8 +259,17 @@ def test_slabs_that_are_opened_again_for_the_fallback_are_made_anew(tmp_path: Pa
 
 
 @pytest.mark.thorough
-def test_a_rank_that_does_not_look_around_stood_still() -> None:
+def test_a_rank_that_does_not_look_around_stood_still(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
+    pauses: list[tuple[int, int]] = []
+
+    def found_stalls(
+        _recorder: Recorder, _window_ns: int, pauses_ns: tuple[tuple[int, int], ...] = ()
+    ) -> tuple[Stall, ...]:
+        pauses.extend(pauses_ns)
+        return ()
+
+    monkeypatch.setattr(Recorder, "found_stalls", found_stalls)
 
     def tick() -> bool:
         looks.append(1)
@@ -271,6 +281,7 @@ def test_a_rank_that_does_not_look_around_stood_still() -> None:
     result = finished(rank, build_registry(), tick).result
     assert result.longest_pause_s is not None
     assert result.longest_pause_s >= 0.4
+    assert max(end - begin for begin, end in pauses) == round(result.longest_pause_s * 1e9)
 
 
 def test_a_pause_in_the_ramp_is_none_of_the_window() -> None:

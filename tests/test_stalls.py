@@ -226,7 +226,7 @@ def test_a_trial_without_stalls_has_no_longest_one() -> None:
     "changes",
     [
         {"kind": "sync"}, {"begin_s": -0.1}, {"end_s": 1.4}, {"end_s": float("nan")},
-        {"begin_s": 1}, {"more": 1},
+        {"begin_s": 1}, {"more": 1}, {"paused_s": 1.1}, {"paused_s": -0.1}, {"paused_s": None},
     ],
 )  # fmt: skip
 def test_a_damaged_stall_is_refused(changes: dict[str, Any]) -> None:
@@ -279,6 +279,55 @@ def test_the_verdict_names_the_ranks_that_stood_still() -> None:
 
 def test_the_verdict_names_the_kind_that_stood_still_alone() -> None:
     assert "no write was completed" in text_of((stall(2.5, 4.5, "write"),))
+
+
+# --- a rank that did not run ----------------------------------------------------------------
+
+
+def paused(*pauses_ms: tuple[int, int]) -> Stall:
+    """A stall from 2.5 to 4.5 s of a rank that stood still itself in these times."""
+    recorder = recorded(served(16, 10 * MS, 6 * S, (2_500 * MS, 4_500 * MS)), 6 * S)
+    (found_one,) = recorder.found_stalls(6 * S, [(a * MS, b * MS) for a, b in pauses_ms])
+    return found_one
+
+
+def test_a_stall_says_for_how_much_of_it_its_rank_did_not_run() -> None:
+    assert paused().paused_s == 0.0
+    assert paused((2_400, 3_000), (3_100, 3_200)).paused_s == pytest.approx(0.6, abs=0.02)
+    assert not paused((2_400, 4_200)).is_a_pause
+    assert paused((2_420, 4_510)).is_a_pause
+    assert paused((2_420, 3_500), (3_550, 4_510)).is_a_pause
+
+
+def test_of_a_rank_that_was_stopped_the_storage_is_not_blamed() -> None:
+    plan = sound_plan(np=2)
+    stopped = replace(stall(2.0, 2.8), paused_s=0.79)
+    ranks = [rank_result(0), rank_result(1, stalls=(stopped,), longest_pause_s=0.85)]
+    record = sound_record(plan, ranks)
+    data, verdicts = evaluate_trial(record, plan)
+    texts = {verdict.code: verdict.text for verdict in verdicts}
+    assert data["stalls"]["count"] == 0
+    assert "STALL" not in texts
+    assert texts["PAUSED"].startswith("rank 1 on host ")
+    assert "stood still for 0.8 s in the window" in texts["PAUSED"]
+    others = [rank_result(0, stalls=(stall(2.0, 2.8),)), ranks[1]]
+    (told,) = (
+        v.text for v in evaluate_trial(sound_record(plan, others), plan)[1] if v.code == "STALL"
+    )
+    assert " of 1 of 2 ranks (rank 0 on " in told
+
+
+def test_a_rank_that_never_paused_has_no_stall_that_is_a_pause() -> None:
+    plan = sound_plan()
+    told = replace(stall(2.0, 2.8), paused_s=0.79)
+    for longest_pause_s, words in ((None, "longest_pause_s is None"), (0.9, None)):
+        rank = rank_result(0, stalls=(told,), longest_pause_s=longest_pause_s)
+        faults = [f for f in record_faults(sound_record(plan, [rank]), plan) if "paused_s" in f]
+        assert len(faults) == (words is not None)
+        assert words is None or words in faults[0]
+
+
+# --- what can not be ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

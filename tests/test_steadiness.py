@@ -108,6 +108,62 @@ def test_a_drift_and_a_hump_are_found() -> None:
         assert found.count(None) <= 4
 
 
+@pytest.mark.parametrize(
+    ("values", "limit", "stretch"),
+    [
+        ([1.28] * 4 + [0.38] * 2, 0.25, (4, 6)),
+        ([0.38] * 2 + [1.28] * 4, 0.25, (0, 2)),
+        ([17.8, 17.8, 17.8, 17.8, 65.0, 65.0], 0.33, (4, 6)),
+        ([15.0, 16.0, 61.0, 65.0, 65.0, 65.0], 0.33, (0, 2)),
+        ([352.0, 361.0, 344.0, 35.0, 33.0, 370.0, 349.0, 352.0], 0.25, (3, 5)),
+    ],
+)
+def test_two_seconds_of_a_short_window_that_are_three_times_as_slow_are_a_change(
+    values: list[float], limit: float, stretch: tuple[int, int]
+) -> None:
+    change = largest_change(values, limit)
+    assert change is not None
+    told = {change.second, (change.second[1], len(values)), (0, change.second[0])}
+    assert stretch in told
+
+
+def test_two_seconds_that_differ_by_less_than_a_factor_of_two_are_none() -> None:
+    assert largest_change([1.0] * 8 + [0.55] * 2, 0.25) is None
+    assert largest_change([1.0] * 7 + [0.55] * 3, 0.25) is not None
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("count", "length", "factor"),
+    [(30, 3, 0.1), (30, 5, 0.1), (30, 4, 3.0), (60, 6, 1 / 3), (60, 15, 1 / 3), (120, 12, 1 / 3)],
+)
+def test_a_dip_is_found_and_placed_wherever_it_is(count: int, length: int, factor: float) -> None:
+    for begin in range(1, count - length):
+        inside = range(begin, begin + length)
+        levels = [factor if second in inside else 1.0 for second in range(count)]
+        change = largest_change(noisy(begin, *levels, cv=0.1), 0.25)
+        assert change is not None, begin
+
+
+def test_a_dip_is_told_against_all_the_rest() -> None:
+    change = largest_change([1.0] * 13 + [0.1] * 4 + [1.0] * 13, 0.25)
+    assert change == Change(before=1.0, after=0.1, first=None, second=(13, 17))
+
+
+def test_a_dip_of_a_thirtieth_of_the_window_is_none() -> None:
+    assert largest_change([1.0] * 28 + [0.1] * 2 + [1.0] * 30, 0.25) is None
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("likeness", "cv"), [(0.6, 0.15), (0.6, 0.25), (0.8, 0.17)])
+@pytest.mark.parametrize("count", [6, 10, 15, 30])
+def test_stretches_tell_hardly_more_of_seconds_that_are_like_their_neighbours(
+    count: int, likeness: float, cv: float
+) -> None:
+    found = [largest_change(alike(seed, count, likeness, cv), 0.25) for seed in range(500)]
+    assert sum(change is not None and change.first is None for change in found) <= 5
+
+
 def test_a_change_below_the_limit_is_none_however_clear() -> None:
     assert largest_change([1.0] * 15 + [0.8] * 15, 0.25) is None
     assert largest_change([1.0] * 15 + [0.7] * 15, 0.25) is not None

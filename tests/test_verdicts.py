@@ -775,6 +775,18 @@ def test_a_storage_of_few_operations_that_changes_is_not_steady(
         assert told[0].startswith(words.format(kind))
 
 
+def test_a_dip_in_the_middle_of_the_window_is_not_steady() -> None:
+    plan = sound_plan()
+    record = sound_record(plan, [rank_result(0)])
+    operations = [128] * 12 + [13] * 5 + [128] * 13
+    record = replace(record, series=series_with("read", operations, [10] * 30))
+    (told,) = (v.text for v in evaluate_trial(record, plan)[1] if v.code == "NOT_STEADY")
+    assert told.startswith(
+        "reads went from 0.000488 to 4.96e-05 GiB/s for a while (medians of the others and the"
+        " seconds 12 to 17 of the window): figures of"
+    )
+
+
 def test_a_p99_that_doubles_is_not_steady() -> None:
     ledger = SeriesLedger(0, None)
     for second in range(12):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_kvcache.recorder import widest_slice_s
 from pytest_kvcache.results import Verdict
 from pytest_kvcache.series import KINDS, Series
-from pytest_kvcache.stalls import EVERY
+from pytest_kvcache.stalls import EVERY, Stall
 from pytest_kvcache.steadiness import grouped, largest_change
 
 if TYPE_CHECKING:
@@ -111,14 +111,17 @@ def _when(
     change: Change, unit: str, spans: Sequence[tuple[int, int]], series: Mapping[str, Any]
 ) -> str:
     """The two medians, and which seconds of the window they are of."""
-    told = [
-        f"{spans[begin][0] * series['interval_s']} to {spans[end - 1][1] * series['interval_s']}"
-        for begin, end in (change.first, change.second)
-    ]
-    return (
-        f"{change.before:.3g} to {change.after:.3g} {unit} (medians of the seconds {told[0]} and"
-        f" {told[1]} of the window)"
+    first, second = (
+        None
+        if part is None
+        else f"{spans[part[0]][0] * series['interval_s']} to"
+        f" {spans[part[1] - 1][1] * series['interval_s']}"
+        for part in (change.first, change.second)
     )
+    sizes = f"{change.before:.3g} to {change.after:.3g} {unit}"
+    if first is None:
+        return f"{sizes} for a while (medians of the others and the seconds {second} of the window)"
+    return f"{sizes} (medians of the seconds {first} and {second} of the window)"
 
 
 def _whether_the_storage_stood_still(data: Mapping[str, Any], plan: Plan) -> Iterator[Verdict]:
@@ -144,7 +147,11 @@ def _whether_the_storage_stood_still(data: Mapping[str, Any], plan: Plan) -> Ite
 
 def _of_whom(data: Mapping[str, Any], plan: Plan) -> str:
     """Which ranks stood still, where there are several."""
-    affected = [rank for rank in data["ranks"] if rank["stalls"]]
+    affected = [
+        rank
+        for rank in data["ranks"]
+        if not all(Stall.from_json(stall).is_a_pause for stall in rank["stalls"])
+    ]
     if plan.np == 1:
         return ""
     if len(affected) == plan.np:
@@ -250,7 +257,8 @@ def _done(rank: Mapping[str, Any]) -> int:
 def _whether_a_rank_stood_still(data: Mapping[str, Any]) -> Iterator[Verdict]:
     known = [rank for rank in data["ranks"] if rank["longest_pause_s"] is not None]
     longest = max(known, key=lambda rank: rank["longest_pause_s"], default=None)
-    if longest is not None and longest["longest_pause_s"] > _LONG_PAUSE_S:
+    stopped = any(Stall.from_json(stall).is_a_pause for r in known for stall in r["stalls"])
+    if longest is not None and (longest["longest_pause_s"] > _LONG_PAUSE_S or stopped):
         yield Verdict.of(
             "PAUSED",
             f"rank {longest['rank']} on host {longest['host']} stood still for"
