@@ -25,7 +25,7 @@ def why_absent(result: CaseResult, metric: str) -> str:
     few, counts = _samples(metric, sections)
     if few is not None:
         return (
-            f"FEW_SAMPLES: p{spec.percentile:g} needs {few} operations per trial (10 beyond it),"
+            f"FEW_SAMPLES, p{spec.percentile:g} needs {few} operations per trial (10 beyond it),"
             f" the trials had {', '.join(map(str, counts))}; {_more_samples(result.plan)}"
         )
     if any(section.get("censored") for section in sections):

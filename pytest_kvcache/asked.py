@@ -69,8 +69,8 @@ def nothing_selected(
     verb = "is" if len(flags) == 1 else "are"
     if deselected:
         return (
-            f"no benchmark ran: {given} {verb} given, but all {deselected} items of the benchmark"
-            " were deselected; look at -k and -m"
+            f"no benchmark ran: {given} {verb} given, but all items of the benchmark"
+            f" ({deselected}) were deselected; look at -k and -m"
         )
     none = f"none of the {tests} tests that were selected uses" if tests else "nothing here uses"
     rest = [argument for argument in arguments if argument not in SUITE.split()]

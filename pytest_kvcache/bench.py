@@ -383,7 +383,7 @@ def _explained(judgement: Judgement, case: CaseResult) -> Judgement:
         return judgement
     if case.error is not None:
         return replace(judgement, reason=f"the case failed: {case.error.splitlines()[0]}")
-    return replace(judgement, reason=f"no value: {why_absent(case, judgement.rule.metric)}")
+    return replace(judgement, reason=why_absent(case, judgement.rule.metric))
 
 
 def _stock_evidence(compared: Sequence[Mapping[str, Any]], name: str) -> Iterator[Evidence]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_kvcache.absence import why_absent
+from pytest_kvcache.cachedir import run_dir
 from pytest_kvcache.metrics import METRICS, possible
 from pytest_kvcache.report import figure
 
@@ -32,6 +33,24 @@ def absent_values(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
         for metric in possible(metrics, case.plan.phase):
             if case.series(metric) is None:
                 yield f"{case.name}: no {metric}: {why_absent(case, metric)}"
+
+
+def kept_data(cases: Sequence[CaseResult]) -> str | None:
+    """Where the last trial's data was left; None: nobody asked for that, or nothing ran."""
+    trials = [
+        (case.plan, trial)
+        for case in cases
+        for trial in case.trials
+        if case.plan.keep and case.plan.needs_directory
+    ]
+    if not trials:
+        return None
+    plan, trial = trials[-1]
+    hosts = [host.name for host in plan.layout.hosts]
+    if trial.data is not None:  # as they call themselves
+        hosts = [rank["host"] for rank in trial.data["ranks"]]
+    where = run_dir(plan.cache_dir, plan.run_id)
+    return f"data of the last trial (--kv-keep): {where} on {', '.join(dict.fromkeys(hosts))}"
 
 
 def _median(case: CaseResult, metric: str) -> str:

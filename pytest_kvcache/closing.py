@@ -42,9 +42,9 @@ def tell(reporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     config.stash[_TOLD_KEY] = True
     bench = _bench_with_results(config)
     if bench is None:
-        for line in advice(config):
-            shown = showable(f"kvcache: {line}", encoding_of(sys.__stdout__))
-            reporter.write_line(shown, yellow=True)
+        for text in advice(config):
+            for line in _fitted(f"kvcache: {text}"):
+                reporter.write_line(showable(line, encoding_of(sys.__stdout__)), yellow=True)
         return
     if verbosity_of(config) >= 0:
         reporter.section("kvcache", sep="-")
@@ -73,10 +73,11 @@ def report_lines(bench: Bench, config: pytest.Config) -> Iterator[str]:
         yield from _whole(bench, config)
         yield ""
     elif verbosity == _QUIET:
-        yield from _brief(bench)
+        for text in _brief(bench):
+            yield from _fitted(text)
     yield from _last(bench, config, gates=verbosity < 0 or config.option.no_summary)
-    for line in advice(config):
-        yield f"kvcache: {line}"
+    for text in advice(config):
+        yield from _fitted(f"kvcache: {text}")
 
 
 def _whole(bench: Bench, config: pytest.Config) -> Iterator[str]:
@@ -84,8 +85,8 @@ def _whole(bench: Bench, config: pytest.Config) -> Iterator[str]:
 
     yield report_run(bench.controller.run, bench.options.metrics)
     yield from bench.unsettled()
-    for line in bench.namesakes():
-        yield from textwrap.wrap(line, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    for text in bench.namesakes():
+        yield from _fitted(text)
     table = gate_table(
         [*bench.compared(), *bench.judge()],
         differences=bench.differing(),
@@ -93,9 +94,16 @@ def _whole(bench: Bench, config: pytest.Config) -> Iterator[str]:
         session=bench.baseline_session,
     )
     stock = stock_table(bench.stock_differences(compared_by_benchmark(config)))
-    for text in filter(None, (table, stock)):
+    for told in filter(None, (table, stock)):
         yield ""
-        yield text
+        yield told
+
+
+def _fitted(text: str) -> list[str]:
+    """In lines that fit the terminal; a path or an option stays whole."""
+    return textwrap.wrap(
+        text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
+    )
 
 
 def _brief(bench: Bench, *, absent: bool = False) -> Iterator[str]:
@@ -109,7 +117,9 @@ def _brief(bench: Bench, *, absent: bool = False) -> Iterator[str]:
 
 
 def _last(bench: Bench, config: pytest.Config, *, gates: bool = True) -> Iterator[str]:
-    """Closed gates, and where the rest is."""
+    """Closed gates, and where the rest is: the data that is kept, and the run file."""
+    from pytest_kvcache.brief import kept_data  # noqa: PLC0415  see plugin.py
+
     if gates:
         for judgement in bench.judge():
             if judgement.closes(allow_inconclusive=bench.options.allow_inconclusive):
@@ -117,6 +127,9 @@ def _last(bench: Bench, config: pytest.Config, *, gates: bool = True) -> Iterato
         stock = config.stash.get(STOCK_GATE_KEY, None)
         for line in stock.broken() if stock is not None else ():
             yield f"gate closed: --benchmark-compare-fail: {line}"
+    kept = kept_data(bench.controller.run.cases)
+    if kept is not None:
+        yield kept
     yield f"run file: {_shown(bench.controller.run_file, config)}"
 
 

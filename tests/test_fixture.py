@@ -73,7 +73,7 @@ def test_a_metric_is_the_median_over_trials() -> None:
         ("kvcache.run(backend='file', cache_dir='/etc')", "--kv-cache-dir is /etc"),
         ("kvcache.run().metric('read.p96_ms')", "'read.p96_ms' is no metric (did you mean 'read."),
         ("kvcache.run().metric('read.p95')", "'read.p95' is no metric (did you mean 'read.p95_ms'"),
-        ("kvcache.run().metric('read.p999_ms')", "FEW_SAMPLES: p99.9 needs 10000 operations"),
+        ("kvcache.run().metric('read.p999_ms')", "FEW_SAMPLES, p99.9 needs 10000 operations"),
     ],
 )
 @pytest.mark.once
@@ -302,7 +302,7 @@ def test_the_clock_stands_still_when_it_is_set_and_runs_otherwise() -> None:
     [
         ("load.p50_ms", 66, 80, "had not ended at the end of the window to tell (load: 80 of 146"),
         ("load.max_ms", 66, 1, "had not ended at the end of the window to tell (load: 1 of 67"),
-        ("load.p95_ms", 66, 8, "FEW_SAMPLES: p95 needs 200 operations"),
+        ("load.p95_ms", 66, 8, "FEW_SAMPLES, p95 needs 200 operations"),
         ("load.max_ms", 0, 0, "the trials have no such value"),
         ("load.p50_ms", 12, 802, "had not ended at the end of the window to tell (load: 802 of 8"),
         ("wakeup.p50_ms", 0, 0, "only an open loop has wakeup; add --kv-request-rate"),

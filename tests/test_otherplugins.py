@@ -344,12 +344,20 @@ def test_nothing_selected_is_told_without_a_terminal_too(site: Site) -> None:
 
 def test_quiet_is_a_line_per_case_and_the_run_file(site: Site) -> None:
     result = site.canned("-q", "--kv-np=1,2", *QUICK)
-    lines = [line for line in result.outlines if line]
+    lines = [line for line in result.outlines if line and not line.startswith("  ")]
     assert lines[0].startswith("....")
     assert [line.partition(":")[0] for line in lines[1:-1]] == [
         "mixed-tiny-1b-np1", "mixed-tiny-1b-np2", "run file",
     ]  # fmt: skip
     assert lines[1].startswith("mixed-tiny-1b-np1: read.p95 1.449 ms, read 1.000 GiB/s")
+
+
+def test_quiet_lines_fit_the_terminal(site: Site) -> None:
+    metrics = "load.p50_ms,load.p95_ms,read.gib_per_s,write.gib_per_s,requests.per_s,read.p95_ms"
+    result = site.canned("-q", f"--kv-metrics={metrics}", "--kv-keep")
+    assert max(map(len, result.outlines)) < 80
+    assert "mixed-tiny-1b-np2: " in output(result)
+    assert " (NOT_STORAGE, " in " ".join(output(result).split())
 
 
 def test_quieter_is_the_run_file_alone(site: Site) -> None:

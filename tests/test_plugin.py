@@ -197,7 +197,7 @@ def test_an_slo_judges_the_run_alone(site: Site, slo: str, code: pytest.ExitCode
 def test_too_few_samples_fail_the_item_of_that_metric_only(site: Site) -> None:
     result = site.canned("--kv-metrics=read.p95_ms,read.p999_ms")
     result.assert_outcomes(passed=1, failed=1)
-    result.stdout.fnmatch_lines("FEW_SAMPLES: p99.9 needs 10000 operations*2000*")
+    result.stdout.fnmatch_lines("FEW_SAMPLES, p99.9 needs 10000 operations*2000*")
     assert len(site.launches()) == 1
 
 

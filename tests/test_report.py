@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_kvcache.brief import brief_case
+from pytest_kvcache.brief import brief_case, kept_data
 from pytest_kvcache.metrics import METRICS
 from pytest_kvcache.report import (
     WIDTH,
@@ -25,6 +25,7 @@ from tests.canned import case_of, record_of, run_of, trial_of
 from tests.factories import (
     FILESYSTEM,
     host_facts,
+    layout_of,
     make_plan,
     rank_result,
     sound_plan,
@@ -167,6 +168,25 @@ def test_the_first_sentence_and_the_brief_line_know_of_what_stands_against_the_w
     assert "No verdict against it." not in told
     assert "NOISY warning: the trials differ" in told
     assert brief_case(case, ("read.gib_per_s",)).endswith(" GiB/s (NOISY)")
+
+
+def test_what_is_kept_is_said_to_lie_where_it_lies() -> None:
+    plan = make_plan(backend="file", cache_dir="/x", keep=True)
+    case = case_of(plan)
+    data = case.trials[-1].data
+    assert data is not None
+    host = data["ranks"][0]["host"]
+    place = f"data of the last trial (--kv-keep): /x/kvcache-{plan.run_id} on "
+    assert kept_data([case]) == place + host
+    layout = layout_of(n1=2, n2=1)
+    failed = case_of(
+        make_plan(backend="file", cache_dir="/x", keep=True, layout=layout),
+        TrialResult(index=0, error="it broke"),
+    )
+    assert kept_data([case, failed]) == f"{place}n1, n2"
+    nothing = make_plan(backend="memory", keep=True)
+    others = [case_of(replace(plan, keep=False)), CaseResult(plan=plan), case_of(nothing)]
+    assert kept_data(others) is None
 
 
 def test_the_first_sentence_of_an_open_loop_says_its_rate() -> None:

@@ -352,6 +352,7 @@ def test_data_is_kept_where_the_user_asks_for_it(real_site: Site, store: str, na
     assert kept.name == f"kvcache-{real_site.run()['run_id']}"
     assert sorted(path.name for path in kept.iterdir()) == ["KVCACHE-RUN", "rank-0", "rank-1"]
     assert any(path.is_file() for path in kept.glob(names))
+    assert f"data of the last trial (--kv-keep): {kept} on " in output(result)
     trial = real_site.case()["trials"][0]
     assert (trial["proof"]["io_mode"], real_site.case()["plan"]["sync"]) == ("buffered", "data")
 
