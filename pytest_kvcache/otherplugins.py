@@ -105,7 +105,7 @@ class StockGate:
         self._compared = compared
         self._ours: set[str] = set()
         self.judged: dict[str, list[str]] = {}
-        """Entry → how it exceeds the limits, for each that the earlier run has as well."""
+        """Entry → a line for each limit that it exceeds, for all that the earlier run has too."""
         limits[:] = [_ForOthers(limit, self._ours) for limit in limits]
 
     def judge(self, name: str, stats: Any) -> None:
@@ -115,13 +115,14 @@ class StockGate:
             for entry in data["benchmarks"]:
                 if entry["fullname"] == name:
                     before = {**entry, **entry["stats"]}
-                    told = [limit.fails(stats, before) for limit in self._limits]
+                    told = (limit.fails(stats, before) for limit in self._limits)
+                    lines = [f"{entry['name']}: {text}" for text in told if text]
                     found = self.judged.setdefault(name, [])
-                    found += [text for text in told if text and text not in found]
+                    found += [line for line in lines if line not in found]
 
     def broken(self) -> list[str]:
         """A line for each limit that an entry exceeds."""
-        return [f"{name}: {text}" for name, texts in self.judged.items() for text in texts]
+        return [line for lines in self.judged.values() for line in lines]
 
 
 class _ForOthers:

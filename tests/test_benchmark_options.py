@@ -169,11 +169,10 @@ def test_a_slower_run_closes_the_stock_gate_whatever_direction_is_better(
 ) -> None:
     monkeypatch.setenv("KVCACHE_TEST_FACTOR", "1.5")
     gate = ("--benchmark-compare=0001", "--benchmark-compare-fail=mean:20%")
-    # A process of its own: pytest-benchmark's gate is an exception that ends it.
     result = site.canned_apart(METRICS, *gate)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     for name in ("read.p95_ms", "read.s_per_gib"):
-        assert re.search(rf"mixed-tiny-1b-np2-{name} .* has failed", output(result))
+        assert re.search(rf"mixed-tiny-1b-np2-{name}: .* has failed", output(result))
 
 
 @pytest.mark.usefixtures("saved")

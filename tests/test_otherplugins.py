@@ -354,7 +354,7 @@ def test_quiet_is_a_line_per_case_and_the_run_file(site: Site) -> None:
 
 def test_quiet_lines_fit_the_terminal(site: Site) -> None:
     metrics = "load.p50_ms,load.p95_ms,read.gib_per_s,write.gib_per_s,requests.per_s,read.p95_ms"
-    result = site.canned("-q", f"--kv-metrics={metrics}", "--kv-keep")
+    result = site.canned("-q", f"--kv-metrics={metrics}", "--benchmark-disable")
     assert max(map(len, result.outlines)) < 80
     assert "mixed-tiny-1b-np2: " in output(result)
     assert " (NOT_STORAGE, " in " ".join(output(result).split())

@@ -284,7 +284,7 @@ def test_a_recorded_trace_has_the_hit_ratio_of_its_reference() -> None:
     text = report(trace=str(trace_path(SHAREGPT)))
     best = reference.infinite_hit_blocks / reference.prompt_blocks
     assert f"{best:.4f} at most" in text
-    assert f"{reference.distinct_blocks} blocks" in fact(text, "working set per rank")
+    assert f"{reference.distinct_blocks:,} blocks" in fact(text, "working set per rank")
 
 
 # --- what is refused ------------------------------------------------------------------------
