@@ -81,7 +81,7 @@ FOUND: tuple[tuple[str, Callable[[Cluster], None], str], ...] = (
     (
         "a cache directory that can't be written",
         make_read_only,
-        r"--kv-cache-dir is /mnt/kv/own.*(writable|Read-only)",
+        r"--kv-cache-dir is /mnt/kv/own.*(writable|[Rr]ead-only)",
     ),
 )
 
