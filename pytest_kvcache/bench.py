@@ -50,6 +50,7 @@ from pytest_kvcache.planning import Case, CaseName, Planner, name_cases
 from pytest_kvcache.proof import probe_filesystem
 from pytest_kvcache.registry import build_registry
 from pytest_kvcache.results import RunResult
+from pytest_kvcache.units import format_count
 from pytest_kvcache.version import VERSION
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ class Bench:
         """One line on each case whose trials ended before its interval was narrow enough."""
         return [
             f"{case.name}: --kv-target-ci={target * 100:g}% was not reached after"
-            f" {len(case.trials)} trial{'s' * (len(case.trials) > 1)}"
+            f" {format_count(len(case.trials), 'trial')}"
             for case, target in self.controller.unsettled()
         ]
 
@@ -359,8 +360,9 @@ class Bench:
             fixes.append(f"raise --kv-trials (to {max(before, DEFAULT_TRIALS.low)}, say)")
         raise OptionError(
             f"--kv-fail is {rule}, which could never be decided: of {case} the baseline"
-            f" (--kv-compare={self.options.compare}) has {_trials_text(before)} and this run"
-            f" {_trials_text(now)}, and noise needs at least {_LEAST_TRIALS} on either side;"
+            f" (--kv-compare={self.options.compare}) has {format_count(before, 'trial')} and"
+            f" this run {format_count(now, 'trial')}, and noise needs at least {_LEAST_TRIALS} on"
+            " either side;"
             f" {' and '.join(fixes)}, or let a gate that can't tell pass (--kv-allow-inconclusive)"
         )
 
@@ -371,10 +373,6 @@ class Bench:
             refusal = self.stock_refusal(compared, f"{plan.case}-{metric}", expected)
             if refusal is not None:
                 raise OptionError(refusal)
-
-
-def _trials_text(count: int) -> str:
-    return f"{count} trial{'s' * (count > 1)}"
 
 
 def _explained(judgement: Judgement, case: CaseResult) -> Judgement:

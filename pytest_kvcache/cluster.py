@@ -20,6 +20,7 @@ from pytest_kvcache.hostfacts import HostFacts, machine_identity
 from pytest_kvcache.hostlinks import Answer, HostLinks
 from pytest_kvcache.hostlock import Patience, is_taken
 from pytest_kvcache.localhost import is_local
+from pytest_kvcache.units import format_count
 from pytest_kvcache.version import VERSION
 
 if TYPE_CHECKING:
@@ -246,8 +247,8 @@ class Cluster:
                 self._take_facts(found, host, value)
         lines = [f"host {host}: {text}" for host, texts in found.problems.items() for text in texts]
         return lines + [
-            f"host {host}: the launcher's daemon there is gone, and left {count} rank"
-            f"{'s' * (count > 1)} alone"
+            f"host {host}: the launcher's daemon there is gone, and left"
+            f" {format_count(count, 'rank')} alone"
             for host, count in left_alone.items()
             if count
         ]

@@ -24,12 +24,12 @@ ends below the limit or the noise is up to it          ok
 anything else                                          inconclusive
 =====================================================  ============
 
-Where both sides have such a verdict, they may be alike in that: the verdict stands, and
-the table says with what (``note``), as of verdicts under which the figures may be of
-something else than the storage (UNPROVEN, and each that is allowed by an option: TMPFS,
-CACHED_READS, CLOCK, …). The same goes for an SLO that such a run keeps. But what is ``ok``
-on a latency while the storage stood still in this run (STALL) is ``inconclusive``, by a
-gate of either kind and whatever the baseline had: in a closed loop few operations wait,
+Where both sides have such a verdict, they may be alike in that: the verdict stands, and the
+table says with what (``note``), as of verdicts under which the figures may be of something
+else than the storage (UNPROVEN, and each that is allowed by an option: TMPFS, CACHED_READS,
+CLOCK, …). The same goes for an SLO that such a run keeps. But what is ``ok`` on a latency
+while the storage or a rank stood still in this run (STALL, PAUSED) is ``inconclusive``, by
+a gate of either kind and whatever the baseline had: in a closed loop few operations wait,
 however long it takes, and a percentile hardly moves, so that a short stall of the baseline
 would license long ones. The maximum of loads and requests has the stall in it, as have the
 requests of an open loop, and may be judged.
@@ -94,6 +94,7 @@ from pytest_kvcache.summary import (
     change_ratio,
     trials_needed,
 )
+from pytest_kvcache.units import format_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -123,10 +124,7 @@ _OTHER_PLAN: Final = (
     " (--kv-compare-across=plan)"
 )
 _HAVE_STALLS_IN_THEM: Final = frozenset({"load.max_ms", "request.max_ms"})
-_HIDES_A_STALL: Final = (
-    "the storage stood still (STALL), and few operations had to wait for it: judge load.max_ms or"
-    " request.max_ms, or repeat the run"
-)
+_STANDSTILLS: Final[Mapping[str, str]] = {"STALL": "the storage", "PAUSED": "a rank"}
 _BY_CHANCE: Final = 0.05  # how often an order of trials may come about if nothing changed
 _WIDTH: Final = 80
 _COLUMNS: Final = {  # heading: width; with single spaces between they make 80
@@ -336,8 +334,7 @@ def judge(
     status, reason = _verdict(rule, change, baseline, now)
     doubt = uncertain(found.evidence, evidence)
     needs_trials = status == "inconclusive" and len(baseline.values) > 1
-    if not doubt and _may_hide_a_stall(rule.metric, evidence):
-        doubt = _HIDES_A_STALL
+    doubt = doubt or _hidden_standstill(rule.metric, evidence)
     if doubt and status == "ok":
         status, reason = "inconclusive", f"{change.told(rule.limit_ratio)}, but {doubt}"
     return replace(
@@ -422,8 +419,9 @@ def judge_slo(
     reason = f"the median over {_trials(now)} is {now.median:.6g} {now.unit}"
     if kept[0] == kept[1]:
         reason += f", which {'keeps' if kept[0] else 'breaks'} {rule}"
-        if kept[0] and _may_hide_a_stall(rule.metric, evidence):
-            reason += f", but {_HIDES_A_STALL}"
+        hidden = _hidden_standstill(rule.metric, evidence)
+        if kept[0] and hidden:
+            reason += f", but {hidden}"
             return replace(told, status="inconclusive", reason=reason, needs_trials=False)
         return replace(told, status="ok" if kept[0] else "worse", reason=reason)
     one, other = ("keeps", "breaks") if kept[0] else ("breaks", "keeps")
@@ -432,15 +430,19 @@ def judge_slo(
     return replace(told, status="inconclusive", reason=reason)
 
 
-def _may_hide_a_stall(metric: str, evidence: Evidence) -> bool:
-    """Whether it looks better than what users would have met while the storage stood still."""
-    if "STALL" not in (evidence.verdicts or ()) or metric in _HAVE_STALLS_IN_THEM:
-        return False
+def _hidden_standstill(metric: str, evidence: Evidence) -> str | None:
+    """Why a metric looks better than what users would have met while something stood still."""
+    codes = [code for code in _STANDSTILLS if code in (evidence.verdicts or ())]
+    if not codes or metric in _HAVE_STALLS_IN_THEM:
+        return None
     plan = {} if evidence.facts is None else evidence.facts["plan"]
     is_open = plan.get("request_rate") is not None or plan.get("trace.speedup")
-    if is_open and metric.startswith("request."):
-        return False
-    return metric in METRICS and METRICS[metric].latency
+    if (is_open and metric.startswith("request.")) or not METRICS[metric].latency:
+        return None
+    return (
+        f"{_STANDSTILLS[codes[0]]} stood still ({codes[0]}), and few operations had to wait for it:"
+        " judge load.max_ms or request.max_ms, or repeat the run"
+    )
 
 
 def verdict_line(judgement: Judgement) -> str:
@@ -657,8 +659,7 @@ def _check_sides(baseline: MetricSeries, now: MetricSeries) -> None:
 
 
 def _trials(series: MetricSeries) -> str:
-    count = len(series.values)
-    return f"{count} trial{'s' if count > 1 else ''}"
+    return format_count(len(series.values), "trial")
 
 
 # -- the table --

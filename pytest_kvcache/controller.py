@@ -36,6 +36,7 @@ from pytest_kvcache.processes import MARKER_VARIABLE
 from pytest_kvcache.results import CaseResult, TrialResult
 from pytest_kvcache.stopping import planned_looks
 from pytest_kvcache.trialrecord import SOURCES, ControllerRecord
+from pytest_kvcache.units import format_count
 from pytest_kvcache.verdicts import evaluate_case, evaluate_trial, idle_error
 
 if TYPE_CHECKING:
@@ -500,4 +501,4 @@ def _what_failed(rank: RankResult) -> str:
         return f"clean-up failed: {rank.cleanup_error}"
     if not failed:  # a delete, say: no operation that is counted
         return rank.error
-    return f"{failed} failed operation{'s' * (failed != 1)}, the first: {rank.error}"
+    return f"{format_count(failed, 'failed operation')}, the first: {rank.error}"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_kvcache.errors import OptionError, ResultError
+from pytest_kvcache.units import format_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -431,8 +432,8 @@ def _looks_like_path(word: str, exists: Callable[[str], bool]) -> bool:
 def _counts_per_host(hosts: Sequence[HostSpec], np: int | None, npernode: int) -> list[int]:
     if np is not None and np != npernode * len(hosts):
         raise OptionError(
-            f"--kv-np is {np}, but --kv-npernode {npernode} on {len(hosts)}"
-            f" host{'s' * (len(hosts) != 1)} makes {npernode * len(hosts)};"
+            f"--kv-np is {np}, but --kv-npernode {npernode} on"
+            f" {format_count(len(hosts), 'host')} makes {npernode * len(hosts)};"
             " give one of them, or numbers that agree"
         )
     short = [str(host) for host in hosts if host.slots is not None and host.slots < npernode]

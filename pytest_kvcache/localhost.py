@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_kvcache.cgroups import Groups, cpu_quota_cores, limit_words, memory_limit
-from pytest_kvcache.units import format_bytes
+from pytest_kvcache.units import format_bytes, format_count
 
 
 def is_local(name: str) -> bool:
@@ -88,7 +88,7 @@ def available_memory_bytes(
 
 def cores_words(cores: int, quota: float | None) -> str:
     """``2 cores (its control group allows 1.5)``."""
-    shown = f"{cores} core{'s' * (cores != 1)}"
+    shown = format_count(cores, "core")
     return shown if quota is None else f"{shown} ({limit_words(f'{quota:.3g}')})"
 
 

@@ -41,6 +41,7 @@ from pytest_kvcache.gates import GateItem, Gates
 from pytest_kvcache.hosts import explain_swallowed_path
 from pytest_kvcache.options import OPTIONS, OptionSpec, Origin, build_options, describe_given
 from pytest_kvcache.showable import encoding_of, showable
+from pytest_kvcache.units import format_count
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -386,7 +387,7 @@ def _dry_lines(
     own = sum("kv_case" not in _fixtures(item) for item in running)
     if own:
         yield (
-            f"{own} test{'s' * (own > 1)} with kvcache.run() not looked at: what they launch is"
+            f"{format_count(own, 'test')} with kvcache.run() not looked at: what they launch is"
             " known when they run"
         )
 

@@ -331,7 +331,7 @@ def _check_memory(plan: Plan, ranks: int) -> None:
     wanted = ranks * plan.memory_bytes
     if free is not None and wanted > free.free_bytes:
         raise PreflightError(
-            f"{ranks} rank{'s' * (ranks > 1)} need{'s' * (ranks == 1)} {format_bytes(wanted)} on"
+            f"{format_count(ranks, 'rank')} need{'s' * (ranks == 1)} {format_bytes(wanted)} on"
             f" one host, which has {memory_words(free.free_bytes, free.limit_bytes)}; lower"
             " --kv-np, --kv-queue-depth or the capacity"
         )

@@ -189,7 +189,7 @@ def test_more_storage_than_there_is_free_is_refused(site: Site) -> None:
 def test_more_memory_than_there_is_is_refused(site: Site) -> None:
     result = site.canned("--kv-backend=memory", "--kv-queue-depth=1024", "--kv-np=1000",
                          "--kv-num-users=1")  # fmt: skip
-    assert_refused(site, result, "1000 ranks need", "of memory", "lower --kv-np")
+    assert_refused(site, result, "1,000 ranks need", "of memory", "lower --kv-np")
 
 
 def without_override(site: Site, *args: str) -> pytest.RunResult:

@@ -7,7 +7,6 @@ above what a busy machine adds; the slower run sleeps eight times as long.
 from __future__ import annotations
 
 import json
-import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -26,31 +25,33 @@ CASE = (
 COMPARE = ("--kv-compare=baseline.json", "--kv-fail=read.p50_ms:100%")
 
 
-DISTURBED = re.compile(r"^  (STALL|BUSY_DEVICE|NOT_STEADY|PAUSED|THROTTLED) warning", re.MULTILINE)
+ATTEMPTS = 6
 
 
 def run(site: Site, sleep_s: str, monkeypatch: pytest.MonkeyPatch, *args: str) -> pytest.RunResult:
-    """One without a disturbance, as a gate asks for: "repeat it"."""
     monkeypatch.setenv("KVCACHE_TEST_SLEEP_S", sleep_s)
-    codes: list[str] = []
-    while len(codes) < 4:
-        result = site.real(*CASE, *args)
-        found = DISTURBED.search(output(result))
-        if found is None:
-            return result
-        codes.append(found[1])
-    pytest.skip(f"this machine takes time from its processes: {', '.join(codes)} in four runs")
+    return site.real(*CASE, *args)
+
+
+def is_to_be_repeated(result: pytest.RunResult) -> bool:
+    """Whether the gate asks for that: something else than the storage disturbed one side only."""
+    text = " ".join(output(result).split())
+    return "can't be relied on: repeat it" in text or "or repeat the run" in text
 
 
 def test_a_baseline_closes_the_gate_on_a_slower_storage_and_on_nothing_else(
     real_site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = run(real_site, "0.01", monkeypatch, "--benchmark-json=baseline.json")
-    first.assert_outcomes(passed=1)
+    for _attempt in range(ATTEMPTS):
+        first = run(real_site, "0.01", monkeypatch, "--benchmark-json=baseline.json")
+        first.assert_outcomes(passed=1)
+        same = run(real_site, "0.01", monkeypatch, *COMPARE)
+        if not is_to_be_repeated(same):
+            break
+    else:
+        pytest.skip(f"this machine disturbed one of two runs, {ATTEMPTS} times in a row")
     entries = json.loads((real_site.path / "baseline.json").read_text())["benchmarks"]
     assert min(entries[0]["stats"]["data"]) >= 0.01
-
-    same = run(real_site, "0.01", monkeypatch, *COMPARE)
     assert same.ret == pytest.ExitCode.OK, output(same)
     same.stdout.fnmatch_lines("read.p50_ms*100% ok")
 

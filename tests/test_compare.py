@@ -472,6 +472,7 @@ def test_what_is_of_one_kind_or_does_not_tell_is_compared(
     assert judge(TEN_PERCENT, found, latency(10.0, 10.0), evidence=after).status == "ok"
 
 
+STANDSTILLS = [("STALL", "the storage"), ("PAUSED", "a rank")]
 DISTURBANCES = ["BUSY_DEVICE", "NOT_STEADY", "PAUSED", "STALL", "THROTTLED"]
 
 
@@ -526,12 +527,12 @@ def test_what_is_proven_by_no_side_or_alone_passes_a_gate_but_never_silently() -
 
 
 def test_a_disturbance_of_which_the_baseline_does_not_tell_is_said() -> None:
-    disturbed = Evidence(is_storage=True, verdicts=("PAUSED",))
+    disturbed = Evidence(is_storage=True, verdicts=("THROTTLED",))
     found = Found(series=latency(10.0, 10.1))
     judgement = judge(TEN_PERCENT, found, latency(5.0, 5.1), evidence=disturbed)
     assert (judgement.status, judgement.note) == (
         "ok",
-        "this run had PAUSED, of the other is unknown",
+        "this run had THROTTLED, of the other is unknown",
     )
 
 
@@ -567,18 +568,20 @@ def test_an_slo_that_a_disturbed_run_keeps_names_the_disturbance(code: str) -> N
         ("read.p95_ms<9", {}, "worse"),
     ],
 )
-def test_a_latency_that_hides_a_stall_keeps_no_slo(
-    rule: str, plan: dict[str, Any], status: str
+@pytest.mark.parametrize(("code", "what"), STANDSTILLS)
+def test_a_latency_that_hides_a_standstill_keeps_no_slo(
+    code: str, what: str, rule: str, plan: dict[str, Any], status: str
 ) -> None:
-    judgement = slo(rule, 10.0, "STALL", plan=plan)
+    judgement = slo(rule, 10.0, code, plan=plan)
     assert judgement.status == status
     assert not judgement.needs_trials
     assert slo(rule, 1.0).status == "ok"
     if status == "inconclusive":
-        assert "the storage stood still (STALL)" in judgement.reason
+        assert f"{what} stood still ({code})" in judgement.reason
 
 
-@pytest.mark.parametrize("baseline", [("STALL",), None])
+@pytest.mark.parametrize("standstill", STANDSTILLS)
+@pytest.mark.parametrize("baseline_had", ["the same", "who knows"])
 @pytest.mark.parametrize(
     ("metric", "plan", "status"),
     [
@@ -590,23 +593,27 @@ def test_a_latency_that_hides_a_stall_keeps_no_slo(
         ("read.gib_per_s", {}, "ok"),
     ],
 )
-def test_a_latency_that_hides_a_stall_passes_no_gate_whatever_the_baseline_had(
-    metric: str, plan: dict[str, Any], status: str, baseline: tuple[str, ...] | None
+def test_a_latency_that_hides_a_standstill_passes_no_gate_whatever_the_baseline_had(
+    standstill: tuple[str, str], baseline_had: str, metric: str, plan: dict[str, Any], status: str
 ) -> None:
+    code, what = standstill
     spec = METRICS[metric]
     better = (10.0, 20.0) if spec.better == "higher" else (20.0, 10.0)
     before, now = (
         MetricSeries(name=metric, unit=spec.unit, better=spec.better, values=(value,) * 3)
         for value in better
     )
-    stalled = replace(told(plan=plan), verdicts=("STALL",))
-    found = Found(series=before, evidence=replace(stalled, verdicts=baseline))
+    stalled = replace(told(plan=plan), verdicts=(code,))
+    found = Found(
+        series=before,
+        evidence=replace(stalled, verdicts=(code,) if baseline_had == "the same" else None),
+    )
     rule = FailRule(metric=metric, limit_ratio=0.1)
     judgement = judge(rule, found, now, case=CASE, evidence=stalled)
     assert judgement.status == status
     assert not judgement.needs_trials
     if status == "inconclusive":
-        assert "but the storage stood still (STALL)" in judgement.reason
+        assert f"but {what} stood still ({code})" in judgement.reason
     slower = replace(
         now, values=tuple(v * (4 if spec.better == "lower" else 0.25) for v in now.values)
     )

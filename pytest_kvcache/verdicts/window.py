@@ -263,7 +263,8 @@ def _whether_a_rank_stood_still(data: Mapping[str, Any]) -> Iterator[Verdict]:
             "PAUSED",
             f"rank {longest['rank']} on host {longest['host']} stood still for"
             f" {longest['longest_pause_s']:.1f} s in the window: its latencies contain that, look"
-            " for what stops it (a debugger, a suspended machine, an overloaded host)",
+            " for what stops it (a debugger, a suspended machine, an overloaded"
+            " host, a --kv-results-dir that hangs)",
         )
 
 
