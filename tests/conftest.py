@@ -78,6 +78,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("once")
         if item.path.stem in _THOROUGH or _calls_pytest(item):
             item.add_marker("thorough")
+        if isinstance(item, pytest.Function) and hasattr(item.obj, "is_hypothesis_test"):
+            item.add_marker("law")
         slow = next((name for name in _MINUTES if item.get_closest_marker(name)), None)
         if slow in {"containers", "lengthy"}:  # each waits for itself, not for the other
             item.add_marker(pytest.mark.xdist_group(slow))
@@ -106,7 +108,8 @@ def _is_asked(config: pytest.Config) -> bool:
 
 
 def _calls_pytest(item: pytest.Item) -> bool:
-    return "site" in getattr(item, "fixturenames", ()) and item.path.stem not in _FIRST
+    uses_site = isinstance(item, pytest.Function) and "site" in item.fixturenames
+    return uses_site and item.path.stem not in _FIRST
 
 
 ANSWER = "mpi-library: Open MPI v5.0.11, package: of a test"
