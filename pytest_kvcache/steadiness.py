@@ -68,7 +68,7 @@ _T_9999: Final = (
 class Change:
     """The medians of two parts, and where these lie: half-open ranges of intervals.
 
-    ``first`` is None where the first part is all that the second is not.
+    ``first`` is None where the first part is all that the second is not, on both sides of it.
     """
 
     before: float
@@ -110,7 +110,7 @@ def largest_change(
 def _rank(found: tuple[Change, float]) -> tuple[float, int, float]:
     """The largest one; of these one that leaves no interval out, and the clearest of those."""
     change, clear = found
-    told = 0  # a stretch and the rest are always all there is
+    told = 0  # a stretch in the middle; of stretches equally different one at an end is plainer
     if change.first is not None:
         told = sum(end - begin for begin, end in (change.first, change.second))
     return change.size, told, round(clear, 9)
@@ -148,14 +148,26 @@ def _stretches(
             [*operations[:begin], *operations[end:]], operations[begin:end]
         ):
             continue
-        change = Change(
-            before=statistics.median([*values[:begin], *values[end:]]),
-            after=statistics.median(values[begin:end]),
-            first=None,
-            second=(begin, end),
-        )
+        change = _stretch(values, begin, end)
         if min(len(within), len(rest)) >= _LEAST or change.size >= _FACTOR_OF_TWO:
             yield change, abs(statistics.fmean(within) - statistics.fmean(rest))
+
+
+def _stretch(values: Sequence[float], begin: int, end: int) -> Change:
+    """A stretch and the rest: in their order in time, unless the rest lies on both sides."""
+    within, rest = values[begin:end], [*values[:begin], *values[end:]]
+    first, second = (within, rest) if begin == 0 else (rest, within)
+    spans: tuple[Span | None, Span] = (None, (begin, end))
+    if begin == 0:
+        spans = (0, end), (end, len(values))
+    elif end == len(values):
+        spans = (0, begin), (begin, end)
+    return Change(
+        before=statistics.median(first),
+        after=statistics.median(second),
+        first=spans[0],
+        second=spans[1],
+    )
 
 
 def _bounds(logs: Sequence[float], limit_ratio: float) -> Iterator[Span]:

@@ -150,6 +150,15 @@ def test_a_dip_is_told_against_all_the_rest() -> None:
     assert change == Change(before=1.0, after=0.1, first=None, second=(13, 17))
 
 
+@pytest.mark.parametrize("slow", [2, 4])
+def test_a_stretch_at_an_end_is_told_in_the_order_of_time(slow: int) -> None:
+    values = [17.8] * (6 - slow) + [65.0] * slow
+    change = Change(before=17.8, after=65.0, first=(0, 6 - slow), second=(6 - slow, 6))
+    assert largest_change(values, 0.25) == change
+    begun = Change(before=65.0, after=17.8, first=(0, slow), second=(slow, 6))
+    assert largest_change(values[::-1], 0.25) == begun
+
+
 def test_a_dip_of_a_thirtieth_of_the_window_is_none() -> None:
     assert largest_change([1.0] * 28 + [0.1] * 2 + [1.0] * 30, 0.25) is None
 
