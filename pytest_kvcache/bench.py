@@ -19,17 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_kvcache.absence import why_absent
 from pytest_kvcache.asked import Asked
 from pytest_kvcache.baseline import Baseline, load_baseline
-from pytest_kvcache.compare import (
-    Comparison,
-    FailRule,
-    Found,
-    Judgement,
-    SloRule,
-    check_rule,
-    compare,
-    judge,
-    judge_slo,
-)
+from pytest_kvcache.compare import Comparison, Found, Judgement, compare, judge, judge_slo
 from pytest_kvcache.controller import Controller, Progress
 from pytest_kvcache.dryrun import DryRun, describe_dry_run
 from pytest_kvcache.errors import OptionError
@@ -50,6 +40,7 @@ from pytest_kvcache.planning import Case, CaseName, Planner, name_cases
 from pytest_kvcache.proof import probe_filesystem
 from pytest_kvcache.registry import build_registry
 from pytest_kvcache.results import RunResult
+from pytest_kvcache.rules import FailRule, SloRule, check_rule
 from pytest_kvcache.units import format_count
 from pytest_kvcache.version import VERSION
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_kvcache.asked import nothing_selected
-from pytest_kvcache.compare import gate_table, stock_table, verdict_line
 from pytest_kvcache.fixture import (
     BENCH_KEY,
     OPTIONS_KEY,
@@ -24,6 +23,7 @@ from pytest_kvcache.fixture import (
     is_xdist_worker,
     verbosity_of,
 )
+from pytest_kvcache.gatetable import gate_table, stock_table, verdict_line
 from pytest_kvcache.showable import encoding_of, showable
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Baseline against now: the gates, their direction, their noise, their table.
+"""Baseline against now: what a gate decides, in which direction, and beyond which noise.
 
 Pure; imports neither pytest nor MPI. Controller side.
 
@@ -70,11 +70,8 @@ one of each tells (docs/ci.md).
 from __future__ import annotations
 
 import math
-import operator
-import re
-import textwrap
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Final, Literal
 
 from pytest_kvcache.errors import OptionError, ResultError
 from pytest_kvcache.evidence import (
@@ -87,6 +84,7 @@ from pytest_kvcache.evidence import (
     uncertain,
 )
 from pytest_kvcache.metrics import METRICS
+from pytest_kvcache.rules import check_rule
 from pytest_kvcache.summary import (
     MOST_TRIALS,
     MetricSeries,
@@ -97,25 +95,14 @@ from pytest_kvcache.summary import (
 from pytest_kvcache.units import format_count
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping
 
-    from pytest_kvcache.summary import Better
+    from pytest_kvcache.rules import FailRule, SloRule
 
-Operator = Literal["<", "<=", ">", ">="]
+
 Standing = Literal["better", "worse", "noise", "unknown", "incomparable", "missing"]
 Status = Literal["ok", "worse", "inconclusive", "incomparable", "missing"]
 
-_METRIC = r"(?P<metric>[A-Za-z][\w.]*)"
-_NUMBER = r"(?P<number>[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?)"
-_FAIL: Final = re.compile(rf"{_METRIC}\s*:\s*{_NUMBER}\s*%", re.ASCII)
-_SLO: Final = re.compile(rf"{_METRIC}\s*(?P<op><=|>=|<|>)\s*{_NUMBER}", re.ASCII)
-_COMPARE: Final[Mapping[str, Any]] = {
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-}
-_REVERSED: Final[Mapping[Operator, Operator]] = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 _NO_ENTRY: Final = "the baseline has no such entry: compare runs that both have it"
 _NOT_IN_RUN: Final = "this run has no such entry: compare runs that both have it"
 _OTHER_PLAN: Final = (
@@ -126,53 +113,6 @@ _OTHER_PLAN: Final = (
 _HAVE_STALLS_IN_THEM: Final = frozenset({"load.max_ms", "request.max_ms"})
 _STANDSTILLS: Final[Mapping[str, str]] = {"STALL": "the storage", "PAUSED": "a rank"}
 _BY_CHANCE: Final = 0.05  # how often an order of trials may come about if nothing changed
-_WIDTH: Final = 80
-_COLUMNS: Final = {  # heading: width; with single spaces between they make 80
-    "metric": 21,
-    "baseline": 9,
-    "now": 9,
-    "change": 13,
-    "limit": 11,
-    "verdict": 12,
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FailRule:
-    """``--kv-fail``: the metric may get worse than the baseline by so much, not more."""
-
-    metric: str
-    limit_ratio: float
-    """Largest allowed worsening as a ratio of the baseline, above 0: 0.1 is 10 %."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.limit_ratio < math.inf:
-            raise OptionError(
-                f"--kv-fail for {self.metric} has limit {self.limit_ratio * 100:g}%; "
-                "it must be above 0%, e.g. 10%"
-            )
-
-    def __str__(self) -> str:
-        return f"{self.metric}:{self.limit_ratio * 100:.12g}%"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SloRule:
-    """``--kv-slo``: what the metric's median over trials must satisfy, in its own unit."""
-
-    metric: str
-    op: Operator
-    value: float
-
-    def __post_init__(self) -> None:
-        if self.op not in _COMPARE or not math.isfinite(self.value):
-            raise OptionError(
-                f"--kv-slo for {self.metric} is {self.op}{self.value!r}; "
-                "it must be <, <=, > or >= and a finite number, e.g. <20"
-            )
-
-    def __str__(self) -> str:
-        return f"{self.metric}{self.op}{repr(self.value).removesuffix('.0')}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,59 +179,6 @@ class Comparison:
     """As a judgement's."""
     note: str = ""
     """As a judgement's."""
-
-
-def parse_fail(text: str) -> FailRule:
-    """Read ``METRIC:N%`` (``read.p99_ms:2.5%``); OptionError names --kv-fail."""
-    match = _FAIL.fullmatch(text.strip())
-    ratio = float(match["number"]) / 100 if match else 0.0
-    if match is None or not 0 < ratio < math.inf:
-        raise OptionError(
-            f"--kv-fail is {text!r}; it must be METRIC:N% with N above 0, "
-            "e.g. --kv-fail=read.p99_ms:10%"
-        )
-    return FailRule(metric=match["metric"], limit_ratio=ratio)
-
-
-def parse_slo(text: str) -> SloRule:
-    """Read ``METRIC<VALUE`` (also <=, >, >=); OptionError names --kv-slo."""
-    match = _SLO.fullmatch(text.strip())
-    if match is None or not math.isfinite(float(match["number"])):
-        raise OptionError(
-            f"--kv-slo is {text!r}; it must be METRIC, one of < <= > >=, and a number, "
-            "e.g. --kv-slo='read.p95_ms<20'"
-        )
-    op = cast("Operator", match["op"])  # the pattern admits no other
-    return SloRule(metric=match["metric"], op=op, value=float(match["number"]))
-
-
-def check_rule(rule: FailRule, better: Better) -> None:
-    """Raise OptionError for a limit the metric can't exceed; callable before the run.
-
-    What is better when higher falls by 100 % at most, so such a gate would never close.
-    """
-    if better == "higher" and rule.limit_ratio >= 1:
-        raise OptionError(
-            f"--kv-fail is {rule}; {rule.metric} is better when higher, so it can get worse "
-            f"by 100% at most and the gate would never close: give less, "
-            f"e.g. --kv-fail={rule.metric}:10%"
-        )
-
-
-def check_slo(rule: SloRule, better: Better) -> None:
-    """Raise OptionError for an SLO against the metric's direction; callable before the run.
-
-    A good storage would break it, and a bad one keep it.
-    """
-    is_ceiling = rule.op in ("<", "<=")
-    if is_ceiling != (better == "lower"):
-        meant = replace(rule, op=_REVERSED[rule.op])
-        bound = "least" if is_ceiling else "most"
-        raise OptionError(
-            f"--kv-slo is {rule}; {rule.metric} is better when {better}, so a bad storage would"
-            f" keep that and a good one break it: give the {bound} that is good enough, e.g."
-            f" --kv-slo='{meant}'"
-        )
 
 
 def judge(
@@ -413,8 +300,8 @@ def judge_slo(
         )
         return replace(told, reason=reason)
     interval = now.ci95 or (-math.inf, math.inf)
-    kept = [bool(_COMPARE[rule.op](value, rule.value)) for value in (now.median, now.mean)]
-    sides = {bool(_COMPARE[rule.op](value, rule.value)) for value in interval}
+    kept = [rule.keeps(value) for value in (now.median, now.mean)]
+    sides = {rule.keeps(value) for value in interval}
     told = replace(told, needs_trials=len(sides) > 1, note=cautions(evidence))
     reason = f"the median over {_trials(now)} is {now.median:.6g} {now.unit}"
     if kept[0] == kept[1]:
@@ -443,71 +330,6 @@ def _hidden_standstill(metric: str, evidence: Evidence) -> str | None:
         f"{_STANDSTILLS[codes[0]]} stood still ({codes[0]}), and few operations had to wait for it:"
         " judge load.max_ms or request.max_ms, or repeat the run"
     )
-
-
-def verdict_line(judgement: Judgement) -> str:
-    """The verdict in one line: metric, value and limit, and how it stands to the baseline."""
-    rule, status = judgement.rule, judgement.status
-    unit = f" {judgement.unit}" if judgement.unit else ""
-    value = "no value" if judgement.now is None else f"{_figure(judgement.now)}{unit}"
-    words = [f"{rule.metric} {value}"]
-    if judgement.change_ratio is not None:
-        words.append(f"{_change(judgement.change_ratio)} than {_figure(judgement.baseline)}")
-    if status not in ("ok", "worse"):
-        words.append(status)
-    if isinstance(rule, FailRule):
-        words.append(f"limit {_limit(rule.limit_ratio)}")
-    else:
-        words.append(f"limit {rule.op} {_figure(rule.value)}{unit}")
-    return ", ".join(words)
-
-
-def gate_table(
-    judgements: Sequence[Judgement | Comparison],
-    *,
-    differences: Mapping[str, Sequence[str]] | None = None,
-    untold: Sequence[str] = (),
-    session: str = "",
-) -> str:
-    """Return the verdicts as text of at most 80 columns, "" when there is nothing to say.
-
-    One block per case, then why for everything that is not ok, what disturbed a case or
-    both sides, then per case what differs
-    from the baseline's, the cases of which the baseline does not tell what stands behind
-    them, and when a baseline of another session is from.
-    """
-    lines: list[str] = []
-    if judgements:
-        lines.append(_row(dict(zip(_COLUMNS, _COLUMNS, strict=True))))
-    for case in dict.fromkeys(judgement.case for judgement in judgements):
-        lines += textwrap.wrap(case, _WIDTH, break_on_hyphens=False)
-        for judgement in judgements:
-            if judgement.case == case:
-                lines += _rows(judgement)
-    for judgement in judgements:
-        lines += _why(judgement)
-    for told in dict.fromkeys(f"{j.case}: {j.note}" for j in judgements if j.note):
-        lines += _paragraph(told.removeprefix(": "))
-    lines += _difference_lines(differences or {}, "the baseline")
-    if untold:
-        lines += _paragraph(
-            "the baseline does not tell whether its values are of storage, which verdicts they"
-            f" had, or of which settings they are; record it anew: {', '.join(untold)}"
-        )
-    if session and judgements:
-        lines += _paragraph(
-            f"the baseline is of another session ({session}): the noise is that of the trials"
-            " within each, how much sessions differ is unknown (docs/ci.md)"
-        )
-    return "\n".join(lines)
-
-
-def stock_table(differences: Mapping[str, Sequence[str]]) -> str:
-    """Return what pytest-benchmark's own comparison does not know of its sides."""
-    return "\n".join(_difference_lines(differences, "what --benchmark-compare compares with"))
-
-
-# -- verdicts --
 
 
 def _missing(rule: FailRule, found: Found, now: MetricSeries | None, case: str) -> Judgement:
@@ -539,8 +361,8 @@ class _Change:
         """The figures in words."""
         noise = "unknown" if self.noise is None else _percent(self.noise)
         return (
-            f"it is {_change(self.median)} (mean {_change(self.mean)}, noise {noise},"
-            f" limit {_limit(limit)})"
+            f"it is {change_words(self.median)} (mean {change_words(self.mean)}, noise {noise},"
+            f" limit {limit_words(limit)})"
         )
 
 
@@ -617,7 +439,7 @@ def _what_it_takes(limit: float, baseline: MetricSeries, now: MetricSeries) -> s
     count = trials_needed(cv, reach, looks=max(baseline.looks, now.looks))
     about = f"over {MOST_TRIALS:,}" if count is None else f"about {count}"
     return (
-        f"{_limit(limit)} needs {about} trials on each side at this noise (CV {cv:.0%}): add"
+        f"{limit_words(limit)} needs {about} trials on each side at this noise (CV {cv:.0%}): add"
         " trials (--kv-trials) here and in the baseline, or widen the limit"
     )
 
@@ -662,78 +484,7 @@ def _trials(series: MetricSeries) -> str:
     return format_count(len(series.values), "trial")
 
 
-# -- the table --
-
-
-def _rows(judgement: Judgement | Comparison) -> Iterator[str]:
-    metric, limit, verdict = _texts(judgement)
-    if len(metric) > _COLUMNS["metric"]:
-        yield from textwrap.wrap(metric, _WIDTH)
-        metric = ""
-    change = judgement.change_ratio
-    cells = {
-        "metric": metric,
-        "baseline": _figure(judgement.baseline),
-        "now": _figure(judgement.now),
-        "change": "-" if change is None else _change(change),
-        "limit": limit,
-        "verdict": verdict,
-    }
-    yield _row(cells)
-
-
-def _texts(judgement: Judgement | Comparison) -> tuple[str, str, str]:
-    """Return metric, limit and verdict."""
-    if isinstance(judgement, Comparison):
-        standing = judgement.standing
-        return judgement.metric, "-", standing
-    rule, status = judgement.rule, judgement.status
-    verdict = status if status == "ok" else status.upper()
-    if isinstance(rule, FailRule):
-        return rule.metric, _limit(rule.limit_ratio), verdict
-    return rule.metric, f"{rule.op}{_figure(rule.value)}", verdict
-
-
-def _why(judgement: Judgement | Comparison) -> list[str]:
-    """Return the reason of what is not ok, or has nothing to be compared with."""
-    metric, _, verdict = _texts(judgement)
-    if verdict == "ok" or not judgement.reason:
-        return []
-    where = f"{metric} of {judgement.case}".removesuffix(" of ")
-    return _paragraph(f"{where} is {verdict.lower()}: {judgement.reason}")
-
-
-def _difference_lines(differences: Mapping[str, Sequence[str]], other: str) -> Iterator[str]:
-    for case, texts in differences.items():
-        yield from _paragraph(f"{case} differs from {other} in:")
-        for text in texts:
-            yield from _paragraph(f"  {text}")
-
-
-def _row(cells: Mapping[str, str]) -> str:
-    """Text left, figures right."""
-    texts = [
-        cells[name].ljust(width) if name in ("metric", "verdict") else cells[name].rjust(width)
-        for name, width in _COLUMNS.items()
-    ]
-    return " ".join(texts).rstrip()
-
-
-def _paragraph(text: str) -> list[str]:
-    return textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
-
-
-def _figure(value: float | None) -> str:
-    """At most 9 characters."""
-    if value is None:
-        return "-"
-    if 1000 <= abs(value) < 1e8:  # noqa: PLR2004  # what fits without an exponent
-        return f"{value:.0f}"
-    text = f"{value:.4g}"
-    return text if len(text) <= _COLUMNS["now"] else f"{value:.2g}"
-
-
-def _change(ratio: float) -> str:
+def change_words(ratio: float) -> str:
     """Name the direction, as a sign would mean two things; at most 13 characters."""
     if ratio == 0:
         return "unchanged"
@@ -748,5 +499,6 @@ def _percent(ratio: float) -> str:
     return f"{percent:.0f}%" if percent < 9999.5 else ">9999%"  # noqa: PLR2004
 
 
-def _limit(ratio: float) -> str:
+def limit_words(ratio: float) -> str:
+    """Of a ``--kv-fail``; at most 11 characters of one that anybody gives."""
     return f"{ratio * 100:.4g}%"

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from pytest_kvcache.compare import FailRule, verdict_line
 from pytest_kvcache.fixture import (
     BENCH_KEY,
     COMPARED_KEY,
@@ -24,14 +23,17 @@ from pytest_kvcache.fixture import (
     compared_by_benchmark,
     is_xdist_worker,
 )
+from pytest_kvcache.gatetable import verdict_line
 from pytest_kvcache.otherplugins import StockGate
+from pytest_kvcache.rules import FailRule
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from pytest_kvcache.compare import Judgement, SloRule
+    from pytest_kvcache.compare import Judgement
     from pytest_kvcache.planning import CaseName
+    from pytest_kvcache.rules import SloRule
 
 _RAN_KEY: pytest.StashKey[bool] = pytest.StashKey()
 _WIDTH = 79

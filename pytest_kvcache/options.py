@@ -18,7 +18,7 @@ from pytest_kvcache.optiontable import OPTIONS, OptionSpec, Trials
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pytest_kvcache.compare import FailRule, SloRule
+    from pytest_kvcache.rules import FailRule, SloRule
 
 __all__ = ["OPTIONS", "OptionSpec", "Options", "Origin", "Trials", "build_options"]
 

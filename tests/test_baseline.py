@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_kvcache.baseline import Baseline, Entry, load_baseline
-from pytest_kvcache.compare import FailRule, judge
+from pytest_kvcache.compare import judge
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.evidence import Evidence
 from pytest_kvcache.metrics import METRICS
+from pytest_kvcache.rules import FailRule
 from pytest_kvcache.summary import MetricSeries
 from tests.canned import case_of, run_of, trial_of
 from tests.factories import make_plan

@@ -9,24 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_kvcache.compare import (
+from pytest_kvcache.compare import Found, Judgement, compare, judge, judge_slo
+from pytest_kvcache.errors import OptionError, ResultError
+from pytest_kvcache.evidence import Evidence
+from pytest_kvcache.gatetable import gate_table, verdict_line
+from pytest_kvcache.metrics import METRICS
+from pytest_kvcache.rules import (
     FailRule,
-    Found,
-    Judgement,
     SloRule,
     check_rule,
     check_slo,
-    compare,
-    gate_table,
-    judge,
-    judge_slo,
     parse_fail,
     parse_slo,
-    verdict_line,
 )
-from pytest_kvcache.errors import OptionError, ResultError
-from pytest_kvcache.evidence import Evidence
-from pytest_kvcache.metrics import METRICS
 from pytest_kvcache.summary import MetricSeries
 from tests.series import (
     CASE,
