@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def _read(path: str) -> dict[str, Any]:
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ResultError(f"it can't be read as a run file: {reason}") from error
     if not isinstance(data, dict):

@@ -112,7 +112,7 @@ def load_baseline(path: str | PathLike[str]) -> Baseline:
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        cause = getattr(error, "strerror", None) or error
+        cause = error.strerror if isinstance(error, OSError) else error
         raise OptionError(
             f"--kv-compare is {path}; it must be a readable JSON file, and is not ({cause}): "
             "give the run.json or the --benchmark-json file of an earlier run"

@@ -407,6 +407,15 @@ def test_a_run_file_that_is_not_there_is_named_once(capsys: pytest.CaptureFixtur
     )
 
 
+def test_a_file_nested_too_deep_is_no_run_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.json"
+    path.write_text("[" * 100_000)
+    assert main(["verify", str(path)]) == 1
+    assert capsys.readouterr().err.startswith(f"{path}: it can't be read as a run file: ")
+
+
 def test_without_a_sound_run_no_picture_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
