@@ -10,7 +10,6 @@ import os
 import platform
 import secrets
 import socket
-import subprocess
 import sys
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_kvcache.absence import why_absent
 from pytest_kvcache.asked import Asked
 from pytest_kvcache.baseline import Baseline, load_baseline
+from pytest_kvcache.commands import CommandError, run_command
 from pytest_kvcache.compare import Comparison, Found, Judgement, compare, judge, judge_slo
 from pytest_kvcache.controller import Controller, Progress
 from pytest_kvcache.dryrun import DryRun, describe_dry_run
@@ -450,8 +450,8 @@ def commit_of(directory: str) -> str | None:
         "--exclude=*",
     ]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        done = run_command(command, timeout_s=10)
+    except CommandError:
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None
 

@@ -48,9 +48,9 @@ SIDES = (
     Side(
         name="values",  # tables, parsers and frozen values, known to everyone
         modules=(
-            "atomic", "compare", "errors", "events", "evidence", "gatetable", "hosts", "latency",
-            "live", "metrics", "models", "mountoptions", "options", "optiontable", "rules",
-            "scenarios", "series", "showable", "stalls", "steadiness", "stopping", "summary",
+            "atomic", "commands", "compare", "errors", "events", "evidence", "gatetable", "hosts",
+            "latency", "live", "metrics", "models", "mountoptions", "options", "optiontable",
+            "rules", "scenarios", "series", "showable", "stalls", "steadiness", "stopping", "summary",
             "units", "verdictcodes", "version",
         ),
         may_import=(),
