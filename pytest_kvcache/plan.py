@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.backends.protocol import MAX_CHUNK_BYTES, PAGE_BYTES
 from pytest_kvcache.backends.slaballocator import slab_count
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.hosts import RankLayout
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from pytest_kvcache.options import Options
     from pytest_kvcache.workloads.trace_file import Trace
 
-MAX_CHUNK_BYTES = 4 * MIB
-PAGE_BYTES = 4096
 DEFAULT_BLOCK_TOKENS = 256
 # Objects up to this size, as stored, go into slabs. Measured on ext4 (docs/why.md, "Two
 # stores"): at 64 KiB a file per object costs 2.5 times an overwrite in a slab, at 1 MiB

@@ -8,8 +8,9 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+from pytest_kvcache.backends.protocol import PAGE_BYTES
 from pytest_kvcache.errors import StorageError
-from pytest_kvcache.transfers import PAGE_BYTES, object_key_of
+from pytest_kvcache.transfers import object_key_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -692,10 +692,11 @@ def run_rank(
 def record_of(plan: Plan, ranks: Sequence[Finished]) -> TrialRecord:
     """What the coordinator writes of ranks that ran one after another."""
     window_ns = min(rank.window_ns for rank in ranks)
-    histograms = {name: Histogram() for name in SECTIONS}
-    for rank in ranks:
-        for name, histogram in rank.histograms.items():
-            histograms[name].merge(histogram)
+    histograms = {}
+    for name in SECTIONS:
+        parts = [rank.histograms[name] for rank in ranks]
+        counts = np.sum([part.counts for part in parts], axis=0)
+        histograms[name] = Histogram.added(counts, [part.extremes for part in parts])
     return TrialRecord(
         plan_digest=plan.digest,
         trial=plan.trial,

@@ -50,8 +50,8 @@ SIDES = (
         modules=(
             "atomic", "commands", "compare", "errors", "events", "evidence", "gatetable", "hosts",
             "latency", "live", "metrics", "models", "mountoptions", "options", "optiontable",
-            "rules", "scenarios", "series", "showable", "stalls", "steadiness", "stopping", "summary",
-            "units", "verdictcodes", "version",
+            "rules", "scenarios", "series", "showable", "stalls", "steadiness", "stopping",
+            "summary", "units", "verdictcodes", "version",
         ),
         may_import=(),
         foreign=("numpy", "tomli"),
