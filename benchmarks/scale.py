@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_kvcache.latency import Histogram
-from pytest_kvcache.recorder import SECTIONS
+from pytest_kvcache.sections import SECTIONS
 
 POLL_S = 0.002
 MIB = 1 << 20

@@ -24,7 +24,7 @@ from pytest_kvcache.events import EventWriter
 from pytest_kvcache.latency import Histogram
 from pytest_kvcache.live import LiveFigures
 from pytest_kvcache.plan import Plan
-from pytest_kvcache.recorder import SECTIONS
+from pytest_kvcache.sections import SECTIONS
 from pytest_kvcache.series import Cut, Series, empty_dense
 from pytest_kvcache.trialrecord import TrialRecord
 from pytest_kvcache.version import VERSION

@@ -22,8 +22,8 @@ from pytest_kvcache.coordinator import coordinate
 from pytest_kvcache.errors import KVCacheError
 from pytest_kvcache.plan import Plan
 from pytest_kvcache.rank import Rank
-from pytest_kvcache.recorder import SECTIONS
 from pytest_kvcache.registry import build_registry
+from pytest_kvcache.sections import SECTIONS
 from pytest_kvcache.version import VERSION
 
 if TYPE_CHECKING:

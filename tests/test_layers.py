@@ -48,10 +48,10 @@ SIDES = (
     Side(
         name="values",  # tables, parsers and frozen values, known to everyone
         modules=(
-            "atomic", "compare", "errors", "events", "evidence", "gatetable", "hosts", "latency",
-            "live", "metrics", "models", "mountoptions", "options", "optiontable", "rules",
-            "scenarios", "series", "showable", "stalls", "steadiness", "stopping", "summary",
-            "units", "verdictcodes", "version",
+            "atomic", "compare", "counters", "errors", "events", "evidence", "gatetable", "hosts",
+            "latency", "live", "metrics", "models", "mountoptions", "options", "optiontable",
+            "rules", "scenarios", "sections", "series", "showable", "stalls", "steadiness",
+            "stopping", "summary", "units", "verdictcodes", "version",
         ),
         may_import=(),
         foreign=("numpy", "tomli"),

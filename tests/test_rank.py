@@ -17,8 +17,9 @@ from pytest_kvcache.backends.slab import SlabBackend
 from pytest_kvcache.backends.stores import StoreBackend
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.rank import Rank
-from pytest_kvcache.recorder import SECTIONS, Recorder
+from pytest_kvcache.recorder import Recorder
 from pytest_kvcache.registry import build_registry
+from pytest_kvcache.sections import SECTIONS
 from pytest_kvcache.trialrecord import RankResult
 from pytest_kvcache.workloads.openloop import arrival_offsets_ns
 from tests.factories import (

@@ -10,7 +10,6 @@ import pytest
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.latency import Histogram
 from pytest_kvcache.metrics import METRICS
-from pytest_kvcache.recorder import SECTIONS
 from pytest_kvcache.results import (
     CaseResult,
     RunResult,
@@ -20,6 +19,7 @@ from pytest_kvcache.results import (
     ratio,
     trial_data,
 )
+from pytest_kvcache.sections import SECTIONS
 from pytest_kvcache.trialrecord import RankResult, TrialRecord
 from pytest_kvcache.verdicts import evaluate_trial
 from tests.factories import FILESYSTEM, PAGE, rank_result, sound_plan, sound_record

@@ -23,8 +23,8 @@ from pytest_kvcache.clocks import ClockRecord
 from pytest_kvcache.events import EventWriter
 from pytest_kvcache.latency import Histogram
 from pytest_kvcache.plan import Plan
-from pytest_kvcache.recorder import SECTIONS
 from pytest_kvcache.results import latencies_ms
+from pytest_kvcache.sections import SECTIONS
 from pytest_kvcache.series import KINDS, Cut, Series, SeriesLedger, coarse_index
 from pytest_kvcache.surroundings import Surroundings
 from pytest_kvcache.trialrecord import RankResult, TrialRecord
