@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_kvcache.counters import MAY_BE_UNKNOWN, TABLE, Row
+from pytest_kvcache.measure.counters import MAY_BE_UNKNOWN, TABLE, Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PAGE = Path(__file__).with_name("counters.md")
-MARK = "<!-- written by counters.py; edit pytest_kvcache/counters.py instead -->"
+MARK = "<!-- written by counters.py; edit pytest_kvcache/measure/counters.py instead -->"
 _TOGETHER = {
     "sum": "sum",
     "largest": "largest",
