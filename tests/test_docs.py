@@ -328,7 +328,7 @@ def test_every_verdict_is_documented_with_its_severity() -> None:
 
 
 def test_every_verdict_of_the_table_is_given_somewhere_and_no_other() -> None:
-    package = Path(build_options.__code__.co_filename).parent / "verdicts"
+    package = Path(build_options.__code__.co_filename).parents[1] / "results" / "verdicts"
     source = "".join(path.read_text(encoding="utf-8") for path in package.glob("*.py"))
     assert set(re.findall(r'Verdict\.of\(\s*"(\w+)"', source)) == set(SEVERITIES)
 

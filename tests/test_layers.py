@@ -1,6 +1,7 @@
 """The import graph of the package, enforced: who may know whom.
 
-Every module belongs to one side; a side may import only what SIDES below allows. Read
+Every module belongs to one row of ROWS below, most by their package; a row may import only
+the ground, itself and the rows that it names. Read
 from the syntax trees of all modules, imports within functions and for type checkers
 included, and once more in fresh interpreters that import the modules and look at what
 came with them. The tests named "... is found" break a copy of the sources.
@@ -9,6 +10,7 @@ came with them. The tests named "... is found" break a copy of the sources.
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -32,16 +34,16 @@ STANDARD = sys.stdlib_module_names | {"tomllib"}
 
 
 @dataclass(frozen=True)
-class Side:
-    """``modules`` of a side (a name ending in a dot: all below it), and what it may import.
+class Row:
+    """One package, or the modules of one station; what it may import besides itself and the ground.
 
     ``foreign`` are modules of other distributions.
     """
 
     name: str
-    modules: tuple[str, ...]
-    may_import: tuple[str, ...]
+    may_import: str = ""
     foreign: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()  # none: the package of this name
 
 
 SIDES = (
@@ -105,18 +107,14 @@ SIDES = (
         ),
         may_import=("values", "both", "hosts", "controller"),
         foreign=("pytest",),
-    ),
-    Side(
-        name="testing",  # for tests of backends, ours and others'
-        modules=("testing",),
-        may_import=("values", "both"),
-        foreign=("pytest",),
-    ),
+        modules=("benchmarktables", "closing", "faultledger", "fixture", "gateitems", "newhooks",
+                 "otherplugins", "plugin", "session", "suite.", "terminal", "typos")),
+    Row("testing", "engine cache backends", foreign=("pytest",), modules=("testing",)),
 )  # fmt: skip
 
 TYPING_ONLY = frozenset({"typing_extensions"})  # type checkers bring their own
 # What belongs to one module alone.
-ONLY_IN = {"mpi4py": "comm", "pytest_benchmark": "fixture"}
+ONLY_IN = {"mpi4py": "ranks.comm", "pytest_benchmark": "fixture"}
 BENCHMARK_ATTRIBUTES = frozenset({"pedantic", "extra_info"})  # of pytest-benchmark's fixture
 
 
@@ -130,12 +128,14 @@ def package_sources() -> Sources:
     return found
 
 
-def side_of(module: str) -> Side | None:
-    """The side that names the module, or else the one that names its package."""
-    for wanted in (module, f"{module}.", f"{module.partition('.')[0]}."):
-        for side in SIDES:
-            if wanted in side.modules:
-                return side
+def row_of(module: str) -> Row | None:
+    """The row that names the module or its package, or whose name its package is."""
+    package = module.partition(".")[0]
+    for row in ROWS:
+        if module in row.modules or f"{package}." in row.modules:
+            return row
+        if not row.modules and row.name == package:
+            return row
     return None
 
 
@@ -182,7 +182,7 @@ def _own(name: str, known: Mapping[str, str]) -> str:
 
 def faults(sources: Sources) -> list[str]:
     """Everything that breaks a rule, a sentence each."""
-    found = [f"{name or PACKAGE} is on no side; put it into SIDES" for name in unknown(sources)]
+    found = [f"{name or PACKAGE} is in no row; put it into ROWS" for name in unknown(sources)]
     if found:
         return found
     for name, source in sources.items():
@@ -195,23 +195,23 @@ def faults(sources: Sources) -> list[str]:
 
 
 def unknown(sources: Sources) -> list[str]:
-    return [name for name in sources if side_of(name) is None]
+    return [name for name in sources if row_of(name) is None]
 
 
 def _import_faults(name: str, imported: str) -> Iterator[str]:
-    side = side_of(name)
-    assert side is not None
+    row = row_of(name)
+    assert row is not None
     if imported.startswith("."):
-        other = side_of(imported[1:])
+        other = row_of(imported[1:])
         assert other is not None
-        if other is not side and other.name not in side.may_import:
-            yield f"{name} ({side.name}) imports {imported[1:]} ({other.name})"
+        if other is not row and other.name not in (GROUND, *row.may_import.split()):
+            yield f"{name} ({row.name}) imports {imported[1:] or PACKAGE} ({other.name})"
         return
     only = ONLY_IN.get(imported)
     if only is not None and name != only:
         yield f"{name} imports {imported}, which only {only} may"
-    elif only is None and imported not in (*STANDARD, *side.foreign):
-        yield f"{name} ({side.name}) imports {imported}"
+    elif only is None and imported not in (*STANDARD, *row.foreign):
+        yield f"{name} ({row.name}) imports {imported}"
 
 
 def _benchmark_faults(name: str, source: str) -> Iterator[str]:
@@ -235,12 +235,12 @@ def _cycle_faults(sources: Sources) -> Iterator[str]:
         yield f"modules import each other in a circle: {' → '.join(error.args[1])}"
 
 
-def modules_of(*sides: str) -> list[str]:
-    """Full names of all modules of these sides."""
+def modules_of(*left_out: str) -> list[str]:
+    """Full names of all modules but those of these rows."""
     chosen = []
     for name in package_sources():
-        side = side_of(name)
-        if side is not None and side.name in sides:
+        row = row_of(name)
+        if row is not None and row.name not in left_out:
             chosen.append(f"{PACKAGE}.{name}".rstrip("."))
     return chosen
 
@@ -262,32 +262,49 @@ def loaded_with(modules: list[str]) -> set[str]:
 
 
 @pytest.mark.once
-def test_every_import_stays_on_its_side() -> None:
+def test_every_import_is_one_that_its_row_allows() -> None:
     assert faults(package_sources()) == []
 
 
 def test_every_entry_of_the_table_names_a_module() -> None:
     known = package_sources()
-    for side in SIDES:
-        for entry in side.modules:
-            assert entry.rstrip(".") in known, f"{side.name} names {entry}, which is gone"
+    for row in ROWS:
+        for entry in row.modules or (row.name,):
+            assert entry.rstrip(".") in known, f"{row.name} names {entry}, which is gone"
 
 
-def test_ranks_load_nothing_of_pytest() -> None:
-    loaded = loaded_with(modules_of("values", "both", "hosts", "ranks"))
-    assert PACKAGE in loaded
-    assert not loaded & {"pytest", "_pytest", "pytest_benchmark"}
+def test_the_table_goes_one_way() -> None:
+    order = TopologicalSorter({row.name: row.may_import.split() for row in ROWS})
+    assert set(order.static_order()) == {row.name for row in ROWS}
+    reached = {name for row in ROWS for name in row.may_import.split()}
+    assert not reached & {"ranks", PYTEST_SIDE, "testing", "command"}
+
+
+def test_ranks_and_controller_load_nothing_of_pytest() -> None:
+    for left_out in ((PYTEST_SIDE, "testing"), (PYTEST_SIDE, "testing", "ranks", "engine")):
+        loaded = loaded_with(modules_of(*left_out))
+        assert PACKAGE in loaded
+        assert not loaded & {"pytest", "_pytest", "pytest_benchmark"}
 
 
 def test_the_pytest_process_loads_no_mpi() -> None:
-    loaded = loaded_with(modules_of("values", "both", "hosts", "controller", "pytest", "testing"))
+    loaded = loaded_with(modules_of("ranks"))
     assert {PACKAGE, "pytest"} <= loaded
     assert "mpi4py" not in loaded
 
 
-def test_the_controller_loads_nothing_of_pytest() -> None:
-    loaded = loaded_with(modules_of("values", "both", "hosts", "controller"))
-    assert not loaded & {"pytest", "_pytest", "pytest_benchmark", "mpi4py"}
+def test_contributing_says_where_everything_is() -> None:
+    page = ROOT.parent / "CONTRIBUTING.md"
+    if not page.is_file():
+        pytest.skip("an installed package has no CONTRIBUTING.md beside it")
+    text = page.read_text(encoding="utf-8")
+    table = text.partition("| where is …")[2].partition("|---|---|")[2].partition("\n\n")[0]
+    named = re.findall(r"`([a-z_/]+(?:\.py|/))`", table)
+    assert len(named) > 20
+    assert [path for path in named if not (ROOT / path).exists()] == []
+    for row in ROWS:
+        if not row.modules:
+            assert any(path.startswith(f"{row.name}/") for path in named), row.name
 
 
 # --- the checks themselves -------------------------------------------------------------------
@@ -308,13 +325,14 @@ def test_the_controller_loads_nothing_of_pytest() -> None:
         ("worker", "import mpi4py.rc", "worker imports mpi4py, which only comm may"),
         ("plugin", "import pytest_benchmark.fixture", "which only fixture may"),
         ("plugin", "benchmark.pedantic(print)", "plugin uses pytest-benchmark's pedantic"),
-        ("units", "import requests", "units (values) imports requests"),
-        ("units", "import typing_extensions", "units (values) imports typing_extensions"),
-        ("units", "def f():\n    import pytest", "units (values) imports pytest"),
-        ("units", "if TYPE_CHECKING:\n    import pytest", "units (values) imports pytest"),
+        ("units", "import requests", "units (ground) imports requests"),
+        ("units", "import typing_extensions", "units (ground) imports typing_extensions"),
+        ("units", "def f():\n    import pytest", "units (ground) imports pytest"),
+        ("units", "if TYPE_CHECKING:\n    import pytest", "units (ground) imports pytest"),
         ("errors", "from pytest_kvcache.units import KIB", "in a circle: "),
-        ("plan", "from pytest_kvcache import results", "in a circle: "),
-        ("novelty", "", "novelty is on no side"),
+        ("plan.plan", "from pytest_kvcache.results import trial", "imports results.trial"),
+        ("novelty", "", "novelty is in no row"),
+        ("novelty.inner", "", "novelty.inner is in no row"),
     ],
 )
 @pytest.mark.once

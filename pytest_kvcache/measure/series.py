@@ -7,10 +7,10 @@ are 1 s wide and double (2 s, 4 s …) when there would be more than MAX_POINTS 
 whole intervals of the window that all ranks share are kept: what was done in the rest of
 it, less than one interval, is in the trial's sections but not in here.
 
-The bins are those of latency.py with 3 mantissa bits: 8 per power of two, so the middle of
+The bins are those of histogram.py with 3 mantissa bits: 8 per power of two, so the middle of
 one is within 1/16 (6.25 %) of every value in it. docs/histogram.md tells how to read them.
 
-Runs on ranks and on the controller; imports numpy, the error tree and latency.py.
+Runs on ranks and on the controller; imports numpy, the error tree and histogram.py.
 """
 
 from __future__ import annotations

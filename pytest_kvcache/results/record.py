@@ -1,7 +1,7 @@
 """What the ranks of a trial found: the record that the coordinator writes. Pure.
 
 Imports neither pytest nor MPI. Ranks send a ``RankResult`` each and one set of summed
-histograms; results.py makes of it what people read.
+histograms; trial.py makes of it what people read.
 """
 
 from __future__ import annotations

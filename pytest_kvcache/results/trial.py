@@ -1,6 +1,6 @@
 """The results of a run: complete or an error. Pure; imports neither pytest nor MPI.
 
-The controller makes a ``TrialResult`` of a trial's record (trialrecord.py). The run file
+The controller makes a ``TrialResult`` of a trial's record (record.py). The run file
 holds everything from which its summary can be recomputed.
 """
 

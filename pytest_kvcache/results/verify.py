@@ -2,7 +2,7 @@
 
 Sums over ranks, percentiles from histograms, bandwidths, verdicts and summaries are
 computed again from the ranks' scalars and the histograms, and compared. What those are
-made of, and the plan's own values, must keep the laws of consistency.py. Where the files
+made of, and the plan's own values, must keep the laws of invariants.py. Where the files
 that the trials left behind lie beside the run file, it must agree with them
 (``source_faults``). Whoever writes all of them anew, by these very rules, is not found.
 """
