@@ -20,15 +20,16 @@ import numpy as np
 
 from pytest_kvcache.backends.protocol import BackendFacts
 from pytest_kvcache.cache.index import CacheIndex
-from pytest_kvcache.measure.counters import nothing_counted
 from pytest_kvcache.engine.engine import Engine
 from pytest_kvcache.engine.transfers import TransferSettings
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.hosts.cluster import Survey
 from pytest_kvcache.hosts.facts import HostFacts
 from pytest_kvcache.hosts.hostlist import HostRanks, RankLayout
+from pytest_kvcache.measure.counters import nothing_counted
 from pytest_kvcache.measure.histogram import Histogram
 from pytest_kvcache.measure.recorder import DELETE, READ, WRITE, Recorder, Window
+from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.measure.series import KINDS, Cut, Series, SeriesLedger, coarse_index
 from pytest_kvcache.models import MODELS, ModelSpec
 from pytest_kvcache.options.options import build_options
@@ -36,7 +37,6 @@ from pytest_kvcache.plan.plan import Plan, TracePlan
 from pytest_kvcache.ranks.rank import Rank
 from pytest_kvcache.registry import Registry
 from pytest_kvcache.results.record import RankResult, TrialRecord
-from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.system.clocks import ClockRecord
 from pytest_kvcache.system.surroundings import Surroundings
 from pytest_kvcache.workloads.protocol import Need, Request

@@ -46,66 +46,38 @@ class Row:
     modules: tuple[str, ...] = ()  # none: the package of this name
 
 
-SIDES = (
-    Side(
-        name="values",  # tables, parsers and frozen values, known to everyone
-        modules=(
-            "atomic", "compare", "counters", "errors", "events", "evidence", "gatetable", "hosts",
-            "latency", "live", "metrics", "models", "mountoptions", "options", "optiontable",
-            "rules", "scenarios", "sections", "series", "showable", "stalls", "steadiness",
-            "stopping", "summary", "units", "verdictcodes", "version",
-        ),
-        may_import=(),
-        foreign=("numpy", "tomli"),
-    ),
-    Side(
-        name="both",  # what controller and ranks share: the plan, the protocols, the results
-        modules=(
-            "", "backends.", "blockstat", "cache.", "cachedir", "cgroups", "clocks", "consistency",
-            "containers", "containers.agent", "devicechain", "devicegroups", "forecast",
-            "hookspecs", "identity", "launchers.protocol", "mounts", "payload", "plan",
-            "preloads", "proof", "recorder", "registry", "results", "surroundings",
-            "trialrecord", "verdicts.", "workloads.",
-        ),
-        may_import=("values",),
-        foreign=("numpy", "pluggy"),
-    ),
-    Side(
-        name="hosts",  # what a host is and what is left on it: asked there, or by the controller
-        modules=(
-            "hostagent", "hostfacts", "hostlock", "localhost", "mpilibrary", "processes",
-            "sessiondirs", "sharedmemory",
-        ),
-        may_import=("values", "both"),
-    ),
-    Side(
-        name="ranks",  # what runs under mpirun
-        modules=(
-            "calibration", "comm", "containers.init", "coordinator", "devicewatch", "engine",
-            "flights", "freespace", "janitor", "pauses", "rank", "readback", "transfers", "worker",
-        ),
-        may_import=("values", "both"),
-        foreign=("numpy", "mpi4py"),
-    ),
-    Side(
-        name="controller",  # launches, watches, reports; knows neither pytest nor the ranks' code
-        modules=(
-            "__main__", "absence", "asked", "baseline", "bench", "brief", "cluster",
-            "containerexecution", "containerhosts", "containers.inside", "containers.outside",
-            "controller", "dryrun", "execution", "headline", "hostaccess",
-            "hostlinks", "launch", "launchers.", "leftbehind", "picture", "planning", "postmortem",
-            "preflight", "progressline", "prooftext", "remoteshell", "report", "scales", "sizing",
-            "supervise", "svg", "verify",
-        ),
-        may_import=("values", "both", "hosts"),
-    ),
-    Side(
-        name="pytest",  # what pytest calls
-        modules=(
-            "benchmarktables", "closing", "faultledger", "fixture", "gates", "newhooks",
-            "otherplugins", "plugin", "suite.", "terminal", "typos",
-        ),
-        may_import=("values", "both", "hosts", "controller"),
+GROUND = "ground"
+PYTEST_SIDE = "pytest side"
+ROWS = (
+    Row(GROUND, modules=("atomic", "errors", "models", "showable", "units", "version"),
+        foreign=("tomli",)),
+    Row("system"),
+    Row("cache"),
+    Row("launchers"),
+    Row("measure", foreign=("numpy",)),
+    Row("traces", foreign=("numpy",)),
+    Row("backends", "system", foreign=("numpy",)),
+    Row("workloads", "traces", foreign=("numpy",)),
+    Row("hookspecs", "backends launchers workloads", foreign=("pluggy",), modules=("hookspecs",)),
+    Row("root", "hookspecs", modules=("",)),
+    Row("registry", "hookspecs backends launchers workloads", foreign=("pluggy",),
+        modules=("registry",)),
+    Row("engine", "backends cache measure workloads", foreign=("numpy",)),
+    Row("hosts", "backends launchers system"),
+    Row("options", "hosts measure"),
+    Row("plan", "options hosts launchers workloads traces cache backends registry system",
+        foreign=("numpy",)),
+    Row("results", "plan options measure system workloads"),
+    Row("launch", "results plan options hosts launchers backends measure registry system"),
+    Row("ranks",
+        "engine cache backends workloads traces measure plan results registry system",
+        foreign=("numpy", "mpi4py")),
+    Row("gates", "results options measure"),
+    Row("report",
+        "gates results plan options hosts measure traces workloads backends registry system"),
+    Row("command", "report gates results plan options", modules=("__main__",)),
+    Row(PYTEST_SIDE,
+        "launch report gates results plan options hosts measure registry system",
         foreign=("pytest",),
         modules=("benchmarktables", "closing", "faultledger", "fixture", "gateitems", "newhooks",
                  "otherplugins", "plugin", "session", "suite.", "terminal", "typos")),
@@ -313,16 +285,17 @@ def test_contributing_says_where_everything_is() -> None:
 @pytest.mark.parametrize(
     ("module", "line", "fault"),
     [
-        ("errors", "from pytest_kvcache import plan", "errors (values) imports plan (both)"),
-        ("engine", "import pytest", "engine (ranks) imports pytest"),
-        ("engine", "from pytest_kvcache.session import Bench", "imports bench (controller)"),
-        ("backends.file", "import pytest_kvcache.engine.engine", "(both) imports engine (ranks)"),
-        ("worker", "from pytest_kvcache import fixture", "(ranks) imports fixture (pytest)"),
-        ("controller", "from pytest_kvcache.ranks.comm import Comm", "imports comm (ranks)"),
-        ("controller", "import pytest", "controller (controller) imports pytest"),
-        ("report", "import numpy as np", "report (controller) imports numpy"),
-        ("plugin", "from mpi4py import MPI", "plugin imports mpi4py, which only comm may"),
-        ("worker", "import mpi4py.rc", "worker imports mpi4py, which only comm may"),
+        ("errors", "from pytest_kvcache import plan", "errors (ground) imports plan (plan)"),
+        ("engine.engine", "import pytest", "engine.engine (engine) imports pytest"),
+        ("engine.engine", "from pytest_kvcache.session import Bench", "imports session (pytest"),
+        ("backends.null", "import pytest_kvcache.engine", "(backends) imports engine (engine)"),
+        ("backends.null", "from pytest_kvcache.results.verdicts import trial", "imports results."),
+        ("launch.runner", "from pytest_kvcache.ranks.comm import Comm", "imports ranks.comm"),
+        ("ranks.worker", "from pytest_kvcache import fixture", "(ranks) imports fixture (pytest"),
+        ("launch.runner", "import pytest", "launch.runner (launch) imports pytest"),
+        ("report.tables", "import numpy as np", "report.tables (report) imports numpy"),
+        ("plugin", "from mpi4py import MPI", "plugin imports mpi4py, which only ranks.comm may"),
+        ("ranks.worker", "import mpi4py.rc", "ranks.worker imports mpi4py, which only"),
         ("plugin", "import pytest_benchmark.fixture", "which only fixture may"),
         ("plugin", "benchmark.pedantic(print)", "plugin uses pytest-benchmark's pedantic"),
         ("units", "import requests", "units (ground) imports requests"),

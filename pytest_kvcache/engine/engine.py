@@ -18,10 +18,10 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from pytest_kvcache.cache.index import Admission, CacheIndex
-from pytest_kvcache.measure.counters import Tally
 from pytest_kvcache.engine.requests import Flight, Timers
 from pytest_kvcache.engine.transfers import Operation, TransferPool, TransferSettings
 from pytest_kvcache.errors import StalledError
+from pytest_kvcache.measure.counters import Tally
 from pytest_kvcache.measure.recorder import (
     ADMIT,
     DELETE,

@@ -18,9 +18,9 @@ import numpy as np
 
 from pytest_kvcache.measure.histogram import Histogram
 from pytest_kvcache.measure.live import Recent
+from pytest_kvcache.measure.sections import CENSORED, SECTIONS
 from pytest_kvcache.measure.series import SeriesLedger, coarse_index
 from pytest_kvcache.measure.stalls import StallWatch
-from pytest_kvcache.measure.sections import CENSORED, SECTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

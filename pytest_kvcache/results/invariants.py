@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.errors import OptionError, ResultError
 from pytest_kvcache.measure.counters import (
     MAY_BE_UNKNOWN,
     TABLE,
@@ -18,7 +19,6 @@ from pytest_kvcache.measure.counters import (
     CountOf,
     merged,
 )
-from pytest_kvcache.errors import OptionError, ResultError
 from pytest_kvcache.measure.metrics import never_makes
 from pytest_kvcache.measure.recorder import widest_slice_s
 from pytest_kvcache.measure.series import KINDS, MAX_POINTS

@@ -10,12 +10,12 @@ import sys
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from pytest_kvcache.measure.counters import TABLE, Counters
 from pytest_kvcache.errors import ResultError
+from pytest_kvcache.measure.counters import TABLE, Counters
 from pytest_kvcache.measure.histogram import Histogram
+from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.measure.series import Series
 from pytest_kvcache.measure.stalls import Stall
-from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.system.clocks import ClockRecord
 from pytest_kvcache.system.surroundings import Surroundings
 

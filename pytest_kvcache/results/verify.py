@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.measure.histogram import Histogram
 from pytest_kvcache.measure.metrics import METRICS
+from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.measure.series import Series
 from pytest_kvcache.options.stopping import planned_looks
 from pytest_kvcache.results.invariants import plan_faults, record_faults
@@ -26,7 +27,6 @@ from pytest_kvcache.results.record import ControllerRecord, RankResult, TrialRec
 from pytest_kvcache.results.trial import CaseResult, RunResult
 from pytest_kvcache.results.verdicts.noise import evaluate_case
 from pytest_kvcache.results.verdicts.trial import evaluate_trial, idle_error
-from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.system.clocks import ClockRecord
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from pytest_kvcache.measure.counters import (
     merged,
     nothing_counted,
 )
+from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.plan.plan import Plan
 from pytest_kvcache.results.record import RankResult
-from pytest_kvcache.measure.sections import SECTIONS
 from tests.factories import rank_result
 
 COUNTS = st.integers(0, 1 << 50)

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.measure.metrics import METRICS, PERCENTILES
+from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.options.options import Options
 from pytest_kvcache.results.verdicts.trial import evaluate_trial
-from pytest_kvcache.measure.sections import SECTIONS
 from tests.factories import rank_result, sound_plan, sound_record
 
 

@@ -17,10 +17,10 @@ from pytest_kvcache.backends.posix.slab import SlabBackend
 from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.measure.recorder import Recorder
+from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.ranks.rank import Rank
 from pytest_kvcache.registry import build_registry
 from pytest_kvcache.results.record import RankResult
-from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.workloads.openloop import arrival_offsets_ns
 from tests.factories import (
     HOST,

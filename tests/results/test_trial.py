@@ -10,6 +10,7 @@ import pytest
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.measure.histogram import Histogram
 from pytest_kvcache.measure.metrics import METRICS
+from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.results.record import RankResult, TrialRecord
 from pytest_kvcache.results.trial import (
     CaseResult,
@@ -21,7 +22,6 @@ from pytest_kvcache.results.trial import (
     trial_data,
 )
 from pytest_kvcache.results.verdicts.trial import evaluate_trial
-from pytest_kvcache.measure.sections import SECTIONS
 from tests.factories import FILESYSTEM, PAGE, rank_result, sound_plan, sound_record
 
 if TYPE_CHECKING:
