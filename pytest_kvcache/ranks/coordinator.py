@@ -20,7 +20,7 @@ from pytest_kvcache.atomic import write_json
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.measure.histogram import Histogram
 from pytest_kvcache.measure.live import LiveFigures
-from pytest_kvcache.measure.recorder import SECTIONS
+from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.measure.series import Cut, Series, empty_dense
 from pytest_kvcache.plan.plan import Plan
 from pytest_kvcache.ranks.comm import Comm, clock_ns

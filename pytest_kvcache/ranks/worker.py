@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.errors import KVCacheError
-from pytest_kvcache.measure.recorder import SECTIONS
+from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.plan.plan import Plan
 from pytest_kvcache.ranks.comm import COORDINATOR, Comm
 from pytest_kvcache.ranks.coordinator import coordinate
