@@ -438,18 +438,9 @@ def new_run_id() -> str:
 
 def commit_of(directory: str) -> str | None:
     """The commit checked out in ``directory``, with ``-dirty`` for changes; None: no git."""
-    command = [
-        "git",
-        "-C",
-        directory,
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
+    describe = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     try:
-        done = run_command(command, timeout_s=10)
+        done = run_command(["git", "-C", directory, *describe], timeout_s=10)
     except CommandError:
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None

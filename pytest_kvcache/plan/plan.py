@@ -191,8 +191,7 @@ class Plan:
     @property
     def case(self) -> str:
         """The name that makes cases of different runs comparable."""
-        label = "" if self.label is None else f"-{self.label}"
-        return f"{self.scenario}-{self.model.name}-np{self.np}{label}"
+        return case_name(self.scenario, self.model, self.layout, self.label)
 
     @property
     def block_bytes(self) -> int:
@@ -353,6 +352,11 @@ class Plan:
         if values["trace"] is not None:
             values["trace"] = TracePlan(**values["trace"])
         return cls(**values)
+
+
+def case_name(scenario: str, model: ModelSpec, layout: RankLayout, label: str | None) -> str:
+    """The name of a case, planned or not; ``label`` is a test's own part of it."""
+    return f"{scenario}-{model.name}-np{layout.np}" + ("" if label is None else f"-{label}")
 
 
 def objects_per_block(object_layout: str, model: ModelSpec) -> int:
