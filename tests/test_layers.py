@@ -59,8 +59,9 @@ SIDES = (
     Side(
         name="both",  # what controller and ranks share: the plan, the protocols, the results
         modules=(
-            "", "backends.", "blockstat", "cache.", "cachedir", "cgroups", "clocks", "consistency",
-            "containers", "containers.agent", "devicechain", "devicegroups", "forecast",
+            "", "backendrules", "backends.", "blockstat", "cache.", "cachedir", "cgroups",
+            "clocks", "consistency", "containers", "containers.agent", "devicechain",
+            "devicegroups", "forecast",
             "hookspecs", "identity", "launchers.protocol", "mounts", "payload", "plan",
             "preloads", "proof", "recorder", "registry", "results", "surroundings",
             "trialrecord", "verdicts.", "workloads.",

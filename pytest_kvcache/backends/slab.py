@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, ClassVar, NoReturn
 
-from pytest_kvcache.backends.fileio import Place, direct_refusal, move
+from pytest_kvcache.backends.fileio import IN_FILES, Place, direct_refusal, move
 from pytest_kvcache.backends.protocol import PAGE_BYTES, BackendFacts
 from pytest_kvcache.backends.slaballocator import SlabAllocator, slab_count
 from pytest_kvcache.backends.slabfile import (
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.backends.fileio import Transfer
     from pytest_kvcache.backends.protocol import BackendPlan
     from pytest_kvcache.backends.slaballocator import Extent
+    from pytest_kvcache.backends.traits import BackendTraits
 
 
 class SlabBackend:
@@ -37,6 +38,8 @@ class SlabBackend:
     ``probe`` tells why direct I/O is refused at a path, None if it works; ``reserver``
     sets space aside, False where the filesystem can't.
     """
+
+    traits: ClassVar[BackendTraits] = IN_FILES
 
     def __init__(
         self,
@@ -74,9 +77,6 @@ class SlabBackend:
         return BackendFacts(
             io_mode="direct" if self._direct else "buffered",
             io_note="; ".join(notes) or None,
-            stores_data=True,
-            is_storage=True,
-            in_directory=True,
         )
 
     def put_from(self, key: str, offset: int, buffer: memoryview) -> None:
