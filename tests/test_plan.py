@@ -460,7 +460,7 @@ def test_a_transfer_is_a_part_that_the_backend_takes(
     ],
 )  # fmt: skip
 def test_objects_that_the_backend_does_not_take_whole_are_refused(
-    traits: dict[str, int], layout: str, told: str
+    traits: dict[str, Any], layout: str, told: str
 ) -> None:
     with pytest.raises(OptionError) as error:
         make_plan(
