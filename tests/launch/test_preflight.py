@@ -29,14 +29,7 @@ from pytest_kvcache.plan.plan import FREE_SHARE
 from pytest_kvcache.registry import build_registry
 from pytest_kvcache.system.filesystem import probe_filesystem
 from pytest_kvcache.system.preloads import Preloads, Wrapper
-from tests.factories import (
-    FILESYSTEM,
-    host_facts,
-    layout_of,
-    make_plan,
-    on_backend,
-    survey_of,
-)
+from tests.factories import FILESYSTEM, host_facts, layout_of, make_plan, on_backend, survey_of
 from tests.site import runs_as_root
 
 if TYPE_CHECKING:

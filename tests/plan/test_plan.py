@@ -26,15 +26,7 @@ from pytest_kvcache.plan.plan import (
 )
 from pytest_kvcache.units import MIB
 from pytest_kvcache.workloads.protocol import Need
-from tests.factories import (
-    OBJECTS,
-    PAGE,
-    SMALL,
-    make_plan,
-    on_backend,
-    options,
-    traits_of,
-)
+from tests.factories import OBJECTS, PAGE, SMALL, make_plan, on_backend, options, traits_of
 from tests.recordings import small_trace
 
 GIB = 1 << 30
