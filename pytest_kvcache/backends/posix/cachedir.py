@@ -96,9 +96,14 @@ def _system_directory(real: Path) -> str | None:
     return next((name for name in SYSTEM_DIRECTORIES if real.is_relative_to(name)), None)
 
 
+def run_name(run_id: str) -> str:
+    """Return what everything that the run stores is below, in a directory or in a store."""
+    return f"kvcache-{run_id}"
+
+
 def run_dir(cache_dir: str, run_id: str) -> Path:
     """Return the path of the directory that the run owns."""
-    return Path(cache_dir) / f"kvcache-{run_id}"
+    return Path(cache_dir) / run_name(run_id)
 
 
 def claim_rank_dir(cache_dir: str, run_id: str, rank: int, host: str) -> str:

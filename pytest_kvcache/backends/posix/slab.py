@@ -6,10 +6,10 @@ Rank side: imports neither pytest nor MPI.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 from pytest_kvcache.backends.posix.allocator import SlabAllocator, slab_count
-from pytest_kvcache.backends.posix.fileio import Place, direct_refusal, move
+from pytest_kvcache.backends.posix.fileio import IN_FILES, Place, direct_refusal, move
 from pytest_kvcache.backends.posix.slabfile import (
     create_slab,
     reserve,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.backends.posix.allocator import Extent
     from pytest_kvcache.backends.posix.fileio import Transfer
     from pytest_kvcache.backends.protocol import BackendPlan
+    from pytest_kvcache.backends.traits import BackendTraits
 
 
 class SlabBackend:
@@ -33,6 +34,8 @@ class SlabBackend:
     ``probe`` tells why direct I/O is refused at a path, None if it works; ``reserver``
     sets space aside, False where the filesystem can't.
     """
+
+    traits: ClassVar[BackendTraits] = IN_FILES
 
     def __init__(
         self,
@@ -69,9 +72,6 @@ class SlabBackend:
         return BackendFacts(
             io_mode="direct" if self._direct else "buffered",
             io_note="; ".join(notes) or None,
-            stores_data=True,
-            is_storage=True,
-            in_directory=True,
         )
 
     def put_from(self, key: str, offset: int, buffer: memoryview) -> None:

@@ -182,7 +182,7 @@ from pytest_kvcache.backends.posix.cachedir import claim_rank_dir
 own = claim_rank_dir(sys.argv[1], sys.argv[2], 0, "n1")
 backend = StoreBackend()
 backend.open(BackendPlan(directory=own, object_bytes=8192, chunk_bytes=8192, io="buffered",
-    sync="none", host="n1", capacity_objects=40, store="slab"))
+    sync="none", host="n1", namespace="run/rank-0", capacity_objects=40, store="slab"))
 number = 0
 while True:
     backend.put_from(f"{number:x}", 0, memoryview(bytes(8192)))
