@@ -34,6 +34,7 @@ from pytest_kvcache.launch.trial import Launch
 from pytest_kvcache.launchers.protocol import LaunchJob
 from pytest_kvcache.measure.metrics import possible
 from pytest_kvcache.options.stopping import planned_looks
+from pytest_kvcache.plan.secretfile import take_secrets, write_secrets
 from pytest_kvcache.results.record import SOURCES, ControllerRecord
 from pytest_kvcache.results.trial import CaseResult, TrialResult
 from pytest_kvcache.results.verdicts.noise import evaluate_case
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.hosts.hostlist import RankLayout
     from pytest_kvcache.launch.execution import Execution
     from pytest_kvcache.launch.preflight import LaunchSetup
+    from pytest_kvcache.masking import Secrets
     from pytest_kvcache.options.options import Options, Trials
     from pytest_kvcache.plan.plan import Plan
     from pytest_kvcache.plan.planner import Case
@@ -99,12 +101,14 @@ class _Question:
     mpi_params: tuple[str, ...]
     oversubscribe: bool
     allow_run_as_root: bool
+    secrets: Secrets
 
     @classmethod
-    def of(cls, options: Options, plan: Plan) -> _Question:
-        """What these options ask of this plan."""
+    def of(cls, options: Options, case: Case) -> _Question:
+        """What these options ask of this case's plan."""
         return cls(
-            identity=plan.identity,
+            identity=case.plan.identity,
+            secrets=case.secrets,
             trials=options.trials,
             target_ci=options.target_ci,
             allow_invalid=options.allow_invalid,
@@ -274,7 +278,7 @@ class Controller:
 
         An interruption is remembered as the case's failure before it goes on.
         """
-        question = _Question.of(options, case.plan)
+        question = _Question.of(options, case)
         if question in self._done:
             return self._done[question]
         looks = self._looks(options)
@@ -398,6 +402,8 @@ class Controller:
         write_json(directory / "plan.json", plan.to_json())
         if case.trace is not None:
             case.trace.save(directory / "trace.npz")
+        if case.secrets:
+            write_secrets(directory, case.secrets)
         command = self._launcher_argv(options, plan, directory)
         launch = Launch(
             self._execution.prepare(command, plan, directory),
@@ -420,6 +426,7 @@ class Controller:
             trial = TrialResult(index=index, error=str(error))
         finally:
             (directory / "trace.npz").unlink(missing_ok=True)
+            take_secrets(directory)  # the ranks may never have come to that
         return replace(trial, sources=self._sources(directory))
 
     def _sources(self, directory: Path) -> dict[str, str]:
