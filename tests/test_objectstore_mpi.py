@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +12,8 @@ from tests.plugins.kvcache_test_objects import KEY_FILE, SEEN
 from tests.site import output
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.site import Site
 
 pytestmark = [pytest.mark.mpi, pytest.mark.thorough]
