@@ -75,6 +75,8 @@ class LaunchProcesses:
 
     marker: str
     session: int | None = None
+    variable: str = MARKER_VARIABLE
+    """Of the environment: what holds the marker."""
     _daemons: dict[int, bytes] = field(default_factory=dict)
 
     def kill(self) -> tuple[int, ...]:
@@ -133,7 +135,7 @@ class LaunchProcesses:
     def _has(self, stat: _Stat) -> bool:
         if stat.session == self.session:
             return True
-        marker = f"{MARKER_VARIABLE}={self.marker}".encode()
+        marker = f"{self.variable}={self.marker}".encode()
         return marker in _bytes_of(stat.task, "environ").split(b"\0")
 
     def _remember_daemon(self, pid: int) -> None:
