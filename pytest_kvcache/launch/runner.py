@@ -31,6 +31,7 @@ from pytest_kvcache.launch.preflight import (
     library_problems,
 )
 from pytest_kvcache.launch.trial import Launch
+from pytest_kvcache.launchers.family import MPICH, OPEN_MPI
 from pytest_kvcache.launchers.protocol import LaunchJob
 from pytest_kvcache.measure.metrics import possible
 from pytest_kvcache.options.stopping import planned_looks
@@ -58,10 +59,6 @@ if TYPE_CHECKING:
 _RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _PYTESTS_EXIT = "Exit"  # what pytest.exit() raises; pytest itself is not known here
 _LIBRARY_CHOICE = ("MPI4PY_LIBMPI", "MPI4PY_MPIABI")
-# Open MPI's settings, unless the user has made his own. Waiting ranks leave the core to
-# others; a rank that goes down with another one waits a second, so that the daemons can
-# first say which one it was and which signal killed it.
-_MPI_SETTINGS = {"OMPI_MCA_mpi_yield_when_idle": "1", "OMPI_MCA_mpi_abort_delay": "1"}
 
 
 class Progress:
@@ -183,7 +180,9 @@ class Controller:
             return
         self._has_tmpdir = True
         check_shared_memory(self.setup())
-        path, said = find_temporary_directory(self._environ, options.results_dir)
+        path, said = find_temporary_directory(
+            self._environ, options.results_dir, self.setup().family
+        )
         if path is not None and said is not None:
             self._environ = {**self._environ, "TMPDIR": str(path)}
             self._progress.noted(said)
@@ -348,7 +347,15 @@ class Controller:
         return self._library_choice() | ({DIRECTORY_VARIABLE: given} if given else {})
 
     def _mpi_settings(self) -> dict[str, str]:
-        return {name: v for name, v in _MPI_SETTINGS.items() if name not in self._environ}
+        """Of the MPI library that the ranks load, unless the user has made his own."""
+        libraries = [found for found in (OPEN_MPI, MPICH)
+                     if found.pattern.search(self.setup().mpi_library)]  # fmt: skip
+        return {
+            name: value
+            for library in libraries
+            for name, value in library.settings.items()
+            if name not in self._environ
+        }
 
     def _looks(self, options: Options) -> tuple[int, ...]:
         """The numbers of trials after which a case may end."""
@@ -410,6 +417,7 @@ class Controller:
             plan,
             directory,
             aftermath=self._execution.aftermath(plan, directory),
+            families=tuple(self._registry.launchers.values()),
             cluster=None if self.survey(options, plan.layout) is None else self._cluster,
             on_event=self._progress.event,
         )
