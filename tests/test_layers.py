@@ -49,7 +49,7 @@ class Row:
 GROUND = "ground"
 PYTEST_SIDE = "pytest side"
 ROWS = (
-    Row(GROUND, modules=("atomic", "commands", "errors", "masking", "models", "showable",
+    Row(GROUND, modules=("atomic", "commands", "errors", "masking", "models", "phases", "showable",
         "units", "version"), foreign=("tomli",)),
     Row("system"),
     Row("cache"),

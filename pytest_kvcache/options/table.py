@@ -26,6 +26,7 @@ from pytest_kvcache.options.rules import (
     parse_fail,
     parse_slo,
 )
+from pytest_kvcache.phases import PHASES
 from pytest_kvcache.units import parse_duration_s, parse_flag, parse_float, parse_gib, parse_int
 
 if TYPE_CHECKING:
@@ -348,7 +349,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
                later="judge latency with --kv-slo='read.p95_ms<200'",
                help="which SLO set judges the run (default: throughput)"),
     OptionSpec(name="phase", metavar="{both,prefill,decode}",
-               parse=_choice("both", "prefill", "decode"),
+               parse=_choice(*PHASES),
                help="disaggregated serving: prefill only stores, decode only loads what was"
                " stored before the window (default: both)"),
     OptionSpec(name="trace", metavar="FILE", parse=_text, selects=True,

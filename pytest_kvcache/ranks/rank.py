@@ -45,7 +45,7 @@ from pytest_kvcache.system.filesystem import IoCounters, Place, probe_filesystem
 from pytest_kvcache.system.preloads import check_preloads
 from pytest_kvcache.system.surroundings import SurroundingsWatch
 from pytest_kvcache.workloads.openloop import OpenLoop, arrival_offsets_ns
-from pytest_kvcache.workloads.phases import DecodeWorkload, build_workload
+from pytest_kvcache.workloads.phases import ChecksPopulation, build_workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -296,7 +296,7 @@ class Rank:
         if self.engine.first_error is not None:
             self._look_at_the_place()
             raise StorageError(self._with_its_cause(self.engine.first_error))
-        if isinstance(self._workload, DecodeWorkload):
+        if isinstance(self._workload, ChecksPopulation):
             self._workload.check_population()
 
     def look_around(self) -> None:
