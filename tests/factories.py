@@ -90,6 +90,7 @@ def make_plan(**changes: Any) -> Plan:
         "arrival": None,
         "backend": "null",
         "traits": traits_of(backend),
+        "backend_options": {},
         "object_layout": "block",
         "store": "file" if backend == "file" else None,
         "io": "direct",

@@ -49,8 +49,8 @@ class Row:
 GROUND = "ground"
 PYTEST_SIDE = "pytest side"
 ROWS = (
-    Row(GROUND, modules=("atomic", "commands", "errors", "models", "showable", "units", "version"),
-        foreign=("tomli",)),
+    Row(GROUND, modules=("atomic", "commands", "errors", "masking", "models", "phases", "showable",
+        "units", "version"), foreign=("tomli",)),
     Row("system"),
     Row("cache"),
     Row("launchers"),

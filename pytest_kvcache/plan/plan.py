@@ -22,6 +22,7 @@ from pytest_kvcache.errors import OptionError
 from pytest_kvcache.hosts.hostlist import RankLayout
 from pytest_kvcache.launchers.protocol import binds_ranks
 from pytest_kvcache.models import ModelSpec
+from pytest_kvcache.plan.backendrules import shown_settings
 from pytest_kvcache.units import MIB, format_bytes
 from pytest_kvcache.workloads.openloop import DEFAULT_ARRIVAL, MAX_ARRIVALS
 from pytest_kvcache.workloads.protocol import Need, WorkloadContext
@@ -99,8 +100,9 @@ class Plan:
     ``duration_s`` None: until the trace ends. ``capacity_blocks`` is per rank.
     ``object_layout`` is ``block`` (a block is one object) or ``layer`` (one per layer);
     ``layout`` is where the ranks are.
-    ``traits`` are what the backend is like, ``store`` which of its ways to keep objects is
-    taken, None where there is no choice.
+    ``traits`` are what the backend is like, ``backend_options`` the settings that were given
+    for it, with a mask in the place of what is secret, ``store`` which of its ways to keep
+    objects is taken, None where there is no choice.
     ``need_blocks`` is what one rank would store if nothing were evicted. ``cores`` is
     ``split`` (ranks of a host divide its cores) or ``shared`` (as the launcher bound them).
     ``request_rate`` is that of all ranks together, per second; None, and no ``arrival``:
@@ -126,6 +128,7 @@ class Plan:
     arrival: str | None
     backend: str
     traits: BackendTraits
+    backend_options: Mapping[str, str]
     object_layout: str
     store: Store | None
     io: str
@@ -294,6 +297,11 @@ class Plan:
         return self.traits.directory
 
     @property
+    def secret_options(self) -> frozenset[str]:
+        """The settings of the backend that were given and whose values are not in the plan."""
+        return self.traits.secrets.intersection(self.backend_options)
+
+    @property
     def open_loop(self) -> bool:
         """Whether requests come at times of their own, however fast the answers are."""
         return self.request_rate is not None or bool(self.trace and self.trace.speedup > 0)
@@ -364,6 +372,7 @@ class Plan:
         data["model"] = self.model.to_json()
         data["layout"] = self.layout.to_json()
         data["traits"] = self.traits.to_json()
+        data["backend_options"] = dict(self.backend_options)
         data["trace"] = None if self.trace is None else asdict(self.trace)
         data["plugins"] = list(self.plugins)
         data["origins"] = dict(self.origins)
@@ -495,6 +504,7 @@ def build_plan(
         arrival=None if request_rate is None else options.arrival or DEFAULT_ARRIVAL,
         backend=options.backend,
         traits=traits,
+        backend_options=shown_settings(options, traits),
         object_layout=options.layout,
         store=effective_store(options.store, traits, stored),
         io=options.io,
@@ -525,6 +535,7 @@ _OPTION_OF = {
     "deadline_s": "deadline",
     "capacity_blocks": "storage_capacity_gb",
     "plugins": "plugin",
+    "backend_options": "backend_option",
     "layout": "np",
     "object_layout": "layout",
     "cores": "mpi_params",

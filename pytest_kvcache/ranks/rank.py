@@ -32,6 +32,7 @@ from pytest_kvcache.engine.engine import Engine
 from pytest_kvcache.engine.payload import make_payload
 from pytest_kvcache.engine.transfers import TransferSettings, object_key_of
 from pytest_kvcache.errors import StorageError
+from pytest_kvcache.masking import Secrets
 from pytest_kvcache.measure.recorder import Recorder, Window
 from pytest_kvcache.ranks.calibration import ArenaBackend, closed_loop, operations_per_s
 from pytest_kvcache.ranks.cleanup import Janitor
@@ -44,7 +45,7 @@ from pytest_kvcache.system.filesystem import IoCounters, Place, probe_filesystem
 from pytest_kvcache.system.preloads import check_preloads
 from pytest_kvcache.system.surroundings import SurroundingsWatch
 from pytest_kvcache.workloads.openloop import OpenLoop, arrival_offsets_ns
-from pytest_kvcache.workloads.phases import DecodeWorkload, build_workload
+from pytest_kvcache.workloads.phases import ChecksPopulation, build_workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -65,8 +66,11 @@ _SWITCH_INTERVAL_S = 1e-5
 class Rank:
     """Set up, calibrate, make ready, populate, run, close, report; each once, in this order."""
 
-    def __init__(self, plan: Plan, rank: int, host: str, trace: Trace | None) -> None:
+    def __init__(
+        self, plan: Plan, rank: int, host: str, trace: Trace | None, secrets: Secrets | None = None
+    ) -> None:
         self.plan = plan
+        self.secrets = secrets or Secrets()
         self.rank = rank
         self.host = host
         self._trace = trace
@@ -262,7 +266,19 @@ class Rank:
             namespace=f"{run_name(plan.run_id)}/trial-{plan.trial + 1}/rank-{self.rank}",
             capacity_objects=plan.capacity_objects,
             store=plan.store,
+            options={**plan.backend_options, **self._given_secrets()},
         )
+
+    def _given_secrets(self) -> dict[str, str]:
+        """What the plan has a mask of; StorageError if a value did not come."""
+        found = self.secrets.reveal()
+        missing = self.plan.secret_options.difference(found)
+        if missing:
+            raise StorageError(
+                f"{self.host}: the value of {', '.join(sorted(missing))} (--kv-backend-option) did"
+                " not reach this rank, and the plan does not hold it"
+            )
+        return found
 
     def make_ready(self) -> None:
         """Build what the run needs and touch its buffers: maybe seconds without a tick."""
@@ -280,7 +296,7 @@ class Rank:
         if self.engine.first_error is not None:
             self._look_at_the_place()
             raise StorageError(self._with_its_cause(self.engine.first_error))
-        if isinstance(self._workload, DecodeWorkload):
+        if isinstance(self._workload, ChecksPopulation):
             self._workload.check_population()
 
     def look_around(self) -> None:
@@ -374,11 +390,11 @@ class Rank:
         """Counts for the people who wait; since the start of the run, not of its window."""
         if self.engine is None:
             return {"error": None}
-        counters, index = self.engine.counters, self.index
+        counters, index, error = self.engine.counters, self.index, self.engine.first_error
         space = {} if self._space is None else {"free_bytes": self._space.available_bytes}
         return {
             **space,
-            "error": self.engine.first_error,
+            "error": error and self.secrets.mask(error),
             "read_bytes": counters.requested_read_bytes,
             "write_bytes": counters.requested_write_bytes,
             "completed": counters.completed,
@@ -413,7 +429,7 @@ class Rank:
     def _with_its_cause(self, error: str | None) -> str | None:
         """The first failed operation, and why none of them can be trusted."""
         faults = (error, self._probe_fault, self._place_fault, self._clock_fault)
-        return "; ".join(filter(None, faults)) or None
+        return self.secrets.mask("; ".join(filter(None, faults))) or None
 
     def leave(self) -> None:
         """After all ranks have closed: the first one of a host removes the run's directory."""
@@ -445,7 +461,7 @@ class Rank:
                 remove_rank_dir(self.plan.cache_dir, self.plan.run_id, self.rank, self.host)
                 self._owns_directory = False
         except StorageError as error:
-            return str(error)
+            return self.secrets.mask(str(error))
         return None
 
     def _delete_stored(self, backend: Backend) -> None:
@@ -553,7 +569,7 @@ class Rank:
         assert self._io is not None
         return {
             "io_mode": self._facts.io_mode,
-            "io_note": self._facts.io_note,
+            "io_note": self._facts.io_note and self.secrets.mask(self._facts.io_note),
             "sync": self._sync,
             "is_storage": self.plan.traits.is_storage,
             "filesystem": self._filesystem,

@@ -184,6 +184,9 @@ def _load(found: DryRun) -> Iterator[_Value]:
 def _storage(found: DryRun) -> Iterator[_Value]:
     plan, options = found.plan, found.options
     yield _value(found, "backend", plan.backend, "backend")
+    if plan.backend_options:
+        settings = " ".join(f"{name}={value}" for name, value in plan.backend_options.items())
+        yield _value(found, "backend_option", settings, "backend_options")
     if plan.needs_directory:
         yield _value(found, "cache_dir", plan.cache_dir, "cache_dir")
     blocks = format_count(plan.capacity_blocks, "block")

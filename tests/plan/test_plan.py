@@ -161,6 +161,7 @@ OTHER_LOAD: dict[str, Any] = {
     "arrival": "gamma",
     "backend": "memory",
     "traits": OBJECTS,
+    "backend_options": {"endpoint": "http://other"},
     "object_layout": "layer",
     "store": "slab",
     "io": "buffered",
