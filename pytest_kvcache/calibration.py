@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
-    from pytest_kvcache.engine import Engine
+    from pytest_kvcache.engine.engine import Engine
     from pytest_kvcache.recorder import Recorder
     from pytest_kvcache.workloads.protocol import Request, Workload, WorkloadContext
 

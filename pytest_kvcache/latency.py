@@ -197,7 +197,10 @@ class Histogram:
                 f"a latency is {lowest} ns; it must not be negative: "
                 "its clock ran backwards or its stamps are swapped"
             )
-        self._counts += np.bincount(bin_index(values.ravel()), minlength=BIN_COUNT)
+        bins = bin_index(values.ravel())
+        first = int(bins.min())
+        counts = np.bincount(bins - first)  # of few bins, mostly: adding all costs more than these
+        self._counts[first : first + len(counts)] += counts
         self._widen(_exact_sum(values, highest), lowest, highest)
 
     def merge(self, other: Histogram) -> None:

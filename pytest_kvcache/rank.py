@@ -22,9 +22,12 @@ from pytest_kvcache.cache.index import CacheIndex
 from pytest_kvcache.cachedir import claim_rank_dir, remove_rank_dir, remove_run_dir, run_dir
 from pytest_kvcache.calibration import ArenaBackend, closed_loop, operations_per_s
 from pytest_kvcache.devicewatch import DeviceWatch
-from pytest_kvcache.engine import Engine
+from pytest_kvcache.engine.engine import Engine
+from pytest_kvcache.engine.operations import TransferSettings
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.freespace import FreeSpace
+from pytest_kvcache.ioengines.inline import InlineEngine
+from pytest_kvcache.ioengines.threads import ThreadsEngine
 from pytest_kvcache.janitor import Janitor
 from pytest_kvcache.pauses import PauseWatch
 from pytest_kvcache.payload import make_payload
@@ -34,7 +37,6 @@ from pytest_kvcache.readback import ReadBack
 from pytest_kvcache.recorder import Recorder, Window
 from pytest_kvcache.results import latencies_ms, ratio
 from pytest_kvcache.surroundings import SurroundingsWatch
-from pytest_kvcache.transfers import TransferSettings
 from pytest_kvcache.trialrecord import RankResult
 from pytest_kvcache.workloads.openloop import OpenLoop, arrival_offsets_ns
 from pytest_kvcache.workloads.phases import DecodeWorkload, build_workload
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pytest_kvcache.backends.protocol import Backend
+    from pytest_kvcache.ioengines.protocol import IoEngine
     from pytest_kvcache.payload import Payload
     from pytest_kvcache.plan import Plan
     from pytest_kvcache.registry import Registry
@@ -158,6 +161,7 @@ class Rank:
         *,
         generation_s_per_token: float,
         blind: bool = False,
+        waits: bool = True,
     ) -> Engine:
         plan = self.plan
         return Engine(
@@ -165,7 +169,7 @@ class Rank:
                 queue_depth=plan.queue_depth,
                 object_bytes=plan.object_bytes,
                 stored_bytes=plan.object_stored_bytes,
-                chunk_bytes=plan.chunk_bytes,
+                transfer_bytes=plan.chunk_bytes,
                 sync=self._sync == "data",
                 verify=plan.verify,
                 blind=blind,
@@ -174,7 +178,7 @@ class Rank:
             block_tokens=plan.block_tokens,
             generation_s_per_token=generation_s_per_token,
             phase=plan.phase,
-            backend=backend,
+            io=_io_engine(backend, plan.queue_depth, waits=waits),
             index=index,
             workload=workload,
             payload=payload,
@@ -196,6 +200,7 @@ class Rank:
             self._payload_used,
             self.recorder,
             generation_s_per_token=plan.generation_s_per_token,
+            waits=plan.backend != "null",
         )
 
     def _at_its_rate(self, workload: Workload) -> Workload:
@@ -380,7 +385,7 @@ class Rank:
             "prompt_blocks": index.prompt_blocks - self._admitted_blocks[0],
             "hit_blocks": index.hit_blocks - self._admitted_blocks[1],
             "cached_blocks": index.present_blocks,
-            "waiting_s": self.engine.pool.longest_wait_ns() / 1e9,
+            "waiting_s": self.engine.longest_wait_ns() / 1e9,
             "recent": self.recorder.take_recent(time.monotonic_ns()),
         }
 
@@ -501,9 +506,9 @@ class Rank:
         }
 
     def _operation_counts(self) -> dict[str, Any]:
-        """What the engine, its pool, its log and its index counted."""
+        """What the engine, its log and its index counted."""
         assert self.engine is not None
-        counters, pool = self.engine.counters, self.engine.pool
+        counters, loop = self.engine.counters, self.engine.loop
         histograms, section_bytes = self.recorder.histograms, self.recorder.section_bytes
         return {
             "read_count": histograms["read"].count,
@@ -529,8 +534,8 @@ class Rank:
             "request_censored": self.recorder.censored["request"],
             "evictions": self.index.evictions,
             "cached_blocks": self.index.present_blocks,
-            "checked": pool.checked + self._read_back.checked,
-            "corrupt": pool.corrupt + self._read_back.corrupt,
+            "checked": loop.checked + self._read_back.checked,
+            "corrupt": loop.corrupt + self._read_back.corrupt,
             "read_back": self._read_back.checked,
             "distinct_read_bytes": counters.distinct_blocks * self.plan.stored_bytes,
             "error": self._with_its_cause(self.engine.first_error or self._read_back.error),
@@ -576,6 +581,11 @@ def _undisturbed() -> Iterator[None]:
     finally:
         gc.enable()
         gc.unfreeze()  # what is frozen is never freed: calibration's buffers, for one
+
+
+def _io_engine(backend: Backend, depth: int, *, waits: bool) -> IoEngine:
+    """Plain calls where nothing would be in flight beside them, or nothing ever waits."""
+    return ThreadsEngine(backend, depth) if waits and depth > 1 else InlineEngine(backend, depth)
 
 
 def _cpu_s() -> float:

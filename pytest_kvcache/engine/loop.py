@@ -1,9 +1,8 @@
-"""One rank's measured loop: workload × cache × storage → rows of a log.
+"""One rank's loop: workload × cache × storage → rows of a log, by one thread.
 
-Rank-side; imports neither pytest nor MPI. What a finished operation leads to (the next
-phase of its request, an admission, a user's next turn) is decided under one lock by the
-thread that finished it. The main thread fires timers and ticks; it never touches the
-storage.
+Rank-side; imports neither pytest nor MPI. What is due begins, requests are admitted, their
+operations are handed on (`dispatch`), and what a finished one leads to (the next phase of
+its request, an admission, a user's next turn) is decided where its end is noted.
 
 A request goes: arrive → admit (hits, room and victims are decided at once, in order of
 arrival) → load → compute → respond → store (victims are deleted before anything is
@@ -12,14 +11,13 @@ written, so that the storage never holds more than the capacity).
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING
 
 from pytest_kvcache.cache.index import Admission, CacheIndex
-from pytest_kvcache.errors import StalledError
-from pytest_kvcache.flights import Flight, Timers
+from pytest_kvcache.engine.dispatch import Dispatcher
+from pytest_kvcache.engine.requests import Flight, Timers
 from pytest_kvcache.recorder import (
     ADMIT,
     DELETE,
@@ -32,24 +30,28 @@ from pytest_kvcache.recorder import (
     Counters,
     Recorder,
 )
-from pytest_kvcache.transfers import Operation, TransferPool, TransferSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pytest_kvcache.backends.protocol import Backend
     from pytest_kvcache.cache.index import Blocked, Slot
+    from pytest_kvcache.engine.operations import Operation, TransferSettings
+    from pytest_kvcache.ioengines.protocol import IoEngine
     from pytest_kvcache.payload import Payload
     from pytest_kvcache.workloads.protocol import Request, Workload
 
 MAX_BACKLOG = 10_000  # open loop: requests under way per rank; what comes beyond is dropped
 _STORES_PER_DEPTH = 4  # blocks waiting to be stored per queue depth, before users wait
 _TICK_NS = 100_000_000
-_LAST_OPERATIONS_NS = 60_000_000_000  # for what is in flight when everything else has ended
+_MOST_ROWS = 2048  # booked at once: a quarter of a millisecond
 
 
-class Engine:
-    """Drives one backend with one workload; ``populate``, ``run``, ``close``, once each."""
+class Loop:
+    """Drives one I/O engine with one workload: ``populate``, then ``run``, once each.
+
+    Other threads may read ``first_error``, ``counters`` and ``sampled_ns`` and set
+    ``stop_asked``; plain values, nothing else.
+    """
 
     def __init__(
         self,
@@ -58,7 +60,7 @@ class Engine:
         block_tokens: int,
         generation_s_per_token: float,
         phase: str,
-        backend: Backend,
+        io: IoEngine,
         index: CacheIndex,
         workload: Workload,
         payload: Payload | None,
@@ -76,20 +78,17 @@ class Engine:
         self._workload = workload
         self._recorder = recorder
         self._clock = clock
-        lock = threading.Lock()
-        self._lock = lock
-        self._main = threading.Condition(lock)
-        self.pool = TransferPool(
+        self.stop_asked = False
+        self._log = recorder.log
+        self._io = io
+        self._dispatcher = Dispatcher(
             settings=settings,
-            backend=backend,
+            io=io,
             payload=payload,
-            recorder=recorder,
-            lock=lock,
+            log=self._log,
             clock=clock,
             on_complete=self._complete,
-            on_idle=self._on_idle,
         )
-        self._log = recorder.new_log()
         self._waiting: deque[Flight] = deque()
         self._stalled: deque[tuple[int, int]] = deque()
         self._timers = Timers()
@@ -98,95 +97,76 @@ class Engine:
         self._all_arrived = False
         self._flights = 0
         self._generating = 0
-        self._sampled_ns = 0
-        self._ticked_ns = clock()
+        self.sampled_ns = 0
+        self.stopped_ns = 0
         self._stores = 0
         self._parts = settings.objects_per_block
         self._max_stores = _STORES_PER_DEPTH * settings.queue_depth * self._parts
         self._populating = True
         self._stopping = False
+        self._may_stop = True
         self._pumping = False
         self._blocked_on: Slot | None = None
 
     @property
-    def settings(self) -> TransferSettings:
-        """How operations are carried out."""
-        return self._settings
-
-    @property
     def first_error(self) -> str | None:
         """The first failed operation's message; it ends the run."""
-        return self.pool.first_error
+        return self._dispatcher.first_error
 
-    # --- phases, called by the main thread ------------------------------------------------
+    @property
+    def checked(self) -> int:
+        """Transfers whose content was verified."""
+        return self._dispatcher.checked
 
-    def populate(self, tick: Callable[[], bool]) -> None:
-        """Store every user's context until all are in or the cache is full.
+    @property
+    def corrupt(self) -> int:
+        """Transfers whose content was wrong."""
+        return self._dispatcher.corrupt
 
-        ``tick`` is called a few times a second; true means: stop early.
-        """
-        self.pool.start()
+    # --- phases -------------------------------------------------------------------------------
+
+    def populate(self) -> None:
+        """Store every user's context until all are in or the cache is full."""
         for request in self._workload.population():
-            with self._lock:
-                if not self._index.has_room_for(request.keys):
-                    break
-                self._arrive(request, self._clock())
-                self._pump()
-            if not self._wait_while(self._store_queue_is_full, tick):
+            if not self._index.has_room_for(request.keys):
                 break
-        self._wait_while(self._has_flights, tick)
+            self._arrive(request, self._clock())
+            self._pump()
+            if not self._work_while(self._store_queue_is_full):
+                break
+        self._work_while(self._has_flights)
 
-    def run(
-        self, *, start_ns: int, end_ns: int | None, drain_s: float, tick: Callable[[], bool]
-    ) -> int:
+    def run(self, *, start_ns: int, end_ns: int | None, drain_s: float) -> int:
         """Issue requests from ``start_ns`` until ``end_ns`` or the workload's end; drain.
 
         Returns the moment at which issuing ended. After it, requests that are loading
-        have ``drain_s`` to finish; what has not even begun by then is left. Raises
-        StalledError if what is in flight does not end.
+        have ``drain_s`` to finish; what has not even begun by then is left, and what is
+        in flight is waited for.
         """
         self.counters = Counters()
         self._populating = False
         self._end_ns = end_ns
         while (early_ns := start_ns - self._clock()) > 0:
             time.sleep(early_ns / 1e9)
-        with self._lock:
-            self.began_ns = self._clock()
-            self._begin(start_ns)
-            self._pump()
-        self._wait_while(self._has_work, tick, until_ns=end_ns)
-        stopped_ns = self._clock()
-        with self._lock:
-            self._stop()
-        self._drain(stopped_ns + int(drain_s * 1e9), tick)
+        self.began_ns = self._clock()
+        self._begin(start_ns)
+        self._pump()
+        self._work_while(self._has_work, until_ns=end_ns)
+        self.stopped_ns = stopped_ns = self._clock()
+        self._stop()
+        self._may_stop = False  # nothing new begins any more
+        self._work_while(self._is_draining, until_ns=stopped_ns + int(drain_s * 1e9))
+        self._leave_what_has_not_begun()
+        self._work_while(self._is_draining)
         return stopped_ns
 
     def close(self) -> None:
-        """End the threads; raises what a thread died of."""
-        self.pool.close()
-        self._raise_crash()
-
-    def _drain(self, deadline_ns: int, tick: Callable[[], bool]) -> None:
-        """Finish what is loading, or only what is in flight if that takes too long."""
-
-        def keep_ticking() -> bool:
-            tick()
-            return False
-
-        self._wait_while(self._is_draining, keep_ticking, until_ns=deadline_ns)
-        with self._lock:
-            self._leave_what_has_not_begun()
-        last_ns = self._clock() + _LAST_OPERATIONS_NS
-        self._wait_while(self._is_draining, keep_ticking, until_ns=last_ns)
-        if self._is_draining():
-            raise StalledError(
-                f"operations in flight did not end within {_LAST_OPERATIONS_NS / 1e9:g} s; look"
-                " at the device, its log and its network"
-            )
+        """Wait for what is in flight."""
+        self._dispatcher.close()
 
     def _leave_what_has_not_begun(self) -> None:
         """Queued reads and answers that are not due: their requests have no latency."""
-        loading = [operation.owner for operation in self.pool.keep_only(None)]
+        loading = [operation.owner for operation in self._dispatcher.keep_only(None)]
         for flight in dict.fromkeys(loading):
             self._recorder.censor("load", flight.issued_ns)
             self._recorder.censor("request", flight.intended_ns)
@@ -197,38 +177,28 @@ class Engine:
 
     # --- waiting and timers ---------------------------------------------------------------
 
-    def _wait_while(
-        self, busy: Callable[[], bool], tick: Callable[[], bool], until_ns: int | None = None
-    ) -> bool:
-        """Fire timers and tick while ``busy``; false if a tick or an error said stop."""
+    def _work_while(self, busy: Callable[[], bool], until_ns: int | None = None) -> bool:
+        """Fire timers and carry out operations while ``busy``; false if told to stop."""
+        turn, log = self._dispatcher.turn, self._log
         while True:
-            if self._tick_is_due():
-                self._recorder.absorb()
-                if tick():
-                    return False
-            with self._lock:
-                now = self._fire_timers()
+            now = self._fire_timers()
+            if now - self.sampled_ns >= _TICK_NS:
                 self._sample(now)
-                if not busy() or (until_ns is not None and now >= until_ns):
-                    return self.first_error is None
-                self._main.wait(self._sleep_s(now, until_ns))
-            self._raise_crash()
+            if not busy() or (until_ns is not None and now >= until_ns):
+                return self.first_error is None
+            if self.stop_asked and self._may_stop:
+                return False
+            turn(self._wake_ns(now, until_ns))
+            if log.rows >= _MOST_ROWS:
+                self._recorder.absorb(now)
 
-    def _tick_is_due(self) -> bool:
-        """Ten times a second, however short the waits are: the population's are many."""
-        now = self._clock()
-        due = now - self._ticked_ns >= _TICK_NS
-        if due:
-            self._ticked_ns = now
-        return due
-
-    def _sleep_s(self, now: int, until_ns: int | None) -> float:
+    def _wake_ns(self, now: int, until_ns: int | None) -> int:
+        """Until when there is nothing to do if no operation ends."""
         wake_ns = now + _TICK_NS
-        if self._timers.first_ns is not None:
-            wake_ns = min(wake_ns, self._timers.first_ns)
-        if until_ns is not None:
-            wake_ns = min(wake_ns, until_ns)
-        return max(0.0, (wake_ns - now) / 1e9)
+        first_ns = self._timers.first_ns
+        if first_ns is not None and first_ns < wake_ns:
+            wake_ns = first_ns
+        return wake_ns if until_ns is None or wake_ns < until_ns else until_ns
 
     def _fire_timers(self) -> int:
         """Start what is due, for a tick's time at most; returns the time."""
@@ -248,16 +218,16 @@ class Engine:
         return now
 
     def _sample(self, now: int) -> None:
-        """Note, ten times a second, how many requests wait for the storage."""
-        if now - self._sampled_ns >= _TICK_NS:
-            self._sampled_ns = now
-            self._log.add(WAITING, self._flights - self._generating, now, now, 0, 0)
+        """Ten times a second: note how many requests wait for the storage; book all rows."""
+        self.sampled_ns = now
+        self._log.add(WAITING, self._flights - self._generating, now, now, 0, 0)
+        self._recorder.absorb(now)
+        if self._io.lags_ns:
+            self._recorder.note_lags(self._io.lags_ns)
 
     def _at(self, due_ns: int, flight: Flight | None, request: Request | None) -> None:
         self._generating += flight is not None
         self._timers.add(due_ns, flight=flight, request=request)
-        if self._timers.first_ns == due_ns:
-            self._main.notify()
 
     def _store_queue_is_full(self) -> bool:
         full = self._stores > self._max_stores or bool(self._waiting)
@@ -270,13 +240,9 @@ class Engine:
         return bool(self._flights or self._timers) and not self._stopping
 
     def _is_draining(self) -> bool:
-        return self.pool.busy or bool(self._timers)
+        return self._dispatcher.busy or bool(self._timers)
 
-    def _raise_crash(self) -> None:
-        if self.pool.crash is not None:
-            raise self.pool.crash
-
-    # --- the life of a request, under the lock --------------------------------------------
+    # --- the life of a request ----------------------------------------------------------------
 
     def _begin(self, start_ns: int) -> None:
         self._start_ns = start_ns
@@ -301,8 +267,7 @@ class Engine:
         self._waiting.clear()
         self._stalled.clear()
         self._timers.keep_answers()
-        self.pool.keep_only(READ)
-        self._main.notify()
+        self._dispatcher.keep_only(READ)
 
     def _note_backlog(self) -> None:
         """What is under way when the last request has come: by then, or at the stop."""
@@ -372,8 +337,6 @@ class Engine:
             flight.admission = admission
             self._admit(flight)
         self._pumping = False
-        if not self._flights:
-            self._main.notify()
 
     def _decide(self, request: Request) -> Admission | Blocked:
         decide = self._index.admit if self._writes or self._populating else self._index.look_up
@@ -387,7 +350,7 @@ class Engine:
             self._store(flight)
             return
         if hits:
-            flight.left = self.pool.submit(READ, hits, flight)
+            flight.left = self._dispatcher.submit(READ, hits, flight)
             for slot in hits:
                 if not slot.was_read:
                     slot.was_read = True
@@ -437,7 +400,7 @@ class Engine:
         if self._stopping:
             return
         if admission.victims:
-            flight.left = self.pool.submit(DELETE, admission.victims, flight)
+            flight.left = self._dispatcher.submit(DELETE, admission.victims, flight)
         else:
             self._write(flight)
 
@@ -446,13 +409,9 @@ class Engine:
         if not inserts:
             self._flights -= 1
         elif not self._stopping:
-            flight.left = self.pool.submit(WRITE, inserts, flight)
+            flight.left = self._dispatcher.submit(WRITE, inserts, flight)
 
-    def _on_idle(self) -> None:
-        if self._stopping or self.pool.crash is not None:
-            self._main.notify()
-
-    # --- ends of operations, under the lock, called by the pool's threads ------------------
+    # --- ends of operations ---------------------------------------------------------------------
 
     def _complete(self, operation: Operation) -> None:
         flight: Flight = operation.owner
@@ -472,8 +431,6 @@ class Engine:
             own = blocker is operation.slot and (blocker.present or operation.failed)
             if blocker is None or own or (blocker.present and not blocker.pins):
                 self._pump()
-        elif not self._flights:
-            self._main.notify()
 
     def _complete_read(self, operation: Operation, flight: Flight) -> None:
         if operation.failed:
@@ -481,7 +438,7 @@ class Engine:
             flight.failed = True
             self._index.drop(operation.slot)
         else:
-            self.counters.read_bytes += self._settings.stored_bytes
+            self.counters.read_bytes += operation.stored_bytes
             flight.loaded_ns = max(flight.loaded_ns, operation.done_ns)
         if not flight.left:
             self._loaded(flight)
@@ -491,7 +448,7 @@ class Engine:
             self.counters.write_failed += 1
             self._index.roll_back(operation.slot)
         else:
-            self.counters.write_bytes += self._settings.stored_bytes
+            self.counters.write_bytes += operation.stored_bytes
             self._index.commit(operation.slot)
         self._stores -= 1
         if not flight.left:
@@ -501,5 +458,3 @@ class Engine:
             now = self._clock()
             self.counters.stall_ns += now - since_ns
             self._next_turn(user, now)
-        if self._populating:
-            self._main.notify()
