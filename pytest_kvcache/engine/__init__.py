@@ -1,1 +1,1 @@
-"""One rank's loop: what it is asked for, what it hands to the I/O, what became of it."""
+"""One rank's loop: requests, their operations, the data they move."""

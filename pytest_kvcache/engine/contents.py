@@ -20,13 +20,13 @@ import random
 from typing import TYPE_CHECKING
 
 from pytest_kvcache.engine.operations import PAGE_BYTES
-from pytest_kvcache.payload import Arena
+from pytest_kvcache.engine.payload import Arena
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_kvcache.engine.operations import Operation, TransferSettings
-    from pytest_kvcache.payload import ChunkBuffer, Payload
+    from pytest_kvcache.engine.payload import ChunkBuffer, Payload
 
 PIECE_BYTES = 64 * 1024
 _PIECES_PER_CHECK = {"sample": 64, "full": 1}

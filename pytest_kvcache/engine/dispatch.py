@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING, Any
 from pytest_kvcache.engine.contents import Contents
 from pytest_kvcache.engine.operations import Operation
 from pytest_kvcache.ioengines.protocol import DELETE, READ, SYNC, WRITE
-from pytest_kvcache.recorder import TRANSFER
+from pytest_kvcache.measure.recorder import TRANSFER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pytest_kvcache.cache.index import Slot
     from pytest_kvcache.engine.operations import TransferSettings
+    from pytest_kvcache.engine.payload import Payload
     from pytest_kvcache.ioengines.protocol import Completion, IoEngine
-    from pytest_kvcache.payload import Payload
-    from pytest_kvcache.recorder import Log
+    from pytest_kvcache.measure.recorder import Log
 
 _SMALL_BYTES = 1 << 20
 _NOTHING = memoryview(b"")

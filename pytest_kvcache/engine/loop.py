@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from pytest_kvcache.cache.index import Admission, CacheIndex
 from pytest_kvcache.engine.dispatch import Dispatcher
 from pytest_kvcache.engine.requests import Flight, Timers
-from pytest_kvcache.recorder import (
+from pytest_kvcache.measure.recorder import (
     ADMIT,
     DELETE,
     LOAD,
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
     from pytest_kvcache.cache.index import Blocked, Slot
     from pytest_kvcache.engine.operations import Operation, TransferSettings
+    from pytest_kvcache.engine.payload import Payload
     from pytest_kvcache.ioengines.protocol import IoEngine
-    from pytest_kvcache.payload import Payload
     from pytest_kvcache.workloads.protocol import Request, Workload
 
 MAX_BACKLOG = 10_000  # open loop: requests under way per rank; what comes beyond is dropped

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pytest_kvcache.cache.identity import Identity
     from pytest_kvcache.cache.index import Slot
-    from pytest_kvcache.identity import Identity
 
 PAGE_BYTES = 4096
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_kvcache.engine.payload import ChunkBuffer, Payload
 from pytest_kvcache.errors import ResultError, StalledError, StorageError
-from pytest_kvcache.forecast import forecast
-from pytest_kvcache.payload import ChunkBuffer, Payload
-from pytest_kvcache.recorder import WRITE
+from pytest_kvcache.measure.recorder import WRITE
+from pytest_kvcache.plan.forecast import forecast
 from pytest_kvcache.registry import build_registry
 from pytest_kvcache.workloads.replay import ReplayFamily
 from tests.factories import (
@@ -38,16 +38,16 @@ from tests.factories import (
     tireless_scenarios,
     wait_for,
 )
-from tests.traces import MOONCAKE, REFERENCE, SHAREGPT, real_trace, small_trace
+from tests.recordings import MOONCAKE, REFERENCE, SHAREGPT, real_trace, small_trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pytest_kvcache.identity import Identity
-    from pytest_kvcache.plan import Plan
-    from pytest_kvcache.trialrecord import RankResult
+    from pytest_kvcache.cache.identity import Identity
+    from pytest_kvcache.plan.plan import Plan
+    from pytest_kvcache.results.record import RankResult
+    from pytest_kvcache.traces.read import Trace
     from pytest_kvcache.workloads.protocol import Request, Workload
-    from pytest_kvcache.workloads.trace_file import Trace
 
 
 @pytest.fixture

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-
-from pytest_kvcache.backends.memory import MemoryBackend
-from pytest_kvcache.backends.null import NullBackend
-from pytest_kvcache.backends.protocol import BackendPlan
-from pytest_kvcache.cache.index import Admission, CacheIndex, Slot
-from pytest_kvcache.errors import StorageError
-from pytest_kvcache.payload import ChunkBuffer, Payload
-from pytest_kvcache.recorder import DELETE, READ, WRITE, Recorder, Window
 from pytest_kvcache.transfers import (
     _QUICK_CALL_NS,
     Operation,
     TransferPool,
     TransferSettings,
 )
+
+from pytest_kvcache.backends.memory import MemoryBackend
+from pytest_kvcache.backends.null import NullBackend
+from pytest_kvcache.backends.protocol import BackendPlan
+from pytest_kvcache.cache.index import Admission, CacheIndex, Slot
+from pytest_kvcache.engine.payload import ChunkBuffer, Payload
+from pytest_kvcache.errors import StorageError
+from pytest_kvcache.measure.recorder import DELETE, READ, WRITE, Recorder, Window
 from tests.factories import (
     HOST,
     PAGE,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pytest_kvcache.backends.protocol import Backend
-    from pytest_kvcache.identity import Identity
+    from pytest_kvcache.cache.identity import Identity
 
 
 class Pool:
