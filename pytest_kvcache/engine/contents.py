@@ -19,7 +19,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from pytest_kvcache.engine.operations import PAGE_BYTES
+from pytest_kvcache.backends.protocol import PAGE_BYTES
 from pytest_kvcache.engine.payload import Arena
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from pytest_kvcache.engine.operations import TransferSettings
     from pytest_kvcache.ioengines.protocol import IoEngine
-    from pytest_kvcache.measure.recorder import Counters
+    from pytest_kvcache.measure.counters import Tally
 
 _TICK_S = 0.1
 _LAST_OPERATIONS_NS = 60_000_000_000  # for what is in flight when everything else has ended
@@ -46,7 +46,7 @@ class Engine:
         self.loop = Loop(settings=settings, io=io, clock=clock, **parts)
 
     @property
-    def counters(self) -> Counters:
+    def counters(self) -> Tally:
         """Counts since the run began."""
         return self.loop.counters
 

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from pytest_kvcache.cache.identity import Identity
     from pytest_kvcache.cache.index import Slot
 
-PAGE_BYTES = 4096
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferSettings:

@@ -202,11 +202,12 @@ class Payload:
     """Makes buffers of ``chunk_bytes``, stamps what is put, verifies what was got.
 
     ``chunk_bytes`` and every length are multiples of 4096 (else ValueError). Ranks give
-    different seeds, or their objects share a base. ``object_bytes`` is what the
-    head of an object says of its length where a call does not; without it, that of a chunk. Page numbers count from the
-    object's start: a chunk at byte ``offset`` has ``first_page = offset // 4096``. One
-    Payload serves all buffers; a buffer serves one operation at a time. Use a buffer for
-    writing or for reading, never for both: a corrupt read must not leak into a later
+    different seeds, or their objects share a base. ``object_bytes`` is what the head of an
+    object says of its length where a call does not; without it, that of a chunk. Page
+    numbers count from the object's start: a chunk at byte ``offset`` has
+    ``first_page = offset // 4096``. One Payload serves all buffers; a buffer serves one
+    operation at a time. Use a buffer for writing or for reading, never for both: a corrupt
+    read must not leak into a later
     write.
     """
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from pytest_kvcache.flights import Flight, Timers
 
+from pytest_kvcache.engine.requests import Flight, Timers
 from tests.factories import ask
 
 DUE_NS = st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=30)

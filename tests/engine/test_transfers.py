@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from pytest_kvcache.transfers import (
+from pytest_kvcache.engine.transfers import (
     _QUICK_CALL_NS,
     Operation,
     TransferPool,

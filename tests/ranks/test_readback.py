@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pytest_kvcache.transfers import TransferSettings, object_key_of
+from pytest_kvcache.engine.transfers import TransferSettings, object_key_of
 
 from pytest_kvcache.backends.memory import MemoryBackend
 from pytest_kvcache.backends.protocol import BackendPlan
