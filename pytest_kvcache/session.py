@@ -160,7 +160,8 @@ class Bench:
     def _storage(self, plan: Plan, name: CaseName) -> list[str]:
         """What is below the cache directory, on which hosts."""
         if not plan.needs_directory:
-            return [f"the backend {plan.backend} is no storage"]
+            what = "stores outside the hosts" if plan.traits.is_storage else "is no storage"
+            return [f"the backend {plan.backend} {what}"]
         survey = self.controller.survey(self.options, name.layout)
         if survey is None:
             local = probe_filesystem(plan.cache_dir, socket.gethostname())
@@ -396,8 +397,7 @@ def _expected_evidence(plan: Plan, before: Evidence) -> Evidence:
         for rank in range(count)
     ]
     facts = facts_of({**plan.workload, **opened}, {}, ranks)
-    is_storage = {"file": True, "memory": False, "null": False}.get(plan.backend)
-    return Evidence(is_storage=is_storage, facts=facts)
+    return Evidence(is_storage=plan.traits.is_storage, facts=facts)
 
 
 def _on_what(cache_dir: str, below: str, memory: str | None) -> str:

@@ -68,7 +68,7 @@ ROWS = (
     Row("options", "hosts measure"),
     Row("plan", "options hosts launchers workloads traces cache backends registry system",
         foreign=("numpy",)),
-    Row("results", "plan options measure system workloads"),
+    Row("results", "plan options measure registry system workloads"),
     Row("launch", "results plan options hosts launchers backends measure registry system"),
     Row("ranks",
         "engine ioengines cache backends workloads traces measure plan results registry system",

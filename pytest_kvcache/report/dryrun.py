@@ -73,7 +73,7 @@ def _facts(found: DryRun) -> Iterator[str]:
         yield from _fact(label, sentence.removeprefix(label).lstrip(": "))
     for line in found.storage:
         yield from _fact("storage", line)
-    if plan.backend != "null":
+    if plan.traits.stores_data:
         yield from _fact("data", f"{plan.data}, withstands {WITHSTANDS[plan.data]}")
     if not _has_own_users(plan):
         yield from _fact("users", f"{plan.users:,} per rank, {plan.users * plan.np:,} in total")

@@ -144,7 +144,7 @@ def describe_plan(plan: Plan, *, in_memory: bool = False, flushes: bool = True) 
     if lasts and not flushes:
         durable = "synced, but not durable (mounted without barriers)"
     derived = "" if plan.trace is None else _how_derived(plan.origins.get("block_tokens", ""))
-    data = ", strict data" if plan.data == "strict" and plan.backend != "null" else ""
+    data = ", strict data" if plan.data == "strict" and plan.traits.stores_data else ""
     users = describe_users(plan)
     phase = "" if plan.phase == "both" else f"{plan.phase} only; "
     if plan.request_rate is not None:

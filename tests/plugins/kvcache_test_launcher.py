@@ -101,7 +101,7 @@ def canned_rank(plan: Plan, rank: int, histogram: Histogram) -> RankResult:
         second_half_blocks=200, second_half_hits=150, prompt_tokens=400, generated_tokens=100,
         arrived_tokens=400, hit_tokens=300, io_mode="direct", sync="none",
         mean_depth=float(plan.queue_depth),
-        is_storage=plan.backend not in ("memory", "null"),
+        is_storage=plan.traits.is_storage,
         requested_read_bytes=moved, requested_write_bytes=moved, cpu_s=0.1,
         surroundings=blank_surroundings(stop_s),
     )  # fmt: skip
