@@ -113,7 +113,7 @@ class Contents:
         """A part of an object, stamped."""
         buffer = self._buffers[slot]
         self._payload.stamp(
-            buffer, length, operation.identity, offset // PAGE_BYTES, operation.object_bytes
+            buffer, length, operation.identity, offset // PAGE_BYTES, operation.stored_bytes
         )
         return buffer.cut(length).view
 
@@ -152,7 +152,7 @@ class Contents:
         if not self._verifies:
             return None
         payload, buffer, page = self._payload, self._buffers[slot], offset // PAGE_BYTES
-        identity, object_bytes = operation.identity, operation.object_bytes
+        identity, object_bytes = operation.identity, operation.stored_bytes
         if self._blind:  # make the buffer what is checked, as if the object had been read
             payload.mark(buffer, length, identity, page, object_bytes)
         self.checked += 1

@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pytest_kvcache.engine.transfers import TransferSettings, object_key_of
+from pytest_kvcache.engine.operations import TransferSettings, object_key_of
 
 from pytest_kvcache.backends.memory import MemoryBackend
 from pytest_kvcache.backends.protocol import BackendPlan
@@ -21,7 +21,7 @@ OBJECT = 3 * PAGE  # a whole chunk and a half
 
 def settings(objects_per_block: int = 1) -> TransferSettings:
     return TransferSettings(
-        queue_depth=1, object_bytes=OBJECT, stored_bytes=OBJECT, chunk_bytes=CHUNK, sync=False,
+        queue_depth=1, object_bytes=OBJECT, stored_bytes=OBJECT, transfer_bytes=CHUNK, sync=False,
         verify="sample", objects_per_block=objects_per_block,
     )  # fmt: skip
 
