@@ -62,6 +62,7 @@ class Stage:
         self.depth = depth
         self.lags_ns: list[int] = []
         self.calls: list[Call] = []
+        self.synced: list[str] = []
         self.open_ended = False
         self.closed = False
         self._clock = clock
@@ -93,7 +94,9 @@ class Stage:
         with self._changed:
             for call in begun:
                 call.at_ns = self._clock()
-                if call.kind != SYNC:
+                if call.kind == SYNC:
+                    self.synced.append(call.name)
+                else:
                     self.calls.append(call)
                 if self.open_ended or call.kind == SYNC:
                     self._end(call, None)

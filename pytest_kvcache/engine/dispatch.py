@@ -88,6 +88,7 @@ class Dispatcher:
             SYNC: self._free_calls,
         }
         self._slots = slots
+        self._syncs = settings.sync
         self._reads = reads
         self._operations: list[Operation | None] = [None] * slots
         self._offsets = [0] * slots
@@ -269,45 +270,48 @@ class Dispatcher:
     def _end(self, completion: Completion) -> None:
         """Check and note one transfer or call; free its slot; go on with its operation."""
         slot, started_ns, done_ns, problem = completion
-        operation = self._at(slot)
-        kind = operation.kind
+        operation = self._operations[slot]
+        assert operation is not None  # a slot that is in flight has one
         length = self._lengths[slot]
         if not length:
             self._free_calls.append(slot)
             self._end_call(operation, started_ns, done_ns, problem)
             return
-        error = None if problem is None else str(problem)
-        if kind == READ:
-            if self._contents is not None:
-                if error is None:
-                    offset = self._offsets[slot]
-                    error = self._contents.fault(slot, operation, offset, length)
-                else:
-                    self._contents.failed(slot)
-            self._free_reads.append(slot)
-        else:
-            self._free_writes.append(slot)
-        if error is not None:
-            self._fail(operation, error)
-        if not operation.started_ns or started_ns < operation.started_ns:
+        fault = self._fault(slot, operation, length, problem)
+        if fault is not None:
+            self._fail(operation, fault)
+        if started_ns < operation.started_ns or not operation.started_ns:
             operation.started_ns = started_ns
         operation.done_ns = max(operation.done_ns, done_ns)
         operation.left -= 1
-        settings = self._settings
-        syncs = kind == WRITE and settings.sync
-        if operation.failed:
-            if not operation.left:
-                self._on_complete(operation)
+        syncs = self._syncs and operation.kind == WRITE
+        if (operation.transfers > 1 or syncs) and not operation.failed:
+            moved = min(length, operation.object_bytes - self._offsets[slot])
+            self._add(TRANSFER, 0, started_ns, done_ns, moved, 0)
+        if operation.left:
             return
-        if operation.transfers > 1 or syncs:
-            padding = max(0, self._offsets[slot] + length - operation.object_bytes)
-            self._add(TRANSFER, 0, started_ns, done_ns, length - padding, 0)
-        if not operation.left:
+        if not operation.failed:
             if syncs:
                 self._to_sync.append(operation)
-            else:
-                self._note(operation, operation.transfers)
-                self._on_complete(operation)
+                return
+            self._note(operation, operation.transfers)
+        self._on_complete(operation)
+
+    def _fault(
+        self, slot: int, operation: Operation, length: int, problem: Exception | None
+    ) -> str | None:
+        """What is wrong with a transfer that has ended; None: nothing. Frees the slot."""
+        if operation.kind == WRITE:
+            self._free_writes.append(slot)
+            return None if problem is None else str(problem)
+        self._free_reads.append(slot)
+        contents = self._contents
+        if contents is None:
+            return None if problem is None else str(problem)
+        if problem is not None:
+            contents.failed(slot)
+            return str(problem)
+        return contents.fault(slot, operation, self._offsets[slot], length)
 
     def _end_call(
         self, operation: Operation, started_ns: int, done_ns: int, problem: Exception | None

@@ -3,11 +3,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pytest_kvcache.engine.operations import TransferSettings, object_key_of
 
 from pytest_kvcache.backends.memory import MemoryBackend
 from pytest_kvcache.backends.protocol import BackendPlan
 from pytest_kvcache.cache.index import Slot
+from pytest_kvcache.engine.operations import TransferSettings, object_key_of
 from pytest_kvcache.engine.payload import Payload
 from pytest_kvcache.ranks.readback import ReadBack
 
