@@ -17,6 +17,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.backends.buffers import slot_counts
 from pytest_kvcache.engine.contents import Contents
 from pytest_kvcache.engine.operations import Operation
 from pytest_kvcache.ioengines.protocol import DELETE, READ, SYNC, WRITE
@@ -31,20 +32,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.ioengines.protocol import Completion, IoEngine
     from pytest_kvcache.measure.recorder import Log
 
-_SMALL_BYTES = 1 << 20
 _NOTHING = memoryview(b"")
-
-
-def slot_counts(depth: int, transfer_bytes: int) -> tuple[int, int]:
-    """Buffers for reading and for writing, the spare ones included."""
-    if transfer_bytes <= _SMALL_BYTES:
-        return 2 * depth, 2 * depth
-    return depth + (depth + 1) // 2, depth + (depth + 3) // 4
-
-
-def buffer_bytes(depth: int, transfer_bytes: int) -> int:
-    """Memory of all buffers of a rank; one more is the model of a thorough check."""
-    return (sum(slot_counts(depth, transfer_bytes)) + 1) * transfer_bytes
 
 
 class Dispatcher:

@@ -541,6 +541,7 @@ class Rank:
             "delete_count": histograms["delete"].count,
             "delete_p95_ms": latencies_ms(histograms["delete"])["p95"],
             "device_bytes": section_bytes["device"],
+            **self._reap_lag(),
             "load_censored": self.recorder.censored["load"],
             "request_censored": self.recorder.censored["request"],
             "evictions": self.index.evictions,
@@ -549,6 +550,16 @@ class Rank:
             "corrupt": loop.corrupt + self._read_back.corrupt,
             "read_back": self._read_back.checked,
             "error": self._with_its_cause(self.engine.first_error or self._read_back.error),
+        }
+
+    def _reap_lag(self) -> dict[str, Any]:
+        """How late the stamps of what has ended can have been."""
+        lag = self.recorder.reap_lag
+        mean_ns, p99_ns = lag.mean_ns(), lag.percentile_ns(99)
+        return {
+            "reap_lag_mean_ms": None if mean_ns is None else mean_ns / 1e6,
+            "reap_lag_p99_ms": None if p99_ns is None else p99_ns / 1e6,
+            "reap_lag_count": lag.count,
         }
 
     def _io_facts(self) -> dict[str, Any]:
