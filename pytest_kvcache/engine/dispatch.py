@@ -77,6 +77,7 @@ class Dispatcher:
         }
         self._slots = slots
         self._syncs = settings.sync
+        self._transfer_bytes = settings.transfer_bytes
         self._reads = reads
         self._operations: list[Operation | None] = [None] * slots
         self._offsets = [0] * slots
@@ -145,7 +146,7 @@ class Dispatcher:
         """Whether more of it was staged than is still waiting; a sync comes after transfers."""
         if operation.kind == DELETE:
             return not waiting and operation.staged_bytes > 0
-        staged = -(-operation.staged_bytes // self._settings.transfer_bytes)
+        staged = -(-operation.staged_bytes // self._transfer_bytes)
         return staged > waiting or not operation.left
 
     def _stage_again(self, slot: int, operation: Operation) -> None:
@@ -207,7 +208,10 @@ class Dispatcher:
                 if not reads:
                     return
                 self._stage_read(operation, reads.pop())
-            elif kind == WRITE:
+                if operation.staged_bytes >= operation.stored_bytes:
+                    ready.popleft()
+                continue
+            if kind == WRITE:
                 if not self._free_writes:
                     return
                 self._stage_write(operation, self._free_writes.pop())
@@ -221,30 +225,33 @@ class Dispatcher:
 
     def _stage_read(self, operation: Operation, slot: int) -> None:
         offset = operation.staged_bytes
-        length = min(operation.stored_bytes - offset, self._settings.transfer_bytes)
+        length = operation.stored_bytes - offset
+        if length > self._transfer_bytes:  # noqa: PLR1730  a call less, per transfer
+            length = self._transfer_bytes
         contents = self._contents
         view = _NOTHING if contents is None else contents.to_read(slot, operation, offset, length)
-        self._note_staged(slot, operation, offset, length)
+        operation.staged_bytes = offset + length
+        self._operations[slot] = operation
+        self._offsets[slot] = offset
+        self._lengths[slot] = length
+        self._staged += 1
         self._stage(slot, READ, operation.object_key, offset, view, operation.transfers)
 
     def _stage_write(self, operation: Operation, slot: int) -> None:
         offset = operation.staged_bytes
-        length = min(operation.stored_bytes - offset, self._settings.transfer_bytes)
+        length = min(operation.stored_bytes - offset, self._transfer_bytes)
         view = _NOTHING
         if self._contents is not None:
             began_ns = self._clock()
             view = self._contents.to_write(slot, operation, offset, length)
             if not offset:
                 operation.stamping_ns = self._clock() - began_ns
-        self._note_staged(slot, operation, offset, length)
-        self._stage(slot, WRITE, operation.object_key, offset, view, operation.transfers)
-
-    def _note_staged(self, slot: int, operation: Operation, offset: int, length: int) -> None:
         operation.staged_bytes = offset + length
         self._operations[slot] = operation
         self._offsets[slot] = offset
         self._lengths[slot] = length
         self._staged += 1
+        self._stage(slot, WRITE, operation.object_key, offset, view, operation.transfers)
 
     def _stage_call(self, kind: int, operation: Operation) -> None:
         slot = self._free_calls.pop()
@@ -270,7 +277,8 @@ class Dispatcher:
             self._fail(operation, fault)
         if started_ns < operation.started_ns or not operation.started_ns:
             operation.started_ns = started_ns
-        operation.done_ns = max(operation.done_ns, done_ns)
+        if done_ns > operation.done_ns:  # noqa: PLR1730  a call less, per transfer
+            operation.done_ns = done_ns
         operation.left -= 1
         syncs = self._syncs and operation.kind == WRITE
         if (operation.transfers > 1 or syncs) and not operation.failed:

@@ -112,8 +112,8 @@ class Cut:
     """
 
     __slots__ = (
-        "begin", "first_page", "head", "key", "right", "right_words", "stamps", "units", "view",
-        "words",
+        "begin", "first_page", "head", "key", "right", "right_tags", "right_words", "stamps", "tag",
+        "units", "view", "words",
     )  # fmt: skip
 
     def __init__(
@@ -137,6 +137,8 @@ class Cut:
         self.stamps = self.words.view(stamp)[:: unit_bytes // stamp.itemsize]
         self.right = np.zeros(self.units, stamp)
         self.right_words = self.right.view("<u8").reshape(self.units, -1)
+        self.right_tags = self.right_words[:, 0]
+        self.tag = -1  # in ``right``; -1: none yet
         self.key = np.zeros(1, "<u8")
         self.first_page = -1  # of the numbers in ``right``; -1: they are not made yet
 
@@ -224,6 +226,7 @@ class Payload:
         words = np.random.Philox(seed).random_raw(self._base_bytes() // _WORD_BYTES)
         self._base = words.astype("<u8")
         self._ramp = np.arange(chunk_bytes // self._unit_bytes, dtype="<u8")
+        self._tag_of: tuple[Identity | None, int] = None, 0  # of the last one that was asked for
         self._poison = np.frombuffer(_STAMP.pack(_POISON, 0), self._stamp_type)[0]
 
     def _base_bytes(self) -> int:
@@ -272,7 +275,7 @@ class Payload:
     ) -> None:
         """Make of a read buffer what passes the check that is not thorough: stamps and head."""
         cut = buffer.cut(length)
-        tag = identity.tag ^ self._origin
+        tag = self._tag(identity)
         self._compute(cut, tag, first_page)
         cut.stamps[:] = cut.right
         if not first_page:
@@ -307,7 +310,7 @@ class Payload:
         buffer that begins where one that was put did.
         """
         cut = buffer.cut(length)
-        tag = identity.tag ^ self._origin
+        tag = self._tag(identity)
         if not first_page and cut.head.tobytes() != self._head(tag, identity, object_bytes):
             return self._head_fault(buffer, identity, object_bytes)
         self._compute(cut, tag, first_page)
@@ -328,7 +331,7 @@ class Payload:
         object_bytes: int | None,
     ) -> None:
         """The bytes of a cut, which begins at ``first_page`` of the object."""
-        tag = identity.tag ^ self._origin
+        tag = self._tag(identity)
         self._fill(buffer, cut, tag, first_page)
         if not first_page:
             cut.head[:] = self._head(tag, identity, object_bytes)
@@ -342,9 +345,19 @@ class Payload:
         self._compute(cut, tag, first_page)
         cut.stamps[:] = cut.right
 
+    def _tag(self, identity: Identity) -> int:
+        """The first word of its stamps."""
+        last, tag = self._tag_of
+        if identity is not last:
+            tag = identity.tag ^ self._origin
+            self._tag_of = identity, tag
+        return tag
+
     def _compute(self, cut: Cut, tag: int, first_page: int) -> None:
         """What the stamps of the cut should be, into ``right``."""
-        cut.right_words[:, 0] = tag
+        if tag != cut.tag:
+            cut.right_tags.fill(tag)
+            cut.tag = tag
         if first_page != cut.first_page:
             np.add(self._ramp[: cut.units], np.uint64(first_page), out=cut.right_words[:, 1])
             cut.first_page = first_page
