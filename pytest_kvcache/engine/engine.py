@@ -82,6 +82,16 @@ class Engine:
         self._beside(work, tick, end_ns, drain_s)
         return self.loop.stopped_ns
 
+    def set_active(self, users: int) -> None:
+        """From now on so many users take turns, those with the lowest numbers.
+
+        Raises ValueError for more than the workload has, and where no users take turns.
+        """
+        most = self.loop.users
+        if not 0 <= users <= most:
+            raise ValueError(f"active users are {users}; they must be 0 to {most}")
+        self.loop.active_users = users
+
     def close(self) -> None:
         """Let what is in flight end."""
         self.loop.close()

@@ -49,8 +49,9 @@ _MOST_ROWS = 2048  # booked at once: a quarter of a millisecond
 class Loop:
     """Drives one I/O engine with one workload: ``populate``, then ``run``, once each.
 
-    Other threads may read ``first_error``, ``counters`` and ``sampled_ns`` and set
-    ``stop_asked``; plain values, nothing else.
+    Other threads may read ``first_error`` and ``counters`` and set ``stop_asked`` and
+    ``active_users`` (closed loop: users below that number take turns, the others rest after
+    their answer until it is raised again); plain values, nothing else.
     """
 
     def __init__(
@@ -80,6 +81,8 @@ class Loop:
         self._recorder = recorder
         self._clock = clock
         self.stop_asked = False
+        self.active_users = self._obeyed = workload.users
+        self._resting: dict[int, Request | None] = {}  # user → its next request, if it is known
         self._log = recorder.log
         self._io = io
         self._dispatcher = Dispatcher(
@@ -113,6 +116,11 @@ class Loop:
     def first_error(self) -> str | None:
         """The first failed operation's message; it ends the run."""
         return self._dispatcher.first_error
+
+    @property
+    def users(self) -> int:
+        """How many users there are to take turns; an open loop has none."""
+        return 0 if self._workload.open_loop else self._workload.users
 
     @property
     def checked(self) -> int:
@@ -187,6 +195,8 @@ class Loop:
                 self._sample(now)
             if not busy() or (until_ns is not None and now >= until_ns):
                 return self.first_error is None
+            if self.active_users != self._obeyed:
+                self._wake_users(now)
             if self.stop_asked and self._may_stop:
                 return False
             turn(self._wake_ns(now, until_ns))
@@ -210,6 +220,9 @@ class Loop:
                 self._generating -= 1
                 self._respond(flight, now)
             elif request is not None and (self._end_ns is None or due_ns < self._end_ns):
+                if request.user >= self.active_users and not self._workload.open_loop:
+                    self._rest(request.user, request)
+                    continue
                 self._arrive(request, due_ns)
                 if self._workload.open_loop:
                     self._log.add(WAKEUP, 0, due_ns, now, 0, 0)
@@ -238,7 +251,7 @@ class Loop:
         return self._flights > 0 and not self._stopping
 
     def _has_work(self) -> bool:
-        return bool(self._flights or self._timers) and not self._stopping
+        return bool(self._flights or self._timers or self._resting) and not self._stopping
 
     def _is_draining(self) -> bool:
         return self._dispatcher.busy or bool(self._timers)
@@ -267,6 +280,7 @@ class Loop:
             self._recorder.censor("request", flight.intended_ns)
         self._waiting.clear()
         self._stalled.clear()
+        self._resting.clear()
         self._timers.keep_answers()
         self._dispatcher.keep_only(READ)
 
@@ -305,6 +319,9 @@ class Loop:
             return
         if self._end_ns is not None and since_ns >= self._end_ns:
             return  # requests without I/O would go on without an end
+        if user >= self.active_users:
+            self._rest(user, None)
+            return
         request = self._workload.next_request(user)
         if request is None:
             return
@@ -312,6 +329,21 @@ class Loop:
             self._at(since_ns + int(request.think_s * 1e9), None, request)
         else:
             self._arrive(request, since_ns)
+
+    def _rest(self, user: int, request: Request | None) -> None:
+        self._resting[user] = request
+        self._obeyed = min(self._obeyed, user)  # it may be wanted again before anybody looks
+
+    def _wake_users(self, now: int) -> None:
+        """Obey another number of active users: those that were resting ask at once."""
+        self._obeyed = self.active_users
+        for user in [user for user in self._resting if user < self._obeyed]:
+            request = self._resting.pop(user)
+            if request is None:
+                self._next_turn(user, now)
+            else:
+                self._arrive(request, now)
+        self._pump()
 
     def _arrive(self, request: Request, intended_ns: int) -> None:
         self.counters.offered += 1

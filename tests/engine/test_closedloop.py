@@ -109,3 +109,84 @@ def test_time_in_the_store_queue_is_no_response_time(clock: FakeClock, stage: St
     stage.release_all()
     rig.finish()
     assert extremes(rig.histogram("request")) == (2, 0, 0, 0)
+
+
+# -- users that come and go ------------------------------------------------------------------
+
+
+def test_users_beyond_the_active_ones_rest_after_their_answer(
+    clock: FakeClock, stage: Stage
+) -> None:
+    script = Script([[ask(0, "a")] * 9, [ask(1, "b")] * 9], population=[ask(0, "a", "b")])
+    rig = Rig(script, stage, clock=clock)
+    rig.start(window_ns=100 * S)
+    rig.loop.active_users = 1
+    stage.release(*stage.expect("get a", "get b"))
+    stage.release(*stage.expect("get a"))
+    stage.expect("get a")
+    assert script.asked == [3, 1]
+    rig.loop.active_users = 2
+    rig.advance(S)
+    stage.expect("get a", "get b")
+    assert script.asked == [3, 2]
+    rig.advance(100 * S)
+    stage.release_all()
+    rig.finish()
+    counters = rig.loop.counters
+    assert (counters.offered, counters.completed, counters.backlog) == (5, 3, 2)
+    response = rig.histogram("request")
+    assert (response.min_ns, response.max_ns) == (0, 101 * S)  # resting is no response time
+
+
+def test_a_user_that_rests_where_it_thinks_keeps_its_request(
+    clock: FakeClock, stage: Stage
+) -> None:
+    think = [ask(0, "a", think_s=5.0), ask(0, "b")]
+    script = Script([think], population=[ask(0, "a", "b")])
+    rig = Rig(script, stage, clock=clock)
+    rig.start(window_ns=1_000 * S)
+    rig.loop.active_users = 0
+    rig.advance(6 * S)
+    stage.expect()
+    assert script.asked == [1]
+    rig.loop.active_users = 1
+    rig.advance(10 * S)
+    stage.release(*stage.expect("get a"))
+    stage.release(*stage.expect("get b"))
+    rig.finish()
+    assert script.asked == [2]
+    assert rig.loop.counters.completed == 2
+
+
+def test_a_run_whose_users_all_rest_lasts_to_its_end(clock: FakeClock, stage: Stage) -> None:
+    script = Script([[ask(0, "a")] * 9], population=[ask(0, "a")])
+    rig = Rig(script, stage, clock=clock)
+    rig.start(window_ns=10 * S)
+    rig.loop.active_users = 0
+    stage.release(*stage.expect("get a"))
+    rig.advance(5 * S)
+    assert not rig.has_ended
+    rig.advance(5 * S)
+    rig.finish()
+    assert rig.loop.counters.completed == rig.loop.counters.offered == 1
+
+
+def test_a_user_that_is_wanted_again_before_the_loop_looks_does_not_rest_for_ever(
+    clock: FakeClock, stage: Stage
+) -> None:
+    class Wavering(Script):
+        """While its first request is made, the user is unwanted, and wanted again at once."""
+
+        def next_request(self, user: int) -> Request | None:
+            if user == 0 and self.asked[0]:
+                rig.loop.active_users = 1
+                rig.loop._next_turn(1, clock())
+                rig.loop.active_users = 2
+            return super().next_request(user)
+
+    script = Wavering([[ask(0, "a")] * 2, [ask(1, "a")] * 2], population=[ask(0, "a")])
+    rig = Rig(script, stage, clock=clock)
+    rig.start()
+    stage.release_all()
+    rig.finish()
+    assert script.asked == [2, 2]

@@ -162,3 +162,16 @@ def test_no_thread_is_left_when_a_phase_is_over() -> None:
     engine = engine_of(InlineEngine(backend, 2), Script([[]], population=[ask(0, "a")]))
     engine.populate(lambda: False)
     wait_for(lambda: all(t.name != "kvcache-loop" for t in threading.enumerate()))
+
+
+def test_no_more_users_can_be_active_than_there_are_to_take_turns() -> None:
+    engine = engine_of(InlineEngine(NullBackend(), 2), Script([[], [], []]))
+    for users in (0, 3):
+        engine.set_active(users)
+        assert engine.loop.active_users == users
+    for users in (-1, 4):
+        with pytest.raises(ValueError, match=f"active users are {users}; they must be 0 to 3"):
+            engine.set_active(users)
+    scheduled = engine_of(InlineEngine(NullBackend(), 2), Script([[]], open_loop=True))
+    with pytest.raises(ValueError, match="they must be 0 to 0"):
+        scheduled.set_active(1)
