@@ -174,19 +174,17 @@ def test_a_run_whose_users_all_rest_lasts_to_its_end(clock: FakeClock, stage: St
 def test_a_user_that_is_wanted_again_before_the_loop_looks_does_not_rest_for_ever(
     clock: FakeClock, stage: Stage
 ) -> None:
-    class Wavering(Script):
-        """While its first request is made, the user is unwanted, and wanted again at once."""
-
-        def next_request(self, user: int) -> Request | None:
-            if user == 0 and self.asked[0]:
-                rig.loop.active_users = 1
-                rig.loop._next_turn(1, clock())
-                rig.loop.active_users = 2
-            return super().next_request(user)
-
-    script = Wavering([[ask(0, "a")] * 2, [ask(1, "a")] * 2], population=[ask(0, "a")])
+    script = Script([[], [ask(1, "a")]])
     rig = Rig(script, stage, clock=clock)
-    rig.start()
-    stage.release_all()
-    rig.finish()
-    assert script.asked == [2, 2]
+    rig.loop._populating = False
+    rig.loop.active_users = 1
+    rig.loop._next_turn(1, clock())
+    rig.loop.active_users = 2  # nobody has looked at the 1
+    stage.open_ended = True
+
+    def work() -> None:
+        rig.loop._work_while(lambda: not script.asked[1])
+
+    rig.behind(work)
+    rig.join()
+    assert script.asked == [0, 1]
