@@ -102,6 +102,7 @@ class Engine:
         self._ticked_ns = clock()
         self._stores = 0
         self._parts = settings.objects_per_block
+        self._block_bytes = settings.objects_per_block * settings.object_bytes
         self._max_stores = _STORES_PER_DEPTH * settings.queue_depth * self._parts
         self._populating = True
         self._stopping = False
@@ -128,7 +129,7 @@ class Engine:
         self.pool.start()
         for request in self._workload.population():
             with self._lock:
-                if not self._index.has_room_for(request.keys):
+                if not self._index.has_room_for(request.keys, self._block_bytes):
                     break
                 self._arrive(request, self._clock())
                 self._pump()
@@ -376,8 +377,9 @@ class Engine:
             self._main.notify()
 
     def _decide(self, request: Request) -> Admission | Blocked:
-        decide = self._index.admit if self._writes or self._populating else self._index.look_up
-        return decide(request.keys, request.prompt_blocks)
+        if self._writes or self._populating:
+            return self._index.admit(request.keys, request.prompt_blocks, self._block_bytes)
+        return self._index.look_up(request.keys, request.prompt_blocks)
 
     def _admit(self, flight: Flight) -> None:
         hits = flight.admission.hits if self._reads else []
@@ -466,6 +468,7 @@ class Engine:
         else:
             self.counters.delete_failed += operation.failed
             if not flight.left:
+                self._index.deleted(flight.admission)
                 self._write(flight)
         if self._waiting:
             blocker = self._blocked_on  # admission is asked again only when it can have changed

@@ -17,7 +17,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from pytest_kvcache.backends.null import NullBackend
-from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
+from pytest_kvcache.backends.protocol import PAGE_BYTES, BackendFacts, BackendPlan
 from pytest_kvcache.cache.index import CacheIndex
 from pytest_kvcache.cachedir import claim_rank_dir, remove_rank_dir, remove_run_dir, run_dir
 from pytest_kvcache.calibration import ArenaBackend, closed_loop, operations_per_s
@@ -93,7 +93,7 @@ class Rank:
         self.stopped_ns = 0
         self.drained_ns = 0
         self.recorder = Recorder()
-        self.index = CacheIndex(plan.capacity_blocks, plan.objects_per_block)
+        self.index = _empty_index(plan)
         self.engine: Engine | None = None
 
     def set_up(self, registry: Registry) -> None:
@@ -130,7 +130,7 @@ class Rank:
             return None
         engine = self._make_engine(
             backend,
-            CacheIndex(plan.capacity_blocks, plan.objects_per_block),
+            _empty_index(plan),
             workload,
             self._payload(),
             recorder,
@@ -576,6 +576,12 @@ def _undisturbed() -> Iterator[None]:
     finally:
         gc.enable()
         gc.unfreeze()  # what is frozen is never freed: calibration's buffers, for one
+
+
+def _empty_index(plan: Plan) -> CacheIndex:
+    return CacheIndex(
+        plan.capacity_bytes, page_bytes=PAGE_BYTES, objects_per_block=plan.objects_per_block
+    )
 
 
 def _cpu_s() -> float:

@@ -480,6 +480,12 @@ class Stage:
 # --- engines ------------------------------------------------------------------------------
 
 
+def index_of(capacity_blocks: int | None, objects_per_block: int = 1) -> CacheIndex:
+    """An index for so many blocks whose objects are a page each."""
+    capacity = None if capacity_blocks is None else capacity_blocks * objects_per_block * PAGE
+    return CacheIndex(capacity, page_bytes=PAGE, objects_per_block=objects_per_block)
+
+
 class Rig:
     """An engine in a thread of its own, on a clock and a backend that the test moves."""
 
@@ -506,7 +512,7 @@ class Rig:
         }
         self.clock = clock
         self.recorder = Recorder()
-        self.index = CacheIndex(capacity_blocks, changes.get("objects_per_block", 1))
+        self.index = index_of(capacity_blocks, changes.get("objects_per_block", 1))
         self.engine = Engine(
             settings=TransferSettings(**values | changes),
             block_tokens=block_tokens,

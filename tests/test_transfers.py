@@ -78,14 +78,14 @@ class Pool:
             on_complete=self._complete,
             on_idle=self.idle.set,
         )
-        self._index = CacheIndex(None)
+        self._index = CacheIndex(None, page_bytes=PAGE)
 
     def _complete(self, operation: Operation) -> None:
         self.done.append(operation)
         self._ended.notify_all()
 
     def slots(self, *names: object) -> list[Slot]:
-        admission = self._index.admit([key_of(name) for name in names], 0)
+        admission = self._index.admit([key_of(name) for name in names], 0, PAGE)
         assert isinstance(admission, Admission)  # nothing blocks without a limit
         return admission.inserts
 
