@@ -33,7 +33,7 @@ from itertools import accumulate, compress
 from operator import not_
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_kvcache.identity import Identity
+from pytest_kvcache.cache.identity import Identity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -17,9 +17,9 @@ from hypothesis.stateful import (
     rule,
 )
 
+from pytest_kvcache.cache.identity import Identity
 from pytest_kvcache.cache.index import Admission, Blocked, CacheIndex, Slot
-from pytest_kvcache.identity import Identity
-from tests.traces import AGENTS, MOONCAKE, REFERENCE, SHAREGPT, real_trace
+from tests.recordings import AGENTS, MOONCAKE, REFERENCE, SHAREGPT, real_trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
