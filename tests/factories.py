@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_kvcache.backends.protocol import BackendFacts
+from pytest_kvcache.backends.traits import BackendTraits
 from pytest_kvcache.cache.index import CacheIndex
 from pytest_kvcache.engine.engine import Engine
 from pytest_kvcache.engine.transfers import TransferSettings
@@ -26,14 +27,16 @@ from pytest_kvcache.errors import StorageError
 from pytest_kvcache.hosts.cluster import Survey
 from pytest_kvcache.hosts.facts import HostFacts
 from pytest_kvcache.hosts.hostlist import HostRanks, RankLayout
+from pytest_kvcache.measure.counters import nothing_counted
 from pytest_kvcache.measure.histogram import Histogram
-from pytest_kvcache.measure.recorder import DELETE, READ, SECTIONS, WRITE, Recorder, Window
+from pytest_kvcache.measure.recorder import DELETE, READ, WRITE, Recorder, Window
+from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.measure.series import KINDS, Cut, Series, SeriesLedger, coarse_index
 from pytest_kvcache.models import MODELS, ModelSpec
 from pytest_kvcache.options.options import build_options
 from pytest_kvcache.plan.plan import Plan, TracePlan
 from pytest_kvcache.ranks.rank import Rank
-from pytest_kvcache.registry import Registry
+from pytest_kvcache.registry import BACKENDS, Registry
 from pytest_kvcache.results.record import RankResult, TrialRecord
 from pytest_kvcache.system.clocks import ClockRecord
 from pytest_kvcache.system.surroundings import Surroundings
@@ -66,7 +69,7 @@ def options(**texts: str | list[str]) -> Options:
 
 def make_plan(**changes: Any) -> Plan:
     """A plan of one rank on the null backend; no directory, a window of 0.2 s."""
-    on_files = changes.get("backend") == "file"
+    backend = changes.get("backend", "null")
     values: dict[str, Any] = {
         "version": "1.0",
         "run_id": "run",
@@ -86,8 +89,9 @@ def make_plan(**changes: Any) -> Plan:
         "request_rate": None,
         "arrival": None,
         "backend": "null",
+        "traits": traits_of(backend),
         "object_layout": "block",
-        "store": "file" if on_files else None,
+        "store": "file" if backend == "file" else None,
         "io": "direct",
         "sync": "none",
         "cache_dir": "/nowhere",
@@ -103,6 +107,29 @@ def make_plan(**changes: Any) -> Plan:
         "trace": None,
     }
     return Plan(**values | changes)
+
+
+OBJECTS = BackendTraits(
+    unit="object",
+    directory=False,
+    bounded_by="nothing",
+    smallest_part_bytes=1,
+    largest_part_bytes=None,
+    alignment_bytes=1,
+    kernel_counts=False,
+    is_storage=True,
+)
+"""What a plugin's store of whole objects is like."""
+
+
+def traits_of(backend: str) -> BackendTraits:
+    """Those of a built-in backend; of any other name, those of a store of whole objects."""
+    return BACKENDS[backend].traits if backend in BACKENDS else OBJECTS
+
+
+def on_backend(plan: Plan, backend: str) -> Plan:
+    """The same plan on another backend."""
+    return replace(plan, backend=backend, traits=traits_of(backend))
 
 
 def make_trace_plan(**changes: Any) -> TracePlan:
@@ -279,7 +306,8 @@ def registry_of(
     workloads: Mapping[str, Any] | None = None,
 ) -> Registry:
     """A registry of these and the known models only."""
-    return Registry(models=MODELS, backends=backends or {}, workloads=workloads or {}, launchers={})
+    made: Any = backends or {}  # a rank asks no factory for its traits
+    return Registry(models=MODELS, backends=made, workloads=workloads or {}, launchers={})
 
 
 # --- clocks -------------------------------------------------------------------------------
@@ -332,9 +360,7 @@ class Bookkeeper:
 
     def open(self, plan: BackendPlan) -> BackendFacts:
         self.prepare(plan.object_bytes, syncs=plan.sync == "data")
-        return BackendFacts(
-            io_mode="none", io_note=None, stores_data=True, is_storage=False, in_directory=False
-        )
+        return BackendFacts(io_mode="none", io_note=None)
 
     def put_from(self, key: str, offset: int, buffer: memoryview) -> None:
         with self.lock:
@@ -414,9 +440,7 @@ class Stage:
 
     def open(self, plan: BackendPlan) -> BackendFacts:
         del plan
-        return BackendFacts(
-            io_mode="none", io_note=None, stores_data=False, is_storage=False, in_directory=False
-        )
+        return BackendFacts(io_mode="none", io_note=None)
 
     def put_from(self, key: str, offset: int, buffer: memoryview) -> None:
         del buffer
@@ -480,10 +504,14 @@ class Stage:
 # --- engines ------------------------------------------------------------------------------
 
 
-def index_of(capacity_blocks: int | None, objects_per_block: int = 1) -> CacheIndex:
-    """An index for so many blocks whose objects are a page each."""
-    capacity = None if capacity_blocks is None else capacity_blocks * objects_per_block * PAGE
-    return CacheIndex(capacity, page_bytes=PAGE, objects_per_block=objects_per_block)
+def index_of(capacity_blocks: int | None, settings: TransferSettings) -> CacheIndex:
+    """An index for so many blocks of objects as these."""
+    block_bytes = settings.objects_per_block * settings.stored_bytes
+    return CacheIndex(
+        None if capacity_blocks is None else capacity_blocks * block_bytes,
+        page_bytes=PAGE,
+        objects_per_block=settings.objects_per_block,
+    )
 
 
 class Rig:
@@ -512,9 +540,10 @@ class Rig:
         }
         self.clock = clock
         self.recorder = Recorder()
-        self.index = index_of(capacity_blocks, changes.get("objects_per_block", 1))
+        settings = TransferSettings(**values | changes)
+        self.index = index_of(capacity_blocks, settings)
         self.engine = Engine(
-            settings=TransferSettings(**values | changes),
+            settings=settings,
             block_tokens=block_tokens,
             generation_s_per_token=generation_s_per_token,
             phase=phase,
@@ -698,10 +727,11 @@ def run_rank(
 def record_of(plan: Plan, ranks: Sequence[Finished]) -> TrialRecord:
     """What the coordinator writes of ranks that ran one after another."""
     window_ns = min(rank.window_ns for rank in ranks)
-    histograms = {name: Histogram() for name in SECTIONS}
-    for rank in ranks:
-        for name, histogram in rank.histograms.items():
-            histograms[name].merge(histogram)
+    histograms = {}
+    for name in SECTIONS:
+        parts = [rank.histograms[name] for rank in ranks]
+        counts = np.sum([part.counts for part in parts], axis=0)
+        histograms[name] = Histogram.added(counts, [part.extremes for part in parts])
     return TrialRecord(
         plan_digest=plan.digest,
         trial=plan.trial,
@@ -839,82 +869,66 @@ def clock_record(**changes: Any) -> ClockRecord:
 
 def rank_result(rank: int = 0, **changes: Any) -> RankResult:
     """A rank without fault: a minute at full depth on a disk of its own."""
-    return replace(
-        RankResult(
-            rank=rank,
-            host=HOST,
-            pid=100 + rank,
-            start_s=0.0,
-            stop_s=60.0,
-            drained_s=60.5,
-            read_count=1_000,
-            read_failed=0,
-            read_bytes=1_000 * PAGE,
-            read_p95_ms=1.0,
-            write_count=500,
-            write_failed=0,
-            write_bytes=500 * PAGE,
-            write_p95_ms=1.0,
-            delete_count=0,
-            delete_failed=0,
-            delete_p95_ms=None,
-            device_bytes=1_500 * PAGE,
-            read_op_bytes=1_000 * PAGE,
-            write_op_bytes=500 * PAGE,
-            offered=200,
-            completed=200,
-            completed_in_window=190,
-            dropped=0,
-            backlog=0,
-            generating=0,
-            storing=0,
-            prompt_tokens=20_000,
-            generated_tokens=2_000,
-            prompt_blocks=2_000,
-            hit_blocks=1_000,
-            arrived_tokens=20_000,
-            hit_tokens=10_000,
-            first_half_blocks=1_000,
-            first_half_hits=500,
-            second_half_blocks=1_000,
-            second_half_hits=500,
-            first_half_waiting=1.0,
-            second_half_waiting=1.0,
-            evictions=0,
-            cached_blocks=500,
-            populated_blocks=100,
-            population_s=1.0,
-            store_stall_s=0.0,
-            load_censored=0,
-            request_censored=0,
-            mean_depth=4.0,
-            longest_pause_s=0.1,
-            stalls=(),
-            io_mode="direct",
-            io_note=None,
-            sync="none",
-            is_storage=True,
-            filesystem={**FILESYSTEM, "host": changes.get("host", HOST)},
-            device=None,
-            requested_read_bytes=1_000 * PAGE,
-            requested_write_bytes=500 * PAGE,
-            device_read_bytes=1_000 * PAGE,
-            device_write_bytes=500 * PAGE,
-            checked=1_000,
-            corrupt=0,
-            read_back=0,
-            distinct_read_bytes=100 * PAGE,
-            cpu_s=1.0,
-            peak_rss_bytes=1 << 26,
-            cores=1,
-            null_ops_per_s=1e6,
-            memory_ops_per_s=1e6,
-            error=None,
-            cleanup_error=None,
-            surroundings=surroundings(),
-        ),
-        **changes,
-    )
+    values: dict[str, Any] = {
+        **nothing_counted(),
+        "rank": rank,
+        "host": HOST,
+        "pid": 100 + rank,
+        "start_s": 0.0,
+        "stop_s": 60.0,
+        "drained_s": 60.5,
+        "read_count": 1_000,
+        "read_bytes": 1_000 * PAGE,
+        "read_p95_ms": 1.0,
+        "write_count": 500,
+        "write_bytes": 500 * PAGE,
+        "write_p95_ms": 1.0,
+        "device_bytes": 1_500 * PAGE,
+        "read_op_bytes": 1_000 * PAGE,
+        "write_op_bytes": 500 * PAGE,
+        "offered": 200,
+        "completed": 200,
+        "completed_in_window": 190,
+        "prompt_tokens": 20_000,
+        "generated_tokens": 2_000,
+        "prompt_blocks": 2_000,
+        "hit_blocks": 1_000,
+        "arrived_tokens": 20_000,
+        "hit_tokens": 10_000,
+        "first_half_blocks": 1_000,
+        "first_half_hits": 500,
+        "second_half_blocks": 1_000,
+        "second_half_hits": 500,
+        "first_half_waiting": 1.0,
+        "second_half_waiting": 1.0,
+        "cached_blocks": 500,
+        "populated_blocks": 100,
+        "population_s": 1.0,
+        "mean_depth": 4.0,
+        "longest_pause_s": 0.1,
+        "stalls": (),
+        "io_mode": "direct",
+        "io_note": None,
+        "sync": "none",
+        "is_storage": True,
+        "filesystem": {**FILESYSTEM, "host": changes.get("host", HOST)},
+        "device": None,
+        "requested_read_bytes": 1_000 * PAGE,
+        "requested_write_bytes": 500 * PAGE,
+        "device_read_bytes": 1_000 * PAGE,
+        "device_write_bytes": 500 * PAGE,
+        "checked": 1_000,
+        "distinct_read_bytes": 100 * PAGE,
+        "cpu_s": 1.0,
+        "peak_rss_bytes": 1 << 26,
+        "cores": 1,
+        "null_ops_per_s": 1e6,
+        "memory_ops_per_s": 1e6,
+        "error": None,
+        "cleanup_error": None,
+        "surroundings": surroundings(),
+    }
+    return RankResult(**values | changes)
 
 
 def sound_plan(**changes: Any) -> Plan:

@@ -16,7 +16,8 @@ from pytest_kvcache.backends.posix.file import FileBackend
 from pytest_kvcache.backends.posix.slab import SlabBackend
 from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
 from pytest_kvcache.errors import StorageError
-from pytest_kvcache.measure.recorder import SECTIONS, Recorder
+from pytest_kvcache.measure.recorder import Recorder
+from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.ranks.rank import Rank
 from pytest_kvcache.registry import build_registry
 from pytest_kvcache.results.record import RankResult
@@ -209,9 +210,7 @@ class Refusing(Bookkeeper):
         super().open(plan)
         self.plans.append(plan)
         note = "refused: buffered instead" if plan.io == "direct" else None
-        return BackendFacts(
-            io_mode="buffered", io_note=note, stores_data=True, is_storage=True, in_directory=False
-        )
+        return BackendFacts(io_mode="buffered", io_note=note)
 
     def close(self) -> None:
         type(self).closed += 1
@@ -586,8 +585,9 @@ def test_strict_data_is_other_data_and_verifies_too() -> None:
 
 
 def test_a_backend_without_data_has_nothing_to_make_or_verify() -> None:
-    plan = make_plan(backend="memory", duration_s=0.05, data="strict", verify="full")
-    result = run_rank(plan, with_backend(NullBackend())).result
+    plan = make_plan(backend="null", duration_s=0.05, data="strict", verify="full")
+    registry = registry_of(backends={"null": NullBackend}, workloads=tireless_scenarios())
+    result = run_rank(plan, registry).result
     assert (result.error, result.checked, result.corrupt) == (None, 0, 0)
     assert result.read_count > 0
 
@@ -619,6 +619,7 @@ def test_the_backend_is_told_what_the_plan_says() -> None:
             io="buffered",
             sync="data",
             host=HOST,
+            namespace="kvcache-run/trial-1/rank-0",
             capacity_objects=10_000,
             store=None,
         )

@@ -36,7 +36,8 @@ class Stored:
         self.backend.open(
             BackendPlan(
                 directory=None, object_bytes=OBJECT, chunk_bytes=CHUNK, io="direct", sync="none",
-                host="n1", capacity_objects=max(1, blocks * objects_per_block),
+                host="n1", namespace="kvcache-run/trial-1/rank-0",
+                capacity_objects=max(1, blocks * objects_per_block),
             )
         )  # fmt: skip
         size = objects_per_block * OBJECT
@@ -86,9 +87,8 @@ def test_only_some_of_many_are_read_and_others_hear_of_it() -> None:
 def test_an_object_that_holds_another_one_is_wrong_and_named(seed: int) -> None:
     stored = Stored(blocks=1)
     (slot,) = stored.slots
-    stored.slots = [
-        Slot(slot.key, 2, 1, OBJECT, OBJECT)
-    ]  # the next generation: its writes never arrived
+    # The next generation: its writes never arrived.
+    stored.slots = [Slot(slot.key, 2, 1, OBJECT, OBJECT)]
     stored.backend.put_from(stored.slots[0].object_key, 0, memoryview(bytes(CHUNK)))
     stored.backend.put_from(stored.slots[0].object_key, CHUNK, memoryview(bytes(PAGE)))
     found = stored.read_back(seed=seed)
