@@ -276,15 +276,26 @@ class Shuffled:
 
 def settings_of(**changes: Any) -> TransferSettings:
     """Operations of one page each, two in flight, unless told otherwise."""
+    stored_bytes = changes.get("stored_bytes", PAGE)
     values: dict[str, Any] = {
         "queue_depth": 2,
-        "object_bytes": PAGE,
-        "stored_bytes": PAGE,
+        "object_bytes": stored_bytes,
+        "stored_bytes": stored_bytes,
         "transfer_bytes": PAGE,
         "sync": False,
         "verify": "off",
     }
     return TransferSettings(**values | changes)
+
+
+def index_of(capacity_blocks: int | None, settings: TransferSettings) -> CacheIndex:
+    """An index for so many blocks of objects as these."""
+    block_bytes = settings.objects_per_block * settings.stored_bytes
+    return CacheIndex(
+        None if capacity_blocks is None else capacity_blocks * block_bytes,
+        page_bytes=PAGE,
+        objects_per_block=settings.objects_per_block,
+    )
 
 
 class Rig:
@@ -317,7 +328,7 @@ class Rig:
             self.io = Shuffled(storage, depth, random.Random(seed))
         self.clock = clock
         self.recorder = Recorder()
-        self.index = CacheIndex(capacity_blocks, self.settings.objects_per_block)
+        self.index = index_of(capacity_blocks, self.settings)
         self.loop = Loop(
             settings=self.settings,
             block_tokens=block_tokens,

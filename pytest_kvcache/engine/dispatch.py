@@ -107,10 +107,12 @@ class Dispatcher:
 
     def submit(self, kind: int, slots: Sequence[Slot], owner: Any) -> int:
         """Queue a get, put or delete of each object of the slots; return how many those are."""
-        now, settings, ready, parts = self._clock(), self._settings, self._ready, self._parts
-        object_bytes, stored_bytes = settings.object_bytes, settings.stored_bytes
-        transfers = 1 if kind == DELETE else -(-stored_bytes // settings.transfer_bytes)
+        now, ready, parts, largest = self._clock(), self._ready, self._parts, self._transfer_bytes
+        count, transfers = len(parts), 1
         for slot in slots:
+            object_bytes, stored_bytes = slot.block_bytes // count, slot.stored_bytes // count
+            if kind != DELETE:
+                transfers = -(-stored_bytes // largest)
             for part in parts:
                 ready.append(
                     Operation(kind, slot, part, owner, now, object_bytes, stored_bytes, transfers)

@@ -32,7 +32,7 @@ from pytest_kvcache.measure.recorder import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pytest_kvcache.cache.index import Blocked, Slot
     from pytest_kvcache.engine.operations import Operation, TransferSettings
@@ -71,7 +71,7 @@ class Loop:
         self.counters = Tally()
         self.began_ns = 0
         self._settings = settings
-        self._block_stored_bytes = settings.objects_per_block * settings.stored_bytes
+        self._block_bytes = settings.objects_per_block * settings.object_bytes
         self._block_tokens = block_tokens
         self._generation_s_per_token = generation_s_per_token
         self._reads = phase != "prefill"
@@ -137,7 +137,7 @@ class Loop:
     def populate(self) -> None:
         """Store every user's context until all are in or the cache is full."""
         for request in self._workload.population():
-            if not self._index.has_room_for(request.keys):
+            if not self._index.has_room_for(request.keys, self._sizes_of(request)):
                 break
             self._arrive(request, self._clock())
             self._pump()
@@ -372,8 +372,14 @@ class Loop:
         self._pumping = False
 
     def _decide(self, request: Request) -> Admission | Blocked:
-        decide = self._index.admit if self._writes or self._populating else self._index.look_up
-        return decide(request.keys, request.prompt_blocks)
+        if self._writes or self._populating:
+            sizes = self._sizes_of(request)
+            return self._index.admit(request.keys, request.prompt_blocks, sizes)
+        return self._index.look_up(request.keys, request.prompt_blocks)
+
+    def _sizes_of(self, request: Request) -> int | Sequence[int]:
+        """The bytes of its blocks: all as large as the plan says, unless it says itself."""
+        return self._block_bytes if request.sizes is None else request.sizes
 
     def _admit(self, flight: Flight) -> None:
         hits = flight.admission.hits if self._reads else []
@@ -387,7 +393,7 @@ class Loop:
             for slot in hits:
                 if not slot.was_read:
                     slot.was_read = True
-                    self.counters.distinct_read_bytes += self._block_stored_bytes
+                    self.counters.distinct_read_bytes += slot.stored_bytes
         else:
             self._loaded(flight)
 
@@ -402,14 +408,15 @@ class Loop:
             self._respond(flight, flight.loaded_ns)
 
     def _log_load(self, flight: Flight) -> None:
-        request, hits = flight.request, len(flight.admission.hits)
+        request, slots = flight.request, flight.admission.hits
+        hits = len(slots)
         hit_tokens = min(hits * self._block_tokens, request.prompt_tokens)
         self._log.add(
             ADMIT, request.prompt_blocks, flight.issued_ns, hits,
             request.prompt_tokens, hit_tokens,
         )  # fmt: skip
         if hits and self._reads:
-            loaded_bytes = hits * self._parts * self._settings.object_bytes
+            loaded_bytes = sum(slot.block_bytes for slot in slots)
             self._log.add(LOAD, 0, flight.issued_ns, flight.loaded_ns, loaded_bytes, 0)
 
     def _respond(self, flight: Flight, done_ns: int) -> None:
@@ -458,6 +465,7 @@ class Loop:
         else:
             self.counters.delete_failed += operation.failed
             if not flight.left:
+                self._index.deleted(flight.admission)
                 self._write(flight)
         if self._waiting:
             blocker = self._blocked_on  # admission is asked again only when it can have changed

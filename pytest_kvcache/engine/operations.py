@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 class TransferSettings:
     """How operations are carried out.
 
-    ``object_bytes`` is the logical size of every object, ``stored_bytes`` the same
-    padded to whole pages; results count logical bytes. A block is stored as
-    ``objects_per_block`` of them: one, or one per layer. A transfer moves at most
-    ``transfer_bytes``. ``blind``: the backend stores nothing, so what is read is stamped
-    as if it had been stored, then verified as ever, and what that finds is not heard.
+    ``object_bytes`` is the logical size of an object where a request does not say another
+    one, ``stored_bytes`` the same padded to whole pages; results count logical bytes. A
+    block is stored as ``objects_per_block`` of them: one, or one per layer. A transfer
+    moves at most ``transfer_bytes``. ``blind``: the backend stores nothing, so what is read
+    is stamped as if it had been stored, then verified as ever, and what that finds is not
+    heard.
     """
 
     queue_depth: int
@@ -35,7 +36,7 @@ class TransferSettings:
 
     @property
     def transfers(self) -> int:
-        """Transfers per object."""
+        """Transfers of such an object."""
         return -(-self.stored_bytes // self.transfer_bytes)
 
 

@@ -26,7 +26,7 @@ from pytest_kvcache.backends.posix.cachedir import (
     run_name,
 )
 from pytest_kvcache.backends.posix.freespace import FreeSpace
-from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
+from pytest_kvcache.backends.protocol import PAGE_BYTES, BackendFacts, BackendPlan
 from pytest_kvcache.cache.index import CacheIndex
 from pytest_kvcache.engine.engine import Engine
 from pytest_kvcache.engine.operations import TransferSettings, object_key_of
@@ -103,7 +103,7 @@ class Rank:
         self.stopped_ns = 0
         self.drained_ns = 0
         self.recorder = Recorder()
-        self.index = CacheIndex(plan.capacity_blocks, plan.objects_per_block)
+        self.index = _empty_index(plan)
         self.engine: Engine | None = None
 
     def set_up(self, registry: Registry) -> None:
@@ -139,7 +139,7 @@ class Rank:
             return None
         engine = self._make_engine(
             backend,
-            CacheIndex(plan.capacity_blocks, plan.objects_per_block),
+            _empty_index(plan),
             workload,
             self._payload(),
             recorder,
@@ -605,6 +605,12 @@ def _undisturbed() -> Iterator[None]:
 def _io_engine(backend: Backend, depth: int, *, waits: bool) -> IoEngine:
     """Plain calls where nothing would be in flight beside them, or nothing ever waits."""
     return ThreadsEngine(backend, depth) if waits and depth > 1 else InlineEngine(backend, depth)
+
+
+def _empty_index(plan: Plan) -> CacheIndex:
+    return CacheIndex(
+        plan.capacity_bytes, page_bytes=PAGE_BYTES, objects_per_block=plan.objects_per_block
+    )
 
 
 def _cpu_s() -> float:

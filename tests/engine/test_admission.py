@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +17,7 @@ from tests.factories import (
     Watched,
     ask,
     make_plan,
+    name_of,
     registry_of,
     run_rank,
     tireless_scenarios,
@@ -264,3 +265,54 @@ def test_a_block_that_is_read_is_no_victim(clock: FakeClock, stage: Stage) -> No
     stage.release(*stage.expect("delete a"))
     stage.release(*stage.expect("put b"))
     rig.finish()
+
+
+class Sized(Bookkeeper):
+    """Knows how long each object is to become, by the first letter of its name."""
+
+    sizes: ClassVar[dict[str, int]] = {"a": 1, "b": PAGE, "c": 5 * PAGE + 7, "d": 64 * PAGE}
+
+    def size_of(self, key: str) -> int:
+        return self.sizes[name_of(key)[0]]
+
+    def _is_complete(self, stored: Any) -> bool:
+        sizes = {-(-size // PAGE) * PAGE for size in self.sizes.values()}
+        return stored.length in sizes and stored.synced == self.syncs
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    names=st.lists(st.lists(st.sampled_from("abcd"), min_size=1, max_size=4, unique=True),
+                   min_size=1, max_size=8),
+    queue_depth=st.integers(1, 4),
+    transfer_pages=st.integers(1, 9),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_objects_of_many_sizes_are_moved_in_parts_and_counted_by_their_own_bytes(
+    names: list[list[str]], queue_depth: int, transfer_pages: int, seed: int
+) -> None:
+    backend = Sized()
+    transfer_bytes = transfer_pages * PAGE
+    requests = [
+        ask(0, *blocks, sizes=[Sized.sizes[name] for name in blocks]) for blocks in [*names, *names]
+    ]
+    rig = Rig(
+        Script([requests]), backend, payload=Payload(1, transfer_bytes), verify="full",
+        queue_depth=queue_depth, transfer_bytes=transfer_bytes, seed=seed,
+    )  # fmt: skip
+    rig.run()
+    assert rig.loop.first_error is None
+    assert backend.breaches == []
+    lengths = {name_of(key): stored.length for key, stored in backend.objects.items()}
+    asked = {name for blocks in names for name in blocks}
+    assert lengths == {name: -(-Sized.sizes[name] // PAGE) * PAGE for name in asked}
+    for stored in backend.objects.values():
+        assert all(len(part) <= transfer_bytes for part in stored.parts.values())
+    sums = rig.sums()
+    assert sums["write_bytes"] == sum(Sized.sizes[name] for name in asked)
+    hits = rig.histogram("read").count
+    assert sums["hit_blocks"] == hits > 0
+    read_bytes = rig.recorder.section_bytes["read"]
+    assert sums["read_bytes"] == read_bytes
+    moved = rig.recorder.section_bytes
+    assert moved["device"] == moved["read"] + moved["write"]

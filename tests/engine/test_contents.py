@@ -55,7 +55,7 @@ class Bench:
 
 
 def operation_of(name: object) -> Operation:
-    slot = Slot(key_of(name), 1)
+    slot = Slot(key_of(name), 1, 1, SIZE, SIZE)
     return Operation(READ, slot, None, None, 0, SIZE, SIZE, 1)
 
 

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from pytest_kvcache.backends.buffers import buffer_bytes, slot_counts
 from pytest_kvcache.backends.null import NullBackend
-from pytest_kvcache.cache.index import Admission, CacheIndex, Slot
+from pytest_kvcache.cache.index import Admission, Slot
 from pytest_kvcache.engine.dispatch import Dispatcher
 from pytest_kvcache.engine.payload import ChunkBuffer, Payload
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.ioengines.inline import InlineEngine
 from pytest_kvcache.measure.recorder import DELETE, READ, WRITE, Recorder, Window
 from tests.factories import HOST, PAGE, Bookkeeper, FakeClock, S, extremes, key_of
-from tests.rig import Shuffled, Stage, settings_of
+from tests.rig import Shuffled, Stage, index_of, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,10 +60,12 @@ class Desk:
             clock=clock,
             on_complete=self.done.append,
         )
-        self._index = CacheIndex(None)
+        self._index = index_of(None, self.settings)
 
     def slots(self, *names: object) -> list[Slot]:
-        admission = self._index.admit([key_of(name) for name in names], 0)
+        admission = self._index.admit(
+            [key_of(name) for name in names], 0, self.settings.object_bytes
+        )
         assert isinstance(admission, Admission)  # nothing blocks without a limit
         return admission.inserts
 

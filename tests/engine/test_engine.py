@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_kvcache.backends.null import NullBackend
-from pytest_kvcache.cache.index import CacheIndex
 from pytest_kvcache.engine import engine as module
 from pytest_kvcache.engine.engine import Engine
 from pytest_kvcache.errors import StalledError
 from pytest_kvcache.ioengines.inline import InlineEngine
 from pytest_kvcache.measure.recorder import Recorder, Window
 from tests.factories import PATIENCE_S, Bookkeeper, FakeClock, S, Script, ask, wait_for
-from tests.rig import Stage, settings_of
+from tests.rig import Stage, index_of, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +47,8 @@ def engine_of(
     recorder.open_window(Window(0, None))
     return Engine(
         settings=settings_of(), io=io, clock=clock, block_tokens=1, generation_s_per_token=0.0,
-        phase="both", index=CacheIndex(None), workload=workload, payload=None, recorder=recorder,
+        phase="both", index=index_of(None, settings_of()), workload=workload, payload=None,
+        recorder=recorder,
     )  # fmt: skip
 
 

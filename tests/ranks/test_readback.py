@@ -40,7 +40,10 @@ class Stored:
                 capacity_objects=max(1, blocks * objects_per_block),
             )
         )  # fmt: skip
-        self.slots = [Slot(bytes([n]) * 16, n + 1, objects_per_block) for n in range(blocks)]
+        size = objects_per_block * OBJECT
+        self.slots = [
+            Slot(bytes([n]) * 16, n + 1, objects_per_block, size, size) for n in range(blocks)
+        ]
         parts: list[int | None] = [*range(objects_per_block)] if objects_per_block > 1 else [None]
         for slot in self.slots:
             for part in parts:
@@ -84,7 +87,8 @@ def test_only_some_of_many_are_read_and_others_hear_of_it() -> None:
 def test_an_object_that_holds_another_one_is_wrong_and_named(seed: int) -> None:
     stored = Stored(blocks=1)
     (slot,) = stored.slots
-    stored.slots = [Slot(slot.key, 2)]  # the next generation: its writes never arrived
+    # The next generation: its writes never arrived.
+    stored.slots = [Slot(slot.key, 2, 1, OBJECT, OBJECT)]
     stored.backend.put_from(stored.slots[0].object_key, 0, memoryview(bytes(CHUNK)))
     stored.backend.put_from(stored.slots[0].object_key, CHUNK, memoryview(bytes(PAGE)))
     found = stored.read_back(seed=seed)
