@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 MAX_BACKLOG = 10_000  # open loop: requests under way per rank; what comes beyond is dropped
 _STORES_PER_DEPTH = 4  # blocks waiting to be stored per queue depth, before users wait
 _TICK_NS = 100_000_000
+_FIRE_NS = 1_000_000  # what is due begins for so long, before ends are looked for again
 _MOST_ROWS = 2048  # booked at once: a quarter of a millisecond
 
 
@@ -212,9 +213,9 @@ class Loop:
         return wake_ns if until_ns is None or wake_ns < until_ns else until_ns
 
     def _fire_timers(self) -> int:
-        """Start what is due, for a tick's time at most; returns the time."""
+        """Start what is due, for a moment at most; returns the time."""
         began = now = self._clock()
-        while now < began + _TICK_NS and (timer := self._timers.pop_due(now)) is not None:
+        while now < began + _FIRE_NS and (timer := self._timers.pop_due(now)) is not None:
             due_ns, _order, flight, request = timer
             if flight is not None:
                 self._generating -= 1

@@ -200,8 +200,8 @@ class Counters:
         " Suspension of the machine counts. `null` if the rank stopped before the window began",
         place="harness.longest_pause_s", merge="largest"))
     reap_lag_mean_ms: float | None = field(metadata=_row(
-        "ms", "between the looks at what has ended of which the later one found something, from"
-        " the first in the window on: so much later than the end is a stamp at most, on average."
+        "ms", "between two looks at what has ended of which the later one found something, on"
+        " average from the start of the run to its end: so much later than the end a stamp can be."
         " `null` where each call's end is stamped by the thread that made it",
         place="harness.reap_lag_mean_ms", merge="largest"))
     reap_lag_p99_ms: float | None = field(metadata=_row(
