@@ -87,6 +87,9 @@ class Stage:
         self, slot: int, kind: int, key: str, offset: int, view: memoryview, transfers: int
     ) -> None:
         del view, transfers
+        held = {call.slot for call in (*self._staged, *self.pending)}
+        held |= {ended for ended, *_rest in self._ended}
+        assert slot not in held, "a slot is used again before its end was taken"
         self._staged.append(Call(slot=slot, kind=kind, name=name_of(key), offset=offset))
 
     def submit(self, limit: int, wait_until_ns: int | None = None) -> int:
@@ -222,6 +225,8 @@ class Shuffled:
         self, slot: int, kind: int, key: str, offset: int, view: memoryview, transfers: int
     ) -> None:
         del transfers
+        held = {item[0] for item in (*self._staged, *self._begun, *self._made, *self._ended)}
+        assert slot not in held, "a slot is used again before its end was taken"
         self._staged.append((slot, kind, key, offset, view))
 
     def submit(self, limit: int, wait_until_ns: int | None = None) -> int:
