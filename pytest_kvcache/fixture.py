@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.options.options import Options
     from pytest_kvcache.otherplugins import StockGate
     from pytest_kvcache.plan.planner import CaseName
-    from pytest_kvcache.results.trial import CaseResult
+    from pytest_kvcache.results.case import CaseResult
     from pytest_kvcache.session import Bench
 
 BENCH_KEY: pytest.StashKey[Bench] = pytest.StashKey()

@@ -8,24 +8,25 @@ import numpy as np
 import pytest
 
 from pytest_kvcache.errors import ResultError
+from pytest_kvcache.measure.counters import TABLE
 from pytest_kvcache.measure.histogram import Histogram
+from pytest_kvcache.measure.latencies import Latencies
 from pytest_kvcache.measure.metrics import METRICS
 from pytest_kvcache.measure.sections import SECTIONS
+from pytest_kvcache.results.case import CaseResult
+from pytest_kvcache.results.figures import trial_of
+from pytest_kvcache.results.outcome import TrialResult
 from pytest_kvcache.results.record import RankResult, TrialRecord
-from pytest_kvcache.results.trial import (
-    CaseResult,
-    RunResult,
-    TrialResult,
-    Verdict,
-    latencies_ms,
-    ratio,
-    trial_data,
-)
+from pytest_kvcache.results.run import RunResult
+from pytest_kvcache.results.verdictcodes import Verdict
 from pytest_kvcache.results.verdicts.trial import evaluate_trial
-from tests.factories import FILESYSTEM, PAGE, rank_result, sound_plan, sound_record
+from pytest_kvcache.units import ratio
+from tests.factories import FILESYSTEM, PAGE, rank_result, sound_plan, sound_record, watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from pytest_kvcache.results.trial import Trial
 
 GIB = 1 << 30
 
@@ -34,9 +35,13 @@ def two_ranks(**changes: Any) -> list[RankResult]:
     return [rank_result(0), rank_result(1, **changes)]
 
 
-def data_of(ranks: list[RankResult], **changes: Any) -> dict[str, Any]:
+def trial_by(ranks: list[RankResult], **changes: Any) -> Trial:
     plan = sound_plan(np=len(ranks))
-    return trial_data(sound_record(plan, ranks, **changes), plan)
+    return trial_of(sound_record(plan, ranks, **changes), plan)
+
+
+def data_of(ranks: list[RankResult], **changes: Any) -> dict[str, Any]:
+    return trial_by(ranks, **changes).to_json()
 
 
 def through_json(value: Any) -> Any:
@@ -45,8 +50,8 @@ def through_json(value: Any) -> Any:
 
 def good_trial(index: int = 0, **changes: Any) -> TrialResult:
     plan = sound_plan(np=2, trial=index)
-    data, verdicts = evaluate_trial(sound_record(plan, two_ranks(**changes)), plan)
-    return TrialResult(index=index, error=None, verdicts=verdicts, data=data)
+    measured, verdicts = evaluate_trial(sound_record(plan, two_ranks(**changes)), plan)
+    return TrialResult(index=index, error=None, verdicts=verdicts, measured=measured)
 
 
 def a_run(*cases: CaseResult) -> RunResult:
@@ -65,13 +70,13 @@ def a_run(*cases: CaseResult) -> RunResult:
 
 
 def test_a_rank_survives_its_json() -> None:
-    rank = rank_result(3, read_p95_ms=None, error="disk full")
-    assert RankResult.from_json(through_json(asdict(rank))) == rank
+    rank = watched([rank_result(3, read_p95_ms=None, error="disk full")])[0]
+    assert RankResult.from_json(through_json(rank.to_json())) == rank
 
 
 @pytest.mark.parametrize("change", [{"pid": None}, {"iops": 5}])
 def test_a_rank_with_other_fields_is_refused(change: dict[str, Any]) -> None:
-    data = asdict(rank_result())
+    data = rank_result().to_json()
     (name,) = change
     if name in data:
         del data[name]
@@ -89,7 +94,8 @@ def test_a_record_survives_its_json() -> None:
     assert (again.plan_digest, again.trial, again.window_s) == (plan.digest, 0, 60.0)
     written = {name: histogram.to_json() for name, histogram in record.histograms.items()}
     assert {name: histogram.to_json() for name, histogram in again.histograms.items()} == written
-    assert trial_data(again, plan) == trial_data(record, plan)
+    assert again == record
+    assert trial_of(again, plan) == trial_of(record, plan)
 
 
 def spoiled(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -141,7 +147,8 @@ def test_a_percentile_rests_on_ten_samples_beyond_it(name: str, enough: int) -> 
     def shown(count: int) -> float | None:
         histogram = Histogram()
         histogram.record(np.arange(1, count + 1, dtype=np.int64) * 1_000_000)
-        return latencies_ms(histogram)[name]
+        found: float | None = getattr(Latencies.of(histogram), name)
+        return found
 
     assert shown(enough - 1) is None
     assert shown(enough) is not None
@@ -150,23 +157,23 @@ def test_a_percentile_rests_on_ten_samples_beyond_it(name: str, enough: int) -> 
 def test_latencies_are_milliseconds() -> None:
     histogram = Histogram()
     histogram.record(np.array([1_000_000] * 30 + [4_000_000], dtype=np.int64))
-    found = latencies_ms(histogram)
-    assert found["mean"] == pytest.approx(34 / 31)
-    assert found["p50"] == pytest.approx(1.0, rel=1e-3)
-    assert (found["max"], found["p95"]) == (4.0, None)
+    found = Latencies.of(histogram)
+    assert found.mean == pytest.approx(34 / 31)
+    assert found.p50 == pytest.approx(1.0, rel=1e-3)
+    assert (found.max, found.p95) == (4.0, None)
 
 
 def test_what_did_not_end_hides_no_slow_request() -> None:
     histogram = Histogram()
     histogram.record(np.full(66, 6_000_000, dtype=np.int64))
-    found = latencies_ms(histogram, censored=8)  # of 8 users, all held up at the end
-    assert found["p50"] == pytest.approx(6.0, rel=1e-3)
-    assert found["mean"] is found["max"] is found["p95"] is None
-    assert latencies_ms(histogram, censored=67)["p50"] is None
+    found = Latencies.of(histogram, censored=8)  # of 8 users, all held up at the end
+    assert found.p50 == pytest.approx(6.0, rel=1e-3)
+    assert found.mean is found.max is found.p95 is None
+    assert Latencies.of(histogram, censored=67).p50 is None
 
 
 def test_what_was_not_measured_is_none_and_never_zero() -> None:
-    assert set(latencies_ms(Histogram()).values()) == {None}
+    assert set(asdict(Latencies.of(Histogram())).values()) == {None}
 
 
 def test_a_ratio_of_nothing_is_none() -> None:
@@ -175,42 +182,14 @@ def test_a_ratio_of_nothing_is_none() -> None:
 
 # -- a trial -------------------------------------------------------------------------------
 
-SUMMED = {
-    "read.bytes": "read_bytes",
-    "read.failed": "read_failed",
-    "write.bytes": "write_bytes",
-    "write.failed": "write_failed",
-    "device.bytes": "device_bytes",
-    "requests.offered": "offered",
-    "requests.completed": "completed",
-    "requests.dropped": "dropped",
-    "requests.backlog": "backlog",
-    "requests.completed_in_window": "completed_in_window",
-    "tokens.prompt": "prompt_tokens",
-    "tokens.generated": "generated_tokens",
-    "cache.prompt_blocks": "prompt_blocks",
-    "cache.hit_blocks": "hit_blocks",
-    "cache.evictions": "evictions",
-    "cache.populated_blocks": "populated_blocks",
-    "cache.tiers.storage.blocks": "cached_blocks",
-    "proof.requested_read_bytes": "requested_read_bytes",
-    "proof.requested_write_bytes": "requested_write_bytes",
-    "proof.device_read_bytes": "device_read_bytes",
-    "proof.kernel_write_bytes": "device_write_bytes",
-    "proof.distinct_read_bytes": "distinct_read_bytes",
-    "integrity.read_back": "read_back",
-    "harness.cpu_s": "cpu_s",
-    "integrity.checked": "checked",
-    "integrity.failed": "corrupt",
-}
 
-
-@pytest.mark.parametrize("path", SUMMED)
-def test_a_trials_counts_are_the_sums_of_its_ranks(path: str) -> None:
-    value: Any = data_of([rank_result(0, **{SUMMED[path]: 3}), rank_result(1, **{SUMMED[path]: 5})])
-    for key in path.split("."):
+@pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row.place])
+def test_a_counter_of_all_ranks_stands_at_its_place_in_a_trial(name: str) -> None:
+    ranks = [rank_result(0, **{name: 3}), rank_result(1, **{name: 5})]
+    value: Any = data_of(ranks)
+    for key in TABLE[name].place:
         value = value[key]
-    assert value == 8
+    assert value == (8 if TABLE[name].merge == "sum" else 5)
 
 
 def test_rates_are_amounts_of_the_window_by_its_length() -> None:
@@ -254,11 +233,11 @@ def test_what_did_not_happen_is_none_and_never_zero() -> None:
          "prompt_blocks", "hit_blocks", "arrived_tokens", "hit_tokens", "requested_read_bytes",
          "requested_write_bytes"), 0,
     )  # fmt: skip
-    data = data_of([rank_result(0, **nothing)])
+    trial = trial_by([rank_result(0, **nothing)])
     absent = ("read.gib_per_s", "write.gib_per_s", "requests.per_s", "tokens.per_s",
               "cache.hit_ratio", "cache.hit_token_ratio")  # fmt: skip
-    assert {name: METRICS[name].of(data) for name in absent} == dict.fromkeys(absent)
-    assert data["harness"]["cpu_s_per_gib"] is None
+    assert {name: METRICS[name].of(trial) for name in absent} == dict.fromkeys(absent)
+    assert trial.harness.cpu_s_per_gib is None
 
 
 def test_a_byte_counter_that_one_rank_lacks_is_unknown() -> None:
@@ -281,16 +260,16 @@ def test_every_host_shows_its_filesystem() -> None:
 
 def test_a_trial_survives_its_json() -> None:
     trial = replace(good_trial(2), verdicts=(Verdict(code="A", severity="warning", text="b"),))
-    assert TrialResult.from_json(through_json(trial.to_json())) == trial
+    assert TrialResult.from_json(through_json(trial.to_json()), sound_plan(np=2)) == trial
     failed = TrialResult(index=1, error="the ranks left no record")
-    assert TrialResult.from_json(through_json(failed.to_json())) == failed
+    assert TrialResult.from_json(through_json(failed.to_json()), sound_plan()) == failed
 
 
 @pytest.mark.parametrize(("ok", "error"), [(True, "disk full"), (False, None)])
 def test_a_trial_is_ok_or_has_an_error(*, ok: bool, error: str | None) -> None:
     data = {**good_trial().to_json(), "ok": ok, "error": error}
     with pytest.raises(ResultError, match="is ok and has an error, or neither"):
-        TrialResult.from_json(data)
+        TrialResult.from_json(data, sound_plan(np=2))
 
 
 # -- cases ---------------------------------------------------------------------------------
