@@ -15,7 +15,7 @@ import pluggy
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from pytest_kvcache.backends.protocol import Backend
+    from pytest_kvcache.backends.protocol import BackendFactory
     from pytest_kvcache.launchers.protocol import Launcher
     from pytest_kvcache.models import ModelSpec
     from pytest_kvcache.workloads.protocol import WorkloadFamily
@@ -39,10 +39,12 @@ def kvcache_models() -> Mapping[str, ModelSpec]:  # type: ignore[empty-body]  # 
 
 
 @hookspec
-def kvcache_backends() -> Mapping[str, Callable[[], Backend]]:  # type: ignore[empty-body]
-    """Name → function that makes a backend, for ``--kv-backend``.
+def kvcache_backends() -> Mapping[str, BackendFactory]:  # type: ignore[empty-body]
+    """Name → what makes a backend and states its traits, for ``--kv-backend``.
 
-    Called once per process; the function is called once per rank and trial.
+    Usually a class with a class attribute ``traits``, a ``BackendTraits``: by them it is
+    decided, before anything is launched and without making a backend, what it is given and
+    what is asked of it. Called once per process; the class once per rank and trial.
     docs/backends.md shows a whole one::
 
         @pytest_kvcache.hookimpl

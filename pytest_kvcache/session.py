@@ -10,12 +10,12 @@ import os
 import platform
 import secrets
 import socket
-import subprocess
 import sys
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.commands import CommandError, run_command
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.gates.baseline import Baseline, load_baseline
 from pytest_kvcache.gates.compare import Comparison, Found, Judgement, compare, judge, judge_slo
@@ -161,7 +161,8 @@ class Bench:
     def _storage(self, plan: Plan, name: CaseName) -> list[str]:
         """What is below the cache directory, on which hosts."""
         if not plan.needs_directory:
-            return [f"the backend {plan.backend} is no storage"]
+            what = "stores outside the hosts" if plan.traits.is_storage else "is no storage"
+            return [f"the backend {plan.backend} {what}"]
         survey = self.controller.survey(self.options, name.layout)
         if survey is None:
             local = probe_filesystem(plan.cache_dir, socket.gethostname())
@@ -397,8 +398,7 @@ def _expected_evidence(plan: Plan, before: Evidence) -> Evidence:
         for rank in range(count)
     ]
     facts = facts_of({**plan.workload, **opened}, {}, ranks)
-    is_storage = {"file": True, "memory": False, "null": False}.get(plan.backend)
-    return Evidence(is_storage=is_storage, facts=facts)
+    return Evidence(is_storage=plan.traits.is_storage, facts=facts)
 
 
 def _on_what(cache_dir: str, below: str, memory: str | None) -> str:
@@ -439,19 +439,10 @@ def new_run_id() -> str:
 
 def commit_of(directory: str) -> str | None:
     """The commit checked out in ``directory``, with ``-dirty`` for changes; None: no git."""
-    command = [
-        "git",
-        "-C",
-        directory,
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
+    describe = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        done = run_command(["git", "-C", directory, *describe], timeout_s=10)
+    except CommandError:
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None
 

@@ -49,7 +49,7 @@ class Row:
 GROUND = "ground"
 PYTEST_SIDE = "pytest side"
 ROWS = (
-    Row(GROUND, modules=("atomic", "errors", "models", "showable", "units", "version"),
+    Row(GROUND, modules=("atomic", "commands", "errors", "models", "showable", "units", "version"),
         foreign=("tomli",)),
     Row("system"),
     Row("cache"),
@@ -67,7 +67,7 @@ ROWS = (
     Row("options", "hosts measure"),
     Row("plan", "options hosts launchers workloads traces cache backends registry system",
         foreign=("numpy",)),
-    Row("results", "plan options measure system workloads"),
+    Row("results", "plan options measure registry system workloads"),
     Row("launch", "results plan options hosts launchers backends measure registry system"),
     Row("ranks",
         "engine cache backends workloads traces measure plan results registry system",

@@ -133,6 +133,26 @@ def test_a_plugin_adds_its_names(write_plugin: Callable[[str, str], str]) -> Non
     assert set(registry.launchers) == {"flux"}
 
 
+@pytest.mark.parametrize(
+    ("stated", "shown"), [("lambda: NullBackend()", "None"), ("Odd", "{'unit': 'range'}")]
+)
+def test_a_backend_that_does_not_say_what_it_is_like_is_refused_by_name(
+    write_plugin: Callable[[str, str], str], stated: str, shown: str
+) -> None:
+    source = (
+        "class Odd(NullBackend):\n"
+        "    traits = {'unit': 'range'}\n"
+        "@pytest_kvcache.hookimpl\n"
+        "def kvcache_backends():\n"
+        f"    return {{'mine': {stated}}}\n"
+    )
+    with pytest.raises(OptionError) as error:
+        build_registry([write_plugin("kvp_stateless", source)])
+    told = str(error.value)
+    assert told.startswith("the backend 'mine' (")
+    assert f"states {shown} as its traits; they must be a BackendTraits, as a class" in told
+
+
 def test_a_plugin_may_bring_what_comes_later(write_plugin: Callable[[str, str], str]) -> None:
     source = (
         "from pytest_kvcache.workloads.replay import ReplayFamily\n"

@@ -195,7 +195,7 @@ def _memory_problems(plan: Plan, facts: HostFacts) -> Iterator[str]:
 
 def _space_problems(plan: Plan, facts: HostFacts, ranks: int) -> Iterator[str]:
     """``ranks`` store there: those of all hosts that share it."""
-    if facts.filesystem is None:
+    if facts.filesystem is None or plan.traits.bounded_by != "disk":
         return
     free, inodes = facts.filesystem["available_bytes"], facts.filesystem["available_inodes"]
     blocks = ranks * plan.most_blocks
@@ -313,7 +313,7 @@ def _check_cores(options: Options, names: str, ranks: int) -> None:
 
 def _check_space(options: Options, plan: Plan, ranks: int) -> None:
     """A cap that the user asked for must be there (a cap we chose fits by its making)."""
-    if not plan.needs_directory or not options.storage_capacity_gb:
+    if plan.traits.bounded_by != "disk" or not options.storage_capacity_gb:
         return
     wanted = plan.most_blocks * plan.stored_bytes * ranks
     free = available_disk_bytes(plan.cache_dir)

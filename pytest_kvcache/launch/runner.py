@@ -203,7 +203,7 @@ class Controller:
                 self._for_agents(),
                 self._patience,
             )
-        needs_directory = options.backend not in ("null", "memory")
+        needs_directory = self._registry.backend(options.backend).traits.directory
         question = HostQuestion(
             cache_dir=options.cache_dir if needs_directory else None,
             programs=() if setup.daemon is None else (setup.daemon,),

@@ -181,8 +181,6 @@ def _check_together(options: Options) -> None:
     _check_gates(options)
     _check_phase(options)
     _check_containers(options)
-    _check_store(options)
-    _check_storage(options)
     _check_trace(options)
     if options.overrides("arrival") and options.request_rate is None:
         raise OptionError(
@@ -197,12 +195,6 @@ def _check_gates(options: Options) -> None:
         raise OptionError("--kv-fail needs a baseline; name its file with --kv-compare=FILE")
     if options.overrides("compare_across") and options.compare is None:
         raise OptionError("--kv-compare-across needs a baseline; add --kv-compare=FILE")
-    if options.slo and options.backend in ("memory", "null") and not options.allow_invalid:
-        raise OptionError(
-            f"--kv-slo is {options.slo[0]} and --kv-backend is {options.backend}, which is no"
-            " storage, so the SLO would say nothing about any; use --kv-backend=file, or"
-            " --kv-allow-invalid to judge it all the same"
-        )
 
 
 def _check_phase(options: Options) -> None:
@@ -264,30 +256,6 @@ def _check_containers(options: Options) -> None:
             raise OptionError(
                 f"{flag} is {getattr(options, name)}; it belongs to containers, so add"
                 " --kv-exec-type=docker or leave it out"
-            )
-
-
-def _check_store(options: Options) -> None:
-    """A store is the file backend's; auto is no choice of one."""
-    if options.store == "auto" or options.backend == "file":
-        return
-    name = "kv_store" if options.origins["store"] == "ini" else "--kv-store"
-    raise OptionError(
-        f"{name} is {options.store} and --kv-backend is {options.backend}; only the backend file"
-        " has stores, so leave the store out or use --kv-backend=file"
-    )
-
-
-def _check_storage(options: Options) -> None:
-    """Backends without storage keep nothing and sync nothing; an ini may serve other runs."""
-    if options.backend not in ("memory", "null"):
-        return
-    for name, asked in (("keep", options.keep), ("sync", options.sync == "data")):
-        if asked and options.overrides(name):
-            flag = "--kv-keep" if name == "keep" else "--kv-sync=data"
-            raise OptionError(
-                f"{flag} is given and --kv-backend is {options.backend}, which is no storage and"
-                f" would ignore it; leave out {flag}, or use --kv-backend=file"
             )
 
 

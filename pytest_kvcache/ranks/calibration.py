@@ -19,9 +19,10 @@ import numpy as np
 from pytest_kvcache.backends.null import NullBackend
 from pytest_kvcache.backends.protocol import MAX_CHUNK_BYTES, PAGE_BYTES
 from pytest_kvcache.measure.recorder import Window
+from pytest_kvcache.workloads.wrapped import WrappedWorkload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from pytest_kvcache.engine.engine import Engine
@@ -40,10 +41,15 @@ _ARENA_CHUNKS = 8  # 32 MiB, more than most caches of a core
 
 
 class ArenaBackend(NullBackend):
-    """Copies to and from a small piece of memory, whatever the object."""
+    """Copies to and from a small piece of memory, whatever the object.
 
-    def __init__(self) -> None:
-        self._arena = np.zeros(_ARENA_CHUNKS * MAX_CHUNK_BYTES, np.uint8)
+    Transfers have at most ``chunk_bytes``.
+    """
+
+    traits = replace(NullBackend.traits, never_waits=False)  # a copy of 4 MiB takes its time
+
+    def __init__(self, chunk_bytes: int = MAX_CHUNK_BYTES) -> None:
+        self._arena = np.zeros(max(_ARENA_CHUNKS * MAX_CHUNK_BYTES, chunk_bytes), np.uint8)
         self._arena[::PAGE_BYTES] = 1  # touched: a first touch costs more than the copy
 
     def put_from(self, key: str, offset: int, buffer: memoryview) -> None:
@@ -60,20 +66,10 @@ class ArenaBackend(NullBackend):
         return self._arena[begin : begin + length]
 
 
-class _Unthinking:
-    """The same requests, each as soon as the last one is answered (implements ``Workload``)."""
+class _Unthinking(WrappedWorkload):
+    """The same requests, each as soon as the last one is answered."""
 
     open_loop = False
-
-    def __init__(self, workload: Workload) -> None:
-        self._workload = workload
-
-    @property
-    def users(self) -> int:
-        return self._workload.users
-
-    def population(self) -> Iterator[Request]:
-        return self._workload.population()
 
     def next_request(self, user: int) -> Request | None:
         request = self._workload.next_request(user)

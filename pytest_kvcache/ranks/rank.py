@@ -11,6 +11,7 @@ import os
 import resource
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import blake2b
@@ -22,13 +23,14 @@ from pytest_kvcache.backends.posix.cachedir import (
     remove_rank_dir,
     remove_run_dir,
     run_dir,
+    run_name,
 )
 from pytest_kvcache.backends.posix.freespace import FreeSpace
 from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
 from pytest_kvcache.cache.index import CacheIndex
 from pytest_kvcache.engine.engine import Engine
 from pytest_kvcache.engine.payload import make_payload
-from pytest_kvcache.engine.transfers import TransferSettings
+from pytest_kvcache.engine.transfers import TransferSettings, object_key_of
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.measure.latencies import Latencies
 from pytest_kvcache.measure.recorder import Recorder, Window
@@ -112,7 +114,7 @@ class Rank:
             check_preloads(self._surroundings.preloads)
         self._backend, facts = self._opened(registry.backend(plan.backend))
         self._facts = facts
-        if facts.in_directory:
+        if plan.traits.kernel_counts:
             filesystem = probe_filesystem(plan.cache_dir, self.host)
             self._filesystem = filesystem
             if not plan.layout.local_index(self.rank):
@@ -122,12 +124,11 @@ class Rank:
 
     def calibrate(self, tick: Callable[[], bool]) -> None:
         """Find out what the engine could do without the storage, which is not touched."""
-        assert self._facts is not None
-        if not self._facts.is_storage:
+        if not self.plan.traits.is_storage:
             return  # the run itself tells
         self._null_ops_per_s = self._without_storage(NullBackend(), tick)
         gc.collect()  # an engine and its pool hold each other, and all their buffers
-        self._memory_ops_per_s = self._without_storage(ArenaBackend(), tick)
+        self._memory_ops_per_s = self._without_storage(ArenaBackend(self.plan.chunk_bytes), tick)
         gc.collect()
 
     def _without_storage(self, backend: Backend, tick: Callable[[], bool]) -> float | None:
@@ -192,10 +193,8 @@ class Rank:
         """The engine of the run; all buffers are touched."""
         plan = self.plan
         assert self._backend is not None
-        assert self._facts is not None
-        stores = self._facts.stores_data
         self._workload = self._build_workload(plan.context(self.rank, self._trace))
-        self._payload_used = self._payload() if stores else None
+        self._payload_used = self._payload() if plan.traits.stores_data else None
         return self._make_engine(
             self._backend,
             self.index,
@@ -262,6 +261,7 @@ class Rank:
             io="direct" if plan.io == "direct" else "buffered",
             sync="data" if plan.sync == "data" else "none",
             host=self.host,
+            namespace=f"{run_name(plan.run_id)}/trial-{plan.trial + 1}/rank-{self.rank}",
             capacity_objects=plan.capacity_objects,
             store=plan.store,
         )
@@ -434,13 +434,14 @@ class Rank:
             raise StorageError(f"{told}; {error}" if told else str(error)) from error
 
     def _clean_up(self) -> str | None:
-        """Close the backend and remove the rank's directory, unless it is to be kept."""
+        """Close the backend and remove what the rank has stored, unless it is to be kept."""
         if self._space is not None:
             self._space.close()
         if self._place is not None:
             self._place.close()
         try:
             if self._backend is not None:
+                self._delete_stored(self._backend)
                 self._backend.close()
             if self._owns_directory and not self.plan.keep:
                 remove_rank_dir(self.plan.cache_dir, self.plan.run_id, self.rank, self.host)
@@ -448,6 +449,20 @@ class Rank:
         except StorageError as error:
             return str(error)
         return None
+
+    def _delete_stored(self, backend: Backend) -> None:
+        """Where no directory goes with all that is in it, objects go one by one."""
+        plan = self.plan
+        if plan.traits.directory or plan.keep or not plan.traits.is_storage:
+            return
+        keys = [
+            object_key_of(slot, part)
+            for slot in self.index.stored()
+            for part in (range(plan.objects_per_block) if plan.objects_per_block > 1 else (None,))
+        ]
+        with ThreadPoolExecutor(plan.queue_depth) as threads:
+            for done in [threads.submit(backend.delete, key) for key in keys]:
+                done.result()
 
     def result(
         self, *, origin_ns: int, window_ns: int, slice_ns: int, cleanup_error: str | None
@@ -542,7 +557,7 @@ class Rank:
             "io_mode": self._facts.io_mode,
             "io_note": self._facts.io_note,
             "sync": self._sync,
-            "is_storage": self._facts.is_storage,
+            "is_storage": self.plan.traits.is_storage,
             "filesystem": self._filesystem,
             "device": None if self._watch is None else self._watch.report(),
             "device_read_bytes": self._io.read_bytes,

@@ -167,7 +167,7 @@ def _report(comm: Comm, heart: _Heartbeat, rank: Rank, origin_ns: int) -> None:
     histograms = [recorder.histograms[name] for name in SECTIONS]
     comm.sum_arrays(np.stack([histogram.counts for histogram in histograms]))
     comm.sum_arrays(recorder.series.dense(cut))
-    extremes = [(h.sum_ns, h.min_ns, h.max_ns) for h in histograms]
+    extremes = [histogram.extremes for histogram in histograms]
     comm.gather((result, extremes))
     _leave(comm, heart, rank)
 

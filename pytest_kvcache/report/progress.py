@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pytest_kvcache.units import format_bytes
+from pytest_kvcache.units import GIB, format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 MARK = "[kv] "
 MOST_COLUMNS = 100
-_GIB = 1 << 30
 _STORED = "population"  # the phase that fills the cache
 # Columns in the order in which they are given up, and in that in which they stand.
 _GIVEN_UP = ("case", "free", "iops", "hit", "p99", "rates", "left", "where", "trial")
@@ -75,7 +74,7 @@ class Outlook:
         left = len("≤ 59m59s left" if self.at_most else "59m59s left")
         found = {"case": len(self.plan.case), "trial": len(self.trial), "where": where}
         found |= {"left": left, "rates": 19, "iops": 9, "p99": 13, "hit": 8}
-        return found | ({"free": 13} if self.plan.needs_directory else {})
+        return found | ({"free": 13} if self.plan.traits.bounded_by == "disk" else {})
 
     def left_s(self, event: Mapping[str, Any], now_s: float) -> float | None:
         """Of all trials together; None: nothing tells yet."""
@@ -152,7 +151,7 @@ def _texts(
         yield "hit", f"hit {hit:>4}"
     if event["phase"] in (_STORED, "window"):
         free_bytes = event["free_bytes"]
-        free = "—" if free_bytes is None else f"{_short(free_bytes / _GIB)} GiB"
+        free = "—" if free_bytes is None else f"{_short(free_bytes / GIB)} GiB"
         yield "free", f"free {free}"
 
 

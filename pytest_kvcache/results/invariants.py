@@ -25,6 +25,7 @@ from pytest_kvcache.measure.recorder import widest_slice_s
 from pytest_kvcache.measure.series import KINDS, MAX_POINTS
 from pytest_kvcache.measure.stalls import EVERY
 from pytest_kvcache.options.table import OPTIONS
+from pytest_kvcache.registry import BACKENDS
 from pytest_kvcache.system.devicechain import end_of_type, may_be_disk
 from pytest_kvcache.system.filesystem import FilesystemFacts
 from pytest_kvcache.system.surroundings import Surroundings
@@ -125,7 +126,17 @@ def _count_faults(record: TrialRecord) -> Iterator[str]:
 
 
 def _place_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
-    """The filesystem is that of the plan's directory, on the rank's host."""
+    """What is measured is what the backend's traits say; the directory is the plan's."""
+    if rank.is_storage != plan.traits.is_storage:
+        yield (
+            f"is_storage is {rank.is_storage}; by the traits of the backend {plan.backend} it must"
+            f" be {plan.traits.is_storage}"
+        )
+    if rank.filesystem is not None and not plan.traits.kernel_counts:
+        yield (
+            f"filesystem is there; by the traits of the backend {plan.backend} no filesystem tells"
+            " of its bytes"
+        )
     if rank.filesystem is not None:
         for name, value in (("host", rank.host), ("path", plan.cache_dir)):
             found = getattr(rank.filesystem, name)
@@ -384,7 +395,10 @@ def plan_faults(plan: Plan) -> Iterator[str]:
         yield f"plan.deadline_s is {plan.deadline_s}; it must be above 0"
     if plan.cores not in _CORES:
         yield f"plan.cores is {plan.cores!r}; it must be one of {', '.join(_CORES)}"
-    stores = ("file", "slab") if plan.backend == "file" else (None,)
+    built_in = BACKENDS.get(plan.backend)
+    if built_in is not None and plan.traits != built_in.traits:
+        yield f"plan.traits are not those of the backend {plan.backend}, which is built in"
+    stores = plan.traits.stores or (None,)
     if plan.store not in stores:
         known = " or ".join(str(store) for store in stores)
         yield f"plan.store is {plan.store!r}; for the backend {plan.backend} it must be {known}"

@@ -94,11 +94,6 @@ class Evidence:
         """Whether nothing is unknown."""
         return None not in (self.is_storage, self.verdicts, self.facts)
 
-    @property
-    def invalidating(self) -> frozenset[str]:
-        """The verdicts that fail a trial unless somebody allows them."""
-        return INVALIDATING.intersection(self.verdicts or ())
-
     def to_json(self) -> dict[str, Any]:
         """As in a benchmark entry's ``extra_info``."""
         return {

@@ -29,7 +29,7 @@ from pytest_kvcache.plan.plan import FREE_SHARE
 from pytest_kvcache.registry import build_registry
 from pytest_kvcache.system.filesystem import probe_filesystem
 from pytest_kvcache.system.preloads import Preloads, Wrapper
-from tests.factories import FILESYSTEM, host_facts, layout_of, make_plan, survey_of
+from tests.factories import FILESYSTEM, host_facts, layout_of, make_plan, on_backend, survey_of
 from tests.site import runs_as_root
 
 if TYPE_CHECKING:
@@ -269,7 +269,7 @@ def test_a_directory_in_memory_is_refused_before_anything_is_launched() -> None:
     with pytest.raises(OptionError, match=r"--kv-cache-dir is /dev/shm, which is memory \(tmpfs\)"):
         check(plan)
     check(replace(plan, origins={"allow_invalid": "command line"}))
-    check(replace(plan, backend="null"))
+    check(on_backend(plan, "null"))
 
 
 def test_a_directory_that_can_not_be_examined_is_refused_by_name(tmp_path: Path) -> None:
@@ -368,7 +368,7 @@ def test_a_host_needs_memory_for_its_ranks() -> None:
 def test_what_is_kept_in_memory_is_counted_with_it() -> None:
     plan = on_hosts(backend="memory", capacity_blocks=1 << 30)
     assert list(problems(plan)) == ["n1", "n2"]
-    assert problems(replace(plan, backend="null")) == {}
+    assert problems(on_backend(plan, "null")) == {}
 
 
 @pytest.mark.parametrize(("files", "fits"), [(168, True), (167, False), (None, True)])

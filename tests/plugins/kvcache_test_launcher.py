@@ -90,7 +90,7 @@ def canned_rank(plan: Plan, rank: int, histogram: Histogram) -> RankResult:
     window_s = plan.duration_s or 1.0
     moved = int(BYTES_PER_S * window_s / slowness(plan.trial))
     stop_s = plan.ramp_s + window_s
-    share = OPERATIONS // plan.np
+    share = OPERATIONS * (rank + 1) // plan.np - OPERATIONS * rank // plan.np
     p95_ms = Latencies.of(histogram).p95
     return blank_rank(
         rank=rank, host="n1", pid=1000 + rank, stop_s=stop_s, drained_s=stop_s,
@@ -101,7 +101,7 @@ def canned_rank(plan: Plan, rank: int, histogram: Histogram) -> RankResult:
         second_half_blocks=200, second_half_hits=150, prompt_tokens=400, generated_tokens=100,
         arrived_tokens=400, hit_tokens=300, io_mode="direct", sync="none",
         mean_depth=float(plan.queue_depth),
-        is_storage=plan.backend not in ("memory", "null"),
+        is_storage=plan.traits.is_storage,
         requested_read_bytes=moved, requested_write_bytes=moved, cpu_s=0.1,
         surroundings=blank_surroundings(stop_s),
     )  # fmt: skip

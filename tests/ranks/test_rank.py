@@ -213,9 +213,7 @@ class Refusing(Bookkeeper):
         super().open(plan)
         self.plans.append(plan)
         note = "refused: buffered instead" if plan.io == "direct" else None
-        return BackendFacts(
-            io_mode="buffered", io_note=note, stores_data=True, is_storage=True, in_directory=False
-        )
+        return BackendFacts(io_mode="buffered", io_note=note)
 
     def close(self) -> None:
         type(self).closed += 1
@@ -590,8 +588,9 @@ def test_strict_data_is_other_data_and_verifies_too() -> None:
 
 
 def test_a_backend_without_data_has_nothing_to_make_or_verify() -> None:
-    plan = make_plan(backend="memory", duration_s=0.05, data="strict", verify="full")
-    result = run_rank(plan, with_backend(NullBackend())).result
+    plan = make_plan(backend="null", duration_s=0.05, data="strict", verify="full")
+    registry = registry_of(backends={"null": NullBackend}, workloads=tireless_scenarios())
+    result = run_rank(plan, registry).result
     assert (result.error, result.checked, result.corrupt) == (None, 0, 0)
     assert result.read_count > 0
 
@@ -623,6 +622,7 @@ def test_the_backend_is_told_what_the_plan_says() -> None:
             io="buffered",
             sync="data",
             host=HOST,
+            namespace="kvcache-run/trial-1/rank-0",
             capacity_objects=10_000,
             store=None,
         )

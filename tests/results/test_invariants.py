@@ -286,6 +286,20 @@ def test_a_backend_of_a_plugin_is_no_fault() -> None:
     assert list(plan_faults(sound_plan(backend="s3"))) == []
 
 
+def test_a_built_in_backend_is_what_it_is() -> None:
+    plan = sound_plan(backend="memory")
+    assert list(plan_faults(plan)) == []
+    (told,) = plan_faults(replace(plan, traits=replace(plan.traits, is_storage=True)))
+    assert told == "plan.traits are not those of the backend memory, which is built in"
+
+
+def test_a_rank_measures_what_the_traits_say() -> None:
+    plan = sound_plan(backend="memory")
+    told = of_rank(plan, is_storage=True)
+    assert any("is_storage is True; by the traits of the backend" in text for text in told)
+    assert any("filesystem is there; by the traits" in text for text in told)
+
+
 def test_only_the_backend_file_has_stores() -> None:
     assert list(plan_faults(sound_plan(store="slab"))) == []
     (told,) = plan_faults(sound_plan(backend="s3", store="slab"))

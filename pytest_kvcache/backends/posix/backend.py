@@ -5,9 +5,11 @@ Rank side: imports neither pytest nor MPI.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 from pytest_kvcache.backends.posix.file import FileBackend
+from pytest_kvcache.backends.posix.fileio import IN_FILES
 from pytest_kvcache.backends.posix.slab import SlabBackend
 from pytest_kvcache.errors import StorageError
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from pytest_kvcache.backends.protocol import Backend, BackendFacts, BackendPlan
+    from pytest_kvcache.backends.traits import BackendTraits
 
 _STORES: Mapping[str, Callable[[], Backend]] = {"file": FileBackend, "slab": SlabBackend}
 _METHODS = ("put_from", "get_into", "delete", "sync", "close")
@@ -26,6 +29,8 @@ class StoreBackend:
     `open` makes the store and takes over its methods, so that they cost what they cost
     there.
     """
+
+    traits: ClassVar[BackendTraits] = replace(IN_FILES, stores=tuple(_STORES))
 
     def open(self, plan: BackendPlan) -> BackendFacts:
         """Open the store of the plan."""
