@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pytest_kvcache.errors import ResultError
-from pytest_kvcache.measure.counters import TABLE
+from pytest_kvcache.measure.counters import MAY_BE_UNKNOWN, TABLE
 from pytest_kvcache.measure.histogram import Histogram
 from pytest_kvcache.measure.latencies import Latencies
 from pytest_kvcache.measure.metrics import METRICS
 from pytest_kvcache.measure.sections import SECTIONS
+from pytest_kvcache.measure.stalls import Stall
 from pytest_kvcache.results.case import CaseResult
 from pytest_kvcache.results.figures import trial_of
 from pytest_kvcache.results.outcome import TrialResult
@@ -21,11 +24,20 @@ from pytest_kvcache.results.run import RunResult
 from pytest_kvcache.results.verdictcodes import Verdict
 from pytest_kvcache.results.verdicts.trial import evaluate_trial
 from pytest_kvcache.units import ratio
-from tests.factories import FILESYSTEM, PAGE, rank_result, sound_plan, sound_record, watched
+from tests.factories import (
+    FILESYSTEM,
+    PAGE,
+    rank_result,
+    sound_plan,
+    sound_record,
+    watch,
+    watched,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pytest_kvcache.plan.plan import Plan
     from pytest_kvcache.results.trial import Trial
 
 GIB = 1 << 30
@@ -393,3 +405,76 @@ def test_a_run_file_without_one_of_its_parts_is_refused(name: str) -> None:
 def test_cases_of_another_type_are_refused(value: object) -> None:
     with pytest.raises(ResultError):
         RunResult.from_json({**a_run().to_json(), "cases": value})
+
+
+# -- whatever ranks may have counted ---------------------------------------------------------
+
+COUNTS = st.integers(0, 1 << 40)
+TIMES = st.floats(0, 1e6)
+COUNTED = st.fixed_dictionaries(
+    {
+        name: (TIMES if row.unit in {"s", "ms", "per s"} else COUNTS)
+        | (st.none() if name in MAY_BE_UNKNOWN else st.nothing())
+        for name, row in TABLE.items()
+    }
+)
+SECTION_NS = st.lists(st.integers(1, 10**12), max_size=50)
+STALLS = st.builds(
+    lambda kind, begin_s, length_s: Stall(kind=kind, begin_s=begin_s, end_s=begin_s + length_s),
+    st.sampled_from(["every", "read", "write"]),
+    st.floats(0, 50),
+    st.floats(0.6, 5),
+)
+FOUND = st.fixed_dictionaries(
+    {
+        "start_s": TIMES,
+        "drained_s": TIMES,
+        "stalls": st.lists(STALLS, max_size=3).map(tuple),
+        "io_mode": st.sampled_from(["direct", "buffered", "none"]),
+        "sync": st.sampled_from(["none", "data"]),
+        "io_note": st.none() | st.text(max_size=9),
+        "is_storage": st.booleans(),
+        "device": st.none() | st.builds(watch, read_bytes=COUNTS, run_s=st.floats(0.1, 90)),
+        "host": st.sampled_from(["test-host", "n2"]),
+    }
+)
+
+
+@st.composite
+def trials(draw: st.DrawFn) -> tuple[Plan, Trial]:
+    found = draw(st.lists(st.tuples(COUNTED, FOUND), min_size=1, max_size=3))
+    plan = sound_plan(np=len(found), phase=draw(st.sampled_from(["both", "prefill"])))
+    ranks = tuple(rank_result(n, **counted, **facts) for n, (counted, facts) in enumerate(found))
+    histograms = {}
+    for name in SECTIONS:
+        histograms[name] = Histogram()
+        histograms[name].record(np.array(draw(SECTION_NS), dtype=np.int64))
+    sound = sound_record(plan, [rank_result(n) for n in range(len(found))])
+    record = replace(sound, ranks=ranks, histograms=histograms, window_s=draw(st.floats(0.1, 99)))
+    return plan, trial_of(record, plan)
+
+
+@pytest.mark.thorough
+@settings(deadline=None, max_examples=40)
+@given(trials(), st.integers(0, 9))
+def test_any_trial_survives_the_run_file(made: tuple[Plan, Trial], index: int) -> None:
+    plan, measured = made
+    trial = TrialResult(index=index, error=None, measured=measured)
+    written = through_json(trial.to_json())
+    again = TrialResult.from_json(written, plan)
+    assert through_json(again.to_json()) == written
+    assert again == trial
+
+
+@pytest.mark.thorough
+@settings(deadline=None, max_examples=40)
+@given(trials())
+def test_every_counter_of_a_trial_is_where_its_row_says(made: tuple[Plan, Trial]) -> None:
+    _plan, measured = made
+    data = measured.to_json()
+    for name, row in TABLE.items():
+        value: Any = data
+        for key in row.place:
+            value = value if value is None else value[key]
+        if row.place and (row.place[0] != "request" or measured.request is not None):
+            assert value == getattr(measured.counters, name), name
