@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_kvcache.errors import OptionError, ResultError
 from pytest_kvcache.measure.counters import (
@@ -24,7 +24,8 @@ from pytest_kvcache.measure.metrics import never_makes
 from pytest_kvcache.measure.recorder import widest_slice_s
 from pytest_kvcache.measure.series import KINDS, MAX_POINTS
 from pytest_kvcache.measure.stalls import EVERY
-from pytest_kvcache.options.table import OPTIONS
+from pytest_kvcache.plan.origins import decided_by
+from pytest_kvcache.plan.plan import DECIDED_BY, TracePlan
 from pytest_kvcache.registry import BACKENDS
 from pytest_kvcache.system.devicechain import end_of_type, may_be_disk
 from pytest_kvcache.system.filesystem import FilesystemFacts
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_kvcache.measure.counters import Law
+    from pytest_kvcache.options.table import OptionSpec
     from pytest_kvcache.plan.plan import Plan
     from pytest_kvcache.results.record import RankResult, TrialRecord
     from pytest_kvcache.system.devicechain import Link
@@ -352,41 +354,12 @@ def _arrival_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
 
 # --- the plan ---------------------------------------------------------------------------------
 
-# Field of the plan → the option whose rule its value must keep.
-_RULE_OF = {
-    "seed": "seed",
-    "users": "num_users",
-    "duration_s": "duration",
-    "ramp_s": "ramp",
-    "context_scale": "context_scale",
-    "block_tokens": "block_tokens",
-    "tensor_parallel": "tensor_parallel",
-    "generation_mode": "generation_mode",
-    "phase": "phase",
-    "request_rate": "request_rate",
-    "arrival": "arrival",
-    "io": "io",
-    "sync": "sync",
-    "object_layout": "layout",
-    "queue_depth": "queue_depth",
-    "verify": "verify",
-    "data": "data",
-}
-_TRACE_RULE_OF = {
-    "speedup": "trace_speedup",
-    "cycles": "trace_cycles",
-    "limit": "trace_limit",
-    "time_unit": "trace_time_unit",
-    "ids": "trace_ids",
-}
-_MAY_BE_NONE = frozenset({"duration_s", "request_rate", "arrival", "trace.limit"})
 _CORES = ("split", "shared")
-_PARSERS = {spec.name: spec.parse for spec in OPTIONS}
 
 
 def plan_faults(plan: Plan) -> Iterator[str]:
     """Every value of a plan that no option could have led to, a sentence each."""
-    yield from _broken_rules({name: getattr(plan, name) for name in _RULE_OF}, _RULE_OF, "")
+    yield from _broken_rules(plan, DECIDED_BY, "plan.")
     for name, minimum in (("trial", 0), ("capacity_blocks", 1), ("need_blocks", 0)):
         value = getattr(plan, name)
         if type(value) is not int or value < minimum:
@@ -403,21 +376,24 @@ def plan_faults(plan: Plan) -> Iterator[str]:
         known = " or ".join(str(store) for store in stores)
         yield f"plan.store is {plan.store!r}; for the backend {plan.backend} it must be {known}"
     if plan.trace is not None:
-        trace = {name: getattr(plan.trace, name) for name in _TRACE_RULE_OF}
-        yield from _broken_rules(trace, _TRACE_RULE_OF, "trace.")
+        deciding = decided_by(TracePlan.__dataclass_fields__, "trace.")
+        yield from _broken_rules(plan.trace, deciding, "plan.trace.")
 
 
 def _broken_rules(
-    values: Mapping[str, Any], rule_of: Mapping[str, str], path: str
+    plan: Plan | TracePlan, deciding: Mapping[str, OptionSpec], path: str
 ) -> Iterator[str]:
-    for name, value in values.items():
-        if value is None and path + name in _MAY_BE_NONE:
+    """What no parser of an option would have let through, of the values that are as parsed."""
+    optional = {part.name for part in fields(plan) if str(part.type).endswith("| None")}
+    for name, spec in deciding.items():
+        value = getattr(plan, name)
+        if not spec.is_verbatim or (value is None and name in optional):
             continue
         text = value if isinstance(value, str) else repr(value)
         try:
-            parsed = _PARSERS[rule_of[name]](text, f"plan.{path}{name}")
+            parsed = spec.parse(text, f"{path}{name}")
         except OptionError as error:
             yield str(error)
             continue
         if isinstance(value, str) and not isinstance(parsed, str):
-            yield f"plan.{path}{name} is {value!r}, a text; it must be a number"
+            yield f"{path}{name} is {value!r}, a text; it must be a number"
