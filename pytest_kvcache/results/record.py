@@ -167,6 +167,15 @@ class TrialRecord:
         if data["plan_digest"] != plan.digest or data["trial"] != plan.trial:
             raise ResultError("the trial's record belongs to another plan or trial")
         check_finite(data)
+        try:
+            return cls._of_parts(data, plan)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ResultError(
+                f"a part of the trial's record is missing or odd: {error!r}"
+            ) from error
+
+    @classmethod
+    def _of_parts(cls, data: Mapping[str, Any], plan: Plan) -> TrialRecord:
         ranks = tuple(RankResult.from_json(rank) for rank in data["ranks"])
         if [rank.rank for rank in ranks] != list(range(plan.np)):
             raise ResultError(f"the trial's record has {len(ranks)} ranks; the plan has {plan.np}")

@@ -132,6 +132,10 @@ def spoiled(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         (lambda data: data["histograms"].pop("load"), "has histograms"),
         (lambda data: data["histograms"].update(other={}), "has histograms"),
         (lambda data: data["histograms"]["read"].update(count=1), "histogram count is 1"),
+        (lambda data: data["ranks"][0]["filesystem"].pop("type"), "is missing or odd: KeyError"),
+        (lambda data: data["ranks"][0]["device"].update(speed=1), "is missing or odd: TypeError"),
+        (lambda data: data["ranks"][0].update(device=7), "is missing or odd: TypeError"),
+        (lambda data: data.update(clock=None), "is missing or odd: TypeError"),
     ],
 )
 def test_a_record_that_is_not_whole_is_refused(
