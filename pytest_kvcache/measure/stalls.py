@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from pytest_kvcache.errors import ResultError
+from pytest_kvcache.measure.sections import OPERATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
     IntArray = npt.NDArray[np.int64]
 
-KINDS: Final = ("read", "write", "delete")
+KINDS: Final = OPERATIONS
 """What an operation may be."""
 EVERY: Final = "every"
 """The kind of a stall in which no operation at all was completed."""
