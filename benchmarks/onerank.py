@@ -14,12 +14,13 @@ import json
 import os
 import sys
 import time
+from dataclasses import asdict
 from typing import Any
 
 from benchmarks.cases import options, plan_case
+from pytest_kvcache.measure.latencies import Latencies
 from pytest_kvcache.ranks.rank import Rank
 from pytest_kvcache.registry import build_registry
-from pytest_kvcache.results.trial import latencies_ms
 
 
 def _go_on() -> bool:
@@ -52,7 +53,7 @@ def measure(given: dict[str, Any], number: int, *, calibrates: bool) -> dict[str
     done_bytes = result.read_bytes if kind == "read" else result.write_bytes
     return {
         "ops_per_s": done_bytes / plan.object_bytes / (window_ns / 1e9),
-        "ms": latencies_ms(rank.recorder.histograms[kind]),
+        "ms": asdict(Latencies.of(rank.recorder.histograms[kind])),
         "null_ops_per_s": result.null_ops_per_s,
         "memory_ops_per_s": result.memory_ops_per_s,
         "peak_rss_bytes": result.peak_rss_bytes,

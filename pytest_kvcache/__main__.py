@@ -15,7 +15,7 @@ from pytest_kvcache.options.options import Options
 from pytest_kvcache.report.picture import picture_of
 from pytest_kvcache.report.tables import report_run, report_series
 from pytest_kvcache.results.leftbehind import LeftBehind
-from pytest_kvcache.results.trial import RunResult
+from pytest_kvcache.results.run import RunResult
 from pytest_kvcache.results.verify import source_faults, verify_run
 from pytest_kvcache.showable import can_show, showable
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.options.options import Options
     from pytest_kvcache.otherplugins import StockGate
     from pytest_kvcache.plan.planner import CaseName
-    from pytest_kvcache.results.trial import CaseResult
+    from pytest_kvcache.results.case import CaseResult
     from pytest_kvcache.session import Bench
 
 BENCH_KEY: pytest.StashKey[Bench] = pytest.StashKey()
@@ -70,30 +70,6 @@ def verbosity_of(config: pytest.Config) -> int:
 def is_xdist_worker(config: pytest.Config) -> bool:
     """Whether this process is one of several that run tests at the same time."""
     return hasattr(config, "workerinput")
-
-
-# What one test can't have for itself.
-_OF_THE_SESSION = frozenset(
-    {
-        "allow_inconclusive",
-        "compare",
-        "compare_across",
-        "container_engine",
-        "datasize",
-        "dry_run",
-        "exec_type",
-        "fail",
-        "image",
-        "metrics",
-        "mpi_bin",
-        "plugin",
-        "python",
-        "results_dir",
-        "slo",
-        "ssh",
-        "wait",
-    }
-)
 
 
 class ReplayClock:
@@ -207,16 +183,16 @@ class KVCache:
 
     def _override(self, overrides: dict[str, Any]) -> Options:
         given = dict(self._bench.options.texts)
-        kinds = {spec.name: spec.kind for spec in OPTIONS}
+        known = {spec.name: spec for spec in OPTIONS}
         try:
             for name, value in overrides.items():
-                if name in _OF_THE_SESSION:
+                if name in known and known[name].of_session:
                     raise OptionError(
-                        f"--kv-{name.replace('_', '-')} is decided for the whole session; give it"
+                        f"{known[name].flag} is decided for the whole session; give it"
                         " on the command line or in an ini, not to kvcache.run()"
                     )
                 text = describe_value(value)
-                if kinds.get(name) in ("hosts", "repeat"):
+                if name in known and known[name].kind in ("hosts", "repeat"):
                     text = [text] if isinstance(text, str) else text
                 elif not isinstance(text, str):
                     text = ",".join(text)

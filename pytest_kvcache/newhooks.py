@@ -8,7 +8,9 @@ import pytest
 
 if TYPE_CHECKING:
     from pytest_kvcache.plan.plan import Plan
-    from pytest_kvcache.results.trial import CaseResult, RunResult, TrialResult
+    from pytest_kvcache.results.case import CaseResult
+    from pytest_kvcache.results.outcome import TrialResult
+    from pytest_kvcache.results.run import RunResult
 
 
 @pytest.hookspec(firstresult=True)

@@ -34,12 +34,13 @@ from pytest_kvcache.results.absence import why_absent
 from pytest_kvcache.results.provenance import (
     UNTOLD,
     Evidence,
+    PlannedRank,
     differences,
     facts_of,
     incomparable,
     told_differences,
 )
-from pytest_kvcache.results.trial import RunResult
+from pytest_kvcache.results.run import RunResult
 from pytest_kvcache.system.filesystem import probe_filesystem
 from pytest_kvcache.units import format_count
 from pytest_kvcache.version import VERSION
@@ -49,8 +50,8 @@ if TYPE_CHECKING:
 
     from pytest_kvcache.options.options import Options
     from pytest_kvcache.plan.plan import Plan
+    from pytest_kvcache.results.case import CaseResult
     from pytest_kvcache.results.summary import MetricSeries
-    from pytest_kvcache.results.trial import CaseResult
 
 
 _LEAST_TRIALS = 2  # of either side of a gate: one value has no noise
@@ -398,7 +399,7 @@ def _expected_evidence(plan: Plan, before: Evidence) -> Evidence:
     opened = {name: found[name] for name in ("io", "sync") if name in found}
     counts = sorted(host.ranks for host in plan.layout.hosts if host.ranks)
     ranks = [
-        {"host": str(number), "rank": (number, rank)}
+        PlannedRank(host=str(number), rank=rank)
         for number, count in enumerate(counts)
         for rank in range(count)
     ]

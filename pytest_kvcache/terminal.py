@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     import pytest
 
     from pytest_kvcache.hosts.cluster import Survey
-    from pytest_kvcache.results.trial import CaseResult, TrialResult
+    from pytest_kvcache.results.case import CaseResult
+    from pytest_kvcache.results.outcome import TrialResult
 
 _LOG_INTERVAL_S = 15.0
 _DUMB = frozenset({"", "dumb", "unknown"})  # terminals that can't rewrite a line

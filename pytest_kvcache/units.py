@@ -1,4 +1,4 @@
-"""Parse and format sizes, and parse durations and plain option values.
+"""Parse and format sizes, parse durations and plain option values; a part of a whole.
 
 Imports nothing of the package but ``errors``: every side may use it.
 """
@@ -148,3 +148,8 @@ def format_bytes(size_bytes: int) -> str:
 def format_count(count: int, noun: str) -> str:
     """Return "1 block", "2 blocks", "16,900 blocks"."""
     return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def ratio(part: float, whole: float) -> float | None:
+    """``part / whole``; None where there is no whole."""
+    return part / whole if whole else None

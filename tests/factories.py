@@ -34,7 +34,9 @@ from pytest_kvcache.plan.plan import Plan, TracePlan
 from pytest_kvcache.ranks.rank import Rank
 from pytest_kvcache.registry import BACKENDS, Registry
 from pytest_kvcache.results.record import RankResult, TrialRecord
+from pytest_kvcache.system.blockstat import DeviceReport
 from pytest_kvcache.system.clocks import ClockRecord
+from pytest_kvcache.system.filesystem import FilesystemFacts
 from pytest_kvcache.system.surroundings import Surroundings
 from pytest_kvcache.workloads.protocol import Need, Request
 from pytest_kvcache.workloads.scenarios import SYNTHETIC
@@ -599,7 +601,9 @@ def watched(ranks: Sequence[RankResult]) -> tuple[RankResult, ...]:
             }
             result[ranks.index(first)] = replace(
                 first,
-                device=watch(machine=f"boot-{host}", run_s=first.drained_s + 0.5, **moved),
+                device=DeviceReport.from_json(
+                    watch(machine=f"boot-{host}", run_s=first.drained_s + 0.5, **moved)
+                ),
             )
     return tuple(result)
 
@@ -700,7 +704,11 @@ def rank_result(rank: int = 0, **changes: Any) -> RankResult:
         "cleanup_error": None,
         "surroundings": surroundings(),
     }
-    return RankResult(**values | changes)
+    values |= changes
+    for name, kind in (("filesystem", FilesystemFacts), ("device", DeviceReport)):
+        if isinstance(values[name], dict):
+            values[name] = kind.from_json(values[name])
+    return RankResult(**values)
 
 
 def sound_plan(**changes: Any) -> Plan:

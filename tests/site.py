@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_kvcache.hosts.lock import DIRECTORY_VARIABLE, lock_directories
-from pytest_kvcache.results.trial import RunResult
+from pytest_kvcache.results.run import RunResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping

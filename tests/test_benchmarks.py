@@ -265,7 +265,8 @@ def test_the_order_within_a_round_turns_and_the_names_stay() -> None:
 
 def test_the_rows_find_their_figures_in_a_run_file() -> None:
     plan = sound_plan()
-    data, verdicts = evaluate_trial(sound_record(plan, [rank_result()]), plan)
+    measured, verdicts = evaluate_trial(sound_record(plan, [rank_result()]), plan)
+    data = measured.to_json()
     trial = {**data, "verdicts": [asdict(verdict) for verdict in verdicts]}
     found = trial_figures({"cases": [{"trials": [trial]}]}, "read")
     assert found["gib_per_s"] == data["read"]["gib_per_s"]

@@ -13,7 +13,7 @@ from pytest_kvcache.launch.runner import Progress
 from pytest_kvcache.options.options import build_options, describe_value
 from pytest_kvcache.results.absence import why_absent
 from pytest_kvcache.session import Bench
-from tests.canned import case_of, trial_of
+from tests.canned import case_of, measuring, section_of, trial_of
 from tests.factories import make_plan, make_trace_plan
 from tests.site import output
 
@@ -311,10 +311,8 @@ def test_the_clock_stands_still_when_it_is_set_and_runs_otherwise() -> None:
 def test_an_absent_metric_says_what_it_lacked(
     metric: str, count: int, censored: int, why: str
 ) -> None:
-    trial = trial_of(make_plan(np=2))
-    assert trial.data is not None
-    load = {**trial.data["load"], "count": count, "censored": censored}
-    case = case_of(make_plan(np=2), replace(trial, data={**trial.data, "load": load}))
+    trial = measuring(trial_of(make_plan(np=2)), load=section_of(count, censored))
+    case = case_of(make_plan(np=2), trial)
     assert why in why_absent(case, metric)
 
 
@@ -334,10 +332,7 @@ def test_a_replay_with_few_samples_is_told_what_gives_it_more(
         scenario="trace", trace=make_trace_plan(limit=limit), duration_s=duration_s,
         capacity_blocks=capacity, need_blocks=100,
     )  # fmt: skip
-    trial = trial_of(plan)
-    assert trial.data is not None
-    load = {**trial.data["load"], "count": 7, "censored": 0}
-    case = case_of(plan, replace(trial, data={**trial.data, "load": load}))
+    case = case_of(plan, measuring(trial_of(plan), load=section_of(7)))
     found = why_absent(case, "load.p95_ms")
     assert advice in found
     assert ("a smaller --kv-model" in found) == (capacity < 100)

@@ -7,7 +7,7 @@ Pure. A rank, the pytest process and
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pytest_kvcache.backends.protocol import PAGE_BYTES
@@ -130,7 +130,8 @@ class BackendTraits:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> BackendTraits:
         """The inverse of ``to_json``; OptionError for a value that breaks a rule."""
-        values = dict(data)
+        # Also those with a default: a file that lacks one is not whole.
+        values = {**data, **{trait.name: data[trait.name] for trait in fields(cls)}}
         values["stores"] = tuple(values["stores"])
         values["options"] = tuple(BackendOption(**option) for option in values["options"])
         return cls(**values)

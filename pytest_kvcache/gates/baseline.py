@@ -22,8 +22,8 @@ from pytest_kvcache.gates.compare import Found
 from pytest_kvcache.measure.metrics import METRICS
 from pytest_kvcache.results.leftbehind import LeftBehind
 from pytest_kvcache.results.provenance import UNTOLD, Evidence
+from pytest_kvcache.results.run import RunResult
 from pytest_kvcache.results.summary import MetricSeries
-from pytest_kvcache.results.trial import RunResult
 from pytest_kvcache.results.verify import source_faults, verify_run
 from pytest_kvcache.version import RUN_SCHEMA, VERSION
 

@@ -36,8 +36,9 @@ from pytest_kvcache.launchers.protocol import LaunchJob
 from pytest_kvcache.measure.metrics import possible
 from pytest_kvcache.options.stopping import planned_looks
 from pytest_kvcache.plan.secretfile import take_secrets, write_secrets
+from pytest_kvcache.results.case import CaseResult
+from pytest_kvcache.results.outcome import TrialResult
 from pytest_kvcache.results.record import SOURCES, ControllerRecord
-from pytest_kvcache.results.trial import CaseResult, TrialResult
 from pytest_kvcache.results.verdicts.noise import evaluate_case
 from pytest_kvcache.results.verdicts.trial import evaluate_trial, idle_error
 from pytest_kvcache.units import format_count
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.plan.planner import Case
     from pytest_kvcache.registry import Registry
     from pytest_kvcache.results.record import RankResult, TrialRecord
-    from pytest_kvcache.results.trial import RunResult
+    from pytest_kvcache.results.run import RunResult
 
 _RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _PYTESTS_EXIT = "Exit"  # what pytest.exit() raises; pytest itself is not known here
@@ -495,13 +496,13 @@ def _is_narrow(case: CaseResult, metrics: Sequence[str], target_ci: float) -> bo
 
 def _judged(plan: Plan, record: TrialRecord) -> TrialResult:
     """A trial's result: its data, its verdicts, and what makes it fail."""
-    data, verdicts = evaluate_trial(record, plan)
+    trial, verdicts = evaluate_trial(record, plan)
     invalid = [v for v in verdicts if v.severity == "invalid" and not plan.allows(v.code)]
     error = _storage_error(record)
     if error is None and invalid:
         first = invalid[0]
         error = f"{first.code}: {first.text} (--kv-allow-invalid reports it all the same)"
-    return TrialResult(index=plan.trial, error=error, verdicts=verdicts, data=data)
+    return TrialResult(index=plan.trial, error=error, verdicts=verdicts, measured=trial)
 
 
 def _storage_error(record: TrialRecord) -> str | None:

@@ -161,6 +161,15 @@ class Histogram:
         extremes = [_integer(data, k) if count else data[k] for k in ("min_ns", "max_ns")]
         return cls.from_counts(counts, _integer(data, "sum_ns"), *extremes)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Histogram) and (
+            (self._sum_ns, self._min_ns, self._max_ns)
+            == (other._sum_ns, other._min_ns, other._max_ns)
+            and np.array_equal(self._counts, other._counts)
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # it grows
+
     def to_json(self) -> dict[str, Any]:
         """Return a dict of JSON values, a few kB; docs/histogram.md describes it."""
         return {

@@ -42,7 +42,7 @@ def has_answers(phase: str) -> bool:
 class Metric:
     """One number of a trial.
 
-    ``path`` leads to it in the trial's JSON; ``percentile`` is the percentile it is,
+    ``path`` leads to it, in a trial and in its JSON alike; ``percentile`` is the percentile it is,
     or None; ``latency`` metrics are recorded in seconds, the others as reciprocals.
     """
 
@@ -81,13 +81,13 @@ class Metric:
         singular = self.unit.removesuffix("/s").removesuffix("s").lower()
         return f"{what}.s_per_{singular}"
 
-    def of(self, trial: Mapping[str, Any]) -> float | None:
-        """Its value in a trial's JSON, None where the trial has none."""
+    def of(self, trial: object) -> float | None:
+        """Its value of a trial, None where the trial has none."""
         value: Any = trial
-        for key in self.path:
+        for name in self.path:
             if value is None:
                 return None
-            value = value[key]
+            value = getattr(value, name)
         return None if value is None else float(value)
 
     def round_s(self, value: float) -> float:

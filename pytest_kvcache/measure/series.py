@@ -223,6 +223,33 @@ class Series:
         total: IntArray = self.counts.sum(axis=2)
         return total
 
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Series)
+            and self.interval_ns == other.interval_ns
+            and np.array_equal(self.moved_bytes, other.moved_bytes)
+            and np.array_equal(self.counts, other.counts)
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # as of every mutable array
+
+    @property
+    def interval_s(self) -> int:
+        """Width of an interval."""
+        return self.interval_ns // _SECOND_NS
+
+    def done(self, kind: str) -> list[int]:
+        """Completed operations of a kind, interval by interval."""
+        return [int(count) for count in self.counts[:, KINDS.index(kind)].sum(axis=1)]
+
+    def moved(self, kind: str) -> list[int]:
+        """Logical bytes of the completed operations of a kind, interval by interval."""
+        return [int(size) for size in self.moved_bytes[:, KINDS.index(kind)]]
+
+    def p99s_ms(self, kind: str) -> list[float | None]:
+        """The 99th percentile of a kind in each interval; None below MIN_OPERATIONS."""
+        return [p99_ms(point) for point in self.counts[:, KINDS.index(kind)]]
+
     def medians_ms(self, kind: str, spans: Iterable[tuple[int, int]]) -> list[float | None]:
         """The median of a kind over each half-open range of intervals, as in ``to_json``."""
         counts = self.counts[:, KINDS.index(kind)]
@@ -237,13 +264,12 @@ class Series:
 
     def to_json(self) -> dict[str, Any]:
         """As in the run file, p99 included; docs/results.md describes it."""
-        operations = self.operations
-        told: dict[str, Any] = {"interval_s": self.interval_ns // _SECOND_NS}
+        told: dict[str, Any] = {"interval_s": self.interval_s}
         for column, kind in enumerate(KINDS):
-            told[f"{kind}s"] = operations[:, column].tolist()
-            told[f"{kind}_bytes"] = self.moved_bytes[:, column].tolist()
+            told[f"{kind}s"] = self.done(kind)
+            told[f"{kind}_bytes"] = self.moved(kind)
             told[f"{kind}_p50_ms"] = [p50_ms(point) for point in self.counts[:, column]]
-            told[f"{kind}_p99_ms"] = [p99_ms(point) for point in self.counts[:, column]]
+            told[f"{kind}_p99_ms"] = self.p99s_ms(kind)
         packed = {k: pack_bins(self.counts[:, c].ravel()) for c, k in enumerate(KINDS)}
         return {**told, "histograms": {"scheme": SCHEME, **packed}}
 

@@ -27,11 +27,12 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from pytest_kvcache.errors import ResultError
+from pytest_kvcache.measure.sections import OPERATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
     IntArray = npt.NDArray[np.int64]
 
-KINDS: Final = ("read", "write", "delete")
+KINDS: Final = OPERATIONS
 """What an operation may be."""
 EVERY: Final = "every"
 """The kind of a stall in which no operation at all was completed."""
@@ -212,23 +213,36 @@ def _overlap(span: tuple[int, int], others: Iterable[tuple[int, int]]) -> int:
 # --- of all ranks ---------------------------------------------------------------------------
 
 
-def stalls_of(ranks: Sequence[Sequence[Stall]]) -> dict[str, Any]:
-    """A trial's stalls as in the run file: what stood still at once on ranks is one of them.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StallSummary:
+    """The stalls of all ranks of a trial: what stood still at once on several is one of them.
 
-    Without those in which the rank itself was paused.
+    ``longest_begin_s`` is when the longest one began, in seconds of the window.
     """
+
+    count: int
+    longest_s: float | None
+    longest_begin_s: float | None
+    total_s: float
+    all_ranks_s: float
+    ranks: int
+    kinds: tuple[str, ...]
+
+
+def stalls_of(ranks: Sequence[Sequence[Stall]]) -> StallSummary:
+    """A trial's stalls, without those in which the rank itself was paused."""
     ranks = [[stall for stall in stalls if not stall.is_a_pause] for stalls in ranks]
     merged = _merged(stall for stalls in ranks for stall in stalls)
     longest = max(merged, key=lambda span: span[1] - span[0], default=None)
-    return {
-        "count": len(merged),
-        "longest_s": None if longest is None else longest[1] - longest[0],
-        "longest_begin_s": None if longest is None else longest[0],
-        "total_s": math.fsum(end - begin for begin, end in merged),
-        "all_ranks_s": math.fsum(end - begin for begin, end in _common(ranks)),
-        "ranks": sum(bool(stalls) for stalls in ranks),
-        "kinds": sorted({stall.kind for stalls in ranks for stall in stalls}),
-    }
+    return StallSummary(
+        count=len(merged),
+        longest_s=None if longest is None else longest[1] - longest[0],
+        longest_begin_s=None if longest is None else longest[0],
+        total_s=math.fsum(end - begin for begin, end in merged),
+        all_ranks_s=math.fsum(end - begin for begin, end in _common(ranks)),
+        ranks=sum(bool(stalls) for stalls in ranks),
+        kinds=tuple(sorted({stall.kind for stalls in ranks for stall in stalls})),
+    )
 
 
 def _merged(stalls: Iterable[Stall]) -> list[tuple[float, float]]:

@@ -277,15 +277,9 @@ def _check_trace(options: Options) -> None:
     if options.trace is None:
         if "trace" in options.scenario:
             raise OptionError("--kv-scenario is 'trace'; name the file with --kv-trace=FILE")
-        for name in _OF_A_TRACE:
-            if options.given(name):
-                flag = "--kv-" + name.replace("_", "-")
-                raise OptionError(f"{flag} needs a trace; name the file with --kv-trace=FILE")
-
-
-_OF_A_TRACE = (
-    "trace_speedup", "trace_cycles", "trace_limit", "trace_time_unit", "trace_ids",
-)  # fmt: skip
+        for spec in OPTIONS:
+            if (spec.decides or "").startswith("trace.") and options.given(spec.name):
+                raise OptionError(f"{spec.flag} needs a trace; name the file with --kv-trace=FILE")
 
 
 def _check_replay(options: Options) -> None:

@@ -50,6 +50,13 @@ class OptionSpec:
     ``parse`` takes the text (for ``hosts`` and ``repeat`` the list of texts) and the
     option's display name. ``later`` is the hint for a value that a later version
     brings; ``is_available`` tells which values exist today.
+
+    ``decides`` is the field of the plan that it decides (``trace.`` before one of a replay),
+    where that has another name. Unless ``is_verbatim`` is false the plan holds the parsed value
+    itself, and must keep the option's rule. Two plans that differ in it measure the same thing
+    if ``is_measured`` is false. ``trace_has_own``: a replay brings the value, unless it is typed.
+    ``of_session``: one test can't have its own. ``allows``: with it a trial may stand whose
+    verdict invalidates it.
     """
 
     name: str
@@ -61,6 +68,12 @@ class OptionSpec:
     selects: bool = False
     later: str | None = None
     is_available: Callable[[Any], bool] = field(default=lambda _value: False)
+    decides: str | None = None
+    is_verbatim: bool = True
+    is_measured: bool = True
+    trace_has_own: bool = False
+    of_session: bool = False
+    allows: bool = False
 
     @property
     def flag(self) -> str:
@@ -297,52 +310,67 @@ OPTIONS: tuple[OptionSpec, ...] = (
     OptionSpec(name="hosts", kind="hosts", metavar="H", parse=_hosts, distributed=True,
                selects=True, help="hosts to run ranks on: names, host:slots, =@file; spaces or"
                " commas; the last one given wins (default: 127.0.0.1)"),
-    OptionSpec(name="np", metavar="N[,N]", parse=_counts, distributed=True, selects=True,
+    OptionSpec(name="np", decides="layout", is_verbatim=False, is_measured=False,
+               metavar="N[,N]", parse=_counts, distributed=True, selects=True,
                help="ranks that do I/O, in total; a list gives one case each"
                " (default: one rank per host, whatever slots it has)"),
     OptionSpec(name="npernode", metavar="N", parse=_count(1), distributed=True, selects=True,
                help="ranks per host; must agree with --kv-np if both are given"),
-    OptionSpec(name="exec_type", metavar="{mpi,docker}", parse=_choice("mpi", "docker"),
+    OptionSpec(name="exec_type", of_session=True,
+               metavar="{mpi,docker}", parse=_choice("mpi", "docker"),
                distributed=True, selects=True,
                help="how ranks are executed: as processes of the hosts, or in one container per"
                " host (default: mpi)"),
-    OptionSpec(name="image", metavar="NAME", parse=_text,
+    OptionSpec(name="image", of_session=True,
+               metavar="NAME", parse=_text,
                help="container image, which every host must have; with --kv-exec-type=docker"),
-    OptionSpec(name="container_engine", metavar="{docker,podman}",
+    OptionSpec(name="container_engine", of_session=True,
+               metavar="{docker,podman}",
                parse=_choice("docker", "podman"),
                help="container engine (default: the first of them that answers)"),
-    OptionSpec(name="mpi_bin", metavar="NAME", parse=_text, distributed=True,
+    OptionSpec(name="mpi_bin", of_session=True,
+               metavar="NAME", parse=_text, distributed=True,
                help="launcher, a program name or a path; its flavour is detected"
                " (default: mpirun)"),
-    OptionSpec(name="mpi_params", kind="repeat", metavar="'…'", parse=_shell_words,
+    OptionSpec(name="mpi_params", decides="cores", is_verbatim=False,
+               kind="repeat", metavar="'…'", parse=_shell_words,
                distributed=True, help="passed to the launcher, shell-split, repeatable; what"
                " is set here beats our own settings"),
     OptionSpec(name="oversubscribe", kind="flag", parse=_flag, distributed=True,
                help="allow more ranks than cores"),
     OptionSpec(name="allow_run_as_root", kind="flag", parse=_flag, distributed=True,
                help="as mpirun's"),
-    OptionSpec(name="ssh", metavar="'CMD'", parse=_shell,
+    OptionSpec(name="ssh", of_session=True,
+               metavar="'CMD'", parse=_shell,
                help="how hosts are reached: 'ssh -F file', a wrapper; keepalives are added"
                " where none are set (default: ssh; none where srun launches)"),
-    OptionSpec(name="python", metavar="PATH", parse=_text,
+    OptionSpec(name="python", of_session=True,
+               metavar="PATH", parse=_text,
                help="interpreter of the ranks (default: this one; in containers"
                " /opt/kvcache/bin/python of the image)"),
-    OptionSpec(name="deadline", metavar="S", parse=_seconds(zero=False),
+    OptionSpec(name="deadline", decides="deadline_s", is_verbatim=False, is_measured=False,
+               metavar="S", parse=_seconds(zero=False),
                help="wall limit of one launch (default: from the plan)"),
-    OptionSpec(name="wait", metavar="DURATION", parse=_seconds(zero=True),
+    OptionSpec(name="wait", of_session=True,
+               metavar="DURATION", parse=_seconds(zero=True),
                help="how long to wait, in all, where another benchmark has the host: 10m, 90s"
                " (default: 0, which ends at once)"),
     # what is run
-    OptionSpec(name="scenario", metavar="NAME[,NAME]", parse=_names, selects=True,
+    OptionSpec(name="scenario", is_verbatim=False,
+               metavar="NAME[,NAME]", parse=_names, selects=True,
                help="scenarios, one case each (default: mixed)"),
-    OptionSpec(name="model", metavar="NAME[,NAME]", parse=_names, selects=True,
+    OptionSpec(name="model", is_verbatim=False,
+               metavar="NAME[,NAME]", parse=_names, selects=True,
                help="models, one case each; a TOML file brings its own"
                " (default: llama3.1-8b)"),
-    OptionSpec(name="num_users", metavar="N", parse=_count(1, MAX_USERS),
+    OptionSpec(name="num_users", decides="users",
+               metavar="N", parse=_count(1, MAX_USERS),
                help="users per rank (default: 100)"),
-    OptionSpec(name="duration", metavar="S", parse=_seconds(zero=False),
+    OptionSpec(name="duration", decides="duration_s", trace_has_own=True,
+               metavar="S", parse=_seconds(zero=False),
                help="measured window (default: 60; a trace ends with its last request)"),
-    OptionSpec(name="ramp", metavar="S", parse=_seconds(zero=True),
+    OptionSpec(name="ramp", decides="ramp_s", trace_has_own=True,
+               metavar="S", parse=_seconds(zero=True),
                help="unmeasured lead-in (default: 10%% of the duration, at most 30;"
                " 0 for a trace)"),
     OptionSpec(name="trials", metavar="N|N..M", parse=_trials,
@@ -351,9 +379,11 @@ OPTIONS: tuple[OptionSpec, ...] = (
     OptionSpec(name="target_ci", metavar="P", parse=_target_ci,
                help="half width of the 95%% confidence interval to reach, in percent of the"
                " mean, with --kv-trials=N..M"),
-    OptionSpec(name="context_scale", metavar="X", parse=_above(0.0, 16.0),
+    OptionSpec(name="context_scale", trace_has_own=True,
+               metavar="X", parse=_above(0.0, 16.0),
                help="multiplies the token counts of the synthetic scenarios (default: 1)"),
-    OptionSpec(name="block_tokens", metavar="N", parse=_count(1),
+    OptionSpec(name="block_tokens", trace_has_own=True,
+               metavar="N", parse=_count(1),
                help="tokens per block (default: 256, or a trace's own)"),
     OptionSpec(name="tensor_parallel", metavar="N", parse=_count(1),
                help="a rank stores one shard of min(N, kv_heads); MLA is replicated"
@@ -369,28 +399,36 @@ OPTIONS: tuple[OptionSpec, ...] = (
                parse=_choice(*PHASES),
                help="disaggregated serving: prefill only stores, decode only loads what was"
                " stored before the window (default: both)"),
-    OptionSpec(name="trace", metavar="FILE", parse=_text, selects=True,
+    OptionSpec(name="trace", is_verbatim=False,
+               metavar="FILE", parse=_text, selects=True,
                help="trace to replay (Mooncake JSONL); selects --kv-scenario=trace"),
-    OptionSpec(name="trace_speedup", metavar="X",
+    OptionSpec(name="trace_speedup", decides="trace.speedup",
+               metavar="X",
                parse=lambda text, option: parse_float(text, option=option, minimum=0),
                help="replay X times as fast; 0: as fast as the storage allows, by"
                " --kv-num-users users (default: 1)"),
-    OptionSpec(name="trace_cycles", metavar="N", parse=_count(1),
+    OptionSpec(name="trace_cycles", decides="trace.cycles",
+               metavar="N", parse=_count(1),
                help="replay the trace N times over (default: 1)"),
-    OptionSpec(name="trace_limit", metavar="N", parse=_count(1),
+    OptionSpec(name="trace_limit", decides="trace.limit",
+               metavar="N", parse=_count(1),
                help="replay the first N requests only"),
-    OptionSpec(name="trace_time_unit", metavar="{s,ms,us,ns}", parse=_choice("s", "ms", "us", "ns"),
+    OptionSpec(name="trace_time_unit", decides="trace.time_unit",
+               metavar="{s,ms,us,ns}", parse=_choice("s", "ms", "us", "ns"),
                help="what a trace's timestamps are in (default: ms as in Mooncake's own, s where"
                " fractions and chat ids show it; where they look like something else, it has to"
                " be given)"),
-    OptionSpec(name="trace_ids", metavar="{prefix,content}", parse=_choice("prefix", "content"),
+    OptionSpec(name="trace_ids", decides="trace.ids",
+               metavar="{prefix,content}", parse=_choice("prefix", "content"),
                help="what equal hash_ids of a trace mean: equal prompts up to there, or equal"
                " contents of single blocks, which are then chained (default: prefix)"),
-    OptionSpec(name="request_rate", metavar="R", parse=_above(0.0),
+    OptionSpec(name="request_rate", trace_has_own=True,
+               metavar="R", parse=_above(0.0),
                help="open loop: R requests per second, of all ranks together, each of them"
                " issues R/np; users take turns at those times instead of thinking"
                " (default: closed loop)"),
-    OptionSpec(name="arrival", metavar="{poisson,gamma}", parse=_choice("poisson", "gamma"),
+    OptionSpec(name="arrival", trace_has_own=True,
+               metavar="{poisson,gamma}", parse=_choice("poisson", "gamma"),
                help="times between those requests: exponential, or in bursts (coefficient of"
                " variation 2), with --kv-request-rate (default: poisson)"),
     OptionSpec(name="precondition", metavar="SIZE", parse=_text, help="overwrite in place first",
@@ -421,29 +459,35 @@ OPTIONS: tuple[OptionSpec, ...] = (
                help="cpu tier per rank, GiB (default: 0)"),
     OptionSpec(name="gpu_backend", metavar="NAME", parse=_text, later=_TIERS,
                help="what the gpu tier is made of"),
-    OptionSpec(name="storage_capacity_gb", metavar="X", parse=_gib,
+    OptionSpec(name="storage_capacity_gb", decides="capacity_blocks", is_verbatim=False,
+               metavar="X", parse=_gib,
                help="hard cap on disk per rank, GiB (default: 0 = the need, or 90%% of the"
                " free space divided by the ranks on it)"),
-    OptionSpec(name="cache_dir", metavar="DIR", parse=_directory,
+    OptionSpec(name="cache_dir", is_measured=False,
+               metavar="DIR", parse=_directory,
                help="where blocks live; every run owns a directory in it"
                " (default: /var/tmp)"),
     OptionSpec(name="backend", metavar="NAME", parse=_text,
                help="file, memory, null, or one from a plugin (default: file)"),
-    OptionSpec(name="backend_option", kind="repeat", metavar="KEY=VALUE", parse=_settings,
+    OptionSpec(name="backend_option", decides="backend_options", is_verbatim=False,
+               kind="repeat", metavar="KEY=VALUE", parse=_settings,
                help="a setting of the backend's own, repeatable; its plugin says which there are;"
                " the value of a secret one is neither shown nor stored"),
     OptionSpec(name="io", metavar="{direct,buffered}", parse=_choice("direct", "buffered"),
                help="how files are opened (default: direct, with a visible fallback)"),
     OptionSpec(name="sync", metavar="{none,data}", parse=_choice("none", "data"),
                help="durability of each put (default: none with direct, data with buffered)"),
-    OptionSpec(name="layout", metavar="{block,layer}", parse=_choice("block", "layer"),
+    OptionSpec(name="layout", decides="object_layout",
+               metavar="{block,layer}", parse=_choice("block", "layer"),
                help="one object per block, or one per layer of a block (default: block)"),
-    OptionSpec(name="store", metavar="{auto,file,slab}", parse=_choice("auto", "file", "slab"),
+    OptionSpec(name="store", is_verbatim=False,
+               metavar="{auto,file,slab}", parse=_choice("auto", "file", "slab"),
                help="how --kv-backend=file keeps objects: a file each, or in preallocated slabs"
                " (default: auto = slab up to 1 MiB as stored, else file)"),
     OptionSpec(name="queue_depth", metavar="N", parse=_count(1, 1024),
                help="transfers in flight per rank (default: 16)"),
-    OptionSpec(name="transfer_size", metavar="SIZE|object", parse=_transfer_size,
+    OptionSpec(name="transfer_size", is_verbatim=False,
+               metavar="SIZE|object", parse=_transfer_size,
                help="the largest transfer, into which bigger objects are cut: a multiple of 4 KiB"
                " with its unit, or object: one call per object, as many engines make them (default:"
                " 4MiB)"),
@@ -458,30 +502,40 @@ OPTIONS: tuple[OptionSpec, ...] = (
                " data); null stores nothing"),
     OptionSpec(name="seed", metavar="N", parse=_count(0),
                help="of every generator (default: 42)"),
-    OptionSpec(name="keep", kind="flag", parse=_flag,
+    OptionSpec(name="keep", is_measured=False,
+               kind="flag", parse=_flag,
                help="leave the last trial's data in the cache directory"),
     # results and gates
-    OptionSpec(name="results_dir", metavar="DIR", parse=_text,
+    OptionSpec(name="results_dir", of_session=True,
+               metavar="DIR", parse=_text,
                help="run files (default: results)"),
-    OptionSpec(name="metrics", metavar="M[,M]", parse=_metrics,
+    OptionSpec(name="metrics", of_session=True,
+               metavar="M[,M]", parse=_metrics,
                help="metrics that become benchmark entries"),
-    OptionSpec(name="allow_invalid", kind="flag", parse=_flag,
+    OptionSpec(name="allow_invalid", allows=True,
+               kind="flag", parse=_flag,
                help="report a trial with an invalidating verdict instead of failing it, and judge"
                " an --kv-slo on a run without storage"),
-    OptionSpec(name="allow_preload", kind="flag", parse=_flag,
+    OptionSpec(name="allow_preload", allows=True,
+               kind="flag", parse=_flag,
                help="measure, and report with its verdict, although a preloaded library wraps"
                " I/O or clocks"),
-    OptionSpec(name="compare", metavar="FILE", parse=_text,
+    OptionSpec(name="compare", of_session=True,
+               metavar="FILE", parse=_text,
                help="baseline: a run file or a pytest-benchmark JSON"),
-    OptionSpec(name="compare_across", metavar="KIND[,KIND]", parse=_kinds,
+    OptionSpec(name="compare_across", of_session=True,
+               metavar="KIND[,KIND]", parse=_kinds,
                help="what may differ from the baseline without closing a --kv-fail: plan,"
                " placement, device, filesystem (default: nothing)"),
-    OptionSpec(name="fail", kind="repeat", metavar="METRIC:N%", parse=_fail_rules,
+    OptionSpec(name="fail", of_session=True,
+               kind="repeat", metavar="METRIC:N%", parse=_fail_rules,
                help="gate: fail if the metric got worse than the baseline by more than N"
                " percent, beyond the noise; repeatable"),
-    OptionSpec(name="allow_inconclusive", kind="flag", parse=_flag,
+    OptionSpec(name="allow_inconclusive", of_session=True,
+               kind="flag", parse=_flag,
                help="a gate that can't tell does not fail"),
-    OptionSpec(name="slo", kind="repeat", metavar="'METRIC<VALUE'", parse=_slo_rules,
+    OptionSpec(name="slo", of_session=True,
+               kind="repeat", metavar="'METRIC<VALUE'", parse=_slo_rules,
                help="gate on this run alone; repeatable"),
     OptionSpec(name="closed", kind="flag", parse=_flag, selects=True, is_available=_is(False),
                later="the mlperf scenarios come with a later version",
@@ -489,11 +543,15 @@ OPTIONS: tuple[OptionSpec, ...] = (
     OptionSpec(name="html", metavar="FILE", parse=_text, later="read the table or the run file",
                help="report as a page"),
     # instead of a run
-    OptionSpec(name="datasize", kind="flag", parse=_flag,
+    OptionSpec(name="datasize", of_session=True,
+               kind="flag", parse=_flag,
                help="calculate the sizes, print them and exit"),
-    OptionSpec(name="dry_run", kind="flag", parse=_flag,
+    OptionSpec(name="dry_run", of_session=True,
+               kind="flag", parse=_flag,
                help="check, say how long a run takes, what it writes and hits, print the plan (with"
                " -v all of it) and the launcher command, run nothing"),
-    OptionSpec(name="plugin", kind="repeat", metavar="MOD", parse=_modules,
+    OptionSpec(name="plugin", decides="plugins", is_verbatim=False, is_measured=False,
+               of_session=True,
+               kind="repeat", metavar="MOD", parse=_modules,
                help="plugin module with hooks, loaded here and on the ranks; repeatable"),
 )  # fmt: skip

@@ -12,7 +12,7 @@ import math
 import os
 from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pytest_kvcache.backends.buffers import buffer_bytes
 from pytest_kvcache.backends.posix.allocator import slab_count
@@ -25,6 +25,7 @@ from pytest_kvcache.launchers.protocol import binds_ranks
 from pytest_kvcache.models import ModelSpec
 from pytest_kvcache.options.table import WHOLE_OBJECT
 from pytest_kvcache.plan.backendrules import shown_settings
+from pytest_kvcache.plan.origins import decided_by, origins_of
 from pytest_kvcache.units import MIB, format_bytes
 from pytest_kvcache.workloads.openloop import DEFAULT_ARRIVAL, MAX_ARRIVALS
 from pytest_kvcache.workloads.protocol import Need, WorkloadContext
@@ -66,11 +67,9 @@ _BLOCK_MEMORY_BYTES = 640
 # while it is asked for, in the queue.
 _OBJECT_MEMORY_BYTES = 640
 
-# What may differ between two runs that measure the same thing.
-_NOT_WORKLOAD = (
-    "run_id", "trial", "layout", "cache_dir", "deadline_s", "keep", "origins", "plugins",
-    "need_blocks", "version", "label",
-)  # fmt: skip
+# What a plan says of one run of it: neither an option decides it, nor does it change what
+# is measured.
+_OF_THE_RUN = frozenset({"run_id", "version", "trial", "need_blocks", "origins", "label"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -341,7 +340,7 @@ class Plan:
     @property
     def workload(self) -> dict[str, Any]:
         """What is measured: the plan without where, when and under which name."""
-        data = {key: value for key, value in self.to_json().items() if key not in _NOT_WORKLOAD}
+        data = {key: value for key, value in self.to_json().items() if key not in _NOT_MEASURED}
         data["traits"] = {k: v for k, v in data["traits"].items() if k != "options"}
         if data["trace"] is not None:
             data["trace"] = {k: v for k, v in data["trace"].items() if k != "name"}
@@ -400,6 +399,14 @@ class Plan:
 def case_name(scenario: str, model: ModelSpec, layout: RankLayout, label: str | None) -> str:
     """The name of a case, planned or not; ``label`` is a test's own part of it."""
     return f"{scenario}-{model.name}-np{layout.np}" + ("" if label is None else f"-{label}")
+
+
+DECIDED_BY: Final = decided_by(Plan.__dataclass_fields__)
+"""Field of the plan → the option that decides it."""
+
+_NOT_MEASURED: Final = _OF_THE_RUN | {
+    name for name, spec in DECIDED_BY.items() if not spec.is_measured
+}
 
 
 def objects_per_block(object_layout: str, model: ModelSpec) -> int:
@@ -526,63 +533,11 @@ def build_plan(
         deadline_s=options.deadline or 1.0,
         plugins=options.plugin,
         trace=facts.trace,
-        origins=_origins(options, facts),
+        origins=origins_of(DECIDED_BY, options, facts),
     )
     return (
         plan if options.deadline else replace(plan, deadline_s=default_deadline_s(plan, facts.need))
     )
-
-
-# Fields of the plan that are called differently from the option that decides them.
-_OPTION_OF = {
-    "users": "num_users",
-    "duration_s": "duration",
-    "ramp_s": "ramp",
-    "deadline_s": "deadline",
-    "capacity_blocks": "storage_capacity_gb",
-    "plugins": "plugin",
-    "backend_options": "backend_option",
-    "layout": "np",
-    "object_layout": "layout",
-    "cores": "mpi_params",
-}
-# What a replay fixes for itself.
-_REPLAY_OWN = frozenset(
-    {"duration_s", "ramp_s", "block_tokens", "context_scale", "request_rate", "arrival"}
-)
-# What lets a trial with an invalidating verdict stand: no field, but verify must know of it.
-_ALLOWANCES = ("allow_invalid", "allow_preload")
-_DERIVED = frozenset({"run_id", "version", "trial", "need_blocks", "origins", "label", "traits"})
-
-
-def _origins(options: Options, facts: CaseFacts) -> dict[str, str]:
-    """Where the value of each field of the plan comes from."""
-    names = [name for name in Plan.__dataclass_fields__ if name not in _DERIVED]
-    given = options.origins
-    found: dict[str, str] = {
-        name: given.get(_OPTION_OF.get(name, name), "default") for name in names
-    }
-    for name in _REPLAY_OWN if facts.trace is not None else ():
-        if not options.overrides(_OPTION_OF.get(name, name)):
-            found[name] = "scenario"
-    if facts.block_why and found["block_tokens"] == "scenario":
-        found["block_tokens"] = facts.block_why
-    if options.data is None and facts.on_network:
-        found["data"] = "network filesystem"
-    if options.request_rate is None:
-        found["arrival"] = "default"
-    if not options.storage_capacity_gb:  # 0 leaves it to us, whoever has typed it
-        found["capacity_blocks"] = "default"
-    if facts.trace is not None and found["scenario"] == "default":
-        found["scenario"] = given.get("trace", "default")
-    return found | _origins_beside(options, facts)
-
-
-def _origins_beside(options: Options, facts: CaseFacts) -> dict[str, str]:
-    """Of what is no field of the plan, but must be known where it is read."""
-    found: dict[str, str] = {"trace_time_unit": "assumed"} if facts.unit_is_assumed else {}
-    given = options.origins
-    return found | {name: given[name] for name in _ALLOWANCES if getattr(options, name)}
 
 
 def _capacity_blocks(

@@ -14,10 +14,17 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_kvcache.errors import StorageError
-from pytest_kvcache.system.blockstat import largest_request_bytes, machine_id, read_counters
+from pytest_kvcache.system.blockstat import (
+    DeviceReport,
+    DiskCounters,
+    SyncProbe,
+    largest_request_bytes,
+    machine_id,
+    read_counters,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -53,7 +60,7 @@ class DeviceWatch:
         self._run: dict[str, BlockCounters] = {}
         self._began_ns = 0
         self._run_s = 0.0
-        self._sync_probe: dict[str, int | None] | None = None
+        self._sync_probe: SyncProbe | None = None
 
     def look(self, for_s: float = QUIET_S, *, durable: bool) -> None:
         """Before the run: all that is others', if the population is ``durable`` by now."""
@@ -101,11 +108,11 @@ class DeviceWatch:
                 return
             raise StorageError(f"can't probe the sync with {path}: {error.strerror}") from error
         told = self._is_told(moved)
-        self._sync_probe = {
-            "bytes": PROBE_BYTES,
-            "device_write_bytes": sum(c.write_bytes for c in moved.values()) if told else None,
-            "unsynced_bytes": unsynced,
-        }
+        self._sync_probe = SyncProbe(
+            bytes=PROBE_BYTES,
+            device_write_bytes=sum(c.write_bytes for c in moved.values()) if told else None,
+            unsynced_bytes=unsynced,
+        )
 
     def begin(self) -> None:
         """The run starts."""
@@ -116,26 +123,26 @@ class DeviceWatch:
         self._run = _difference(self._sample(), self._before)
         self._run_s = (time.monotonic_ns() - self._began_ns) / 1e9
 
-    def to_json(self) -> dict[str, Any]:
-        """As in the rank's record; no disks where not all that matter are counted."""
+    def report(self) -> DeviceReport:
+        """What was seen; no disks where not all that matter are counted."""
         told = all(map(self._is_told, (self._quiet, self._run, self._after)))
-        return {
-            "machine": machine_id(),
-            "quiet_s": self._quiet_s,
-            "run_s": self._run_s,
-            "after_s": self._after_s,
-            "disks": [self._disk(name) for name in self._chain.disks] if told else [],
-            "sync_probe": self._sync_probe,
-        }
+        return DeviceReport(
+            machine=machine_id(),
+            quiet_s=self._quiet_s,
+            run_s=self._run_s,
+            after_s=self._after_s,
+            disks=tuple(map(self._disk, self._chain.disks)) if told else (),
+            sync_probe=self._sync_probe,
+        )
 
-    def _disk(self, name: str) -> dict[str, Any]:
-        return {
-            "name": name,
-            "largest_request_bytes": largest_request_bytes(name),
-            "quiet": self._quiet[name].to_json(),
-            "run": self._run[name].to_json(),
-            "after": self._after[name].to_json(),
-        }
+    def _disk(self, name: str) -> DiskCounters:
+        return DiskCounters(
+            name=name,
+            largest_request_bytes=largest_request_bytes(name),
+            quiet=self._quiet[name],
+            run=self._run[name],
+            after=self._after[name],
+        )
 
     def _is_told(self, counters: Mapping[str, BlockCounters]) -> bool:
         """Whether these are the counters of all that keeps the bytes."""

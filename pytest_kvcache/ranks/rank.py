@@ -35,6 +35,7 @@ from pytest_kvcache.errors import StorageError
 from pytest_kvcache.ioengines.inline import InlineEngine
 from pytest_kvcache.ioengines.threads import ThreadsEngine
 from pytest_kvcache.masking import Secrets
+from pytest_kvcache.measure.latencies import Latencies
 from pytest_kvcache.measure.recorder import Recorder, Window
 from pytest_kvcache.ranks.calibration import ArenaBackend, closed_loop, operations_per_s
 from pytest_kvcache.ranks.cleanup import Janitor
@@ -42,10 +43,10 @@ from pytest_kvcache.ranks.devicewatch import DeviceWatch
 from pytest_kvcache.ranks.pauses import PauseWatch
 from pytest_kvcache.ranks.readback import ReadBack
 from pytest_kvcache.results.record import RankResult
-from pytest_kvcache.results.trial import latencies_ms, ratio
 from pytest_kvcache.system.filesystem import IoCounters, Place, probe_filesystem, sample_io
 from pytest_kvcache.system.preloads import check_preloads
 from pytest_kvcache.system.surroundings import SurroundingsWatch
+from pytest_kvcache.units import ratio
 from pytest_kvcache.workloads.openloop import OpenLoop, arrival_offsets_ns
 from pytest_kvcache.workloads.phases import ChecksPopulation, build_workload
 
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.ioengines.protocol import IoEngine
     from pytest_kvcache.plan.plan import Plan
     from pytest_kvcache.registry import Registry
+    from pytest_kvcache.system.filesystem import FilesystemFacts
     from pytest_kvcache.traces.read import Trace
     from pytest_kvcache.workloads.protocol import Workload, WorkloadContext, WorkloadFamily
 
@@ -93,7 +95,7 @@ class Rank:
         self._null_ops_per_s: float | None = None
         self._memory_ops_per_s: float | None = None
         self._facts: BackendFacts | None = None
-        self._filesystem: dict[str, Any] | None = None
+        self._filesystem: FilesystemFacts | None = None
         self._watch: DeviceWatch | None = None
         self._read_back = ReadBack()
         self._payload_used: Payload | None = None
@@ -121,7 +123,7 @@ class Rank:
         self._facts = facts
         if plan.traits.kernel_counts:
             filesystem = probe_filesystem(plan.cache_dir, self.host)
-            self._filesystem = filesystem.to_json()
+            self._filesystem = filesystem
             if not plan.layout.local_index(self.rank):
                 own = f"{run_dir(plan.cache_dir, plan.run_id)}/rank-{self.rank}"
                 self._watch = DeviceWatch(filesystem.chain, own)
@@ -549,13 +551,13 @@ class Rank:
         return {
             **self.engine.counters.counted(),
             "read_count": histograms["read"].count,
-            "read_p95_ms": latencies_ms(histograms["read"])["p95"],
+            "read_p95_ms": Latencies.of(histograms["read"]).p95,
             "read_op_bytes": section_bytes["read"],
             "write_count": histograms["write"].count,
-            "write_p95_ms": latencies_ms(histograms["write"])["p95"],
+            "write_p95_ms": Latencies.of(histograms["write"]).p95,
             "write_op_bytes": section_bytes["write"],
             "delete_count": histograms["delete"].count,
-            "delete_p95_ms": latencies_ms(histograms["delete"])["p95"],
+            "delete_p95_ms": Latencies.of(histograms["delete"]).p95,
             "device_bytes": section_bytes["device"],
             **self._reap_lag(),
             "load_censored": self.recorder.censored["load"],
@@ -589,7 +591,7 @@ class Rank:
             "sync": self._sync,
             "is_storage": self.plan.traits.is_storage,
             "filesystem": self._filesystem,
-            "device": None if self._watch is None else self._watch.to_json(),
+            "device": None if self._watch is None else self._watch.report(),
             "device_read_bytes": self._io.read_bytes,
             "device_write_bytes": self._io.write_bytes,
         }

@@ -12,7 +12,7 @@ from pytest_kvcache.results.absence import why_absent
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pytest_kvcache.results.trial import CaseResult
+    from pytest_kvcache.results.case import CaseResult
 
 
 def brief_case(case: CaseResult, metrics: Sequence[str]) -> str:
@@ -49,8 +49,8 @@ def kept_data(cases: Sequence[CaseResult]) -> str | None:
     if not plan.needs_directory:
         return f"data of all trials (--kv-keep): {run_name(plan.run_id)} in {plan.backend}"
     hosts = [host.name for host in plan.layout.hosts]
-    if trial.data is not None:  # as they call themselves
-        hosts = [rank["host"] for rank in trial.data["ranks"]]
+    if trial.measured is not None:  # as they call themselves
+        hosts = [rank.host for rank in trial.measured.ranks]
     where = run_dir(plan.cache_dir, plan.run_id)
     return f"data of the last trial (--kv-keep): {where} on {', '.join(dict.fromkeys(hosts))}"
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pytest_kvcache.plan.plan import Plan
-    from pytest_kvcache.results.trial import Verdict
+    from pytest_kvcache.results.verdictcodes import Verdict
 
     Median = Callable[[str], str | None]
 

@@ -12,9 +12,9 @@ import math
 import textwrap
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pytest_kvcache.measure.stalls import Stall
+from pytest_kvcache.measure.series import KINDS
 from pytest_kvcache.report.scales import (
     Scale,
     scale_from_zero,
@@ -29,7 +29,11 @@ from pytest_kvcache.units import GIB
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from pytest_kvcache.results.trial import CaseResult, RunResult, TrialResult, Verdict
+    from pytest_kvcache.results.case import CaseResult
+    from pytest_kvcache.results.outcome import TrialResult
+    from pytest_kvcache.results.run import RunResult
+    from pytest_kvcache.results.trial import Trial
+    from pytest_kvcache.results.verdictcodes import Verdict
 
 WIDTH_PX = 840
 LETTER_PX = {"title": 10.2, "small": 7.6}  # of a wide font, per letter
@@ -150,7 +154,7 @@ def _stacked(*drawers: Callable[[float], _Part], gap_px: float = 0.0) -> Callabl
 
 
 def _points(trial: TrialResult) -> int:
-    return 0 if trial.data is None else len(trial.data["series"]["reads"])
+    return 0 if trial.measured is None else trial.measured.series.points
 
 
 def _lines(text: str, size: str, kind: str, y: float) -> _Part:
@@ -231,7 +235,7 @@ def _panels(trials: Sequence[TrialResult], y: float) -> _Part:
 
 def _seconds(trials: Sequence[TrialResult], across: Scale, y: float) -> _Part:
     """The labels of what all panels share."""
-    widths_s = sorted({trial.data["series"]["interval_s"] for trial in trials if trial.data})
+    widths_s = sorted({measured.series.interval_s for measured in _measured(trials).values()})
     each = " or ".join(f"{width} s" for width in widths_s)
     labels = [
         _text(tick_label(tick), across(tick), y + 14, anchor="middle") for tick in across.ticks
@@ -243,30 +247,34 @@ def _seconds(trials: Sequence[TrialResult], across: Scale, y: float) -> _Part:
 
 def _across(trials: Sequence[TrialResult]) -> Scale:
     """Seconds, of the longest window and the longest ramp."""
-    known = [trial.data for trial in trials if trial.data is not None]
-    length_s = max(*(data["window_s"] for data in known), *map(_end_s, known))
-    ramp_s = min(max(data["ramp_s"] for data in known), length_s * _LONGEST_RAMP)
+    known = _measured(trials).values()
+    length_s = max(*(trial.window_s for trial in known), *map(_end_s, known))
+    ramp_s = min(max(trial.ramp_s for trial in known), length_s * _LONGEST_RAMP)
     return scale_of_span(ramp_s, length_s, _LEFT_PX, _RIGHT_PX, _MOST_SECONDS)
 
 
-def _end_s(data: Mapping[str, Any]) -> float:
-    width_s: float = data["series"]["interval_s"]
-    return width_s * len(data["series"]["reads"])
+def _measured(trials: Sequence[TrialResult]) -> dict[int, Trial]:
+    """By index, those that left a record."""
+    return {trial.index: trial.measured for trial in trials if trial.measured is not None}
+
+
+def _end_s(trial: Trial) -> float:
+    return trial.series.interval_s * trial.series.points
 
 
 def _quantities(trials: Sequence[TrialResult]) -> Iterator[_Quantity]:
     """Bandwidths of what moved at all, and the p99 of reads, or of writes if none was read."""
-    series = {trial.index: trial.data["series"] for trial in trials if trial.data is not None}
-    moved = [kind for kind in ("read", "write") if any(any(s[f"{kind}s"]) for s in series.values())]
+    series = {index: trial.series for index, trial in _measured(trials).items()}
+    moved = [kind for kind in KINDS if any(any(s.done(kind)) for s in series.values())]
     for kind in moved or ["read"]:
         rates = {
-            index: [moved_bytes / s["interval_s"] / GIB for moved_bytes in s[f"{kind}_bytes"]]
+            index: [moved_bytes / s.interval_s / GIB for moved_bytes in s.moved(kind)]
             for index, s in series.items()
         }
         heading = "read, GiB/s" if kind == "read" else "written, GiB/s"
         yield _Quantity(heading=heading, values=rates, logarithmic=False)
     for kind in moved[:1]:
-        times = {index: s[f"{kind}_p99_ms"] for index, s in series.items()}
+        times = {index: s.p99s_ms(kind) for index, s in series.items()}
         heading = f"p99 of the {kind}s' service times, ms"
         yield _Quantity(heading=heading, values=times, logarithmic=True)
 
@@ -287,10 +295,8 @@ def _panel(quantity: _Quantity, trials: Sequence[TrialResult], across: Scale, y:
         if quantity.known:
             svg.append(_text(tick_label(tick), _LEFT_PX - 8, up(tick) + 4, anchor="end"))
     svg.append(_text(heading, _LEFT_PX, top - 8, kind="ink head"))
-    for trial in trials:
-        if trial.data is not None:
-            width_s = trial.data["series"]["interval_s"]
-            svg += _curve(trial.index, quantity.values[trial.index], width_s, across, up)
+    for index, trial in _measured(trials).items():
+        svg += _curve(index, quantity.values[index], trial.series.interval_s, across, up)
     return _Part(svg="".join(svg), end_px=bottom)
 
 
@@ -308,8 +314,8 @@ def _ground(trials: Sequence[TrialResult], across: Scale, top: float) -> str:
 
 def _stalls(trial: TrialResult, end_s: float) -> list[tuple[float, float]]:
     """From and to, in seconds of the window until ``end_s``, of every rank."""
-    ranks = [] if trial.data is None else trial.data["ranks"]
-    found = [Stall.from_json(stall) for rank in ranks for stall in rank["stalls"]]
+    ranks = () if trial.measured is None else trial.measured.ranks
+    found = [stall for rank in ranks for stall in rank.stalls]
     return [(min(s.begin_s, end_s), min(s.end_s, end_s)) for s in found if not s.is_a_pause]
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_kvcache.measure.metrics import ALWAYS_SHOWN, METRICS, possible
+from pytest_kvcache.measure.sections import OPERATIONS
 from pytest_kvcache.measure.series import KINDS
 from pytest_kvcache.phases import PHASES
 from pytest_kvcache.report.headline import describe_users, sum_up
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
 
     from pytest_kvcache.hosts.cluster import Survey
     from pytest_kvcache.plan.plan import Plan, TracePlan
-    from pytest_kvcache.results.trial import CaseResult, RunResult, TrialResult, Verdict
+    from pytest_kvcache.results.case import CaseResult
+    from pytest_kvcache.results.outcome import TrialResult
+    from pytest_kvcache.results.run import RunResult
+    from pytest_kvcache.results.trial import Section, Trial
+    from pytest_kvcache.results.verdictcodes import Verdict
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _ASCII_BARS = " .:-=+*#@"
@@ -67,10 +72,10 @@ def report_series(case: CaseResult, *, ascii_only: bool) -> Iterator[str]:
 def _rates(case: CaseResult, kind: str) -> Iterator[tuple[int, list[float]]]:
     """GiB/s of each interval, of the trials in which anything moved."""
     for trial in case.trials:
-        if trial.data is None:
+        if trial.measured is None:
             continue
-        series = trial.data["series"]
-        rates = [moved / series["interval_s"] / GIB for moved in series[f"{kind}_bytes"]]
+        series = trial.measured.series
+        rates = [moved_bytes / series.interval_s / GIB for moved_bytes in series.moved(kind)]
         if any(rates):
             yield trial.index, rates
 
@@ -122,12 +127,12 @@ def _median_of(trials: Sequence[TrialResult]) -> Callable[[str], str | None]:
 
 def describe_case(case: CaseResult) -> str:
     """The plan as it was carried out, on what its ranks found."""
-    ranks = [rank for trial in case.trials if trial.data for rank in trial.data["ranks"]]
-    files = [rank["filesystem"] for rank in ranks if rank["filesystem"]]
+    ranks = [rank for trial in case.measured for rank in trial.ranks]
+    files = [rank.filesystem for rank in ranks if rank.filesystem is not None]
     return describe_plan(
         case.effective_plan,
-        in_memory=any(facts["memory_at_end"] for facts in files),
-        flushes=all(asks_for_flushes(facts["options"]) for facts in files),
+        in_memory=any(facts.memory_at_end for facts in files),
+        flushes=all(asks_for_flushes(facts.options) for facts in files),
     )
 
 
@@ -291,33 +296,33 @@ def figure(value: float) -> str:
 
 def _proof_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
     """Where the bytes went, of the last trial."""
-    data = trials[-1].data
-    assert data is not None
-    proof, answered = data["proof"], data["requests"]["completed_in_window"]
-    done = [format_count(data[kind]["count"], kind) for kind in ("read", "write", "delete")]
-    checked = format_count(data["integrity"]["checked"], "transfer")
-    peak_bytes = max(rank["peak_rss_bytes"] for rank in data["ranks"])
+    trial = trials[-1].measured
+    assert trial is not None
+    counted = trial.counters
+    done = [format_count(getattr(trial, kind).count, kind) for kind in OPERATIONS]
+    answered = format_count(counted.completed_in_window, "request")
+    checked = format_count(counted.checked, "transfer")
     yield ""
     yield from wrapped(
-        f"last trial, in the window: {', '.join(done)}, {format_count(answered, 'request')}"
-        f" answered; {describe_io(proof)}. In the whole run: {describe_proof(proof)}; {checked}"
-        f" verified, {data['integrity']['failed']:,} wrong; {_cpu(data['harness'])}; at most"
-        f" {format_bytes(peak_bytes)} of memory per rank{_wakeup(data['wakeup'])}",
+        f"last trial, in the window: {', '.join(done)}, {answered} answered;"
+        f" {describe_io(trial)}. In the whole run: {describe_proof(trial)}; {checked}"
+        f" verified, {counted.corrupt:,} wrong; {_cpu(trial)}; at most"
+        f" {format_bytes(counted.peak_rss_bytes)} of memory per rank{_wakeup(trial.wakeup)}",
         indent="  ",
     )
-    notes = {rank["io_note"] for rank in data["ranks"] if rank["io_note"]}
+    notes = {rank.io_note for rank in trial.ranks if rank.io_note}
     for note in sorted(notes):
         yield from wrapped(f"note: {note}", indent="  ")
 
 
-def _cpu(harness: Mapping[str, Any]) -> str:
-    per_gib = harness["cpu_s_per_gib"]
+def _cpu(trial: Trial) -> str:
+    per_gib = trial.harness.cpu_s_per_gib
     return "no CPU figure" if per_gib is None else f"{per_gib:.2f} CPU s per GiB"
 
 
-def _wakeup(section: Mapping[str, Any] | None) -> str:
+def _wakeup(section: Section | None) -> str:
     """How late the harness was for the requests of an open loop."""
-    p99_ms = None if section is None else section["ms"]["p99"]
+    p99_ms = None if section is None else section.ms.p99
     return "" if p99_ms is None else f"; p99 of the wake-up lag {figure(p99_ms)} ms"
 
 
@@ -332,7 +337,10 @@ def _verdict_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
         for verdict in (v for v in trial.verdicts if v.text not in told):
             given.setdefault(verdict.code, {}).setdefault(place, []).append(verdict)
     for code, by_place in given.items():
-        sizes = {place: size_of(code, trials[place].data or {}) for place in by_place}
+        measured = {place: trials[place].measured for place in by_place}
+        sizes = {
+            p: None if trial is None else size_of(code, trial) for p, trial in measured.items()
+        }
         known = [size for size in sizes.values() if size is not None]
         sized = len(known) == len(sizes)
         shown = next(p for p in by_place if not sized or sizes[p] == max(known))

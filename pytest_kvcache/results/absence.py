@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_kvcache.measure.metrics import METRICS, MIN_SAMPLES_BEYOND
+from pytest_kvcache.results.trial import Section
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from pytest_kvcache.plan.plan import Plan
-    from pytest_kvcache.results.trial import CaseResult, TrialResult
+    from pytest_kvcache.results.case import CaseResult
+    from pytest_kvcache.results.outcome import TrialResult
 
 
 def why_absent(result: CaseResult, metric: str) -> str:
@@ -19,7 +21,7 @@ def why_absent(result: CaseResult, metric: str) -> str:
     impossible = spec.impossible(result.plan.phase)
     if impossible is not None:
         return impossible
-    sections = [trial.data[spec.section] for trial in result.trials if trial.data]
+    sections = [getattr(trial, spec.section) for trial in result.measured]
     if None in sections:
         return f"only an open loop has {spec.section}; add --kv-request-rate"
     few, counts = _samples(metric, sections)
@@ -28,10 +30,10 @@ def why_absent(result: CaseResult, metric: str) -> str:
             f"FEW_SAMPLES, p{spec.percentile:g} needs {few} operations per trial (10 beyond it),"
             f" the trials had {', '.join(map(str, counts))}; {_more_samples(result.plan)}"
         )
-    if any(section.get("censored") for section in sections):
+    timed = [section for section in sections if isinstance(section, Section)]
+    if any(section.censored for section in timed):
         shown = ", ".join(
-            f"{section['censored']} of {section['count'] + section['censored']}"
-            for section in sections
+            f"{section.censored} of {section.count + section.censored}" for section in timed
         )
         return (
             f"too much had not ended at the end of the window to tell ({spec.section}: {shown} by"
@@ -59,21 +61,21 @@ def _more_samples(plan: Plan) -> str:
 
 def absent_in_brief(trials: Sequence[TrialResult], metric: str) -> str:
     """The same in few words, for a row of a table."""
-    sections = [trial.data[METRICS[metric].section] for trial in trials if trial.data]
+    section = METRICS[metric].section
+    sections = [getattr(t.measured, section) for t in trials if t.measured is not None]
     if None in sections:
         return "none"
     few, counts = _samples(metric, sections)
     if few is not None:
         return f"too few samples: {min(counts)} of {few}"
-    return "some had not ended" if any(s.get("censored") for s in sections) else "none"
+    timed = [section for section in sections if isinstance(section, Section)]
+    return "some had not ended" if any(section.censored for section in timed) else "none"
 
 
-def _samples(
-    metric: str, sections: Sequence[Mapping[str, Any]]
-) -> tuple[int | None, Sequence[int]]:
+def _samples(metric: str, sections: Sequence[object]) -> tuple[int | None, Sequence[int]]:
     """How many operations a percentile needs, where a trial had fewer; how many there were."""
     percentile = METRICS[metric].percentile
-    counts = [s["count"] + s.get("censored", 0) for s in sections if "count" in s]
+    counts = [s.count + s.censored for s in sections if isinstance(s, Section)]
     if percentile is None or len(counts) != len(sections):
         return None, counts
     needed = round(100 * MIN_SAMPLES_BEYOND / (100 - percentile))

@@ -7,17 +7,18 @@ machine. What a disk moved beyond what its group asked for was others' doing.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pytest_kvcache.system.blockstat import BlockCounters
-from pytest_kvcache.system.devicechain import DeviceChain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from pytest_kvcache.plan.plan import Plan
     from pytest_kvcache.results.record import RankResult
+    from pytest_kvcache.system.blockstat import DeviceReport
+    from pytest_kvcache.system.filesystem import FilesystemFacts
 
 # Blocks that a filesystem writes beside the data, at most, for an object that is stored or
 # removed: inode, directory, bitmap and extents, into the journal and then in place; with a
@@ -74,29 +75,10 @@ class DeviceGroup:
     most_write_bytes: int
     foreign: Foreign
 
-    def to_json(self) -> dict[str, Any]:
-        """As in the run file."""
-        return asdict(self) | {"hosts": list(self.hosts), "disks": list(self.disks)}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> DeviceGroup:
-        """The inverse of ``to_json``."""
-        return cls(
-            **{
-                **data,
-                "hosts": tuple(data["hosts"]),
-                "disks": tuple(data["disks"]),
-                "moved": BlockCounters.from_json(data["moved"]),
-                "quiet": BlockCounters.from_json(data["quiet"]),
-                "after": BlockCounters.from_json(data["after"]),
-                "foreign": Foreign(**data["foreign"]),
-            }
-        )
-
 
 def device_groups(ranks: Sequence[RankResult], plan: Plan) -> tuple[DeviceGroup, ...]:
     """All groups of disks whose counters are known, in the order of their first ranks."""
-    watches = {rank.host: rank.device for rank in ranks if rank.device and rank.device["disks"]}
+    watches = {rank.host: rank.device for rank in ranks if rank.device and rank.device.disks}
     return tuple(_group(hosts, watches, ranks, plan) for hosts in _sharing(watches))
 
 
@@ -105,11 +87,11 @@ def is_durable(rank: RankResult) -> bool:
     return rank.sync == "data" or rank.io_mode == "direct"
 
 
-def _sharing(watches: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+def _sharing(watches: Mapping[str, DeviceReport]) -> list[list[str]]:
     """Hosts in groups that have a disk in common."""
     groups: list[tuple[set[tuple[str, str]], list[str]]] = []
     for host, watch in watches.items():
-        disks, hosts = {(watch["machine"] or host, disk["name"]) for disk in watch["disks"]}, [host]
+        disks, hosts = {(watch.machine or host, disk.name) for disk in watch.disks}, [host]
         for other in [group for group in groups if group[0] & disks]:
             groups.remove(other)
             disks, hosts = disks | other[0], other[1] + hosts
@@ -119,22 +101,22 @@ def _sharing(watches: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 def _group(
     hosts: list[str],
-    watches: Mapping[str, Mapping[str, Any]],
+    watches: Mapping[str, DeviceReport],
     ranks: Sequence[RankResult],
     plan: Plan,
 ) -> DeviceGroup:
     """Each disk by the watch that covers most."""
-    longest = sorted((watches[host] for host in hosts), key=lambda watch: watch["run_s"])
-    disks = {disk["name"]: disk for watch in longest for disk in watch["disks"]}
+    longest = sorted((watches[host] for host in hosts), key=lambda watch: watch.run_s)
+    disks = {disk.name: disk for watch in longest for disk in watch.disks}
     own = [rank for rank in ranks if rank.host in hosts]
     seen = _Seen(
-        span_s=longest[-1]["run_s"],
-        moved=_total(disk["run"] for disk in disks.values()),
-        quiet_s=longest[-1]["quiet_s"],
-        quiet=_total(disk["quiet"] for disk in disks.values()),
-        after_s=longest[-1]["after_s"],
-        after=_total(disk["after"] for disk in disks.values()),
-        piece_bytes=_least(disk["largest_request_bytes"] for disk in disks.values()),
+        span_s=longest[-1].run_s,
+        moved=_total(disk.run for disk in disks.values()),
+        quiet_s=longest[-1].quiet_s,
+        quiet=_total(disk.quiet for disk in disks.values()),
+        after_s=longest[-1].after_s,
+        after=_total(disk.after for disk in disks.values()),
+        piece_bytes=_least(disk.largest_request_bytes for disk in disks.values()),
     )
     most_read_bytes, most_write_bytes = _most_bytes(own, plan)
     return DeviceGroup(
@@ -168,8 +150,8 @@ class _Seen:
     piece_bytes: int | None
 
 
-def _total(counters: Iterable[Mapping[str, Any]]) -> BlockCounters:
-    known = [BlockCounters.from_json(each) for each in counters]
+def _total(counters: Iterable[BlockCounters]) -> BlockCounters:
+    known = list(counters)
     return BlockCounters(
         read_ops=sum(each.read_ops for each in known),
         read_bytes=sum(each.read_bytes for each in known),
@@ -192,7 +174,7 @@ def _read_bytes(rank: RankResult) -> int:
 
 
 def _counts_io(rank: RankResult) -> bool:
-    return bool(rank.filesystem and rank.filesystem["counts_io"])
+    return rank.filesystem is not None and rank.filesystem.counts_io
 
 
 def _most_bytes(ranks: Sequence[RankResult], plan: Plan) -> tuple[int, int]:
@@ -215,13 +197,15 @@ def _most_bytes(ranks: Sequence[RankResult], plan: Plan) -> tuple[int, int]:
 
 def _copies(rank: RankResult) -> int:
     """How often what a rank writes may be written: to each disk, and into a journal of data."""
-    chain = [] if rank.filesystem is None else rank.filesystem["chain"]
-    ends = max(1, len([link for link in chain if link["end"] == "disk"]))
-    return 2 * ends if _journals_data(rank) else ends
+    links = () if rank.filesystem is None else rank.filesystem.chain.links
+    ends = max(1, len([link for link in links if link.end == "disk"]))
+    journal = rank.filesystem is not None and journals_data(rank.filesystem)
+    return 2 * ends if journal else ends
 
 
-def _journals_data(rank: RankResult) -> bool:
-    return bool(rank.filesystem and "data=journal" in rank.filesystem["options"].split(","))
+def journals_data(filesystem: FilesystemFacts) -> bool:
+    """Whether pages stay dirty after a sync that wrote them into the journal."""
+    return "data=journal" in filesystem.options.split(",")
 
 
 def _foreign(
@@ -272,14 +256,14 @@ def _others(found: BlockCounters, span_s: float, *, writes: bool) -> tuple[float
 
 def _is_plain(rank: RankResult) -> bool:
     """Whether what the rank writes is written once, and nothing more than metadata with it."""
-    if rank.filesystem is None or _journals_data(rank):
+    if rank.filesystem is None or journals_data(rank.filesystem):
         return False
-    return DeviceChain.from_json(rank.filesystem["chain"]).is_plain
+    return rank.filesystem.chain.is_plain
 
 
 def _knows_reads(rank: RankResult) -> bool:
     """Whether what disks read for the rank is known to the byte."""
-    if rank.filesystem is None or not DeviceChain.from_json(rank.filesystem["chain"]).is_straight:
+    if rank.filesystem is None or not rank.filesystem.chain.is_straight:
         return False
     counted = rank.device_read_bytes is not None and _counts_io(rank)
     return counted or rank.io_mode == "direct"

@@ -1,14 +1,15 @@
 """What a trial's record and its plan can't say without contradicting themselves. Pure.
 
 These are the laws that hold between figures that stand for themselves, whatever happened
-in the trial. Only what follows from a filesystem's facts is derived anew here; all else
-that is derived verify.py does.
+in the trial. What is derived from others is not looked at here: it is derived anew where a
+record is read, and verify.py compares.
 """
 
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING
 
 from pytest_kvcache.errors import OptionError, ResultError
 from pytest_kvcache.masking import MASK
@@ -24,18 +25,21 @@ from pytest_kvcache.measure.metrics import never_makes
 from pytest_kvcache.measure.recorder import widest_slice_s
 from pytest_kvcache.measure.series import KINDS, MAX_POINTS
 from pytest_kvcache.measure.stalls import EVERY
-from pytest_kvcache.options.table import OPTIONS
+from pytest_kvcache.plan.origins import decided_by
+from pytest_kvcache.plan.plan import DECIDED_BY, TracePlan
 from pytest_kvcache.registry import BACKENDS
-from pytest_kvcache.system.devicechain import DeviceChain, end_of_type, may_be_disk
+from pytest_kvcache.system.devicechain import end_of_type, may_be_disk
 from pytest_kvcache.system.filesystem import FilesystemFacts
+from pytest_kvcache.system.surroundings import Surroundings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_kvcache.measure.counters import Law
+    from pytest_kvcache.options.table import OptionSpec
     from pytest_kvcache.plan.plan import Plan
     from pytest_kvcache.results.record import RankResult, TrialRecord
-    from pytest_kvcache.system.surroundings import Surroundings
+    from pytest_kvcache.system.devicechain import Link
 
 _CLOCK_S = 1e-6  # what seconds as floats may be off
 _ROUNDING = 1e-9  # of a quotient
@@ -46,11 +50,9 @@ _BUSY_ROUNDING_S = 0.1  # the kernel counts busy time in its own ticks
 _CHANGES_IN_TIME = frozenset({"total_bytes", "available_bytes", "available_inodes"})
 
 _ORDERED = ("start_s", "stop_s", "drained_s")
-_AROUND = (
-    "span_s", "raw_span_s", "cpu_quota_cores", "cpu_periods", "throttled_periods", "throttled_s",
-    "steal_s", "memory_limit_bytes", "memory_limit_hits", "memory_pressure_s",
-    "group_memory_pressure_s",
-)  # fmt: skip
+_AROUND = tuple(
+    fact.name for fact in fields(Surroundings) if str(fact.type).startswith(("int", "float"))
+)
 
 
 def record_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
@@ -140,8 +142,9 @@ def _place_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
         )
     if rank.filesystem is not None:
         for name, value in (("host", rank.host), ("path", plan.cache_dir)):
-            if rank.filesystem.get(name) != value:
-                yield f"filesystem.{name} is {rank.filesystem.get(name)!r}; it must be {value!r}"
+            found = getattr(rank.filesystem, name)
+            if found != value:
+                yield f"filesystem.{name} is {found!r}; it must be {value!r}"
 
 
 def _surroundings_faults(around: Surroundings) -> Iterator[str]:
@@ -201,47 +204,38 @@ def _device_faults(record: TrialRecord) -> Iterator[str]:
             yield f"host {host}: {fault}"
 
 
-def _shared_faults(host: str, found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _shared_faults(host: str, found: Sequence[FilesystemFacts]) -> Iterator[str]:
     """Ranks of one host use one directory; only its room changes while they look, one by one."""
-    for name in sorted(set().union(*found) - _CHANGES_IN_TIME):
-        if any(facts.get(name) != found[0].get(name) for facts in found):
+    for name in sorted({fact.name for fact in fields(FilesystemFacts)} - _CHANGES_IN_TIME):
+        if any(getattr(facts, name) != getattr(found[0], name) for facts in found):
             yield f"ranks on host {host} differ in filesystem.{name}; they share one directory"
 
 
-def _filesystem_faults(facts: Mapping[str, Any]) -> Iterator[str]:
-    """What follows from a filesystem's other facts, by what made it; and its chain's form."""
-    derived = FilesystemFacts.from_json(facts).to_json()
-    for name in sorted(derived.keys() | facts.keys()):
-        if name not in derived or name not in facts:
-            yield f"filesystem.{name} is {'missing' if name in derived else 'unknown'}"
-        elif facts[name] != derived[name] or type(facts[name]) is not type(derived[name]):
-            yield (
-                f"filesystem.{name} is {facts[name]!r}; by its other facts it must be"
-                f" {derived[name]!r}"
-            )
-    ends = DeviceChain.from_json(facts["chain"]).ends
-    for name in filter(None, (facts["device"] or "").split("+")):
+def _filesystem_faults(facts: FilesystemFacts) -> Iterator[str]:
+    """What the chain below a filesystem can't be. All that follows from it is derived anew."""
+    ends = facts.chain.ends
+    for name in filter(None, (facts.device or "").split("+")):
         if not any(end.startswith(name) for end in ends):  # a partition may be the end of it
             yield f"filesystem.device has {name}, which is not at the end of the chain"
-    yield from _chain_faults(facts["chain"], facts["type"])
+    yield from _chain_faults(facts.chain.links, facts.type)
 
 
-def _chain_faults(chain: Sequence[Mapping[str, Any]], fs_type: str) -> Iterator[str]:
+def _chain_faults(chain: Sequence[Link], fs_type: str) -> Iterator[str]:
     """Links below each other, from the filesystem down to where each branch ends."""
-    if [link["name"] for link in chain[:1]] != [fs_type]:
+    if [link.name for link in chain[:1]] != [fs_type]:
         yield f"chain does not begin with the filesystem, {fs_type}"
-    carrying = {link["above"] for link in chain}
+    carrying = {link.above for link in chain}
     for index, link in enumerate(chain):
-        above, end, name = link["above"], link["end"], link["name"]
+        above, end, name = link.above, link.end, link.name
         if (above is None) != (index == 0) or (above is not None and not 0 <= above < index):
             yield f"chain[{index}].above is {above}; every link but the first is below another"
         if end is None and index not in carrying:
             yield f"chain[{index}].end is None, and nothing is below it"
-        known = end_of_type(name) if link["kind"] == "filesystem" else None
+        known = end_of_type(name) if link.kind == "filesystem" else None
         if known is not None and end != known:
             yield f"chain[{index}].end is {end!r}; of {name} it is {known!r}"
-        if end == "disk" and not (link["kind"] == "disk" and may_be_disk(name)):
-            yield f"chain[{index}] ends in a disk; {name}, a {link['kind']}, is none"
+        if end == "disk" and not (link.kind == "disk" and may_be_disk(name)):
+            yield f"chain[{index}] ends in a disk; {name}, a {link.kind}, is none"
 
 
 def _watch_faults(ranks: Sequence[RankResult]) -> Iterator[str]:
@@ -249,19 +243,24 @@ def _watch_faults(ranks: Sequence[RankResult]) -> Iterator[str]:
     first = ranks[0]
     if first.device is None or first.filesystem is None:
         return
-    watch, disks = first.device, first.device["disks"]
-    if not watch["run_s"] >= first.drained_s - _CLOCK_S:
-        yield f"device.run_s is {watch['run_s']}; it must be at least {first.drained_s}, drained_s"
-    names = [disk["name"] for disk in disks]
-    if disks and names != list(DeviceChain.from_json(first.filesystem["chain"]).disks):
+    watch, disks = first.device, first.device.disks
+    if not watch.run_s >= first.drained_s - _CLOCK_S:
+        yield f"device.run_s is {watch.run_s}; it must be at least {first.drained_s}, drained_s"
+    names = [disk.name for disk in disks]
+    if disks and names != list(first.filesystem.chain.disks):
         yield f"device.disks are {names}; they must be those at the end of the chain"
-    for disk, span in itertools.product(disks, ("quiet", "run", "after")):
-        for name, value in disk[span].items():
-            if not value >= 0:
-                yield f"device {disk['name']}: {span}.{name} is {value}; it must be at least 0"
-        if not disk[span]["busy_s"] <= watch[f"{span}_s"] + _BUSY_ROUNDING_S:
-            yield f"device {disk['name']}: {span}.busy_s is more than the time there was"
-    if watch["sync_probe"] is not None and first.sync != "data":
+    for disk in disks:
+        for span, moved, span_s in (
+            ("quiet", disk.quiet, watch.quiet_s),
+            ("run", disk.run, watch.run_s),
+            ("after", disk.after, watch.after_s),
+        ):
+            for name, value in asdict(moved).items():
+                if not value >= 0:
+                    yield f"device {disk.name}: {span}.{name} is {value}; it must be at least 0"
+            if not moved.busy_s <= span_s + _BUSY_ROUNDING_S:
+                yield f"device {disk.name}: {span}.busy_s is more than the time there was"
+    if watch.sync_probe is not None and first.sync != "data":
         yield "device.sync_probe is there; without --kv-sync=data there is none"
 
 
@@ -292,15 +291,15 @@ def _series_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
             f"the series has intervals of {series.interval_ns / 1e9:g} s; {booked_s:.6g} s fit"
             f" into {MAX_POINTS} narrower ones"
         )
-    for column, kind in enumerate(KINDS):
-        yield from _series_bytes_faults(record, plan, kind, column)
-        yield from _stall_faults(record, kind, column)
+    for kind in KINDS:
+        yield from _series_bytes_faults(record, plan, kind)
+        yield from _stall_faults(record, kind)
 
 
-def _series_bytes_faults(record: TrialRecord, plan: Plan, kind: str, column: int) -> Iterator[str]:
+def _series_bytes_faults(record: TrialRecord, plan: Plan, kind: str) -> Iterator[str]:
     """No bytes that the window lacks; where objects are of one size, so much of each."""
     series, window_ns = record.series, round(record.window_s * 1e9)
-    told = series.moved_bytes[:, column].tolist()
+    told = series.moved(kind)
     moved_bytes, op_bytes, count = (
         sum(getattr(rank, f"{kind}_{what}") for rank in record.ranks)
         for what in ("bytes", "op_bytes", "count")
@@ -312,7 +311,7 @@ def _series_bytes_faults(record: TrialRecord, plan: Plan, kind: str, column: int
             f"those of the window, which are {moved_bytes}"
         )
     if count and op_bytes == count * plan.object_bytes:
-        operations = series.operations[:, column].tolist()
+        operations = series.done(kind)
         for point, (found, moved) in enumerate(zip(operations, told, strict=True)):
             if moved != found * plan.object_bytes:
                 yield (
@@ -321,16 +320,16 @@ def _series_bytes_faults(record: TrialRecord, plan: Plan, kind: str, column: int
                 )
 
 
-def _stall_faults(record: TrialRecord, kind: str, column: int) -> Iterator[str]:
+def _stall_faults(record: TrialRecord, kind: str) -> Iterator[str]:
     """A stall begins in the window; nothing was completed where all ranks stood still."""
     series, spans = record.series, []
     for rank in record.ranks:
         late = [stall for stall in rank.stalls if stall.begin_s >= record.window_s + _CLOCK_S]
-        if late and not column:
+        if late and kind == KINDS[0]:
             yield f"rank {rank.rank}: a stall begins at {late[0].begin_s} s, after the window"
         spans.append([(s.begin_s, s.end_s) for s in rank.stalls if s.kind in (EVERY, kind)])
     width_s = series.interval_ns / 1e9
-    for point, done in enumerate(series.operations[:, column].tolist()):
+    for point, done in enumerate(series.done(kind)):
         begin_s, end_s = point * width_s, (point + 1) * width_s
         stood = all(any(b < begin_s and end_s <= e for b, e in of_rank) for of_rank in spans)
         if done and stood:
@@ -356,41 +355,12 @@ def _arrival_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
 
 # --- the plan ---------------------------------------------------------------------------------
 
-# Field of the plan → the option whose rule its value must keep.
-_RULE_OF = {
-    "seed": "seed",
-    "users": "num_users",
-    "duration_s": "duration",
-    "ramp_s": "ramp",
-    "context_scale": "context_scale",
-    "block_tokens": "block_tokens",
-    "tensor_parallel": "tensor_parallel",
-    "generation_mode": "generation_mode",
-    "phase": "phase",
-    "request_rate": "request_rate",
-    "arrival": "arrival",
-    "io": "io",
-    "sync": "sync",
-    "object_layout": "layout",
-    "queue_depth": "queue_depth",
-    "verify": "verify",
-    "data": "data",
-}
-_TRACE_RULE_OF = {
-    "speedup": "trace_speedup",
-    "cycles": "trace_cycles",
-    "limit": "trace_limit",
-    "time_unit": "trace_time_unit",
-    "ids": "trace_ids",
-}
-_MAY_BE_NONE = frozenset({"duration_s", "request_rate", "arrival", "trace.limit"})
 _CORES = ("split", "shared")
-_PARSERS = {spec.name: spec.parse for spec in OPTIONS}
 
 
 def plan_faults(plan: Plan) -> Iterator[str]:
     """Every value of a plan that no option could have led to, a sentence each."""
-    yield from _broken_rules({name: getattr(plan, name) for name in _RULE_OF}, _RULE_OF, "")
+    yield from _broken_rules(plan, DECIDED_BY, "plan.")
     for name, minimum in (("trial", 0), ("capacity_blocks", 1), ("need_blocks", 0)):
         value = getattr(plan, name)
         if type(value) is not int or value < minimum:
@@ -408,8 +378,8 @@ def plan_faults(plan: Plan) -> Iterator[str]:
         known = " or ".join(str(store) for store in stores)
         yield f"plan.store is {plan.store!r}; for the backend {plan.backend} it must be {known}"
     if plan.trace is not None:
-        trace = {name: getattr(plan.trace, name) for name in _TRACE_RULE_OF}
-        yield from _broken_rules(trace, _TRACE_RULE_OF, "trace.")
+        deciding = decided_by(TracePlan.__dataclass_fields__, "trace.")
+        yield from _broken_rules(plan.trace, deciding, "plan.trace.")
 
 
 def _setting_faults(plan: Plan) -> Iterator[str]:
@@ -423,16 +393,19 @@ def _setting_faults(plan: Plan) -> Iterator[str]:
 
 
 def _broken_rules(
-    values: Mapping[str, Any], rule_of: Mapping[str, str], path: str
+    plan: Plan | TracePlan, deciding: Mapping[str, OptionSpec], path: str
 ) -> Iterator[str]:
-    for name, value in values.items():
-        if value is None and path + name in _MAY_BE_NONE:
+    """What no parser of an option would have let through, of the values that are as parsed."""
+    optional = {part.name for part in fields(plan) if str(part.type).endswith("| None")}
+    for name, spec in deciding.items():
+        value = getattr(plan, name)
+        if not spec.is_verbatim or (value is None and name in optional):
             continue
         text = value if isinstance(value, str) else repr(value)
         try:
-            parsed = _PARSERS[rule_of[name]](text, f"plan.{path}{name}")
+            parsed = spec.parse(text, f"{path}{name}")
         except OptionError as error:
             yield str(error)
             continue
         if isinstance(value, str) and not isinstance(parsed, str):
-            yield f"plan.{path}{name} is {value!r}, a text; it must be a number"
+            yield f"{path}{name} is {value!r}, a text; it must be a number"

@@ -29,7 +29,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.options.rules import CLOSING
@@ -39,6 +39,9 @@ from pytest_kvcache.units import GIB
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+
+    from pytest_kvcache.results.outcome import TrialResult
+    from pytest_kvcache.system.filesystem import FilesystemFacts
 
     Facts = Mapping[str, Mapping[str, Any]]
 
@@ -132,52 +135,66 @@ class Difference:
         return f"{self.name} {_shown(before)} -> {_shown(now)}"
 
 
+class Placed(Protocol):
+    """A rank, as far as it tells what it ran on (``RankResult``, or one that is planned)."""
+
+    @property
+    def host(self) -> str:
+        """The host's name."""
+
+    @property
+    def rank(self) -> int:
+        """Its number."""
+
+    @property
+    def filesystem(self) -> FilesystemFacts | None:
+        """What holds its directory; None: it has none, or that is not known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedRank:
+    """A rank that has not run yet."""
+
+    host: str
+    rank: int
+    filesystem: FilesystemFacts | None = None
+
+
 def evidence_of(
-    trials: Iterable[Mapping[str, Any]],
+    trials: Iterable[TrialResult],
     plan: Mapping[str, Any] | None = None,
     environment: Mapping[str, Any] | None = None,
 ) -> Evidence:
-    """The evidence of a case from its trials as in the run file; ResultError for odd ones.
+    """The evidence of a case from its trials.
 
     ``plan`` is what of the plan decides what is measured (`Plan.workload`); without it
     and the run's ``environment`` there are no facts. A trial that left no record has no
     ranks, and says nothing about the storage.
     """
-    flags: list[bool] = []
-    codes: set[str] = set()
-    ranks: list[Mapping[str, Any]] = []
-    hits: list[float] = []
-    try:
-        for trial in trials:
-            ranks += trial.get("ranks", ())
-            flags += [rank["is_storage"] for rank in trial.get("ranks", ())]
-            codes |= {verdict["code"] for verdict in trial["verdicts"]}
-            if (ratio := trial.get("cache", {}).get("hit_ratio")) is not None:
-                hits.append(ratio)
-        facts = None
-        if plan is not None and environment is not None:
-            facts = facts_of(plan, environment, ranks)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ResultError(f"a trial's ranks or verdicts are odd ({error!r})") from error
-    if not all(isinstance(flag, bool) for flag in flags):
-        raise ResultError(f"is_storage of the ranks is {flags}; it must be true or false")
+    trials = list(trials)
+    measured = [trial.measured for trial in trials if trial.measured is not None]
+    ranks = [rank for trial in measured for rank in trial.ranks]
+    hits = [t.cache.hit_ratio for t in measured if t.cache.hit_ratio is not None]
+    facts = None
+    if plan is not None and environment is not None:
+        facts = facts_of(plan, environment, ranks)
     return Evidence(
-        is_storage=all(flags) if flags else None,
-        verdicts=tuple(sorted(map(str, codes))),
+        is_storage=all(rank.is_storage for rank in ranks) if ranks else None,
+        verdicts=tuple(sorted({verdict.code for trial in trials for verdict in trial.verdicts})),
         facts=facts,
         hit_ratio=sum(hits) / len(hits) if hits else None,
     )
 
 
 def facts_of(
-    plan: Mapping[str, Any], environment: Mapping[str, Any], ranks: Iterable[Mapping[str, Any]]
+    plan: Mapping[str, Any], environment: Mapping[str, Any], ranks: Iterable[Placed]
 ) -> Facts:
     """Everything that two results may differ in, apart from what was measured."""
     ranks = list(ranks)
     counts: dict[str, set[int]] = {}
     for rank in ranks:
-        counts.setdefault(rank["host"], set()).add(rank["rank"])
-    filesystems = [rank["filesystem"] for rank in ranks if rank.get("filesystem") is not None]
+        counts.setdefault(rank.host, set()).add(rank.rank)
+    filesystems = [rank.filesystem for rank in ranks if rank.filesystem is not None]
     software = ("python", "implementation", "kernel", "mpi", "launcher", "image_id", "version")
     return {
         "plan": dict(_flat(plan)),
@@ -323,47 +340,45 @@ def _one_sided(
         yield "the baseline", before - after
 
 
-def _device(filesystem: Mapping[str, Any]) -> str | None:
+def _device(filesystem: FilesystemFacts) -> str | None:
     """Name and model of what keeps the bytes, where there is a block device."""
-    name, model = filesystem.get("device"), filesystem.get("device_model")
-    return name and (f"{name} ({model})" if model else str(name))
+    name, model = filesystem.device, filesystem.device_model
+    return name and (f"{name} ({model})" if model else name)
 
 
-def _filesystem(filesystem: Mapping[str, Any]) -> str:
+def _filesystem(filesystem: FilesystemFacts) -> str:
     """Type and size; of one that a server or a pool lends, which may grow, where it is from."""
-    if not filesystem.get("device") and re.search("[:/]", filesystem["source"]):
-        return f"{filesystem['type']} from {filesystem['source']}"
-    return f"{filesystem['type']} of {filesystem['total_bytes'] / GIB:.4g} GiB"
+    if not filesystem.device and re.search("[:/]", filesystem.source):
+        return f"{filesystem.type} from {filesystem.source}"
+    return f"{filesystem.type} of {filesystem.total_bytes / GIB:.4g} GiB"
 
 
-def _layers(filesystem: Mapping[str, Any]) -> str | None:
+def _layers(filesystem: FilesystemFacts) -> str | None:
     """The kinds of links below the filesystem: ``dm on partition on disk``; None: not told.
 
     Of filesystems and block devices of a storage, names are another fact: a filesystem that
     lies below (of a loop device's file, or an overlay's directory) is named by its type.
     """
-    links = filesystem.get("chain") or []
 
     def below(index: int | None) -> str:
         found = []
-        for number, link in enumerate(links):
-            if link["above"] == index:
-                kind = link["name"] if link["kind"] == "filesystem" else link["kind"]
+        for number, link in enumerate(filesystem.chain.links):
+            if link.above == index:
+                kind = link.name if link.kind == "filesystem" else link.kind
                 rest = below(number)
-                found.append(f"{kind} on {rest}" if rest else str(kind))
+                found.append(f"{kind} on {rest}" if rest else kind)
         text = _joined(sorted(found))
         return f"({text})" if len(found) > 1 else text
 
     return below(0) or None
 
 
-def _mount_options(ranks: Iterable[Mapping[str, Any]]) -> list[str] | None:
+def _mount_options(ranks: Iterable[Placed]) -> list[str] | None:
     """Those that matter; of one that not every host has, how many have it."""
     told: dict[str, set[str]] = {}
     for rank in ranks:
-        filesystem = rank.get("filesystem") or {}
-        if "options" in filesystem:
-            told.setdefault(rank["host"], set()).update(normalised(filesystem["options"]))
+        if rank.filesystem is not None:
+            told.setdefault(rank.host, set()).update(normalised(rank.filesystem.options))
     counts = Counter(option for options in told.values() for option in options)
     shown = [
         option if count == len(told) else f"{option} ({count} of {len(told)} hosts)"

@@ -16,7 +16,9 @@ from pytest_kvcache.measure.histogram import Histogram
 from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.measure.series import Series
 from pytest_kvcache.measure.stalls import Stall
+from pytest_kvcache.system.blockstat import DeviceReport
 from pytest_kvcache.system.clocks import ClockRecord
+from pytest_kvcache.system.filesystem import FilesystemFacts
 from pytest_kvcache.system.surroundings import Surroundings
 
 if TYPE_CHECKING:
@@ -84,18 +86,20 @@ class RankResult(Counters):
     io_note: str | None
     sync: str
     is_storage: bool
-    filesystem: dict[str, Any] | None
-    device: dict[str, Any] | None
+    filesystem: FilesystemFacts | None
+    device: DeviceReport | None
     error: str | None
     cleanup_error: str | None
     surroundings: Surroundings
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict; ``from_json`` gives the same result back."""
-        told = asdict(self)
+        told = {name: getattr(self, name) for name in _FIELDS}
         told["stalls"] = [asdict(stall) for stall in self.stalls]
         told["surroundings"] = self.surroundings.to_json()
-        return {name: told[name] for name in _FIELDS}
+        for name in ("filesystem", "device"):
+            told[name] = None if told[name] is None else told[name].to_json()
+        return told
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RankResult:
@@ -105,11 +109,14 @@ class RankResult(Counters):
             raise ResultError(f"a rank's record has other fields than this version's: {odd}")
         if not isinstance(data["stalls"], (list, tuple)):
             raise ResultError(f"a rank's stalls are {data['stalls']!r}; they must be a list")
-        parsed = {
+        found, seen = data["filesystem"], data["device"]
+        parts = {
             "stalls": tuple(map(Stall.from_json, data["stalls"])),
             "surroundings": Surroundings.from_json(data["surroundings"]),
+            "filesystem": None if found is None else FilesystemFacts.from_json(found),
+            "device": None if seen is None else DeviceReport.from_json(seen),
         }
-        return cls(**{**data, **parsed})
+        return cls(**{**data, **parts})
 
 
 _WHO = ("rank", "host", "pid", "start_s", "stop_s", "drained_s")
@@ -160,6 +167,15 @@ class TrialRecord:
         if data["plan_digest"] != plan.digest or data["trial"] != plan.trial:
             raise ResultError("the trial's record belongs to another plan or trial")
         check_finite(data)
+        try:
+            return cls._of_parts(data, plan)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ResultError(
+                f"a part of the trial's record is missing or odd: {error!r}"
+            ) from error
+
+    @classmethod
+    def _of_parts(cls, data: Mapping[str, Any], plan: Plan) -> TrialRecord:
         ranks = tuple(RankResult.from_json(rank) for rank in data["ranks"])
         if [rank.rank for rank in ranks] != list(range(plan.np)):
             raise ResultError(f"the trial's record has {len(ranks)} ranks; the plan has {plan.np}")
@@ -172,6 +188,23 @@ class TrialRecord:
             window_s=data["window_s"],
             ranks=ranks,
             histograms=histograms,
+            series=Series.from_json(data["series"]),
+            clock=ClockRecord.from_json(data["clock"]),
+        )
+
+    @classmethod
+    def of_run_file(cls, data: Mapping[str, Any], plan: Plan) -> TrialRecord:
+        """What the run file has of the record: a section that a trial lacks was empty."""
+        sections = {name: data[name] for name in SECTIONS}
+        return cls(
+            plan_digest=plan.digest,
+            trial=plan.trial,
+            window_s=data["window_s"],
+            ranks=tuple(RankResult.from_json(rank) for rank in data["ranks"]),
+            histograms={
+                name: Histogram() if s is None else Histogram.from_json(s["histogram"])
+                for name, s in sections.items()
+            },
             series=Series.from_json(data["series"]),
             clock=ClockRecord.from_json(data["clock"]),
         )

@@ -1,10 +1,11 @@
-"""The one table of verdicts: every code, and whether it fails its trial. Pure.
+"""Verdicts: reasons to distrust a trial or a case, and the one table of their codes. Pure.
 
 docs/results.md says of each what it means and what to do.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -41,3 +42,17 @@ SEVERITIES: Final[Mapping[str, Severity]] = MappingProxyType(
 
 INVALIDATING: Final = frozenset(c for c, severity in SEVERITIES.items() if severity == "invalid")
 """Codes of severity ``invalid``; a pytest-benchmark file tells no severity."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """A reason to distrust a trial; ``invalid`` fails it, ``warning`` is shown."""
+
+    code: str
+    severity: Severity
+    text: str
+
+    @classmethod
+    def of(cls, code: str, text: str) -> Verdict:
+        """A verdict of a known code, whose severity the table of codes fixes."""
+        return cls(code=code, severity=SEVERITIES[code], text=text)

@@ -17,23 +17,24 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pytest_kvcache.errors import ResultError
-from pytest_kvcache.measure.histogram import Histogram
 from pytest_kvcache.measure.metrics import METRICS
-from pytest_kvcache.measure.sections import SECTIONS
-from pytest_kvcache.measure.series import Series
 from pytest_kvcache.options.stopping import planned_looks
+from pytest_kvcache.results.figures import trial_of
 from pytest_kvcache.results.invariants import plan_faults, record_faults
-from pytest_kvcache.results.record import ControllerRecord, RankResult, TrialRecord
-from pytest_kvcache.results.trial import CaseResult, RunResult
+from pytest_kvcache.results.outcome import HEAD
+from pytest_kvcache.results.record import ControllerRecord, TrialRecord
+from pytest_kvcache.results.run import RunResult
 from pytest_kvcache.results.verdicts.noise import evaluate_case
-from pytest_kvcache.results.verdicts.trial import evaluate_trial, idle_error
-from pytest_kvcache.system.clocks import ClockRecord
+from pytest_kvcache.results.verdicts.trial import idle_error, verdicts_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_kvcache.plan.plan import Plan
-    from pytest_kvcache.results.trial import TrialResult
+    from pytest_kvcache.results.case import CaseResult
+    from pytest_kvcache.results.outcome import TrialResult
+    from pytest_kvcache.results.trial import Trial
+    from pytest_kvcache.results.verdictcodes import Verdict
 
 _RECORD: Final = "trial.json"
 _SEEN: Final = "controller.json"
@@ -106,7 +107,7 @@ def _source_faults(
     case: CaseResult, trial: TrialResult, contents: Mapping[str, bytes]
 ) -> Iterator[str]:
     """What a trial has otherwise than the files that lie beside the run file."""
-    told_nothing = trial.data is None and not trial.sources  # it ended before it was read
+    told_nothing = trial.measured is None and not trial.sources  # it ended before it was read
     for path, content in contents.items():
         if path in trial.sources:
             if hashlib.sha256(content).hexdigest() != trial.sources[path]:
@@ -114,7 +115,7 @@ def _source_faults(
         elif not told_nothing:
             yield f"{path} lies beside the run file, but its sources have no such file"
     by_name = {PurePosixPath(path).name: path for path in contents}
-    if _RECORD in by_name and trial.data is not None:
+    if _RECORD in by_name and trial.measured is not None:
         seen = contents.get(by_name.get(_SEEN, ""))
         path = by_name[_RECORD]
         if seen is None:
@@ -129,7 +130,7 @@ def _record_faults(
 ) -> Iterator[str]:
     """What a trial of the run file has otherwise than the records it was made of."""
     plan = case.plan.for_trial(trial.index)
-    assert trial.data is not None
+    assert trial.measured is not None
     try:
         record = TrialRecord.from_json(json.loads(content), plan)
         own = ControllerRecord.from_json(json.loads(seen))
@@ -141,8 +142,8 @@ def _record_faults(
         controller_least_s=own.controller_least_s,
         controller_most_s=own.controller_most_s,
     )
-    data, _verdicts = evaluate_trial(replace(record, clock=clock), plan)
-    yield from _differences(data, trial.data, "")
+    left = trial_of(replace(record, clock=clock), plan)
+    yield from _differences(left.to_json(), trial.measured.to_json(), "")
     if own.looks != case.looks:
         yield f"looks are {list(case.looks)}; when it ran they were {list(own.looks)}"
 
@@ -184,8 +185,8 @@ def _case(case: CaseResult, written: Mapping[str, Any]) -> Iterator[str]:
         yield "the trials are not numbered 0, 1, 2 …"
     if not all(trial.ok for trial in case.trials[:-1]):
         yield "a trial that failed or was interrupted is followed by another one"
-    for trial in case.trials:
-        for problem in _trial(trial, case.plan):
+    for trial, of_file in zip(case.trials, written["trials"], strict=True):
+        for problem in _trial(trial, of_file, case.plan):
             yield f"trial {trial.index + 1}: {problem}"
 
 
@@ -210,58 +211,42 @@ def _ending_faults(case: CaseResult) -> Iterator[str]:
         )
 
 
-def _trial(trial: TrialResult, plan: Plan) -> Iterator[str]:
-    if trial.data is None:
+def _trial(trial: TrialResult, written: Mapping[str, Any], plan: Plan) -> Iterator[str]:
+    """What a trial of the file has otherwise than its ranks' records give: every leaf counts."""
+    found = trial.measured
+    if found is None:
         if trial.ok:
             yield "it is ok, but has no data"
         return
-    record = _record(trial.data, plan)
-    data, verdicts = evaluate_trial(record, plan)
-    yield from _differences(data, trial.data, "")
+    record = TrialRecord.of_run_file(written, plan)
+    told = {name: value for name, value in written.items() if name not in HEAD}
+    yield from _differences(found.to_json(), told, "")
     yield from record_faults(record, plan)
+    verdicts = verdicts_on(found, plan)
     if verdicts != trial.verdicts:
         codes = [verdict.code for verdict in trial.verdicts]
         yield f"the verdicts are {codes}; they must be {[v.code for v in verdicts]}"
-    if [rank.rank for rank in record.ranks] != list(range(plan.np)):
-        yield f"it has {len(record.ranks)} ranks; the plan has {plan.np}"
+    if [rank.rank for rank in found.ranks] != list(range(plan.np)):
+        yield f"it has {len(found.ranks)} ranks; the plan has {plan.np}"
     if trial.ok:
-        invalid = {verdict.code for verdict in verdicts if verdict.severity == "invalid"}
-        yield from _why_not_ok(record, data, plan, invalid)
+        yield from _why_not_ok(found, plan, verdicts)
 
 
-def _record(data: Mapping[str, Any], plan: Plan) -> TrialRecord:
-    return TrialRecord(
-        plan_digest=plan.digest,
-        trial=plan.trial,
-        window_s=data["window_s"],
-        ranks=tuple(RankResult.from_json(rank) for rank in data["ranks"]),
-        histograms={name: _histogram(data[name]) for name in SECTIONS},
-        series=Series.from_json(data["series"]),
-        clock=ClockRecord.from_json(data["clock"]),
-    )
-
-
-def _histogram(section: Mapping[str, Any] | None) -> Histogram:
-    """A section's; one that a trial does not have is empty."""
-    return Histogram() if section is None else Histogram.from_json(section["histogram"])
-
-
-def _why_not_ok(
-    record: TrialRecord, data: Mapping[str, Any], plan: Plan, invalid: set[str]
-) -> Iterator[str]:
+def _why_not_ok(trial: Trial, plan: Plan, verdicts: Sequence[Verdict]) -> Iterator[str]:
     """What a trial that calls itself ok must not have."""
-    sections = ("read", "write", "delete", "integrity")
-    failed = sum(data[name]["failed"] for name in sections)
-    if failed or any(rank["error"] for rank in data["ranks"]):
+    counted = trial.counters
+    failed = counted.read_failed + counted.write_failed + counted.delete_failed + counted.corrupt
+    if failed or any(rank.error for rank in trial.ranks):
         yield f"it is ok, but {failed} operations failed"
-    if any(rank["cleanup_error"] for rank in data["ranks"]):
+    if any(rank.cleanup_error for rank in trial.ranks):
         yield "it is ok, but a rank could not clean up"
-    idle = idle_error(record.ranks)
+    idle = idle_error(trial.ranks)
     if idle is not None:
         yield f"it is ok, but {idle}"
-    invalid = {code for code in invalid if not plan.allows(code)}
+    codes = {verdict.code for verdict in verdicts if verdict.severity == "invalid"}
+    invalid = sorted(code for code in codes if not plan.allows(code))
     if invalid:
-        yield f"it is ok, but its verdicts {sorted(invalid)} invalidate it"
+        yield f"it is ok, but its verdicts {invalid} invalidate it"
 
 
 def _differences(expected: Any, found: Any, path: str) -> Iterator[str]:

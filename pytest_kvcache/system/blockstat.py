@@ -38,14 +38,64 @@ class BlockCounters:
             **{f.name: getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)}
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """As in the run file."""
-        return asdict(self)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskCounters:
+    """What one disk moved in the moment before a run, in the run, and in the moment after it.
+
+    ``largest_request_bytes`` is what it gets in one request at least, of a long transfer.
+    """
+
+    name: str
+    largest_request_bytes: int | None
+    quiet: BlockCounters
+    run: BlockCounters
+    after: BlockCounters
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> BlockCounters:
+    def from_json(cls, data: Mapping[str, Any]) -> DiskCounters:
+        """The inverse of ``asdict``."""
+        spans = {name: BlockCounters(**data[name]) for name in ("quiet", "run", "after")}
+        return cls(**{**data, **spans})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncProbe:
+    """What a sync of so many bytes, written through the page cache, did; None: not told."""
+
+    bytes: int
+    device_write_bytes: int | None
+    unsynced_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceReport:
+    """What the first rank of a host saw of the disks below its directory, and for how long.
+
+    No ``disks`` where not all that matter are counted.
+    """
+
+    machine: str | None
+    quiet_s: float
+    run_s: float
+    after_s: float
+    disks: tuple[DiskCounters, ...]
+    sync_probe: SyncProbe | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As in a rank's record."""
+        told = asdict(self)
+        return {**told, "disks": list(told["disks"])}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> DeviceReport:
         """The inverse of ``to_json``."""
-        return cls(**data)
+        probe = data["sync_probe"]
+        parts = {
+            "disks": tuple(map(DiskCounters.from_json, data["disks"])),
+            "sync_probe": None if probe is None else SyncProbe(**probe),
+        }
+        return cls(**{**data, **parts})
 
 
 def parse_stat(text: str) -> BlockCounters | None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from pytest_kvcache.results.trial import TrialResult
+    from pytest_kvcache.results.outcome import TrialResult
 
 
 PLAN = make_plan(np=2)
@@ -142,7 +142,7 @@ def bent(**change: object) -> dict[str, Any]:
         (changed(lambda d: d["cases"][0].update(looks=[1])), "by its looks it has 1 at most"),
         (changed(lambda d: d["cases"][0].update(metrics=["a"])), "metrics has 'a'"),
         (
-            run_file(replace(trial_of(PLAN), error="it broke", data=None)),
+            run_file(replace(trial_of(PLAN), error="it broke", measured=None)),
             "it holds no result of this plugin",
         ),
         ({"benchmarks": {}}, "its 'benchmarks' is no list of objects"),

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pytest_kvcache
 from pytest_kvcache.measure.counters import (
     MAY_BE_UNKNOWN,
     TABLE,
@@ -103,6 +110,7 @@ def test_one_rank_alone_is_all_ranks(rank: Counters) -> None:
         assert row.merge == "own" or getattr(together, name) == getattr(rank, name), name
 
 
+@settings(max_examples=40)
 @given(COUNTERS, COUNTERS, COUNTERS)
 def test_it_is_all_the_same_which_ranks_are_summed_first(
     one: Counters, two: Counters, three: Counters
@@ -132,3 +140,67 @@ def test_a_law_is_told_with_what_it_compares(law: AtMost | AtMostPlanned | Count
         "at most the plan's `queue_depth`",
         "in all `read.count`",
     }
+
+
+# --- one more -------------------------------------------------------------------------------
+
+ROW = """\
+    seen: int = field(metadata=_row(
+        "requests", "somebody has seen", AtMost(whole="offered"), place="requests.seen"))
+"""
+WITH_ONE_MORE = """
+import json, runpy, sys
+from dataclasses import replace
+from pytest_kvcache.backends.null import NullBackend
+from pytest_kvcache.results.invariants import check_record, record_faults
+from pytest_kvcache.results.verdicts.trial import evaluate_trial
+from tests.canned import record_of as canned
+from tests.factories import make_plan, rank_result, record_of, registry_of, run_rank
+from tests.factories import sound_plan, tireless_scenarios
+
+registry = registry_of(backends={"null": NullBackend}, workloads=tireless_scenarios(50))
+plan = make_plan(np=2, duration_s=0.2, capacity_blocks=150)
+record = record_of(plan, [run_rank(plan, registry, rank=rank) for rank in range(2)])
+check_record(record, plan)
+check_record(canned(sound_plan(duration_s=1.0)), sound_plan(duration_s=1.0))
+many = tuple(replace(rank, seen=10**9) for rank in record.ranks)
+docs = runpy.run_path(sys.argv[1])
+print(json.dumps({
+    "trial": evaluate_trial(record, plan)[0].to_json(),
+    "fault": next(record_faults(replace(record, ranks=many), plan)),
+    "factory": rank_result().to_json()["seen"],
+    "docs": [line for line in docs["table"]() if "`seen`" in line],
+}))
+"""
+
+
+@pytest.mark.thorough
+def test_a_counter_more_is_a_row_and_the_place_that_counts(tmp_path: Path) -> None:
+    package = Path(pytest_kvcache.__file__).parent
+    copy = tmp_path / package.name
+    shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    edit(copy / "measure/counters.py", "    read_count: int = field(", ROW, before=True)
+    edit(copy / "measure/counters.py", "    read_failed: int = 0\n", "    seen: int = 0\n")
+    offering = "self.counters.offered += 1\n"
+    (engine,) = (path for path in copy.rglob("*.py") if offering in path.read_text())
+    edit(engine, offering, "self.counters.seen += 1; ", before=True)
+
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_ONE_MORE, str(package.parent / "docs/counters.py")],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{package.parent}"},
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    requests = found["trial"]["requests"]
+    assert requests["seen"] == requests["offered"] > 0
+    assert requests["seen"] == sum(rank["seen"] for rank in found["trial"]["ranks"])
+    assert "seen is 1000000000; it must be at most offered, which is " in found["fault"]
+    assert found["factory"] == 0
+    assert len(found["docs"]) == 1
+
+
+def edit(path: Path, anchor: str, addition: str, *, before: bool = False) -> None:
+    text = path.read_text()
+    assert anchor in text, f"{path} has no {anchor!r}"
+    path.write_text(text.replace(anchor, addition + anchor if before else anchor + addition))

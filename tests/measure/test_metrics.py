@@ -1,24 +1,30 @@
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_kvcache.errors import ResultError
+from pytest_kvcache.measure.histogram import Histogram
+from pytest_kvcache.measure.latencies import Latencies
 from pytest_kvcache.measure.metrics import METRICS, PERCENTILES
 from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.options.options import Options
 from pytest_kvcache.results.verdicts.trial import evaluate_trial
 from tests.factories import rank_result, sound_plan, sound_record
 
+if TYPE_CHECKING:
+    from pytest_kvcache.results.trial import Trial
+
 
 @pytest.fixture(scope="module")
-def trial() -> dict[str, Any]:
+def trial() -> Trial:
     plan = sound_plan(request_rate=5.0, arrival="poisson")
-    data, _ = evaluate_trial(sound_record(plan, [rank_result()]), plan)
-    return data
+    trial, _ = evaluate_trial(sound_record(plan, [rank_result()]), plan)
+    return trial
 
 
 def test_there_is_a_latency_metric_of_every_section_and_statistic() -> None:
@@ -33,9 +39,9 @@ def test_the_default_metrics_exist() -> None:
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_every_metric_is_found_in_a_trial(trial: dict[str, Any], name: str) -> None:
+def test_every_metric_is_found_in_a_trial(trial: Trial, name: str) -> None:
     metric = METRICS[name]
-    value: Any = trial
+    value: Any = trial.to_json()
     for key in metric.path:
         value = value[key]
     assert metric.name == name
@@ -61,12 +67,10 @@ def test_percentiles_know_which_they_are() -> None:
 
 
 @pytest.mark.parametrize("name", ["read.gib_per_s", "read.p95_ms"])
-def test_a_value_that_a_trial_lacks_is_none(trial: dict[str, Any], name: str) -> None:
-    section, key = METRICS[name].path[0], METRICS[name].path[-1]
-    inner = {**trial[section]["ms"], key: None} if key == "p95" else trial[section]["ms"]
-    lacking = {**trial, section: {**trial[section], "ms": inner, "gib_per_s": None}}
-    assert METRICS[name].of(lacking) is None
-    assert METRICS[name].of({**trial, section: None}) is None
+def test_a_value_that_a_trial_lacks_is_none(trial: Trial, name: str) -> None:
+    nothing = replace(trial.read, ms=Latencies.of(Histogram()), gib_per_s=None)
+    assert METRICS[name].of(replace(trial, read=nothing)) is None
+    assert METRICS["wakeup.p95_ms"].of(replace(trial, wakeup=None)) is None
 
 
 @settings(deadline=None)

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.measure.recorder import DELETE, READ, TRANSFER, WRITE, Recorder, Window
-from pytest_kvcache.measure.stalls import EVERY, KINDS, LEAST_NS, MOST, Stall, StallWatch, stalls_of
+from pytest_kvcache.measure.stalls import (
+    EVERY,
+    KINDS,
+    LEAST_NS,
+    MOST,
+    Stall,
+    StallSummary,
+    StallWatch,
+    stalls_of,
+)
 from pytest_kvcache.results.invariants import record_faults
 from pytest_kvcache.results.verdicts.trial import evaluate_trial
 from tests.factories import rank_result, sound_plan, sound_record
@@ -210,16 +219,16 @@ def stall(begin_s: float, end_s: float, kind: str = EVERY) -> Stall:
 
 def test_what_ranks_have_at_once_is_one_stall() -> None:
     told = stalls_of([[stall(1.0, 3.0), stall(5.0, 5.5)], [stall(2.0, 4.0)]])
-    assert told == {
-        "count": 2, "longest_s": 3.0, "longest_begin_s": 1.0, "total_s": 3.5, "all_ranks_s": 1.0,
-        "ranks": 2, "kinds": [EVERY],
-    }  # fmt: skip
+    assert told == StallSummary(
+        count=2, longest_s=3.0, longest_begin_s=1.0, total_s=3.5, all_ranks_s=1.0,
+        ranks=2, kinds=(EVERY,),
+    )  # fmt: skip
 
 
 def test_a_trial_without_stalls_has_no_longest_one() -> None:
     told = stalls_of([[], []])
-    assert (told["count"], told["longest_s"], told["longest_begin_s"]) == (0, None, None)
-    assert (told["total_s"], told["all_ranks_s"], told["ranks"]) == (0, 0, 0)
+    assert (told.count, told.longest_s, told.longest_begin_s) == (0, None, None)
+    assert (told.total_s, told.all_ranks_s, told.ranks) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -304,9 +313,9 @@ def test_of_a_rank_that_was_stopped_the_storage_is_not_blamed() -> None:
     stopped = replace(stall(2.0, 2.8), paused_s=0.79)
     ranks = [rank_result(0), rank_result(1, stalls=(stopped,), longest_pause_s=0.85)]
     record = sound_record(plan, ranks)
-    data, verdicts = evaluate_trial(record, plan)
+    trial, verdicts = evaluate_trial(record, plan)
     texts = {verdict.code: verdict.text for verdict in verdicts}
-    assert data["stalls"]["count"] == 0
+    assert trial.stalls.count == 0
     assert "STALL" not in texts
     assert texts["PAUSED"].startswith("rank 1 on host ")
     assert "stood still for 0.8 s in the window" in texts["PAUSED"]

@@ -21,12 +21,12 @@ import pytest_kvcache
 from pytest_kvcache.atomic import write_json
 from pytest_kvcache.launchers.family import LauncherFamily
 from pytest_kvcache.measure.histogram import Histogram
+from pytest_kvcache.measure.latencies import Latencies
 from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.measure.series import KINDS, Cut, Series, SeriesLedger, coarse_index
 from pytest_kvcache.plan.plan import Plan
 from pytest_kvcache.results.events import EventWriter
 from pytest_kvcache.results.record import RankResult, TrialRecord
-from pytest_kvcache.results.trial import latencies_ms
 from pytest_kvcache.system.clocks import ClockRecord
 from pytest_kvcache.system.surroundings import Surroundings
 
@@ -93,7 +93,7 @@ def canned_rank(plan: Plan, rank: int, histogram: Histogram) -> RankResult:
     moved = int(BYTES_PER_S * window_s / slowness(plan.trial))
     stop_s = plan.ramp_s + window_s
     share = OPERATIONS * (rank + 1) // plan.np - OPERATIONS * rank // plan.np
-    p95_ms = latencies_ms(histogram)["p95"]
+    p95_ms = Latencies.of(histogram).p95
     return blank_rank(
         rank=rank, host="n1", pid=1000 + rank, stop_s=stop_s, drained_s=stop_s,
         read_count=share, read_bytes=moved, read_p95_ms=p95_ms, read_op_bytes=moved,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from pytest_kvcache.ranks.devicewatch import PROBE_BYTES, DeviceWatch, unsynced_bytes
 from pytest_kvcache.system.blockstat import (
     BlockCounters,
+    DeviceReport,
+    SyncProbe,
     largest_request_bytes,
     machine_id,
     parse_stat,
@@ -53,7 +56,6 @@ def test_what_was_moved_since_is_a_difference(a: int, b: int, c: int, d: int) ->
     assert late.since(early) == BlockCounters(
         read_ops=1, read_bytes=512, write_ops=2, write_bytes=1024, busy_s=0.5
     )
-    assert BlockCounters.from_json(late.to_json()) == late
 
 
 def fake_device(tmp_path: Path, **queue: int) -> str:
@@ -118,13 +120,14 @@ def test_a_watch_tells_the_moment_before_and_the_run_apart(tmp_path: Path) -> No
     watch.end()
     disks.moved["sda"] += 4096
     watch.look_again(0.0, durable=True)
-    told = watch.to_json()
-    assert [disk["name"] for disk in told["disks"]] == ["sda", "sdb"]
-    assert [disk["run"]["write_bytes"] for disk in told["disks"]] == [0, 512]
-    assert [disk["quiet"]["write_bytes"] for disk in told["disks"]] == [0, 0]
-    assert [disk["after"]["write_bytes"] for disk in told["disks"]] == [0, 0]
-    assert told["run_s"] > 0
-    assert told["sync_probe"] is None
+    told = watch.report()
+    assert [disk.name for disk in told.disks] == ["sda", "sdb"]
+    assert [disk.run.write_bytes for disk in told.disks] == [0, 512]
+    assert [disk.quiet.write_bytes for disk in told.disks] == [0, 0]
+    assert [disk.after.write_bytes for disk in told.disks] == [0, 0]
+    assert told.run_s > 0
+    assert told.sync_probe is None
+    assert DeviceReport.from_json(json.loads(json.dumps(told.to_json()))) == told
 
 
 @pytest.mark.parametrize(
@@ -138,7 +141,7 @@ def test_where_not_all_that_matters_is_counted_nothing_is(
     watch.begin()
     watch.end()
     watch.look_again(0.0, durable=False)
-    assert watch.to_json()["disks"] == []
+    assert watch.report().disks == ()
 
 
 def test_what_our_own_journal_has_to_write_is_written_before_others_are_looked_for(
@@ -158,21 +161,18 @@ def test_what_our_own_journal_has_to_write_is_written_before_others_are_looked_f
     watch.end()
     watch.look_again(0.0, durable=True)
     assert disks.moved["sda"] == 2 * 4096
-    (disk,) = watch.to_json()["disks"]
-    assert disk["quiet"]["write_bytes"] == disk["after"]["write_bytes"] == 0
+    (disk,) = watch.report().disks
+    assert disk.quiet.write_bytes == disk.after.write_bytes == 0
 
 
 # --- the probe of a sync --------------------------------------------------------------------
 
 
-def probed(
-    directory: Path, disks: Disks, sync: Callable[[int], None]
-) -> dict[str, int | None] | None:
+def probed(directory: Path, disks: Disks, sync: Callable[[int], None]) -> SyncProbe | None:
     watch = DeviceWatch(chain("sda"), str(directory), read=disks.read)
     watch.probe_sync(sync)
     assert list(directory.iterdir()) == []
-    found: dict[str, int | None] | None = watch.to_json()["sync_probe"]
-    return found
+    return watch.report().sync_probe
 
 
 def test_a_sync_is_seen_at_the_disk(tmp_path: Path) -> None:
@@ -184,19 +184,19 @@ def test_a_sync_is_seen_at_the_disk(tmp_path: Path) -> None:
 
     found = probed(tmp_path, disks, sync)
     assert found is not None
-    assert (found["bytes"], found["device_write_bytes"]) == (PROBE_BYTES, PROBE_BYTES)
+    assert (found.bytes, found.device_write_bytes) == (PROBE_BYTES, PROBE_BYTES)
 
 
 def test_a_sync_that_does_nothing_leaves_the_disk_alone(tmp_path: Path) -> None:
     found = probed(tmp_path, Disks("sda"), lambda _fd: None)
     assert found is not None
-    assert found["device_write_bytes"] == 0
+    assert found.device_write_bytes == 0
 
 
 def test_without_counters_nothing_is_said_of_the_disk(tmp_path: Path) -> None:
     found = probed(tmp_path, Disks(), os.fdatasync)
     assert found is not None
-    assert found["device_write_bytes"] is None
+    assert found.device_write_bytes is None
 
 
 def test_a_full_filesystem_is_not_probed(tmp_path: Path) -> None:

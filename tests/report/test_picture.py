@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
@@ -18,47 +18,40 @@ from pytest_kvcache.measure.stalls import Stall
 from pytest_kvcache.report.picture import LETTER_PX, WIDTH_PX, picture_of
 from pytest_kvcache.report.scales import scale_from_zero, scale_of_span, scale_of_times, tick_label
 from pytest_kvcache.report.svg import element, words
-from pytest_kvcache.results.trial import TrialResult, Verdict
+from pytest_kvcache.results.outcome import TrialResult
+from pytest_kvcache.results.verdictcodes import Verdict
 from pytest_kvcache.units import GIB
-from tests.canned import case_of, run_of, trial_of
+from tests.canned import ReadSeries, case_of, measuring, run_of, trial_of
 from tests.factories import make_plan
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pytest_kvcache.results.trial import CaseResult
+    from pytest_kvcache.results.case import CaseResult
     from tests.site import Site
 
 SVG = "{http://www.w3.org/2000/svg}"
 HEIGHTS = {"title": 16, "small": 12}
 
 
-def series_of(reads: list[int], p99_ms: list[float | None] | None = None) -> dict[str, Any]:
+def series_of(reads: list[int], p99_ms: list[float | None] | None = None) -> ReadSeries:
     """A series that read so many operations of 1 GiB in each second, and wrote nothing."""
-    nothing = [0] * len(reads)
-    return {
-        "interval_s": 1,
-        "reads": reads, "read_bytes": [count * GIB for count in reads],
-        "read_p99_ms": p99_ms or [None] * len(reads),
-        "writes": nothing, "write_bytes": nothing, "write_p99_ms": [None] * len(reads),
-    }  # fmt: skip
+    return ReadSeries(reads, [count * GIB for count in reads], p99_ms or [None] * len(reads))
 
 
 canned_trial = cache(lambda index: trial_of(make_plan(), index))
 
 
-def trial_with(series: dict[str, Any], index: int = 0, **changes: Any) -> TrialResult:
-    trial = canned_trial(index)
-    assert trial.data is not None
-    window_s = float(series["interval_s"] * len(series["reads"])) or 0.5
-    return replace(trial, data={**trial.data, "series": series, "window_s": window_s, **changes})
+def trial_with(series: ReadSeries, index: int = 0, **changes: Any) -> TrialResult:
+    window_s = float(series.interval_s * series.points) or 0.5
+    return measuring(canned_trial(index), **{"series": series, "window_s": window_s, **changes})
 
 
 def drawn(*cases: CaseResult) -> ET.Element:
     return ET.fromstring(picture_of([run_of(*cases)]))
 
 
-def case_with(*series: dict[str, Any]) -> CaseResult:
+def case_with(*series: ReadSeries) -> CaseResult:
     return case_of(make_plan(), *(trial_with(one, index) for index, one in enumerate(series)))
 
 
@@ -143,10 +136,10 @@ def test_where_there_is_no_p99_the_line_has_a_gap() -> None:
 
 def stalled(trial: TrialResult, *spans: tuple[float, float]) -> TrialResult:
     """The trial with these stalls on its first rank."""
-    assert trial.data is not None
-    first, *others = trial.data["ranks"]
-    stalls = [asdict(Stall(kind="every", begin_s=begin, end_s=end)) for begin, end in spans]
-    return replace(trial, data={**trial.data, "ranks": [{**first, "stalls": stalls}, *others]})
+    assert trial.measured is not None
+    first, *others = trial.measured.ranks
+    stalls = tuple(Stall(kind="every", begin_s=begin, end_s=end) for begin, end in spans)
+    return measuring(trial, ranks=(replace(first, stalls=stalls), *others))
 
 
 def marks(*trials: TrialResult) -> list[tuple[float, float]]:
@@ -193,12 +186,7 @@ def test_times_that_differ_much_are_drawn_by_their_logarithm_and_the_heading_say
 
 def test_without_reads_the_times_are_those_of_writes() -> None:
     reading = series_of([1, 1], [2.0, 3.0])
-    writing = {
-        "interval_s": 1,
-        **{f"write{key[4:]}": value for key, value in reading.items() if key.startswith("read")},
-        **{f"read{key[5:]}": value for key, value in reading.items() if key.startswith("write")},
-    }
-    told = texts(drawn(case_with(writing)))
+    told = texts(drawn(case_with(replace(reading, kind="write"))))
     assert "p99 of the writes' service times, ms" in told
     assert "read, GiB/s" not in told
 
@@ -241,7 +229,7 @@ def test_a_trial_without_anything_to_draw_is_a_picture_all_the_same(reads: list[
 
 
 def test_a_trial_that_left_no_data_is_named() -> None:
-    failed = replace(trial_of(make_plan()), data=None, error="no ranks", verdicts=())
+    failed = replace(trial_of(make_plan()), measured=None, error="no ranks", verdicts=())
     assert "trial 1 (failed), nothing to draw" in texts(drawn(case_of(make_plan(), failed)))
 
 

@@ -18,10 +18,22 @@ from pytest_kvcache.report.tables import (
     report_run,
     report_series,
 )
-from pytest_kvcache.results.trial import CaseResult, TrialResult, Verdict
+from pytest_kvcache.results.case import CaseResult
+from pytest_kvcache.results.outcome import TrialResult
+from pytest_kvcache.results.verdictcodes import Verdict
 from pytest_kvcache.results.verdicts.trial import evaluate_trial
 from pytest_kvcache.showable import COLUMNS
-from tests.canned import case_of, record_of, run_of, trial_of
+from pytest_kvcache.system.filesystem import FilesystemFacts
+from tests.canned import (
+    ReadSeries,
+    case_of,
+    counting,
+    measuring,
+    record_of,
+    run_of,
+    section_of,
+    trial_of,
+)
 from tests.factories import (
     FILESYSTEM,
     host_facts,
@@ -173,9 +185,7 @@ def test_the_first_sentence_and_the_brief_line_know_of_what_stands_against_the_w
 def test_what_is_kept_is_said_to_lie_where_it_lies() -> None:
     plan = make_plan(backend="file", cache_dir="/x", keep=True)
     case = case_of(plan)
-    data = case.trials[-1].data
-    assert data is not None
-    host = data["ranks"][0]["host"]
+    host = case.measured[-1].ranks[0].host
     place = f"data of the last trial (--kv-keep): /x/kvcache-{plan.run_id} on "
     assert kept_data([case]) == place + host
     layout = layout_of(n1=2, n2=1)
@@ -205,9 +215,7 @@ def test_service_times_stand_with_their_depth_and_others_without() -> None:
 def test_counts_are_said_to_be_of_the_window_or_of_the_whole_run() -> None:
     plan = make_plan()
     trial = trial_of(plan)
-    assert trial.data is not None
-    requests = {**trial.data["requests"], "completed": 276, "completed_in_window": 253}
-    told = shown(case_of(plan, replace(trial, data={**trial.data, "requests": requests})))
+    told = shown(case_of(plan, counting(trial, completed=276, completed_in_window=253)))
     told = " ".join(told.split())
     window, run = told.split("last trial, in the window: ")[1].split(" In the whole run: ")
     assert "253 requests answered" in window
@@ -238,10 +246,9 @@ def test_an_open_loop_says_its_rate_and_how_late_the_harness_was() -> None:
     plan = make_plan(request_rate=2.5, arrival="gamma")
     assert "2.5 requests/s (gamma) by 4 users per rank" in describe_plan(plan)
     trial = trial_of(plan)
-    assert trial.data is not None
-    late = replace(trial, data={**trial.data, "wakeup": trial.data["request"]})
-    told = " ".join(shown(case_of(plan, late)).split())
-    p99_ms = figure(trial.data["request"]["ms"]["p99"])
+    wakeup = section_of(2_000)
+    told = " ".join(shown(case_of(plan, measuring(trial, wakeup=wakeup))).split())
+    p99_ms = figure(wakeup.ms.p99 or 0.0)
     assert f"p99 of the wake-up lag {p99_ms} ms" in told
     assert "wake-up" not in shown(case_of(make_plan()))
 
@@ -258,8 +265,8 @@ def stalled(plan: Plan, index: int, *lengths_s: float) -> TrialResult:
     record = record_of(plan.for_trial(index))
     stalls = tuple(Stall(kind="every", begin_s=0.0, end_s=length_s) for length_s in lengths_s)
     ranks = tuple(replace(rank, stalls=stalls) for rank in record.ranks)
-    data, verdicts = evaluate_trial(replace(record, ranks=ranks), plan.for_trial(index))
-    return TrialResult(index=index, error=None, verdicts=verdicts, data=data)
+    measured, verdicts = evaluate_trial(replace(record, ranks=ranks), plan.for_trial(index))
+    return TrialResult(index=index, error=None, verdicts=verdicts, measured=measured)
 
 
 def test_the_worst_trial_speaks_for_the_others_and_is_named() -> None:
@@ -305,11 +312,15 @@ def test_one_of_a_kind_is_not_several_and_many_are_grouped() -> None:
     assert describe_plan(make_plan()).startswith("1 rank on 127.0.0.1")
     plan = make_plan()
     trial = trial_of(plan)
-    assert trial.data is not None
-    counted = {kind: {**trial.data[kind], "count": 1} for kind in ("read", "write", "delete")}
-    requests = {**trial.data["requests"], "completed_in_window": 12_345}
-    data = {**trial.data, **counted, "requests": requests}
-    told = " ".join(shown(case_of(plan, replace(trial, data=data))).split())
+    assert trial.measured is not None
+    once = section_of(1)
+    moved = {
+        kind: replace(getattr(trial.measured, kind), histogram=once.histogram)
+        for kind in ("read", "write")
+    }
+    one = measuring(trial, **moved, delete=once)
+    many = counting(one, completed_in_window=12_345)
+    told = " ".join(shown(case_of(plan, many), metrics=("load.p95_ms",)).split())
     assert "1 read, 1 write, 1 delete, 12,345 requests answered; " in told
 
 
@@ -322,24 +333,23 @@ def test_what_memory_holds_is_never_called_durable() -> None:
     for backend in ("memory", "null"):
         assert f"; {backend}, not durable;" in describe_plan(make_plan(backend=backend))
     plan = make_plan(backend="file", sync="data")
-    for memory, words in ((None, "durable"), ("tmpfs", "not durable")):
+    in_memory = {"chain": [{"name": "tmpfs", "kind": "filesystem", "end": "memory"}]}
+    for memory, words in (({}, "durable"), (in_memory, "not durable")):
         trial = trial_of(plan)
-        assert trial.data is not None
-        facts = {**FILESYSTEM, "memory_at_end": memory}
-        synced = {**trial.data["proof"], "sync": "data"}
-        ranks = [{**rank, "filesystem": facts} for rank in trial.data["ranks"]]
-        assert f", {words};" in describe_case(
-            case_of(plan, replace(trial, data={**trial.data, "ranks": ranks, "proof": synced}))
-        )
+        assert trial.measured is not None
+        facts = FilesystemFacts.from_json({**FILESYSTEM, **memory})
+        synced = replace(trial.measured.proof, sync="data")
+        ranks = tuple(replace(rank, filesystem=facts) for rank in trial.measured.ranks)
+        told = describe_case(case_of(plan, measuring(trial, ranks=ranks, proof=synced)))
+        assert f", {words};" in told
 
 
 def test_a_backend_without_files_has_no_io_to_tell_of() -> None:
     plan = make_plan(backend="memory", sync="data")
     trial = trial_of(plan)
-    assert trial.data is not None
-    proof = {**trial.data["proof"], "io_mode": "none", "sync": "data"}
-    data = {**trial.data, "proof": proof}
-    told = " ".join(shown(case_of(plan, replace(trial, data=data))).split())
+    assert trial.measured is not None
+    proof = replace(trial.measured.proof, io_mode="none", sync="data")
+    told = " ".join(shown(case_of(plan, measuring(trial, proof=proof))).split())
     assert "requests answered; no file I/O. In the whole run:" in told
 
 
@@ -361,10 +371,10 @@ def test_a_sync_that_flushes_no_device_is_not_called_durable(
         rank_result(0, filesystem=facts, sync=sync),
         rank_result(1, filesystem=facts, sync=sync),
     ]
-    data, verdicts = evaluate_trial(sound_record(plan, ranks), plan)
+    measured, verdicts = evaluate_trial(sound_record(plan, ranks), plan)
     case = CaseResult(
         plan=plan,
-        trials=(TrialResult(index=0, error=None, verdicts=verdicts, data=data),),
+        trials=(TrialResult(index=0, error=None, verdicts=verdicts, measured=measured),),
         looks=(1,),
     )
     assert words in describe_case(case)
@@ -387,9 +397,9 @@ def test_the_place_of_the_blocks_is_said_where_there_is_one(tmp_path: Path) -> N
 def test_every_line_fits_the_terminal(name: str, metrics: list[str], note: str | None) -> None:
     plan = make_plan(scenario=name)
     trial = trial_of(plan)
-    assert trial.data is not None
-    data = {**trial.data, "ranks": [{**r, "io_note": note} for r in trial.data["ranks"]]}
-    text = shown(case_of(plan, replace(trial, data=data)), metrics=tuple(metrics))
+    assert trial.measured is not None
+    ranks = tuple(replace(rank, io_note=note) for rank in trial.measured.ranks)
+    text = shown(case_of(plan, measuring(trial, ranks=ranks)), metrics=tuple(metrics))
     widest = max(text.splitlines(), key=len)
     longest_word = max(map(len, text.split()), default=0)
     assert len(widest) <= max(COLUMNS, longest_word + 6)
@@ -491,10 +501,9 @@ def over_time(*trials: list[int], ascii_only: bool = False) -> list[str]:
     plan = make_plan()
     made = []
     for index, moved in enumerate(trials):
-        trial = trial_of(plan, index)
-        assert trial.data is not None
-        series = {"interval_s": 1, "read_bytes": moved, "write_bytes": [0] * len(moved)}
-        made.append(replace(trial, data={**trial.data, "series": series}))
+        reads = [int(size_bytes > 0) for size_bytes in moved]
+        series = ReadSeries(reads, moved, [None] * len(moved))
+        made.append(measuring(trial_of(plan, index), series=series))
     return [*report_series(case_of(plan, *made), ascii_only=ascii_only)]
 
 

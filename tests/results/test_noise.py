@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_kvcache.results.case import CaseResult
 from pytest_kvcache.results.summary import MetricSeries
-from pytest_kvcache.results.trial import CaseResult, TrialResult
 from pytest_kvcache.results.verdicts.noise import evaluate_case, odd_trial
-from tests.canned import trial_of
+from tests.canned import measuring, trial_of
 from tests.factories import make_plan
+
+if TYPE_CHECKING:
+    from pytest_kvcache.results.outcome import TrialResult
 
 
 def trial(index: int, p95_ms: float, per_s: float = 100.0) -> TrialResult:
     canned = trial_of(make_plan(np=2), index)
-    assert canned.data is not None
-    read, requests = canned.data["read"], canned.data["requests"]
-    changed = {
-        "read": {**read, "ms": {**read["ms"], "p95": p95_ms}},
-        "requests": {**requests, "per_s": per_s},
-    }
-    return replace(canned, data={**canned.data, **changed})
+    assert canned.measured is not None
+    read, requests = canned.measured.read, canned.measured.requests
+    return measuring(
+        canned,
+        read=replace(read, ms=replace(read.ms, p95=p95_ms)),
+        requests=replace(requests, per_s=per_s),
+    )
 
 
 def case(*trials: TrialResult, metrics: tuple[str, ...] = ("read.p95_ms",)) -> CaseResult:

@@ -19,7 +19,7 @@ MOVED: dict[str, Any] = {
 def told(**changes: Any) -> str:
     plan = sound_plan()
     record = sound_record(plan, [rank_result(0, **{**MOVED, **changes})])
-    return describe_proof(evaluate_trial(record, plan)[0]["proof"])
+    return describe_proof(evaluate_trial(record, plan)[0])
 
 
 def test_reads_and_writes_are_told_apart_with_what_was_compared() -> None:

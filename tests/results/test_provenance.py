@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_kvcache.results.figures import trial_of
+from pytest_kvcache.results.outcome import TrialResult
 from pytest_kvcache.results.provenance import (
     Evidence,
     both_cautions,
@@ -17,8 +19,13 @@ from pytest_kvcache.results.provenance import (
     told_differences,
     uncertain,
 )
-from pytest_kvcache.results.verdictcodes import INVALIDATING
+from pytest_kvcache.results.verdictcodes import INVALIDATING, Verdict
+from pytest_kvcache.system.filesystem import FilesystemFacts
+from tests.factories import FILESYSTEM, rank_result, sound_plan, sound_record
 from tests.series import STORAGE
+
+if TYPE_CHECKING:
+    from pytest_kvcache.results.record import RankResult
 
 GIB = 1 << 30
 DISK: dict[str, Any] = {
@@ -36,22 +43,27 @@ PLAN = {"users": 8, "model": {"layers": 2}, "data": "normal", "queue_depth": 16}
 ENVIRONMENT = {"python": "3.12.1", "kernel": "6.1", "mpi": "Open MPI", "version": "1.0"}
 
 
-def rank(number: int, host: str = "n1", **filesystem: Any) -> dict[str, Any]:
-    return {
-        "rank": number, "host": host, "is_storage": True, "filesystem": {**DISK, **filesystem},
-    }  # fmt: skip
+def rank(number: int, host: str = "n1", **filesystem: Any) -> RankResult:
+    facts = FilesystemFacts.from_json({**FILESYSTEM, **DISK, "host": host, **filesystem})
+    return rank_result(number, host=host, filesystem=facts)
 
 
-def case(*ranks: dict[str, Any], hits: float = 0.9, verdicts: tuple[str, ...] = ()) -> Any:
-    trial = {
-        "ranks": list(ranks or (rank(0),)),
-        "cache": {"hit_ratio": hits},
-        "verdicts": [{"code": code} for code in verdicts],
-    }
+def case(
+    *ranks: RankResult, hits: float = 0.9, verdicts: tuple[str, ...] = ()
+) -> list[TrialResult]:
+    found = ranks or (rank(0),)
+    plan = sound_plan(np=len(found))
+    measured = trial_of(sound_record(plan, found), plan)
+    trial = TrialResult(
+        index=0,
+        error=None,
+        verdicts=tuple(Verdict(code=code, severity="warning", text="") for code in verdicts),
+        measured=replace(measured, cache=replace(measured.cache, hit_ratio=hits)),
+    )
     return [trial, trial]
 
 
-def evidence(*ranks: dict[str, Any], plan: Any = None, **more: Any) -> Evidence:
+def evidence(*ranks: RankResult, plan: Any = None, **more: Any) -> Evidence:
     return evidence_of(case(*ranks, **more), plan or PLAN, ENVIRONMENT)
 
 
@@ -166,7 +178,7 @@ def test_other_software_is_named_and_closes_nothing(name: str, value: str) -> No
 
 
 def test_what_a_side_does_not_know_is_no_difference() -> None:
-    memory = {"rank": 0, "host": "n1", "is_storage": True, "filesystem": None}
+    memory = replace(rank(0), filesystem=None, device=None)
     assert differences(SAME, evidence(memory)) == []
     assert differences(SAME, replace(SAME, facts=None)) == []
     assert list(told_differences(SAME, STORAGE)) == []

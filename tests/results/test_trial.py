@@ -6,26 +6,39 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pytest_kvcache.errors import ResultError
+from pytest_kvcache.measure.counters import MAY_BE_UNKNOWN, TABLE
 from pytest_kvcache.measure.histogram import Histogram
+from pytest_kvcache.measure.latencies import Latencies
 from pytest_kvcache.measure.metrics import METRICS
 from pytest_kvcache.measure.sections import SECTIONS
+from pytest_kvcache.measure.stalls import Stall
+from pytest_kvcache.results.case import CaseResult
+from pytest_kvcache.results.figures import trial_of
+from pytest_kvcache.results.outcome import TrialResult
 from pytest_kvcache.results.record import RankResult, TrialRecord
-from pytest_kvcache.results.trial import (
-    CaseResult,
-    RunResult,
-    TrialResult,
-    Verdict,
-    latencies_ms,
-    ratio,
-    trial_data,
-)
+from pytest_kvcache.results.run import RunResult
+from pytest_kvcache.results.verdictcodes import Verdict
 from pytest_kvcache.results.verdicts.trial import evaluate_trial
-from tests.factories import FILESYSTEM, PAGE, rank_result, sound_plan, sound_record
+from pytest_kvcache.units import ratio
+from tests.factories import (
+    FILESYSTEM,
+    PAGE,
+    rank_result,
+    sound_plan,
+    sound_record,
+    watch,
+    watched,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from pytest_kvcache.plan.plan import Plan
+    from pytest_kvcache.results.trial import Trial
 
 GIB = 1 << 30
 
@@ -34,9 +47,13 @@ def two_ranks(**changes: Any) -> list[RankResult]:
     return [rank_result(0), rank_result(1, **changes)]
 
 
-def data_of(ranks: list[RankResult], **changes: Any) -> dict[str, Any]:
+def trial_by(ranks: list[RankResult], **changes: Any) -> Trial:
     plan = sound_plan(np=len(ranks))
-    return trial_data(sound_record(plan, ranks, **changes), plan)
+    return trial_of(sound_record(plan, ranks, **changes), plan)
+
+
+def data_of(ranks: list[RankResult], **changes: Any) -> dict[str, Any]:
+    return trial_by(ranks, **changes).to_json()
 
 
 def through_json(value: Any) -> Any:
@@ -45,8 +62,8 @@ def through_json(value: Any) -> Any:
 
 def good_trial(index: int = 0, **changes: Any) -> TrialResult:
     plan = sound_plan(np=2, trial=index)
-    data, verdicts = evaluate_trial(sound_record(plan, two_ranks(**changes)), plan)
-    return TrialResult(index=index, error=None, verdicts=verdicts, data=data)
+    measured, verdicts = evaluate_trial(sound_record(plan, two_ranks(**changes)), plan)
+    return TrialResult(index=index, error=None, verdicts=verdicts, measured=measured)
 
 
 def a_run(*cases: CaseResult) -> RunResult:
@@ -65,13 +82,13 @@ def a_run(*cases: CaseResult) -> RunResult:
 
 
 def test_a_rank_survives_its_json() -> None:
-    rank = rank_result(3, read_p95_ms=None, error="disk full")
-    assert RankResult.from_json(through_json(asdict(rank))) == rank
+    rank = watched([rank_result(3, read_p95_ms=None, error="disk full")])[0]
+    assert RankResult.from_json(through_json(rank.to_json())) == rank
 
 
 @pytest.mark.parametrize("change", [{"pid": None}, {"iops": 5}])
 def test_a_rank_with_other_fields_is_refused(change: dict[str, Any]) -> None:
-    data = asdict(rank_result())
+    data = rank_result().to_json()
     (name,) = change
     if name in data:
         del data[name]
@@ -89,7 +106,8 @@ def test_a_record_survives_its_json() -> None:
     assert (again.plan_digest, again.trial, again.window_s) == (plan.digest, 0, 60.0)
     written = {name: histogram.to_json() for name, histogram in record.histograms.items()}
     assert {name: histogram.to_json() for name, histogram in again.histograms.items()} == written
-    assert trial_data(again, plan) == trial_data(record, plan)
+    assert again == record
+    assert trial_of(again, plan) == trial_of(record, plan)
 
 
 def spoiled(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -114,6 +132,10 @@ def spoiled(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         (lambda data: data["histograms"].pop("load"), "has histograms"),
         (lambda data: data["histograms"].update(other={}), "has histograms"),
         (lambda data: data["histograms"]["read"].update(count=1), "histogram count is 1"),
+        (lambda data: data["ranks"][0]["filesystem"].pop("type"), "is missing or odd: KeyError"),
+        (lambda data: data["ranks"][0]["device"].update(speed=1), "is missing or odd: TypeError"),
+        (lambda data: data["ranks"][0].update(device=7), "is missing or odd: TypeError"),
+        (lambda data: data.update(clock=None), "is missing or odd: TypeError"),
     ],
 )
 def test_a_record_that_is_not_whole_is_refused(
@@ -141,7 +163,8 @@ def test_a_percentile_rests_on_ten_samples_beyond_it(name: str, enough: int) -> 
     def shown(count: int) -> float | None:
         histogram = Histogram()
         histogram.record(np.arange(1, count + 1, dtype=np.int64) * 1_000_000)
-        return latencies_ms(histogram)[name]
+        found: float | None = getattr(Latencies.of(histogram), name)
+        return found
 
     assert shown(enough - 1) is None
     assert shown(enough) is not None
@@ -150,23 +173,23 @@ def test_a_percentile_rests_on_ten_samples_beyond_it(name: str, enough: int) -> 
 def test_latencies_are_milliseconds() -> None:
     histogram = Histogram()
     histogram.record(np.array([1_000_000] * 30 + [4_000_000], dtype=np.int64))
-    found = latencies_ms(histogram)
-    assert found["mean"] == pytest.approx(34 / 31)
-    assert found["p50"] == pytest.approx(1.0, rel=1e-3)
-    assert (found["max"], found["p95"]) == (4.0, None)
+    found = Latencies.of(histogram)
+    assert found.mean == pytest.approx(34 / 31)
+    assert found.p50 == pytest.approx(1.0, rel=1e-3)
+    assert (found.max, found.p95) == (4.0, None)
 
 
 def test_what_did_not_end_hides_no_slow_request() -> None:
     histogram = Histogram()
     histogram.record(np.full(66, 6_000_000, dtype=np.int64))
-    found = latencies_ms(histogram, censored=8)  # of 8 users, all held up at the end
-    assert found["p50"] == pytest.approx(6.0, rel=1e-3)
-    assert found["mean"] is found["max"] is found["p95"] is None
-    assert latencies_ms(histogram, censored=67)["p50"] is None
+    found = Latencies.of(histogram, censored=8)  # of 8 users, all held up at the end
+    assert found.p50 == pytest.approx(6.0, rel=1e-3)
+    assert found.mean is found.max is found.p95 is None
+    assert Latencies.of(histogram, censored=67).p50 is None
 
 
 def test_what_was_not_measured_is_none_and_never_zero() -> None:
-    assert set(latencies_ms(Histogram()).values()) == {None}
+    assert set(asdict(Latencies.of(Histogram())).values()) == {None}
 
 
 def test_a_ratio_of_nothing_is_none() -> None:
@@ -175,42 +198,14 @@ def test_a_ratio_of_nothing_is_none() -> None:
 
 # -- a trial -------------------------------------------------------------------------------
 
-SUMMED = {
-    "read.bytes": "read_bytes",
-    "read.failed": "read_failed",
-    "write.bytes": "write_bytes",
-    "write.failed": "write_failed",
-    "device.bytes": "device_bytes",
-    "requests.offered": "offered",
-    "requests.completed": "completed",
-    "requests.dropped": "dropped",
-    "requests.backlog": "backlog",
-    "requests.completed_in_window": "completed_in_window",
-    "tokens.prompt": "prompt_tokens",
-    "tokens.generated": "generated_tokens",
-    "cache.prompt_blocks": "prompt_blocks",
-    "cache.hit_blocks": "hit_blocks",
-    "cache.evictions": "evictions",
-    "cache.populated_blocks": "populated_blocks",
-    "cache.tiers.storage.blocks": "cached_blocks",
-    "proof.requested_read_bytes": "requested_read_bytes",
-    "proof.requested_write_bytes": "requested_write_bytes",
-    "proof.device_read_bytes": "device_read_bytes",
-    "proof.kernel_write_bytes": "device_write_bytes",
-    "proof.distinct_read_bytes": "distinct_read_bytes",
-    "integrity.read_back": "read_back",
-    "harness.cpu_s": "cpu_s",
-    "integrity.checked": "checked",
-    "integrity.failed": "corrupt",
-}
 
-
-@pytest.mark.parametrize("path", SUMMED)
-def test_a_trials_counts_are_the_sums_of_its_ranks(path: str) -> None:
-    value: Any = data_of([rank_result(0, **{SUMMED[path]: 3}), rank_result(1, **{SUMMED[path]: 5})])
-    for key in path.split("."):
+@pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row.place])
+def test_a_counter_of_all_ranks_stands_at_its_place_in_a_trial(name: str) -> None:
+    ranks = [rank_result(0, **{name: 3}), rank_result(1, **{name: 5})]
+    value: Any = data_of(ranks)
+    for key in TABLE[name].place:
         value = value[key]
-    assert value == 8
+    assert value == (8 if TABLE[name].merge == "sum" else 5)
 
 
 def test_rates_are_amounts_of_the_window_by_its_length() -> None:
@@ -254,11 +249,11 @@ def test_what_did_not_happen_is_none_and_never_zero() -> None:
          "prompt_blocks", "hit_blocks", "arrived_tokens", "hit_tokens", "requested_read_bytes",
          "requested_write_bytes"), 0,
     )  # fmt: skip
-    data = data_of([rank_result(0, **nothing)])
+    trial = trial_by([rank_result(0, **nothing)])
     absent = ("read.gib_per_s", "write.gib_per_s", "requests.per_s", "tokens.per_s",
               "cache.hit_ratio", "cache.hit_token_ratio")  # fmt: skip
-    assert {name: METRICS[name].of(data) for name in absent} == dict.fromkeys(absent)
-    assert data["harness"]["cpu_s_per_gib"] is None
+    assert {name: METRICS[name].of(trial) for name in absent} == dict.fromkeys(absent)
+    assert trial.harness.cpu_s_per_gib is None
 
 
 def test_a_byte_counter_that_one_rank_lacks_is_unknown() -> None:
@@ -281,16 +276,16 @@ def test_every_host_shows_its_filesystem() -> None:
 
 def test_a_trial_survives_its_json() -> None:
     trial = replace(good_trial(2), verdicts=(Verdict(code="A", severity="warning", text="b"),))
-    assert TrialResult.from_json(through_json(trial.to_json())) == trial
+    assert TrialResult.from_json(through_json(trial.to_json()), sound_plan(np=2)) == trial
     failed = TrialResult(index=1, error="the ranks left no record")
-    assert TrialResult.from_json(through_json(failed.to_json())) == failed
+    assert TrialResult.from_json(through_json(failed.to_json()), sound_plan()) == failed
 
 
 @pytest.mark.parametrize(("ok", "error"), [(True, "disk full"), (False, None)])
 def test_a_trial_is_ok_or_has_an_error(*, ok: bool, error: str | None) -> None:
     data = {**good_trial().to_json(), "ok": ok, "error": error}
     with pytest.raises(ResultError, match="is ok and has an error, or neither"):
-        TrialResult.from_json(data)
+        TrialResult.from_json(data, sound_plan(np=2))
 
 
 # -- cases ---------------------------------------------------------------------------------
@@ -414,3 +409,76 @@ def test_a_run_file_without_one_of_its_parts_is_refused(name: str) -> None:
 def test_cases_of_another_type_are_refused(value: object) -> None:
     with pytest.raises(ResultError):
         RunResult.from_json({**a_run().to_json(), "cases": value})
+
+
+# -- whatever ranks may have counted ---------------------------------------------------------
+
+COUNTS = st.integers(0, 1 << 40)
+TIMES = st.floats(0, 1e6)
+COUNTED = st.fixed_dictionaries(
+    {
+        name: (TIMES if row.unit in {"s", "ms", "per s"} else COUNTS)
+        | (st.none() if name in MAY_BE_UNKNOWN else st.nothing())
+        for name, row in TABLE.items()
+    }
+)
+SECTION_NS = st.lists(st.integers(1, 10**12), max_size=50)
+STALLS = st.builds(
+    lambda kind, begin_s, length_s: Stall(kind=kind, begin_s=begin_s, end_s=begin_s + length_s),
+    st.sampled_from(["every", "read", "write"]),
+    st.floats(0, 50),
+    st.floats(0.6, 5),
+)
+FOUND = st.fixed_dictionaries(
+    {
+        "start_s": TIMES,
+        "drained_s": TIMES,
+        "stalls": st.lists(STALLS, max_size=3).map(tuple),
+        "io_mode": st.sampled_from(["direct", "buffered", "none"]),
+        "sync": st.sampled_from(["none", "data"]),
+        "io_note": st.none() | st.text(max_size=9),
+        "is_storage": st.booleans(),
+        "device": st.none() | st.builds(watch, read_bytes=COUNTS, run_s=st.floats(0.1, 90)),
+        "host": st.sampled_from(["test-host", "n2"]),
+    }
+)
+
+
+@st.composite
+def trials(draw: st.DrawFn) -> tuple[Plan, Trial]:
+    found = draw(st.lists(st.tuples(COUNTED, FOUND), min_size=1, max_size=3))
+    plan = sound_plan(np=len(found), phase=draw(st.sampled_from(["both", "prefill"])))
+    ranks = tuple(rank_result(n, **counted, **facts) for n, (counted, facts) in enumerate(found))
+    histograms = {}
+    for name in SECTIONS:
+        histograms[name] = Histogram()
+        histograms[name].record(np.array(draw(SECTION_NS), dtype=np.int64))
+    sound = sound_record(plan, [rank_result(n) for n in range(len(found))])
+    record = replace(sound, ranks=ranks, histograms=histograms, window_s=draw(st.floats(0.1, 99)))
+    return plan, trial_of(record, plan)
+
+
+@pytest.mark.thorough
+@settings(deadline=None, max_examples=40)
+@given(trials(), st.integers(0, 9))
+def test_any_trial_survives_the_run_file(made: tuple[Plan, Trial], index: int) -> None:
+    plan, measured = made
+    trial = TrialResult(index=index, error=None, measured=measured)
+    written = through_json(trial.to_json())
+    again = TrialResult.from_json(written, plan)
+    assert through_json(again.to_json()) == written
+    assert again == trial
+
+
+@pytest.mark.thorough
+@settings(deadline=None, max_examples=40)
+@given(trials())
+def test_every_counter_of_a_trial_is_where_its_row_says(made: tuple[Plan, Trial]) -> None:
+    _plan, measured = made
+    data = measured.to_json()
+    for name, row in TABLE.items():
+        value: Any = data
+        for key in row.place:
+            value = value if value is None else value[key]
+        if row.place and (row.place[0] != "request" or measured.request is not None):
+            assert value == getattr(measured.counters, name), name

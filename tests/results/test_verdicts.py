@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.measure.series import Series
     from pytest_kvcache.plan.plan import Plan
     from pytest_kvcache.results.record import RankResult, TrialRecord
-    from pytest_kvcache.results.trial import Verdict
+    from pytest_kvcache.results.verdictcodes import Verdict
 
 REPLAY = TracePlan(
     name="t",
@@ -72,12 +72,12 @@ def judged(
 ) -> tuple[set[str], str | None]:
     """The codes of a trial of these ranks, and the verdict of its proof."""
     plan = plan or sound_plan(np=len(ranks))
-    data, verdicts = evaluate_trial(sound_record(plan, ranks, **changes), plan)
+    trial, verdicts = evaluate_trial(sound_record(plan, ranks, **changes), plan)
     codes = [verdict.code for verdict in verdicts]
     assert len(set(codes)) == len(codes) or "TMPFS" in codes or "VIRTUAL_DISK" in codes
     assert {v.code: v.severity for v in verdicts} == {code: SEVERITY[code] for code in codes}
     assert all(verdict.text for verdict in verdicts)
-    return set(codes), data["proof"]["verdict"]
+    return set(codes), trial.proof.verdict
 
 
 def of_one(plan: Plan | None = None, *, window_s: float = 60.0, **changes: Any) -> set[str]:
@@ -116,10 +116,7 @@ def chain(*links: tuple[str, str, str | None]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-IN_MEMORY = on(
-    is_tmpfs=True, type="tmpfs", counts_io=False, memory_at_end="tmpfs",
-    chain=chain(("tmpfs", "filesystem", "memory")),
-)  # fmt: skip
+IN_MEMORY = on(type="tmpfs", chain=chain(("tmpfs", "filesystem", "memory")))
 NO_DISKS = {**watch(), "disks": []}
 
 
@@ -129,10 +126,7 @@ def test_files_in_memory_are_no_result() -> None:
 
 
 def test_memory_below_a_filesystem_of_a_disk_is_no_result_however_much_moved() -> None:
-    zram = on(
-        memory_at_end="ext4 on zram0",
-        chain=chain(("ext4", "filesystem", None), ("zram0", "zram", "memory")),
-    )
+    zram = on(chain=chain(("ext4", "filesystem", None), ("zram0", "zram", "memory")))
     ranks = [rank_result(0, filesystem=zram, device=NO_DISKS)]
     assert judged(ranks) == ({"TMPFS"}, "TMPFS")
 
@@ -157,7 +151,7 @@ def test_a_virtual_disk_is_told(*, virtual: bool | None, codes: set[str]) -> Non
 # -- whether reads were real ---------------------------------------------------------------
 
 
-NFS = on(counts_io=False, type="nfs4", is_network=True, unseen="nfs4: elsewhere")
+NFS = on(type="nfs4", chain=chain(("nfs4", "filesystem", "unseen")))
 
 
 @pytest.mark.parametrize("changes", [{"filesystem": NFS, "device": NO_DISKS}, {"filesystem": None}])
@@ -182,10 +176,10 @@ def test_one_rank_without_a_counter_is_enough() -> None:
 
 
 def test_what_lies_out_of_sight_below_a_device_is_unproven() -> None:
-    zvol = on(unseen="zd0: ZFS counts what its own cache serves", counts_io=False)
+    zvol = on(chain=chain(("ext4", "filesystem", None), ("zd0", "zvol", "unseen")))
     assert judged([rank_result(0, filesystem=zvol, device=NO_DISKS)]) == ({"UNPROVEN"}, "UNPROVEN")
     # A process's counter alone does not tell what the unseen part does.
-    nbd = on(unseen="nbd0: a server keeps the bytes")
+    nbd = on(chain=chain(("ext4", "filesystem", None), ("nbd0", "nbd", "unseen")))
     assert judged([rank_result(0, filesystem=nbd, device=NO_DISKS)]) == ({"UNPROVEN"}, "UNPROVEN")
 
 
@@ -252,8 +246,8 @@ ONLY_WRITES: dict[str, Any] = {"requested_read_bytes": 0, "device_read_bytes": 0
 def proofs(ranks: Sequence[RankResult]) -> tuple[str | None, str | None]:
     """The verdicts on reads and on writes."""
     plan = sound_plan(np=len(ranks))
-    proof = evaluate_trial(sound_record(plan, ranks), plan)[0]["proof"]
-    return proof["reads"]["verdict"], proof["writes"]["verdict"]
+    proof = evaluate_trial(sound_record(plan, ranks), plan)[0].proof
+    return proof.reads.verdict, proof.writes.verdict
 
 
 def test_writes_that_the_disk_made_are_proven_where_nothing_was_read() -> None:
@@ -458,7 +452,7 @@ WRITER = {"write_ops": 50, "write_bytes": 50 * MIB, "busy_s": 0.4}
 
 def of_big(
     read_share: float, write_share: float, *, looks: dict[str, Any] | None = None, **changes: Any
-) -> tuple[Any, Any, bool, dict[str, Any]]:
+) -> tuple[Any, Any, bool, Any]:
     """The verdicts on reads and writes, whether others are told, and what they did."""
     seen = watch(
         read_bytes=round(6_000 * MIB * read_share),
@@ -467,18 +461,18 @@ def of_big(
     )
     plan = changes.pop("plan", None) or sound_plan()
     ranks = [rank_result(0, **{**BIG, "device": seen, **changes})]
-    data, verdicts = evaluate_trial(sound_record(plan, ranks), plan)
-    proof = data["proof"]
+    trial, verdicts = evaluate_trial(sound_record(plan, ranks), plan)
+    proof = trial.proof
     told = "BUSY_DEVICE" in {verdict.code for verdict in verdicts}
-    foreign = proof["devices"][0]["foreign"]
-    return proof["reads"]["verdict"], proof["writes"]["verdict"], told, foreign
+    foreign = proof.devices[0].foreign
+    return proof.reads.verdict, proof.writes.verdict, told, foreign
 
 
 def test_a_disk_that_nobody_else_uses_proves_what_went_through_a_loop_device() -> None:
     reads, writes, told, foreign = of_big(1.0, 1.02, filesystem=ON_A_LOOP)
     assert (reads, writes, told) == ("PROVEN", "PROVEN", False)
     # What a loop device answers from memory would hide others of the same size.
-    assert (foreign["read_bytes"], foreign["write_bytes"]) == (None, None)
+    assert (foreign.read_bytes, foreign.write_bytes) == (None, None)
 
 
 @pytest.mark.parametrize("when", ["quiet", "after"])
@@ -496,17 +490,17 @@ def test_writes_of_others_prove_none_of_ours_through_a_loop_device(when: str) ->
 def test_more_than_can_be_ours_is_others_and_proves_nothing() -> None:
     reads, writes, told, foreign = of_big(1.0, 10.0, filesystem=ON_A_LOOP)
     assert (reads, writes, told) == ("PROVEN", "UNPROVEN", True)
-    assert foreign["write_bytes"] > 2_000 * MIB
+    assert foreign.write_bytes > 2_000 * MIB
     reads, writes, told, foreign = of_big(1.3, 1.0, filesystem=ON_A_LOOP)
     assert (reads, writes, told) == ("UNPROVEN", "PROVEN", True)
-    assert foreign["read_bytes"] == pytest.approx(1_200 * MIB, rel=1e-6)
+    assert foreign.read_bytes == pytest.approx(1_200 * MIB, rel=1e-6)
 
 
 def test_what_the_kernel_counts_for_a_rank_proves_where_it_goes_straight_to_a_disk() -> None:
     looks = {"quiet": {**READER, **WRITER}}
     reads, writes, told, foreign = of_big(3.0, 10.0, looks=looks)
     assert (reads, writes, told) == ("PROVEN", "PROVEN", True)
-    assert foreign["read_bytes"] == 12_000 * MIB
+    assert foreign.read_bytes == 12_000 * MIB
     # Without that counter, and for what a buffered write dirties, the disk alone tells.
     assert of_big(3.0, 1.0, device_read_bytes=None)[0] == "UNPROVEN"
     assert of_big(1.0, 1.0, device_read_bytes=None)[0] == "PROVEN"
@@ -550,8 +544,8 @@ def test_disks_of_one_name_on_two_machines_are_two() -> None:
         rank_result(1, host="n2", **BIG, device=watch(machine="b", **theirs)),
     ]
     plan = sound_plan(np=2)
-    data, verdicts = evaluate_trial(sound_record(plan, ranks), plan)
-    assert [group["hosts"] for group in data["proof"]["devices"]] == [["test-host"], ["n2"]]
+    trial, verdicts = evaluate_trial(sound_record(plan, ranks), plan)
+    assert [group.hosts for group in trial.proof.devices] == [("test-host",), ("n2",)]
     assert ["sda of n2" in verdict.text for verdict in verdicts] == [True]
 
 
@@ -937,7 +931,7 @@ def test_the_queues_of_all_ranks_are_one() -> None:
 
 
 def text_of(code: str, plan: Plan, **changes: Any) -> str:
-    _data, verdicts = evaluate_trial(sound_record(plan, [rank_result(0, **changes)]), plan)
+    _trial, verdicts = evaluate_trial(sound_record(plan, [rank_result(0, **changes)]), plan)
     (text,) = (verdict.text for verdict in verdicts if verdict.code == code)
     return text
 
@@ -1010,7 +1004,7 @@ def test_operations_that_wait_longer_than_they_are_served_are_queueing(
 ) -> None:
     plan = sound_plan(queue_depth=4)
     record = with_queue(sound_record(plan, [rank_result(0, mean_depth=mean_depth)]), waited_ns)
-    _data, verdicts = evaluate_trial(record, plan)
+    _trial, verdicts = evaluate_trial(record, plan)
     assert {verdict.code for verdict in verdicts} == codes
     if "SATURATED" in codes and waited_ns > 10**9:
         assert "waited 12,658 ms (p95 12," in verdicts[0].text
@@ -1158,16 +1152,16 @@ def test_the_rank_that_stood_still_longest_is_named_with_its_host() -> None:
         rank_result(2, longest_pause_s=None),
     ]
     plan = sound_plan(np=3)
-    data, verdicts = evaluate_trial(sound_record(plan, ranks), plan)
+    trial, verdicts = evaluate_trial(sound_record(plan, ranks), plan)
     (verdict,) = [verdict for verdict in verdicts if verdict.code == "PAUSED"]
     assert verdict.text.startswith("rank 1 on host n2 stood still for 3.2 s in the window")
-    assert data["harness"]["longest_pause_s"] == 3.25
+    assert trial.counters.longest_pause_s == 3.25
 
 
 def test_a_pause_that_nobody_knows_is_null() -> None:
     plan = sound_plan()
-    data, _ = evaluate_trial(sound_record(plan, [rank_result(0, longest_pause_s=None)]), plan)
-    assert data["harness"]["longest_pause_s"] is None
+    trial, _ = evaluate_trial(sound_record(plan, [rank_result(0, longest_pause_s=None)]), plan)
+    assert trial.counters.longest_pause_s is None
 
 
 # -- which of several trials has it worst ---------------------------------------------------
@@ -1178,9 +1172,9 @@ def size_in(code: str, changes: dict[str, Any]) -> float | None:
     changes, plan = dict(changes), sound_plan()
     window_s = changes.pop("window_s", 60.0)
     record = sound_record(plan, [rank_result(0, **changes)], window_s=window_s)
-    data, verdicts = evaluate_trial(record, plan)
+    trial, verdicts = evaluate_trial(record, plan)
     assert code in {verdict.code for verdict in verdicts}
-    return size_of(code, data)
+    return size_of(code, trial)
 
 
 def stood_still(*lengths_s: float) -> dict[str, Any]:
@@ -1227,6 +1221,6 @@ def test_the_worse_of_two_trials_has_the_larger_size(
 
 
 def test_what_has_no_number_has_no_size() -> None:
-    assert size_in("TMPFS", {"filesystem": on(memory_at_end="tmpfs")}) is None
+    assert size_in("TMPFS", {"filesystem": IN_MEMORY}) is None
     limited = surroundings(memory_limit_hits=6_000)
     assert size_in("THROTTLED", {"surroundings": limited}) is None

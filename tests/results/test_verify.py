@@ -12,7 +12,9 @@ import pytest
 
 from pytest_kvcache.backends.posix.file import FileBackend
 from pytest_kvcache.errors import KVCacheError, ResultError
-from pytest_kvcache.results.trial import CaseResult, RunResult, TrialResult
+from pytest_kvcache.results.case import CaseResult
+from pytest_kvcache.results.outcome import TrialResult
+from pytest_kvcache.results.run import RunResult
 from pytest_kvcache.results.verdicts.trial import evaluate_trial
 from pytest_kvcache.results.verify import verify_run
 from pytest_kvcache.system.preloads import Wrapper
@@ -40,8 +42,8 @@ def run_json(plan: Plan, records: list[TrialRecord]) -> dict[str, Any]:
     """The run file of one case, as the controller writes it."""
     trials = []
     for index, record in enumerate(records):
-        data, verdicts = evaluate_trial(record, plan.for_trial(index))
-        trials.append(TrialResult(index=index, error=None, verdicts=verdicts, data=data))
+        measured, verdicts = evaluate_trial(record, plan.for_trial(index))
+        trials.append(TrialResult(index=index, error=None, verdicts=verdicts, measured=measured))
     run = RunResult(
         run_id=plan.run_id,
         started_at="2026-01-01T00:00:00+00:00",
@@ -281,7 +283,10 @@ def test_nothing_can_be_emptied_unseen() -> None:
 
 def told_of(filesystem: dict[str, Any]) -> list[str]:
     """What verify says of a run file whose only rank, and proof, have this filesystem."""
-    data = sound_run(filesystem={**FILESYSTEM, **filesystem})
+    data = sound_run()
+    trial = data["cases"][0]["trials"][0]
+    forged_facts = {**FILESYSTEM, **filesystem}
+    trial["ranks"][0]["filesystem"] = trial["proof"]["filesystem"]["test-host"] = forged_facts
     return complaints(data)
 
 
@@ -306,17 +311,17 @@ IN_MEMORY = chain(("tmpfs", "filesystem", "memory"))
     [
         (
             {"chain": LOOP_IN_MEMORY},
-            "filesystem.memory_at_end is None; by its other facts it must be 'ext4 on loop0 on /x",
+            "records it is 'ext4 on loop0 on /x",
         ),
         (
             {"type": "tmpfs", "chain": IN_MEMORY, "is_tmpfs": True, "memory_at_end": "tmpfs"},
-            "filesystem.counts_io is True; by its other facts it must be False",
+            "filesystem.counts_io is True; computed from the ranks' records it is False",
         ),
-        ({"type": "nfs4"}, "filesystem.is_network is False; by its other facts it must be True"),
-        ({"type": "overlay"}, "filesystem.is_overlay is False; by its other facts it must be True"),
-        ({"options": "rw,dax"}, "filesystem.counts_io is True; by its other facts it must be"),
-        ({"unseen": "nbd0: elsewhere"}, "filesystem.unseen is 'nbd0: elsewhere'; by its other"),
-        ({"device_model": "QEMU"}, "filesystem.virtual is False; by its other facts it must be"),
+        ({"type": "nfs4"}, "filesystem.is_network is False; computed from"),
+        ({"type": "overlay"}, "filesystem.is_overlay is False; computed from"),
+        ({"options": "rw,dax"}, "filesystem.counts_io is True; computed from the"),
+        ({"unseen": "nbd0: elsewhere"}, "filesystem.unseen is 'nbd0: elsewhere'; computed from"),
+        ({"device_model": "QEMU"}, "filesystem.virtual is False; computed from the ranks"),
         ({"device": "sdb"}, "filesystem.device has sdb, which is not at the end of the chain"),
         ({"path": "/elsewhere"}, "filesystem.path is '/elsewhere'; it must be '/data'"),
         ({"host": "n9"}, "filesystem.host is 'n9'; it must be 'test-host'"),

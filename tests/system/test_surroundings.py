@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pytest_kvcache.results.verdicts.trial import evaluate_trial
 from pytest_kvcache.system.cgroups import IoLimit, Throttling
+from pytest_kvcache.system.filesystem import FilesystemFacts
 from pytest_kvcache.system.preloads import Preload, Wrapper
 from pytest_kvcache.system.surroundings import (
     Surroundings,
@@ -34,9 +35,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_kvcache.results.record import RankResult
-    from pytest_kvcache.results.trial import Verdict
+    from pytest_kvcache.results.verdictcodes import Verdict
 
 MIB = 1 << 20
+OVERLAY = [{"name": "ext4", "kind": "filesystem", "end": "unseen", "note": "not seen from here"}]
 SHIM = Wrapper(library="/opt/shim.so", functions=("fsync", "pread64"))
 ASKED = Preload(name="shim.so", source="LD_PRELOAD", path="/opt/shim.so")
 
@@ -195,8 +197,8 @@ def test_what_no_percentile_can_show_is_recorded_only(changes: dict[str, Any]) -
     [
         ("8:0", {}, ["THROTTLED"]),
         ("8:16", {}, []),
-        ("8:16", {"unseen": "overlay: whose layers are not seen"}, ["THROTTLED"]),
-        ("8:0", {"is_network": True}, []),
+        ("8:16", {"chain": OVERLAY}, ["THROTTLED"]),
+        ("8:0", {"type": "nfs4"}, []),
     ],
     ids=["its own", "another", "maybe its own", "of this machine, not of the network"],
 )
@@ -204,7 +206,8 @@ def test_an_io_limit_counts_where_it_may_be_on_the_blocks_device(
     device: str, changes: dict[str, Any], codes: list[str]
 ) -> None:
     limits = (IoLimit(device=device, read_bytes_per_s=MIB),)
-    rank = replace(around(io_limits=limits), filesystem=FILESYSTEM | changes)
+    facts = FilesystemFacts.from_json(FILESYSTEM | changes)
+    rank = replace(around(io_limits=limits), filesystem=facts)
     assert [v.code for v in told(rank) if v.code == "THROTTLED"] == codes
 
 

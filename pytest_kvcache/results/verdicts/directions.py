@@ -9,82 +9,84 @@ is the only witness, and believed if others can't have moved what it counted.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pytest_kvcache.results.devicegroups import BELIEVED_SHARE, DeviceGroup
-from pytest_kvcache.system.devicechain import DeviceChain
+from pytest_kvcache.results.devicegroups import (
+    BELIEVED_SHARE,
+    DeviceGroup,
+    is_durable,
+    journals_data,
+)
+from pytest_kvcache.results.trial import Direction
 from pytest_kvcache.system.mountoptions import asks_for_flushes
 from pytest_kvcache.units import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
+    from pytest_kvcache.results.record import RankResult
+
+_WORST_FIRST = ("CACHED_READS", "CACHED_WRITES", "UNPROVEN", "PROVEN")
 MOVED_SHARE = 0.9  # of the bytes asked for that a device must have moved
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Direction:
-    """Reads, or writes.
-
-    ``process_share`` and ``device_share`` are the least share of what was asked for that
-    the kernel counted for a rank, and that the disks of a group moved; None: not counted.
-    ``against`` is a code that speaks against it, ``why`` in words; None: it is proven, or
-    ``asked`` is false and there is nothing to prove.
-    """
-
-    asked: bool
-    process_share: float | None = None
-    device_share: float | None = None
-    against: str | None = None
-    why: str | None = None
-
-    @property
-    def verdict(self) -> str | None:
-        """What the run file says of this direction."""
-        return self.against or ("PROVEN" if self.asked else None)
-
-    def to_json(self) -> dict[str, Any]:
-        """As in the run file."""
-        told = asdict(self)
-        return {name: told[name] for name in ("process_share", "device_share", "why")} | {
-            "verdict": self.verdict
-        }
+def directions_of(
+    ranks: Sequence[RankResult], groups: Sequence[DeviceGroup]
+) -> tuple[Direction, Direction]:
+    """Reads and writes apart; where there is no storage, nothing is compared."""
+    reads, writes = reads_of(ranks, groups), writes_of(ranks, groups)
+    elsewhere = no_storage(ranks)
+    if elsewhere is None:
+        return reads, writes
+    told = [Direction(verdict=way.verdict and elsewhere) for way in (reads, writes)]
+    return told[0], told[1]
 
 
-def reads_of(data: Mapping[str, Any]) -> Direction:
+def no_storage(ranks: Sequence[RankResult]) -> str | None:
+    """What the bytes of some rank went to instead of a storage, as a code; None: nothing."""
+    if any(_is_memory(rank) for rank in ranks):
+        return "TMPFS"
+    return None if all(rank.is_storage for rank in ranks) else "NOT_STORAGE"
+
+
+def worst_of(ranks: Sequence[RankResult], reads: Direction, writes: Direction) -> str | None:
+    """What stands against the worse of the two, else PROVEN; None: nothing was moved."""
+    given = {reads.verdict, writes.verdict}
+    worst = next((code for code in _WORST_FIRST if code in given), None)
+    return no_storage(ranks) or worst
+
+
+def reads_of(ranks: Sequence[RankResult], groups: Sequence[DeviceGroup]) -> Direction:
     """Whether the reads reached a device."""
-    ranks = [rank for rank in data["ranks"] if rank["requested_read_bytes"]]
-    groups = _groups(data)
+    asked = [rank for rank in ranks if rank.requested_read_bytes]
     process = _least(
-        rank["device_read_bytes"] / rank["requested_read_bytes"]
-        for rank in ranks
-        if _counts(rank, "read")
+        rank.device_read_bytes / rank.requested_read_bytes
+        for rank in asked
+        if rank.device_read_bytes is not None and _counts_io(rank)
     )
     device = _least(map(_read_share, groups))
     return _judged(
-        bool(ranks), process, device, code="CACHED_READS",
+        bool(asked), process, device, code="CACHED_READS",
         cached=_cached_reads(process, device),
-        unproven=_unproven_reads(ranks, groups),
+        unproven=_unproven_reads(asked, groups),
     )  # fmt: skip
 
 
-def writes_of(data: Mapping[str, Any]) -> Direction:
+def writes_of(ranks: Sequence[RankResult], groups: Sequence[DeviceGroup]) -> Direction:
     """Whether the writes reached a device, as far as anything promised that."""
-    ranks = [rank for rank in data["ranks"] if rank["requested_write_bytes"]]
-    groups = _groups(data)
-    weak = {rank["host"] for rank in ranks if not _is_durable(rank)}
+    asked = [rank for rank in ranks if rank.requested_write_bytes]
+    weak = {rank.host for rank in asked if not is_durable(rank)}
     device = _least(map(_written_share, groups))
     promised = _least(_written_share(group) for group in groups if not weak & set(group.hosts))
     process = _least(
-        rank["device_write_bytes"] / rank["requested_write_bytes"]
-        for rank in ranks
-        if _is_durable(rank) and _counts(rank, "write")
+        rank.device_write_bytes / rank.requested_write_bytes
+        for rank in asked
+        if is_durable(rank) and rank.device_write_bytes is not None and _counts_io(rank)
     )
     return _judged(
-        bool(ranks), process, device, code="CACHED_WRITES",
-        cached=sync_fault(data) or _cached_writes(process, promised),
-        unproven=_unproven_writes(ranks, groups),
+        bool(asked), process, device, code="CACHED_WRITES",
+        cached=sync_fault(ranks) or _cached_writes(process, promised),
+        unproven=_unproven_writes(asked, groups),
     )  # fmt: skip
 
 
@@ -98,30 +100,29 @@ def _written_share(group: DeviceGroup) -> float | None:
     return group.moved.write_bytes / asked if asked else None
 
 
-def sync_fault(data: Mapping[str, Any]) -> str | None:
+def sync_fault(ranks: Sequence[RankResult]) -> str | None:
     """What the probe of a sync found before the window; None: nothing, or it was not made."""
-    for rank in data["ranks"]:
-        probe = (rank["device"] or {}).get("sync_probe")
+    for rank in ranks:
+        probe = None if rank.device is None else rank.device.sync_probe
         if probe is None or _is_memory(rank):
             continue
-        wrote, unsynced = probe["device_write_bytes"], probe["unsynced_bytes"]
-        if wrote is not None and wrote < MOVED_SHARE * probe["bytes"]:
+        wrote, unsynced = probe.device_write_bytes, probe.unsynced_bytes
+        if wrote is not None and wrote < MOVED_SHARE * probe.bytes:
             return (
-                f"a sync on {rank['host']} returned without the device having written: of"
-                f" {probe['bytes']} bytes it wrote {wrote}"
+                f"a sync on {rank.host} returned without the device having written: of"
+                f" {probe.bytes} bytes it wrote {wrote}"
             )
-        if unsynced and not _keeps_dirty(rank):
+        if unsynced and not (rank.filesystem and journals_data(rank.filesystem)):
             return (
-                f"a sync on {rank['host']} returned while {unsynced} of {probe['bytes']} bytes"
+                f"a sync on {rank.host} returned while {unsynced} of {probe.bytes} bytes"
                 " were in memory only"
             )
     return None
 
 
-def _counts(rank: Mapping[str, Any], kind: str) -> bool:
+def _counts_io(rank: RankResult) -> bool:
     """Whether the kernel counts what is read, or written, for the rank."""
-    facts = rank["filesystem"]
-    return bool(facts) and facts["counts_io"] and rank[f"device_{kind}_bytes"] is not None
+    return rank.filesystem is not None and rank.filesystem.counts_io
 
 
 def _judged(
@@ -133,14 +134,11 @@ def _judged(
     cached: str | None,
     unproven: Iterator[str],
 ) -> Direction:
-    why = cached if asked else None
-    against = code if why else None
-    if asked and why is None:
-        why = "; ".join(dict.fromkeys(unproven)) or None
-        against = "UNPROVEN" if why else None
-    return Direction(
-        asked=asked, process_share=process, device_share=device, against=against, why=why
-    )
+    if not asked:
+        return Direction(process_share=process, device_share=device)
+    why = cached or "; ".join(dict.fromkeys(unproven)) or None
+    verdict = code if cached else "UNPROVEN" if why else "PROVEN"
+    return Direction(process_share=process, device_share=device, why=why, verdict=verdict)
 
 
 def _cached_reads(process: float | None, device: float | None) -> str | None:
@@ -160,35 +158,33 @@ def _cached_writes(process: float | None, device: float | None) -> str | None:
     return None
 
 
-def _unproven_reads(
-    ranks: Sequence[Mapping[str, Any]], groups: Sequence[DeviceGroup]
-) -> Iterator[str]:
+def _unproven_reads(ranks: Sequence[RankResult], groups: Sequence[DeviceGroup]) -> Iterator[str]:
     for rank in ranks:
-        if _counts(rank, "read") and _is_straight(rank):
+        counted = _counts_io(rank) and rank.device_read_bytes is not None
+        if counted and _is_straight(rank):
             continue
         group = _group_of(rank, groups)
         if group is not None:
             yield from _unbelieved(group, "read")
-        elif _counts(rank, "read"):
+        elif counted:
             yield "no counter of a disk tells what the layers above it answered from memory"
         else:
             yield "the kernel keeps no byte counter for this storage"
     yield from _unseen(ranks)
 
 
-def _unproven_writes(
-    ranks: Sequence[Mapping[str, Any]], groups: Sequence[DeviceGroup]
-) -> Iterator[str]:
+def _unproven_writes(ranks: Sequence[RankResult], groups: Sequence[DeviceGroup]) -> Iterator[str]:
     for rank in ranks:
         group = _group_of(rank, groups)
-        if not _is_durable(rank):
+        counted = _counts_io(rank) and rank.device_write_bytes is not None
+        if not is_durable(rank):
             yield (
                 "buffered without a sync: nothing promises that what was written has left the"
                 " page cache"
             )
         elif group is None:
             yield "no device's counter tells what was written"
-        elif not (rank["io_mode"] == "direct" and _counts(rank, "write") and _is_straight(rank)):
+        elif not (rank.io_mode == "direct" and counted and _is_straight(rank)):
             yield from _unbelieved(group, "write")
         if not _outlasts_power(rank):
             yield (
@@ -198,20 +194,20 @@ def _unproven_writes(
     yield from _unseen(ranks)
 
 
-def _unseen(ranks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _unseen(ranks: Sequence[RankResult]) -> Iterator[str]:
     """What of a storage with counters lies out of sight."""
     for rank in ranks:
-        facts = rank["filesystem"]
-        if facts and not facts["is_network"] and facts["unseen"]:
-            yield facts["unseen"]
+        facts = rank.filesystem
+        if facts is not None and not facts.is_network and facts.chain.unseen:
+            yield facts.chain.unseen
 
 
-def _group_of(rank: Mapping[str, Any], groups: Sequence[DeviceGroup]) -> DeviceGroup | None:
-    return next((group for group in groups if rank["host"] in group.hosts), None)
+def _group_of(rank: RankResult, groups: Sequence[DeviceGroup]) -> DeviceGroup | None:
+    return next((group for group in groups if rank.host in group.hosts), None)
 
 
-def _is_straight(rank: Mapping[str, Any]) -> bool:
-    return DeviceChain.from_json(rank["filesystem"]["chain"]).is_straight
+def _is_straight(rank: RankResult) -> bool:
+    return rank.filesystem is not None and rank.filesystem.chain.is_straight
 
 
 def _unbelieved(group: DeviceGroup, kind: str) -> Iterator[str]:
@@ -237,27 +233,14 @@ def _per_s(group: DeviceGroup, when: str, kind: str) -> float:
     return getattr(getattr(group, when), f"{kind}_bytes") / span_s if span_s else 0.0
 
 
-def _is_durable(rank: Mapping[str, Any]) -> bool:
-    return bool(rank["sync"] == "data" or rank["io_mode"] == "direct")
-
-
-def _outlasts_power(rank: Mapping[str, Any]) -> bool:
+def _outlasts_power(rank: RankResult) -> bool:
     """Whether a sync, if there is one, has the device write out its own cache."""
-    options = (rank["filesystem"] or {}).get("options", "")
-    return rank["sync"] != "data" or asks_for_flushes(options)
+    options = "" if rank.filesystem is None else rank.filesystem.options
+    return rank.sync != "data" or asks_for_flushes(options)
 
 
-def _is_memory(rank: Mapping[str, Any]) -> bool:
-    return bool(rank["filesystem"] and rank["filesystem"]["memory_at_end"])
-
-
-def _keeps_dirty(rank: Mapping[str, Any]) -> bool:
-    """Whether pages stay dirty after a sync that wrote them into the journal."""
-    return "data=journal" in rank["filesystem"]["options"].split(",")
-
-
-def _groups(data: Mapping[str, Any]) -> list[DeviceGroup]:
-    return [DeviceGroup.from_json(group) for group in data["proof"]["devices"]]
+def _is_memory(rank: RankResult) -> bool:
+    return rank.filesystem is not None and rank.filesystem.memory_at_end is not None
 
 
 def _least(shares: Iterable[float | None]) -> float | None:

@@ -8,15 +8,17 @@ it had all it may have, and more waited in our own queue than were served.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pytest_kvcache.results.trial import Verdict, ratio
+from pytest_kvcache.results.verdictcodes import Verdict
+from pytest_kvcache.units import ratio
 from pytest_kvcache.workloads.openloop import interval_cv
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from pytest_kvcache.plan.plan import Plan
+    from pytest_kvcache.results.trial import Trial
 
 _SATURATED_SHARE = 0.5  # of the queue depth in flight on average
 _BACKLOG_SHARE = 0.05  # of the offered requests that may wait for the storage at the end
@@ -25,23 +27,21 @@ _CHANCE_WHEN_FULL = 2.0  # likewise, where the storage has all it may have, and 
 _LATE_SHARE = 0.5  # of the response times that the harness may make by itself
 
 
-def whether_the_load_was_right(data: Mapping[str, Any], plan: Plan) -> Iterator[Verdict]:
+def whether_the_load_was_right(trial: Trial, plan: Plan) -> Iterator[Verdict]:
     """Queues of an open loop, depths below the storage's limit, and our own queue."""
-    depths = [rank["mean_depth"] for rank in data["ranks"]]
-    known = [depth for depth in depths if depth is not None]
-    depth = sum(known) / len(known) if known else None
+    depth = trial.counters.mean_depth
     busy = depth is None or depth >= _SATURATED_SHARE * plan.queue_depth
-    waits = _waits(data)
+    waits = _waits(trial)
     full = busy and waits is not None and waits[0] > waits[1]
     piled = None
-    if plan.open_loop or data["wakeup"] is not None:
-        piled = _pile(data, plan, busy=busy, chance=_CHANCE_WHEN_FULL if full else _CHANCE)
+    if plan.open_loop or trial.wakeup is not None:
+        piled = _pile(trial, plan, busy=busy, chance=_CHANCE_WHEN_FULL if full else _CHANCE)
     if piled is not None:
         yield _overloaded(piled, plan, busy=busy)
     elif not busy and depth is not None:
-        yield _unsaturated(depth, data, plan)
+        yield _unsaturated(depth, trial, plan)
     elif full and waits is not None:
-        yield _saturated(*waits, data, plan)
+        yield _saturated(*waits, trial, plan)
 
 
 def _overloaded(piled: str, plan: Plan, *, busy: bool) -> Verdict:
@@ -57,16 +57,16 @@ def _overloaded(piled: str, plan: Plan, *, busy: bool) -> Verdict:
     return Verdict.of("OVERLOADED", f"{piled}; {why}")
 
 
-def _unsaturated(depth: float, data: Mapping[str, Any], plan: Plan) -> Verdict:
+def _unsaturated(depth: float, trial: Trial, plan: Plan) -> Verdict:
     speed = "this is the load's speed, at most what the users ask for, not the storage's limit"
     if plan.open_loop:
         speed = f"an open loop below the storage's limit has the load's speed: {_faster(plan)}"
-        if plan.request_rate is not None and _in_flight(data) > plan.users * plan.np / 2:
+        if plan.request_rate is not None and _in_flight(trial) > plan.users * plan.np / 2:
             speed = (
                 f"{speed}; {plan.users} users per rank are so few that their requests wait for"
                 " each other: more --kv-num-users"
             )
-    waits = _waits(data)
+    waits = _waits(trial)
     if waits is not None and waits[0] > waits[1]:
         speed = (
             f"{speed}; operations still waited {_told(waits[0])} ms on average, for those that were"
@@ -78,8 +78,8 @@ def _unsaturated(depth: float, data: Mapping[str, Any], plan: Plan) -> Verdict:
     return Verdict.of("UNSATURATED", text)
 
 
-def _saturated(waited_ms: float, served_ms: float, data: Mapping[str, Any], plan: Plan) -> Verdict:
-    p95_ms = data["queue"]["ms"]["p95"]
+def _saturated(waited_ms: float, served_ms: float, trial: Trial, plan: Plan) -> Verdict:
+    p95_ms = trial.queue.ms.p95
     tail = "" if p95_ms is None else f" (p95 {_told(p95_ms)} ms)"
     fewer = "fewer --kv-num-users"
     if plan.open_loop:
@@ -99,37 +99,36 @@ def _told(value_ms: float) -> str:
     return f"{value_ms:,.0f}" if value_ms >= 100 else f"{value_ms:.3g}"  # noqa: PLR2004
 
 
-def _waits(data: Mapping[str, Any]) -> tuple[float, float] | None:
+def _waits(trial: Trial) -> tuple[float, float] | None:
     """Mean wait in our queue and mean service time of reads and writes, ms; None: no operation."""
-    waited_ms = data["queue"]["ms"]["mean"]
-    sections = [data[kind] for kind in ("read", "write") if data[kind]["count"]]
-    count = sum(section["count"] for section in sections)
-    served_ms = ratio(sum(s["count"] * s["ms"]["mean"] for s in sections), count)
+    waited_ms = trial.queue.ms.mean
+    served = [(s.count, s.ms.mean) for s in (trial.read, trial.write) if s.ms.mean is not None]
+    served_ms = ratio(sum(count * ms for count, ms in served), sum(count for count, _ms in served))
     return None if waited_ms is None or served_ms is None else (waited_ms, served_ms)
 
 
-def _in_flight(data: Mapping[str, Any]) -> float:
+def _in_flight(trial: Trial) -> float:
     """Requests that waited for the storage, on average, in the half that had more."""
-    return max((half for half in data["requests"]["half_waiting"] if half is not None), default=0.0)
+    return max((half for half in trial.requests.half_waiting if half is not None), default=0.0)
 
 
-def _pile(data: Mapping[str, Any], plan: Plan, *, busy: bool, chance: float) -> str | None:
+def _pile(trial: Trial, plan: Plan, *, busy: bool, chance: float) -> str | None:
     """Of an open loop: what was left at the end, or that ever more were waiting; None: neither.
 
     Simulated generation is no waiting; storing what was answered is. What is under way when
     a window ends is no pile: as much was under way before (by Little's law the rate times
     the response time), give or take what chance makes of it.
     """
-    requests = data["requests"]
-    offered, waiting = requests["offered"], requests["backlog"] - requests["generating"]
-    left = requests["dropped"] + waiting + requests["storing"]
-    usual = requests["half_waiting"][0] or 0.0
+    counted = trial.counters
+    offered, waiting = counted.offered, counted.backlog - counted.generating
+    left = counted.dropped + waiting + counted.storing
+    usual = trial.requests.half_waiting[0] or 0.0
     natural = usual + chance * _cv(plan) * math.sqrt(usual)
     piled = left > max(plan.np, _BACKLOG_SHARE * offered, natural)
-    if requests["dropped"] or (piled and (busy or not _users_were_few(left, data, plan))):
+    if counted.dropped or (piled and (busy or not _users_were_few(left, trial, plan))):
         return f"{left} of {offered} requests were dropped, unanswered or not stored at the end"
-    if _is_growing(requests, plan):
-        first, second = requests["half_waiting"]
+    first, second = trial.requests.half_waiting
+    if first is not None and second is not None and _is_growing(first, second, offered, plan):
         return (
             "the requests that wait for the storage grew from"
             f" {first:.0f} in the first half of the window to {second:.0f} in the second one"
@@ -137,7 +136,7 @@ def _pile(data: Mapping[str, Any], plan: Plan, *, busy: bool, chance: float) -> 
     return None
 
 
-def _users_were_few(left: int, data: Mapping[str, Any], plan: Plan) -> bool:
+def _users_were_few(left: int, trial: Trial, plan: Plan) -> bool:
     """Whether what is left is at most a request of each user, and the harness was in time.
 
     Then they wait for each other's blocks: a storage with few operations is not the reason.
@@ -145,7 +144,7 @@ def _users_were_few(left: int, data: Mapping[str, Any], plan: Plan) -> bool:
     if plan.request_rate is None or left > plan.users * plan.np:
         return False
     late, took = (
-        None if data[name] is None else data[name]["ms"]["mean"] for name in ("wakeup", "request")
+        None if section is None else section.ms.mean for section in (trial.wakeup, trial.request)
     )
     return late is None or (took is not None and late < _LATE_SHARE * took)
 
@@ -155,17 +154,14 @@ def _cv(plan: Plan) -> float:
     return 1.0 if plan.arrival is None else interval_cv(plan.arrival)
 
 
-def _is_growing(requests: Mapping[str, Any], plan: Plan) -> bool:
+def _is_growing(first: float, second: float, offered: int, plan: Plan) -> bool:
     """Whether more than chance has lengthened the queue from one half to the other.
 
     A queue that is exactly at its capacity is a random walk: n arrivals lengthen it by
     cv * sqrt(n) (one standard deviation), for cv of the times between them. One below
     its capacity varies less; one above it grows by a share of n.
     """
-    first, second = requests["half_waiting"]
-    if first is None or second is None:
-        return False
-    return bool(second - first > _CHANCE * _cv(plan) * math.sqrt(requests["offered"] / 2))
+    return second - first > _CHANCE * _cv(plan) * math.sqrt(offered / 2)
 
 
 def _faster(plan: Plan) -> str:

@@ -6,13 +6,13 @@ import statistics
 from typing import TYPE_CHECKING, Final
 
 from pytest_kvcache.measure.metrics import ALWAYS_SHOWN
-from pytest_kvcache.results.trial import Verdict
+from pytest_kvcache.results.verdictcodes import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pytest_kvcache.results.case import CaseResult
     from pytest_kvcache.results.summary import MetricSeries
-    from pytest_kvcache.results.trial import CaseResult
 
 NOISY_CV: Final = 0.1  # pyperf calls a benchmark unstable from here on as well
 _ODD: Final = 0.5  # what is left of the CV without a trial that stands alone

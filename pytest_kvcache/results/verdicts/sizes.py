@@ -3,44 +3,46 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from pytest_kvcache.results.trial import ratio
 from pytest_kvcache.results.verdicts.storage import busy_group
 from pytest_kvcache.results.verdicts.surroundings import HELD_UP_SHARE
+from pytest_kvcache.units import ratio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from pytest_kvcache.results.devicegroups import DeviceGroup
+    from pytest_kvcache.results.trial import Direction, Trial
 
-    _Data = Mapping[str, Any]
 
-
-def size_of(code: str, data: Mapping[str, Any]) -> float | None:
+def size_of(code: str, trial: Trial) -> float | None:
     """The larger, the worse; None: the verdict carries no size."""
     size = _SIZES.get(code)
-    return None if size is None else size(data)
+    return None if size is None else size(trial)
 
 
-def _paused_s(data: _Data) -> float:
-    return max(rank["longest_pause_s"] or 0.0 for rank in data["ranks"])
+def _paused_s(trial: Trial) -> float:
+    return trial.counters.longest_pause_s or 0.0
 
 
-def _shallow(data: _Data) -> float:
-    return -sum(rank["mean_depth"] or 0.0 for rank in data["ranks"])
+def _shallow(trial: Trial) -> float:
+    return -sum(rank.mean_depth or 0.0 for rank in trial.ranks)
 
 
-def _held_up(data: _Data) -> float | None:
+def _held_up(trial: Trial) -> float | None:
     """The largest share of the time; None: it is for a limit, which has none."""
-    names = ("throttled_ratio", "steal_ratio", "memory_pressure_ratio")
-    most = max(host[name] or 0.0 for host in data["surroundings"] for name in names)
+    most = max(
+        share or 0.0
+        for host in trial.surroundings
+        for share in (host.throttled_ratio, host.steal_ratio, host.memory_pressure_ratio)
+    )
     return most if most >= HELD_UP_SHARE else None
 
 
-def _others(data: _Data) -> float | None:
+def _others(trial: Trial) -> float | None:
     """The largest share of a device that was others'."""
-    group = busy_group(data)
+    group = busy_group(trial)
     return None if group is None else max(_shares(group))
 
 
@@ -54,24 +56,21 @@ def _shares(group: DeviceGroup) -> Iterator[float]:
     yield foreign.quiet_busy_ratio
 
 
-def _cached(kind: str) -> Callable[[_Data], float]:
-    def missing(data: _Data) -> float:
-        way = data["proof"][kind]
-        shares = [way[name] for name in ("process_share", "device_share")]
-        return 1.0 - min((share for share in shares if share is not None), default=0.0)
-
-    return missing
+def _missing(way: Direction) -> float:
+    """The share of what was asked for that did not reach a device."""
+    shares = (way.process_share, way.device_share)
+    return 1.0 - min((share for share in shares if share is not None), default=0.0)
 
 
-_SIZES: Final[Mapping[str, Callable[[_Data], float | None]]] = MappingProxyType(
+_SIZES: Final[Mapping[str, Callable[[Trial], float | None]]] = MappingProxyType(
     {
         "BUSY_DEVICE": _others,
-        "CACHED_READS": _cached("reads"),
-        "CACHED_WRITES": _cached("writes"),
+        "CACHED_READS": lambda trial: _missing(trial.proof.reads),
+        "CACHED_WRITES": lambda trial: _missing(trial.proof.writes),
         "PAUSED": _paused_s,
-        "SATURATED": lambda data: data["queue"]["ms"]["mean"] or 0.0,
-        "SHORT_WINDOW": lambda data: -data["window_s"],
-        "STALL": lambda data: data["stalls"]["total_s"] or 0.0,
+        "SATURATED": lambda trial: trial.queue.ms.mean or 0.0,
+        "SHORT_WINDOW": lambda trial: -trial.window_s,
+        "STALL": lambda trial: trial.stalls.total_s,
         "THROTTLED": _held_up,
         "UNSATURATED": _shallow,
     }

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pytest_kvcache.results.devicegroups import DeviceGroup
-from pytest_kvcache.results.trial import Verdict
-from pytest_kvcache.results.verdicts.directions import reads_of, writes_of
+from pytest_kvcache.results.verdictcodes import Verdict
+from pytest_kvcache.results.verdicts.directions import no_storage
 from pytest_kvcache.units import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from pytest_kvcache.plan.plan import Plan
+    from pytest_kvcache.results.devicegroups import DeviceGroup
+    from pytest_kvcache.results.trial import Trial
+    from pytest_kvcache.system.filesystem import FilesystemFacts
 
 # Others' share of a device, from which on it is told. Below are what a system writes anyway
 # (logs, a journal's commits) and what our own estimate of metadata and of cut requests is off.
@@ -21,23 +23,23 @@ _BUSY_BYTES_PER_S = 1 << 20  # and no share of next to nothing
 _BUSY_OPERATIONS_PER_S = 20.0
 
 
-def where_the_bytes_went(data: Mapping[str, Any], plan: Plan) -> Iterator[Verdict]:
+def where_the_bytes_went(trial: Trial, plan: Plan) -> Iterator[Verdict]:
     """No storage, memory, or a virtual disk."""
-    if not is_storage(data):
+    if not trial.is_storage:
         yield Verdict.of(
             "NOT_STORAGE",
             f"the backend {plan.backend} is no storage; this measures the harness, use"
             " --kv-backend=file for a result",
         )
-    filesystems = _filesystems(data)
-    memory = [facts for facts in filesystems if facts["memory_at_end"]]
+    filesystems = trial.proof.filesystems
+    memory = [facts for facts in filesystems if facts.memory_at_end is not None]
     if memory:
         yield Verdict.of(
             "TMPFS",
-            f"{plan.cache_dir} on {_hosts(memory)} is {memory[0]['memory_at_end']}, which is"
+            f"{plan.cache_dir} on {_hosts(memory)} is {memory[0].memory_at_end}, which is"
             " memory; choose a --kv-cache-dir on the storage",
         )
-    virtual = [facts for facts in filesystems if facts["virtual"] and not facts["memory_at_end"]]
+    virtual = [facts for facts in filesystems if facts.virtual and facts not in memory]
     if virtual:
         yield Verdict.of(
             "VIRTUAL_DISK",
@@ -46,41 +48,27 @@ def where_the_bytes_went(data: Mapping[str, Any], plan: Plan) -> Iterator[Verdic
         )
 
 
-def _filesystems(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [facts for facts in data["proof"]["filesystem"].values() if facts is not None]
-
-
-def is_storage(data: Mapping[str, Any]) -> bool:
-    """Whether every rank's backend is one."""
-    return all(rank["is_storage"] for rank in data["ranks"])
-
-
-def is_memory(data: Mapping[str, Any]) -> bool:
-    """Whether a rank's bytes end in memory."""
-    return any(facts["memory_at_end"] for facts in _filesystems(data))
-
-
-def _hosts(filesystems: Sequence[Mapping[str, Any]]) -> str:
+def _hosts(filesystems: Sequence[FilesystemFacts]) -> str:
     """Whose filesystems they are, in few words."""
-    first, more = filesystems[0]["host"], len(filesystems) - 1
-    return f"{first} and {more} more" if more else str(first)
+    first, more = filesystems[0].host, len(filesystems) - 1
+    return f"{first} and {more} more" if more else first
 
 
-def whether_it_is_proven(data: Mapping[str, Any]) -> Iterator[Verdict]:
+def whether_it_is_proven(trial: Trial) -> Iterator[Verdict]:
     """Reads and writes apart; rank by rank and device by device.
 
     One that reads ahead must not stand in for one that reads a cache.
     """
-    if not is_storage(data) or is_memory(data):
+    if no_storage(trial.ranks) is not None:
         return
-    reads, writes = reads_of(data), writes_of(data)
-    if reads.against == "CACHED_READS":
+    reads, writes = trial.proof.reads, trial.proof.writes
+    if reads.verdict == "CACHED_READS":
         yield Verdict.of(
             "CACHED_READS",
             f"{reads.why}; the rest came out of a cache, use --kv-io=direct or more data than"
             " memory",
         )
-    if writes.against == "CACHED_WRITES":
+    if writes.verdict == "CACHED_WRITES":
         yield Verdict.of(
             "CACHED_WRITES",
             f"{writes.why}; look for a preloaded library (LD_PRELOAD), a filesystem that takes"
@@ -89,17 +77,17 @@ def whether_it_is_proven(data: Mapping[str, Any]) -> Iterator[Verdict]:
     unproven = [
         f"{name}: {way.why}"
         for name, way in (("reads", reads), ("writes", writes))
-        if way.against == "UNPROVEN"
+        if way.verdict == "UNPROVEN"
     ]
     if unproven:
         yield Verdict.of("UNPROVEN", "not proven to have reached a device: " + "; ".join(unproven))
 
 
-def whether_others_used_it(data: Mapping[str, Any]) -> Iterator[Verdict]:
+def whether_others_used_it(trial: Trial) -> Iterator[Verdict]:
     """Foreign I/O on the disks: during the run, and in the moments around it."""
-    if not is_storage(data) or is_memory(data):
+    if no_storage(trial.ranks) is not None:
         return
-    group = busy_group(data)
+    group = busy_group(trial)
     if group is not None:
         yield Verdict.of(
             "BUSY_DEVICE",
@@ -109,10 +97,9 @@ def whether_others_used_it(data: Mapping[str, Any]) -> Iterator[Verdict]:
         )
 
 
-def busy_group(data: Mapping[str, Any]) -> DeviceGroup | None:
+def busy_group(trial: Trial) -> DeviceGroup | None:
     """The first group of disks that others used as well."""
-    groups = map(DeviceGroup.from_json, data["proof"]["devices"])
-    return next((group for group in groups if any(_used_by_others(group))), None)
+    return next((group for group in trial.proof.devices if any(_used_by_others(group))), None)
 
 
 def _used_by_others(group: DeviceGroup) -> Iterator[str]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pytest_kvcache.results.trial import Verdict
+from pytest_kvcache.results.verdictcodes import Verdict
 from pytest_kvcache.system.cgroups import limit_words
 from pytest_kvcache.system.preloads import offence
-from pytest_kvcache.system.surroundings import Surroundings
 from pytest_kvcache.units import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+    from pytest_kvcache.results.trial import HostSurroundings, Trial
+    from pytest_kvcache.system.cgroups import IoLimit
+    from pytest_kvcache.system.clocks import ClockRecord
+    from pytest_kvcache.system.filesystem import FilesystemFacts
 
 # Of the time. A p99 is about the slowest hundredth of the operations: what held ranks up for
 # three hundredths of the time can be all of it.
@@ -22,27 +26,27 @@ _CLOCK_SHARE = 0.01
 _CLOCK_S = 0.05
 
 
-def whether_the_harness_was_fast(data: Mapping[str, Any]) -> Iterator[Verdict]:
+def whether_the_harness_was_fast(trial: Trial) -> Iterator[Verdict]:
     """What the ranks could have done without the storage."""
-    harness = data["harness"]
-    if harness["client_bound"]:
+    harness = trial.harness
+    if harness.client_bound:
         yield Verdict.of(
             "CLIENT_BOUND",
-            f"a rank could make only {harness['headroom']:.1f} times as many operations"
+            f"a rank could make only {harness.headroom:.1f} times as many operations"
             " without the storage; this measures the harness as well, use more ranks (--kv-np) or"
             " larger blocks (--kv-block-tokens)",
         )
 
 
-def whether_something_held_it_up(data: Mapping[str, Any]) -> Iterator[Verdict]:
+def whether_something_held_it_up(trial: Trial) -> Iterator[Verdict]:
     """Limits of control groups, and what other guests and processes took."""
-    hosts = data["surroundings"]
+    hosts = trial.surroundings
     yield from _throttled(
         hosts,
         "throttled_ratio",
         lambda h: (
-            f"was stopped by its CPU quota{_quota(h)} in {h['throttled_periods']} of"
-            f" {h['cpu_periods']} periods, for {h['throttled_ratio']:.0%} of the time summed over"
+            f"was stopped by its CPU quota{_quota(h)} in {h.throttled_periods} of"
+            f" {h.cpu_periods} periods, for {h.throttled_ratio:.0%} of the time summed over"
             " cores, and latencies contain that; raise the quota (docker --cpus, limits.cpu of a"
             " pod)"
         ),
@@ -51,7 +55,7 @@ def whether_something_held_it_up(data: Mapping[str, Any]) -> Iterator[Verdict]:
         hosts,
         "steal_ratio",
         lambda h: (
-            f"lost its ranks' cores to other guests for {h['steal_ratio']:.1%} of the time"
+            f"lost its ranks' cores to other guests for {h.steal_ratio:.1%} of the time"
             " (steal), and latencies contain that; use a quieter host, or one with its own cores"
         ),
     )
@@ -60,25 +64,25 @@ def whether_something_held_it_up(data: Mapping[str, Any]) -> Iterator[Verdict]:
         "memory_pressure_ratio",
         lambda h: (
             f"had processes that waited for memory{_limit(h)} for"
-            f" {h['memory_pressure_ratio']:.1%} of the time; give it more, or end what takes it"
+            f" {h.memory_pressure_ratio:.1%} of the time; give it more, or end what takes it"
         ),
     )
     yield from _throttled(
         hosts,
         "memory_limit_hits_per_s",
         lambda h: (
-            f"reached its memory limit{_limit(h)} {h['memory_limit_hits_per_s']:.3g} times"
+            f"reached its memory limit{_limit(h)} {h.memory_limit_hits_per_s:.3g} times"
             " per second, and had to give back what it held; raise the limit, or use --kv-io=direct"
         ),
         least=_LIMIT_HITS_PER_S,
     )
-    filesystems = data["proof"]["filesystem"]
-    limits = {host["host"]: [limit for limit in host["io_limits"]
-                             if _applies(limit, filesystems[host["host"]])]
+    filesystems = trial.proof.filesystem
+    limits = {host.host: [limit for limit in host.io_limits
+                          if _applies(limit, filesystems[host.host])]
               for host in hosts}  # fmt: skip
-    limited = [host for host in hosts if limits[host["host"]]]
+    limited = [host for host in hosts if limits[host.host]]
     if limited:
-        shown = "; ".join(map(_io_limit, limits[limited[0]["host"]]))
+        shown = "; ".join(map(_io_limit, limits[limited[0].host]))
         yield Verdict.of(
             "THROTTLED",
             f"{_named(limited)} may use the device only as far as its control group allows"
@@ -88,73 +92,71 @@ def whether_something_held_it_up(data: Mapping[str, Any]) -> Iterator[Verdict]:
 
 
 def _throttled(
-    hosts: Sequence[Mapping[str, Any]],
+    hosts: Sequence[HostSurroundings],
     name: str,
-    told: Callable[[Mapping[str, Any]], str],
+    told: Callable[[HostSurroundings], str],
     least: float = HELD_UP_SHARE,
 ) -> Iterator[Verdict]:
     """The host that has most of something, where that is enough to tell."""
-    found = [host for host in hosts if host[name] is not None and host[name] >= least]
-    found.sort(key=lambda host: -host[name])
+    values = [(getattr(host, name), host) for host in hosts]
+    found = [(value, host) for value, host in values if value is not None and value >= least]
+    found.sort(key=lambda pair: -pair[0])
     if found:
-        yield Verdict.of("THROTTLED", f"{_named(found)} {told(found[0])}")
+        named = _named([host for _value, host in found])
+        yield Verdict.of("THROTTLED", f"{named} {told(found[0][1])}")
 
 
-def _named(hosts: Sequence[Mapping[str, Any]]) -> str:
+def _named(hosts: Sequence[HostSurroundings]) -> str:
     """``host n1 (and 2 more)``."""
     more = f" (and {len(hosts) - 1} more)" if len(hosts) > 1 else ""
-    return f"host {hosts[0]['host']}{more}"
+    return f"host {hosts[0].host}{more}"
 
 
-def _quota(host: Mapping[str, Any]) -> str:
-    cores = host["cpu_quota_cores"]
+def _quota(host: HostSurroundings) -> str:
+    cores = host.cpu_quota_cores
     return "" if cores is None else f" of {cores:.3g} cores"
 
 
-def _limit(host: Mapping[str, Any]) -> str:
-    limit_bytes = host["memory_limit_bytes"]
+def _limit(host: HostSurroundings) -> str:
+    limit_bytes = host.memory_limit_bytes
     return "" if limit_bytes is None else f" ({limit_words(format_bytes(limit_bytes))})"
 
 
-def _applies(limit: Mapping[str, Any], filesystem: Mapping[str, Any] | None) -> bool:
+def _applies(limit: IoLimit, filesystem: FilesystemFacts | None) -> bool:
     """Whether the device that is limited may hold the blocks; so may all where it is not seen."""
-    if filesystem is None or filesystem["is_network"]:
+    if filesystem is None or filesystem.is_network:
         return False
-    numbers = {link["number"] for link in filesystem["chain"]}
-    return filesystem["unseen"] is not None or limit["device"] in numbers
+    chain = filesystem.chain
+    return chain.unseen is not None or limit.device in {link.number for link in chain.links}
 
 
-def _io_limit(limit: Mapping[str, Any]) -> str:
+def _io_limit(limit: IoLimit) -> str:
     """``8:0: 10 MiB/s read, 500 writes/s``."""
+    bytes_per_s = (("read", limit.read_bytes_per_s), ("write", limit.write_bytes_per_s))
+    per_s = (("reads", limit.reads_per_s), ("writes", limit.writes_per_s))
     rates = [
-        *(f"{format_bytes(limit[f'{kind}_bytes_per_s'])}/s {kind}" for kind in ("read", "write")
-          if limit[f"{kind}_bytes_per_s"] is not None),
-        *(f"{limit[f'{kind}_per_s']} {kind}/s" for kind in ("reads", "writes")
-          if limit[f"{kind}_per_s"] is not None),
-    ]  # fmt: skip
-    return f"{limit['device']}: {', '.join(rates)}"
+        *(f"{format_bytes(rate)}/s {kind}" for kind, rate in bytes_per_s if rate is not None),
+        *(f"{rate} {kind}/s" for kind, rate in per_s if rate is not None),
+    ]
+    return f"{limit.device}: {', '.join(rates)}"
 
 
-def whether_calls_were_wrapped(data: Mapping[str, Any]) -> Iterator[Verdict]:
+def whether_calls_were_wrapped(trial: Trial) -> Iterator[Verdict]:
     """What stood between ranks and the kernel."""
-    found = [(rank, told) for rank in data["ranks"] if (told := offence(_of(rank).preloads))]
+    found = [(rank, told) for rank in trial.ranks if (told := offence(rank.surroundings.preloads))]
     if found:
         rank, told = found[0]
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         yield Verdict.of(
             "PRELOADED",
-            f"I/O or clocks of rank {rank['rank']} on host {rank['host']}{more} went through"
+            f"I/O or clocks of rank {rank.rank} on host {rank.host}{more} went through"
             f" {told}: this measures that as well; run without it",
         )
 
 
-def _of(rank: Mapping[str, Any]) -> Surroundings:
-    return Surroundings.from_json(rank["surroundings"])
-
-
-def whether_clocks_agree(data: Mapping[str, Any]) -> Iterator[Verdict]:
+def whether_clocks_agree(trial: Trial) -> Iterator[Verdict]:
     """The span of the run by the ranks' clocks, the kernel's, and the controller's."""
-    found = [*_kernel_disagrees(data), *_controller_disagrees(data["clock"]), *_drifted(data)]
+    found = [*_kernel_disagrees(trial), *_controller_disagrees(trial.clock), *_drifted(trial)]
     if found:
         yield Verdict.of(
             "CLOCK",
@@ -167,21 +169,20 @@ def _is_off(span_s: float, by_s: float) -> bool:
     return by_s > max(_CLOCK_S, _CLOCK_SHARE * abs(span_s))
 
 
-def _kernel_disagrees(data: Mapping[str, Any]) -> Iterator[str]:
-    for rank in data["ranks"]:
-        around = _of(rank)
+def _kernel_disagrees(trial: Trial) -> Iterator[str]:
+    for rank in trial.ranks:
+        around = rank.surroundings
         span_s, raw_s = around.span_s, around.raw_span_s
         if raw_s is not None and _is_off(span_s, abs(raw_s - span_s)):
             yield (
-                f"rank {rank['rank']} on host {rank['host']} measured {span_s:.2f} s where the"
+                f"rank {rank.rank} on host {rank.host} measured {span_s:.2f} s where the"
                 f" kernel's raw clock counted {raw_s:.2f} s"
             )
 
 
-def _controller_disagrees(clock: Mapping[str, Any]) -> Iterator[str]:
-    span_s, least_s, most_s = (
-        clock[name] for name in ("coordinator_s", "controller_least_s", "controller_most_s")
-    )
+def _controller_disagrees(clock: ClockRecord) -> Iterator[str]:
+    span_s = clock.coordinator_s
+    least_s, most_s = clock.controller_least_s, clock.controller_most_s
     if least_s is None or most_s is None:
         return
     if _is_off(span_s, max(least_s - span_s, span_s - most_s)):
@@ -191,11 +192,11 @@ def _controller_disagrees(clock: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _drifted(data: Mapping[str, Any]) -> Iterator[str]:
-    clock = data["clock"]
-    if _is_off(clock["coordinator_s"], abs(clock["drift_s"])):
-        rank = data["ranks"][clock["drift_rank"]]
+def _drifted(trial: Trial) -> Iterator[str]:
+    clock = trial.clock
+    if _is_off(clock.coordinator_s, abs(clock.drift_s)):
+        rank = trial.ranks[clock.drift_rank]
         yield (
-            f"the clock of host {rank['host']} (rank {rank['rank']}) went {clock['drift_s']:+.2f} s"
-            f" from the coordinator's within {clock['coordinator_s']:.2f} s"
+            f"the clock of host {rank.host} (rank {rank.rank}) went {clock.drift_s:+.2f} s"
+            f" from the coordinator's within {clock.coordinator_s:.2f} s"
         )

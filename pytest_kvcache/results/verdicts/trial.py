@@ -7,14 +7,11 @@ one; each of their functions yields what it finds.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pytest_kvcache.results.trial import Verdict, trial_data
-from pytest_kvcache.results.verdicts.directions import Direction, reads_of, writes_of
+from pytest_kvcache.results.figures import trial_of
 from pytest_kvcache.results.verdicts.load import whether_the_load_was_right
 from pytest_kvcache.results.verdicts.storage import (
-    is_memory,
-    is_storage,
     where_the_bytes_went,
     whether_it_is_proven,
     whether_others_used_it,
@@ -28,39 +25,23 @@ from pytest_kvcache.results.verdicts.surroundings import (
 from pytest_kvcache.results.verdicts.window import whether_the_window_holds
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from pytest_kvcache.plan.plan import Plan
     from pytest_kvcache.results.record import RankResult, TrialRecord
-
-_AGAINST = ("CACHED_READS", "CACHED_WRITES", "UNPROVEN")  # the worst first
-
-
-def evaluate_trial(record: TrialRecord, plan: Plan) -> tuple[dict[str, Any], tuple[Verdict, ...]]:
-    """A trial's part of the run file and all verdicts on it, from the ranks' records alone."""
-    data = trial_data(record, plan)
-    verdicts = _judge(data, plan)
-    data["proof"].update(_proof_verdicts(data))
-    return data, verdicts
+    from pytest_kvcache.results.trial import Trial
+    from pytest_kvcache.results.verdictcodes import Verdict
 
 
-def _proof_verdicts(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads and writes apart, and what stands against the worse of them, else PROVEN."""
-    reads, writes = reads_of(data), writes_of(data)
-    no_storage = "TMPFS" if is_memory(data) else None if is_storage(data) else "NOT_STORAGE"
-    if no_storage is not None:
-        reads, writes = (
-            Direction(asked=way.asked, against=no_storage if way.asked else None)
-            for way in (reads, writes)
-        )
-    given = {reads.verdict, writes.verdict}
-    proven = "PROVEN" if "PROVEN" in given else None
-    worst = next((code for code in _AGAINST if code in given), proven)
-    return {
-        "reads": reads.to_json(),
-        "writes": writes.to_json(),
-        "verdict": no_storage or worst,
-    }
+def evaluate_trial(record: TrialRecord, plan: Plan) -> tuple[Trial, tuple[Verdict, ...]]:
+    """What a trial measured, and all verdicts on it, from the ranks' record alone."""
+    trial = trial_of(record, plan)
+    return trial, verdicts_on(trial, plan)
+
+
+def verdicts_on(trial: Trial, plan: Plan) -> tuple[Verdict, ...]:
+    """All verdicts on a trial of this plan."""
+    return tuple(_judge(trial, plan))
 
 
 def idle_error(ranks: Sequence[RankResult]) -> str | None:
@@ -85,16 +66,13 @@ def idle_error(ranks: Sequence[RankResult]) -> str | None:
     )
 
 
-def _judge(data: Mapping[str, Any], plan: Plan) -> tuple[Verdict, ...]:
-    found = [
-        *where_the_bytes_went(data, plan),
-        *whether_it_is_proven(data),
-        *whether_others_used_it(data),
-        *whether_the_window_holds(data, plan),
-        *whether_the_load_was_right(data, plan),
-        *whether_the_harness_was_fast(data),
-        *whether_calls_were_wrapped(data),
-        *whether_clocks_agree(data),
-        *whether_something_held_it_up(data),
-    ]
-    return tuple(found)
+def _judge(trial: Trial, plan: Plan) -> Iterator[Verdict]:
+    yield from where_the_bytes_went(trial, plan)
+    yield from whether_it_is_proven(trial)
+    yield from whether_others_used_it(trial)
+    yield from whether_the_window_holds(trial, plan)
+    yield from whether_the_load_was_right(trial, plan)
+    yield from whether_the_harness_was_fast(trial)
+    yield from whether_calls_were_wrapped(trial)
+    yield from whether_clocks_agree(trial)
+    yield from whether_something_held_it_up(trial)
