@@ -32,7 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def told_by(server: Path, secret: str = SECRET) -> tuple[str, ...]:
     """What a user types for it."""
-    return (*PLUGIN, f"--kv-backend-option=endpoint={server}",
+    return (*PLUGIN, "--kv-allow-invalid", f"--kv-backend-option=endpoint={server}",
             "--kv-backend-option", f"secret_key={secret}")  # fmt: skip
 
 
