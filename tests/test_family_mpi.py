@@ -39,7 +39,7 @@ def test_a_launcher_of_a_plugin_starts_ranks(
     real_site: Site, toyrun: Callable[[str], None]
 ) -> None:
     toyrun("2.4")
-    result = real_site.real(*PLUGIN)
+    result = real_site.real(*PLUGIN, "--kv-allow-invalid")
     assert result.ret == pytest.ExitCode.OK, output(result)
     launcher = real_site.run()["environment"]["launcher"]
     assert launcher == f"{real_site.path}/bin/toyrun (2.4)"
@@ -60,6 +60,6 @@ def test_a_launcher_of_a_plugin_that_is_too_old_is_refused(
     real_site: Site, toyrun: Callable[[str], None]
 ) -> None:
     toyrun("1.9")
-    result = real_site.real(*PLUGIN)
+    result = real_site.real(*PLUGIN, "--kv-allow-invalid")
     assert result.ret == pytest.ExitCode.USAGE_ERROR, output(result)
     assert "toyrun 1.9; its version must be at least 2" in refusal(result)

@@ -32,7 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def told_by(server: Path, secret: str = SECRET) -> tuple[str, ...]:
     """What a user types for it."""
-    return (*PLUGIN, f"--kv-backend-option=endpoint={server}",
+    return (*PLUGIN, "--kv-allow-invalid", f"--kv-backend-option=endpoint={server}",
             "--kv-backend-option", f"secret_key={secret}")  # fmt: skip
 
 
@@ -92,6 +92,20 @@ def test_a_secret_that_is_wrong_is_not_told_either(real_site: Site, server: Path
     assert f"the server does not know the key '{MASK}'" in output(result)
     assert wrong not in output(result)
     assert [name for name, content in written(real_site).items() if wrong.encode() in content] == []
+
+
+def test_a_bug_in_a_backend_does_not_tell_the_secret(
+    real_site: Site, server: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVCACHE_TEST_BUG", "1")
+    result = real_site.real(*told_by(server))
+    assert result.ret == pytest.ExitCode.TESTS_FAILED, output(result)
+    assert f"RuntimeError: a bug that tells {MASK}" in output(result)
+    (log,) = real_site.path.glob("results/*/*/trial-1/mpirun.log")
+    assert "Traceback" in log.read_text()
+    assert [
+        name for name, content in written(real_site).items() if SECRET.encode() in content
+    ] == []
 
 
 def test_a_dry_run_shows_the_settings_without_the_secret(real_site: Site, server: Path) -> None:

@@ -26,6 +26,8 @@ from pytest_kvcache.hosts.lock import HostLock
 from pytest_kvcache.hosts.processes import LaunchProcesses, describe_process
 from pytest_kvcache.hosts.sessiondirs import SessionDirs
 from pytest_kvcache.hosts.sharedmemory import Segments
+from pytest_kvcache.launchers.families import BUILT_IN_LEFTOVERS
+from pytest_kvcache.launchers.family import Leftovers
 from pytest_kvcache.system.cgroups import Groups, MemoryKills
 from pytest_kvcache.version import VERSION
 
@@ -52,6 +54,7 @@ class Guard:
     keep: bool
     lock: HostLock
     sees_ranks: bool = True
+    leaves: Leftovers = BUILT_IN_LEFTOVERS
     segments: Segments = field(default_factory=Segments.now)
     sessions: SessionDirs = field(default_factory=SessionDirs.now)
 
@@ -64,6 +67,7 @@ class Guard:
         keep: bool,
         sees_ranks: bool = True,
         locks: bool = True,
+        leaves: Leftovers = BUILT_IN_LEFTOVERS,
     ) -> Guard:
         """Take the host's lock, unless the controller itself has it; PreflightError names who has.
 
@@ -72,13 +76,18 @@ class Guard:
         lock = HostLock(socket.gethostname(), run_id=run_id, in_container=not sees_ranks)
         if locks:
             _acquire(lock, run_id, kills=sees_ranks)
-        return cls(run_id=run_id, cache_dir=cache_dir, keep=keep, lock=lock, sees_ranks=sees_ranks)
+        return cls(
+            run_id=run_id, cache_dir=cache_dir, keep=keep, lock=lock, sees_ranks=sees_ranks,
+            leaves=leaves,
+            segments=Segments.now(patterns=leaves.segments),
+            sessions=SessionDirs.now(kinds=leaves.files),
+        )  # fmt: skip
 
     def clean_up(self) -> list[str]:
         """End the run's processes, remove its files; return what could not be ended."""
         left: tuple[int, ...] = ()
         if self.sees_ranks:  # else they end with their container
-            left = LaunchProcesses(marker=self.run_id).kill()
+            left = LaunchProcesses(marker=self.run_id, leaves=self.leaves).kill()
             self.segments.remove_new()
             self.sessions.remove_new()
         # What is stuck in the storage would be joined by us; the ranks' janitor removes it then.
@@ -123,9 +132,9 @@ class Agent:
             "mark": self._mark,
             "see": lambda what: see_marks(what["directory"], what["names"]),
             "unmark": lambda _what: self._unmark(),
-            "ranks": lambda what: LaunchProcesses(marker=what["run_id"]).ranks_begun(),
+            "ranks": lambda what: self._processes(what).ranks_begun(),
             "memory kills": lambda _what: asdict(MemoryKills.now(Groups.of_process())),
-            "orphans": lambda what: LaunchProcesses(marker=what["run_id"]).orphans(),
+            "orphans": lambda what: self._processes(what).orphans(),
             "watch": self._watch,
             "clean up": lambda _what: self._guard.clean_up() if self._guard else [],
         }
@@ -161,8 +170,14 @@ class Agent:
                 keep=what["keep"],
                 sees_ranks=what.get("sees_ranks", True),
                 locks=what.get("locks", True),
+                leaves=Leftovers.from_json(what["leaves"]),
             )
         self._guard.cache_dir, self._guard.keep = what["cache_dir"], what["keep"]
+
+    def _processes(self, what: Mapping[str, Any]) -> LaunchProcesses:
+        """Those of a launch, with daemons as the guarded run's launchers call them."""
+        leaves = BUILT_IN_LEFTOVERS if self._guard is None else self._guard.leaves
+        return LaunchProcesses(marker=what["run_id"], leaves=leaves)
 
     def _watch(self, what: Mapping[str, Any]) -> None:
         """Tell of the end of each of these processes, in the order in which they end."""

@@ -16,6 +16,7 @@ from pytest_kvcache.hosts.facts import HostFacts, machine_identity
 from pytest_kvcache.hosts.links import Answer, HostLinks
 from pytest_kvcache.hosts.localhost import is_local
 from pytest_kvcache.hosts.lock import Patience, is_taken
+from pytest_kvcache.launchers.families import BUILT_IN_LEFTOVERS
 from pytest_kvcache.system.cgroups import MemoryKills
 from pytest_kvcache.units import format_count
 from pytest_kvcache.version import VERSION
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.hosts.access import HostAccess
     from pytest_kvcache.hosts.facts import HostQuestion
     from pytest_kvcache.hosts.hostlist import RankLayout
+    from pytest_kvcache.launchers.family import Leftovers
 
 _FRESH_S = 5.0
 _FACTS_S = 30.0  # a cold interpreter on a parallel file system may take a while
@@ -111,8 +113,14 @@ class Cluster:
         python: str,
         env: Mapping[str, str],
         patience: Patience | None = None,
+        *,
+        leaves: Leftovers = BUILT_IN_LEFTOVERS,
     ) -> None:
-        """``env`` is what the interpreter needs on every host; ``patience`` None: no waiting."""
+        """``env`` is what the interpreter needs on every host; ``patience`` None: no waiting.
+
+        ``leaves`` is what launchers may leave on the hosts.
+        """
+        self._leaves = leaves
         self._patience = patience or Patience(0.0)
         self._env = dict(env)
         self._run_id = run_id
@@ -153,7 +161,7 @@ class Cluster:
         self._find_doubles(found)
         guard = {
             "do": "guard", "run_id": self._run_id, "cache_dir": question.cache_dir, "keep": keep,
-            "sees_ranks": self.sees_ranks,
+            "sees_ranks": self.sees_ranks, "leaves": self._leaves.to_json(),
         }  # fmt: skip
         self._guard = guard
         waited_s = self._patience.waited_s

@@ -31,6 +31,7 @@ from pytest_kvcache.launch.preflight import (
     library_problems,
 )
 from pytest_kvcache.launch.trial import Launch
+from pytest_kvcache.launchers.families import leftovers_of
 from pytest_kvcache.launchers.family import MPICH, OPEN_MPI
 from pytest_kvcache.launchers.protocol import LaunchJob
 from pytest_kvcache.measure.metrics import possible
@@ -205,6 +206,7 @@ class Controller:
                 setup.python,
                 self._for_agents(),
                 self._patience,
+                leaves=leftovers_of(self._registry.launchers.values()),
             )
         needs_directory = self._registry.backend(options.backend).traits.directory
         question = HostQuestion(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
@@ -95,6 +95,29 @@ class Leftovers:
             parents=self.parents | other.parents,
             files=tuple(dict.fromkeys((*self.files, *other.files))),
             segments=tuple(dict.fromkeys((*self.segments, *other.segments))),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dict for the agents of other hosts; ``from_json`` gives the same back."""
+        return {
+            "daemons": sorted(self.daemons),
+            "parents": sorted(self.parents),
+            "files": [asdict(left) for left in self.files],
+            "segments": list(self.segments),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Leftovers:
+        """The inverse of ``to_json``."""
+        files = (
+            Leftover(**{**left, "unless_running": tuple(left["unless_running"])})
+            for left in data["files"]
+        )
+        return cls(
+            daemons=frozenset(data["daemons"]),
+            parents=frozenset(data["parents"]),
+            files=tuple(files),
+            segments=tuple(data["segments"]),
         )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_kvcache.cache.index import CacheIndex
 from pytest_kvcache.errors import OptionError
+from pytest_kvcache.phases import PHASES
 from pytest_kvcache.units import format_bytes
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def check_contexts_fit(plan: Plan, family: WorkloadFamily, trials: int) -> None:
 
     The contexts are those that the ranks will store, drawn with the same seed.
     """
-    if plan.phase != "decode" or family.needs_trace or plan.capacity_blocks >= plan.need_blocks:
+    if PHASES[plan.phase].stores or family.needs_trace or plan.capacity_blocks >= plan.need_blocks:
         return
     looked_at = 0
     for trial, rank in product(range(trials), range(plan.np)):

@@ -15,6 +15,7 @@ from pytest_kvcache.hosts.facts import HostFacts, HostQuestion
 from pytest_kvcache.hosts.lock import HostLock
 from pytest_kvcache.hosts.sessiondirs import SessionDirs
 from pytest_kvcache.hosts.sharedmemory import Segments
+from pytest_kvcache.launchers.families import BUILT_IN_LEFTOVERS
 from pytest_kvcache.version import VERSION
 from tests.factories import PATIENCE_S
 from tests.neighbours import N1, AgentProcess, end, is_alive, was_killed
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.neighbours import Neighbours
+
+
+LEAVES = BUILT_IN_LEFTOVERS.to_json()
 
 
 @pytest.fixture
@@ -42,7 +46,9 @@ def guard(
 ) -> dict[str, Any]:
     """Let it guard the run."""
     directory = None if cache_dir is None else str(cache_dir)
-    return agent.ask("guard", run_id=neighbours.run_id, cache_dir=directory, keep=keep)
+    return agent.ask(
+        "guard", run_id=neighbours.run_id, cache_dir=directory, keep=keep, leaves=LEAVES
+    )
 
 
 def leavings(neighbours: Neighbours, cache_dir: Path) -> list[Path]:
@@ -224,7 +230,7 @@ def test_a_directory_that_is_not_the_runs_is_left_and_told(
 def test_another_runs_host_is_refused(agent: AgentProcess, neighbours: Neighbours) -> None:
     guard(agent, neighbours)
     second = neighbours.agent()
-    refused = second.ask("guard", run_id="another", cache_dir=None, keep=False)
+    refused = second.ask("guard", run_id="another", cache_dir=None, keep=False, leaves=LEAVES)
     assert "a benchmark runs on" in refused["error"]
     assert neighbours.run_id in refused["error"]
     assert second.hang_up() == 0
@@ -237,7 +243,9 @@ def test_an_agent_of_the_same_run_takes_over_from_one_that_was_cut_off(
 ) -> None:
     guard(agent, neighbours)
     second = neighbours.agent()
-    number = second.tell("guard", run_id=neighbours.run_id, cache_dir=None, keep=False)
+    number = second.tell(
+        "guard", run_id=neighbours.run_id, cache_dir=None, keep=False, leaves=LEAVES
+    )
     assert agent.process.wait(PATIENCE_S) == -9  # reaped, as its sshd would do
     assert second.reply() == {"id": number, "value": None}
     assert json.loads(neighbours.lock().read_text())["pid"] == second.process.pid

@@ -10,6 +10,7 @@ from pytest_kvcache.errors import PreflightError
 from pytest_kvcache.hosts import links as hostlinks
 from pytest_kvcache.hosts.agent import REPLY_MARK
 from pytest_kvcache.hosts.links import HostLinks
+from pytest_kvcache.launchers.families import BUILT_IN_LEFTOVERS
 from pytest_kvcache.version import VERSION
 from tests.factories import PATIENCE_S, wait_for
 from tests.neighbours import N1, N2, end, greeting, is_alive, was_killed
@@ -301,7 +302,13 @@ def test_a_host_with_a_connection_is_not_opened_again(
 def test_closing_lets_agents_clean_up_and_leaves_no_process(neighbours: Neighbours) -> None:
     links = HostLinks()
     agents(links, neighbours, N1, N2)
-    guard = {"do": "guard", "run_id": neighbours.run_id, "cache_dir": None, "keep": False}
+    guard = {
+        "do": "guard",
+        "run_id": neighbours.run_id,
+        "cache_dir": None,
+        "keep": False,
+        "leaves": BUILT_IN_LEFTOVERS.to_json(),
+    }
     assert links.ask(dict.fromkeys((N1, N2), guard), PATIENCE_S)[N2].problem is None
     rank = neighbours.marked()
     pids = [pid_of(links, host) for host in (N1, N2)]

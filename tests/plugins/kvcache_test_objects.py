@@ -49,6 +49,8 @@ class ToyStore:
         given = plan.options.get("secret_key")
         if given != (server / KEY_FILE).read_text(encoding="utf-8"):
             raise StorageError(f"{plan.host}: the server does not know the key {given!r}")
+        if "KVCACHE_TEST_BUG" in os.environ:
+            raise RuntimeError(f"a bug that tells {given}")
         started = (Path("/proc/self/environ").read_bytes(), Path("/proc/self/cmdline").read_bytes())
         (server / f"{SEEN}-{os.getpid()}").write_bytes(b"\0".join(started))
         self._place = server / plan.namespace

@@ -725,3 +725,13 @@ def test_a_backend_that_is_another_one_on_a_host_is_named() -> None:
     with pytest.raises(StorageError, match=f"^{HOST}: the backend null has other traits here"):
         _set_up(Rank(other, 0, HOST, None), registry)
     _set_up(Rank(plan, 0, HOST, None), registry)
+
+
+def test_a_population_without_every_users_context_is_refused_where_that_is_needed() -> None:
+    plan = make_plan(phase="decode", users=8, capacity_blocks=2)
+    registry = registry_of(backends={"null": NullBackend}, workloads=tireless_scenarios(2))
+    rank = Rank(plan, 0, HOST, None)
+    rank.set_up(registry)
+    with pytest.raises(StorageError, match="of 8 users, and with --kv-phase=decode each must"):
+        rank.populate(lambda: False)
+    rank.close()
