@@ -307,10 +307,7 @@ class TierStack:
                     slot.hold_what(written.setdefault(slot.key, slot))
                     writes[tier].append(slot)
                 else:
-                    source_tier = asked.served[place]
-                    moves.append(
-                        self._move(source_tier, asked.found[source_tier][place], tier, slot)
-                    )
+                    moves.append(_promotion(asked, place, tier, slot))
         return self._admission(asked, writes=writes, moves=moves, steps=steps)
 
     def _plan_demote(self, asked: _Asked) -> list[_Step] | Blocked:
