@@ -18,17 +18,18 @@ from pytest_kvcache.backends.null import NullBackend
 from pytest_kvcache.backends.posix.backend import StoreBackend
 from pytest_kvcache.backends.traits import BackendTraits
 from pytest_kvcache.errors import OptionError, UnavailableError, UnknownNameError
+from pytest_kvcache.launchers.families import FAMILIES
 from pytest_kvcache.models import MODELS, ModelSpec, load_models
 from pytest_kvcache.workloads.replay import ReplayFamily
 from pytest_kvcache.workloads.scenarios import LATER, SYNTHETIC, TRACE
 from pytest_kvcache.workloads.synthetic import SyntheticFamily
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from types import ModuleType
 
     from pytest_kvcache.backends.protocol import BackendFactory
-    from pytest_kvcache.launchers.protocol import Launcher
+    from pytest_kvcache.launchers.family import LauncherFamily
     from pytest_kvcache.workloads.protocol import WorkloadFamily
 
 _T = TypeVar("_T")
@@ -55,6 +56,10 @@ class _BuiltIns:
         return BACKENDS
 
     @hookspecs.hookimpl
+    def kvcache_launchers(self) -> Mapping[str, LauncherFamily]:
+        return FAMILIES
+
+    @hookspecs.hookimpl
     def kvcache_workloads(self) -> Mapping[str, WorkloadFamily]:
         families: dict[str, WorkloadFamily] = {
             name: SyntheticFamily(weights) for name, weights in SYNTHETIC.items()
@@ -70,7 +75,7 @@ class Registry:
     models: Mapping[str, ModelSpec]
     backends: Mapping[str, BackendFactory]
     workloads: Mapping[str, WorkloadFamily]
-    launchers: Mapping[str, Callable[[Mapping[str, str]], Launcher]]
+    launchers: Mapping[str, LauncherFamily]
 
     def backend(self, name: str) -> BackendFactory:
         """What makes the backend and states its traits; UnknownNameError lists the known ones."""

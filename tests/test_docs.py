@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import runpy
 import shlex
@@ -426,7 +427,7 @@ def test_the_documented_object_store_runs_under_mpi(
     object_store: dict[str, bytes], real_site: Site
 ) -> None:
     _first, second = (line for line in commands(OBJECTS) if "pytest" in line)
-    arguments = pytest_arguments(second)
+    arguments = pytest_arguments(second.replace("127.0.0.1:9000", os.environ["OBJECT_STORE"]))
     assert arguments is not None
     small = [option for option in SMALL if not option.startswith(("--kv-plugin", "--kv-backend"))]
     result = real_site.pytester.runpytest_subprocess(

@@ -54,7 +54,7 @@ def test_the_built_ins_are_there(built_in: Registry) -> None:
     assert dict(built_in.models) == dict(MODELS)
     assert set(built_in.backends) == {"file", "memory", "null"}
     assert set(built_in.workloads) == {*SYNTHETIC, "trace"}
-    assert built_in.launchers == {}
+    assert set(built_in.launchers) == {"openmpi", "hydra", "srun", "pals"}
 
 
 def test_only_a_replay_needs_a_trace(built_in: Registry) -> None:
@@ -123,14 +123,15 @@ def test_an_unknown_model_lists_the_known_ones(built_in: Registry) -> None:
 
 
 def test_a_plugin_adds_its_names(write_plugin: Callable[[str, str], str]) -> None:
-    source = BACKEND.format(name="mine") + (
+    source = "from pytest_kvcache.launchers.family import LauncherFamily\n"
+    source += BACKEND.format(name="mine") + (
         "@pytest_kvcache.hookimpl\n"
         "def kvcache_launchers():\n"
-        "    return {'flux': lambda environ: None}\n"
+        "    return {'flux': LauncherFamily(title='flux', make=None)}\n"
     )
     registry = build_registry([write_plugin("kvp_adds", source)])
     assert set(registry.backends) == {"file", "memory", "null", "mine"}
-    assert set(registry.launchers) == {"flux"}
+    assert set(registry.launchers) == {"openmpi", "hydra", "srun", "pals", "flux"}
 
 
 @pytest.mark.parametrize(

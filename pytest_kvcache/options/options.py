@@ -7,6 +7,7 @@ Imports neither pytest nor MPI.
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +17,7 @@ from pytest_kvcache.measure.metrics import METRICS, possible
 from pytest_kvcache.options.table import OPTIONS, OptionSpec, Trials
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from pytest_kvcache.options.rules import FailRule, SloRule
 
@@ -30,6 +31,7 @@ Origin = Literal["default", "scenario", "ini", "command line", "call"]
 class Options:
     """Everything a user can ask for, validated one by one.
 
+    ``backend_option`` may hold secrets, and so may ``texts``: neither is in the repr.
     ``texts`` holds the options that were given, as given, and where; one that is not in
     it carries its default, and a scenario may put its own value in that place.
     Sizes are bytes, durations seconds, 0 bytes of storage capacity means "decide".
@@ -57,6 +59,7 @@ class Options:
     storage_capacity_gb: int = 0
     cache_dir: str = "/var/tmp"  # noqa: S108  on disk by convention; every run owns a directory in it
     backend: str = "file"
+    backend_option: Mapping[str, str] = field(default_factory=dict, repr=False)
     io: str = "direct"
     sync: str | None = None
     block_tokens: int | None = None
@@ -64,6 +67,7 @@ class Options:
     store: str = "auto"
     tensor_parallel: int = 1
     queue_depth: int = 16
+    transfer_size: int | str = 4 << 20
     generation_mode: str = "none"
     performance_profile: str = "throughput"
     phase: str = "both"
@@ -115,7 +119,9 @@ class Options:
     compare_across: frozenset[str] = frozenset()
     fail: tuple[FailRule, ...] = ()
     slo: tuple[SloRule, ...] = ()
-    texts: Mapping[str, tuple[str | Sequence[str], Origin]] = field(default_factory=dict)
+    texts: Mapping[str, tuple[str | Sequence[str], Origin]] = field(
+        default_factory=dict, repr=False
+    )
 
     @property
     def origins(self) -> dict[str, Origin]:
@@ -328,17 +334,22 @@ def describe_value(value: object) -> str | list[str]:
     """A Python value of ``kvcache.run()`` as the text that the option's parser takes."""
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, Mapping):
+        return [f"{name}={part}" for name, part in value.items()]
     if isinstance(value, (list, tuple)):
         return [str(part) for part in value]
     return str(value)
 
 
-def describe_given(options: Options) -> list[str]:
-    """The report header: every given option with its origin, and what comes to nothing."""
+def describe_given(options: Options, mask: Callable[[str], str] = str) -> list[str]:
+    """The report header: every given option with its origin, and what comes to nothing.
+
+    ``mask`` replaces secrets.
+    """
     words = []
     for name, (text, origin) in options.texts.items():
         shown = text if isinstance(text, str) else ",".join(text)
-        words.append(f"{name}={shown} ({origin})")
+        words.append(f"{name}={mask(shown)} ({origin})")
     told = ["; ".join(words), *impossible_metrics(options)]
     slots = unused_slots(options)
     return [

@@ -12,8 +12,10 @@ import os
 import re
 import shlex
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+from pytest_kvcache.backends.protocol import PAGE_BYTES
 from pytest_kvcache.errors import OptionError, UnknownNameError
 from pytest_kvcache.hosts.hostlist import HostSpec, parse_hosts, read_hostfile
 from pytest_kvcache.measure.metrics import METRICS
@@ -25,16 +27,20 @@ from pytest_kvcache.options.rules import (
     parse_fail,
     parse_slo,
 )
+from pytest_kvcache.phases import PHASES
 from pytest_kvcache.units import parse_duration_s, parse_flag, parse_float, parse_gib, parse_int
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 Kind = Literal["value", "flag", "hosts", "repeat"]
 Parser = Any  # Callable[[str, str], T] for values, Callable[[Sequence[str], str], T] else
 
 MAX_USERS = 100_000
 MAX_DURATION_S = 86_400.0
+WHOLE_OBJECT = "object"
+"""The transfer size that is the object's."""
+MAX_TRANSFER_BYTES = 4 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +111,19 @@ def _count(minimum: int, maximum: int | None = None) -> Parser:
         return value
 
     return parse
+
+
+def _transfer_size(text: str, option: str) -> int | str:
+    """Bytes, or ``object``. A plain number would be bytes to some and GiB to others."""
+    if text.strip() == WHOLE_OBJECT:
+        return WHOLE_OBJECT
+    size = None if text.strip().isdecimal() else parse_gib(text, option=option)
+    if size is None or size % PAGE_BYTES or not PAGE_BYTES <= size <= MAX_TRANSFER_BYTES:
+        raise OptionError(
+            f"{option} is {text!r}; it must be a multiple of 4 KiB with its unit, from 4KiB to"
+            f" 4GiB, or {WHOLE_OBJECT}"
+        )
+    return size
 
 
 def _counts(text: str, option: str) -> tuple[int, ...]:
@@ -229,6 +248,24 @@ def _modules(texts: Sequence[str], option: str) -> tuple[str, ...]:
     return names
 
 
+def _settings(texts: Sequence[str], option: str) -> Mapping[str, str]:
+    """Names and values; no text is shown in a message, for a value may be a secret."""
+    found: dict[str, str] = {}
+    for number, text in enumerate(texts, 1):
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if not equals or not name or not value:
+            lacks = "a value" if equals and name else "a name" if equals else "an ="
+            raise OptionError(
+                f"{option} lacks {lacks} in text {number} of {len(texts)} (not shown, as it may be"
+                " a secret); write each as KEY=VALUE"
+            )
+        if name in found:
+            raise OptionError(f"{option} has {name!r} twice; each key may come once, drop one")
+        found[name] = value
+    return MappingProxyType(found)
+
+
 def _fail_rules(texts: Sequence[str], _option: str) -> tuple[FailRule, ...]:
     return tuple(_known_metric(parse_fail(text), "--kv-fail") for text in texts)
 
@@ -329,7 +366,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
                later="judge latency with --kv-slo='read.p95_ms<200'",
                help="which SLO set judges the run (default: throughput)"),
     OptionSpec(name="phase", metavar="{both,prefill,decode}",
-               parse=_choice("both", "prefill", "decode"),
+               parse=_choice(*PHASES),
                help="disaggregated serving: prefill only stores, decode only loads what was"
                " stored before the window (default: both)"),
     OptionSpec(name="trace", metavar="FILE", parse=_text, selects=True,
@@ -392,6 +429,9 @@ OPTIONS: tuple[OptionSpec, ...] = (
                " (default: /var/tmp)"),
     OptionSpec(name="backend", metavar="NAME", parse=_text,
                help="file, memory, null, or one from a plugin (default: file)"),
+    OptionSpec(name="backend_option", kind="repeat", metavar="KEY=VALUE", parse=_settings,
+               help="a setting of the backend's own, repeatable; its plugin says which there are;"
+               " the value of a secret one is neither shown nor stored"),
     OptionSpec(name="io", metavar="{direct,buffered}", parse=_choice("direct", "buffered"),
                help="how files are opened (default: direct, with a visible fallback)"),
     OptionSpec(name="sync", metavar="{none,data}", parse=_choice("none", "data"),
@@ -402,7 +442,11 @@ OPTIONS: tuple[OptionSpec, ...] = (
                help="how --kv-backend=file keeps objects: a file each, or in preallocated slabs"
                " (default: auto = slab up to 1 MiB as stored, else file)"),
     OptionSpec(name="queue_depth", metavar="N", parse=_count(1, 1024),
-               help="transfers of at most 4 MiB in flight per rank (default: 16)"),
+               help="transfers in flight per rank (default: 16)"),
+    OptionSpec(name="transfer_size", metavar="SIZE|object", parse=_transfer_size,
+               help="the largest transfer, into which bigger objects are cut: a multiple of 4 KiB"
+               " with its unit, or object: one call per object, as many engines make them (default:"
+               " 4MiB)"),
     OptionSpec(name="verify", metavar="{off,sample,full}",
                parse=_choice("off", "sample", "full"),
                help="integrity of what is read, off the timed path (default: sample); null stores"

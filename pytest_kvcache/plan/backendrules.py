@@ -7,11 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_kvcache.errors import OptionError
+from pytest_kvcache.errors import OptionError, did_you_mean
+from pytest_kvcache.masking import MASK, Secrets
+from pytest_kvcache.options.table import WHOLE_OBJECT
+from pytest_kvcache.units import format_bytes
 
 if TYPE_CHECKING:
     from pytest_kvcache.backends.traits import BackendTraits
     from pytest_kvcache.options.options import Options
+
+_FLAG = "--kv-backend-option"
 
 
 def check_backend(options: Options, traits: BackendTraits) -> None:
@@ -19,6 +24,22 @@ def check_backend(options: Options, traits: BackendTraits) -> None:
     _check_slo(options, traits)
     _check_store(options, traits)
     _check_storage(options, traits)
+    _check_settings(options, traits)
+    _check_transfer(options, traits)
+
+
+def secrets_of(options: Options, traits: BackendTraits) -> Secrets:
+    """The backend's settings that nobody may see."""
+    given = options.backend_option
+    return Secrets({name: given[name] for name in given if name in traits.secrets})
+
+
+def shown_settings(options: Options, traits: BackendTraits) -> dict[str, str]:
+    """The backend's settings as anybody may see them."""
+    return {
+        name: MASK if name in traits.secrets else value
+        for name, value in options.backend_option.items()
+    }
 
 
 def _check_slo(options: Options, traits: BackendTraits) -> None:
@@ -53,3 +74,47 @@ def _check_storage(options: Options, traits: BackendTraits) -> None:
                 f"{flag} is given and --kv-backend is {options.backend}, which is no storage and"
                 f" would ignore it; leave out {flag}, or use --kv-backend=file"
             )
+
+
+def _check_settings(options: Options, traits: BackendTraits) -> None:
+    """Only settings that the backend knows, and all that it needs."""
+    known = {option.name: option for option in traits.options}
+    flag = "kv_backend_option" if options.origins.get("backend_option") == "ini" else _FLAG
+    told = "; ".join(f"{name}: {option.meaning}" for name, option in known.items())
+    for name in options.backend_option:
+        if name not in known:
+            raise OptionError(
+                f"{flag} has {name!r}{did_you_mean(name, known)}, which the backend"
+                f" {options.backend} does not know; it knows {told or 'none, so leave it out'}"
+            )
+    for name, option in known.items():
+        if option.required and name not in options.backend_option:
+            raise OptionError(
+                f"--kv-backend is {options.backend}, which needs {name} ({option.meaning}); give it"
+                f" by {_FLAG} {name}=VALUE"
+            )
+
+
+def _check_transfer(options: Options, traits: BackendTraits) -> None:
+    """A transfer size that was asked for is the one that is used; an ini may serve other runs."""
+    size = options.transfer_size
+    if size == WHOLE_OBJECT or not options.overrides("transfer_size"):
+        return
+    assert isinstance(size, int)
+    most, least, unit = (
+        traits.largest_part_bytes, traits.smallest_part_bytes, traits.alignment_bytes,
+    )  # fmt: skip
+    if traits.unit == "object":
+        rule = "moves objects whole"
+    elif size < least:
+        rule = f"takes {format_bytes(least)} or more at a time"
+    elif most is not None and size > most:
+        rule = f"takes at most {format_bytes(most)} at a time"
+    elif size % unit:
+        rule = f"takes multiples of {unit} bytes"
+    else:
+        return
+    raise OptionError(
+        f"--kv-transfer-size is {format_bytes(size)} and --kv-backend is {options.backend}, which"
+        f" {rule}; leave the transfer size out, or name one that it takes"
+    )

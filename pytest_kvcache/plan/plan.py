@@ -14,14 +14,17 @@ from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.backends.buffers import buffer_bytes
 from pytest_kvcache.backends.posix.allocator import slab_count
-from pytest_kvcache.backends.protocol import MAX_CHUNK_BYTES, PAGE_BYTES
+from pytest_kvcache.backends.protocol import PAGE_BYTES
 from pytest_kvcache.backends.traits import BackendTraits
 from pytest_kvcache.cache.identity import MAX_PARTS
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.hosts.hostlist import RankLayout
 from pytest_kvcache.launchers.protocol import binds_ranks
 from pytest_kvcache.models import ModelSpec
+from pytest_kvcache.options.table import WHOLE_OBJECT
+from pytest_kvcache.plan.backendrules import shown_settings
 from pytest_kvcache.units import MIB, format_bytes
 from pytest_kvcache.workloads.openloop import DEFAULT_ARRIVAL, MAX_ARRIVALS
 from pytest_kvcache.workloads.protocol import Need, WorkloadContext
@@ -99,10 +102,12 @@ class Plan:
     ``duration_s`` None: until the trace ends. ``capacity_blocks`` is per rank.
     ``object_layout`` is ``block`` (a block is one object) or ``layer`` (one per layer);
     ``layout`` is where the ranks are.
-    ``traits`` are what the backend is like, ``store`` which of its ways to keep objects is
-    taken, None where there is no choice.
+    ``traits`` are what the backend is like, ``backend_options`` the settings that were given
+    for it, with a mask in the place of what is secret, ``store`` which of its ways to keep
+    objects is taken, None where there is no choice.
     ``need_blocks`` is what one rank would store if nothing were evicted. ``cores`` is
     ``split`` (ranks of a host divide its cores) or ``shared`` (as the launcher bound them).
+    ``transfer_size`` is the largest transfer asked for, None: one call per object.
     ``request_rate`` is that of all ranks together, per second; None, and no ``arrival``:
     a closed loop, or the times of a trace. ``label`` is what a test calls its case.
     """
@@ -126,6 +131,7 @@ class Plan:
     arrival: str | None
     backend: str
     traits: BackendTraits
+    backend_options: Mapping[str, str]
     object_layout: str
     store: Store | None
     io: str
@@ -134,6 +140,7 @@ class Plan:
     capacity_blocks: int
     need_blocks: int
     queue_depth: int
+    transfer_size: int | None
     cores: str
     verify: str
     data: str
@@ -245,7 +252,8 @@ class Plan:
     @property
     def chunk_bytes(self) -> int:
         """The largest transfer."""
-        return _transfer_bytes(self.traits, self.object_stored_bytes, MAX_CHUNK_BYTES)
+        wanted = self.object_stored_bytes if self.transfer_size is None else self.transfer_size
+        return _transfer_bytes(self.traits, self.object_stored_bytes, wanted)
 
     @property
     def capacity_bytes(self) -> int:
@@ -275,8 +283,8 @@ class Plan:
 
     @property
     def buffer_bytes(self) -> int:
-        """Buffers of one rank: a write and a read buffer per transfer in flight."""
-        return 2 * self.queue_depth * self.chunk_bytes if self.traits.stores_data else 0
+        """Buffers of one rank."""
+        return buffer_bytes(self.queue_depth, self.chunk_bytes) if self.traits.stores_data else 0
 
     @property
     def memory_bytes(self) -> int:
@@ -292,6 +300,11 @@ class Plan:
     def needs_directory(self) -> bool:
         """Whether ranks own a directory."""
         return self.traits.directory
+
+    @property
+    def secret_options(self) -> frozenset[str]:
+        """The settings of the backend that were given and whose values are not in the plan."""
+        return self.traits.secrets.intersection(self.backend_options)
 
     @property
     def open_loop(self) -> bool:
@@ -364,6 +377,7 @@ class Plan:
         data["model"] = self.model.to_json()
         data["layout"] = self.layout.to_json()
         data["traits"] = self.traits.to_json()
+        data["backend_options"] = dict(self.backend_options)
         data["trace"] = None if self.trace is None else asdict(self.trace)
         data["plugins"] = list(self.plugins)
         data["origins"] = dict(self.origins)
@@ -495,6 +509,7 @@ def build_plan(
         arrival=None if request_rate is None else options.arrival or DEFAULT_ARRIVAL,
         backend=options.backend,
         traits=traits,
+        backend_options=shown_settings(options, traits),
         object_layout=options.layout,
         store=effective_store(options.store, traits, stored),
         io=options.io,
@@ -503,6 +518,7 @@ def build_plan(
         capacity_blocks=_capacity_blocks(options, traits, objects * stored, facts),
         need_blocks=facts.need.working_set_blocks,
         queue_depth=options.queue_depth,
+        transfer_size=None if options.transfer_size == WHOLE_OBJECT else int(options.transfer_size),
         cores="shared" if binds_ranks(options.mpi_params) else "split",
         verify=options.verify,
         data=options.data or ("strict" if facts.on_network else "normal"),
@@ -525,6 +541,7 @@ _OPTION_OF = {
     "deadline_s": "deadline",
     "capacity_blocks": "storage_capacity_gb",
     "plugins": "plugin",
+    "backend_options": "backend_option",
     "layout": "np",
     "object_layout": "layout",
     "cores": "mpi_params",

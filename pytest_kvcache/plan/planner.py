@@ -16,7 +16,7 @@ from pytest_kvcache.hosts.hostlist import HostSpec, RankLayout, bracketed, layou
 from pytest_kvcache.hosts.localhost import available_disk_bytes, available_memory_bytes, is_local
 from pytest_kvcache.options.options import scenario_names
 from pytest_kvcache.options.table import MAX_DURATION_S
-from pytest_kvcache.plan.backendrules import check_backend
+from pytest_kvcache.plan.backendrules import check_backend, secrets_of
 from pytest_kvcache.plan.decode import check_contexts_fit
 from pytest_kvcache.plan.plan import (
     CaseFacts,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from pytest_kvcache.backends.traits import BackendTraits
     from pytest_kvcache.hosts.cluster import Survey
+    from pytest_kvcache.masking import Secrets
     from pytest_kvcache.models import ModelSpec
     from pytest_kvcache.options.options import Options
     from pytest_kvcache.registry import Registry
@@ -72,10 +73,14 @@ class CaseName:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A planned case; ``trace`` is the whole trace of a replay, as the plan limits it."""
+    """A planned case; ``trace`` is the whole trace of a replay, as the plan limits it.
+
+    ``secrets`` are those settings of the backend that the plan only has a mask of.
+    """
 
     plan: Plan
     trace: Trace | None
+    secrets: Secrets
 
 
 def name_cases(options: Options, registry: Registry) -> tuple[CaseName, ...]:
@@ -184,7 +189,11 @@ class Planner:
         if self._launches:
             check_contexts_fit(plan, family, options.trials.high)
         deadline_s = min(plan.deadline_s, _FOREVER_S)
-        return Case(plan=replace(plan, deadline_s=deadline_s, label=name.label), trace=trace)
+        return Case(
+            plan=replace(plan, deadline_s=deadline_s, label=name.label),
+            trace=trace,
+            secrets=secrets_of(options, traits),
+        )
 
     def size(self, options: Options, name: CaseName) -> tuple[int, int]:
         """Blocks that the largest rank and that all ranks together would store."""

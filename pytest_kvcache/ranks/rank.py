@@ -29,9 +29,12 @@ from pytest_kvcache.backends.posix.freespace import FreeSpace
 from pytest_kvcache.backends.protocol import PAGE_BYTES, BackendFacts, BackendPlan
 from pytest_kvcache.cache.index import CacheIndex
 from pytest_kvcache.engine.engine import Engine
+from pytest_kvcache.engine.operations import TransferSettings, object_key_of
 from pytest_kvcache.engine.payload import make_payload
-from pytest_kvcache.engine.transfers import TransferSettings, object_key_of
 from pytest_kvcache.errors import StorageError
+from pytest_kvcache.ioengines.inline import InlineEngine
+from pytest_kvcache.ioengines.threads import ThreadsEngine
+from pytest_kvcache.masking import Secrets
 from pytest_kvcache.measure.recorder import Recorder, Window
 from pytest_kvcache.ranks.calibration import ArenaBackend, closed_loop, operations_per_s
 from pytest_kvcache.ranks.cleanup import Janitor
@@ -44,7 +47,7 @@ from pytest_kvcache.system.filesystem import IoCounters, Place, probe_filesystem
 from pytest_kvcache.system.preloads import check_preloads
 from pytest_kvcache.system.surroundings import SurroundingsWatch
 from pytest_kvcache.workloads.openloop import OpenLoop, arrival_offsets_ns
-from pytest_kvcache.workloads.phases import DecodeWorkload, build_workload
+from pytest_kvcache.workloads.phases import ChecksPopulation, build_workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
 
     from pytest_kvcache.backends.protocol import Backend
     from pytest_kvcache.engine.payload import Payload
+    from pytest_kvcache.ioengines.protocol import IoEngine
     from pytest_kvcache.plan.plan import Plan
     from pytest_kvcache.registry import Registry
     from pytest_kvcache.traces.read import Trace
@@ -65,8 +69,11 @@ _SWITCH_INTERVAL_S = 1e-5
 class Rank:
     """Set up, calibrate, make ready, populate, run, close, report; each once, in this order."""
 
-    def __init__(self, plan: Plan, rank: int, host: str, trace: Trace | None) -> None:
+    def __init__(
+        self, plan: Plan, rank: int, host: str, trace: Trace | None, secrets: Secrets | None = None
+    ) -> None:
         self.plan = plan
+        self.secrets = secrets or Secrets()
         self.rank = rank
         self.host = host
         self._trace = trace
@@ -164,6 +171,7 @@ class Rank:
         *,
         generation_s_per_token: float,
         blind: bool = False,
+        waits: bool = True,
     ) -> Engine:
         plan = self.plan
         return Engine(
@@ -171,7 +179,7 @@ class Rank:
                 queue_depth=plan.queue_depth,
                 object_bytes=plan.object_bytes,
                 stored_bytes=plan.object_stored_bytes,
-                chunk_bytes=plan.chunk_bytes,
+                transfer_bytes=plan.chunk_bytes,
                 sync=self._sync == "data",
                 verify=plan.verify,
                 blind=blind,
@@ -180,7 +188,7 @@ class Rank:
             block_tokens=plan.block_tokens,
             generation_s_per_token=generation_s_per_token,
             phase=plan.phase,
-            backend=backend,
+            io=_io_engine(backend, plan.queue_depth, waits=waits),
             index=index,
             workload=workload,
             payload=payload,
@@ -200,6 +208,7 @@ class Rank:
             self._payload_used,
             self.recorder,
             generation_s_per_token=plan.generation_s_per_token,
+            waits=not plan.traits.never_waits,
         )
 
     def _at_its_rate(self, workload: Workload) -> Workload:
@@ -262,7 +271,19 @@ class Rank:
             namespace=f"{run_name(plan.run_id)}/trial-{plan.trial + 1}/rank-{self.rank}",
             capacity_objects=plan.capacity_objects,
             store=plan.store,
+            options={**plan.backend_options, **self._given_secrets()},
         )
+
+    def _given_secrets(self) -> dict[str, str]:
+        """What the plan has a mask of; StorageError if a value did not come."""
+        found = self.secrets.reveal()
+        missing = self.plan.secret_options.difference(found)
+        if missing:
+            raise StorageError(
+                f"{self.host}: the value of {', '.join(sorted(missing))} (--kv-backend-option) did"
+                " not reach this rank, and the plan does not hold it"
+            )
+        return found
 
     def make_ready(self) -> None:
         """Build what the run needs and touch its buffers: maybe seconds without a tick."""
@@ -280,7 +301,7 @@ class Rank:
         if self.engine.first_error is not None:
             self._look_at_the_place()
             raise StorageError(self._with_its_cause(self.engine.first_error))
-        if isinstance(self._workload, DecodeWorkload):
+        if isinstance(self._workload, ChecksPopulation):
             self._workload.check_population()
 
     def look_around(self) -> None:
@@ -374,18 +395,18 @@ class Rank:
         """Counts for the people who wait; since the start of the run, not of its window."""
         if self.engine is None:
             return {"error": None}
-        counters, index = self.engine.counters, self.index
+        counters, index, error = self.engine.counters, self.index, self.engine.first_error
         space = {} if self._space is None else {"free_bytes": self._space.available_bytes}
         return {
             **space,
-            "error": self.engine.first_error,
+            "error": error and self.secrets.mask(error),
             "read_bytes": counters.requested_read_bytes,
             "write_bytes": counters.requested_write_bytes,
             "completed": counters.completed,
             "prompt_blocks": index.prompt_blocks - self._admitted_blocks[0],
             "hit_blocks": index.hit_blocks - self._admitted_blocks[1],
             "cached_blocks": index.present_blocks,
-            "waiting_s": self.engine.pool.longest_wait_ns() / 1e9,
+            "waiting_s": self.engine.longest_wait_ns() / 1e9,
             "recent": self.recorder.take_recent(time.monotonic_ns()),
         }
 
@@ -413,7 +434,7 @@ class Rank:
     def _with_its_cause(self, error: str | None) -> str | None:
         """The first failed operation, and why none of them can be trusted."""
         faults = (error, self._probe_fault, self._place_fault, self._clock_fault)
-        return "; ".join(filter(None, faults)) or None
+        return self.secrets.mask("; ".join(filter(None, faults))) or None
 
     def leave(self) -> None:
         """After all ranks have closed: the first one of a host removes the run's directory."""
@@ -445,7 +466,7 @@ class Rank:
                 remove_rank_dir(self.plan.cache_dir, self.plan.run_id, self.rank, self.host)
                 self._owns_directory = False
         except StorageError as error:
-            return str(error)
+            return self.secrets.mask(str(error))
         return None
 
     def _delete_stored(self, backend: Backend) -> None:
@@ -521,9 +542,9 @@ class Rank:
         }
 
     def _operation_counts(self) -> dict[str, Any]:
-        """What the engine, its pool, its log and its index counted."""
+        """What the engine, its log and its index counted."""
         assert self.engine is not None
-        pool = self.engine.pool
+        loop = self.engine.loop
         histograms, section_bytes = self.recorder.histograms, self.recorder.section_bytes
         return {
             **self.engine.counters.counted(),
@@ -536,14 +557,25 @@ class Rank:
             "delete_count": histograms["delete"].count,
             "delete_p95_ms": latencies_ms(histograms["delete"])["p95"],
             "device_bytes": section_bytes["device"],
+            **self._reap_lag(),
             "load_censored": self.recorder.censored["load"],
             "request_censored": self.recorder.censored["request"],
             "evictions": self.index.evictions,
             "cached_blocks": self.index.present_blocks,
-            "checked": pool.checked + self._read_back.checked,
-            "corrupt": pool.corrupt + self._read_back.corrupt,
+            "checked": loop.checked + self._read_back.checked,
+            "corrupt": loop.corrupt + self._read_back.corrupt,
             "read_back": self._read_back.checked,
             "error": self._with_its_cause(self.engine.first_error or self._read_back.error),
+        }
+
+    def _reap_lag(self) -> dict[str, Any]:
+        """How late the stamps of what has ended can have been."""
+        lag = self.recorder.reap_lag
+        mean_ns, p99_ns = lag.mean_ns(), lag.percentile_ns(99)
+        return {
+            "reap_lag_mean_ms": None if mean_ns is None else mean_ns / 1e6,
+            "reap_lag_p99_ms": None if p99_ns is None else p99_ns / 1e6,
+            "reap_lag_count": lag.count,
         }
 
     def _io_facts(self) -> dict[str, Any]:
@@ -553,7 +585,7 @@ class Rank:
         assert self._io is not None
         return {
             "io_mode": self._facts.io_mode,
-            "io_note": self._facts.io_note,
+            "io_note": self._facts.io_note and self.secrets.mask(self._facts.io_note),
             "sync": self._sync,
             "is_storage": self.plan.traits.is_storage,
             "filesystem": self._filesystem,
@@ -584,6 +616,11 @@ def _undisturbed() -> Iterator[None]:
     finally:
         gc.enable()
         gc.unfreeze()  # what is frozen is never freed: calibration's buffers, for one
+
+
+def _io_engine(backend: Backend, depth: int, *, waits: bool) -> IoEngine:
+    """Plain calls where nothing would be in flight beside them, or nothing ever waits."""
+    return ThreadsEngine(backend, depth) if waits and depth > 1 else InlineEngine(backend, depth)
 
 
 def _empty_index(plan: Plan) -> CacheIndex:

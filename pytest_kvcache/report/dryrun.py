@@ -184,6 +184,9 @@ def _load(found: DryRun) -> Iterator[_Value]:
 def _storage(found: DryRun) -> Iterator[_Value]:
     plan, options = found.plan, found.options
     yield _value(found, "backend", plan.backend, "backend")
+    if plan.backend_options:
+        settings = " ".join(f"{name}={value}" for name, value in plan.backend_options.items())
+        yield _value(found, "backend_option", settings, "backend_options")
     if plan.needs_directory:
         yield _value(found, "cache_dir", plan.cache_dir, "cache_dir")
     blocks = format_count(plan.capacity_blocks, "block")
@@ -197,6 +200,8 @@ def _storage(found: DryRun) -> Iterator[_Value]:
     yield _value(found, "layout", plan.object_layout, "object_layout")
     if plan.store is not None:
         yield _value(found, "store", plan.store, "store")
+    if plan.traits.unit == "range":
+        yield _value(found, "transfer_size", format_bytes(plan.chunk_bytes), "transfer_size")
     for name in ("io", "sync", "queue_depth", "tensor_parallel", "verify", "data", "keep"):
         yield _value(found, name, getattr(plan, name), name)
 

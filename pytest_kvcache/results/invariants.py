@@ -11,6 +11,7 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.errors import OptionError, ResultError
+from pytest_kvcache.masking import MASK
 from pytest_kvcache.measure.counters import (
     MAY_BE_UNKNOWN,
     TABLE,
@@ -401,6 +402,7 @@ def plan_faults(plan: Plan) -> Iterator[str]:
     built_in = BACKENDS.get(plan.backend)
     if built_in is not None and plan.traits != built_in.traits:
         yield f"plan.traits are not those of the backend {plan.backend}, which is built in"
+    yield from _setting_faults(plan)
     stores = plan.traits.stores or (None,)
     if plan.store not in stores:
         known = " or ".join(str(store) for store in stores)
@@ -408,6 +410,16 @@ def plan_faults(plan: Plan) -> Iterator[str]:
     if plan.trace is not None:
         trace = {name: getattr(plan.trace, name) for name in _TRACE_RULE_OF}
         yield from _broken_rules(trace, _TRACE_RULE_OF, "trace.")
+
+
+def _setting_faults(plan: Plan) -> Iterator[str]:
+    """The settings of the backend are such as it knows, and none of them tells a secret."""
+    known = {option.name for option in plan.traits.options}
+    for name in sorted(plan.backend_options.keys() - known):
+        yield f"plan.backend_options has {name!r}, which the backend {plan.backend} does not know"
+    for name in sorted(plan.secret_options):
+        if plan.backend_options[name] != MASK:
+            yield f"plan.backend_options.{name} is a secret; it must be {MASK!r}, not its value"
 
 
 def _broken_rules(

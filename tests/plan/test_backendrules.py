@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_kvcache.backends.traits import BackendOption
 from pytest_kvcache.errors import OptionError
-from pytest_kvcache.options.options import build_options
-from pytest_kvcache.plan.backendrules import check_backend
+from pytest_kvcache.masking import MASK, Secrets
+from pytest_kvcache.options.options import build_options, describe_given, describe_value
+from pytest_kvcache.plan.backendrules import check_backend, secrets_of, shown_settings
 from tests.factories import OBJECTS, traits_of
+
+if TYPE_CHECKING:
+    from pytest_kvcache.backends.traits import BackendTraits
+    from pytest_kvcache.options.options import Options
 
 
 def check(backend: str, **given: tuple[Any, Any]) -> None:
@@ -64,3 +70,121 @@ def test_an_slo_says_nothing_about_what_is_no_storage(backend: str) -> None:
         check(backend, slo=slo)
     check(backend, slo=slo, allow_invalid=("true", "command line"))
     check("mine", slo=slo)
+
+
+# -- settings of the backend's own -----------------------------------------------------------
+
+KNOWN = replace(
+    OBJECTS,
+    options=(
+        BackendOption(name="endpoint", meaning="where it is", required=True),
+        BackendOption(name="secret_key", meaning="who we are", secret=True),
+    ),
+)
+GOOD = ("endpoint=http://a", "secret_key=hunter2")
+
+
+def settings(*texts: str, origin: Any = "command line") -> Options:
+    given: dict[str, tuple[Any, Any]] = {"backend": ("mine", "command line")}
+    if texts:
+        given["backend_option"] = (list(texts), origin)
+    return build_options(given)
+
+
+def test_the_settings_that_a_backend_knows_are_taken() -> None:
+    asked = settings(*GOOD)
+    check_backend(asked, KNOWN)
+    assert shown_settings(asked, KNOWN) == {"endpoint": "http://a", "secret_key": MASK}
+    assert secrets_of(asked, KNOWN) == Secrets({"secret_key": "hunter2"})
+
+
+def test_a_value_may_hold_equals_signs() -> None:
+    assert settings("endpoint=a=b==").backend_option == {"endpoint": "a=b=="}
+
+
+@pytest.mark.parametrize(
+    ("texts", "traits", "told"),
+    [
+        (
+            ("endpoint=x", "secretkey=hunter2"), KNOWN,
+            ("--kv-backend-option has 'secretkey' (did you mean 'secret_key'?), which the backend"
+            " mine does not know; it knows endpoint: where it is; secret_key: who we are"),
+        ),
+        (
+            ("secret_key=hunter2",), OBJECTS,
+            ("--kv-backend-option has 'secret_key', which the backend mine does not know; it knows"
+            " none, so leave it out"),
+        ),
+        (
+            ("secret_key=hunter2",), KNOWN,
+            ("--kv-backend is mine, which needs endpoint (where it is); give it by"
+            " --kv-backend-option endpoint=VALUE"),
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_backend_does_not_know_or_lacks_is_refused(
+    texts: tuple[str, ...], traits: BackendTraits, told: str
+) -> None:
+    with pytest.raises(OptionError) as error:
+        check_backend(settings(*texts), traits)
+    assert str(error.value) == told
+
+
+def test_a_setting_of_an_ini_is_refused_by_its_name_there() -> None:
+    with pytest.raises(OptionError, match=r"^kv_backend_option has 'odd'"):
+        check_backend(settings("odd=1", origin="ini"), KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [
+        (("endpoint=x", "hunter2"), "lacks an = in text 2 of 2 (not shown, as it may be a secret)"),
+        (("=hunter2",), "lacks a name in text 1 of 1 (not shown"),
+        (("secret_key=",), "lacks a value in text 1 of 1 (not shown"),
+        (("a=hunter2", "a=hunter3"), "has 'a' twice; each key may come once, drop one"),
+    ],
+)
+def test_texts_that_are_no_settings_are_refused_unseen(texts: tuple[str, ...], told: str) -> None:
+    with pytest.raises(OptionError) as error:
+        settings(*texts)
+    assert str(error.value).startswith(f"--kv-backend-option {told}")
+    assert "hunter" not in str(error.value)
+
+
+def test_options_do_not_show_what_may_be_secret() -> None:
+    assert "hunter2" not in repr(settings(*GOOD))
+    told = describe_given(settings(*GOOD), secrets_of(settings(*GOOD), KNOWN).mask)
+    assert "hunter2" not in "".join(told)
+    assert f"secret_key={MASK}" in "".join(told)
+
+
+def test_a_test_gives_settings_as_a_mapping() -> None:
+    assert describe_value({"endpoint": "a", "size": 4}) == ["endpoint=a", "size=4"]
+
+
+@pytest.mark.parametrize(
+    ("traits", "rule"),
+    [
+        ({"unit": "object"}, "moves objects whole"),
+        ({"smallest_part_bytes": 1 << 20}, "takes 1 MiB or more at a time"),
+        ({"largest_part_bytes": 4096}, "takes at most 4 KiB at a time"),
+        ({"alignment_bytes": 1 << 20}, "takes multiples of 1048576 bytes"),
+    ],
+)
+def test_a_transfer_size_that_the_backend_would_not_use_is_refused(
+    traits: dict[str, Any], rule: str
+) -> None:
+    asked = build_options(
+        {"backend": ("mine", "command line"), "transfer_size": ("64KiB", "command line")}
+    )
+    chosen = replace(OBJECTS, **{"unit": "range"} | traits)
+    with pytest.raises(OptionError, match=f"--kv-transfer-size is 64 KiB and .* {rule}; leave"):
+        check_backend(asked, chosen)
+
+
+@pytest.mark.parametrize("size", ["object", "64KiB"])
+def test_a_transfer_size_that_the_backend_takes_is_none_of_its_business(size: str) -> None:
+    asked = build_options(
+        {"backend": ("mine", "command line"), "transfer_size": (size, "command line")}
+    )
+    check_backend(asked, replace(OBJECTS, unit="range"))

@@ -19,6 +19,7 @@ import numpy as np
 
 import pytest_kvcache
 from pytest_kvcache.atomic import write_json
+from pytest_kvcache.launchers.family import LauncherFamily
 from pytest_kvcache.measure.histogram import Histogram
 from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.measure.series import KINDS, Cut, Series, SeriesLedger, coarse_index
@@ -30,9 +31,9 @@ from pytest_kvcache.system.clocks import ClockRecord
 from pytest_kvcache.system.surroundings import Surroundings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-    from pytest_kvcache.launchers.protocol import Launcher, LaunchJob
+    from pytest_kvcache.launchers.protocol import LaunchJob
 
 OPERATIONS = 2_000  # of each kind, in each trial: enough for p99
 BYTES_PER_S = 1 << 30  # of each direction and rank, at KVCACHE_TEST_FACTOR 1, in trial 0
@@ -48,8 +49,6 @@ if HOST:  # a host of its own name has a lock of its own, so that tests need not
 class CannedLauncher:
     """Launches one script; what it is going to leave is prepared when it is asked for."""
 
-    flavour = "hydra"
-
     def argv(self, job: LaunchJob) -> list[str]:
         run_dir = Path(job.program[-2])
         if (run_dir / "plan.json").exists():  # not for a dry run
@@ -58,8 +57,11 @@ class CannedLauncher:
 
 
 @pytest_kvcache.hookimpl
-def kvcache_launchers() -> Mapping[str, Callable[[Mapping[str, str]], Launcher]]:
-    return {"canned": lambda _environ: CannedLauncher()}
+def kvcache_launchers() -> Mapping[str, LauncherFamily]:
+    family = LauncherFamily(
+        title="canned ranks", make=lambda _found: CannedLauncher(), is_program=False
+    )
+    return {"canned": family}
 
 
 def slowness(trial: int) -> float:

@@ -7,8 +7,8 @@ import pytest
 from pytest_kvcache.backends.memory import MemoryBackend
 from pytest_kvcache.backends.protocol import BackendPlan
 from pytest_kvcache.cache.index import Slot
+from pytest_kvcache.engine.operations import TransferSettings, object_key_of
 from pytest_kvcache.engine.payload import Payload
-from pytest_kvcache.engine.transfers import TransferSettings, object_key_of
 from pytest_kvcache.ranks.readback import ReadBack
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ OBJECT = 3 * PAGE  # a whole chunk and a half
 
 def settings(objects_per_block: int = 1) -> TransferSettings:
     return TransferSettings(
-        queue_depth=1, object_bytes=OBJECT, stored_bytes=OBJECT, chunk_bytes=CHUNK, sync=False,
+        queue_depth=1, object_bytes=OBJECT, stored_bytes=OBJECT, transfer_bytes=CHUNK, sync=False,
         verify="sample", objects_per_block=objects_per_block,
     )  # fmt: skip
 

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from pytest_kvcache.backends.null import NullBackend
+from pytest_kvcache.backends.traits import BackendOption
 from pytest_kvcache.errors import ResultError
+from pytest_kvcache.masking import MASK
 from pytest_kvcache.measure.histogram import Histogram
 from pytest_kvcache.plan.plan import TracePlan
 from pytest_kvcache.results.invariants import check_record, plan_faults, record_faults
 from pytest_kvcache.results.record import RankResult
 from tests.factories import (
+    OBJECTS,
     clock_record,
     make_plan,
     rank_result,
@@ -131,6 +134,8 @@ def test_a_figure_that_is_not_known_is_no_fault() -> None:
         "first_half_waiting",
         "second_half_waiting",
         "longest_pause_s",
+        "reap_lag_mean_ms",
+        "reap_lag_p99_ms",
         "device_read_bytes",
         "device_write_bytes",
     )
@@ -291,6 +296,20 @@ def test_a_built_in_backend_is_what_it_is() -> None:
     assert list(plan_faults(plan)) == []
     (told,) = plan_faults(replace(plan, traits=replace(plan.traits, is_storage=True)))
     assert told == "plan.traits are not those of the backend memory, which is built in"
+
+
+def test_the_settings_of_a_backend_are_known_and_tell_no_secret() -> None:
+    known = (
+        BackendOption(name="endpoint", meaning="m"),
+        BackendOption(name="secret_key", meaning="m", secret=True),
+    )
+    plan = sound_plan(backend="s3", traits=replace(OBJECTS, options=known))
+    given = {"endpoint": "a", "secret_key": MASK}
+    assert list(plan_faults(replace(plan, backend_options=given))) == []
+    (told,) = plan_faults(replace(plan, backend_options={"secret_key": "hunter2"}))
+    assert told == "plan.backend_options.secret_key is a secret; it must be '***', not its value"
+    (told,) = plan_faults(replace(plan, backend_options={"odd": "1"}))
+    assert told == "plan.backend_options has 'odd', which the backend s3 does not know"
 
 
 def test_a_rank_measures_what_the_traits_say() -> None:

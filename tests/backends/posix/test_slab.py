@@ -281,13 +281,6 @@ def test_the_plan_chooses_the_store(tmp_path: Path, store: str, names: str) -> N
     backend.close()
 
 
-def test_an_operation_costs_what_the_store_takes(tmp_path: Path) -> None:
-    backend = StoreBackend()
-    backend.open(slab_plan(tmp_path))
-    for name in ("put_from", "get_into", "delete", "sync", "close"):
-        assert isinstance(getattr(backend, name).__self__, SlabBackend)
-
-
 def test_a_plan_without_a_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="n1: the file backend needs a store, got none"):
         StoreBackend().open(make_plan(tmp_path))

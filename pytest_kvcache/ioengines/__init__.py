@@ -1,0 +1,1 @@
+"""How a rank's loop gets its transfers carried out: one protocol, several engines."""
