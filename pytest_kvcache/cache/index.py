@@ -47,13 +47,14 @@ class Slot:
 
     ``block_bytes`` is the block's data, ``stored_bytes`` what its objects take of the
     capacity, each padded. ``unwritten`` counts the objects that are not stored yet,
-    ``pins`` the admissions that read it now. Only `CacheIndex` changes a slot, but for
-    ``was_read``, which is its user's.
+    ``pins`` the admissions that read it now. ``version`` is the generation under which
+    its data was first written, another one's where it is a copy (see ``hold_what``). Only
+    `CacheIndex` changes a slot, but for ``was_read``, which is its user's.
     """
 
     __slots__ = (
         "_identity", "_object_key", "_tag", "block_bytes", "generation", "key", "pins",
-        "stored_bytes", "unwritten", "was_read",
+        "stored_bytes", "unwritten", "version", "was_read",
     )  # fmt: skip
 
     _identity: Identity
@@ -64,7 +65,7 @@ class Slot:
         self, key: bytes, generation: int, objects: int, block_bytes: int, stored_bytes: int
     ) -> None:
         self.key = key
-        self.generation = generation
+        self.generation = self.version = generation
         self.unwritten = objects
         self.block_bytes = block_bytes
         self.stored_bytes = stored_bytes
@@ -92,7 +93,7 @@ class Slot:
         try:
             return self._identity
         except AttributeError:
-            self._identity = made = Identity(self.key, self.generation)
+            self._identity = made = Identity(self.key, self.version)
             return made
 
     @property
@@ -106,7 +107,7 @@ class Slot:
 
     def hold_what(self, other: Slot) -> None:
         """Be another copy of the same data: what it says of itself is the other's identity."""
-        self._identity = other.identity
+        self.version = other.version
 
     @property
     def present(self) -> bool:
@@ -331,17 +332,20 @@ class CacheIndex:
         own = set(keys)
         if len(own) != len(keys):
             raise ValueError("the keys of a request repeat; prefix-chained keys are distinct")
+        if not isinstance(sizes, int):
+            if len(sizes) != len(keys):
+                raise ValueError(f"a request has {len(sizes)} sizes for its {len(keys)} keys")
+            if len(set(sizes)) == 1:
+                sizes = sizes[0]
         if isinstance(sizes, int):
             fitting = self._fitting(sizes, len(keys))
             each, stored = [sizes] * fitting, [self.padded_bytes(sizes)] * fitting
-        elif len(sizes) == len(keys):
+        else:
             stored = list(map(self.padded_bytes, sizes))
             fitting = len(keys)
             if self.capacity_bytes is not None:
                 fitting = bisect_right(list(accumulate(stored)), self.capacity_bytes)
             each, stored = list(sizes[:fitting]), stored[:fitting]
-        else:
-            raise ValueError(f"a request has {len(sizes)} sizes for its {len(keys)} keys")
         if fitting < len(keys):
             keys = keys[:fitting]
             own = set(keys)
