@@ -29,14 +29,14 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict, deque
 from dataclasses import dataclass
-from itertools import accumulate, compress
+from itertools import accumulate, chain, compress, count
 from operator import not_
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_kvcache.cache.identity import Identity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 # Added to what is unwritten of a slot that was rolled back: it is never present any more.
 _GIVEN_UP = 1 << 40
@@ -47,13 +47,14 @@ class Slot:
 
     ``block_bytes`` is the block's data, ``stored_bytes`` what its objects take of the
     capacity, each padded. ``unwritten`` counts the objects that are not stored yet,
-    ``pins`` the admissions that read it now. Only `CacheIndex` changes a slot, but for
-    ``was_read``, which is its user's.
+    ``pins`` the admissions that read it now. ``version`` is the generation under which
+    its data was first written, another one's where it is a copy (see ``hold_what``). Only
+    `CacheIndex` changes a slot, but for ``was_read``, which is its user's.
     """
 
     __slots__ = (
         "_identity", "_object_key", "_tag", "block_bytes", "generation", "key", "pins",
-        "stored_bytes", "unwritten", "was_read",
+        "stored_bytes", "unwritten", "version", "was_read",
     )  # fmt: skip
 
     _identity: Identity
@@ -64,7 +65,7 @@ class Slot:
         self, key: bytes, generation: int, objects: int, block_bytes: int, stored_bytes: int
     ) -> None:
         self.key = key
-        self.generation = generation
+        self.generation = self.version = generation
         self.unwritten = objects
         self.block_bytes = block_bytes
         self.stored_bytes = stored_bytes
@@ -92,7 +93,7 @@ class Slot:
         try:
             return self._identity
         except AttributeError:
-            self._identity = made = Identity(self.key, self.generation)
+            self._identity = made = Identity(self.key, self.version)
             return made
 
     @property
@@ -103,6 +104,10 @@ class Slot:
         except AttributeError:
             self._tag = made = self.identity.tag
             return made
+
+    def hold_what(self, other: Slot) -> None:
+        """Be another copy of the same data: what it says of itself is the other's identity."""
+        self.version = other.version
 
     @property
     def present(self) -> bool:
@@ -166,12 +171,18 @@ class CacheIndex:
     them committed; ``page_bytes``: each of them takes whole pages of so many bytes of the
     capacity. Sizes of blocks (``sizes``) are the bytes of their data, never padded: one
     int where all blocks of a request are equal, else one for each key; a key's block
-    always has the same size. The counters ``prompt_blocks``, ``hit_blocks`` and
+    always has the same size. ``generations``: where several indices share theirs, so that
+    no two slots of them have the same. The counters ``prompt_blocks``, ``hit_blocks`` and
     ``evictions`` grow with every admission and are never reset; take differences.
     """
 
     def __init__(
-        self, capacity_bytes: int | None, *, page_bytes: int, objects_per_block: int = 1
+        self,
+        capacity_bytes: int | None,
+        *,
+        page_bytes: int,
+        objects_per_block: int = 1,
+        generations: Iterator[int] | None = None,
     ) -> None:
         if capacity_bytes is not None and capacity_bytes < 0:
             raise ValueError(f"capacity_bytes is {capacity_bytes}; it must be at least 0")
@@ -184,6 +195,7 @@ class CacheIndex:
         self._slots: OrderedDict[bytes, Slot] = OrderedDict()  # least recently used first
         self._used_bytes = 0
         self._present_blocks = 0
+        self._generations = generations or count(1)
         self._generation = 0
         # By last victims: what the victims of an admission take beyond its inserts, until deleted.
         self._leaving: dict[Slot, int] = {}
@@ -202,7 +214,7 @@ class CacheIndex:
 
     @property
     def generation(self) -> int:
-        """How many slots there have ever been: the generation of the youngest one."""
+        """That of the youngest slot there has been; 0: there was none."""
         return self._generation
 
     def stored(self) -> list[Slot]:
@@ -289,8 +301,12 @@ class CacheIndex:
 
     def deleted(self, admission: Admission) -> None:
         """Say that the objects of all its victims are deleted: all they took is free now."""
-        if admission.victims:
-            self._leaving_bytes -= self._leaving.pop(admission.victims[-1], 0)
+        self.gone(admission.victims)
+
+    def gone(self, victims: Sequence[Slot]) -> None:
+        """Say so of the victims, all those of one decision."""
+        if victims:
+            self._leaving_bytes -= self._leaving.pop(victims[-1], 0)
 
     def release(self, admission: Admission) -> None:
         """Unpin the hits of an admission, once, when they were read."""
@@ -316,22 +332,25 @@ class CacheIndex:
         own = set(keys)
         if len(own) != len(keys):
             raise ValueError("the keys of a request repeat; prefix-chained keys are distinct")
+        if not isinstance(sizes, int):
+            if len(sizes) != len(keys):
+                raise ValueError(f"a request has {len(sizes)} sizes for its {len(keys)} keys")
+            if len(set(sizes)) == 1:
+                sizes = sizes[0]
         if isinstance(sizes, int):
             fitting = self._fitting(sizes, len(keys))
             each, stored = [sizes] * fitting, [self.padded_bytes(sizes)] * fitting
-        elif len(sizes) == len(keys):
+        else:
             stored = list(map(self.padded_bytes, sizes))
             fitting = len(keys)
             if self.capacity_bytes is not None:
                 fitting = bisect_right(list(accumulate(stored)), self.capacity_bytes)
             each, stored = list(sizes[:fitting]), stored[:fitting]
-        else:
-            raise ValueError(f"a request has {len(sizes)} sizes for its {len(keys)} keys")
         if fitting < len(keys):
             keys = keys[:fitting]
             own = set(keys)
         head = self.leading_run(keys)
-        rest = list(map(self._slots.get, keys[len(head) :]))
+        rest = self.find(keys[len(head) :])
         if sizes != self._only_size:
             self._check_sizes(sizes, each, [*head, *rest])
         return Kept(keys, own, each, stored, head, rest)
@@ -345,17 +364,22 @@ class CacheIndex:
             return run  # with what came before it
         return run
 
-    def victims(self, kept: Kept) -> list[Slot] | Blocked:
-        """Return the least recent slots of others that make room for what is missing."""
+    def victims(
+        self, kept: Kept, *, spared: set[bytes] | None = None, last: Sequence[Slot] = ()
+    ) -> list[Slot] | Blocked:
+        """Return the least recent slots of others that make room for what is missing.
+
+        Others are those outside ``kept``, or outside ``spared`` if that is given; after
+        them go those in ``last``, which are of the request itself.
+        """
         victims: list[Slot] = []
         if self.capacity_bytes is None:
             return victims
         left_bytes = self.capacity_bytes - self._used_bytes - kept.missing_bytes
         if left_bytes < 0:
-            own = kept.own
-            for slot in self._slots.values():
-                if slot.key in own:
-                    continue
+            own = kept.own if spared is None else spared
+            others = (slot for slot in self._slots.values() if slot.key not in own)
+            for slot in chain(others, last):
                 if slot.pins or slot.unwritten:
                     return Blocked(slot)
                 victims.append(slot)
@@ -382,21 +406,30 @@ class CacheIndex:
     def touch(self, kept: Kept) -> list[Slot]:
         """Move or insert the keys, last key first; return the new slots in prompt order."""
         slots, objects, head = self._slots, self.objects_per_block, len(kept.head)
-        generation, used_bytes = self._generation, self._used_bytes
+        generations, used_bytes = self._generations, self._used_bytes
         inserts: list[Slot] = []
         rows = zip(kept.keys[head:], kept.sizes[head:], kept.stored[head:], kept.rest, strict=True)
         for key, size, stored, slot in reversed(list(rows)):
             if slot is None:
-                generation += 1
                 used_bytes += stored
-                slots[key] = fresh = Slot(key, generation, objects, size, stored)
+                slots[key] = fresh = Slot(key, next(generations), objects, size, stored)
                 inserts.append(fresh)
             else:
                 slots.move_to_end(key)
-        self._generation, self._used_bytes = generation, used_bytes
+        self._used_bytes = used_bytes
+        if inserts:
+            self._generation = inserts[-1].generation
         deque(map(slots.move_to_end, reversed(kept.keys[:head])), maxlen=0)  # likewise
         inserts.reverse()
         return inserts
+
+    def refresh(self, keys: Sequence[bytes]) -> None:
+        """Touch keys that are there, the last one first."""
+        deque(map(self._slots.move_to_end, reversed(keys)), maxlen=0)
+
+    def find(self, keys: Iterable[bytes]) -> list[Slot | None]:
+        """Return the slots, stored or reserved, of the keys."""
+        return list(map(self._slots.get, keys))
 
     def padded_bytes(self, block_bytes: int) -> int:
         """What a block of so many bytes takes of the capacity."""

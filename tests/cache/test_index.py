@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import TYPE_CHECKING
-from zlib import crc32
 
 import pytest
 from hypothesis import given, settings
@@ -19,52 +17,13 @@ from hypothesis.stateful import (
 
 from pytest_kvcache.cache.identity import Identity
 from pytest_kvcache.cache.index import Admission, Blocked, CacheIndex, Slot
+from tests.cache.literal import LiteralCache, fitting, requests, size_of
 from tests.recordings import AGENTS, MOONCAKE, REFERENCE, SHAREGPT, real_trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 A, B, C, D, E = (bytes([letter]) for letter in b"abcde")
-
-
-class LiteralCache:
-    """The loop of the traces' README, word by word, in bytes; slow, and obviously right."""
-
-    def __init__(self, capacity_bytes: int) -> None:
-        self.capacity_bytes = capacity_bytes
-        self.sizes: OrderedDict[bytes, int] = OrderedDict()
-
-    def serve(self, keys: Sequence[bytes], prompt_blocks: int, sizes: Sequence[int]) -> int:
-        hits = 0
-        for key in keys[:prompt_blocks]:
-            if key not in self.sizes:
-                break
-            hits += 1
-        while sum(sizes) > self.capacity_bytes:
-            keys, sizes = keys[:-1], sizes[:-1]
-        for key, size in zip(reversed(keys), reversed(sizes), strict=True):
-            if key in self.sizes:
-                self.sizes.move_to_end(key)
-                continue
-            while sum(self.sizes.values()) + size > self.capacity_bytes:
-                self.sizes.popitem(last=False)
-            self.sizes[key] = size
-        return hits
-
-
-def chained(path: Sequence[int]) -> list[bytes]:
-    """Return the keys of a path in a prefix tree: equal keys mean equal whole prefixes."""
-    return [bytes(path[: depth + 1]) for depth in range(len(path))]
-
-
-prefix_tree = st.lists(st.integers(0, 2), max_size=9).map(chained)
-no_tree = st.lists(st.integers(0, 15).map(lambda i: bytes([i])), max_size=9, unique=True)
-
-
-@st.composite
-def requests(draw: st.DrawFn, most_keys: int = 9) -> tuple[list[bytes], int]:
-    keys = draw(st.one_of(prefix_tree, no_tree))[:most_keys]
-    return keys, draw(st.one_of(st.just(len(keys)), st.integers(0, len(keys))))
 
 
 def index_of(capacity_blocks: int | None, objects_per_block: int = 1) -> CacheIndex:
@@ -111,11 +70,6 @@ def content(index: CacheIndex) -> list[bytes]:
     return list(index._slots)
 
 
-def size_of(key: bytes, most: int) -> int:
-    """Return the size of a key's block, always the same: 1 to ``most``."""
-    return crc32(key) % most + 1
-
-
 @pytest.mark.thorough
 @settings(deadline=None)
 @given(st.integers(0, 12), st.lists(requests(), max_size=40), st.integers(1, 7), st.integers(1, 3))
@@ -149,12 +103,6 @@ def test_after_a_request_come_its_own_keys_and_then_the_others_in_their_old_orde
         own = fitting(keys, capacity_bytes, most)
         others = [key for key in before if key not in own]
         assert content(index)[::-1] == fitting(own + others, capacity_bytes, most)
-
-
-def fitting(keys: Sequence[bytes], capacity_bytes: int, most: int) -> list[bytes]:
-    """Return the leading keys that fit."""
-    sums = accumulate(size_of(key, most) for key in keys)
-    return [key for key, total in zip(keys, sums, strict=True) if total <= capacity_bytes]
 
 
 @settings(deadline=None)
