@@ -80,7 +80,8 @@ SIDES = (
         name="ranks",  # what runs under mpirun
         modules=(
             "calibration", "comm", "containers.init", "coordinator", "devicewatch", "engine",
-            "flights", "freespace", "ioengines.", "janitor", "pauses", "rank", "readback", "transfers", "worker",
+            "flights", "freespace", "ioengines.", "janitor", "pauses", "rank", "readback",
+            "transfers", "worker",
         ),
         may_import=("values", "both"),
         foreign=("numpy", "mpi4py"),

@@ -14,9 +14,12 @@ from pytest_kvcache.errors import StorageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from pytest_kvcache.backends.protocol import Backend, BackendFacts, BackendPlan
+    from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
 
-_STORES: Mapping[str, Callable[[], Backend]] = {"file": FileBackend, "slab": SlabBackend}
+_STORES: Mapping[str, Callable[[], FileBackend | SlabBackend]] = {
+    "file": FileBackend,
+    "slab": SlabBackend,
+}
 _METHODS = ("put_from", "get_into", "delete", "sync", "close")
 
 
@@ -24,8 +27,11 @@ class StoreBackend:
     """One file per object, or slabs, as the plan's ``store`` says.
 
     `open` makes the store and takes over its methods, so that they cost what they cost
-    there.
+    there. ``in_files`` is the store itself: it knows where objects are.
     """
+
+    def __init__(self) -> None:
+        self.in_files: FileBackend | SlabBackend | None = None
 
     def open(self, plan: BackendPlan) -> BackendFacts:
         """Open the store of the plan."""
@@ -35,6 +41,7 @@ class StoreBackend:
         facts = store.open(plan)
         for name in _METHODS:
             setattr(self, name, getattr(store, name))
+        self.in_files = store
         return facts
 
     def put_from(self, key: str, offset: int, buffer: memoryview) -> None:

@@ -1,0 +1,70 @@
+"""The backends' contract, kept by the file stores when an engine moves their bytes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import pytest
+from tests.ringkit import ThroughEngine
+
+from pytest_kvcache.testing import CHUNK_BYTES, BackendContract
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pytest_kvcache.backends.protocol import Store
+
+
+class _Engine(BackendContract):
+    engine: ClassVar[str] = "io_uring"
+    store: ClassVar[Store | None] = "slab"
+
+    def make_backend(self, tmp_path: Path) -> ThroughEngine:
+        del tmp_path
+        return ThroughEngine(self.engine, CHUNK_BYTES)
+
+
+class TestUringSlabs(_Engine):
+    pass
+
+
+class TestUringSlabsBufferedSynced(_Engine):
+    io = "buffered"
+    sync = "data"
+
+
+class TestUringFiles(_Engine):
+    store = "file"
+
+
+class TestUringFilesBufferedSynced(_Engine):
+    store = "file"
+    io = "buffered"
+    sync = "data"
+
+
+class TestUringFilesSynced(_Engine):
+    store = "file"
+    sync = "data"
+
+
+class TestLibaioSlabs(_Engine):
+    engine = "libaio"
+
+
+class TestLibaioFiles(_Engine):
+    engine = "libaio"
+    store = "file"
+
+
+class TestLibaioSlabsBufferedSynced(_Engine):
+    engine = "libaio"
+    io = "buffered"
+    sync = "data"
+
+
+class TestLibaioFilesBufferedSynced(_Engine):
+    engine = "libaio"
+    store = "file"
+    io = "buffered"
+    sync = "data"
