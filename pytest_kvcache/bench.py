@@ -24,7 +24,6 @@ from pytest_kvcache.controller import Controller, Progress
 from pytest_kvcache.dryrun import DryRun, describe_dry_run
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.evidence import (
-    CLOSING,
     UNTOLD,
     Evidence,
     differences,
@@ -40,7 +39,7 @@ from pytest_kvcache.planning import Case, CaseName, Planner, name_cases
 from pytest_kvcache.proof import probe_filesystem
 from pytest_kvcache.registry import build_registry
 from pytest_kvcache.results import RunResult
-from pytest_kvcache.rules import FailRule, SloRule, check_rule
+from pytest_kvcache.rules import CLOSING, FailRule, SloRule, check_rule
 from pytest_kvcache.units import format_count
 from pytest_kvcache.version import VERSION
 

@@ -75,7 +75,6 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from pytest_kvcache.errors import OptionError, ResultError
 from pytest_kvcache.evidence import (
-    CLOSING,
     UNTOLD,
     Evidence,
     both_cautions,
@@ -84,7 +83,7 @@ from pytest_kvcache.evidence import (
     uncertain,
 )
 from pytest_kvcache.metrics import METRICS
-from pytest_kvcache.rules import check_rule
+from pytest_kvcache.rules import CLOSING, check_rule
 from pytest_kvcache.summary import (
     MOST_TRIALS,
     MetricSeries,

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.mountoptions import normalised
+from pytest_kvcache.rules import CLOSING
 from pytest_kvcache.verdictcodes import INVALIDATING
 
 if TYPE_CHECKING:
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
 
     Facts = Mapping[str, Mapping[str, Any]]
 
-CLOSING: Final = frozenset({"plan", "placement", "device", "filesystem"})
-"""Kinds of facts whose difference closes a gate unless the user allows it."""
 KINDS: Final = ("plan", "placement", "device", "filesystem", "software", "hosts")
 _DISTURBED: Final = frozenset({"BUSY_DEVICE", "NOT_STEADY", "PAUSED", "STALL", "THROTTLED"})
 """Verdicts under which figures may look better than the storage is, or worse."""

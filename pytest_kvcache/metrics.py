@@ -14,6 +14,9 @@ from pytest_kvcache.errors import ResultError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+Better = Literal["lower", "higher"]
+"""The direction in which a metric improves."""
+
 PERCENTILES: Mapping[str, float] = MappingProxyType(
     {"p50": 50.0, "p95": 95.0, "p99": 99.0, "p999": 99.9}
 )
@@ -48,7 +51,7 @@ class Metric:
 
     name: str
     unit: str
-    better: Literal["lower", "higher"]
+    better: Better
     path: tuple[str, ...]
     percentile: float | None = None
     latency: bool = False

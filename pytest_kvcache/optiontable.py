@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_kvcache.errors import OptionError, UnknownNameError
-from pytest_kvcache.evidence import CLOSING
 from pytest_kvcache.hosts import HostSpec, parse_hosts, read_hostfile
 from pytest_kvcache.metrics import METRICS
-from pytest_kvcache.rules import FailRule, SloRule, check_slo, parse_fail, parse_slo
+from pytest_kvcache.rules import CLOSING, FailRule, SloRule, check_slo, parse_fail, parse_slo
 from pytest_kvcache.units import parse_duration_s, parse_flag, parse_float, parse_gib, parse_int
 
 if TYPE_CHECKING:

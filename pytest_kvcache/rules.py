@@ -13,9 +13,12 @@ from pytest_kvcache.errors import OptionError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pytest_kvcache.summary import Better
+    from pytest_kvcache.metrics import Better
 
 Operator = Literal["<", "<=", ">", ">="]
+
+CLOSING: Final = frozenset({"plan", "placement", "device", "filesystem"})
+"""Kinds of facts whose difference closes a gate unless the user allows it."""
 
 _METRIC = r"(?P<metric>[A-Za-z][\w.]*)"
 _NUMBER = r"(?P<number>[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?)"

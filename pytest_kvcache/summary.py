@@ -30,12 +30,12 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from pytest_kvcache.errors import ResultError
 
-Better = Literal["lower", "higher"]
-"""The direction in which a metric improves."""
+if TYPE_CHECKING:
+    from pytest_kvcache.metrics import Better
 
 MOST_TRIALS: Final = 999
 _ALPHA: Final = 0.05  # what lies outside of a 95 % interval
