@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_kvcache.fixture import OPTIONS_KEY
-from pytest_kvcache.options import OPTIONS
+from pytest_kvcache.options.options import OPTIONS
 
 if TYPE_CHECKING:
-    from pytest_kvcache.options import Options
+    from pytest_kvcache.options.options import Options
 
 pytest_plugins = ["pytester"]
 

@@ -9,19 +9,19 @@ import time
 from typing import TYPE_CHECKING
 
 from pytest_kvcache.atomic import write_json
-from pytest_kvcache.bench import new_run_id
+from pytest_kvcache.launch.preflight import find_setup
 from pytest_kvcache.launchers.protocol import LaunchJob
-from pytest_kvcache.options import build_options
-from pytest_kvcache.planning import Planner, name_cases
-from pytest_kvcache.preflight import find_setup
+from pytest_kvcache.options.options import build_options
+from pytest_kvcache.plan.planner import Planner, name_cases
 from pytest_kvcache.registry import build_registry
+from pytest_kvcache.session import new_run_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from pytest_kvcache.options import Options
-    from pytest_kvcache.planning import Case
+    from pytest_kvcache.options.options import Options
+    from pytest_kvcache.plan.planner import Case
 
 
 def options(**given: str | Sequence[str]) -> Options:
@@ -50,7 +50,7 @@ def launch(case: Case, directory: Path) -> tuple[float, int]:
             controller_host="127.0.0.1",
             local_hosts=frozenset({"127.0.0.1"}),
             program=(
-                setup.python, "-m", "mpi4py", "-m", "pytest_kvcache.worker",
+                setup.python, "-m", "mpi4py", "-m", "pytest_kvcache.ranks.worker",
                 str(directory), str(plan.world_size),
             ),
             env={"OMP_NUM_THREADS": "1"},

@@ -25,13 +25,13 @@ import numpy as np
 from benchmarks.cases import launch, options, plan_case
 from benchmarks.figures import MIB, Figure, table, where
 from pytest_kvcache.atomic import write_json
-from pytest_kvcache.bench import new_run_id
-from pytest_kvcache.rank import Rank
+from pytest_kvcache.ranks.rank import Rank
 from pytest_kvcache.registry import build_registry
-from pytest_kvcache.workloads.trace_file import Trace
+from pytest_kvcache.session import new_run_id
+from pytest_kvcache.traces.read import Trace
 
 if TYPE_CHECKING:
-    from pytest_kvcache.planning import Case
+    from pytest_kvcache.plan.planner import Case
 
 
 def made_up_trace(requests: int = 4000, blocks: int = 30) -> Trace:

@@ -17,9 +17,9 @@ import time
 from typing import Any
 
 from benchmarks.cases import options, plan_case
-from pytest_kvcache.rank import Rank
+from pytest_kvcache.ranks.rank import Rank
 from pytest_kvcache.registry import build_registry
-from pytest_kvcache.results import latencies_ms
+from pytest_kvcache.results.trial import latencies_ms
 
 
 def _go_on() -> bool:

@@ -28,19 +28,19 @@ from typing import TYPE_CHECKING
 from benchmarks.cases import options, plan_case
 from benchmarks.harness import made_up_trace, write_mooncake
 from pytest_kvcache.atomic import write_json
-from pytest_kvcache.bench import new_run_id
-from pytest_kvcache.live import Recent
-from pytest_kvcache.rank import Rank
-from pytest_kvcache.recorder import Recorder
+from pytest_kvcache.measure.live import Recent
+from pytest_kvcache.measure.recorder import Recorder
+from pytest_kvcache.measure.series import SeriesLedger, coarse_index
+from pytest_kvcache.ranks.rank import Rank
 from pytest_kvcache.registry import build_registry
-from pytest_kvcache.series import SeriesLedger, coarse_index
+from pytest_kvcache.session import new_run_id
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from pytest_kvcache.planning import Case
-    from pytest_kvcache.recorder import Window
+    from pytest_kvcache.measure.recorder import Window
+    from pytest_kvcache.plan.planner import Case
 
     IntArray = npt.NDArray[np.int64]
 

@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_kvcache.latency import Histogram
-from pytest_kvcache.recorder import SECTIONS
+from pytest_kvcache.measure.histogram import Histogram
+from pytest_kvcache.measure.recorder import SECTIONS
 
 POLL_S = 0.002
 MIB = 1 << 20

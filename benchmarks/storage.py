@@ -31,7 +31,7 @@ from benchmarks.fio import FioJob
 from benchmarks.ratioplot import ratio_plot
 from benchmarks.storagefigures import figures_of, percentile_table
 from pytest_kvcache.atomic import write_json
-from pytest_kvcache.proof import probe_filesystem
+from pytest_kvcache.system.filesystem import probe_filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -6,13 +6,13 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_kvcache.optiontable import OPTIONS, OptionSpec
+from pytest_kvcache.options.table import OPTIONS, OptionSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PAGE = Path(__file__).with_name("options.md")
-MARK = "<!-- written by options.py; edit pytest_kvcache/optiontable.py instead -->"
+MARK = "<!-- written by options.py; edit pytest_kvcache/options/table.py instead -->"
 
 
 def choices(spec: OptionSpec) -> list[str]:

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_kvcache.models import MODELS
-from pytest_kvcache.scenarios import PROFILES, SYNTHETIC, Profile, Range
 from pytest_kvcache.units import format_bytes
+from pytest_kvcache.workloads.scenarios import PROFILES, SYNTHETIC, Profile, Range
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PAGE = Path(__file__).with_name("scenarios.md")
-MARK = "<!-- written by scenarios.py; edit pytest_kvcache/scenarios.py instead -->"
+MARK = "<!-- written by scenarios.py; edit pytest_kvcache/workloads/scenarios.py instead -->"
 END = "<!-- end of what scenarios.py writes -->"
 MODEL = "llama3.1-8b"
 

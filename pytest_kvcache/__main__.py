@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.errors import KVCacheError, ResultError
-from pytest_kvcache.leftbehind import LeftBehind
-from pytest_kvcache.options import Options
-from pytest_kvcache.picture import picture_of
-from pytest_kvcache.report import report_run, report_series
-from pytest_kvcache.results import RunResult
+from pytest_kvcache.options.options import Options
+from pytest_kvcache.report.picture import picture_of
+from pytest_kvcache.report.tables import report_run, report_series
+from pytest_kvcache.results.leftbehind import LeftBehind
+from pytest_kvcache.results.trial import RunResult
+from pytest_kvcache.results.verify import source_faults, verify_run
 from pytest_kvcache.showable import can_show, showable
-from pytest_kvcache.verify import source_faults, verify_run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

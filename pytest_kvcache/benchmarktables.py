@@ -10,7 +10,7 @@ import os
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from pytest_kvcache.metrics import METRICS
+from pytest_kvcache.measure.metrics import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_kvcache.asked import nothing_selected
 from pytest_kvcache.fixture import (
     BENCH_KEY,
     OPTIONS_KEY,
@@ -23,14 +22,15 @@ from pytest_kvcache.fixture import (
     is_xdist_worker,
     verbosity_of,
 )
-from pytest_kvcache.gatetable import gate_table, stock_table, verdict_line
+from pytest_kvcache.gates.table import gate_table, stock_table, verdict_line
+from pytest_kvcache.options.asked import nothing_selected
 from pytest_kvcache.showable import encoding_of, showable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from pytest_kvcache.bench import Bench
+    from pytest_kvcache.session import Bench
 
 _TOLD_KEY: pytest.StashKey[bool] = pytest.StashKey()
 _WIDTH = 79
@@ -81,7 +81,7 @@ def report_lines(bench: Bench, config: pytest.Config) -> Iterator[str]:
 
 
 def _whole(bench: Bench, config: pytest.Config) -> Iterator[str]:
-    from pytest_kvcache.report import report_run  # noqa: PLC0415  see plugin.py
+    from pytest_kvcache.report.tables import report_run  # noqa: PLC0415  see plugin.py
 
     yield report_run(bench.controller.run, bench.options.metrics)
     yield from bench.unsettled()
@@ -108,7 +108,7 @@ def _fitted(text: str) -> list[str]:
 
 def _brief(bench: Bench, *, absent: bool = False) -> Iterator[str]:
     """A line per case; with ``absent`` also why it lacks a metric, where no item says so."""
-    from pytest_kvcache.brief import absent_values, brief_case  # noqa: PLC0415  see plugin.py
+    from pytest_kvcache.report.brief import absent_values, brief_case  # noqa: PLC0415  see plugin.py
 
     for case in bench.controller.run.cases:
         yield brief_case(case, bench.options.metrics)
@@ -118,7 +118,7 @@ def _brief(bench: Bench, *, absent: bool = False) -> Iterator[str]:
 
 def _last(bench: Bench, config: pytest.Config, *, gates: bool = True) -> Iterator[str]:
     """Closed gates, and where the rest is: the data that is kept, and the run file."""
-    from pytest_kvcache.brief import kept_data  # noqa: PLC0415  see plugin.py
+    from pytest_kvcache.report.brief import kept_data  # noqa: PLC0415  see plugin.py
 
     if gates:
         for judgement in bench.judge():

@@ -14,7 +14,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from pytest_kvcache.results import CaseResult
+    from pytest_kvcache.results.trial import CaseResult
 
 Fault = tuple[str, str]  # digest of the plan, error
 _CODE = re.compile(r"[A-Z][A-Z_]+(?=: )")

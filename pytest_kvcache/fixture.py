@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from pytest_kvcache.absence import why_absent
 from pytest_kvcache.errors import KVCacheError, OptionError, did_you_mean
-from pytest_kvcache.metrics import METRICS
-from pytest_kvcache.options import OPTIONS, build_options, describe_value
+from pytest_kvcache.measure.metrics import METRICS
+from pytest_kvcache.options.options import OPTIONS, build_options, describe_value
+from pytest_kvcache.results.absence import why_absent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from pytest_kvcache.bench import Bench
     from pytest_kvcache.faultledger import FaultLedger
-    from pytest_kvcache.options import Options
+    from pytest_kvcache.options.options import Options
     from pytest_kvcache.otherplugins import StockGate
-    from pytest_kvcache.planning import CaseName
-    from pytest_kvcache.results import CaseResult
+    from pytest_kvcache.plan.planner import CaseName
+    from pytest_kvcache.results.trial import CaseResult
+    from pytest_kvcache.session import Bench
 
 BENCH_KEY: pytest.StashKey[Bench] = pytest.StashKey()
 MAKE_BENCH_KEY: pytest.StashKey[Callable[[], Bench]] = pytest.StashKey()
@@ -144,7 +144,7 @@ class KVCache:
         ``label`` goes into the case's name, so that two cases that differ in other options
         than these three have names of their own, and baselines.
         """
-        from pytest_kvcache.planning import name_cases  # noqa: PLC0415  see plugin.py
+        from pytest_kvcache.plan.planner import name_cases  # noqa: PLC0415  see plugin.py
 
         options = self._override(overrides) if overrides else self._bench.options
         try:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_kvcache.plan import Plan
-    from pytest_kvcache.results import CaseResult, RunResult, TrialResult
+    from pytest_kvcache.plan.plan import Plan
+    from pytest_kvcache.results.trial import CaseResult, RunResult, TrialResult
 
 
 @pytest.hookspec(firstresult=True)

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from pytest_kvcache import benchmarktables, newhooks, otherplugins, typos
-from pytest_kvcache.asked import typed_flags
 from pytest_kvcache.closing import tell, tell_the_rest
 from pytest_kvcache.errors import OptionError, PreflightError, UnavailableError
 from pytest_kvcache.faultledger import FaultLedger
@@ -37,19 +36,26 @@ from pytest_kvcache.fixture import (
     kvcache,
     verbosity_of,
 )
-from pytest_kvcache.gates import GateItem, Gates
-from pytest_kvcache.hosts import explain_swallowed_path
-from pytest_kvcache.options import OPTIONS, OptionSpec, Origin, build_options, describe_given
+from pytest_kvcache.gateitems import GateItem, Gates
+from pytest_kvcache.hosts.hostlist import explain_swallowed_path
+from pytest_kvcache.options.asked import typed_flags
+from pytest_kvcache.options.options import (
+    OPTIONS,
+    OptionSpec,
+    Origin,
+    build_options,
+    describe_given,
+)
 from pytest_kvcache.showable import encoding_of, showable
 from pytest_kvcache.units import format_count
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
 
-    from pytest_kvcache.bench import Bench
-    from pytest_kvcache.options import Options
-    from pytest_kvcache.plan import Plan
-    from pytest_kvcache.planning import CaseName
+    from pytest_kvcache.options.options import Options
+    from pytest_kvcache.plan.plan import Plan
+    from pytest_kvcache.plan.planner import CaseName
+    from pytest_kvcache.session import Bench
 
 __all__ = ["kvcache"]  # the fixture is found in this module
 
@@ -227,7 +233,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
         options = read_options(config)
         if not options.datasize:
             return None
-        from pytest_kvcache.sizing import datasize_report  # noqa: PLC0415  likewise
+        from pytest_kvcache.report.datasize import datasize_report  # noqa: PLC0415  likewise
 
         report = showable(datasize_report(options), encoding_of(sys.stdout))
         sys.stdout.write(report + "\n")
@@ -251,13 +257,13 @@ def pytest_configure(config: pytest.Config) -> None:
             otherplugins.check_outputs(config)
         config.stash[OPTIONS_KEY] = options
         config.stash[MAKE_BENCH_KEY] = lambda: _make_bench(config, options)
-        config.pluginmanager.register(Gates(config), "pytest_kvcache.gates")
+        config.pluginmanager.register(Gates(config), "pytest_kvcache.gateitems")
         if options.texts and not is_xdist_worker(config):
             bench_of(config)  # unknown names are an error of usage, not of collection
 
 
 def _make_bench(config: pytest.Config, options: Options) -> Bench:
-    from pytest_kvcache.bench import Bench  # noqa: PLC0415  see the module's docstring
+    from pytest_kvcache.session import Bench  # noqa: PLC0415  see the module's docstring
     from pytest_kvcache.terminal import TerminalProgress  # noqa: PLC0415  likewise
 
     def modify_plan(plan: Plan) -> Plan:

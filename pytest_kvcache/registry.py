@@ -15,11 +15,11 @@ import pluggy
 from pytest_kvcache import hookspecs
 from pytest_kvcache.backends.memory import MemoryBackend
 from pytest_kvcache.backends.null import NullBackend
-from pytest_kvcache.backends.stores import StoreBackend
+from pytest_kvcache.backends.posix.backend import StoreBackend
 from pytest_kvcache.errors import OptionError, UnavailableError, UnknownNameError
 from pytest_kvcache.models import MODELS, ModelSpec, load_models
-from pytest_kvcache.scenarios import LATER, SYNTHETIC, TRACE
 from pytest_kvcache.workloads.replay import ReplayFamily
+from pytest_kvcache.workloads.scenarios import LATER, SYNTHETIC, TRACE
 from pytest_kvcache.workloads.synthetic import SyntheticFamily
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ import time
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
-from pytest_kvcache.controller import Progress
 from pytest_kvcache.fixture import OPTIONS_KEY, verbosity_of
-from pytest_kvcache.progressline import MARK, MOST_COLUMNS, Outlook, progress_line
-from pytest_kvcache.report import describe_survey, wrapped
+from pytest_kvcache.launch.runner import Progress
+from pytest_kvcache.report.progress import MARK, MOST_COLUMNS, Outlook, progress_line
+from pytest_kvcache.report.tables import describe_survey, wrapped
 from pytest_kvcache.showable import encoding_of, showable
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from pytest_kvcache.cluster import Survey
-    from pytest_kvcache.results import CaseResult, TrialResult
+    from pytest_kvcache.hosts.cluster import Survey
+    from pytest_kvcache.results.trial import CaseResult, TrialResult
 
 _LOG_INTERVAL_S = 15.0
 _DUMB = frozenset({"", "dumb", "unknown"})  # terminals that can't rewrite a line

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, ClassVar
 import pytest
 
 from pytest_kvcache.backends.protocol import PAGE_BYTES, BackendPlan
+from pytest_kvcache.cache.identity import Identity
+from pytest_kvcache.engine.payload import Payload
 from pytest_kvcache.errors import StorageError
-from pytest_kvcache.identity import Identity
-from pytest_kvcache.payload import Payload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

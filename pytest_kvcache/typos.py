@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_kvcache.errors import OptionError, did_you_mean
-from pytest_kvcache.options import OPTIONS
+from pytest_kvcache.options.options import OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

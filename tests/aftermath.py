@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_kvcache.sharedmemory import Segments
+from pytest_kvcache.hosts.sharedmemory import Segments
 from tests.site import is_locked, wait_for
 
 if TYPE_CHECKING:

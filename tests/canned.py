@@ -8,15 +8,15 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from pytest_kvcache.results import CaseResult, RunResult, TrialResult
-from pytest_kvcache.verdicts import evaluate_trial
+from pytest_kvcache.results.trial import CaseResult, RunResult, TrialResult
+from pytest_kvcache.results.verdicts.trial import evaluate_trial
 from tests.site import PLUGINS
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from pytest_kvcache.plan import Plan
-    from pytest_kvcache.trialrecord import TrialRecord
+    from pytest_kvcache.plan.plan import Plan
+    from pytest_kvcache.results.record import TrialRecord
 
 
 def _launcher_plugin() -> ModuleType:

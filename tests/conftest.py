@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import pytest_kvcache.bench  # noqa: F401  numpy can't be imported twice, so before pytester drops it
-from pytest_kvcache.hostlock import HostLock
-from pytest_kvcache.processes import LaunchProcesses
+import pytest_kvcache.session  # noqa: F401  numpy can't be imported twice, so before pytester drops it
+from pytest_kvcache.hosts.lock import HostLock
+from pytest_kvcache.hosts.processes import LaunchProcesses
 from tests.neighbours import Neighbours
 from tests.site import PLUGINS, Site, machine_to_oneself
 

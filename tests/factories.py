@@ -20,35 +20,35 @@ import numpy as np
 
 from pytest_kvcache.backends.protocol import BackendFacts
 from pytest_kvcache.cache.index import CacheIndex
-from pytest_kvcache.clocks import ClockRecord
-from pytest_kvcache.cluster import Survey
-from pytest_kvcache.engine import Engine
+from pytest_kvcache.engine.engine import Engine
+from pytest_kvcache.engine.transfers import TransferSettings
 from pytest_kvcache.errors import StorageError
-from pytest_kvcache.hostfacts import HostFacts
-from pytest_kvcache.hosts import HostRanks, RankLayout
-from pytest_kvcache.latency import Histogram
+from pytest_kvcache.hosts.cluster import Survey
+from pytest_kvcache.hosts.facts import HostFacts
+from pytest_kvcache.hosts.hostlist import HostRanks, RankLayout
+from pytest_kvcache.measure.histogram import Histogram
+from pytest_kvcache.measure.recorder import DELETE, READ, SECTIONS, WRITE, Recorder, Window
+from pytest_kvcache.measure.series import KINDS, Cut, Series, SeriesLedger, coarse_index
 from pytest_kvcache.models import MODELS, ModelSpec
-from pytest_kvcache.options import build_options
-from pytest_kvcache.plan import Plan, TracePlan
-from pytest_kvcache.rank import Rank
-from pytest_kvcache.recorder import DELETE, READ, SECTIONS, WRITE, Recorder, Window
+from pytest_kvcache.options.options import build_options
+from pytest_kvcache.plan.plan import Plan, TracePlan
+from pytest_kvcache.ranks.rank import Rank
 from pytest_kvcache.registry import Registry
-from pytest_kvcache.scenarios import SYNTHETIC
-from pytest_kvcache.series import KINDS, Cut, Series, SeriesLedger, coarse_index
-from pytest_kvcache.surroundings import Surroundings
-from pytest_kvcache.transfers import TransferSettings
-from pytest_kvcache.trialrecord import RankResult, TrialRecord
+from pytest_kvcache.results.record import RankResult, TrialRecord
+from pytest_kvcache.system.clocks import ClockRecord
+from pytest_kvcache.system.surroundings import Surroundings
 from pytest_kvcache.workloads.protocol import Need, Request
+from pytest_kvcache.workloads.scenarios import SYNTHETIC
 from pytest_kvcache.workloads.synthetic import SyntheticFamily
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pytest_kvcache.backends.protocol import Backend, BackendPlan
-    from pytest_kvcache.options import Options
-    from pytest_kvcache.payload import Payload
+    from pytest_kvcache.engine.payload import Payload
+    from pytest_kvcache.options.options import Options
+    from pytest_kvcache.traces.read import Trace
     from pytest_kvcache.workloads.protocol import Workload, WorkloadContext, WorkloadFamily
-    from pytest_kvcache.workloads.trace_file import Trace
 
 PATIENCE_S = 120.0  # how long a test waits for what must come; never how long it takes
 PAGE = 4096

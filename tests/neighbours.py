@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_kvcache.hostagent import REPLY_MARK
-from pytest_kvcache.processes import MARKER_VARIABLE
+from pytest_kvcache.hosts.agent import REPLY_MARK
+from pytest_kvcache.hosts.processes import MARKER_VARIABLE
 from pytest_kvcache.version import VERSION
 from tests.factories import PATIENCE_S, wait_for
 
@@ -151,7 +151,16 @@ class AgentProcess:
 
 def rank_command() -> list[str]:
     """What sleeps until its input ends, with the arguments of a rank's process."""
-    return ["sh", "-c", "read -r line", "python", "-m", "mpi4py", "-m", "pytest_kvcache.worker"]
+    return [
+        "sh",
+        "-c",
+        "read -r line",
+        "python",
+        "-m",
+        "mpi4py",
+        "-m",
+        "pytest_kvcache.ranks.worker",
+    ]
 
 
 def greeting(version: str = VERSION) -> str:

@@ -11,7 +11,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from pytest_kvcache.backends.stores import StoreBackend
+from pytest_kvcache.backends.posix.backend import StoreBackend
 from pytest_kvcache.ioengines.libaio import Context
 from pytest_kvcache.ioengines.protocol import DELETE, READ, SYNC, WRITE
 from pytest_kvcache.ioengines.ring import FileEngine, RingEngine, SlabEngine

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pytest_kvcache.evidence import KINDS, Evidence
-from pytest_kvcache.summary import MetricSeries
+from pytest_kvcache.results.provenance import KINDS, Evidence
+from pytest_kvcache.results.summary import MetricSeries
 
 SERIES = "read.p99_ms"
 CASE = "mixed-llama3.1-8b-np2"

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_kvcache.hostlock import DIRECTORY_VARIABLE, lock_directories
-from pytest_kvcache.results import RunResult
+from pytest_kvcache.hosts.lock import DIRECTORY_VARIABLE, lock_directories
+from pytest_kvcache.results.trial import RunResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping

@@ -22,7 +22,7 @@ from benchmarks.storage import in_turn, trial_figures
 from benchmarks.storagefigures import figures_of, percentile_table
 from benchmarks.uniform import MODEL, UniformAppend, UniformFamily, UniformOverwrite, UniformRead
 from pytest_kvcache.registry import build_registry
-from pytest_kvcache.verdicts import evaluate_trial
+from pytest_kvcache.results.verdicts.trial import evaluate_trial
 from pytest_kvcache.workloads.protocol import WorkloadContext
 from tests.factories import rank_result, sound_plan, sound_record
 

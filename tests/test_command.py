@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_kvcache.__main__ import main
-from pytest_kvcache.baseline import load_baseline
 from pytest_kvcache.errors import OptionError
-from pytest_kvcache.results import RunResult
+from pytest_kvcache.gates.baseline import load_baseline
+from pytest_kvcache.results.trial import RunResult
 from tests.canned import case_of, run_of, trial_of
 from tests.factories import make_plan
 

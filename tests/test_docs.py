@@ -15,17 +15,17 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from pytest_kvcache.forecast import forecast
-from pytest_kvcache.metrics import METRICS, PERCENTILES
-from pytest_kvcache.options import Options, build_options
-from pytest_kvcache.optiontable import OPTIONS
-from pytest_kvcache.plan import Plan
-from pytest_kvcache.planning import Planner, name_cases
+from pytest_kvcache.measure.metrics import METRICS, PERCENTILES
+from pytest_kvcache.options.options import Options, build_options
+from pytest_kvcache.options.table import OPTIONS
+from pytest_kvcache.plan.forecast import forecast
+from pytest_kvcache.plan.plan import Plan
+from pytest_kvcache.plan.planner import Planner, name_cases
 from pytest_kvcache.registry import ENTRY_POINTS, build_registry
-from pytest_kvcache.summary import MetricSeries
-from pytest_kvcache.trialrecord import RankResult
+from pytest_kvcache.results.record import RankResult
+from pytest_kvcache.results.summary import MetricSeries
+from pytest_kvcache.results.verdictcodes import SEVERITIES
 from pytest_kvcache.units import GIB, KIB
-from pytest_kvcache.verdictcodes import SEVERITIES
 from pytest_kvcache.version import VERSION
 from tests.objectserver import object_server
 from tests.site import PYTEST, SMALL, SUITE, output, refusal
@@ -38,7 +38,7 @@ else:
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_kvcache.options import Origin
+    from pytest_kvcache.options.options import Origin
     from tests.site import Site
 
 ROOT = Path(__file__).parents[1]

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_kvcache.absence import why_absent
-from pytest_kvcache.bench import Bench
-from pytest_kvcache.controller import Progress
 from pytest_kvcache.fixture import ReplayClock, Run
-from pytest_kvcache.options import build_options, describe_value
+from pytest_kvcache.launch.runner import Progress
+from pytest_kvcache.options.options import build_options, describe_value
+from pytest_kvcache.results.absence import why_absent
+from pytest_kvcache.session import Bench
 from tests.canned import case_of, trial_of
 from tests.factories import make_plan, make_trace_plan
 from tests.site import output

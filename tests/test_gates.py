@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from pytest_kvcache.summary import MetricSeries
+from pytest_kvcache.results.summary import MetricSeries
 from tests.site import SUITE, output, refusal
 
 if TYPE_CHECKING:

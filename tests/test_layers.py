@@ -299,10 +299,10 @@ def test_the_controller_loads_nothing_of_pytest() -> None:
     [
         ("errors", "from pytest_kvcache import plan", "errors (values) imports plan (both)"),
         ("engine", "import pytest", "engine (ranks) imports pytest"),
-        ("engine", "from pytest_kvcache.bench import Bench", "imports bench (controller)"),
-        ("backends.file", "import pytest_kvcache.engine", "(both) imports engine (ranks)"),
+        ("engine", "from pytest_kvcache.session import Bench", "imports bench (controller)"),
+        ("backends.file", "import pytest_kvcache.engine.engine", "(both) imports engine (ranks)"),
         ("worker", "from pytest_kvcache import fixture", "(ranks) imports fixture (pytest)"),
-        ("controller", "from pytest_kvcache.comm import Comm", "imports comm (ranks)"),
+        ("controller", "from pytest_kvcache.ranks.comm import Comm", "imports comm (ranks)"),
         ("controller", "import pytest", "controller (controller) imports pytest"),
         ("report", "import numpy as np", "report (controller) imports numpy"),
         ("plugin", "from mpi4py import MPI", "plugin imports mpi4py, which only comm may"),

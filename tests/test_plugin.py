@@ -35,7 +35,7 @@ def test_a_session_without_the_benchmark_loads_none_of_it(site: Site) -> None:
         import sys
 
         def test_one():
-            heavy = {"numpy", "mpi4py", "pytest_kvcache.controller"} & set(sys.modules)
+            heavy = {"numpy", "mpi4py", "pytest_kvcache.launch.runner"} & set(sys.modules)
             assert not heavy
         """
     )
@@ -111,7 +111,7 @@ def test_a_dry_run_prints_plan_and_command_and_launches_nothing(site: Site, fake
     (command,) = (line for line in result.outlines if line.strip().startswith(fake))
     assert command.split()[1:3] == ["--allow-run-as-root", "--host"]
     assert "-n 3" in command
-    assert "-m mpi4py -m pytest_kvcache.worker" in command
+    assert "-m mpi4py -m pytest_kvcache.ranks.worker" in command
     assert not (site.path / "results").exists()
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_kvcache.__main__ import main
-from pytest_kvcache.proof import probe_filesystem
+from pytest_kvcache.system.filesystem import probe_filesystem
 from tests.filesystems import loop_over, make_ext4, mounted_on
 from tests.site import output
 

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_kvcache.backends.stores import StoreBackend
+from pytest_kvcache.backends.posix.backend import StoreBackend
 from pytest_kvcache.errors import OptionError, UnavailableError, UnknownNameError
 from pytest_kvcache.models import MODELS
 from pytest_kvcache.registry import Registry, build_registry
-from pytest_kvcache.scenarios import LATER, SYNTHETIC
+from pytest_kvcache.workloads.scenarios import LATER, SYNTHETIC
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_kvcache.__main__ import main
-from pytest_kvcache.plan import Plan
+from pytest_kvcache.plan.plan import Plan
 from pytest_kvcache.workloads.openloop import arrival_offsets_ns
+from tests.recordings import MOONCAKE, REFERENCE, trace_path
 from tests.site import (
     PATIENCE_S,
     PLUGINS,
@@ -26,7 +27,6 @@ from tests.site import (
     output,
     storage_directory,
 )
-from tests.traces import MOONCAKE, REFERENCE, trace_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

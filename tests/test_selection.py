@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import pytest_kvcache
-from pytest_kvcache.scenarios import PROFILES, SYNTHETIC
 from pytest_kvcache.workloads.protocol import WorkloadContext
+from pytest_kvcache.workloads.scenarios import PROFILES, SYNTHETIC
 from pytest_kvcache.workloads.synthetic import SyntheticWorkload
 from tests.site import SUITE, output, refusal
 

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_kvcache.errors import OptionError
-from pytest_kvcache.launchers import LaunchJob, find_launcher, identify, launcher_for
-from pytest_kvcache.mpilibrary import mpi_library
-from pytest_kvcache.postmortem import cause_of_death
+from pytest_kvcache.hosts.mpilibrary import mpi_library
+from pytest_kvcache.launch.postmortem import cause_of_death
+from pytest_kvcache.launchers.detect import find_launcher, identify, launcher_for
+from pytest_kvcache.launchers.protocol import LaunchJob
 from tests.site import PATIENCE_S, PLUGINS, PYTEST, SMALL, SUITE, machine_to_oneself, wait_for
 
 if TYPE_CHECKING:

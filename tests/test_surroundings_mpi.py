@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_kvcache.__main__ import main
-from pytest_kvcache.verdictcodes import INVALIDATING
+from pytest_kvcache.results.verdictcodes import INVALIDATING
 from tests.aftermath import leaving_nothing, the_cause
 from tests.shims import FSYNC, HALF_SPEED, MALLOC, library, needs_compiler
 from tests.site import output, refusal, runs_as_root

@@ -21,7 +21,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_kvcache.identity import Identity
+from pytest_kvcache.cache.identity import Identity
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

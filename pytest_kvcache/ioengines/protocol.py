@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from pytest_kvcache.recorder import DELETE, READ, SYNC, WRITE
+from pytest_kvcache.measure.recorder import DELETE, READ, SYNC, WRITE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,8 +16,8 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from pytest_kvcache.backends.infiles import InFiles, ObjectFiles, Slabs
-from pytest_kvcache.backends.openfiles import MAX_IDLE_FILES
+from pytest_kvcache.backends.posix.infiles import InFiles, ObjectFiles, Slabs
+from pytest_kvcache.backends.posix.openfiles import MAX_IDLE_FILES
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.ioengines import kernel
 from pytest_kvcache.ioengines.protocol import DELETE, READ, SYNC, WRITE

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pytest_kvcache.fixture import KVCache
-    from pytest_kvcache.planning import CaseName
+    from pytest_kvcache.plan.planner import CaseName
 
 
 def test_kvcache(kvcache: KVCache, kv_case: CaseName, kv_metric: str) -> None:

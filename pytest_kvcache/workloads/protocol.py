@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pytest_kvcache.workloads.trace_file import Trace
+    from pytest_kvcache.traces.read import Trace
 
 
 class Request(NamedTuple):

@@ -16,7 +16,7 @@ from pytest_kvcache.workloads.protocol import Need, Request, Workload, WorkloadC
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_kvcache.workloads.trace_file import Trace
+    from pytest_kvcache.traces.read import Trace
 
 _KEY = struct.Struct(">qq")
 _NEVER_NS = 1 << 62  # later than any run; as int64 it can still be added to a clock

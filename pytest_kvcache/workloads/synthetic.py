@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-from pytest_kvcache.scenarios import PROFILES, Profile, Range
 from pytest_kvcache.workloads.protocol import Need, Request, Workload, WorkloadContext
+from pytest_kvcache.workloads.scenarios import PROFILES, Profile, Range
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

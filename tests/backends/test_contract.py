@@ -11,8 +11,8 @@ import pytest
 
 from pytest_kvcache.backends.memory import MemoryBackend
 from pytest_kvcache.backends.null import NullBackend
+from pytest_kvcache.backends.posix.backend import StoreBackend
 from pytest_kvcache.backends.protocol import PAGE_BYTES
-from pytest_kvcache.backends.stores import StoreBackend
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.testing import CAPACITY_OBJECTS, CHUNK_BYTES, BackendContract
 

@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 )
 
 from pytest_kvcache.cache.index import Admission, Blocked, CacheIndex, Slot
-from tests.traces import AGENTS, MOONCAKE, REFERENCE, SHAREGPT, real_trace
+from tests.recordings import AGENTS, MOONCAKE, REFERENCE, SHAREGPT, real_trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -106,12 +106,12 @@ FAULTS = (
     ),
     Fault(
         name="rank killed (SIGKILL)",
-        inject=_kill(BAD, "pytest_kvcache.worker", signal.SIGKILL),
+        inject=_kill(BAD, "pytest_kvcache.ranks.worker", signal.SIGKILL),
         said=rf"{RANK} (was killed by signal 9|ended with exit code 9)",
     ),
     Fault(
         name="rank stopped (SIGSTOP)",
-        inject=_kill(BAD, "pytest_kvcache.worker", signal.SIGSTOP),
+        inject=_kill(BAD, "pytest_kvcache.ranks.worker", signal.SIGSTOP),
         said=rf"{RANK}: has not reported for 10 s",
     ),
     Fault(

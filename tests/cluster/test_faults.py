@@ -124,7 +124,7 @@ def test_a_session_that_is_ended_leaves_nothing_on_any_host(
 
 
 EARLY_EXIT = """#!/bin/sh
-case "$*" in *pytest_kvcache.worker*) exit 0;; esac
+case "$*" in *pytest_kvcache.ranks.worker*) exit 0;; esac
 exec {python} "$@"
 """
 

@@ -125,7 +125,7 @@ def test_more_ranks_than_cores_of_another_host_need_a_word(cluster: Cluster) -> 
 
 HOLDER = """
 import sys, time
-from pytest_kvcache.hostlock import HostLock
+from pytest_kvcache.hosts.lock import HostLock
 with HostLock("n2", run_id="another"):
     print("held", flush=True)
     time.sleep(600)

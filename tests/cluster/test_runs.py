@@ -138,7 +138,7 @@ def test_a_host_whose_agent_was_killed_or_stopped_is_given_back_all_the_same(
 ) -> None:
     session = Session(cluster, (*ONE_TRIAL, "--kv-hosts", "n1", "n2", "--kv-np=2"))
     session.wait_for_phase("window", trial=0)
-    cluster.kill("n2", session.find("n2", "pytest_kvcache.hostagent").pid, sig)
+    cluster.kill("n2", session.find("n2", "pytest_kvcache.hosts.agent").pid, sig)
     text = session.end()
     (trial,) = session.trials()
     if sig == signal.SIGKILL:  # a stopped one is not noticed in so short a run, and hurts nothing

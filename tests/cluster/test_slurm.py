@@ -95,7 +95,7 @@ def test_a_rank_that_is_killed_fails_its_trial(slurm: Slurm) -> None:
     found = session(slurm, *args)
     found.wait_for_phase("window", trial=1)
     began_s = time.monotonic()
-    slurm.cluster.kill("n2", found.find("n2", "pytest_kvcache.worker").pid, signal.SIGKILL)
+    slurm.cluster.kill("n2", found.find("n2", "pytest_kvcache.ranks.worker").pid, signal.SIGKILL)
     assert found.wait_for_trials(2) - began_s < SOON_S
     text = found.end()
     finished, failed = found.trials()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_kvcache.launchers.container import (
+from pytest_kvcache.launch.containers.command import (
     ContainerSpec,
     Holding,
     Mount,
@@ -21,7 +21,7 @@ from pytest_kvcache.launchers.container import (
     held_argv,
     outside_argv,
 )
-from pytest_kvcache.launchers.engines import identify_engine, image_problem, start_problem
+from pytest_kvcache.launch.containers.runtimes import identify_engine, image_problem, start_problem
 from pytest_kvcache.launchers.openmpi import OpenMPILauncher
 from pytest_kvcache.launchers.protocol import LaunchJob
 from tests.containers.engine import IMAGE, PYTHON

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_kvcache.containers.init import HELD_VARIABLE, LIMIT_EXIT, TOLD_EXIT
+from pytest_kvcache.launch.containers.init import HELD_VARIABLE, LIMIT_EXIT, TOLD_EXIT
 from tests.site import PATIENCE_S, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-INIT = (sys.executable, "-m", "pytest_kvcache.containers.init")
+INIT = (sys.executable, "-m", "pytest_kvcache.launch.containers.init")
 SLEEP = "import time; time.sleep(300)"
 STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEP}"
 

@@ -14,8 +14,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_kvcache.containers.agent import AGENT_VARIABLE, LOST_EXIT
-from pytest_kvcache.launchers.container import Holding, Remote, agent_argv, held_argv, outside_argv
+from pytest_kvcache.launch.containers.agent import AGENT_VARIABLE, LOST_EXIT
+from pytest_kvcache.launch.containers.command import (
+    Holding,
+    Remote,
+    agent_argv,
+    held_argv,
+    outside_argv,
+)
 from tests.site import PATIENCE_S, wait_for
 
 if TYPE_CHECKING:

@@ -82,7 +82,7 @@ def test_a_dry_run_shows_the_container(start: Start) -> None:
     assert session.process.returncode == 0, text
     name = r"kvcache-\S+-mixed-tiny-1b-np2-trial-1"
     assert re.search(rf"docker run --interactive --rm --pull never --name {name} ", text), text
-    assert f" {IMAGE} {PYTHON} -m pytest_kvcache.containers.init " in text
+    assert f" {IMAGE} {PYTHON} -m pytest_kvcache.launch.containers.init " in text
     assert not any(session.place.glob("results/*"))
 
 

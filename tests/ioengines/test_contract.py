@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import pytest
-from tests.ringkit import ThroughEngine
 
 from pytest_kvcache.testing import CHUNK_BYTES, BackendContract
+from tests.ringkit import ThroughEngine
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,6 +1,6 @@
 """The agent of a host that does not exist: on this machine, under a name of its own.
 
-Started by path in place of ``python -m pytest_kvcache.hostagent``; what makes it another
+Started by path in place of ``python -m pytest_kvcache.hosts.agent``; what makes it another
 host comes from the environment (tests/neighbours.py). Its lock, its launcher's
 directories and its shared memory are in a directory of its own.
 """
@@ -15,9 +15,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_kvcache import hostagent
-from pytest_kvcache.hostlock import DIRECTORY_VARIABLE
-from pytest_kvcache.sharedmemory import Segments
+from pytest_kvcache.hosts import agent as hostagent
+from pytest_kvcache.hosts.lock import DIRECTORY_VARIABLE
+from pytest_kvcache.hosts.sharedmemory import Segments
 
 if TYPE_CHECKING:
     from types import FrameType

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest_kvcache
-from pytest_kvcache.backends.file import FileBackend
+from pytest_kvcache.backends.posix.file import FileBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

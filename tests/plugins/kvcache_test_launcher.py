@@ -19,15 +19,15 @@ import numpy as np
 
 import pytest_kvcache
 from pytest_kvcache.atomic import write_json
-from pytest_kvcache.clocks import ClockRecord
-from pytest_kvcache.events import EventWriter
-from pytest_kvcache.latency import Histogram
-from pytest_kvcache.plan import Plan
-from pytest_kvcache.recorder import SECTIONS
-from pytest_kvcache.results import latencies_ms
-from pytest_kvcache.series import KINDS, Cut, Series, SeriesLedger, coarse_index
-from pytest_kvcache.surroundings import Surroundings
-from pytest_kvcache.trialrecord import RankResult, TrialRecord
+from pytest_kvcache.measure.histogram import Histogram
+from pytest_kvcache.measure.recorder import SECTIONS
+from pytest_kvcache.measure.series import KINDS, Cut, Series, SeriesLedger, coarse_index
+from pytest_kvcache.plan.plan import Plan
+from pytest_kvcache.results.events import EventWriter
+from pytest_kvcache.results.record import RankResult, TrialRecord
+from pytest_kvcache.results.trial import latencies_ms
+from pytest_kvcache.system.clocks import ClockRecord
+from pytest_kvcache.system.surroundings import Surroundings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

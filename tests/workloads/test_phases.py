@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_kvcache.errors import StorageError
-from pytest_kvcache.scenarios import SYNTHETIC
 from pytest_kvcache.workloads.phases import DecodeWorkload, PrefillWorkload, build_workload
 from pytest_kvcache.workloads.replay import ReplayFamily
+from pytest_kvcache.workloads.scenarios import SYNTHETIC
 from pytest_kvcache.workloads.synthetic import SyntheticFamily
 from tests.factories import Family, Script, ask, make_plan
-from tests.traces import small_trace
+from tests.recordings import small_trace
 
 if TYPE_CHECKING:
     from pytest_kvcache.workloads.protocol import Workload

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.workloads.protocol import WorkloadContext
 from pytest_kvcache.workloads.replay import ReplayFamily, ReplayWorkload
-from tests.traces import MOONCAKE, REFERENCE, real_trace, small_trace
+from tests.recordings import MOONCAKE, REFERENCE, real_trace, small_trace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pytest_kvcache.traces.read import Trace
     from pytest_kvcache.workloads.protocol import Request
-    from pytest_kvcache.workloads.trace_file import Trace
 
 S = 1_000_000_000
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_kvcache.scenarios import PROFILES, SYNTHETIC, Range
 from pytest_kvcache.workloads.protocol import WorkloadContext
+from pytest_kvcache.workloads.scenarios import PROFILES, SYNTHETIC, Range
 from pytest_kvcache.workloads.synthetic import (
     KEY_BYTES,
     SyntheticFamily,

@@ -1,0 +1,1 @@
+"""Backends that keep objects in files: how files are opened, moved, synced, left."""

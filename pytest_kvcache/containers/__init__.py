@@ -1,1 +1,0 @@
-"""Programs of ``--kv-exec-type=docker``: inside a container, and beside it; no re-exports."""

@@ -1,0 +1,1 @@
+"""One rank's loop: requests, their operations, the data they move."""

@@ -1,0 +1,1 @@
+"""Pass or fail: rules applied to results and baselines."""

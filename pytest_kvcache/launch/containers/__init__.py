@@ -1,0 +1,1 @@
+"""Programs of ``--kv-exec-type=docker``: inside a container, and beside it."""

@@ -1,0 +1,1 @@
+"""Numbers: sections, histograms, series, the recorder."""

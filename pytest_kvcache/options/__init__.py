@@ -1,0 +1,1 @@
+"""What was asked for: options, their table, the rules of gates."""

@@ -1,0 +1,455 @@
+"""The one table of options: name, parser, help, and what comes later.
+
+Every option exists three times for the user (``--kv-np``, ini ``kv_np``, and a keyword
+of the ``kvcache`` fixture) and once here. A parser takes a text and the option's display
+name, and gives a validated value or raises OptionError. Nothing here looks at the
+machine. Imports neither pytest nor MPI.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from pytest_kvcache.errors import OptionError, UnknownNameError
+from pytest_kvcache.hosts.hostlist import HostSpec, parse_hosts, read_hostfile
+from pytest_kvcache.measure.metrics import METRICS
+from pytest_kvcache.options.rules import (
+    CLOSING,
+    FailRule,
+    SloRule,
+    check_slo,
+    parse_fail,
+    parse_slo,
+)
+from pytest_kvcache.units import parse_duration_s, parse_flag, parse_float, parse_gib, parse_int
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+Kind = Literal["value", "flag", "hosts", "repeat"]
+Parser = Any  # Callable[[str, str], T] for values, Callable[[Sequence[str], str], T] else
+
+MAX_USERS = 100_000
+MAX_DURATION_S = 86_400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptionSpec:
+    """One row of the option table.
+
+    ``parse`` takes the text (for ``hosts`` and ``repeat`` the list of texts) and the
+    option's display name. ``later`` is the hint for a value that a later version
+    brings; ``is_available`` tells which values exist today.
+    """
+
+    name: str
+    parse: Parser
+    help: str
+    metavar: str | None = None
+    kind: Kind = "value"
+    distributed: bool = False
+    selects: bool = False
+    later: str | None = None
+    is_available: Callable[[Any], bool] = field(default=lambda _value: False)
+
+    @property
+    def flag(self) -> str:
+        """The name on the command line."""
+        return "--kv-" + self.name.replace("_", "-")
+
+    @property
+    def takes_list(self) -> bool:
+        """Whether one text names several values, divided by commas."""
+        return (self.metavar or "").endswith("]") and "[," in (self.metavar or "")
+
+    @property
+    def ini(self) -> str:
+        """The name in an ini file."""
+        return "kv_" + self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Trials:
+    """How many launches a case gets: ``low`` at least, ``high`` at most."""
+
+    low: int
+    high: int
+
+    def __str__(self) -> str:
+        return str(self.low) if self.low == self.high else f"{self.low}..{self.high}"
+
+
+# --- parsers of one text -----------------------------------------------------------------
+
+
+def _text(text: str, option: str) -> str:
+    if not text.strip():
+        raise OptionError(f"{option} is empty; give it a value or leave it out")
+    return text
+
+
+def _directory(text: str, option: str) -> str:
+    """Absolute: ranks run in another working directory than pytest."""
+    return os.path.abspath(_text(text, option))  # noqa: PTH100  no link is resolved
+
+
+def _count(minimum: int, maximum: int | None = None) -> Parser:
+    def parse(text: str, option: str) -> int:
+        value = parse_int(text, option=option, minimum=minimum)
+        if maximum is not None and value > maximum:
+            raise OptionError(f"{option} is {value}; it must be at most {maximum}")
+        return value
+
+    return parse
+
+
+def _counts(text: str, option: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise OptionError(
+            f"{option} is {text!r}; it must be counts divided by single commas, such as 1,2,4"
+        )
+    values = tuple(parse_int(part, option=option, minimum=1) for part in parts)
+    if len(set(values)) != len(values):
+        raise OptionError(f"{option} is {text!r}; every count must be named once, drop the repeats")
+    return values
+
+
+def _above(low: float, maximum: float | None = None) -> Parser:
+    def parse(text: str, option: str) -> float:
+        value = parse_float(text, option=option, minimum=low)
+        if value == low or (maximum is not None and value > maximum):
+            limit = "" if maximum is None else f" and at most {maximum:g}"
+            raise OptionError(f"{option} is {text}; it must be above {low:g}{limit}")
+        return value
+
+    return parse
+
+
+def _seconds(*, zero: bool) -> Parser:
+    def parse(text: str, option: str) -> float:
+        value = parse_duration_s(text, option=option)
+        if (value == 0 and not zero) or value > MAX_DURATION_S:
+            low = "0" if zero else "above 0"
+            raise OptionError(
+                f"{option} is {text}; it must be {low} and at most {MAX_DURATION_S:.0f} s"
+            )
+        return value
+
+    return parse
+
+
+def _gib(text: str, option: str) -> int:
+    return parse_gib(text, option=option)
+
+
+def _flag(text: str, option: str) -> bool:
+    return parse_flag(text, option=option)
+
+
+def _choice(*known: str) -> Parser:
+    def parse(text: str, option: str) -> str:
+        if text not in known:
+            raise OptionError(f"{option} is {text!r}; it must be one of {', '.join(known)}")
+        return text
+
+    return parse
+
+
+def _names(text: str, option: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(","))
+    if not all(names) or len(set(names)) != len(names):
+        raise OptionError(
+            f"{option} is {text!r}; it must be names divided by single commas, each named once"
+        )
+    return names
+
+
+def _metrics(text: str, option: str) -> tuple[str, ...]:
+    names = _names(text, option)
+    for name in names:
+        if name not in METRICS:
+            raise UnknownNameError("metric", name, METRICS, option=option)
+    return names
+
+
+_TRIALS = re.compile(r"(\d+)(?:\.\.(\d+))?")
+
+
+def _trials(text: str, option: str) -> Trials:
+    match = _TRIALS.fullmatch(text.strip())
+    low = int(match[1]) if match else 0
+    high = int(match[2]) if match and match[2] else low
+    if low < 1 or high < low:
+        raise OptionError(f"{option} is {text!r}; it must be a count such as 3, or a range 3..20")
+    return Trials(low, high)
+
+
+def _target_ci(text: str, option: str) -> float:
+    percent = parse_float(text.strip().removesuffix("%"), option=option, minimum=0)
+    if not 0 < percent < 100:  # noqa: PLR2004  percent
+        raise OptionError(f"{option} is {text!r}; it must be a percentage such as 5%")
+    return percent / 100
+
+
+def _kinds(text: str, option: str) -> frozenset[str]:
+    kinds = _names(text, option)
+    for kind in kinds:
+        if kind not in CLOSING:
+            raise OptionError(
+                f"{option} has {kind!r}; it must name kinds of {', '.join(sorted(CLOSING))}"
+            )
+    return frozenset(kinds)
+
+
+def _shell_words(texts: Sequence[str], option: str) -> tuple[str, ...]:
+    try:
+        return tuple(word for text in texts for word in shlex.split(text))
+    except ValueError as error:
+        raise OptionError(f"{option} is {' '.join(texts)!r}; {error}, close the quote") from error
+
+
+def _shell(text: str, option: str) -> tuple[str, ...]:
+    return _shell_words([_text(text, option)], option)
+
+
+def _hosts(texts: Sequence[str], option: str) -> tuple[HostSpec, ...]:
+    return parse_hosts(texts, option=option, read_hostfile=read_hostfile)
+
+
+def _modules(texts: Sequence[str], option: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for text in texts for name in text.split(","))
+    for name in names:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise OptionError(f"{option} is {name!r}; it must be an importable module's name")
+    return names
+
+
+def _fail_rules(texts: Sequence[str], _option: str) -> tuple[FailRule, ...]:
+    return tuple(_known_metric(parse_fail(text), "--kv-fail") for text in texts)
+
+
+def _slo_rules(texts: Sequence[str], _option: str) -> tuple[SloRule, ...]:
+    rules = tuple(_known_metric(parse_slo(text), "--kv-slo") for text in texts)
+    for rule in rules:
+        check_slo(rule, METRICS[rule.metric].better)
+    return rules
+
+
+def _known_metric(rule: Any, option: str) -> Any:
+    if rule.metric not in METRICS:
+        raise UnknownNameError("metric", rule.metric, METRICS, option=option)
+    return rule
+
+
+# --- the table ---------------------------------------------------------------------------
+
+
+def _is(*values: object) -> Callable[[Any], bool]:
+    return lambda value: value in values
+
+
+_TIERS = "only the storage tier exists so far, use 0"
+
+OPTIONS: tuple[OptionSpec, ...] = (
+    # where and how ranks run
+    OptionSpec(name="hosts", kind="hosts", metavar="H", parse=_hosts, distributed=True,
+               selects=True, help="hosts to run ranks on: names, host:slots, =@file; spaces or"
+               " commas; the last one given wins (default: 127.0.0.1)"),
+    OptionSpec(name="np", metavar="N[,N]", parse=_counts, distributed=True, selects=True,
+               help="ranks that do I/O, in total; a list gives one case each"
+               " (default: one rank per host, whatever slots it has)"),
+    OptionSpec(name="npernode", metavar="N", parse=_count(1), distributed=True, selects=True,
+               help="ranks per host; must agree with --kv-np if both are given"),
+    OptionSpec(name="exec_type", metavar="{mpi,docker}", parse=_choice("mpi", "docker"),
+               distributed=True, selects=True,
+               help="how ranks are executed: as processes of the hosts, or in one container per"
+               " host (default: mpi)"),
+    OptionSpec(name="image", metavar="NAME", parse=_text,
+               help="container image, which every host must have; with --kv-exec-type=docker"),
+    OptionSpec(name="container_engine", metavar="{docker,podman}",
+               parse=_choice("docker", "podman"),
+               help="container engine (default: the first of them that answers)"),
+    OptionSpec(name="mpi_bin", metavar="NAME", parse=_text, distributed=True,
+               help="launcher, a program name or a path; its flavour is detected"
+               " (default: mpirun)"),
+    OptionSpec(name="mpi_params", kind="repeat", metavar="'…'", parse=_shell_words,
+               distributed=True, help="passed to the launcher, shell-split, repeatable; what"
+               " is set here beats our own settings"),
+    OptionSpec(name="oversubscribe", kind="flag", parse=_flag, distributed=True,
+               help="allow more ranks than cores"),
+    OptionSpec(name="allow_run_as_root", kind="flag", parse=_flag, distributed=True,
+               help="as mpirun's"),
+    OptionSpec(name="ssh", metavar="'CMD'", parse=_shell,
+               help="how hosts are reached: 'ssh -F file', a wrapper; keepalives are added"
+               " where none are set (default: ssh; none where srun launches)"),
+    OptionSpec(name="python", metavar="PATH", parse=_text,
+               help="interpreter of the ranks (default: this one; in containers"
+               " /opt/kvcache/bin/python of the image)"),
+    OptionSpec(name="deadline", metavar="S", parse=_seconds(zero=False),
+               help="wall limit of one launch (default: from the plan)"),
+    OptionSpec(name="wait", metavar="DURATION", parse=_seconds(zero=True),
+               help="how long to wait, in all, where another benchmark has the host: 10m, 90s"
+               " (default: 0, which ends at once)"),
+    # what is run
+    OptionSpec(name="scenario", metavar="NAME[,NAME]", parse=_names, selects=True,
+               help="scenarios, one case each (default: mixed)"),
+    OptionSpec(name="model", metavar="NAME[,NAME]", parse=_names, selects=True,
+               help="models, one case each; a TOML file brings its own"
+               " (default: llama3.1-8b)"),
+    OptionSpec(name="num_users", metavar="N", parse=_count(1, MAX_USERS),
+               help="users per rank (default: 100)"),
+    OptionSpec(name="duration", metavar="S", parse=_seconds(zero=False),
+               help="measured window (default: 60; a trace ends with its last request)"),
+    OptionSpec(name="ramp", metavar="S", parse=_seconds(zero=True),
+               help="unmeasured lead-in (default: 10%% of the duration, at most 30;"
+               " 0 for a trace)"),
+    OptionSpec(name="trials", metavar="N|N..M", parse=_trials,
+               help="launches per case; 3..20 goes on until the gates can tell and"
+               " --kv-target-ci, if given, is met (default: 3)"),
+    OptionSpec(name="target_ci", metavar="P", parse=_target_ci,
+               help="half width of the 95%% confidence interval to reach, in percent of the"
+               " mean, with --kv-trials=N..M"),
+    OptionSpec(name="context_scale", metavar="X", parse=_above(0.0, 16.0),
+               help="multiplies the token counts of the synthetic scenarios (default: 1)"),
+    OptionSpec(name="block_tokens", metavar="N", parse=_count(1),
+               help="tokens per block (default: 256, or a trace's own)"),
+    OptionSpec(name="tensor_parallel", metavar="N", parse=_count(1),
+               help="a rank stores one shard of min(N, kv_heads); MLA is replicated"
+               " (default: 1)"),
+    OptionSpec(name="generation_mode", metavar="{none,fast,realistic}",
+               parse=_choice("none", "fast", "realistic"),
+               help="simulated token generation: 0, 2 or 30 ms per token (default: none)"),
+    OptionSpec(name="performance_profile", metavar="{latency,throughput}",
+               parse=_choice("latency", "throughput"), is_available=_is("throughput"),
+               later="judge latency with --kv-slo='read.p95_ms<200'",
+               help="which SLO set judges the run (default: throughput)"),
+    OptionSpec(name="phase", metavar="{both,prefill,decode}",
+               parse=_choice("both", "prefill", "decode"),
+               help="disaggregated serving: prefill only stores, decode only loads what was"
+               " stored before the window (default: both)"),
+    OptionSpec(name="trace", metavar="FILE", parse=_text, selects=True,
+               help="trace to replay (Mooncake JSONL); selects --kv-scenario=trace"),
+    OptionSpec(name="trace_speedup", metavar="X",
+               parse=lambda text, option: parse_float(text, option=option, minimum=0),
+               help="replay X times as fast; 0: as fast as the storage allows, by"
+               " --kv-num-users users (default: 1)"),
+    OptionSpec(name="trace_cycles", metavar="N", parse=_count(1),
+               help="replay the trace N times over (default: 1)"),
+    OptionSpec(name="trace_limit", metavar="N", parse=_count(1),
+               help="replay the first N requests only"),
+    OptionSpec(name="trace_time_unit", metavar="{s,ms,us,ns}", parse=_choice("s", "ms", "us", "ns"),
+               help="what a trace's timestamps are in (default: ms as in Mooncake's own, s where"
+               " fractions and chat ids show it; where they look like something else, it has to"
+               " be given)"),
+    OptionSpec(name="trace_ids", metavar="{prefix,content}", parse=_choice("prefix", "content"),
+               help="what equal hash_ids of a trace mean: equal prompts up to there, or equal"
+               " contents of single blocks, which are then chained (default: prefix)"),
+    OptionSpec(name="request_rate", metavar="R", parse=_above(0.0),
+               help="open loop: R requests per second, of all ranks together, each of them"
+               " issues R/np; users take turns at those times instead of thinking"
+               " (default: closed loop)"),
+    OptionSpec(name="arrival", metavar="{poisson,gamma}", parse=_choice("poisson", "gamma"),
+               help="times between those requests: exponential, or in bursts (coefficient of"
+               " variation 2), with --kv-request-rate (default: poisson)"),
+    OptionSpec(name="precondition", metavar="SIZE", parse=_text, help="overwrite in place first",
+               later="leave it out; population before the window fills the cache"),
+    OptionSpec(name="reread_factor", metavar="N", is_available=_is(0.0),
+               parse=lambda text, option: parse_float(text, option=option, minimum=0),
+               later="every hit block is read once", help="extra reads of every object"),
+    OptionSpec(name="workload", metavar="FILE", parse=_text, help="workload from a file",
+               later="choose a --kv-scenario or a --kv-trace"),
+    OptionSpec(name="io_trace", metavar="FILE", parse=_text, help="record every operation",
+               later="leave it out"),
+    OptionSpec(name="disable_multi_turn", kind="flag", parse=_flag, is_available=_is(False),
+               later="leave it out", help="conversations of one turn"),
+    OptionSpec(name="disable_prefix_caching", kind="flag", parse=_flag,
+               is_available=_is(False), later="leave it out", help="no shared prompts"),
+    OptionSpec(name="enable_rag", kind="flag", parse=_flag, is_available=_is(False),
+               later="leave it out", help="retrieval-augmented requests"),
+    OptionSpec(name="rag_num_docs", metavar="N", parse=_count(1), later="leave it out",
+               help="documents per user"),
+    OptionSpec(name="enable_autoscaling", kind="flag", parse=_flag, is_available=_is(False),
+               later="use a list: --kv-np=1,2,4", help="start and stop users by load"),
+    OptionSpec(name="autoscaler_mode", metavar="{qos,capacity,predictive}", help="its aim",
+               parse=_choice("qos", "capacity", "predictive"), later="leave it out"),
+    # the cache and its storage
+    OptionSpec(name="gpu_mem_gb", metavar="X", parse=_gib, later=_TIERS, is_available=_is(0),
+               help="gpu tier per rank, GiB (default: 0)"),
+    OptionSpec(name="cpu_mem_gb", metavar="X", parse=_gib, later=_TIERS, is_available=_is(0),
+               help="cpu tier per rank, GiB (default: 0)"),
+    OptionSpec(name="gpu_backend", metavar="NAME", parse=_text, later=_TIERS,
+               help="what the gpu tier is made of"),
+    OptionSpec(name="storage_capacity_gb", metavar="X", parse=_gib,
+               help="hard cap on disk per rank, GiB (default: 0 = the need, or 90%% of the"
+               " free space divided by the ranks on it)"),
+    OptionSpec(name="cache_dir", metavar="DIR", parse=_directory,
+               help="where blocks live; every run owns a directory in it"
+               " (default: /var/tmp)"),
+    OptionSpec(name="backend", metavar="NAME", parse=_text,
+               help="file, memory, null, or one from a plugin (default: file)"),
+    OptionSpec(name="io", metavar="{direct,buffered}", parse=_choice("direct", "buffered"),
+               help="how files are opened (default: direct, with a visible fallback)"),
+    OptionSpec(name="sync", metavar="{none,data}", parse=_choice("none", "data"),
+               help="durability of each put (default: none with direct, data with buffered)"),
+    OptionSpec(name="layout", metavar="{block,layer}", parse=_choice("block", "layer"),
+               help="one object per block, or one per layer of a block (default: block)"),
+    OptionSpec(name="store", metavar="{auto,file,slab}", parse=_choice("auto", "file", "slab"),
+               help="how --kv-backend=file keeps objects: a file each, or in preallocated slabs"
+               " (default: auto = slab up to 1 MiB as stored, else file)"),
+    OptionSpec(name="queue_depth", metavar="N", parse=_count(1, 1024),
+               help="transfers of at most 4 MiB in flight per rank (default: 16)"),
+    OptionSpec(name="verify", metavar="{off,sample,full}",
+               parse=_choice("off", "sample", "full"),
+               help="integrity of what is read, off the timed path (default: sample); null stores"
+               " nothing to verify"),
+    OptionSpec(name="data", metavar="{normal,strict}", parse=_choice("normal", "strict"),
+               help="what is written. normal: no two pages of 4 KiB are equal and nothing within a"
+               " transfer compresses, but longer windows find its bytes again; strict: no window"
+               " does (default: normal; strict on network filesystems, behind which arrays reduce"
+               " data); null stores nothing"),
+    OptionSpec(name="seed", metavar="N", parse=_count(0),
+               help="of every generator (default: 42)"),
+    OptionSpec(name="keep", kind="flag", parse=_flag,
+               help="leave the last trial's data in the cache directory"),
+    # results and gates
+    OptionSpec(name="results_dir", metavar="DIR", parse=_text,
+               help="run files (default: results)"),
+    OptionSpec(name="metrics", metavar="M[,M]", parse=_metrics,
+               help="metrics that become benchmark entries"),
+    OptionSpec(name="allow_invalid", kind="flag", parse=_flag,
+               help="report a trial with an invalidating verdict instead of failing it, and judge"
+               " an --kv-slo on a run without storage"),
+    OptionSpec(name="allow_preload", kind="flag", parse=_flag,
+               help="measure, and report with its verdict, although a preloaded library wraps"
+               " I/O or clocks"),
+    OptionSpec(name="compare", metavar="FILE", parse=_text,
+               help="baseline: a run file or a pytest-benchmark JSON"),
+    OptionSpec(name="compare_across", metavar="KIND[,KIND]", parse=_kinds,
+               help="what may differ from the baseline without closing a --kv-fail: plan,"
+               " placement, device, filesystem (default: nothing)"),
+    OptionSpec(name="fail", kind="repeat", metavar="METRIC:N%", parse=_fail_rules,
+               help="gate: fail if the metric got worse than the baseline by more than N"
+               " percent, beyond the noise; repeatable"),
+    OptionSpec(name="allow_inconclusive", kind="flag", parse=_flag,
+               help="a gate that can't tell does not fail"),
+    OptionSpec(name="slo", kind="repeat", metavar="'METRIC<VALUE'", parse=_slo_rules,
+               help="gate on this run alone; repeatable"),
+    OptionSpec(name="closed", kind="flag", parse=_flag, selects=True, is_available=_is(False),
+               later="the mlperf scenarios come with a later version",
+               help="MLPerf closed rules"),
+    OptionSpec(name="html", metavar="FILE", parse=_text, later="read the table or the run file",
+               help="report as a page"),
+    # instead of a run
+    OptionSpec(name="datasize", kind="flag", parse=_flag,
+               help="calculate the sizes, print them and exit"),
+    OptionSpec(name="dry_run", kind="flag", parse=_flag,
+               help="check, say how long a run takes, what it writes and hits, print the plan (with"
+               " -v all of it) and the launcher command, run nothing"),
+    OptionSpec(name="plugin", kind="repeat", metavar="MOD", parse=_modules,
+               help="plugin module with hooks, loaded here and on the ranks; repeatable"),
+)  # fmt: skip

@@ -1,0 +1,1 @@
+"""The rank program: what runs under mpirun."""

@@ -1,0 +1,588 @@
+"""One rank's part of a trial: storage, cache, workload and engine put together.
+
+Rank-side; imports neither pytest nor MPI, so that it runs without a launcher too
+(the unit tests and the harness benchmark do).
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+from pytest_kvcache.backends.null import NullBackend
+from pytest_kvcache.backends.posix.cachedir import (
+    claim_rank_dir,
+    remove_rank_dir,
+    remove_run_dir,
+    run_dir,
+)
+from pytest_kvcache.backends.posix.freespace import FreeSpace
+from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
+from pytest_kvcache.cache.index import CacheIndex
+from pytest_kvcache.engine.engine import Engine
+from pytest_kvcache.engine.payload import make_payload
+from pytest_kvcache.engine.transfers import TransferSettings
+from pytest_kvcache.errors import StorageError
+from pytest_kvcache.measure.recorder import Recorder, Window
+from pytest_kvcache.ranks.calibration import ArenaBackend, closed_loop, operations_per_s
+from pytest_kvcache.ranks.cleanup import Janitor
+from pytest_kvcache.ranks.devicewatch import DeviceWatch
+from pytest_kvcache.ranks.pauses import PauseWatch
+from pytest_kvcache.ranks.readback import ReadBack
+from pytest_kvcache.results.record import RankResult
+from pytest_kvcache.results.trial import latencies_ms, ratio
+from pytest_kvcache.system.filesystem import IoCounters, Place, probe_filesystem, sample_io
+from pytest_kvcache.system.preloads import check_preloads
+from pytest_kvcache.system.surroundings import SurroundingsWatch
+from pytest_kvcache.workloads.openloop import OpenLoop, arrival_offsets_ns
+from pytest_kvcache.workloads.phases import DecodeWorkload, build_workload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    from pytest_kvcache.backends.protocol import Backend
+    from pytest_kvcache.engine.payload import Payload
+    from pytest_kvcache.plan.plan import Plan
+    from pytest_kvcache.registry import Registry
+    from pytest_kvcache.traces.read import Trace
+    from pytest_kvcache.workloads.protocol import Workload, WorkloadContext, WorkloadFamily
+
+# The stop stamp of a transfer waits for the GIL; with the default of 5 ms a thread that
+# computes holds it for so long that p99 of 16 KiB reads was measured at over 1 ms.
+_SWITCH_INTERVAL_S = 1e-5
+
+
+class Rank:
+    """Set up, calibrate, make ready, populate, run, close, report; each once, in this order."""
+
+    def __init__(self, plan: Plan, rank: int, host: str, trace: Trace | None) -> None:
+        self.plan = plan
+        self.rank = rank
+        self.host = host
+        self._trace = trace
+        self._sync = plan.sync
+        self._owns_directory = False
+        self._place: Place | None = None
+        self._place_fault: str | None = None
+        self._clock_fault: str | None = None
+        self._probe_fault: str | None = None
+        self._pauses = PauseWatch()
+        self._surroundings = SurroundingsWatch()
+        self._janitor: Janitor | None = None
+        self._space: FreeSpace | None = None
+        self._backend: Backend | None = None
+        self._family: WorkloadFamily | None = None
+        self._workload: Workload | None = None
+        self._null_ops_per_s: float | None = None
+        self._memory_ops_per_s: float | None = None
+        self._facts: BackendFacts | None = None
+        self._filesystem: dict[str, Any] | None = None
+        self._watch: DeviceWatch | None = None
+        self._read_back = ReadBack()
+        self._payload_used: Payload | None = None
+        self._stored_before = 0  # generations of blocks, when the run began
+        self._population_s = 0.0
+        self._populated_blocks = 0
+        self._admitted_blocks = (0, 0)  # by the population: asked for, found
+        self._cpu_s = 0.0
+        self._io: IoCounters | None = None
+        self.start_ns = 0
+        self.stopped_ns = 0
+        self.drained_ns = 0
+        self.recorder = Recorder()
+        self.index = CacheIndex(plan.capacity_blocks, plan.objects_per_block)
+        self.engine: Engine | None = None
+
+    def set_up(self, registry: Registry) -> None:
+        """Open the storage. Raises StorageError, or PreflightError for a preload."""
+        plan = self.plan
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        self._surroundings.find_preloads()
+        if not plan.allows("PRELOADED"):
+            check_preloads(self._surroundings.preloads)
+        self._backend, facts = self._opened(registry.backend(plan.backend))
+        self._facts = facts
+        if facts.in_directory:
+            filesystem = probe_filesystem(plan.cache_dir, self.host)
+            self._filesystem = filesystem.to_json()
+            if not plan.layout.local_index(self.rank):
+                own = f"{run_dir(plan.cache_dir, plan.run_id)}/rank-{self.rank}"
+                self._watch = DeviceWatch(filesystem.chain, own)
+        self._family = registry.workload(plan.scenario)
+
+    def calibrate(self, tick: Callable[[], bool]) -> None:
+        """Find out what the engine could do without the storage, which is not touched."""
+        assert self._facts is not None
+        if not self._facts.is_storage:
+            return  # the run itself tells
+        self._null_ops_per_s = self._without_storage(NullBackend(), tick)
+        gc.collect()  # an engine and its pool hold each other, and all their buffers
+        self._memory_ops_per_s = self._without_storage(ArenaBackend(), tick)
+        gc.collect()
+
+    def _without_storage(self, backend: Backend, tick: Callable[[], bool]) -> float | None:
+        plan, recorder = self.plan, Recorder()
+        workload = closed_loop(self._build_workload, plan.context(self.rank, self._trace))
+        if workload is None:
+            return None
+        engine = self._make_engine(
+            backend,
+            CacheIndex(plan.capacity_blocks, plan.objects_per_block),
+            workload,
+            self._payload(),
+            recorder,
+            generation_s_per_token=0.0,
+            blind=True,
+        )
+        with _undisturbed():
+            return operations_per_s(engine, recorder, plan.object_bytes, tick)
+
+    def _payload(self) -> Payload:
+        plan, seed = self.plan, self._payload_seed()
+        return make_payload(plan.data, seed, plan.chunk_bytes, plan.object_stored_bytes)
+
+    def _build_workload(self, context: WorkloadContext) -> Workload:
+        assert self._family is not None
+        return build_workload(self._family, context, self.plan.phase)
+
+    def _make_engine(
+        self,
+        backend: Backend,
+        index: CacheIndex,
+        workload: Workload,
+        payload: Payload | None,
+        recorder: Recorder,
+        *,
+        generation_s_per_token: float,
+        blind: bool = False,
+    ) -> Engine:
+        plan = self.plan
+        return Engine(
+            settings=TransferSettings(
+                queue_depth=plan.queue_depth,
+                object_bytes=plan.object_bytes,
+                stored_bytes=plan.object_stored_bytes,
+                chunk_bytes=plan.chunk_bytes,
+                sync=self._sync == "data",
+                verify=plan.verify,
+                blind=blind,
+                objects_per_block=plan.objects_per_block,
+            ),
+            block_tokens=plan.block_tokens,
+            generation_s_per_token=generation_s_per_token,
+            phase=plan.phase,
+            backend=backend,
+            index=index,
+            workload=workload,
+            payload=payload,
+            recorder=recorder,
+        )
+
+    def _ready_engine(self) -> Engine:
+        """The engine of the run; all buffers are touched."""
+        plan = self.plan
+        assert self._backend is not None
+        assert self._facts is not None
+        stores = self._facts.stores_data
+        self._workload = self._build_workload(plan.context(self.rank, self._trace))
+        self._payload_used = self._payload() if stores else None
+        return self._make_engine(
+            self._backend,
+            self.index,
+            self._at_its_rate(self._workload),
+            self._payload_used,
+            self.recorder,
+            generation_s_per_token=plan.generation_s_per_token,
+        )
+
+    def _at_its_rate(self, workload: Workload) -> Workload:
+        """At a declared rate a rank issues its share of the requests."""
+        plan = self.plan
+        if plan.request_rate is None or plan.arrival is None:
+            return workload
+        identity = f"{plan.seed}/{plan.trial}/{self.rank}"
+        offsets_ns = arrival_offsets_ns(
+            per_s=plan.request_rate / plan.np,
+            arrival=plan.arrival,
+            span_s=plan.ramp_s + (plan.duration_s or 0.0),
+            identity=f"{identity}/arrivals",
+        )
+        return OpenLoop(workload, offsets_ns, f"{identity}/turns")
+
+    def _opened(self, factory: Callable[[], Backend]) -> tuple[Backend, BackendFacts]:
+        """Open the storage; a fallback from direct to buffered brings its default sync.
+
+        Unsynced, what was just written would be read back from the page cache.
+        """
+        backend, asked = factory(), self._backend_plan()
+        facts = backend.open(asked)
+        fell_back = asked.io == "direct" and facts.io_mode == "buffered"
+        if not (fell_back and asked.sync == "none" and self.plan.origins["sync"] == "default"):
+            return backend, facts
+        backend.close()
+        backend = factory()
+        self._sync = "data"
+        buffered = backend.open(replace(asked, io="buffered", sync="data"))
+        return backend, replace(buffered, io_note=facts.io_note)
+
+    def _payload_seed(self) -> int:
+        """Other data on every rank, in every trial and run.
+
+        Or a storage could deduplicate it, and serve what an earlier run left.
+        """
+        plan = self.plan
+        identity = f"{plan.run_id}/{plan.seed}/{plan.trial}/{self.rank}".encode()
+        return int.from_bytes(blake2b(identity, digest_size=8).digest(), "big")
+
+    def _backend_plan(self) -> BackendPlan:
+        plan = self.plan
+        directory = None
+        if plan.needs_directory:
+            directory = claim_rank_dir(plan.cache_dir, plan.run_id, self.rank, self.host)
+            self._owns_directory = True
+            self._place = Place(directory, self.host)
+            if not plan.keep and not plan.layout.local_index(self.rank):
+                self._janitor = Janitor.hire(plan.cache_dir, plan.run_id, os.environ)
+            if not plan.layout.local_index(self.rank):  # one of a host is enough
+                self._space = FreeSpace(plan.cache_dir)
+        return BackendPlan(
+            directory=directory,
+            object_bytes=plan.object_stored_bytes,
+            chunk_bytes=plan.chunk_bytes,
+            io="direct" if plan.io == "direct" else "buffered",
+            sync="data" if plan.sync == "data" else "none",
+            host=self.host,
+            capacity_objects=plan.capacity_objects,
+            store=plan.store,
+        )
+
+    def make_ready(self) -> None:
+        """Build what the run needs and touch its buffers: maybe seconds without a tick."""
+        if self.engine is None:
+            self.engine = self._ready_engine()
+
+    def populate(self, tick: Callable[[], bool]) -> None:
+        """Fill the cache. Raises StorageError with the first failed operation."""
+        self.make_ready()
+        assert self.engine is not None
+        began = time.monotonic()
+        self.engine.populate(tick)
+        self._population_s = time.monotonic() - began
+        self._populated_blocks = self.index.present_blocks
+        if self.engine.first_error is not None:
+            self._look_at_the_place()
+            raise StorageError(self._with_its_cause(self.engine.first_error))
+        if isinstance(self._workload, DecodeWorkload):
+            self._workload.check_population()
+
+    def look_around(self) -> None:
+        """While no rank does I/O: what others do to this host's disks, and whether sync syncs.
+
+        From here on the disks are watched. A probe that fails is told with the result: here
+        nobody listens.
+        """
+        if self._watch is not None:
+            self._look_at_the_disks(self._watch)
+        self._surroundings.begin()
+
+    def _look_at_the_disks(self, watch: DeviceWatch) -> None:
+        watch.look(durable=self._is_durable)
+        try:
+            if self._sync == "data":
+                watch.probe_sync()
+        except StorageError as error:
+            self._probe_fault = str(error)
+        watch.begin()
+
+    def run(self, start_ns: int, tick: Callable[[], bool]) -> None:
+        """Ramp, window and drain, from ``start_ns`` on this host's clock."""
+        assert self.engine is not None
+        plan = self.plan
+        begin_ns = start_ns + int(plan.ramp_s * 1e9)
+        end_ns = None if plan.duration_s is None else begin_ns + int(plan.duration_s * 1e9)
+        self.recorder.open_window(Window(begin_ns, end_ns))
+        self._admitted_blocks = (self.index.prompt_blocks, self.index.hit_blocks)
+        self._stored_before = self.index.generation
+        with _undisturbed():
+            counters, cpu_s = sample_io(), _cpu_s()
+            self._pauses.begin(begin_ns - time.monotonic_ns())
+            self._surroundings.until(end_ns)
+            self.stopped_ns = self.engine.run(
+                start_ns=start_ns, end_ns=end_ns, drain_s=plan.drain_s, tick=self._looking(tick)
+            )
+            self.drained_ns = time.monotonic_ns()
+            self._surroundings.end()
+            self._cpu_s = _cpu_s() - cpu_s
+            self._io = sample_io().since(counters)
+        self._pauses.look()
+        self._clock_fault = self._pauses.clock_fault()
+        self.start_ns = self.engine.began_ns
+
+    def look_back(self) -> None:
+        """When all ranks have drained, and before any of them does anything else."""
+        if self._watch is not None:
+            self._watch.end()
+
+    @property
+    def _is_durable(self) -> bool:
+        """Whether what was stored is said to have left the page cache."""
+        assert self._facts is not None
+        return self._sync == "data" or self._facts.io_mode == "direct"
+
+    def look_again(self) -> None:
+        """While no rank does I/O: whether others began on the disks during the run."""
+        if self._watch is not None:
+            self._watch.look_again(durable=self._is_durable)
+
+    def read_back(self, tick: Callable[[], object]) -> None:
+        """Outside every span: read some of what the run has stored, and compare all of it.
+
+        Where nothing is ever read (prefill), only this finds what never arrived.
+        """
+        assert self.engine is not None
+        assert self._backend is not None
+        if self._payload_used is None or self.plan.verify == "off" or self.engine.first_error:
+            return
+        self._read_back.examine(
+            [slot for slot in self.index.stored() if slot.generation > self._stored_before],
+            backend=self._backend,
+            payload=self._payload_used,
+            settings=self.engine.settings,
+            seed=self._payload_seed(),
+            tick=tick,
+        )
+
+    def _looking(self, tick: Callable[[], bool]) -> Callable[[], bool]:
+        """The tick, by which this rank also sees whether it stood still, and what held it up."""
+
+        def look_and_tick() -> bool:
+            self._pauses.look()
+            self._surroundings.look()
+            return tick()
+
+        return look_and_tick
+
+    def progress(self) -> dict[str, Any]:
+        """Counts for the people who wait; since the start of the run, not of its window."""
+        if self.engine is None:
+            return {"error": None}
+        counters, index = self.engine.counters, self.index
+        space = {} if self._space is None else {"free_bytes": self._space.available_bytes}
+        return {
+            **space,
+            "error": self.engine.first_error,
+            "read_bytes": counters.read_bytes,
+            "write_bytes": counters.write_bytes,
+            "completed": counters.completed,
+            "prompt_blocks": index.prompt_blocks - self._admitted_blocks[0],
+            "hit_blocks": index.hit_blocks - self._admitted_blocks[1],
+            "cached_blocks": index.present_blocks,
+            "waiting_s": self.engine.pool.longest_wait_ns() / 1e9,
+            "recent": self.recorder.take_recent(time.monotonic_ns()),
+        }
+
+    @property
+    def window_begin_ns(self) -> int:
+        """The window's begin on this host's clock."""
+        return self.recorder.ledger.origin_ns
+
+    def close(self) -> str | None:
+        """End the threads, give the storage back; returns what went wrong in cleaning up."""
+        if self.engine is not None:
+            self.engine.close()
+            self.recorder.finish()
+        self._look_at_the_place()
+        return self._clean_up()
+
+    def _look_at_the_place(self) -> None:
+        """Find out whether paths still lead to the directory that this rank was given.
+
+        Asked only when nothing is measured any more: a storage that hangs would stop the rank.
+        """
+        if self._place is not None:
+            self._place_fault = self._place_fault or self._place.fault()
+
+    def _with_its_cause(self, error: str | None) -> str | None:
+        """The first failed operation, and why none of them can be trusted."""
+        faults = (error, self._probe_fault, self._place_fault, self._clock_fault)
+        return "; ".join(filter(None, faults)) or None
+
+    def leave(self) -> None:
+        """After all ranks have closed: the first one of a host removes the run's directory."""
+        if self._janitor is not None:
+            self._remove_run_dir()
+            self._janitor.dismiss()
+            self._janitor = None
+
+    def _remove_run_dir(self) -> None:
+        """Raises StorageError, with what went wrong before that: it may be the reason."""
+        try:
+            remove_run_dir(self.plan.cache_dir, self.plan.run_id, self.host)
+        except StorageError as error:
+            before = None if self.engine is None else self.engine.first_error
+            told = self._with_its_cause(before)
+            raise StorageError(f"{told}; {error}" if told else str(error)) from error
+
+    def _clean_up(self) -> str | None:
+        """Close the backend and remove the rank's directory, unless it is to be kept."""
+        if self._space is not None:
+            self._space.close()
+        if self._place is not None:
+            self._place.close()
+        try:
+            if self._backend is not None:
+                self._backend.close()
+            if self._owns_directory and not self.plan.keep:
+                remove_rank_dir(self.plan.cache_dir, self.plan.run_id, self.rank, self.host)
+                self._owns_directory = False
+        except StorageError as error:
+            return str(error)
+        return None
+
+    def result(
+        self, *, origin_ns: int, window_ns: int, slice_ns: int, cleanup_error: str | None
+    ) -> RankResult:
+        """This rank's scalars; ``origin_ns`` is the agreed start on this host's clock.
+
+        The common window is the first ``window_ns`` after the window's begin, a multiple
+        of ``slice_ns``, which all ranks share.
+        """
+        self.recorder.ledger.coarsen(slice_ns)
+        return RankResult(
+            rank=self.rank,
+            host=self.host,
+            pid=os.getpid(),
+            start_s=(self.start_ns - origin_ns) / 1e9,
+            stop_s=(self.stopped_ns - origin_ns) / 1e9,
+            drained_s=(self.drained_ns - origin_ns) / 1e9,
+            population_s=self._population_s,
+            populated_blocks=self._populated_blocks,
+            mean_depth=self._mean_depth(),
+            longest_pause_s=self._pauses.longest_s,
+            stalls=self.recorder.found_stalls(window_ns, self._pauses.spans_ns),
+            cpu_s=self._cpu_s,
+            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            cores=len(os.sched_getaffinity(0)),
+            null_ops_per_s=self._null_ops_per_s,
+            memory_ops_per_s=self._memory_ops_per_s,
+            cleanup_error=cleanup_error,
+            surroundings=self._surroundings.facts(),
+            **self._window_sums(window_ns, window_ns // 2 // slice_ns * slice_ns),
+            **self._operation_counts(),
+            **self._io_facts(),
+        )
+
+    def _window_sums(self, window_ns: int, half_ns: int) -> dict[str, Any]:
+        """What was completed in the common window, and what was looked up, by halves."""
+        ledger = self.recorder.ledger
+        sums, first = ledger.sums(0, window_ns), ledger.sums(0, half_ns)
+        arrived = ledger.sums(0, ledger.end_ns)
+        return {
+            "read_bytes": sums["read_bytes"],
+            "write_bytes": sums["write_bytes"],
+            "completed_in_window": sums["requests"],
+            "prompt_tokens": sums["prompt_tokens"],
+            "generated_tokens": sums["output_tokens"],
+            "prompt_blocks": arrived["prompt_blocks"],
+            "hit_blocks": arrived["hit_blocks"],
+            "arrived_tokens": arrived["arrived_tokens"],
+            "hit_tokens": arrived["hit_tokens"],
+            "first_half_blocks": first["prompt_blocks"],
+            "first_half_hits": first["hit_blocks"],
+            "second_half_blocks": sums["prompt_blocks"] - first["prompt_blocks"],
+            "second_half_hits": sums["hit_blocks"] - first["hit_blocks"],
+            "first_half_waiting": ratio(first["waiting"], first["samples"]),
+            "second_half_waiting": ratio(
+                sums["waiting"] - first["waiting"], sums["samples"] - first["samples"]
+            ),
+        }
+
+    def _operation_counts(self) -> dict[str, Any]:
+        """What the engine, its pool, its log and its index counted."""
+        assert self.engine is not None
+        counters, pool = self.engine.counters, self.engine.pool
+        histograms, section_bytes = self.recorder.histograms, self.recorder.section_bytes
+        return {
+            "read_count": histograms["read"].count,
+            "read_failed": counters.read_failed,
+            "read_p95_ms": latencies_ms(histograms["read"])["p95"],
+            "read_op_bytes": section_bytes["read"],
+            "write_count": histograms["write"].count,
+            "write_failed": counters.write_failed,
+            "write_p95_ms": latencies_ms(histograms["write"])["p95"],
+            "write_op_bytes": section_bytes["write"],
+            "delete_count": histograms["delete"].count,
+            "delete_failed": counters.delete_failed,
+            "delete_p95_ms": latencies_ms(histograms["delete"])["p95"],
+            "device_bytes": section_bytes["device"],
+            "offered": counters.offered,
+            "completed": counters.completed,
+            "dropped": counters.dropped,
+            "backlog": counters.backlog,
+            "generating": counters.generating,
+            "storing": counters.storing,
+            "store_stall_s": counters.stall_ns / 1e9,
+            "load_censored": self.recorder.censored["load"],
+            "request_censored": self.recorder.censored["request"],
+            "evictions": self.index.evictions,
+            "cached_blocks": self.index.present_blocks,
+            "checked": pool.checked + self._read_back.checked,
+            "corrupt": pool.corrupt + self._read_back.corrupt,
+            "read_back": self._read_back.checked,
+            "distinct_read_bytes": counters.distinct_blocks * self.plan.stored_bytes,
+            "error": self._with_its_cause(self.engine.first_error or self._read_back.error),
+        }
+
+    def _io_facts(self) -> dict[str, Any]:
+        """How the storage was used, and what the kernel counted meanwhile."""
+        assert self.engine is not None
+        assert self._facts is not None
+        assert self._io is not None
+        return {
+            "io_mode": self._facts.io_mode,
+            "io_note": self._facts.io_note,
+            "sync": self._sync,
+            "is_storage": self._facts.is_storage,
+            "filesystem": self._filesystem,
+            "device": None if self._watch is None else self._watch.to_json(),
+            "requested_read_bytes": self.engine.counters.read_bytes,
+            "requested_write_bytes": self.engine.counters.write_bytes,
+            "device_read_bytes": self._io.read_bytes,
+            "device_write_bytes": self._io.write_bytes,
+        }
+
+    def _mean_depth(self) -> float | None:
+        """Calls in flight on average (transfers, syncs, deletes): their time over the span.
+
+        To the end of the window, or of the last call if there is none then.
+        """
+        end_ns = self.recorder.window_end_ns
+        last_ns = self.drained_ns if end_ns is None else min(self.drained_ns, end_ns)
+        span_ns = last_ns - self.window_begin_ns
+        return self.recorder.in_flight_ns / span_ns if span_ns > 0 else None
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A collection of garbage would stop all threads in the middle of the window."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()  # what is frozen is never freed: calibration's buffers, for one
+
+
+def _cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime

@@ -1,0 +1,74 @@
+"""A case in one sentence: what was asked for, what was reached, whether to trust it. Pure.
+
+It is for the reader who reads nothing else, so it names no metric that needs explaining,
+and no figure without what stands against it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_kvcache.units import format_count
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from pytest_kvcache.plan.plan import Plan
+    from pytest_kvcache.results.trial import Verdict
+
+    Median = Callable[[str], str | None]
+
+
+def sum_up(plan: Plan, verdicts: Sequence[Verdict], median: Median) -> str:
+    """The sentence, under ``verdicts``: those on the trials, and on the case as a whole.
+
+    ``median`` gives a metric's median over the trials as text, or None.
+    """
+    asked_less = any(verdict.code == "UNSATURATED" for verdict in verdicts)
+    reached = ", ".join(_reached(median, asked_less=asked_less))
+    return f"{_asked(plan)}: {reached or 'nothing that is measured'}. {_trust(verdicts)}"
+
+
+def describe_users(plan: Plan) -> str:
+    """Users per rank, and in all where there are several ranks."""
+    users = f"{format_count(plan.users, 'user')} per rank"
+    return users if plan.np == 1 else f"{users} ({plan.users * plan.np:,} in all)"
+
+
+def _asked(plan: Plan) -> str:
+    model = f"{plan.scenario}, {plan.model.name}"
+    users = format_count(plan.users * plan.np, "user")
+    if plan.request_rate is not None:
+        return f"{plan.request_rate:g} requests/s asked for by {users} ({model})"
+    if plan.trace is not None:
+        requests = format_count(plan.trace.requests, "request")
+        return f"{requests} of {plan.trace.name} ({plan.model.name})"
+    return f"{users} ({model})"
+
+
+def _reached(median: Median, *, asked_less: bool) -> Iterator[str]:
+    requests, load = median("requests.per_s"), median("load.p95_ms")
+    read, written = median("read.gib_per_s"), median("write.gib_per_s")
+    if requests is not None:
+        yield f"{requests} requests/s answered"
+    moved = [
+        f"{rate} GiB/s {verb}" for rate, verb in ((read, "read"), (written, "written")) if rate
+    ]
+    if moved:
+        limit = " (at most what is asked for)" if asked_less else ""
+        yield " and ".join(moved) + limit
+    if load is not None:
+        yield f"95 % of the loads within {load} ms"
+
+
+def _trust(verdicts: Sequence[Verdict]) -> str:
+    """Codes of all verdicts, those that invalidate first."""
+    codes: dict[str, list[str]] = {"invalid": [], "warning": []}
+    for verdict in verdicts:
+        if verdict.code not in codes[verdict.severity]:
+            codes[verdict.severity].append(verdict.code)
+    if codes["invalid"]:
+        return f"Not a result: {', '.join(codes['invalid'])}."
+    if codes["warning"]:
+        return f"To be read with {', '.join(codes['warning'])}."
+    return "No verdict against it."

@@ -1,0 +1,364 @@
+"""RunResult → text that fits 80 columns. Pure; prints nothing."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from pytest_kvcache.measure.metrics import ALWAYS_SHOWN, METRICS, possible
+from pytest_kvcache.measure.series import KINDS
+from pytest_kvcache.report.headline import describe_users, sum_up
+from pytest_kvcache.results.absence import absent_in_brief
+from pytest_kvcache.results.prooftext import describe_io, describe_proof
+from pytest_kvcache.results.summary import MetricSeries
+from pytest_kvcache.results.verdicts.sizes import size_of
+from pytest_kvcache.system.mountoptions import asks_for_flushes
+from pytest_kvcache.traces.times import TimeUnit
+from pytest_kvcache.units import format_bytes, format_count
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from pytest_kvcache.hosts.cluster import Survey
+    from pytest_kvcache.plan.plan import Plan, TracePlan
+    from pytest_kvcache.results.trial import CaseResult, RunResult, TrialResult, Verdict
+
+WIDTH = 80
+_BARS = " ▁▂▃▄▅▆▇█"
+_ASCII_BARS = " .:-=+*#@"
+_DONE = {"read": "read", "write": "written"}
+_GIB = 1 << 30
+_HOST_WIDTH = 17
+_SHARED_WIDTH = 13  # what the other columns leave
+
+
+def report_run(run: RunResult, metrics: Sequence[str]) -> str:
+    """All cases of a run, one table each."""
+    return "\n\n".join("\n".join(_case(case, metrics)) for case in run.cases)
+
+
+def report_series(case: CaseResult, *, ascii_only: bool) -> Iterator[str]:
+    """GiB/s over time as a bar per interval, a line per trial and kind that moved anything.
+
+    All trials of a case have one scale for each kind, which stands in the first line. Of
+    series that are longer than the line, bars are means of equally many intervals.
+    """
+    rates = {kind: [*_rates(case, kind)] for kind in KINDS}
+    highest = {
+        kind: max(max(values) for _trial, values in rows) for kind, rows in rates.items() if rows
+    }
+    if highest:
+        full = (_ASCII_BARS if ascii_only else _BARS)[-1]
+        scale = ", ".join(f"{_DONE[kind]} {figure(top)}" for kind, top in highest.items())
+        yield f"{case.name}, GiB/s over time"
+        yield f"  from 0 (blank) to {full} = {scale}"
+    for trial, kind in itertools.product(case.trials, highest):
+        values = dict(rates[kind]).get(trial.index)
+        if values:
+            head = f"  trial {trial.index + 1} {kind:<6}"
+            tail = f" {figure(min(values))} to {figure(max(values))} GiB/s"
+            width = WIDTH - 1 - len(head) - len(tail)
+            bars = sparkline(_fitted(values, width), highest[kind], ascii_only=ascii_only)
+            yield f"{head}{bars}{tail}"
+
+
+def _rates(case: CaseResult, kind: str) -> Iterator[tuple[int, list[float]]]:
+    """GiB/s of each interval, of the trials in which anything moved."""
+    for trial in case.trials:
+        if trial.data is None:
+            continue
+        series = trial.data["series"]
+        rates = [moved / series["interval_s"] / _GIB for moved in series[f"{kind}_bytes"]]
+        if any(rates):
+            yield trial.index, rates
+
+
+def _fitted(values: Sequence[float], width: int) -> list[float]:
+    """At most ``width`` values: means of equally many; the last one of what is left."""
+    each = -(-len(values) // width)
+    parts = [values[begin : begin + each] for begin in range(0, len(values), each)]
+    return [sum(part) / len(part) for part in parts]
+
+
+def sparkline(values: Sequence[float], full: float, *, ascii_only: bool) -> str:
+    """A character per value, from 0 (the lowest bar is left to what is 0) to ``full``."""
+    bars = _ASCII_BARS if ascii_only else _BARS
+    steps = len(bars) - 1
+    return "".join(bars[math.ceil(value / full * steps)] if value else bars[0] for value in values)
+
+
+def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
+    yield case.name
+    yield from wrapped(describe_case(case), indent="  ")
+    judged = [trial for trial in case.trials if trial.ok or trial.invalidated]
+    if len(judged) == len(case.counted) and judged:
+        yield ""
+        verdicts = [*(v for trial in judged for v in trial.verdicts), *case.verdicts]
+        yield from wrapped(sum_up(case.plan, verdicts, _median_of(judged)), indent="  ")
+        yield ""
+        shown = possible(metrics, case.plan.phase)
+        yield from _table(case, judged, [*shown, *(m for m in ALWAYS_SHOWN if m not in shown)])
+        yield from _proof_lines(judged)
+    for trial in case.trials:
+        if trial.error is not None:
+            first = trial.error.splitlines()[0]
+            head = "" if trial.interrupted else f"trial {trial.index + 1} failed: "
+            yield from wrapped(head + first, indent="  ")
+    yield from _verdict_lines(judged)
+    for verdict in case.verdicts:
+        text = f"{verdict.code} {verdict.severity}: {verdict.text}"
+        yield from wrapped(text, indent="  ")
+
+
+def _median_of(trials: Sequence[TrialResult]) -> Callable[[str], str | None]:
+    def median(metric: str) -> str | None:
+        series = _series_of(metric, trials)
+        return None if series is None else figure(series.median)
+
+    return median
+
+
+def describe_case(case: CaseResult) -> str:
+    """The plan as it was carried out, on what its ranks found."""
+    ranks = [rank for trial in case.trials if trial.data for rank in trial.data["ranks"]]
+    files = [rank["filesystem"] for rank in ranks if rank["filesystem"]]
+    return describe_plan(
+        case.effective_plan,
+        in_memory=any(facts["memory_at_end"] for facts in files),
+        flushes=all(asks_for_flushes(facts["options"]) for facts in files),
+    )
+
+
+def describe_plan(plan: Plan, *, in_memory: bool = False, flushes: bool = True) -> str:
+    """One sentence on what runs, where.
+
+    ``in_memory``: the cache directory's files are; ``flushes``: a sync empties the device's cache.
+    """
+    hosts = ", ".join(f"{host.name}:{host.ranks}" for host in plan.layout.hosts)
+    window = "until the trace ends" if plan.duration_s is None else f"{plan.duration_s:g} s"
+    how = " as slabs" if plan.store == "slab" else ""
+    where = f"{how} in {plan.cache_dir}" if plan.needs_directory else ""
+    lasts = plan.sync == "data" and plan.needs_directory and not in_memory
+    durable = "durable" if lasts else "not durable"
+    if lasts and not flushes:
+        durable = "synced, but not durable (mounted without barriers)"
+    derived = "" if plan.trace is None else _how_derived(plan.origins.get("block_tokens", ""))
+    data = ", strict data" if plan.data == "strict" and plan.backend != "null" else ""
+    users = describe_users(plan)
+    phase = "" if plan.phase == "both" else f"{plan.phase} only; "
+    if plan.request_rate is not None:
+        users = f"{plan.request_rate:g} requests/s ({plan.arrival}) by {users}"
+    elif plan.trace is not None and plan.trace.speedup:
+        users = _replayed(plan.trace, is_assumed="trace_time_unit" in plan.origins)
+    return (
+        f"{format_count(plan.np, 'rank')} on {hosts}; {phase}{users}; blocks of"
+        f" {format_count(plan.block_tokens, 'token')}{derived} = {describe_block(plan)};"
+        f" {plan.backend}{where}, {durable}{data}; depth {plan.queue_depth}; window {window}"
+    )
+
+
+def _replayed(trace: TracePlan, *, is_assumed: bool) -> str:
+    """Which requests, in which times; a unit that was only assumed is said to be."""
+    unit = TimeUnit(name=trace.time_unit, is_assumed=is_assumed)
+    speed = "at their recorded times"
+    if trace.speedup != 1:
+        speed = f"{trace.speedup:g} times as fast as recorded"
+    return (
+        f"{format_count(trace.requests, 'request')} of {trace.name}, recorded within"
+        f" {trace.span_s:g} s ({unit}), {speed}"
+    )
+
+
+def _how_derived(origin: str) -> str:
+    """Where a block size comes from that nobody gave."""
+    return f" ({origin})" if origin.startswith("derived") else ""
+
+
+def describe_block(plan: Plan) -> str:
+    """The size of a block, and how many objects of which size it is if it is several."""
+    size = format_bytes(plan.block_bytes)
+    if plan.object_layout == "block":
+        return size
+    objects = format_count(plan.objects_per_block, "object")
+    return f"{size} in {objects} of {format_bytes(plan.object_bytes)} (a layer each)"
+
+
+def describe_survey(survey: Survey) -> list[str]:
+    """A table of the hosts, and a line for each problem."""
+    lines = [
+        f"kvcache: asked {format_count(len(survey.names), 'host')} in {survey.elapsed_s:.1f} s",
+        _host_row("host", "cores", "memory", "disk free", "filesystem", "direct", "shared with"),
+    ]
+    for host in survey.names:
+        name, *cells = _host_cells(survey, host)
+        if len(name) > _HOST_WIDTH:  # whole, on a line of its own: no other has this name
+            lines += wrapped(name, indent="  ")
+            name = ""
+        lines.append(_host_row(name, *cells))
+    for host, texts in survey.problems.items():
+        for text in texts:
+            lines += wrapped(f"host {host}: {text}", indent="  ")
+    return lines
+
+
+def _host_row(host: str, *cells: str) -> str:
+    cores, memory, free, kind, direct, shared = cells
+    columns = f"{host:<{_HOST_WIDTH}}{cores:>6}{memory:>11}{free:>11}  {_cut(kind, 10):<11}"
+    return f"  {columns}{direct:<7}{shared}"
+
+
+def _host_cells(survey: Survey, host: str) -> list[str]:
+    facts = survey.facts.get(host)
+    if facts is None:
+        return [host, *"——————"]
+    memory = "—" if facts.memory_bytes is None else format_bytes(facts.memory_bytes)
+    free, kind, direct, shared = "—", "—", "—", "—"
+    if facts.filesystem is not None:
+        free, kind = format_bytes(facts.filesystem["available_bytes"]), facts.filesystem["type"]
+        direct = "yes" if facts.direct else "no"
+        others = [name for name in survey.names if name in survey.group_of(host) and name != host]
+        shared = _some(others) or "no host"
+        if len(shared) > _SHARED_WIDTH:
+            shared = format_count(len(others), "other")
+    return [host, str(facts.cores), memory, free, kind, direct, shared]
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - 1
+    return names[0] if more == 0 else f"{names[0]} and {more} more" if names else ""
+
+
+def _table(
+    case: CaseResult, trials: Sequence[TrialResult], metrics: Sequence[str]
+) -> Iterator[str]:
+    """A row per metric; the service times of reads and writes with the depth they are of."""
+    if not all(trial.ok for trial in trials):
+        yield "  INVALID: what was reached all the same, for no comparison"
+    head = f"  {'metric':<22}{'unit':<11}{'median':>10}{'95 % CI of the mean':>23}"
+    yield f"{head}{'CV':>7}{'n':>4}"
+    depth = f"@{case.plan.queue_depth}"
+    of_depth = [name for name in metrics if _depends_on_depth(name)]
+    for name in metrics:
+        label = f"{name} {depth}" if name in of_depth else name
+        looks = max(1, len(case.looks))
+        series = _series_of(name, trials, looks)
+        absent = "" if series else absent_in_brief(trials, name)
+        yield _row(label, METRICS[name].unit, series, absent)
+    if of_depth:
+        yield f"  {depth}: service time with up to {case.plan.queue_depth} in flight per rank"
+
+
+def _series_of(metric: str, trials: Sequence[TrialResult], looks: int = 1) -> MetricSeries | None:
+    """The metric over these trials, be they valid or not; None if any of them lacks it."""
+    values = tuple(v for v in (trial.value(metric) for trial in trials) if v is not None)
+    if len(values) != len(trials):
+        return None
+    spec = METRICS[metric]
+    return MetricSeries(name=metric, unit=spec.unit, better=spec.better, values=values, looks=looks)
+
+
+def _depends_on_depth(metric: str) -> bool:
+    """Whether it is the time of an operation beside others, without its wait for them."""
+    return METRICS[metric].latency and METRICS[metric].section in ("read", "write", "device")
+
+
+def _row(label: str, unit: str, series: MetricSeries | None, absent: str) -> str:
+    if series is None:
+        return f"  {label:<22}{unit:<11}{'—':>10}   {absent}"
+    interval = series.ci95
+    spread = "—" if interval is None else f"{figure(interval[0])} … {figure(interval[1])}"
+    cv = "—" if series.cv is None else f"{series.cv:.0%}"
+    count = len(series.values)
+    return f"  {label:<22}{unit:<11}{figure(series.median):>10}{spread:>23}{cv:>7}{count:>4}"
+
+
+def figure(value: float) -> str:
+    """Four significant digits, without exponents."""
+    magnitude = abs(value)
+    if magnitude >= 1000:  # noqa: PLR2004  from here on digits behind the point say nothing
+        return f"{value:,.0f}"
+    for limit, digits in ((100, 1), (10, 2), (1, 3)):
+        if magnitude >= limit:
+            return f"{value:.{digits}f}"
+    return f"{value:.4f}"
+
+
+def _proof_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
+    """Where the bytes went, of the last trial."""
+    data = trials[-1].data
+    assert data is not None
+    proof, answered = data["proof"], data["requests"]["completed_in_window"]
+    done = [format_count(data[kind]["count"], kind) for kind in ("read", "write", "delete")]
+    checked = format_count(data["integrity"]["checked"], "transfer")
+    peak_bytes = max(rank["peak_rss_bytes"] for rank in data["ranks"])
+    yield ""
+    yield from wrapped(
+        f"last trial, in the window: {', '.join(done)}, {format_count(answered, 'request')}"
+        f" answered; {describe_io(proof)}. In the whole run: {describe_proof(proof)}; {checked}"
+        f" verified, {data['integrity']['failed']:,} wrong; {_cpu(data['harness'])}; at most"
+        f" {format_bytes(peak_bytes)} of memory per rank{_wakeup(data['wakeup'])}",
+        indent="  ",
+    )
+    notes = {rank["io_note"] for rank in data["ranks"] if rank["io_note"]}
+    for note in sorted(notes):
+        yield from wrapped(f"note: {note}", indent="  ")
+
+
+def _cpu(harness: Mapping[str, Any]) -> str:
+    per_gib = harness["cpu_s_per_gib"]
+    return "no CPU figure" if per_gib is None else f"{per_gib:.2f} CPU s per GiB"
+
+
+def _wakeup(section: Mapping[str, Any] | None) -> str:
+    """How late the harness was for the requests of an open loop."""
+    p99_ms = None if section is None else section["ms"]["p99"]
+    return "" if p99_ms is None else f"; p99 of the wake-up lag {figure(p99_ms)} ms"
+
+
+def _verdict_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
+    """Each verdict once, with the trials it was given on and the one whose words these are.
+
+    That is the one that has it worst, where a verdict carries a size, else the first.
+    """
+    given: dict[str, dict[int, list[Verdict]]] = {}
+    for place, trial in enumerate(trials):
+        told = trial.error or ""
+        for verdict in (v for v in trial.verdicts if v.text not in told):
+            given.setdefault(verdict.code, {}).setdefault(place, []).append(verdict)
+    for code, by_place in given.items():
+        sizes = {place: size_of(code, trials[place].data or {}) for place in by_place}
+        known = [size for size in sizes.values() if size is not None]
+        sized = len(known) == len(sizes)
+        shown = next(p for p in by_place if not sized or sizes[p] == max(known))
+        which = _which(trials, by_place, shown, "worst:" if sized else "as in")
+        for verdict in by_place[shown]:
+            yield from wrapped(f"{code}{which} {verdict.severity}: {verdict.text}", indent="  ")
+
+
+def _which(
+    trials: Sequence[TrialResult],
+    by_place: Mapping[int, Sequence[Verdict]],
+    shown: int,
+    how: str,
+) -> str:
+    """`` (trial 1, 3; worst: trial 1)``; nothing where all trials say the same."""
+    numbers = [str(trials[place].index + 1) for place in by_place]
+    everywhere = len(by_place) == len(trials)
+    if all(said == by_place[shown] for said in by_place.values()):
+        return "" if everywhere else f" (trial {', '.join(numbers)})"
+    which = f"all {len(trials)} trials" if everywhere else f"trial {', '.join(numbers)}"
+    return f" ({which}; {how} trial {trials[shown].index + 1})"
+
+
+def wrapped(text: str, *, indent: str) -> list[str]:
+    """``text`` in lines that fit, the second and later ones a little further in."""
+    return textwrap.wrap(
+        text, WIDTH - 1, initial_indent=indent, subsequent_indent=indent + "  ",
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip

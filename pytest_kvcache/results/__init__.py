@@ -1,0 +1,1 @@
+"""What came back: records, trials, cases, runs, and whether they can be trusted."""

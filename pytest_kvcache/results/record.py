@@ -1,0 +1,221 @@
+"""What the ranks of a trial found: the record that the coordinator writes. Pure.
+
+Imports neither pytest nor MPI. Ranks send a ``RankResult`` each and one set of summed
+histograms; results.py makes of it what people read.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from pytest_kvcache.errors import ResultError
+from pytest_kvcache.measure.histogram import Histogram
+from pytest_kvcache.measure.recorder import SECTIONS
+from pytest_kvcache.measure.series import Series
+from pytest_kvcache.measure.stalls import Stall
+from pytest_kvcache.system.clocks import ClockRecord
+from pytest_kvcache.system.surroundings import Surroundings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pytest_kvcache.plan.plan import Plan
+
+TRIAL_SCHEMA = "pytest-kvcache/trial/1"
+SOURCES = ("trial.json", "controller.json", "events.jsonl", "mpirun.log")
+"""The files that a trial is made of; all but the second are the ranks' and the launcher's."""
+
+
+def check_finite(data: Mapping[str, Any]) -> None:
+    """ResultError for a number that no float holds: infinity would pass every comparison."""
+    left: list[tuple[str, Any]] = [("", data)]
+    for path, value in left:  # which grows
+        if isinstance(value, dict):
+            left += [(f"{path}.{key}".lstrip("."), inner) for key, inner in value.items()]
+        elif isinstance(value, list):
+            left += [(f"{path}[{index}]", inner) for index, inner in enumerate(value)]
+        elif isinstance(value, (int, float)) and not abs(value) <= sys.float_info.max:
+            raise ResultError(f"{path} is {value!s:.20}; every number of it must be finite")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControllerRecord:
+    """What the controller alone knows of a trial, as in ``controller.json``.
+
+    After which numbers of trials the case may end, and the window by the controller's clock
+    (see ``ClockRecord``).
+    """
+
+    looks: tuple[int, ...]
+    controller_least_s: float | None
+    controller_most_s: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dict; ``from_json`` gives the same record back."""
+        return {**asdict(self), "looks": list(self.looks)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ControllerRecord:
+        """The inverse of ``to_json``."""
+        return cls(**{**data, "looks": tuple(data["looks"])})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankResult:
+    """One rank's scalars of one trial; bytes and tokens of the common window.
+
+    ``start_s`` and ``stop_s`` are on the coordinator's clock, counted from the agreed
+    start: when the rank began and when it stopped issuing. The I/O counters
+    (``requested_…``, ``device_…``) cover the rank's whole run from start to drained. ``device``
+    is what the first rank of each host with a directory saw of its disks (devicewatch.py).
+    """
+
+    rank: int
+    host: str
+    pid: int
+    start_s: float
+    stop_s: float
+    drained_s: float
+    read_count: int
+    read_failed: int
+    read_bytes: int
+    read_p95_ms: float | None
+    write_count: int
+    write_failed: int
+    write_bytes: int
+    write_p95_ms: float | None
+    delete_count: int
+    delete_failed: int
+    delete_p95_ms: float | None
+    device_bytes: int
+    read_op_bytes: int
+    write_op_bytes: int
+    offered: int
+    completed: int
+    completed_in_window: int
+    dropped: int
+    backlog: int
+    generating: int
+    storing: int
+    prompt_tokens: int
+    generated_tokens: int
+    prompt_blocks: int
+    hit_blocks: int
+    arrived_tokens: int
+    hit_tokens: int
+    first_half_blocks: int
+    first_half_hits: int
+    second_half_blocks: int
+    second_half_hits: int
+    first_half_waiting: float | None
+    second_half_waiting: float | None
+    evictions: int
+    cached_blocks: int
+    populated_blocks: int
+    population_s: float
+    store_stall_s: float
+    load_censored: int
+    request_censored: int
+    mean_depth: float | None
+    longest_pause_s: float | None
+    stalls: tuple[Stall, ...]
+    io_mode: str
+    io_note: str | None
+    sync: str
+    is_storage: bool
+    filesystem: dict[str, Any] | None
+    device: dict[str, Any] | None
+    requested_read_bytes: int
+    requested_write_bytes: int
+    device_read_bytes: int | None
+    device_write_bytes: int | None
+    checked: int
+    corrupt: int
+    read_back: int
+    distinct_read_bytes: int
+    cpu_s: float
+    peak_rss_bytes: int
+    cores: int
+    null_ops_per_s: float | None
+    memory_ops_per_s: float | None
+    error: str | None
+    cleanup_error: str | None
+    surroundings: Surroundings
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dict; ``from_json`` gives the same result back."""
+        stalls = [asdict(stall) for stall in self.stalls]
+        return {**asdict(self), "stalls": stalls, "surroundings": self.surroundings.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RankResult:
+        """The inverse of ``to_json``; ResultError if a field is missing or unknown."""
+        names = {f.name for f in fields(cls)}
+        if set(data) != names:
+            odd = ", ".join(sorted(names.symmetric_difference(data)))
+            raise ResultError(f"a rank's record has other fields than this version's: {odd}")
+        if not isinstance(data["stalls"], (list, tuple)):
+            raise ResultError(f"a rank's stalls are {data['stalls']!r}; they must be a list")
+        parsed = {
+            "stalls": tuple(map(Stall.from_json, data["stalls"])),
+            "surroundings": Surroundings.from_json(data["surroundings"]),
+        }
+        return cls(**{**data, **parsed})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRecord:
+    """What the coordinator wrote: all ranks' scalars, the summed histograms and series."""
+
+    plan_digest: str
+    trial: int
+    window_s: float
+    ranks: tuple[RankResult, ...]
+    histograms: Mapping[str, Histogram]
+    series: Series
+    clock: ClockRecord
+
+    def to_json(self) -> dict[str, Any]:
+        """As written into ``trial.json``."""
+        return {
+            "schema": TRIAL_SCHEMA,
+            "plan_digest": self.plan_digest,
+            "trial": self.trial,
+            "window_s": self.window_s,
+            "ranks": [rank.to_json() for rank in self.ranks],
+            "histograms": {name: h.to_json() for name, h in self.histograms.items()},
+            "series": self.series.to_json(),
+            "clock": self.clock.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], plan: Plan) -> TrialRecord:
+        """Read and check against the plan; ResultError says what is missing."""
+        parts = {"plan_digest", "trial", "window_s", "ranks", "histograms", "series", "clock"}
+        missing = parts - set(data)
+        if missing:
+            raise ResultError(f"the trial's record lacks {', '.join(sorted(missing))}")
+        if data.get("schema") != TRIAL_SCHEMA:
+            raise ResultError(
+                f"the trial's record has schema {data.get('schema')!r}, not {TRIAL_SCHEMA!r}"
+            )
+        if data["plan_digest"] != plan.digest or data["trial"] != plan.trial:
+            raise ResultError("the trial's record belongs to another plan or trial")
+        check_finite(data)
+        ranks = tuple(RankResult.from_json(rank) for rank in data["ranks"])
+        if [rank.rank for rank in ranks] != list(range(plan.np)):
+            raise ResultError(f"the trial's record has {len(ranks)} ranks; the plan has {plan.np}")
+        if set(data["histograms"]) != set(SECTIONS):
+            raise ResultError(f"the trial's record has histograms {sorted(data['histograms'])}")
+        histograms = {name: Histogram.from_json(h) for name, h in data["histograms"].items()}
+        return cls(
+            plan_digest=data["plan_digest"],
+            trial=data["trial"],
+            window_s=data["window_s"],
+            ranks=ranks,
+            histograms=histograms,
+            series=Series.from_json(data["series"]),
+            clock=ClockRecord.from_json(data["clock"]),
+        )

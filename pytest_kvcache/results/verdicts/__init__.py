@@ -1,0 +1,1 @@
+"""Reasons to distrust a trial, or a case."""

@@ -1,0 +1,284 @@
+"""Checks a run file against itself: nothing that is derived is believed. Pure.
+
+Sums over ranks, percentiles from histograms, bandwidths, verdicts and summaries are
+computed again from the ranks' scalars and the histograms, and compared. What those are
+made of, and the plan's own values, must keep the laws of consistency.py. Where the files
+that the trials left behind lie beside the run file, it must agree with them
+(``source_faults``). Whoever writes all of them anew, by these very rules, is not found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import replace
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from pytest_kvcache.errors import ResultError
+from pytest_kvcache.measure.histogram import Histogram
+from pytest_kvcache.measure.metrics import METRICS
+from pytest_kvcache.measure.recorder import SECTIONS
+from pytest_kvcache.measure.series import Series
+from pytest_kvcache.options.stopping import planned_looks
+from pytest_kvcache.results.invariants import plan_faults, record_faults
+from pytest_kvcache.results.record import ControllerRecord, RankResult, TrialRecord
+from pytest_kvcache.results.trial import CaseResult, RunResult
+from pytest_kvcache.results.verdicts.noise import evaluate_case
+from pytest_kvcache.results.verdicts.trial import evaluate_trial, idle_error
+from pytest_kvcache.system.clocks import ClockRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from pytest_kvcache.plan.plan import Plan
+    from pytest_kvcache.results.trial import TrialResult
+
+_RECORD: Final = "trial.json"
+_SEEN: Final = "controller.json"
+
+
+class Beside(Protocol):
+    """What lies beside a run file, by its path from there (``leftbehind``)."""
+
+    def names(self) -> list[str]:
+        """Every file that a trial is made of: ``CASE/trial-N/FILE``."""
+
+    def read(self, name: str) -> bytes | None:
+        """A file's content; None if it is not there."""
+
+
+def source_faults(data: Mapping[str, Any], beside: Beside) -> tuple[list[str], int]:
+    """What of a run file that ``verify_run`` found sound is not what its trials left behind.
+
+    Also the number of trials whose record is there and was compared: every one that lies
+    there under a case's name, whatever the run file says that it was made of.
+    """
+    cases = RunResult.from_json(data).cases
+    names = beside.names()
+    directories = _directories(cases, names)
+    problems: list[str] = []
+    compared = 0
+    for case, directory in zip(cases, directories, strict=True):
+        left = [name for name in names if PurePosixPath(name).parts[0] == directory]
+        problems += _strays(case, left)
+        for trial in case.trials:
+            where = f"{case.name}: trial {trial.index + 1}: "
+            paths = [name for name in left if _number_of(name) == trial.index + 1]
+            read = {path: beside.read(path) for path in dict.fromkeys([*trial.sources, *paths])}
+            contents = {path: content for path, content in read.items() if content is not None}
+            compared += any(PurePosixPath(path).name == _RECORD for path in contents)
+            problems += [where + told for told in _source_faults(case, trial, contents)]
+    return problems, compared
+
+
+def _directories(cases: Sequence[CaseResult], names: Sequence[str]) -> list[str | None]:
+    """Where each case's trials are: what its sources say, else the next one of its name."""
+    found = [
+        next((PurePosixPath(path).parts[0] for t in case.trials for path in t.sources), None)
+        for case in cases
+    ]
+    there = sorted({PurePosixPath(name).parts[0] for name in names}, key=lambda d: (len(d), d))
+    for index, case in enumerate(cases):
+        if found[index] is None:
+            its = re.compile(rf"{re.escape(case.name)}(-\d+)?")
+            free = (d for d in there if its.fullmatch(d) and d not in found)
+            found[index] = next(free, None)
+    return found
+
+
+def _number_of(name: str) -> int | None:
+    """The trial whose directory a file is in, as people count."""
+    text = PurePosixPath(name).parent.name.removeprefix("trial-")
+    return int(text) if text.isdecimal() else None
+
+
+def _strays(case: CaseResult, left: Sequence[str]) -> Iterator[str]:
+    """Trials that the case does not have, and that lie beside the run file."""
+    known = {trial.index + 1 for trial in case.trials}
+    strays = [name for name in left if _number_of(name) not in known]
+    for directory in dict.fromkeys(str(PurePosixPath(name).parent) for name in strays):
+        yield f"{case.name}: {directory} lies beside the run file, which has no such trial"
+
+
+def _source_faults(
+    case: CaseResult, trial: TrialResult, contents: Mapping[str, bytes]
+) -> Iterator[str]:
+    """What a trial has otherwise than the files that lie beside the run file."""
+    told_nothing = trial.data is None and not trial.sources  # it ended before it was read
+    for path, content in contents.items():
+        if path in trial.sources:
+            if hashlib.sha256(content).hexdigest() != trial.sources[path]:
+                yield f"{path} is not the file that it was made of"
+        elif not told_nothing:
+            yield f"{path} lies beside the run file, but its sources have no such file"
+    by_name = {PurePosixPath(path).name: path for path in contents}
+    if _RECORD in by_name and trial.data is not None:
+        seen = contents.get(by_name.get(_SEEN, ""))
+        path = by_name[_RECORD]
+        if seen is None:
+            yield f"{path} lies beside the run file without its {_SEEN}"
+        else:
+            for told in _record_faults(trial, case, contents[path], seen):
+                yield f"{path}: {told}"
+
+
+def _record_faults(
+    trial: TrialResult, case: CaseResult, content: bytes, seen: bytes
+) -> Iterator[str]:
+    """What a trial of the run file has otherwise than the records it was made of."""
+    plan = case.plan.for_trial(trial.index)
+    assert trial.data is not None
+    try:
+        record = TrialRecord.from_json(json.loads(content), plan)
+        own = ControllerRecord.from_json(json.loads(seen))
+    except (ValueError, TypeError, KeyError, AttributeError, ResultError) as error:
+        yield f"it can't be read as the trial's record ({error})"
+        return
+    clock = replace(
+        record.clock,
+        controller_least_s=own.controller_least_s,
+        controller_most_s=own.controller_most_s,
+    )
+    data, _verdicts = evaluate_trial(replace(record, clock=clock), plan)
+    yield from _differences(data, trial.data, "")
+    if own.looks != case.looks:
+        yield f"looks are {list(case.looks)}; when it ran they were {list(own.looks)}"
+
+
+def verify_run(data: Mapping[str, Any], *, ended: bool = True) -> list[str]:
+    """Every contradiction as a sentence; empty: the file is sound.
+
+    ``ended``: it must have come to its end, which a run that goes on, or was killed, has not.
+    Raises ResultError if it is no run file of this schema.
+    """
+    run = RunResult.from_json(data)
+    problems = [] if run.cases else ["the run has no case; a run file has at least one"]
+    try:
+        for case, written in zip(run.cases, data["cases"], strict=True):
+            problems += [f"{case.name}: {problem}" for problem in _case(case, written)]
+            problems += [f"{case.name}: {problem}" for problem in _ending_faults(case) if ended]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ResultError(f"a part of the run file is missing or odd: {error!r}") from error
+    return problems
+
+
+def _case(case: CaseResult, written: Mapping[str, Any]) -> Iterator[str]:
+    expected = case.to_json()
+    for key in ("name", "scenario", "model", "np", "hosts", "plan_digest", "summary"):
+        yield from _differences(expected[key], written[key], key)
+    yield from plan_faults(case.plan)
+    unknown = [metric for metric in case.metrics if metric not in METRICS]
+    if unknown:
+        yield f"metrics has {', '.join(map(repr, unknown))}; it must name known metrics"
+        return
+    yield from _design_faults(case)
+    verdicts = evaluate_case(case)
+    if verdicts != case.verdicts:
+        codes = [verdict.code for verdict in case.verdicts]
+        yield f"the verdicts are {codes}; they must be {[v.code for v in verdicts]}"
+    if not case.trials:
+        yield "it has no trial; a case has at least one"
+    if [trial.index for trial in case.trials] != list(range(len(case.trials))):
+        yield "the trials are not numbered 0, 1, 2 …"
+    if not all(trial.ok for trial in case.trials[:-1]):
+        yield "a trial that failed or was interrupted is followed by another one"
+    for trial in case.trials:
+        for problem in _trial(trial, case.plan):
+            yield f"trial {trial.index + 1}: {problem}"
+
+
+def _design_faults(case: CaseResult) -> Iterator[str]:
+    """When it might end must be what options can lead to."""
+    looks = case.looks
+    numbers = all(type(look) is int and look > 0 for look in looks)
+    if not looks or not numbers or looks != planned_looks(looks[0], looks[-1]):
+        yield f"looks are {list(looks)}; they must be those between a least and a most of trials"
+    elif len(case.trials) > looks[-1]:
+        yield f"it has {len(case.trials)} trials; by its looks it has {looks[-1]} at most"
+
+
+def _ending_faults(case: CaseResult) -> Iterator[str]:
+    """It ends where it may: after a look, or with a trial that failed or was interrupted."""
+    count = len(case.trials)
+    if count and case.trials[-1].ok and count not in case.looks:
+        yield (
+            f"it ends with trial {count}, which is sound; by its looks it ends after"
+            f" {', '.join(map(str, case.looks))}: trials are missing, or the run was killed or"
+            " goes on"
+        )
+
+
+def _trial(trial: TrialResult, plan: Plan) -> Iterator[str]:
+    if trial.data is None:
+        if trial.ok:
+            yield "it is ok, but has no data"
+        return
+    record = _record(trial.data, plan)
+    data, verdicts = evaluate_trial(record, plan)
+    yield from _differences(data, trial.data, "")
+    yield from record_faults(record, plan)
+    if verdicts != trial.verdicts:
+        codes = [verdict.code for verdict in trial.verdicts]
+        yield f"the verdicts are {codes}; they must be {[v.code for v in verdicts]}"
+    if [rank.rank for rank in record.ranks] != list(range(plan.np)):
+        yield f"it has {len(record.ranks)} ranks; the plan has {plan.np}"
+    for name in ("read", "write", "delete"):
+        counted = sum(getattr(rank, f"{name}_count") for rank in record.ranks)
+        if counted != record.histograms[name].count:
+            yield f"its ranks counted {counted} {name}s; the histogram holds {data[name]['count']}"
+    if trial.ok:
+        invalid = {verdict.code for verdict in verdicts if verdict.severity == "invalid"}
+        yield from _why_not_ok(record, data, plan, invalid)
+
+
+def _record(data: Mapping[str, Any], plan: Plan) -> TrialRecord:
+    return TrialRecord(
+        plan_digest=plan.digest,
+        trial=plan.trial,
+        window_s=data["window_s"],
+        ranks=tuple(RankResult.from_json(rank) for rank in data["ranks"]),
+        histograms={name: _histogram(data[name]) for name in SECTIONS},
+        series=Series.from_json(data["series"]),
+        clock=ClockRecord.from_json(data["clock"]),
+    )
+
+
+def _histogram(section: Mapping[str, Any] | None) -> Histogram:
+    """A section's; one that a trial does not have is empty."""
+    return Histogram() if section is None else Histogram.from_json(section["histogram"])
+
+
+def _why_not_ok(
+    record: TrialRecord, data: Mapping[str, Any], plan: Plan, invalid: set[str]
+) -> Iterator[str]:
+    """What a trial that calls itself ok must not have."""
+    sections = ("read", "write", "delete", "integrity")
+    failed = sum(data[name]["failed"] for name in sections)
+    if failed or any(rank["error"] for rank in data["ranks"]):
+        yield f"it is ok, but {failed} operations failed"
+    if any(rank["cleanup_error"] for rank in data["ranks"]):
+        yield "it is ok, but a rank could not clean up"
+    idle = idle_error(record.ranks)
+    if idle is not None:
+        yield f"it is ok, but {idle}"
+    invalid = {code for code in invalid if not plan.allows(code)}
+    if invalid:
+        yield f"it is ok, but its verdicts {sorted(invalid)} invalidate it"
+
+
+def _differences(expected: Any, found: Any, path: str) -> Iterator[str]:
+    """Where two JSON values differ, leaf by leaf."""
+    if isinstance(expected, dict) and isinstance(found, dict):
+        for key in sorted(expected.keys() | found.keys()):
+            below = f"{path}.{key}" if path else key
+            if key not in expected or key not in found:
+                yield f"{below} is {'missing' if key not in found else 'unknown'}"
+            else:
+                yield from _differences(expected[key], found[key], below)
+    elif isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
+        for index, (left, right) in enumerate(zip(expected, found, strict=True)):
+            yield from _differences(left, right, f"{path}[{index}]")
+    elif expected != found:
+        yield f"{path} is {found!r}; computed from the ranks' records it is {expected!r}"

@@ -1,0 +1,468 @@
+"""One pytest session's benchmark: plans on demand, one controller, gates at the end.
+
+The pytest side's only way to the controller; imports neither pytest-benchmark nor MPI.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+import secrets
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from pytest_kvcache.errors import OptionError
+from pytest_kvcache.gates.baseline import Baseline, load_baseline
+from pytest_kvcache.gates.compare import Comparison, Found, Judgement, compare, judge, judge_slo
+from pytest_kvcache.hosts.localhost import is_local
+from pytest_kvcache.launch.runner import Controller, Progress
+from pytest_kvcache.measure.metrics import METRICS, possible
+from pytest_kvcache.options.asked import Asked
+from pytest_kvcache.options.options import DEFAULT_TRIALS
+from pytest_kvcache.options.rules import CLOSING, FailRule, SloRule, check_rule
+from pytest_kvcache.plan.forecast import forecast
+from pytest_kvcache.plan.planner import Case, CaseName, Planner, name_cases
+from pytest_kvcache.registry import build_registry
+from pytest_kvcache.report.dryrun import DryRun, describe_dry_run
+from pytest_kvcache.results.absence import why_absent
+from pytest_kvcache.results.provenance import (
+    UNTOLD,
+    Evidence,
+    differences,
+    facts_of,
+    incomparable,
+    told_differences,
+)
+from pytest_kvcache.results.trial import RunResult
+from pytest_kvcache.system.filesystem import probe_filesystem
+from pytest_kvcache.units import format_count
+from pytest_kvcache.version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from pytest_kvcache.options.options import Options
+    from pytest_kvcache.plan.plan import Plan
+    from pytest_kvcache.results.summary import MetricSeries
+    from pytest_kvcache.results.trial import CaseResult
+
+
+_LEAST_TRIALS = 2  # of either side of a gate: one value has no noise
+_AROUND_A_LAUNCH_S = 60.0  # hosts are asked, what a launch left is cleared away
+
+
+class Bench:
+    """Lazy: a session that never asks for a case creates and touches nothing."""
+
+    def __init__(
+        self,
+        options: Options,
+        *,
+        command: Sequence[str],
+        progress: Progress,
+        modify_plan: Callable[[Plan], Plan],
+        max_trials: int | None,
+    ) -> None:
+        self.options = options
+        self.registry = build_registry(options.plugin)
+        self.names = name_cases(options, self.registry)
+        run_id = new_run_id()
+        self._planner = Planner(self.registry, run_id)
+        self._modify_plan = modify_plan
+        self._max_trials = max_trials
+        self.refused = False
+        """Whether a dry run found hosts that can't run a case."""
+        self._cases: dict[tuple[CaseName, int], tuple[Options, Case]] = {}
+        self.asked = Asked()
+        self._baseline = _baseline_of(options)
+        self.controller = Controller(
+            options=options,
+            registry=self.registry,
+            run=RunResult(
+                run_id=run_id,
+                started_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                command=tuple(command),
+                version=VERSION,
+                commit=commit_of(os.getcwd()),  # noqa: PTH109  as git sees it
+                environment=environment(),
+            ),
+            environ=dict(os.environ),
+            progress=progress,
+            max_trials=max_trials,
+            gates_can_tell=self._gates_can_tell,
+        )
+
+    def plan(self, name: CaseName, options: Options | None = None) -> Case:
+        """The planned case; the same object for the same question."""
+        options = options or self.options
+        key = (name, id(options))  # the options are kept with it, or the id would be used again
+        if key not in self._cases:
+            survey = self.controller.survey(options, name.layout)
+            case = self._planner.plan(options, name, survey)
+            self._cases[key] = options, replace(case, plan=self._modify_plan(case.plan))
+        return self._cases[key][1]
+
+    def check(self, names: Sequence[CaseName], compared: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Plan and check every case, and find its baseline, before anything is launched.
+
+        ``compared`` is what pytest-benchmark compares with.
+        """
+        if self.options.wait and not self.options.dry_run:
+            self.reserve(names)  # what is free is known once a neighbour has gone
+        cases = [self.plan(name) for name in names]
+        for case in cases:
+            self.controller.check(self.options, case.plan)
+        if cases:
+            self.controller.note_launcher()
+        self._check_baseline([case.plan for case in cases])
+        self.check_stock([case.plan for case in cases], compared)
+        if not self.options.dry_run:
+            self.reserve(names)
+
+    def reserve(self, names: Sequence[CaseName]) -> None:
+        """Have this host for the run alone, if a case runs here."""
+        if any(is_local(host.name) for name in names for host in name.layout.hosts):
+            self.controller.take_lock()
+
+    def run(self, name: CaseName, options: Options | None = None) -> CaseResult:
+        """All trials of a case, launched at most once."""
+        chosen = options or self.options
+        return self.controller.run_case(chosen, self.plan(name, options))
+
+    def limit_s(self, name: CaseName) -> float:
+        """Longer than all trials of the case can take: each launch has a deadline of its own."""
+        deadline_s = self.plan(name).plan.deadline_s
+        return self.options.trials.high * (deadline_s + _AROUND_A_LAUNCH_S)
+
+    def dry_run(self, name: CaseName, *, whole: bool) -> Iterator[str]:
+        """What the case would do, its values and the exact launcher command, line by line."""
+        case = self.plan(name)
+        plan = case.plan
+        directory = self.controller.directory / plan.case / "trial-1"
+        found = DryRun(
+            plan=plan,
+            options=self.options,
+            forecast=forecast(plan, case.trace, self.registry.workload(plan.scenario)),
+            storage=self._storage(plan, name),
+            argv=self.controller.argv(self.options, plan, directory),
+        )
+        yield from describe_dry_run(found, whole=whole)
+        refusal = self.controller.refusal(self.options, plan)
+        if refusal is not None:
+            self.refused = True
+            yield f"  preflight: {refusal}"
+
+    def _storage(self, plan: Plan, name: CaseName) -> list[str]:
+        """What is below the cache directory, on which hosts."""
+        if not plan.needs_directory:
+            return [f"the backend {plan.backend} is no storage"]
+        survey = self.controller.survey(self.options, name.layout)
+        if survey is None:
+            local = probe_filesystem(plan.cache_dir, socket.gethostname())
+            below = local.chain.describe()
+            if local.chain.unseen is not None:
+                below += f" ({local.chain.unseen})"
+            return [_on_what(plan.cache_dir, below, local.memory_at_end)]
+        known = {host: facts.filesystem for host, facts in survey.facts.items()}
+        return [
+            f"{host}: {_on_what(plan.cache_dir, facts['type'], facts['memory_at_end'])}"
+            for host, facts in known.items()
+            if facts is not None
+        ]
+
+    def unsettled(self) -> list[str]:
+        """One line on each case whose trials ended before its interval was narrow enough."""
+        return [
+            f"{case.name}: --kv-target-ci={target * 100:g}% was not reached after"
+            f" {format_count(len(case.trials), 'trial')}"
+            for case, target in self.controller.unsettled()
+        ]
+
+    def namesakes(self) -> list[str]:
+        """One line on each name under which cases of different plans ran."""
+        lines = []
+        cases = {(case.name, case.plan_digest): case for case in self.controller.run.cases}
+        for name in dict.fromkeys(name for name, _digest in cases):
+            first, *others = (case for (n, _digest), case in cases.items() if n == name)
+            texts = {
+                str(difference)
+                for other in others
+                for difference in differences(*map(self.controller.run.evidence, (first, other)))
+                if difference.kind == "plan"
+            }
+            if others:
+                lines.append(
+                    f"{name} is the name of {1 + len(others)} cases that differ in"
+                    f" {'; '.join(sorted(texts))}: give each a name of its own with"
+                    " kvcache.run(label=...)"
+                )
+        return lines
+
+    def judge(self) -> list[Judgement]:
+        """Every gate on every case that ran."""
+        return [judgement for case in self.controller.run.cases for judgement in self._judge(case)]
+
+    def _judge(self, case: CaseResult) -> Iterator[Judgement]:
+        evidence = self.controller.run.evidence(case)
+        options = self.options
+        for rule in options.fail:
+            before = self._found(case.name, case.plan_digest, rule.metric)
+            judgement = judge(
+                rule,
+                before,
+                case.series(rule.metric),
+                case=case.name,
+                evidence=evidence,
+                across=options.compare_across,
+            )
+            yield _explained(judgement, case)
+        for slo in options.slo:
+            judgement = judge_slo(
+                slo,
+                case.series(slo.metric),
+                case=case.name,
+                evidence=evidence,
+                allow_invalid=options.allow_invalid,
+            )
+            yield _explained(judgement, case)
+
+    def missing(self, rule: FailRule | SloRule, case: str, reason: str) -> Judgement:
+        """What a gate says of a case that never came to run."""
+        return Judgement(rule=rule, case=case, status="missing", reason=reason)
+
+    def _gates_can_tell(self, case: CaseResult) -> bool:
+        """Whether no gate on the case would be helped by more trials."""
+        return not any(judgement.needs_trials for judgement in self._judge(case))
+
+    def compared(self) -> list[Comparison]:
+        """How every case stands against the baseline, where no gate says what to look at."""
+        if self._baseline is None or self.options.fail:
+            return []
+        return [
+            compare(
+                metric,
+                self._found(case.name, case.plan_digest, metric),
+                case.series(metric),
+                case=case.name,
+                evidence=self.controller.run.evidence(case),
+            )
+            for case in self.controller.run.cases
+            for metric in possible(self.options.metrics, case.plan.phase)
+        ]
+
+    def differing(self) -> dict[str, list[str]]:
+        """What differs from the baseline, by case."""
+        found: dict[str, list[str]] = {}
+        for case, before in self._baselines():
+            lines = list(told_differences(before.evidence, self.controller.run.evidence(case)))
+            if before.other_plan and before.evidence.facts is None:
+                lines.append("plan: the baseline does not tell in what (plan_digest)")
+            if lines:
+                found.setdefault(case.name, []).extend(lines)
+        return {case: list(dict.fromkeys(lines)) for case, lines in found.items()}
+
+    def untold(self) -> tuple[str, ...]:
+        """Cases of which the baseline does not tell what stands behind its values."""
+        return tuple(
+            dict.fromkeys(c.name for c, found in self._baselines() if not found.evidence.is_told)
+        )
+
+    @property
+    def baseline_session(self) -> str:
+        """When the session of the baseline began; empty without one."""
+        if self._baseline is None:
+            return ""
+        return self._baseline.recorded_at or "at an unknown time"
+
+    def stock_refusal(
+        self, compared: Sequence[Mapping[str, Any]], name: str, now: Evidence
+    ) -> str | None:
+        """Why pytest-benchmark must not compare an entry with what it has under that name."""
+        for before in _stock_evidence(compared, name):
+            obstacle = incomparable(before, now, CLOSING)
+            if obstacle is not None:
+                return f"--benchmark-compare has {name}, but {obstacle}"
+        return None
+
+    def stock_differences(self, compared: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+        """What differs from what pytest-benchmark compares with, by case."""
+        found: dict[str, list[str]] = {}
+        for case in self.controller.run.cases:
+            now = self.controller.run.evidence(case)
+            for metric in self.options.metrics:
+                for before in _stock_evidence(compared, f"{case.name}-{metric}"):
+                    found.setdefault(case.name, []).extend(told_differences(before, now))
+        return {case: list(dict.fromkeys(lines)) for case, lines in found.items() if lines}
+
+    def _baselines(self) -> Iterator[tuple[CaseResult, Found]]:
+        """Each case with what it is compared with, metric by metric."""
+        if self._baseline is None:
+            return
+        metrics = [rule.metric for rule in self.options.fail] or self.options.metrics
+        for case, metric in itertools.product(self.controller.run.cases, metrics):
+            found = self._found(case.name, case.plan_digest, metric)
+            if found.series is not None:
+                yield case, found
+
+    def _found(self, case: str, plan_digest: str, metric: str) -> Found:
+        if self._baseline is None:
+            return Found()
+        return self._baseline.find(case, metric, plan_digest)
+
+    def _check_baseline(self, plans: Sequence[Plan]) -> None:
+        """Refuse gates that could only close, whatever the run finds."""
+        for plan, rule in itertools.product(plans, self.options.fail):
+            found = self._found(plan.case, plan.workload_digest, rule.metric)
+            if found.series is None:
+                raise OptionError(
+                    f"--kv-compare={self.options.compare} has no {rule.metric} of {plan.case} for"
+                    f" its gate: {found.reason}, or drop the --kv-fail"
+                )
+            expected = _expected_evidence(plan, found.evidence)
+            obstacle = incomparable(found.evidence, expected, self.options.compare_across)
+            if obstacle is not None:
+                raise OptionError(
+                    f"--kv-compare={self.options.compare} can't be the baseline of a gate on"
+                    f" {plan.case}: {obstacle}"
+                )
+            self._check_trials(rule, plan.case, len(found.series.values))
+
+    def _check_trials(self, rule: FailRule, case: str, before: int) -> None:
+        """Refuse a gate that could never tell a change from noise."""
+        now = self.options.trials.high
+        if self._max_trials is not None:
+            now = min(now, self._max_trials)
+        if min(before, now) >= _LEAST_TRIALS or self.options.allow_inconclusive:
+            return
+        fixes = []
+        if before < _LEAST_TRIALS:
+            fixes.append(
+                f"record the baseline anew with --kv-trials={max(now, DEFAULT_TRIALS.low)}"
+            )
+        if now < self.options.trials.high:
+            fixes.append("leave out --benchmark-disable, which makes a single trial of all")
+        elif now < _LEAST_TRIALS:
+            fixes.append(f"raise --kv-trials (to {max(before, DEFAULT_TRIALS.low)}, say)")
+        raise OptionError(
+            f"--kv-fail is {rule}, which could never be decided: of {case} the baseline"
+            f" (--kv-compare={self.options.compare}) has {format_count(before, 'trial')} and"
+            f" this run {format_count(now, 'trial')}, and noise needs at least {_LEAST_TRIALS} on"
+            " either side;"
+            f" {' and '.join(fixes)}, or let a gate that can't tell pass (--kv-allow-inconclusive)"
+        )
+
+    def check_stock(self, plans: Sequence[Plan], compared: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse what pytest-benchmark must not compare, as far as it is known before."""
+        for plan, metric in itertools.product(plans, self.options.metrics):
+            expected = _expected_evidence(plan, UNTOLD)
+            refusal = self.stock_refusal(compared, f"{plan.case}-{metric}", expected)
+            if refusal is not None:
+                raise OptionError(refusal)
+
+
+def _explained(judgement: Judgement, case: CaseResult) -> Judgement:
+    """With the reason why a case has no value."""
+    if judgement.status != "missing" or judgement.now is not None:
+        return judgement
+    if case.error is not None:
+        return replace(judgement, reason=f"the case failed: {case.error.splitlines()[0]}")
+    return replace(judgement, reason=why_absent(case, judgement.rule.metric))
+
+
+def _stock_evidence(compared: Sequence[Mapping[str, Any]], name: str) -> Iterator[Evidence]:
+    """What stands behind the entries of that name that pytest-benchmark has loaded."""
+    for data in compared:
+        for benchmark in data.get("benchmarks", ()):
+            if benchmark.get("fullname") == name and "plan_digest" in benchmark["extra_info"]:
+                yield Evidence.from_json(benchmark["extra_info"])
+
+
+def _expected_evidence(plan: Plan, before: Evidence) -> Evidence:
+    """What will stand behind a case's values, as far as its plan tells.
+
+    How files can really be opened and synced is found out by the ranks.
+    """
+    found = {} if before.facts is None else before.facts["plan"]
+    opened = {name: found[name] for name in ("io", "sync") if name in found}
+    counts = sorted(host.ranks for host in plan.layout.hosts if host.ranks)
+    ranks = [
+        {"host": str(number), "rank": (number, rank)}
+        for number, count in enumerate(counts)
+        for rank in range(count)
+    ]
+    facts = facts_of({**plan.workload, **opened}, {}, ranks)
+    is_storage = {"file": True, "memory": False, "null": False}.get(plan.backend)
+    return Evidence(is_storage=is_storage, facts=facts)
+
+
+def _on_what(cache_dir: str, below: str, memory: str | None) -> str:
+    """Whether blocks reach a disk, in words."""
+    if memory is not None:
+        return f"{cache_dir} is in memory ({memory}): a trial there is invalid (TMPFS)"
+    return f"{cache_dir} is on {below}, not in memory"
+
+
+def _baseline_of(options: Options) -> Baseline | None:
+    """The baseline, read and fit to be compared with; OptionError says what it lacks."""
+    if options.compare is None:
+        return None
+    for rule in options.fail:
+        check_rule(rule, METRICS[rule.metric].better)
+    baseline = load_baseline(options.compare)
+    compared = {*options.metrics, *(rule.metric for rule in options.fail)}
+    for series in baseline.all_series():
+        if series.name in compared:
+            _check_unit(options, series)
+    return baseline
+
+
+def _check_unit(options: Options, series: MetricSeries) -> None:
+    metric = METRICS[series.name]
+    if (series.unit, series.better) != (metric.unit, metric.better):
+        raise OptionError(
+            f"--kv-compare={options.compare} has {series.name} in {series.unit!r},"
+            f" {series.better} better; it must be in {metric.unit!r}, {metric.better} better,"
+            " record it anew"
+        )
+
+
+def new_run_id() -> str:
+    """Sortable by time, unique without a clock."""
+    return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+
+
+def commit_of(directory: str) -> str | None:
+    """The commit checked out in ``directory``, with ``-dirty`` for changes; None: no git."""
+    command = [
+        "git",
+        "-C",
+        directory,
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def environment() -> dict[str, Any]:
+    """What produced the numbers, as far as this process knows it."""
+    return {
+        "python": platform.python_version(),
+        "implementation": sys.implementation.name,
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "hosts": [socket.gethostname()],
+        "mpi": None,
+        "launcher": None,
+    }

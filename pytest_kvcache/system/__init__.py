@@ -1,0 +1,1 @@
+"""What this machine's kernel says: mounts, devices, control groups, clocks, preloads."""

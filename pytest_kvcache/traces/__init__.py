@@ -1,0 +1,1 @@
+"""Recorded requests: formats, partition over ranks, reuse."""

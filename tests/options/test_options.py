@@ -1,0 +1,626 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_kvcache.errors import OptionError, UnavailableError, UnknownNameError
+from pytest_kvcache.hosts.hostlist import HostSpec
+from pytest_kvcache.options.options import (
+    OPTIONS,
+    Options,
+    Trials,
+    build_options,
+    describe_value,
+    scenario_names,
+)
+from pytest_kvcache.plugin import read_options
+from pytest_kvcache.workloads.openloop import ARRIVAL_SHAPES
+from tests.site import output, refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from tests.site import Site
+
+# Every option of the contract with its default; None: not decided by the options alone.
+DEFAULTS: dict[str, Any] = {
+    "hosts": (HostSpec(name="127.0.0.1"),),
+    "np": None,
+    "npernode": None,
+    "exec_type": "mpi",
+    "image": None,
+    "mpi_bin": "mpirun",
+    "oversubscribe": False,
+    "allow_run_as_root": False,
+    "mpi_params": (),
+    "ssh": ("ssh",),
+    "scenario": ("mixed",),
+    "model": ("llama3.1-8b",),
+    "num_users": 100,
+    "duration": 60.0,
+    "ramp": None,
+    "trials": Trials(3, 3),
+    "gpu_mem_gb": 0,
+    "cpu_mem_gb": 0,
+    "storage_capacity_gb": 0,
+    "cache_dir": "/var/tmp",
+    "backend": "file",
+    "io": "direct",
+    "sync": None,
+    "block_tokens": None,
+    "layout": "block",
+    "store": "auto",
+    "tensor_parallel": 1,
+    "queue_depth": 16,
+    "generation_mode": "none",
+    "performance_profile": "throughput",
+    "phase": "both",
+    "trace": None,
+    "trace_speedup": 1.0,
+    "trace_cycles": 1,
+    "trace_limit": None,
+    "trace_time_unit": None,
+    "trace_ids": "prefix",
+    "request_rate": None,
+    "arrival": None,
+    "precondition": None,
+    "reread_factor": None,
+    "workload": None,
+    "io_trace": None,
+    "gpu_backend": None,
+    "disable_multi_turn": False,
+    "disable_prefix_caching": False,
+    "enable_rag": False,
+    "rag_num_docs": None,
+    "enable_autoscaling": False,
+    "autoscaler_mode": None,
+    "verify": "sample",
+    "data": None,
+    "seed": 42,
+    "results_dir": "results",
+    "closed": False,
+    "deadline": None,
+    "wait": 0.0,
+    "python": None,
+    "container_engine": None,
+    "keep": False,
+    "target_ci": None,
+    "allow_inconclusive": False,
+    "html": None,
+    "datasize": False,
+    "dry_run": False,
+    "allow_invalid": False,
+    "plugin": (),
+    "metrics": (
+        "load.p95_ms",
+        "load.p50_ms",
+        "read.gib_per_s",
+        "write.gib_per_s",
+        "requests.per_s",
+    ),
+    "compare": None,
+    "fail": (),
+    "slo": (),
+}
+SELECTING = {
+    "np", "npernode", "hosts", "exec_type", "scenario", "model", "trace", "closed",
+}  # fmt: skip
+DISTRIBUTED = {
+    "hosts", "np", "npernode", "exec_type", "mpi_bin", "mpi_params", "oversubscribe",
+    "allow_run_as_root",
+}  # fmt: skip
+# What a later version brings, and what says the same as leaving the option out.
+LATER = [
+    ("performance_profile", "latency"),
+    ("precondition", "10"),
+    ("reread_factor", "2"),
+    ("workload", "load.toml"),
+    ("io_trace", "io.csv"),
+    ("gpu_backend", "simulated"),
+    ("disable_multi_turn", "true"),
+    ("disable_prefix_caching", "true"),
+    ("enable_rag", "true"),
+    ("rag_num_docs", "5"),
+    ("enable_autoscaling", "true"),
+    ("autoscaler_mode", "qos"),
+    ("gpu_mem_gb", "16"),
+    ("cpu_mem_gb", "0.5"),
+    ("closed", "true"),
+    ("html", "report.html"),
+]
+NEUTRAL = [
+    ("exec_type", "mpi"),
+    ("performance_profile", "throughput"),
+    ("phase", "both"),
+    ("reread_factor", "0"),
+    ("disable_multi_turn", "false"),
+    ("disable_prefix_caching", "no"),
+    ("enable_rag", "0"),
+    ("enable_autoscaling", "off"),
+    ("gpu_mem_gb", "0"),
+    ("cpu_mem_gb", "0 GiB"),
+    ("closed", "false"),
+]
+GOOD = [
+    ("hosts", ["n1:2", "n2:4"], (HostSpec(name="n1", slots=2), HostSpec(name="n2", slots=4))),
+    ("np", "2", (2,)),
+    ("store", "slab", "slab"),
+    ("layout", "layer", "layer"),
+    ("np", "1, 2,4", (1, 2, 4)),
+    ("mpi_params", ["--mca a 'b c'", "-q"], ("--mca", "a", "b c", "-q")),
+    ("num_users", "100000", 100_000),
+    ("duration", "2m", 120.0),
+    ("duration", "86400", 86_400.0),
+    ("ramp", "0", 0.0),
+    ("deadline", "90s", 90.0),
+    ("wait", "10m", 600.0),
+    ("trials", "5", Trials(5, 5)),
+    ("storage_capacity_gb", "1.5", 3 << 29),
+    ("storage_capacity_gb", "512MiB", 512 << 20),
+    ("scenario", "chat, agent", ("chat", "agent")),
+    ("metrics", "read.p99_ms,tokens.per_s", ("read.p99_ms", "tokens.per_s")),
+    ("plugin", ["a.b,c", "d"], ("a.b", "c", "d")),
+    ("seed", "0", 0),
+    ("keep", "on", True),
+]
+BAD = [
+    ("np", "0"),
+    ("np", "-1"),
+    ("np", "2.5"),
+    ("np", "two"),
+    ("np", "2,2"),
+    ("np", "2,,4"),
+    ("np", ""),
+    ("npernode", "0"),
+    ("num_users", "0"),
+    ("num_users", "100001"),
+    ("duration", "0"),
+    ("duration", "-1"),
+    ("duration", "86401"),
+    ("duration", "nan"),
+    ("duration", "inf"),
+    ("duration", "a minute"),
+    ("ramp", "-1"),
+    ("trials", "0"),
+    ("trials", "5..3"),
+    ("trials", "3.."),
+    ("trials", "many"),
+    ("target_ci", "0%"),
+    ("target_ci", "100%"),
+    ("context_scale", "0"),
+    ("context_scale", "17"),
+    ("block_tokens", "0"),
+    ("tensor_parallel", "0"),
+    ("queue_depth", "0"),
+    ("queue_depth", "1025"),
+    ("deadline", "0"),
+    ("wait", "a while"),
+    ("wait", "-1"),
+    ("seed", "-1"),
+    ("storage_capacity_gb", "-1"),
+    ("storage_capacity_gb", "5 parsecs"),
+    ("trace_cycles", "0"),
+    ("trace_limit", "0"),
+    ("trace_time_unit", "m"),
+    ("trace_ids", "hash"),
+    ("trace_speedup", "-1"),
+    ("generation_mode", "slow"),
+    ("io", "mmap"),
+    ("sync", "full"),
+    ("verify", "some"),
+    ("data", "loose"),
+    ("keep", "perhaps"),
+    ("cache_dir", ""),
+    ("results_dir", " "),
+    ("backend", ""),
+    ("scenario", "chat,,agent"),
+    ("scenario", "chat,chat"),
+    ("metrics", "read.p95_ms,read.p95_ms"),
+    ("plugin", ["no-module"]),
+    ("mpi_params", ["--x 'open"]),
+    ("hosts", ["n1:0"]),
+    ("hosts", ["n1:four"]),
+    ("hosts", ["n1:4:4"]),
+    ("hosts", ["n1", "n1"]),
+    ("hosts", ["n1:2", "n2"]),
+    ("hosts", ["-n1"]),
+    ("fail", ["read.p95_ms:10"]),
+    ("fail", ["read.p95_ms:0%"]),
+    ("slo", ["read.p95_ms=20"]),
+]
+
+
+def built(name: str, text: str | Sequence[str], origin: Any = "command line") -> Options:
+    return build_options({name: (text, origin)})
+
+
+def table() -> dict[str, Any]:
+    return {spec.name: spec for spec in OPTIONS}
+
+
+def test_every_option_of_the_contract_exists_with_its_default() -> None:
+    options = Options()
+    assert {name: getattr(options, name) for name in DEFAULTS} == DEFAULTS
+    assert set(DEFAULTS) <= set(table())
+
+
+def test_every_field_of_the_options_can_be_given_by_the_user() -> None:
+    assert set(Options.__dataclass_fields__) - {"texts"} == set(table())
+
+
+def test_the_benchmark_is_selected_by_what_names_it_and_by_nothing_else() -> None:
+    assert {spec.name for spec in OPTIONS if spec.selects} == SELECTING
+
+
+def test_what_belongs_to_a_launch_is_marked_as_distributed() -> None:
+    assert {spec.name for spec in OPTIONS if spec.distributed} == DISTRIBUTED
+
+
+def test_nothing_given_is_all_defaults_without_origins() -> None:
+    options = build_options({})
+    assert options == Options()
+    assert options.origins == {}
+
+
+@pytest.mark.parametrize(("name", "text", "value"), GOOD)
+def test_a_text_becomes_a_value(name: str, text: str | list[str], value: object) -> None:
+    options = built(name, text)
+    assert getattr(options, name) == value
+    assert options.given(name)
+    assert options.origins == {name: "command line"}
+
+
+@pytest.mark.parametrize(("name", "text"), BAD)
+def test_a_bad_value_is_refused_by_the_name_it_was_given_under(
+    name: str, text: str | list[str]
+) -> None:
+    with pytest.raises(OptionError, match=f"^{table()[name].flag}"):
+        built(name, text)
+    if name not in ("fail", "slo"):  # whose rules carry the option's name themselves
+        with pytest.raises(OptionError, match=f"^{table()[name].ini}"):
+            built(name, text, "ini")
+
+
+@pytest.mark.parametrize(("name", "text"), LATER)
+def test_an_option_of_a_later_version_is_refused_by_name(name: str, text: str) -> None:
+    with pytest.raises(UnavailableError) as error:
+        built(name, text)
+    flag = table()[name].flag
+    assert str(error.value).startswith(f"{flag} is {text}; this is not available yet: ")
+
+
+@pytest.mark.parametrize(("name", "text"), NEUTRAL)
+def test_a_value_that_changes_nothing_is_accepted(name: str, text: str) -> None:
+    default = DEFAULTS[name] or 0
+    assert (getattr(built(name, text), name) or 0) in (default, "file")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("metrics", "read.p96_ms"), ("fail", ["read.p96_ms:5%"]), ("slo", ["read.p96_ms<5"])],
+)
+def test_an_unknown_metric_is_refused_with_the_known_ones(name: str, text: str | list[str]) -> None:
+    with pytest.raises(UnknownNameError, match=r"read\.p96_ms.*known metric.*read\.p95_ms"):
+        built(name, text)
+
+
+def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(OptionError, match=r"num_user=…\) is no option \(did you mean 'num_users"):
+        build_options({"num_user": ("3", "call")})
+
+
+@pytest.mark.parametrize(
+    ("given_texts", "problem"),
+    [
+        ({"trials": "3..20"}, "--kv-trials is 3..20; a range needs what ends it: --kv-target-ci"),
+        ({"target_ci": "5%"}, "--kv-target-ci needs a range of trials"),
+        ({"target_ci": "5%", "trials": "3"}, "--kv-target-ci needs a range of trials"),
+        ({"fail": ["read.p95_ms:5%"]}, "--kv-fail needs a baseline"),
+        ({"scenario": "trace"}, "--kv-scenario is 'trace'; name the file with --kv-trace"),
+        ({"scenario": "chat", "trace": "t"}, "--kv-trace is given but --kv-scenario is chat"),
+        ({"trace_speedup": "2"}, "--kv-trace-speedup needs a trace"),
+        ({"trace_cycles": "2"}, "--kv-trace-cycles needs a trace"),
+        ({"trace_limit": "2"}, "--kv-trace-limit needs a trace"),
+        ({"trace_time_unit": "s"}, "--kv-trace-time-unit needs a trace"),
+        ({"trace_ids": "content"}, "--kv-trace-ids needs a trace"),
+        ({"exec_type": "docker"}, "--kv-exec-type is docker; name the image with --kv-image"),
+        ({"image": "kv:1"}, "--kv-image is kv:1; it belongs to containers, so add --kv-exec"),
+        ({"container_engine": "podman"}, "--kv-container-engine is podman; it belongs to"),
+        ({"arrival": "gamma"}, "--kv-arrival is gamma; it belongs to an open loop, so add"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(
+    given_texts: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(OptionError) as error:
+        build_options({name: (text, "command line") for name, text in given_texts.items()})
+    assert str(error.value).startswith(problem)
+
+
+@pytest.mark.parametrize("backend", ["memory", "null", "mine"])
+@pytest.mark.parametrize("store", ["file", "slab"])
+@pytest.mark.parametrize(
+    ("origin", "name"),
+    [("command line", "--kv-store"), ("call", "--kv-store"), ("ini", "kv_store")],
+)
+def test_only_the_backend_file_takes_a_store(
+    backend: str, store: str, origin: Any, name: str
+) -> None:
+    given = {"backend": (backend, "command line"), "store": (store, origin)}
+    with pytest.raises(OptionError) as error:
+        build_options(given)
+    assert str(error.value).startswith(f"{name} is {store} and --kv-backend is {backend}; only the")
+    assert build_options(given | {"backend": ("file", "ini")}).store == store
+    assert build_options(given | {"store": ("auto", origin)}).store == "auto"
+
+
+def test_a_trace_given_alone_is_the_scenario() -> None:
+    assert scenario_names(built("trace", "t.jsonl")) == ("trace",)
+    assert scenario_names(Options()) == ("mixed",)
+
+
+@pytest.mark.parametrize("backend", ["memory", "null"])
+@pytest.mark.parametrize(
+    ("name", "text", "flag"), [("keep", "true", "--kv-keep"), ("sync", "data", "--kv-sync=data")]
+)
+def test_what_a_backend_without_storage_would_ignore_is_refused(
+    backend: str, name: str, text: str, flag: str
+) -> None:
+    chosen = {"backend": (backend, "command line")}
+    for origin in ("command line", "call"):
+        with pytest.raises(OptionError, match=f"^{flag} is given and --kv-backend is {backend},"):
+            given_in({**chosen, name: (text, origin)})
+        given_in({"backend": ("file", "ini"), name: (text, origin)})
+    given_in({**chosen, name: (text, "ini")})  # serves the checkout's other runs
+    given_in({**chosen, "sync": ("none", "command line"), "keep": ("false", "command line")})
+
+
+def test_the_arrivals_of_an_ini_wait_for_a_rate() -> None:
+    assert given_in({"arrival": ("gamma", "ini")}).arrival == "gamma"
+    rate, arrival = ("2.5", "command line"), ("gamma", "command line")
+    asked = given_in({"request_rate": rate, "arrival": arrival})
+    assert (asked.request_rate, asked.arrival) == (2.5, "gamma")
+
+
+def test_every_arrival_has_a_shape() -> None:
+    assert set((table()["arrival"].metavar or "").strip("{}").split(",")) == set(ARRIVAL_SHAPES)
+
+
+@settings(deadline=None)
+@given(name=st.sampled_from(OPTIONS).map(lambda spec: spec.name), text=st.text(max_size=20))
+def test_any_text_is_a_value_or_is_refused_as_one(name: str, text: str) -> None:
+    raw = [text] if table()[name].kind in ("hosts", "repeat") else text
+    try:
+        options = built(name, raw)
+    except OptionError as error:
+        assert str(error).startswith("--kv-")  # noqa: PT017  either end is fine
+    else:
+        assert options.given(name)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 1000), min_size=1, unique=True))
+def test_a_python_value_says_the_same_as_its_text(counts: list[int]) -> None:
+    (first, *_rest) = counts
+    assert built("np", describe_value(first), "call").np == (first,)
+    assert built("keep", describe_value(first > 500), "call").keep == (first > 500)
+
+
+# --- on the command line and in an ini file -------------------------------------------------
+
+
+def test_help_lists_every_option_of_this_version_and_its_ini_twin_and_no_other(site: Site) -> None:
+    text = output(site.call("--help"))
+    group, _, rest = text.partition("storage benchmark for LLM KV caches")[2].partition("\n\n")
+    flags = {
+        line.split("=")[0].split()[0] for line in group.splitlines() if line.startswith("  --kv-")
+    }
+    known = {name for name, spec in table().items() if spec.later is None}
+    assert {table()[name].flag for name in known} == flags
+    inis = {line.split()[0] for line in rest.splitlines() if line.startswith("  kv_")}
+    assert {f"kv_{name}" for name in known} == inis
+    assert len(known) < len(DEFAULTS)
+    assert "available" not in group
+
+
+def test_help_shows_percent_signs_once(site: Site) -> None:
+    text = output(site.call("--help"))
+    assert "--kv-fail=METRIC:N%" in text
+    assert "%%" not in text.partition("storage benchmark for LLM KV caches")[2]
+
+
+def test_every_option_is_none_until_it_is_given(site: Site) -> None:
+    config = site.pytester.parseconfig("-p", "no:cacheprovider")
+    found = {name: config.getoption(f"kv_{name}") for name in DEFAULTS}
+    assert found == dict.fromkeys(DEFAULTS)
+    known = [name for name in DEFAULTS if table()[name].later is None]
+    assert not any(config.getini(f"kv_{name}") for name in known)
+
+
+def origin_line(result: pytest.RunResult, field: str) -> str:
+    (line,) = (line for line in result.outlines if line.split()[:1] == [field])
+    return " ".join(line.split()[1:])
+
+
+def test_the_command_line_beats_the_ini_file_which_beats_the_default(site: Site) -> None:
+    site.pytester.makeini("[pytest]\nkv_num_users = 7\nkv_seed = 9\nkv_keep = yes\n")
+    result = site.canned("--kv-dry-run", "-v", "--kv-seed=11")
+    assert result.ret == pytest.ExitCode.OK
+    assert origin_line(result, "seed") == "11 (command line)"
+    assert origin_line(result, "num_users") == "7 per rank (ini)"
+    assert origin_line(result, "keep") == "yes (ini)"
+    assert origin_line(result, "queue_depth") == "16 (default)"
+
+
+def test_the_report_header_says_what_was_given_where(site: Site) -> None:
+    site.pytester.makeini("[pytest]\nkv_num_users = 7\nkv_seed = 9\n")
+    result = site.canned("--kv-dry-run", "--kv-seed=11")
+    header = " ".join(line.strip() for line in result.outlines).partition("kvcache: ")[2]
+    assert "num_users=7 (ini)" in header
+    assert "seed=11 (command line)" in header
+    assert "9 (ini)" not in header
+
+
+def test_the_last_one_given_wins(site: Site) -> None:
+    result = site.canned("--kv-dry-run", "--kv-hosts", "n1", "--kv-seed=1", "--kv-seed=2",
+                         "--kv-hosts=127.0.0.1")  # fmt: skip
+    assert result.ret == pytest.ExitCode.OK
+    assert origin_line(result, "seed") == "2 (command line)"
+    assert origin_line(result, "hosts") == "127.0.0.1:2 (command line)"
+
+
+def test_hosts_of_an_ini_file_are_words(site: Site) -> None:
+    site.pytester.makeini("[pytest]\nkv_hosts = localhost:4\n")
+    result = site.canned("--kv-dry-run")
+    assert origin_line(result, "hosts") == "localhost:2 (ini)"
+
+
+@pytest.mark.parametrize("arguments", [("--kv-cpu-mem-gb=4",), ("--kv-html", "r.html")])
+def test_an_unavailable_option_exits_4_and_launches_nothing(
+    site: Site, arguments: tuple[str, ...]
+) -> None:
+    sentence = refusal(site.canned(*arguments))
+    assert sentence.startswith(arguments[0].partition("=")[0])
+    assert "not available yet" in sentence
+    assert site.launches() == []
+
+
+def test_an_ini_file_has_one_of_several_things_per_line(pytester: pytest.Pytester) -> None:
+    (pytester.path / "base.json").touch()
+    pytester.makeini(
+        """
+        [pytest]
+        kv_slo =
+            load.p95_ms<5
+
+            read.p95_ms<4
+        kv_fail = load.p95_ms:5%
+            read.p95_ms:4%
+        kv_compare = base.json
+        kv_metrics =
+            load.p95_ms,
+            read.p95_ms
+            requests.per_s, tokens.per_s
+        kv_np = 1
+            2
+        kv_plugin =
+            one
+            two, three
+        kv_mpi_params =
+            --bind-to core
+            --map-by 'a b'
+        kv_model = tiny-1b
+        """
+    )
+    options = read_options(pytester.parseconfig())
+    assert list(map(str, options.slo)) == ["load.p95_ms<5", "read.p95_ms<4"]
+    assert list(map(str, options.fail)) == ["load.p95_ms:5%", "read.p95_ms:4%"]
+    assert options.metrics == ("load.p95_ms", "read.p95_ms", "requests.per_s", "tokens.per_s")
+    assert options.np == (1, 2)
+    assert options.plugin == ("one", "two", "three")
+    assert options.mpi_params == ("--bind-to", "core", "--map-by", "a b")
+    assert options.model == ("tiny-1b",)
+
+
+def test_an_unavailable_option_is_refused_in_an_ini_file_by_its_ini_name(site: Site) -> None:
+    site.pytester.makeini("[pytest]\nkv_cpu_mem_gb = 4\n")
+    assert refusal(site.canned()).startswith("kv_cpu_mem_gb is 4; this is not available yet")
+
+
+def test_an_unavailable_scenario_is_refused_with_those_that_exist(site: Site) -> None:
+    sentence = refusal(site.canned("--kv-scenario=mlperf-1"))
+    assert sentence.startswith("--kv-scenario is mlperf-1; this is not available yet")
+    assert "mixed" in sentence
+
+
+# -- where a trace and a scenario meet -----------------------------------------------------
+
+
+def given_in(places: dict[str, tuple[str, str]]) -> Options:
+    return build_options({name: (text, origin) for name, (text, origin) in places.items()})  # type: ignore[misc]  # origins as plain text
+
+
+@pytest.mark.parametrize(
+    ("scenario", "trace", "names"),
+    [
+        (("mixed", "ini"), ("t.jsonl", "command line"), ("trace",)),
+        (("agent", "call"), ("t.jsonl", "command line"), ("agent",)),
+        (("trace", "command line"), ("t.jsonl", "command line"), ("trace",)),
+        (("mixed,trace", "command line"), ("t.jsonl", "ini"), ("mixed", "trace")),
+    ],
+)
+def test_of_a_trace_and_a_scenario_the_stronger_one_wins(
+    scenario: tuple[str, str], trace: tuple[str, str], names: tuple[str, ...]
+) -> None:
+    assert scenario_names(given_in({"scenario": scenario, "trace": trace})) == names
+
+
+def test_a_trace_and_another_scenario_in_one_place_contradict_each_other() -> None:
+    places = {"scenario": ("mixed", "command line"), "trace": ("t.jsonl", "command line")}
+    with pytest.raises(OptionError, match="--kv-trace is given but --kv-scenario is mixed"):
+        given_in(places)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "also", "message"),
+    [
+        ("context_scale", "4", {}, r"--kv-context-scale is 4; a trace is replayed as it was"),
+        ("num_users", "7", {}, r"--kv-num-users is 7; .* add --kv-trace-speedup=0"),
+        ("request_rate", "7", {}, r"--kv-request-rate is 7; .* out and use --kv-trace-speedup"),
+        (
+            "arrival",
+            "gamma",
+            {"request_rate": ("7", "ini")},
+            r"--kv-arrival is gamma; .* out and use --kv-trace-speedup",
+        ),
+    ],
+)
+def test_what_a_replay_would_ignore_is_refused(
+    name: str, text: str, also: dict[str, tuple[str, str]], message: str
+) -> None:
+    trace = {"trace": ("t.jsonl", "command line")}
+    with pytest.raises(OptionError, match=message):
+        given_in({**trace, **also, name: (text, "command line")})
+    given_in({**trace, **also, name: (text, "ini")})  # serves the checkout's other scenarios
+
+
+def test_the_users_of_a_replay_as_fast_as_possible_are_the_users_choice() -> None:
+    asked = given_in(
+        {
+            "trace": ("t.jsonl", "command line"),
+            "trace_speedup": ("0", "command line"),
+            "num_users": ("7", "command line"),
+        }
+    )
+    assert asked.num_users == 7
+
+
+def test_a_relative_cache_directory_is_made_absolute(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert given_in({"cache_dir": (".", "command line")}).cache_dir == str(tmp_path)
+    assert given_in({"cache_dir": ("a/../b", "ini")}).cache_dir == str(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("phase", "name", "text"),
+    [
+        ("prefill", "slo", "read.p95_ms<20"),
+        ("prefill", "slo", "load.p50_ms<20"),
+        ("decode", "slo", "write.gib_per_s>1"),
+        ("decode", "fail", "write.p95_ms:5%"),
+    ],
+)
+def test_a_gate_on_what_a_phase_never_does_is_refused(phase: str, name: str, text: str) -> None:
+    given: dict[str, Any] = {
+        name: ([text], "command line"),
+        "compare": ("old.json", "command line"),
+    }
+    with pytest.raises(OptionError, match=rf"--kv-{name} judges .*--kv-phase={phase} makes no"):
+        given_in({**given, "phase": (phase, "ini")})
+    given_in({**given, "phase": ("both", "command line")})

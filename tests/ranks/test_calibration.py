@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+from pytest_kvcache.ranks.calibration import fastest_per_s
+
+
+def test_a_busy_moment_does_not_decide_what_an_engine_can_do() -> None:
+    assert fastest_per_s([1000, 4000, 500], 0.2, 0.6) == 20_000
+
+
+def test_a_few_operations_are_not_told_apart() -> None:
+    assert fastest_per_s([0, 1, 0], 0.2, 0.5) == 2
+
+
+def test_an_engine_that_was_stopped_at_once_has_no_rate() -> None:
+    assert fastest_per_s([0, 0, 0], 0.2, 0.0) is None
+    assert fastest_per_s([0, 0, 0], 0.2, 0.6) is None

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_kvcache.backends.memory import MemoryBackend
+from pytest_kvcache.backends.protocol import BackendPlan
+from pytest_kvcache.cache.index import Slot
+from pytest_kvcache.engine.payload import Payload
+from pytest_kvcache.engine.transfers import TransferSettings, object_key_of
+from pytest_kvcache.ranks.readback import ReadBack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PAGE = 4096
+CHUNK = 2 * PAGE
+OBJECT = 3 * PAGE  # a whole chunk and a half
+
+
+def settings(objects_per_block: int = 1) -> TransferSettings:
+    return TransferSettings(
+        queue_depth=1, object_bytes=OBJECT, stored_bytes=OBJECT, chunk_bytes=CHUNK, sync=False,
+        verify="sample", objects_per_block=objects_per_block,
+    )  # fmt: skip
+
+
+class Stored:
+    """Blocks in a backend that keeps them in memory."""
+
+    def __init__(self, blocks: int = 3, objects_per_block: int = 1) -> None:
+        self.payload = Payload(7, CHUNK, OBJECT)
+        self.backend = MemoryBackend()
+        self.settings = settings(objects_per_block)
+        self.backend.open(
+            BackendPlan(
+                directory=None, object_bytes=OBJECT, chunk_bytes=CHUNK, io="direct", sync="none",
+                host="n1", capacity_objects=max(1, blocks * objects_per_block),
+            )
+        )  # fmt: skip
+        self.slots = [Slot(bytes([n]) * 16, n + 1, objects_per_block) for n in range(blocks)]
+        parts: list[int | None] = [*range(objects_per_block)] if objects_per_block > 1 else [None]
+        for slot in self.slots:
+            for part in parts:
+                self._store(slot, part)
+
+    def _store(self, slot: Slot, part: int | None) -> None:
+        identity = slot.identity if part is None else slot.identity._replace(part=part)
+        buffer = self.payload.write_buffer()
+        for offset in range(0, OBJECT, CHUNK):
+            length = min(CHUNK, OBJECT - offset)
+            self.payload.stamp(buffer, length, identity, offset // PAGE)
+            self.backend.put_from(object_key_of(slot, part), offset, buffer.cut(length).view)
+
+    def read_back(self, tick: Callable[[], object] = lambda: None, **changes: Any) -> ReadBack:
+        result = ReadBack()
+        values: dict[str, Any] = {
+            "backend": self.backend, "payload": self.payload, "settings": self.settings, "seed": 1,
+        }  # fmt: skip
+        result.examine(self.slots, tick=tick, **values | changes)
+        return result
+
+
+@pytest.mark.parametrize("objects_per_block", [1, 3])
+def test_what_was_stored_is_there(objects_per_block: int) -> None:
+    found = Stored(objects_per_block=objects_per_block).read_back()
+    assert (found.checked, found.corrupt, found.error) == (3, 0, None)
+
+
+def test_nothing_stored_is_nothing_to_read() -> None:
+    found = Stored(blocks=0).read_back()
+    assert (found.checked, found.corrupt, found.error) == (0, 0, None)
+
+
+def test_only_some_of_many_are_read_and_others_hear_of_it() -> None:
+    ticks: list[int] = []
+    assert Stored(blocks=100).read_back(lambda: ticks.append(1)).checked == 16
+    assert len(ticks) == 16
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_object_that_holds_another_one_is_wrong_and_named(seed: int) -> None:
+    stored = Stored(blocks=1)
+    (slot,) = stored.slots
+    stored.slots = [Slot(slot.key, 2)]  # the next generation: its writes never arrived
+    stored.backend.put_from(stored.slots[0].object_key, 0, memoryview(bytes(CHUNK)))
+    stored.backend.put_from(stored.slots[0].object_key, CHUNK, memoryview(bytes(PAGE)))
+    found = stored.read_back(seed=seed)
+    assert (found.checked, found.corrupt) == (1, 1)
+    assert str(found.error).startswith(f"object {stored.slots[0].object_key}, which the run has")
+
+
+def test_an_object_that_is_not_there_is_an_error_and_the_last_look() -> None:
+    stored = Stored(blocks=1)
+    stored.backend.delete(stored.slots[0].object_key)
+    found = stored.read_back()
+    assert found.checked == 0
+    assert str(found.error).startswith("what the run has stored can't be read back: ")

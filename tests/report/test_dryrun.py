@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_kvcache.options.options import Options, build_options
+from pytest_kvcache.plan.forecast import Forecast
+from pytest_kvcache.report.dryrun import DryRun, describe_dry_run, time_needed
+from tests.factories import make_plan
+from tests.site import output, refusal
+
+if TYPE_CHECKING:
+    from tests.site import Site
+
+GIB = 1 << 30
+
+
+def forecast_of(**changes: Any) -> Forecast:
+    values: dict[str, Any] = {
+        "exact": False, "population_bytes": 30 * GIB, "written_bytes": 10 * GIB, "read_bytes": None,
+        "window_s": 60.0, "hit_ratio": 0.5, "why_no_hit_ratio": "", "best_hit_ratio": 0.5,
+        "capacity_bytes": 50 * GIB, "need_bytes": 40 * GIB,
+    }  # fmt: skip
+    return Forecast(**{**values, **changes})
+
+
+def lines_of(site: Site, *args: str) -> list[str]:
+    result = site.canned("--kv-dry-run", *args, without=("--kv-backend",))
+    assert result.ret == pytest.ExitCode.OK, output(result)
+    assert site.launches() == []
+    text = result.stdout.str().partition("mixed-tiny-1b-np2\n")[2]
+    return text.splitlines()
+
+
+def test_the_time_is_that_of_all_trials_with_what_surrounds_them() -> None:
+    options = build_options({"trials": ("3", "ini")})
+    told = time_needed(forecast_of(), options)
+    assert told.startswith("about ")
+    assert "3 trials of 1m" in told
+    assert "1m00s ramp and window" in told
+    assert "30 s to store 30 GiB at 1 GiB/s" in told
+
+
+def test_a_range_of_trials_is_a_range_of_times() -> None:
+    options = build_options({"trials": ("3..20", "ini"), "target_ci": ("5%", "ini")})
+    told = time_needed(forecast_of(population_bytes=0), options)
+    assert re.match(r"about \d+m\d\ds to \d+m\d\ds: 3 to 20 trials of 1m\d\ds", told)
+    assert "to store" not in told
+
+
+def test_where_the_storage_decides_no_time_is_claimed() -> None:
+    told = time_needed(forecast_of(window_s=None), build_options({}))
+    assert told.startswith("as long as the storage needs for it: 3 trials")
+
+
+def test_it_says_how_long_what_is_written_what_hits_where_and_for_whom(site: Site) -> None:
+    lines = lines_of(site, "--kv-num-users=4", "--kv-storage-capacity-gb=1")
+    text = " ".join(" ".join(lines).split())
+    assert re.search(
+        r"takes about \d+ s: 1 trial of \d+ s \(.* ramp and window, 8 s start and end", text
+    )
+    assert re.search(r"writes .* in all to /var/tmp", text)
+    assert re.search(r"hit ratio can't be told, .* would give 0\.\d+", text)
+    assert re.search(r"storage /var/tmp is (on .*, not )?in memory", text)
+    assert "users 4 per rank, 8 in total" in text
+
+
+def test_a_cache_directory_in_memory_is_told(site: Site) -> None:
+    args = ("--kv-cache-dir=/dev/shm", "--kv-num-users=1", "--kv-allow-invalid")
+    text = " ".join(" ".join(lines_of(site, *args)).split())
+    assert "storage /dev/shm is in memory (tmpfs): a trial there is invalid (TMPFS)" in text
+
+
+def test_only_what_somebody_chose_is_listed_and_with_v_all_of_it(site: Site) -> None:
+    few = "\n".join(lines_of(site, "--kv-seed=7"))
+    assert re.search(r"^    seed +7 \(command line\)$", few, re.MULTILINE)
+    assert "(default)" not in few
+    every = "\n".join(lines_of(site, "--kv-seed=7", "-v"))
+    assert re.search(r"^    queue_depth +16 \(default\)$", every, re.MULTILINE)
+    values = re.findall(r"^    (\w+) +.*\((.*)\)$", every, re.MULTILINE)
+    assert len(values) >= 20
+    assert {origin for _name, origin in values} <= {"default", "command line", "derived", "ini"}
+
+
+def test_values_bear_the_names_of_options_and_are_readable(site: Site) -> None:
+    known = set(Options.__dataclass_fields__)
+    every = lines_of(site, "-v", "--kv-layout=layer")
+    names = {line.split()[0] for line in every if re.match(r"    \w+ .*\)$", line)}
+    assert names <= known
+    text = "\n".join(every)
+    assert re.search(r"^    layout +layer \(command line\)$", text, re.MULTILINE)
+    assert not re.search(r"\d\.\d{4,} s|[{}\[\]]|null|\btrue\b", text.partition("command")[0])
+
+
+def test_a_capacity_of_0_is_nobodys_choice(site: Site) -> None:
+    every = "\n".join(lines_of(site, "-v", "--kv-storage-capacity-gb=0", "--kv-num-users=1"))
+    assert re.search(r"^    storage_capacity_gb .* blocks \(derived\)$", every, re.MULTILINE)
+
+
+def test_a_trace_is_the_reason_for_its_scenario_and_has_its_own_users(site: Site) -> None:
+    path = site.path / "t.jsonl"
+    trace = {"timestamp": 0, "input_length": 9, "output_length": 3, "hash_ids": [7]}
+    path.write_text(json.dumps(trace))
+    args = (f"--kv-trace={path}", "--kv-backend=null", "--kv-np=1")
+    result = site.canned("--kv-dry-run", "-v", *args, without=("--kv-ramp", "--kv-np"))
+    text = output(result)
+    assert re.search(r"^    scenario +trace \(command line\)$", text, re.MULTILINE), text
+    assert "num_users" not in text.partition("\n  load")[2]
+    assert not re.search(r"^  users ", text, re.MULTILINE)
+
+
+def test_what_a_run_refuses_a_dry_run_refuses(site: Site) -> None:
+    for args in (("--kv-mpi-bin=/no/mpirun",), ("--kv-cache-dir=/no/such/dir",), ("--kv-np=0",)):
+        options = ("--kv-backend=file", "--kv-storage-capacity-gb=1", *args)
+        assert refusal(site.canned("--kv-dry-run", *options)) == refusal(site.canned(*options))
+
+
+def test_every_line_but_the_command_fits_the_terminal(site: Site) -> None:
+    lines = lines_of(site, "-v", "--kv-trials=3..20", "--kv-target-ci=5%", "--kv-num-users=3")
+    until = next(i for i, line in enumerate(lines) if line.startswith("  command"))
+    assert max(map(len, lines[:until])) <= 80
+
+
+def test_a_plan_without_a_directory_has_no_place() -> None:
+    found = DryRun(
+        plan=make_plan(backend="null"), options=build_options({}), forecast=forecast_of(),
+        storage=["the backend null is no storage"], argv=("mpirun", "a b"),
+    )  # fmt: skip
+    text = "\n".join(describe_dry_run(found, whole=True))
+    assert "cache_dir" not in text
+    assert text.endswith("    mpirun 'a b'")
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--kv-data=normal"], "data normal, withstands deduplication by 4 KiB and compression"),
+        (["--kv-data=strict"], "data strict, withstands deduplication by 512 bytes and more, and"),
+    ],
+)
+def test_the_data_says_what_it_withstands(site: Site, args: list[str], told: str) -> None:
+    lines = lines_of(site, *args, "--kv-num-users=1", "--kv-storage-capacity-gb=1")
+    assert told in " ".join(" ".join(lines).split())
+
+
+def test_where_nothing_is_stored_nothing_is_said_of_data(site: Site) -> None:
+    lines = lines_of(site, "--kv-backend=null", "--kv-num-users=1")
+    assert not any(line.startswith("  data ") for line in lines)

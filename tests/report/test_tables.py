@@ -1,0 +1,541 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_kvcache.measure.metrics import METRICS
+from pytest_kvcache.measure.stalls import Stall
+from pytest_kvcache.report.brief import brief_case, kept_data
+from pytest_kvcache.report.tables import (
+    WIDTH,
+    describe_case,
+    describe_plan,
+    describe_survey,
+    figure,
+    report_run,
+    report_series,
+)
+from pytest_kvcache.results.trial import CaseResult, TrialResult, Verdict
+from pytest_kvcache.results.verdicts.trial import evaluate_trial
+from tests.canned import case_of, record_of, run_of, trial_of
+from tests.factories import (
+    FILESYSTEM,
+    host_facts,
+    layout_of,
+    make_plan,
+    rank_result,
+    sound_plan,
+    sound_record,
+    survey_of,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pytest_kvcache.plan.plan import Plan
+
+GIB = 1 << 30
+
+
+def shown(*cases: CaseResult, metrics: tuple[str, ...] = ("read.p95_ms", "read.gib_per_s")) -> str:
+    return report_run(run_of(*cases), metrics)
+
+
+def row(text: str, metric: str) -> list[str]:
+    (line,) = (line for line in text.splitlines() if line.split()[:1] == [metric])
+    return line.split()
+
+
+def event(**changes: Any) -> dict[str, Any]:
+    values = {
+        "event": "progress", "phase": "window", "t_s": 1.0, "read_bytes": 0, "write_bytes": 0,
+        "completed": 0, "prompt_blocks": 4, "hit_blocks": 3, "cached_blocks": 10,
+        "recent": None, "free_bytes": None,
+    }  # fmt: skip
+    return values | changes
+
+
+# --- the table ------------------------------------------------------------------------------
+
+
+def test_a_row_has_median_interval_spread_and_number_of_trials() -> None:
+    text = shown(case_of(make_plan()))
+    series = case_of(make_plan()).series("read.p95_ms")
+    assert series is not None
+    assert series.ci95 is not None
+    low, high = series.ci95
+    cells = row(text, "read.p95_ms")
+    assert cells == [
+        "read.p95_ms", "@4", "ms", figure(series.median), figure(low), "…", figure(high), "1%",
+        "2",
+    ]  # fmt: skip
+
+
+def test_requests_and_hits_are_always_shown_once() -> None:
+    text = shown(case_of(make_plan()), metrics=("cache.hit_ratio",))
+    assert row(text, "cache.hit_ratio")[2] == "0.7500"
+    assert row(text, "requests.per_s")
+
+
+def test_a_single_trial_claims_no_spread() -> None:
+    cells = row(shown(case_of(make_plan(), trial_of(make_plan()))), "read.p95_ms")
+    assert cells[4:] == ["—", "—", "1"]
+
+
+def test_a_metric_without_enough_samples_says_so_instead_of_a_number() -> None:
+    text = shown(case_of(make_plan()), metrics=("read.p999_ms",))
+    assert "too few samples" in " ".join(row(text, "read.p999_ms"))
+
+
+def test_a_failed_trial_hides_the_table_and_is_told_in_one_line() -> None:
+    plan = make_plan()
+    text = shown(case_of(plan, trial_of(plan), trial_of(plan, 1, error="it broke\nin detail")))
+    assert "trial 2 failed: it broke" in text
+    assert "in detail" not in text
+    assert "median" not in text
+
+
+def invalid_trial(plan: Plan, index: int = 0) -> TrialResult:
+    verdict = Verdict.of("OVERLOADED", "more came than it takes")
+    trial = trial_of(plan, index, error=f"OVERLOADED: {verdict.text} (…)")
+    return replace(trial, verdicts=(verdict, *trial.verdicts))
+
+
+def test_a_trial_that_a_verdict_failed_shows_its_numbers_as_invalid() -> None:
+    plan = make_plan()
+    text = shown(case_of(plan, trial_of(plan), invalid_trial(plan, 1)))
+    assert "  INVALID: what was reached all the same, for no comparison\n  metric " in text
+    assert row(text, "read.gib_per_s")[-1] == "2"
+    told = " ".join(text.split())
+    assert "Not a result: OVERLOADED." in told
+    assert "trial 2 failed: OVERLOADED: more came than it takes" in told
+    assert told.count("more came than it takes") == 1
+    assert "SHORT_WINDOW warning: " in told
+
+
+def test_a_valid_table_is_not_called_invalid() -> None:
+    assert "INVALID" not in shown(case_of(make_plan()))
+
+
+def test_a_trial_that_broke_and_was_overloaded_shows_no_numbers() -> None:
+    plan = make_plan()
+    broken = replace(invalid_trial(plan), error="rank 1 died")
+    assert "median" not in shown(case_of(plan, broken))
+
+
+def test_the_first_sentence_says_what_was_asked_reached_and_whether_to_trust_it() -> None:
+    plan = make_plan(np=2)
+    case = case_of(plan, *(replace(trial_of(plan, n), verdicts=()) for n in range(2)))
+    told = " ".join(shown(case).split())
+    values = {name: case.series(name) for name in METRICS}
+    rate, read, written, load = (
+        figure(series.median)
+        for name in ("requests.per_s", "read.gib_per_s", "write.gib_per_s", "load.p95_ms")
+        if (series := values[name]) is not None
+    )
+    assert (
+        f"8 users (chat, small): {rate} requests/s answered, {read} GiB/s read and {written}"
+        f" GiB/s written, 95 % of the loads within {load} ms. No verdict against it."
+    ) in told
+
+
+@pytest.mark.parametrize(
+    ("codes", "words"),
+    [
+        (["SHORT_WINDOW", "STALL"], "To be read with SHORT_WINDOW, STALL."),
+        (["STALL", "TMPFS"], "Not a result: TMPFS."),
+        (["UNSATURATED"], "GiB/s written (at most what is asked for), 95 %"),
+    ],
+)
+def test_the_first_sentence_names_what_stands_against_it(codes: list[str], words: str) -> None:
+    plan = make_plan()
+    verdicts = tuple(Verdict.of(code, "why") for code in codes)
+    assert words in " ".join(
+        shown(case_of(plan, replace(trial_of(plan), verdicts=verdicts))).split()
+    )
+
+
+def test_the_first_sentence_and_the_brief_line_know_of_what_stands_against_the_whole_case() -> None:
+    plan = make_plan()
+    trials = (replace(trial_of(plan, n), verdicts=()) for n in range(2))
+    case = replace(case_of(plan, *trials), verdicts=(Verdict.of("NOISY", "the trials differ"),))
+    told = " ".join(shown(case).split())
+    assert "To be read with NOISY." in told
+    assert "No verdict against it." not in told
+    assert "NOISY warning: the trials differ" in told
+    assert brief_case(case, ("read.gib_per_s",)).endswith(" GiB/s (NOISY)")
+
+
+def test_what_is_kept_is_said_to_lie_where_it_lies() -> None:
+    plan = make_plan(backend="file", cache_dir="/x", keep=True)
+    case = case_of(plan)
+    data = case.trials[-1].data
+    assert data is not None
+    host = data["ranks"][0]["host"]
+    place = f"data of the last trial (--kv-keep): /x/kvcache-{plan.run_id} on "
+    assert kept_data([case]) == place + host
+    layout = layout_of(n1=2, n2=1)
+    failed = case_of(
+        make_plan(backend="file", cache_dir="/x", keep=True, layout=layout),
+        TrialResult(index=0, error="it broke"),
+    )
+    assert kept_data([case, failed]) == f"{place}n1, n2"
+    nothing = make_plan(backend="memory", keep=True)
+    others = [case_of(replace(plan, keep=False)), CaseResult(plan=plan), case_of(nothing)]
+    assert kept_data(others) is None
+
+
+def test_the_first_sentence_of_an_open_loop_says_its_rate() -> None:
+    plan = make_plan(request_rate=2.5, arrival="gamma")
+    assert "2.5 requests/s asked for by 4 users (chat, small): " in shown(case_of(plan))
+
+
+def test_service_times_stand_with_their_depth_and_others_without() -> None:
+    metrics = ("read.p95_ms", "write.p50_ms", "load.p95_ms", "queue.p50_ms", "read.gib_per_s")
+    text = shown(case_of(make_plan(queue_depth=8)), metrics=metrics)
+    assert [row(text, metric)[1] for metric in metrics] == ["@8", "@8", "ms", "ms", "GiB/s"]
+    assert "  @8: service time with up to 8 in flight per rank\n" in text
+    assert "@" not in shown(case_of(make_plan()), metrics=("load.p95_ms",))
+
+
+def test_counts_are_said_to_be_of_the_window_or_of_the_whole_run() -> None:
+    plan = make_plan()
+    trial = trial_of(plan)
+    assert trial.data is not None
+    requests = {**trial.data["requests"], "completed": 276, "completed_in_window": 253}
+    told = shown(case_of(plan, replace(trial, data={**trial.data, "requests": requests})))
+    told = " ".join(told.split())
+    window, run = told.split("last trial, in the window: ")[1].split(" In the whole run: ")
+    assert "253 requests answered" in window
+    assert "276" not in told
+    assert "transfers verified" in run
+
+
+def test_two_verdicts_of_one_code_are_both_told() -> None:
+    plan = make_plan()
+    verdicts = tuple(Verdict.of("SKEWED", why) for why in ("a slow host", "a late rank"))
+    told = shown(case_of(plan, replace(trial_of(plan), verdicts=verdicts)))
+    assert "SKEWED invalid: a slow host" in told
+    assert "SKEWED invalid: a late rank" in told
+
+
+def test_a_trial_without_data_is_told_as_well() -> None:
+    text = shown(case_of(make_plan(), TrialResult(index=0, error="no ranks")))
+    assert "trial 1 failed: no ranks" in text
+
+
+def test_results_that_are_no_storage_say_so() -> None:
+    assert "NOT_STORAGE" in shown(case_of(make_plan(backend="null")))
+    assert "NOT_STORAGE" in shown(case_of(make_plan(backend="memory")))
+    assert "NOT_STORAGE" not in shown(case_of(make_plan(backend="file")))
+
+
+def test_an_open_loop_says_its_rate_and_how_late_the_harness_was() -> None:
+    plan = make_plan(request_rate=2.5, arrival="gamma")
+    assert "2.5 requests/s (gamma) by 4 users per rank" in describe_plan(plan)
+    trial = trial_of(plan)
+    assert trial.data is not None
+    late = replace(trial, data={**trial.data, "wakeup": trial.data["request"]})
+    told = " ".join(shown(case_of(plan, late)).split())
+    p99_ms = figure(trial.data["request"]["ms"]["p99"])
+    assert f"p99 of the wake-up lag {p99_ms} ms" in told
+    assert "wake-up" not in shown(case_of(make_plan()))
+
+
+def test_a_verdict_of_some_trials_names_them() -> None:
+    plan = make_plan()
+    clean = replace(trial_of(plan), verdicts=())
+    text = shown(case_of(plan, clean, trial_of(plan, 1), clean))
+    assert "SHORT_WINDOW (trial 2) warning: " in text
+
+
+def stalled(plan: Plan, index: int, *lengths_s: float) -> TrialResult:
+    """A trial in whose window the storage stood still as often, as long."""
+    record = record_of(plan.for_trial(index))
+    stalls = tuple(Stall(kind="every", begin_s=0.0, end_s=length_s) for length_s in lengths_s)
+    ranks = tuple(replace(rank, stalls=stalls) for rank in record.ranks)
+    data, verdicts = evaluate_trial(replace(record, ranks=ranks), plan.for_trial(index))
+    return TrialResult(index=index, error=None, verdicts=verdicts, data=data)
+
+
+def test_the_worst_trial_speaks_for_the_others_and_is_named() -> None:
+    plan = make_plan()
+    lengths_s = ((3.0,), (10.0,), (), (0.5,))
+    trials = [stalled(plan, index, *of_trial) for index, of_trial in enumerate(lengths_s)]
+    text = " ".join(shown(case_of(plan, *trials)).split())
+    assert "STALL (trial 1, 2, 4; worst: trial 2) warning: the storage stood still for 10.0" in text
+    assert text.count("STALL (") == 1
+    everywhere = " ".join(shown(case_of(plan, trials[0], trials[1])).split())
+    assert "STALL (all 2 trials; worst: trial 2) warning: the storage stood still" in everywhere
+
+
+def test_the_first_trial_speaks_where_nothing_tells_which_is_worst() -> None:
+    plan = make_plan()
+    trials = [
+        replace(trial_of(plan, index), verdicts=(Verdict.of("NOT_STEADY", f"it went to {index}"),))
+        for index in range(2)
+    ]
+    text = shown(case_of(plan, *trials))
+    assert "NOT_STEADY (all 2 trials; as in trial 1) warning: it went to 0" in text
+
+
+def test_a_verdict_of_all_trials_is_told_once() -> None:
+    assert shown(case_of(make_plan())).count("SHORT_WINDOW warning: ") == 1
+
+
+def test_two_cases_have_a_table_each() -> None:
+    text = shown(case_of(make_plan()), case_of(make_plan(np=2)))
+    heads = [line for line in text.splitlines() if line and not line.startswith(" ")]
+    assert heads == ["chat-small-np1", "chat-small-np2"]
+
+
+def test_users_are_said_to_be_per_rank() -> None:
+    assert "4 users per rank;" in describe_plan(make_plan())
+    assert "4 users per rank (8 in all);" in describe_plan(make_plan(np=2))
+    assert "; 1 user per rank;" in describe_plan(make_plan(users=1))
+
+
+def test_one_of_a_kind_is_not_several_and_many_are_grouped() -> None:
+    told = describe_plan(make_plan(block_tokens=1, users=16_900, np=2))
+    assert "; 16,900 users per rank (33,800 in all); blocks of 1 token = " in told
+    assert describe_plan(make_plan()).startswith("1 rank on 127.0.0.1")
+    plan = make_plan()
+    trial = trial_of(plan)
+    assert trial.data is not None
+    counted = {kind: {**trial.data[kind], "count": 1} for kind in ("read", "write", "delete")}
+    requests = {**trial.data["requests"], "completed_in_window": 12_345}
+    data = {**trial.data, **counted, "requests": requests}
+    told = " ".join(shown(case_of(plan, replace(trial, data=data))).split())
+    assert "1 read, 1 write, 1 delete, 12,345 requests answered; " in told
+
+
+@pytest.mark.parametrize(("sync", "words"), [("none", "not durable"), ("data", "durable")])
+def test_durability_is_said(sync: str, words: str) -> None:
+    assert f", {words};" in describe_plan(make_plan(backend="file", sync=sync))
+
+
+def test_what_memory_holds_is_never_called_durable() -> None:
+    for backend in ("memory", "null"):
+        assert f"; {backend}, not durable;" in describe_plan(make_plan(backend=backend))
+    plan = make_plan(backend="file", sync="data")
+    for memory, words in ((None, "durable"), ("tmpfs", "not durable")):
+        trial = trial_of(plan)
+        assert trial.data is not None
+        facts = {**FILESYSTEM, "memory_at_end": memory}
+        synced = {**trial.data["proof"], "sync": "data"}
+        ranks = [{**rank, "filesystem": facts} for rank in trial.data["ranks"]]
+        assert f", {words};" in describe_case(
+            case_of(plan, replace(trial, data={**trial.data, "ranks": ranks, "proof": synced}))
+        )
+
+
+def test_a_backend_without_files_has_no_io_to_tell_of() -> None:
+    plan = make_plan(backend="memory", sync="data")
+    trial = trial_of(plan)
+    assert trial.data is not None
+    proof = {**trial.data["proof"], "io_mode": "none", "sync": "data"}
+    data = {**trial.data, "proof": proof}
+    told = " ".join(shown(case_of(plan, replace(trial, data=data))).split())
+    assert "requests answered; no file I/O. In the whole run:" in told
+
+
+@pytest.mark.parametrize(
+    ("sync", "options", "words"),
+    [
+        ("data", "rw,relatime", ", durable;"),
+        ("data", "rw,nobarrier", ", synced, but not durable (mounted without barriers);"),
+        ("data", "rw,barrier=0", ", synced, but not durable (mounted without barriers);"),
+        ("none", "rw,nobarrier", ", not durable;"),
+    ],
+)
+def test_a_sync_that_flushes_no_device_is_not_called_durable(
+    sync: str, options: str, words: str
+) -> None:
+    plan = sound_plan(sync=sync)
+    facts = {**FILESYSTEM, "options": options}
+    ranks = [
+        rank_result(0, filesystem=facts, sync=sync),
+        rank_result(1, filesystem=facts, sync=sync),
+    ]
+    data, verdicts = evaluate_trial(sound_record(plan, ranks), plan)
+    case = CaseResult(
+        plan=plan,
+        trials=(TrialResult(index=0, error=None, verdicts=verdicts, data=data),),
+        looks=(1,),
+    )
+    assert words in describe_case(case)
+    assert words in " ".join(report_run(run_of(case), ["read.p95_ms"]).split())
+
+
+def test_the_place_of_the_blocks_is_said_where_there_is_one(tmp_path: Path) -> None:
+    assert str(tmp_path) in describe_plan(make_plan(backend="file", cache_dir=str(tmp_path)))
+    assert "/nowhere" not in describe_plan(make_plan(backend="null"))
+    slabs = make_plan(backend="file", store="slab", cache_dir=str(tmp_path))
+    assert f"; file as slabs in {tmp_path}, " in describe_plan(slabs)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    name=st.from_regex(r"[a-z][a-z0-9.-]{0,60}", fullmatch=True),
+    metrics=st.lists(st.sampled_from(sorted(METRICS)), min_size=1, max_size=8, unique=True),
+    note=st.none() | st.text(max_size=300),
+)
+def test_every_line_fits_the_terminal(name: str, metrics: list[str], note: str | None) -> None:
+    plan = make_plan(scenario=name)
+    trial = trial_of(plan)
+    assert trial.data is not None
+    data = {**trial.data, "ranks": [{**r, "io_note": note} for r in trial.data["ranks"]]}
+    text = shown(case_of(plan, replace(trial, data=data)), metrics=tuple(metrics))
+    widest = max(text.splitlines(), key=len)
+    longest_word = max(map(len, text.split()), default=0)
+    assert len(widest) <= max(WIDTH, longest_word + 6)
+
+
+# --- the hosts ------------------------------------------------------------------------------
+
+
+def test_hosts_are_told_with_what_they_have_and_with_whom_they_share_it() -> None:
+    facts = {name: host_facts(name) for name in ("n1", "n2", "n3")}
+    told = describe_survey(survey_of(facts, ["n1", "n3"], ["n2"]))
+    assert [line.split() for line in told[2:]] == [
+        ["n1", "4", "64", "GiB", "100", "GiB", "ext4", "yes", "n3"],
+        ["n2", "4", "64", "GiB", "100", "GiB", "ext4", "yes", "no", "host"],
+        ["n3", "4", "64", "GiB", "100", "GiB", "ext4", "yes", "n1"],
+    ]
+    assert told[0] == "kvcache: asked 3 hosts in 0.5 s"
+
+
+def test_a_host_that_does_not_answer_has_a_row_and_its_problem() -> None:
+    told = describe_survey(survey_of({"n1": host_facts()}, problems={"n2": ["can't be reached"]}))
+    assert told[3].split() == ["n2", *"——————"]
+    assert told[4] == "  host n2: can't be reached"
+
+
+def test_what_is_not_known_or_does_not_matter_is_a_dash() -> None:
+    facts = {"n1": host_facts(filesystem=None, direct=None, memory_bytes=None)}
+    assert describe_survey(survey_of(facts))[2].split() == ["n1", "4", *"—————"]
+
+
+def test_columns_stand_below_their_heads_however_long_a_hosts_name_is() -> None:
+    long = "node-0001.cluster.example.com"
+    head, short, name, row = describe_survey(
+        survey_of({"n1": host_facts(), long: host_facts()}, ["n1"], [long])
+    )[1:]
+    assert name == f"  {long}"
+    for word, value in (("filesystem", "ext4"), ("direct", "yes"), ("shared", "no host")):
+        assert head.index(word) == short.index(value) == row.index(value)
+
+
+def test_a_long_kind_of_filesystem_is_cut() -> None:
+    facts = {
+        "n1": host_facts(filesystem={**FILESYSTEM, "available_bytes": 0, "type": "fuse.s3fs-fuse"})
+    }
+    head, row = describe_survey(survey_of(facts))[1:]
+    assert row.split()[6] == "fuse.s3fs…"
+    assert head.index("direct") == row.index("yes")
+
+
+def test_sharers_whose_names_are_too_long_are_counted() -> None:
+    names = [f"node-{number:04}.example.com" for number in range(3)]
+    told = describe_survey(survey_of({name: host_facts(name) for name in names}, names))
+    assert [line.endswith("yes    2 others") for line in told[3::2]] == [True] * 3
+
+
+LABEL = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
+HOSTS = st.lists(st.lists(LABEL, min_size=1, max_size=3).map(".".join), min_size=1, unique=True)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    names=HOSTS,
+    kind=st.text("abc.", min_size=1, max_size=30),
+    free=st.integers(0, 1 << 60),
+    cores=st.integers(1, 4096),
+)
+def test_every_host_fits_the_terminal(names: list[str], kind: str, free: int, cores: int) -> None:
+    filesystem = {**FILESYSTEM, "type": kind, "available_bytes": free}
+    facts = {
+        name: host_facts(name, cores=cores, memory_bytes=free, filesystem=filesystem)
+        for name in names
+    }
+    for line in describe_survey(survey_of(facts, names)):
+        assert len(line) <= WIDTH or line.strip() in names  # which can't be broken
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (12345.6, "12,346"), (1000, "1,000"), (999.94, "999.9"), (100, "100.0"), (99.994, "99.99"),
+        (1.23456, "1.235"), (0.123456, "0.1235"), (0, "0.0000"), (-2.5, "-2.500"),
+    ],
+)  # fmt: skip
+def test_figures_have_four_digits_and_no_exponent(value: float, text: str) -> None:
+    assert figure(value) == text
+
+
+@settings(deadline=None)
+@given(st.floats(1e-4, 1e6))
+def test_a_figure_is_the_value_to_four_digits(value: float) -> None:
+    assert float(figure(value).replace(",", "")) == pytest.approx(value, rel=1e-3, abs=5.1e-5)
+
+
+# --- over time ------------------------------------------------------------------------------
+
+
+def over_time(*trials: list[int], ascii_only: bool = False) -> list[str]:
+    """The lines of a case whose trials read so much in each second, and wrote nothing."""
+    plan = make_plan()
+    made = []
+    for index, moved in enumerate(trials):
+        trial = trial_of(plan, index)
+        assert trial.data is not None
+        series = {"interval_s": 1, "read_bytes": moved, "write_bytes": [0] * len(moved)}
+        made.append(replace(trial, data={**trial.data, "series": series}))
+    return [*report_series(case_of(plan, *made), ascii_only=ascii_only)]
+
+
+def test_a_bar_per_second_shows_the_stall_as_nothing() -> None:
+    head, scale, line = over_time([GIB, 0, 2 * GIB, 1])
+    assert head == "chat-small-np1, GiB/s over time"
+    assert scale == "  from 0 (blank) to █ = read 2.000"
+    assert line == "  trial 1 read  ▄ █▁ 0.0000 to 2.000 GiB/s"
+
+
+def test_bars_are_ascii_where_the_terminal_knows_nothing_else() -> None:
+    _head, scale, line = over_time([GIB, 0, 2 * GIB, 1], ascii_only=True)
+    assert "to @ = read" in scale
+    assert line.startswith("  trial 1 read  = @. ")
+
+
+def test_a_slower_trial_has_lower_bars() -> None:
+    _head, _scale, quick, slow = over_time([4 * GIB, 4 * GIB], [GIB, GIB])
+    assert quick.startswith("  trial 1 read  ██ ")
+    assert slow.startswith("  trial 2 read  ▂▂ ")
+
+
+def test_reads_and_writes_have_a_scale_each() -> None:
+    case = case_of(make_plan(duration_s=3.0))
+    head, scale, *lines = report_series(case, ascii_only=False)
+    assert "read " in scale
+    assert ", written " in scale
+    assert [line.split()[:3] for line in lines] == [
+        ["trial", "1", "read"], ["trial", "1", "write"],
+        ["trial", "2", "read"], ["trial", "2", "write"],
+    ]  # fmt: skip
+    assert sum("█" in line for line in lines) >= 2, head
+
+
+def test_without_a_whole_second_nothing_is_drawn() -> None:
+    assert over_time([]) == []
+    failed = case_of(make_plan(), TrialResult(index=0, error="x"))
+    assert [*report_series(failed, ascii_only=False)] == []
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.lists(st.integers(0, 1 << 50), max_size=1024), max_size=3))
+def test_a_series_of_any_length_fits_the_line(moved: list[list[int]]) -> None:
+    assert all(len(line) < WIDTH for line in over_time(*moved))
