@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_kvcache.measure.histogram import Histogram
-from pytest_kvcache.measure.recorder import SECTIONS
+from pytest_kvcache.measure.sections import SECTIONS
 
 POLL_S = 0.002
 MIB = 1 << 20

@@ -24,7 +24,7 @@ from pytest_kvcache.fixture import (
 )
 from pytest_kvcache.gates.table import gate_table, stock_table, verdict_line
 from pytest_kvcache.options.asked import nothing_selected
-from pytest_kvcache.showable import encoding_of, showable
+from pytest_kvcache.showable import COLUMNS, encoding_of, showable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from pytest_kvcache.session import Bench
 
 _TOLD_KEY: pytest.StashKey[bool] = pytest.StashKey()
-_WIDTH = 79
 _QUIET, _SILENT = -1, -2  # verbosity: -q and -qq
 
 
@@ -102,7 +101,7 @@ def _whole(bench: Bench, config: pytest.Config) -> Iterator[str]:
 def _fitted(text: str) -> list[str]:
     """In lines that fit the terminal; a path or an option stays whole."""
     return textwrap.wrap(
-        text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
+        text, COLUMNS - 1, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
     )
 
 

@@ -26,6 +26,7 @@ from pytest_kvcache.fixture import (
 from pytest_kvcache.gates.table import verdict_line
 from pytest_kvcache.options.rules import FailRule
 from pytest_kvcache.otherplugins import StockGate
+from pytest_kvcache.showable import COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from pytest_kvcache.plan.planner import CaseName
 
 _RAN_KEY: pytest.StashKey[bool] = pytest.StashKey()
-_WIDTH = 79
 _NEVER_RAN = "it did not come to run; see what failed above"
 _NOTHING_SELECTED = (
     "no benchmark was selected that it could judge; select one (--pyargs pytest_kvcache.suite is"
@@ -67,7 +67,7 @@ def _closed_by(judgements: Sequence[Judgement]) -> ClosedGateError:
     """What a gate says about each case that it closed for."""
     lines = []
     for judgement in judgements:
-        lines += textwrap.wrap(f"{judgement.case}: {judgement.reason}", _WIDTH)
+        lines += textwrap.wrap(f"{judgement.case}: {judgement.reason}", COLUMNS - 1)
     return ClosedGateError(_in_one_line(judgements), [*lines, *_verdicts(judgements)])
 
 

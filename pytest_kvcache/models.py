@@ -65,11 +65,6 @@ class ModelSpec:
             object.__setattr__(self, "head_dim", self._derived_head_dim())
 
     @property
-    def is_mla(self) -> bool:
-        """Whether the cache holds a latent (MLA), which every shard needs whole."""
-        return self.kv_lora_rank is not None
-
-    @property
     def bytes_per_token(self) -> int:
         """KV bytes of one token over all layers, unsharded.
 

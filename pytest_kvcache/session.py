@@ -10,12 +10,12 @@ import os
 import platform
 import secrets
 import socket
-import subprocess
 import sys
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.commands import CommandError, run_command
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.gates.baseline import Baseline, load_baseline
 from pytest_kvcache.gates.compare import Comparison, Found, Judgement, compare, judge, judge_slo
@@ -438,19 +438,10 @@ def new_run_id() -> str:
 
 def commit_of(directory: str) -> str | None:
     """The commit checked out in ``directory``, with ``-dirty`` for changes; None: no git."""
-    command = [
-        "git",
-        "-C",
-        directory,
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
+    describe = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        done = run_command(["git", "-C", directory, *describe], timeout_s=10)
+    except CommandError:
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None
 

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from typing import TextIO
 
+COLUMNS: Final = 80
+"""A terminal's, for lines that must fit; what is wrapped leaves the last one free."""
+
 _SIGNS: Final = "▁█—…×µ≥≤·→"
 _PLAIN: Final = str.maketrans(
     {"—": "-", "…": "..", "×": "x", "µ": "u", "≥": ">=", "≤": "<=", "·": "*", "→": "->"}

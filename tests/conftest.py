@@ -55,28 +55,52 @@ def pytest_configure() -> None:
 # time. Single tests of other modules are marked there.
 _ONCE = frozenset(
     {
-        "test_bad_input", "test_calibration", "test_clocks", "test_cluster", "test_compare",
-        "test_consistency", "test_contract", "test_controller", "test_corruption",
-        "test_deal", "test_docs", "test_engine", "test_file_backend", "test_gates",
-        "test_github_actions", "test_hostagent", "test_hostlinks", "test_index",
-        "test_init", "test_launch", "test_outside", "test_picture", "test_rank",
-        "test_reuse", "test_series", "test_slab_allocator", "test_slab_backend",
-        "test_supervise", "test_verify",
+        "backends/posix/test_allocator",
+        "backends/posix/test_file",
+        "backends/posix/test_slab",
+        "backends/test_contract",
+        "cache/test_index",
+        "containers/test_init",
+        "containers/test_outside",
+        "engine/test_corruption",
+        "engine/test_engine",
+        "gates/test_compare",
+        "hosts/test_agent",
+        "hosts/test_cluster",
+        "hosts/test_links",
+        "launch/test_runner",
+        "launch/test_supervise",
+        "launch/test_trial",
+        "measure/test_series",
+        "ranks/test_calibration",
+        "ranks/test_rank",
+        "report/test_picture",
+        "results/test_invariants",
+        "results/test_verify",
+        "system/test_clocks",
+        "test_bad_input",
+        "test_docs",
+        "test_gates",
+        "test_github_actions",
+        "traces/test_partition",
+        "traces/test_reuse",
     }
-)  # fmt: skip
+)
 _MINUTES = ("cluster", "containers", "lengthy", "thorough")
 # A session of pytest or a launch is a second or more. Those of plain pytest: one of each kind.
 _FIRST = frozenset({"test_fixture", "test_plugin", "test_run_mpi"})
-_THOROUGH = frozenset({"test_faults_mpi", "test_verify"})  # every number of a file; every fault
+_THOROUGH = frozenset(
+    {"test_faults_mpi", "results/test_verify"}
+)  # every number of a file; every fault
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what is tested once; what takes minutes runs where somebody asks for it."""
     left_out = []
     for item in items:
-        if item.path.stem in _ONCE or item.get_closest_marker("thorough"):  # a law
+        if _place(item) in _ONCE or item.get_closest_marker("thorough"):  # a law
             item.add_marker("once")
-        if item.path.stem in _THOROUGH or _calls_pytest(item):
+        if _place(item) in _THOROUGH or _calls_pytest(item):
             item.add_marker("thorough")
         if isinstance(item, pytest.Function) and hasattr(item.obj, "is_hypothesis_test"):
             item.add_marker("law")
@@ -101,6 +125,13 @@ def pytest_report_collectionfinish(
     return [f"left out: what takes minutes, pytest -m '{' or '.join(_MINUTES)}'"]
 
 
+def _place(item: pytest.Item) -> str:
+    """Where a test's module is, counted from this folder, without its suffix."""
+    here = Path(__file__).parent
+    path = item.path.relative_to(here) if here in item.path.parents else item.path
+    return path.with_suffix("").as_posix()
+
+
 def _is_asked(config: pytest.Config) -> bool:
     """Whether somebody chose tests by a marker or a path."""
     by_path = config.args_source is pytest.Config.ArgsSource.ARGS
@@ -109,7 +140,7 @@ def _is_asked(config: pytest.Config) -> bool:
 
 def _calls_pytest(item: pytest.Item) -> bool:
     uses_site = isinstance(item, pytest.Function) and "site" in item.fixturenames
-    return uses_site and item.path.stem not in _FIRST
+    return uses_site and _place(item) not in _FIRST
 
 
 ANSWER = "mpi-library: Open MPI v5.0.11, package: of a test"

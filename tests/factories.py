@@ -26,8 +26,10 @@ from pytest_kvcache.errors import StorageError
 from pytest_kvcache.hosts.cluster import Survey
 from pytest_kvcache.hosts.facts import HostFacts
 from pytest_kvcache.hosts.hostlist import HostRanks, RankLayout
+from pytest_kvcache.measure.counters import nothing_counted
 from pytest_kvcache.measure.histogram import Histogram
-from pytest_kvcache.measure.recorder import DELETE, READ, SECTIONS, WRITE, Recorder, Window
+from pytest_kvcache.measure.recorder import DELETE, READ, WRITE, Recorder, Window
+from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.measure.series import KINDS, Cut, Series, SeriesLedger, coarse_index
 from pytest_kvcache.models import MODELS, ModelSpec
 from pytest_kvcache.options.options import build_options
@@ -692,10 +694,11 @@ def run_rank(
 def record_of(plan: Plan, ranks: Sequence[Finished]) -> TrialRecord:
     """What the coordinator writes of ranks that ran one after another."""
     window_ns = min(rank.window_ns for rank in ranks)
-    histograms = {name: Histogram() for name in SECTIONS}
-    for rank in ranks:
-        for name, histogram in rank.histograms.items():
-            histograms[name].merge(histogram)
+    histograms = {}
+    for name in SECTIONS:
+        parts = [rank.histograms[name] for rank in ranks]
+        counts = np.sum([part.counts for part in parts], axis=0)
+        histograms[name] = Histogram.added(counts, [part.extremes for part in parts])
     return TrialRecord(
         plan_digest=plan.digest,
         trial=plan.trial,
@@ -833,82 +836,66 @@ def clock_record(**changes: Any) -> ClockRecord:
 
 def rank_result(rank: int = 0, **changes: Any) -> RankResult:
     """A rank without fault: a minute at full depth on a disk of its own."""
-    return replace(
-        RankResult(
-            rank=rank,
-            host=HOST,
-            pid=100 + rank,
-            start_s=0.0,
-            stop_s=60.0,
-            drained_s=60.5,
-            read_count=1_000,
-            read_failed=0,
-            read_bytes=1_000 * PAGE,
-            read_p95_ms=1.0,
-            write_count=500,
-            write_failed=0,
-            write_bytes=500 * PAGE,
-            write_p95_ms=1.0,
-            delete_count=0,
-            delete_failed=0,
-            delete_p95_ms=None,
-            device_bytes=1_500 * PAGE,
-            read_op_bytes=1_000 * PAGE,
-            write_op_bytes=500 * PAGE,
-            offered=200,
-            completed=200,
-            completed_in_window=190,
-            dropped=0,
-            backlog=0,
-            generating=0,
-            storing=0,
-            prompt_tokens=20_000,
-            generated_tokens=2_000,
-            prompt_blocks=2_000,
-            hit_blocks=1_000,
-            arrived_tokens=20_000,
-            hit_tokens=10_000,
-            first_half_blocks=1_000,
-            first_half_hits=500,
-            second_half_blocks=1_000,
-            second_half_hits=500,
-            first_half_waiting=1.0,
-            second_half_waiting=1.0,
-            evictions=0,
-            cached_blocks=500,
-            populated_blocks=100,
-            population_s=1.0,
-            store_stall_s=0.0,
-            load_censored=0,
-            request_censored=0,
-            mean_depth=4.0,
-            longest_pause_s=0.1,
-            stalls=(),
-            io_mode="direct",
-            io_note=None,
-            sync="none",
-            is_storage=True,
-            filesystem={**FILESYSTEM, "host": changes.get("host", HOST)},
-            device=None,
-            requested_read_bytes=1_000 * PAGE,
-            requested_write_bytes=500 * PAGE,
-            device_read_bytes=1_000 * PAGE,
-            device_write_bytes=500 * PAGE,
-            checked=1_000,
-            corrupt=0,
-            read_back=0,
-            distinct_read_bytes=100 * PAGE,
-            cpu_s=1.0,
-            peak_rss_bytes=1 << 26,
-            cores=1,
-            null_ops_per_s=1e6,
-            memory_ops_per_s=1e6,
-            error=None,
-            cleanup_error=None,
-            surroundings=surroundings(),
-        ),
-        **changes,
-    )
+    values: dict[str, Any] = {
+        **nothing_counted(),
+        "rank": rank,
+        "host": HOST,
+        "pid": 100 + rank,
+        "start_s": 0.0,
+        "stop_s": 60.0,
+        "drained_s": 60.5,
+        "read_count": 1_000,
+        "read_bytes": 1_000 * PAGE,
+        "read_p95_ms": 1.0,
+        "write_count": 500,
+        "write_bytes": 500 * PAGE,
+        "write_p95_ms": 1.0,
+        "device_bytes": 1_500 * PAGE,
+        "read_op_bytes": 1_000 * PAGE,
+        "write_op_bytes": 500 * PAGE,
+        "offered": 200,
+        "completed": 200,
+        "completed_in_window": 190,
+        "prompt_tokens": 20_000,
+        "generated_tokens": 2_000,
+        "prompt_blocks": 2_000,
+        "hit_blocks": 1_000,
+        "arrived_tokens": 20_000,
+        "hit_tokens": 10_000,
+        "first_half_blocks": 1_000,
+        "first_half_hits": 500,
+        "second_half_blocks": 1_000,
+        "second_half_hits": 500,
+        "first_half_waiting": 1.0,
+        "second_half_waiting": 1.0,
+        "cached_blocks": 500,
+        "populated_blocks": 100,
+        "population_s": 1.0,
+        "mean_depth": 4.0,
+        "longest_pause_s": 0.1,
+        "stalls": (),
+        "io_mode": "direct",
+        "io_note": None,
+        "sync": "none",
+        "is_storage": True,
+        "filesystem": {**FILESYSTEM, "host": changes.get("host", HOST)},
+        "device": None,
+        "requested_read_bytes": 1_000 * PAGE,
+        "requested_write_bytes": 500 * PAGE,
+        "device_read_bytes": 1_000 * PAGE,
+        "device_write_bytes": 500 * PAGE,
+        "checked": 1_000,
+        "distinct_read_bytes": 100 * PAGE,
+        "cpu_s": 1.0,
+        "peak_rss_bytes": 1 << 26,
+        "cores": 1,
+        "null_ops_per_s": 1e6,
+        "memory_ops_per_s": 1e6,
+        "error": None,
+        "cleanup_error": None,
+        "surroundings": surroundings(),
+    }
+    return RankResult(**values | changes)
 
 
 def sound_plan(**changes: Any) -> Plan:

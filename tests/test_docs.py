@@ -274,6 +274,12 @@ def test_the_page_of_options_is_what_its_generator_writes() -> None:
     assert page(text) == text, "run python docs/options.py"
 
 
+def test_the_page_of_counters_is_what_its_generator_writes() -> None:
+    page = runpy.run_path(str(DOCS / "counters.py"))["page"]
+    text = (DOCS / "counters.md").read_text(encoding="utf-8")
+    assert page(text) == text, "run python docs/counters.py"
+
+
 def test_the_ini_file_of_the_page_of_options_is_accepted(site: Site) -> None:
     (ini,) = (block.text for block in examples(DOCS / "options.md", "ini"))
     (site.path / "pytest.ini").write_text(ini)
@@ -296,7 +302,8 @@ def keys_of(value: Any, stop: frozenset[str]) -> Iterator[str]:
 def test_every_field_of_a_run_file_is_documented(site: Site) -> None:
     site.canned()
     documented = words_of(RESULTS.read_text(encoding="utf-8"))
-    documented |= words_of((DOCS / "histogram.md").read_text(encoding="utf-8"))
+    for name in ("histogram.md", "counters.md"):
+        documented |= words_of((DOCS / name).read_text(encoding="utf-8"))
     free = frozenset({"summary", "origins", "filesystem", "sources"})
     assert set(keys_of(site.run(), free)) - documented == set()
 
@@ -311,7 +318,8 @@ def test_every_documented_field_is_in_a_run_file(site: Site) -> None:
 
 def test_every_field_of_a_rank_is_documented() -> None:
     rows = " ".join(" ".join(row) for row in cells(RESULTS, "### A rank"))
-    assert set(RankResult.__dataclass_fields__) - words_of(rows) == set()
+    counted = words_of((DOCS / "counters.md").read_text(encoding="utf-8"))
+    assert set(RankResult.__dataclass_fields__) - words_of(rows) - counted == set()
 
 
 def test_every_verdict_is_documented_with_its_severity() -> None:
@@ -320,7 +328,7 @@ def test_every_verdict_is_documented_with_its_severity() -> None:
 
 
 def test_every_verdict_of_the_table_is_given_somewhere_and_no_other() -> None:
-    package = Path(build_options.__code__.co_filename).parent / "verdicts"
+    package = Path(build_options.__code__.co_filename).parents[1] / "results" / "verdicts"
     source = "".join(path.read_text(encoding="utf-8") for path in package.glob("*.py"))
     assert set(re.findall(r'Verdict\.of\(\s*"(\w+)"', source)) == set(SEVERITIES)
 

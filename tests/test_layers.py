@@ -1,6 +1,7 @@
 """The import graph of the package, enforced: who may know whom.
 
-Every module belongs to one side; a side may import only what SIDES below allows. Read
+Every module belongs to one row of ROWS below, most by their package; a row may import only
+the ground, itself and the rows that it names. Read
 from the syntax trees of all modules, imports within functions and for type checkers
 included, and once more in fresh interpreters that import the modules and look at what
 came with them. The tests named "... is found" break a copy of the sources.
@@ -9,6 +10,7 @@ came with them. The tests named "... is found" break a copy of the sources.
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -32,92 +34,60 @@ STANDARD = sys.stdlib_module_names | {"tomllib"}
 
 
 @dataclass(frozen=True)
-class Side:
-    """``modules`` of a side (a name ending in a dot: all below it), and what it may import.
+class Row:
+    """One package, or the modules of one station; what it may import besides itself and the ground.
 
     ``foreign`` are modules of other distributions.
     """
 
     name: str
-    modules: tuple[str, ...]
-    may_import: tuple[str, ...]
+    may_import: str = ""
     foreign: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()  # none: the package of this name
 
 
-SIDES = (
-    Side(
-        name="values",  # tables, parsers and frozen values, known to everyone
-        modules=(
-            "atomic", "compare", "errors", "events", "evidence", "gatetable", "hosts", "latency",
-            "live", "metrics", "models", "mountoptions", "options", "optiontable", "rules",
-            "scenarios", "series", "showable", "stalls", "steadiness", "stopping", "summary",
-            "units", "verdictcodes", "version",
-        ),
-        may_import=(),
-        foreign=("numpy", "tomli"),
-    ),
-    Side(
-        name="both",  # what controller and ranks share: the plan, the protocols, the results
-        modules=(
-            "", "backends.", "blockstat", "cache.", "cachedir", "cgroups", "clocks", "consistency",
-            "containers", "containers.agent", "devicechain", "devicegroups", "forecast",
-            "hookspecs", "identity", "launchers.protocol", "mounts", "payload", "plan",
-            "preloads", "proof", "recorder", "registry", "results", "surroundings",
-            "trialrecord", "verdicts.", "workloads.",
-        ),
-        may_import=("values",),
-        foreign=("numpy", "pluggy"),
-    ),
-    Side(
-        name="hosts",  # what a host is and what is left on it: asked there, or by the controller
-        modules=(
-            "hostagent", "hostfacts", "hostlock", "localhost", "mpilibrary", "processes",
-            "sessiondirs", "sharedmemory",
-        ),
-        may_import=("values", "both"),
-    ),
-    Side(
-        name="ranks",  # what runs under mpirun
-        modules=(
-            "calibration", "comm", "containers.init", "coordinator", "devicewatch", "engine",
-            "flights", "freespace", "ioengines.", "janitor", "pauses", "rank", "readback",
-            "transfers", "worker",
-        ),
-        may_import=("values", "both"),
-        foreign=("numpy", "mpi4py"),
-    ),
-    Side(
-        name="controller",  # launches, watches, reports; knows neither pytest nor the ranks' code
-        modules=(
-            "__main__", "absence", "asked", "baseline", "bench", "brief", "cluster",
-            "containerexecution", "containerhosts", "containers.inside", "containers.outside",
-            "controller", "dryrun", "execution", "headline", "hostaccess",
-            "hostlinks", "launch", "launchers.", "leftbehind", "picture", "planning", "postmortem",
-            "preflight", "progressline", "prooftext", "remoteshell", "report", "scales", "sizing",
-            "supervise", "svg", "verify",
-        ),
-        may_import=("values", "both", "hosts"),
-    ),
-    Side(
-        name="pytest",  # what pytest calls
-        modules=(
-            "benchmarktables", "closing", "faultledger", "fixture", "gates", "newhooks",
-            "otherplugins", "plugin", "suite.", "terminal", "typos",
-        ),
-        may_import=("values", "both", "hosts", "controller"),
+GROUND = "ground"
+PYTEST_SIDE = "pytest side"
+ROWS = (
+    Row(GROUND, modules=("atomic", "commands", "errors", "models", "showable", "units", "version"),
+        foreign=("tomli",)),
+    Row("system"),
+    Row("cache"),
+    Row("launchers"),
+    Row("measure", foreign=("numpy",)),
+    Row("traces", foreign=("numpy",)),
+    Row("backends", "system", foreign=("numpy",)),
+    Row("workloads", "traces", foreign=("numpy",)),
+    Row("hookspecs", "backends launchers workloads", foreign=("pluggy",), modules=("hookspecs",)),
+    Row("root", "hookspecs", modules=("",)),
+    Row("registry", "hookspecs backends launchers workloads", foreign=("pluggy",),
+        modules=("registry",)),
+    Row("ioengines", "backends measure"),
+    Row("engine", "backends cache ioengines measure workloads", foreign=("numpy",)),
+    Row("hosts", "backends launchers system"),
+    Row("options", "hosts measure"),
+    Row("plan", "options hosts launchers workloads traces cache backends registry system",
+        foreign=("numpy",)),
+    Row("results", "plan options measure system workloads"),
+    Row("launch", "results plan options hosts launchers backends measure registry system"),
+    Row("ranks",
+        "engine ioengines cache backends workloads traces measure plan results registry system",
+        foreign=("numpy", "mpi4py")),
+    Row("gates", "results options measure"),
+    Row("report",
+        "gates results plan options hosts measure traces workloads backends registry system"),
+    Row("command", "report gates results plan options", modules=("__main__",)),
+    Row(PYTEST_SIDE,
+        "launch report gates results plan options hosts measure registry system",
         foreign=("pytest",),
-    ),
-    Side(
-        name="testing",  # for tests of backends, ours and others'
-        modules=("testing",),
-        may_import=("values", "both"),
-        foreign=("pytest",),
-    ),
+        modules=("benchmarktables", "closing", "faultledger", "fixture", "gateitems", "newhooks",
+                 "otherplugins", "plugin", "session", "suite.", "terminal", "typos")),
+    Row("testing", "engine cache backends", foreign=("pytest",), modules=("testing",)),
 )  # fmt: skip
 
 TYPING_ONLY = frozenset({"typing_extensions"})  # type checkers bring their own
 # What belongs to one module alone.
-ONLY_IN = {"mpi4py": "comm", "pytest_benchmark": "fixture"}
+ONLY_IN = {"mpi4py": "ranks.comm", "pytest_benchmark": "fixture"}
 BENCHMARK_ATTRIBUTES = frozenset({"pedantic", "extra_info"})  # of pytest-benchmark's fixture
 
 
@@ -131,12 +101,14 @@ def package_sources() -> Sources:
     return found
 
 
-def side_of(module: str) -> Side | None:
-    """The side that names the module, or else the one that names its package."""
-    for wanted in (module, f"{module}.", f"{module.partition('.')[0]}."):
-        for side in SIDES:
-            if wanted in side.modules:
-                return side
+def row_of(module: str) -> Row | None:
+    """The row that names the module or its package, or whose name its package is."""
+    package = module.partition(".")[0]
+    for row in ROWS:
+        if module in row.modules or f"{package}." in row.modules:
+            return row
+        if not row.modules and row.name == package:
+            return row
     return None
 
 
@@ -183,7 +155,7 @@ def _own(name: str, known: Mapping[str, str]) -> str:
 
 def faults(sources: Sources) -> list[str]:
     """Everything that breaks a rule, a sentence each."""
-    found = [f"{name or PACKAGE} is on no side; put it into SIDES" for name in unknown(sources)]
+    found = [f"{name or PACKAGE} is in no row; put it into ROWS" for name in unknown(sources)]
     if found:
         return found
     for name, source in sources.items():
@@ -196,23 +168,23 @@ def faults(sources: Sources) -> list[str]:
 
 
 def unknown(sources: Sources) -> list[str]:
-    return [name for name in sources if side_of(name) is None]
+    return [name for name in sources if row_of(name) is None]
 
 
 def _import_faults(name: str, imported: str) -> Iterator[str]:
-    side = side_of(name)
-    assert side is not None
+    row = row_of(name)
+    assert row is not None
     if imported.startswith("."):
-        other = side_of(imported[1:])
+        other = row_of(imported[1:])
         assert other is not None
-        if other is not side and other.name not in side.may_import:
-            yield f"{name} ({side.name}) imports {imported[1:]} ({other.name})"
+        if other is not row and other.name not in (GROUND, *row.may_import.split()):
+            yield f"{name} ({row.name}) imports {imported[1:] or PACKAGE} ({other.name})"
         return
     only = ONLY_IN.get(imported)
     if only is not None and name != only:
         yield f"{name} imports {imported}, which only {only} may"
-    elif only is None and imported not in (*STANDARD, *side.foreign):
-        yield f"{name} ({side.name}) imports {imported}"
+    elif only is None and imported not in (*STANDARD, *row.foreign):
+        yield f"{name} ({row.name}) imports {imported}"
 
 
 def _benchmark_faults(name: str, source: str) -> Iterator[str]:
@@ -236,12 +208,12 @@ def _cycle_faults(sources: Sources) -> Iterator[str]:
         yield f"modules import each other in a circle: {' → '.join(error.args[1])}"
 
 
-def modules_of(*sides: str) -> list[str]:
-    """Full names of all modules of these sides."""
+def modules_of(*left_out: str) -> list[str]:
+    """Full names of all modules but those of these rows."""
     chosen = []
     for name in package_sources():
-        side = side_of(name)
-        if side is not None and side.name in sides:
+        row = row_of(name)
+        if row is not None and row.name not in left_out:
             chosen.append(f"{PACKAGE}.{name}".rstrip("."))
     return chosen
 
@@ -263,32 +235,49 @@ def loaded_with(modules: list[str]) -> set[str]:
 
 
 @pytest.mark.once
-def test_every_import_stays_on_its_side() -> None:
+def test_every_import_is_one_that_its_row_allows() -> None:
     assert faults(package_sources()) == []
 
 
 def test_every_entry_of_the_table_names_a_module() -> None:
     known = package_sources()
-    for side in SIDES:
-        for entry in side.modules:
-            assert entry.rstrip(".") in known, f"{side.name} names {entry}, which is gone"
+    for row in ROWS:
+        for entry in row.modules or (row.name,):
+            assert entry.rstrip(".") in known, f"{row.name} names {entry}, which is gone"
 
 
-def test_ranks_load_nothing_of_pytest() -> None:
-    loaded = loaded_with(modules_of("values", "both", "hosts", "ranks"))
-    assert PACKAGE in loaded
-    assert not loaded & {"pytest", "_pytest", "pytest_benchmark"}
+def test_the_table_goes_one_way() -> None:
+    order = TopologicalSorter({row.name: row.may_import.split() for row in ROWS})
+    assert set(order.static_order()) == {row.name for row in ROWS}
+    reached = {name for row in ROWS for name in row.may_import.split()}
+    assert not reached & {"ranks", PYTEST_SIDE, "testing", "command"}
+
+
+def test_ranks_and_controller_load_nothing_of_pytest() -> None:
+    for left_out in ((PYTEST_SIDE, "testing"), (PYTEST_SIDE, "testing", "ranks", "engine")):
+        loaded = loaded_with(modules_of(*left_out))
+        assert PACKAGE in loaded
+        assert not loaded & {"pytest", "_pytest", "pytest_benchmark"}
 
 
 def test_the_pytest_process_loads_no_mpi() -> None:
-    loaded = loaded_with(modules_of("values", "both", "hosts", "controller", "pytest", "testing"))
+    loaded = loaded_with(modules_of("ranks"))
     assert {PACKAGE, "pytest"} <= loaded
     assert "mpi4py" not in loaded
 
 
-def test_the_controller_loads_nothing_of_pytest() -> None:
-    loaded = loaded_with(modules_of("values", "both", "hosts", "controller"))
-    assert not loaded & {"pytest", "_pytest", "pytest_benchmark", "mpi4py"}
+def test_contributing_says_where_everything_is() -> None:
+    page = ROOT.parent / "CONTRIBUTING.md"
+    if not page.is_file():
+        pytest.skip("an installed package has no CONTRIBUTING.md beside it")
+    text = page.read_text(encoding="utf-8")
+    table = text.partition("| where is …")[2].partition("|---|---|")[2].partition("\n\n")[0]
+    named = re.findall(r"`([a-z_/]+(?:\.py|/))`", table)
+    assert len(named) > 20
+    assert [path for path in named if not (ROOT / path).exists()] == []
+    for row in ROWS:
+        if not row.modules:
+            assert any(path.startswith(f"{row.name}/") for path in named), row.name
 
 
 # --- the checks themselves -------------------------------------------------------------------
@@ -297,25 +286,27 @@ def test_the_controller_loads_nothing_of_pytest() -> None:
 @pytest.mark.parametrize(
     ("module", "line", "fault"),
     [
-        ("errors", "from pytest_kvcache import plan", "errors (values) imports plan (both)"),
-        ("engine", "import pytest", "engine (ranks) imports pytest"),
-        ("engine", "from pytest_kvcache.session import Bench", "imports bench (controller)"),
-        ("backends.file", "import pytest_kvcache.engine.engine", "(both) imports engine (ranks)"),
-        ("worker", "from pytest_kvcache import fixture", "(ranks) imports fixture (pytest)"),
-        ("controller", "from pytest_kvcache.ranks.comm import Comm", "imports comm (ranks)"),
-        ("controller", "import pytest", "controller (controller) imports pytest"),
-        ("report", "import numpy as np", "report (controller) imports numpy"),
-        ("plugin", "from mpi4py import MPI", "plugin imports mpi4py, which only comm may"),
-        ("worker", "import mpi4py.rc", "worker imports mpi4py, which only comm may"),
+        ("errors", "from pytest_kvcache import plan", "errors (ground) imports plan (plan)"),
+        ("engine.engine", "import pytest", "engine.engine (engine) imports pytest"),
+        ("engine.engine", "from pytest_kvcache.session import Bench", "imports session (pytest"),
+        ("backends.null", "import pytest_kvcache.engine", "(backends) imports engine (engine)"),
+        ("backends.null", "from pytest_kvcache.results.verdicts import trial", "imports results."),
+        ("launch.runner", "from pytest_kvcache.ranks.comm import Comm", "imports ranks.comm"),
+        ("ranks.worker", "from pytest_kvcache import fixture", "(ranks) imports fixture (pytest"),
+        ("launch.runner", "import pytest", "launch.runner (launch) imports pytest"),
+        ("report.tables", "import numpy as np", "report.tables (report) imports numpy"),
+        ("plugin", "from mpi4py import MPI", "plugin imports mpi4py, which only ranks.comm may"),
+        ("ranks.worker", "import mpi4py.rc", "ranks.worker imports mpi4py, which only"),
         ("plugin", "import pytest_benchmark.fixture", "which only fixture may"),
         ("plugin", "benchmark.pedantic(print)", "plugin uses pytest-benchmark's pedantic"),
-        ("units", "import requests", "units (values) imports requests"),
-        ("units", "import typing_extensions", "units (values) imports typing_extensions"),
-        ("units", "def f():\n    import pytest", "units (values) imports pytest"),
-        ("units", "if TYPE_CHECKING:\n    import pytest", "units (values) imports pytest"),
+        ("units", "import requests", "units (ground) imports requests"),
+        ("units", "import typing_extensions", "units (ground) imports typing_extensions"),
+        ("units", "def f():\n    import pytest", "units (ground) imports pytest"),
+        ("units", "if TYPE_CHECKING:\n    import pytest", "units (ground) imports pytest"),
         ("errors", "from pytest_kvcache.units import KIB", "in a circle: "),
-        ("plan", "from pytest_kvcache import results", "in a circle: "),
-        ("novelty", "", "novelty is on no side"),
+        ("plan.plan", "from pytest_kvcache.results import trial", "imports results.trial"),
+        ("novelty", "", "novelty is in no row"),
+        ("novelty.inner", "", "novelty.inner is in no row"),
     ],
 )
 @pytest.mark.once

@@ -92,8 +92,6 @@ def test_size_follows_the_dtype(dtype: str, element_bytes: int) -> None:
 
 def test_latent_is_stored_once_and_not_as_key_and_value() -> None:
     assert MLA.bytes_per_token == 3 * (12 + 4) * 4
-    assert MLA.is_mla
-    assert not GQA.is_mla
 
 
 @pytest.mark.parametrize(("tensor_parallel", "shards"), [(1, 1), (2, 2), (3, 3), (6, 6), (8, 6)])

@@ -21,6 +21,7 @@ from pytest_kvcache.cache.index import Admission, CacheIndex
 from pytest_kvcache.engine.requests import Flight, Timers
 from pytest_kvcache.engine.transfers import Operation, TransferPool, TransferSettings
 from pytest_kvcache.errors import StalledError
+from pytest_kvcache.measure.counters import Tally
 from pytest_kvcache.measure.recorder import (
     ADMIT,
     DELETE,
@@ -30,7 +31,6 @@ from pytest_kvcache.measure.recorder import (
     WAITING,
     WAKEUP,
     WRITE,
-    Counters,
     Recorder,
 )
 
@@ -65,9 +65,10 @@ class Engine:
         recorder: Recorder,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        self.counters = Counters()
+        self.counters = Tally()
         self.began_ns = 0
         self._settings = settings
+        self._block_stored_bytes = settings.objects_per_block * settings.stored_bytes
         self._block_tokens = block_tokens
         self._generation_s_per_token = generation_s_per_token
         self._reads = phase != "prefill"
@@ -145,7 +146,7 @@ class Engine:
         have ``drain_s`` to finish; what has not even begun by then is left. Raises
         StalledError if what is in flight does not end.
         """
-        self.counters = Counters()
+        self.counters = Tally()
         self._populating = False
         self._end_ns = end_ns
         while (early_ns := start_ns - self._clock()) > 0:
@@ -295,7 +296,7 @@ class Engine:
         if not self._all_arrived:
             self._note_backlog()
             self._count_overdue(now)
-        self.counters.stall_ns += sum(now - since_ns for _user, since_ns in self._stalled)
+        self.counters.store_stall_ns += sum(now - since_ns for _user, since_ns in self._stalled)
         for flight in self._waiting:
             self._recorder.censor("request", flight.intended_ns)
         self._waiting.clear()
@@ -391,7 +392,7 @@ class Engine:
             for slot in hits:
                 if not slot.was_read:
                     slot.was_read = True
-                    self.counters.distinct_blocks += 1
+                    self.counters.distinct_read_bytes += self._block_stored_bytes
         else:
             self._loaded(flight)
 
@@ -481,7 +482,7 @@ class Engine:
             flight.failed = True
             self._index.drop(operation.slot)
         else:
-            self.counters.read_bytes += self._settings.stored_bytes
+            self.counters.requested_read_bytes += self._settings.stored_bytes
             flight.loaded_ns = max(flight.loaded_ns, operation.done_ns)
         if not flight.left:
             self._loaded(flight)
@@ -491,7 +492,7 @@ class Engine:
             self.counters.write_failed += 1
             self._index.roll_back(operation.slot)
         else:
-            self.counters.write_bytes += self._settings.stored_bytes
+            self.counters.requested_write_bytes += self._settings.stored_bytes
             self._index.commit(operation.slot)
         self._stores -= 1
         if not flight.left:
@@ -499,7 +500,7 @@ class Engine:
         while self._stalled and self._stores <= self._max_stores:
             user, since_ns = self._stalled.popleft()
             now = self._clock()
-            self.counters.stall_ns += now - since_ns
+            self.counters.store_stall_ns += now - since_ns
             self._next_turn(user, now)
         if self._populating:
             self._main.notify()

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Final
 
 from pytest_kvcache.gates.compare import Comparison, Judgement, change_words, limit_words
 from pytest_kvcache.options.rules import FailRule
+from pytest_kvcache.showable import COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-_WIDTH: Final = 80
 _COLUMNS: Final = {  # heading: width; with single spaces between they make 80
     "metric": 21,
     "baseline": 9,
@@ -57,7 +57,7 @@ def gate_table(
     if judgements:
         lines.append(_row(dict(zip(_COLUMNS, _COLUMNS, strict=True))))
     for case in dict.fromkeys(judgement.case for judgement in judgements):
-        lines += textwrap.wrap(case, _WIDTH, break_on_hyphens=False)
+        lines += textwrap.wrap(case, COLUMNS, break_on_hyphens=False)
         for judgement in judgements:
             if judgement.case == case:
                 lines += _rows(judgement)
@@ -87,7 +87,7 @@ def stock_table(differences: Mapping[str, Sequence[str]]) -> str:
 def _rows(judgement: Judgement | Comparison) -> Iterator[str]:
     metric, limit, verdict = _texts(judgement)
     if len(metric) > _COLUMNS["metric"]:
-        yield from textwrap.wrap(metric, _WIDTH)
+        yield from textwrap.wrap(metric, COLUMNS)
         metric = ""
     change = judgement.change_ratio
     cells = {
@@ -139,7 +139,7 @@ def _row(cells: Mapping[str, str]) -> str:
 
 
 def _paragraph(text: str) -> list[str]:
-    return textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    return textwrap.wrap(text, COLUMNS, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _figure(value: float | None) -> str:

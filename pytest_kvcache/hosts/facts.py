@@ -1,6 +1,6 @@
 """What a host is, as far as a benchmark on it depends on that.
 
-Asked of this machine by the controller, of others by an agent there (hostagent.py).
+Asked of this machine by the controller, of others by an agent there (agent.py).
 Imports neither pytest nor MPI.
 """
 

@@ -19,7 +19,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
+from pytest_kvcache.commands import NOT_FOUND_EXITS
 from pytest_kvcache.hosts.agent import REPLY_MARK
+from pytest_kvcache.hosts.remoteshell import SSH_FAILED_EXIT, unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -36,8 +38,6 @@ _TAIL_BYTES = 4096
 _CLOSE_S = 2.0
 _FILES = 256  # of this process, but for its connections
 _FILES_PER_HOST = 4
-_SSH_FAILED = 255  # ssh's own exit code; any other is the remote command's
-_NOT_FOUND = (126, 127)
 _STEP_ENDED = re.compile(r"srun: error: \S+: task 0: ")  # before or after what the task said
 
 
@@ -144,11 +144,8 @@ class HostLink:
         known = self.explain(self.host, exit_code, self.errors.decode(errors="replace"))
         if known is not None and self.version is None:
             return known
-        if exit_code == _SSH_FAILED and self.version is None:
-            return (
-                f"can't be reached over ssh ({told}); see to it that 'ssh {self.host} true' works"
-                " without a question, or name another command by --kv-ssh"
-            )
+        if exit_code == SSH_FAILED_EXIT and self.version is None:
+            return unreachable(self.host, told)
         if self.version:
             return f"the connection to it broke (exit code {exit_code}: {told})"
         return self._why_not_begun(exit_code, told, python)
@@ -161,7 +158,7 @@ class HostLink:
             )
         if "No module named" in told:
             return f"has no fitting pytest-kvcache in {python} ({told}); install this version there"
-        if exit_code in _NOT_FOUND:
+        if exit_code in NOT_FOUND_EXITS:
             return (
                 f"has no {python} ({told}); install Python and pytest-kvcache at the same path on"
                 " every host, or name the path by --kv-python"

@@ -7,8 +7,8 @@ more.
 from __future__ import annotations
 
 import re
-import subprocess
 
+from pytest_kvcache.commands import CommandError, last_line, run_command
 from pytest_kvcache.errors import PreflightError
 
 _FIX = "pip install 'pytest-kvcache[mpi]'"
@@ -28,16 +28,8 @@ def mpi_library(python: str) -> str:
     Asked in a child process, without initialising MPI.
     """
     try:
-        child = subprocess.run(
-            [python, "-c", _LIBRARY_PROGRAM],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_LIBRARY_TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
+        child = run_command([python, "-c", _LIBRARY_PROGRAM], timeout_s=_LIBRARY_TIMEOUT_S)
+    except CommandError as error:
         raise PreflightError(f"{python} could not be asked for its MPI library: {error}") from error
     _, mark, library = child.stdout.partition(_LIBRARY_MARK)
     if child.returncode or not mark:
@@ -54,4 +46,4 @@ def _mpi4py_problem(stderr: str) -> str:
     for index, line in enumerate(lines):
         if re.match(r"[\w.]*(Error|Exception)\b", line):
             return "; ".join(lines[index:])
-    return lines[-1] if lines else "no message"
+    return last_line(stderr)

@@ -10,8 +10,15 @@ import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pytest_kvcache.commands import CommandError, run_command
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from pytest_kvcache.commands import Run
+
+SSH_FAILED_EXIT = 255
+"""ssh's own exit code; any other is the remote command's."""
 
 # Without them a host that is cut off was never noticed (not in 60 s). Values that
 # ``ssh -G`` shows for what nobody has set are left out of the comparison.
@@ -37,7 +44,7 @@ class RemoteShell:
         command: Sequence[str],
         hosts: Iterable[str],
         *,
-        run: Callable[..., subprocess.CompletedProcess[str]] = subprocess.run,
+        run: Run = subprocess.run,
     ) -> RemoteShell:
         """The user's command with keepalives where a host has none.
 
@@ -63,21 +70,19 @@ class RemoteShell:
         return [*self.words, host, f"cd / && exec {shlex.join(['env', *variables, *program])}"]
 
 
-def _settings(
-    command: Sequence[str], host: str, run: Callable[..., subprocess.CompletedProcess[str]]
-) -> dict[str, str] | None:
+def unreachable(host: str, told: str) -> str:
+    """Why ssh ended with ``SSH_FAILED_EXIT``, to stand behind the host's name, and what helps."""
+    return (
+        f"can't be reached over ssh ({told}); see to it that 'ssh {host} true' works without a"
+        " question, or name another command by --kv-ssh"
+    )
+
+
+def _settings(command: Sequence[str], host: str, run: Run) -> dict[str, str] | None:
     """What ``ssh -G`` says that is in force for a host."""
     try:
-        done = run(
-            [*command, "-G", host],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_CONFIG_TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        done = run_command([*command, "-G", host], timeout_s=_CONFIG_TIMEOUT_S, run=run)
+    except CommandError:
         return None
     pairs = (line.partition(" ") for line in done.stdout.splitlines())
     settings = {key: value for key, _, value in pairs}

@@ -35,7 +35,7 @@ _PALS = re.compile(
     r"(?P<host>\S+): rank (?P<rank>\d+) "
     r"(?:died from signal (?!15\b)(?P<signal>\d+)|exited with code (?P<code>\d+))"
 )
-# containers/outside.py, of the containers that it holds on other hosts.
+# containers/relay.py, of the containers that it holds on other hosts.
 _CONTAINER = re.compile(r"kvcache: (the container on host \S+ ended: .+)")
 _BOX = re.compile(r"-{20,}")
 _TAG = re.compile(r"^\[[^\]\s]+\]<std(?:out|err)>:\s?")  # of --tag-output

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from pytest_kvcache.commands import CommandError, run_command
 from pytest_kvcache.errors import PreflightError
 from pytest_kvcache.launchers.hydra import HydraLauncher
 from pytest_kvcache.launchers.openmpi import OpenMPILauncher
@@ -22,8 +23,9 @@ from pytest_kvcache.launchers.pals import PalsLauncher
 from pytest_kvcache.launchers.srun import SrunLauncher, find_own_node, parse_mpi_types
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
+    from pytest_kvcache.commands import Run
     from pytest_kvcache.launchers.protocol import Launcher
 
 Flavour: TypeAlias = Literal["openmpi-5", "openmpi-4", "hydra", "intel", "srun", "pals"]
@@ -80,9 +82,7 @@ def find_launcher(name: str, *, prefix: str, path: str) -> str:
     return str(Path(found).absolute())
 
 
-def identify(
-    path: str, *, run: Callable[..., subprocess.CompletedProcess[str]] = subprocess.run
-) -> LauncherIdentity:
+def identify(path: str, *, run: Run = subprocess.run) -> LauncherIdentity:
     """Recognise the launcher at ``path`` by what its ``--version`` prints.
 
     Raises ``PreflightError`` for one that is unknown or gives no answer.
@@ -155,25 +155,12 @@ def _openmpi_flavour(path: str, match: re.Match[str]) -> Flavour:
     )
 
 
-def _answer(path: str, question: str, run: Callable[..., subprocess.CompletedProcess[str]]) -> str:
+def _answer(path: str, question: str, run: Run) -> str:
     """What the launcher prints when called with one option."""
     try:
-        child = run(
-            [path, question],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_VERSION_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise PreflightError(
-            f"{_OPTION} is {path}, whose {question} gave no answer in {_VERSION_TIMEOUT_S} s;"
-            f" {_repair(path)}"
-        ) from error
-    except OSError as error:
-        raise PreflightError(f"{_OPTION} is {path}, which can't be started: {error}") from error
+        child = run_command([path, question], timeout_s=_VERSION_TIMEOUT_S, run=run)
+    except CommandError as error:
+        raise PreflightError(f"{_OPTION} is {path}, but {error}; {_repair(path)}") from error
     output = f"{child.stdout}\n{child.stderr}".strip()
     if child.returncode:
         raise PreflightError(

@@ -1,7 +1,7 @@
-"""A latency histogram with fixed bins: record, merge, percentile, serialise.
+"""A latency histogram with fixed bins: record, percentile, serialise.
 
 Every rank has the same bins, so adding the counts of two histograms gives exactly
-the histogram of all their values, and a percentile of the merge is a percentile over
+the histogram of all their values, and a percentile of the sum is a percentile over
 all operations. docs/histogram.md tells how to read the serialised form without us.
 
 The bins are HdrHistogram's idea (http://hdrhistogram.org: linear steps inside each
@@ -28,6 +28,8 @@ import numpy as np
 from pytest_kvcache.errors import OptionError, ResultError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     IntArray = npt.NDArray[np.int64]
@@ -42,49 +44,55 @@ LOWEST_NS: Final = 100
 HIGHEST_NS: Final = 1_000_000_000_000
 """The last bin holds this value: 1000 s."""
 
-_SHIFT: Final = 52 - MANTISSA_BITS  # a float64 has 52 mantissa bits
 _PAIR: Final = np.dtype([("gap", "<i8"), ("count", "<i8")])
 _FIELDS: Final = ("scheme", "count", "sum_ns", "min_ns", "max_ns", "bins")
 
 
-def _prefix(values_ns: FloatArray) -> IntArray:
-    """Exponent and leading mantissa bits; monotonic, as floats sort like their bits."""
-    bits: IntArray = values_ns.view(np.int64) >> _SHIFT
-    return bits
+class Bins:
+    """Bins of equal ratio: a value's are the exponent and leading mantissa bits of its float64.
 
-
-_FIRST: Final = int(_prefix(np.array([LOWEST_NS], dtype=np.float64))[0])
-BIN_COUNT: Final = int(_prefix(np.array([HIGHEST_NS], dtype=np.float64))[0]) - _FIRST + 1
-"""Number of bins, 17,028: 33.2 powers of two between 100 ns and 1000 s."""
-
-
-def bin_index(values_ns: IntArray) -> IntArray:
-    """Return the bin of each value, 0 to BIN_COUNT - 1, in the shape of the input.
-
-    Values outside LOWEST_NS to HIGHEST_NS land in the first and the last bin. Exact:
-    integers of this range have float64s of their own.
+    Monotonic, as floats sort like their bits. Values outside LOWEST_NS to HIGHEST_NS land in
+    the first and the last bin.
     """
-    inside = np.clip(values_ns, LOWEST_NS, HIGHEST_NS)
-    return _prefix(inside.astype(np.float64)) - _FIRST
+
+    __slots__ = ("_first", "_shift", "count")
+
+    def __init__(self, mantissa_bits: int) -> None:
+        self._shift = 52 - mantissa_bits  # a float64 has 52 mantissa bits
+        self._first = 0
+        ends = self.index(np.array([LOWEST_NS, HIGHEST_NS]))
+        self._first = int(ends[0])
+        self.count = int(ends[1] - ends[0]) + 1
+
+    def index(self, values_ns: IntArray) -> IntArray:
+        """Return the bin of each value, 0 to ``count`` - 1, in the shape of the input.
+
+        Exact: integers between the bounds have float64s of their own.
+        """
+        inside = np.clip(values_ns, LOWEST_NS, HIGHEST_NS).astype(np.float64)
+        bits: IntArray = inside.view(np.int64) >> self._shift
+        return bits - self._first
+
+    def low_ns(self, index: IntArray) -> FloatArray:
+        """Return the lower edge of each bin; that of ``index + 1`` is its upper edge."""
+        bits: IntArray = (np.asarray(index, dtype=np.int64) + self._first) << self._shift
+        return bits.view(np.float64)
+
+    def mid_ns(self, index: int) -> float:
+        """Return the middle of a bin, what a percentile reports for it."""
+        return float(self.low_ns(np.array([index, index + 1])).mean())
 
 
-def bin_low_ns(index: IntArray) -> FloatArray:
-    """Return the lower edge of each bin; ``bin_low_ns(index + 1)`` is its upper edge."""
-    bits: IntArray = (np.asarray(index, dtype=np.int64) + _FIRST) << _SHIFT
-    return bits.view(np.float64)
-
-
-def bin_mid_ns(index: IntArray) -> FloatArray:
-    """Return the middle of each bin, what a percentile reports for it."""
-    middle: FloatArray = (bin_low_ns(index) + bin_low_ns(np.asarray(index) + 1)) / 2
-    return middle
+BINS: Final = Bins(MANTISSA_BITS)
+BIN_COUNT: Final = BINS.count
+"""Number of bins, 17,028: 33.2 powers of two between 100 ns and 1000 s."""
 
 
 class Histogram:
     """Counts of latencies per bin, with the exact count, sum, minimum and maximum.
 
-    Starts empty; ``record`` and ``merge`` add to it. Not thread-safe: give each thread
-    its own and merge them.
+    Starts empty; ``record`` adds to it. Not thread-safe: give each thread its own, and add
+    up their counts.
     """
 
     __slots__ = ("_counts", "_max_ns", "_min_ns", "_sum_ns")
@@ -121,6 +129,16 @@ class Histogram:
         histogram._counts = counts.astype(np.int64)  # a copy
         histogram._sum_ns, histogram._min_ns, histogram._max_ns = sum_ns, min_ns, max_ns
         return histogram
+
+    @classmethod
+    def added(
+        cls, counts: IntArray, parts: Sequence[tuple[int, int | None, int | None]]
+    ) -> Histogram:
+        """Build one of several: their summed counts, and ``extremes`` of each."""
+        lows = [low for _sum, low, _high in parts if low is not None]
+        highs = [high for _sum, _low, high in parts if high is not None]
+        total_ns = sum(sum_ns for sum_ns, _low, _high in parts)
+        return cls.from_counts(counts, total_ns, min(lows, default=None), max(highs, default=None))
 
     @classmethod
     def from_json(cls, data: object) -> Histogram:
@@ -162,6 +180,11 @@ class Histogram:
         return view
 
     @property
+    def extremes(self) -> tuple[int, int | None, int | None]:
+        """Exact sum, minimum and maximum, as ``added`` takes them."""
+        return self._sum_ns, self._min_ns, self._max_ns
+
+    @property
     def count(self) -> int:
         """How many values were recorded."""
         return int(self._counts.sum())
@@ -197,15 +220,8 @@ class Histogram:
                 f"a latency is {lowest} ns; it must not be negative: "
                 "its clock ran backwards or its stamps are swapped"
             )
-        self._counts += np.bincount(bin_index(values.ravel()), minlength=BIN_COUNT)
+        self._counts += np.bincount(BINS.index(values.ravel()), minlength=BIN_COUNT)
         self._widen(_exact_sum(values, highest), lowest, highest)
-
-    def merge(self, other: Histogram) -> None:
-        """Add everything ``other`` holds, exactly as if it had been recorded here."""
-        if other._min_ns is None or other._max_ns is None:
-            return
-        self._counts += other._counts
-        self._widen(other._sum_ns, other._min_ns, other._max_ns)
 
     def mean_ns(self) -> float | None:
         """Exact mean; None when empty."""
@@ -230,7 +246,7 @@ class Histogram:
         index = int(np.searchsorted(np.cumsum(self._counts), rank))
         if index == BIN_COUNT - 1 and self._max_ns > HIGHEST_NS:
             return float(self._max_ns)
-        middle = float(bin_mid_ns(np.array([index]))[0])
+        middle = BINS.mid_ns(index)
         return min(max(middle, float(self._min_ns)), float(self._max_ns))
 
     def samples_beyond(self, q: float, *, censored: int = 0) -> int:
@@ -280,12 +296,12 @@ def _check_extremes(counts: IntArray, sum_ns: int, min_ns: int | None, max_ns: i
         return
     if not 0 <= min_ns <= max_ns < 2**63:
         raise ResultError(f"a histogram has {told}; it must be 0 <= min_ns <= max_ns < 2**63")
-    ends = bin_index(np.array([min_ns, max_ns]))
+    ends = BINS.index(np.array([min_ns, max_ns]))
     if list(ends) != [used[0], used[-1]]:
         raise ResultError(
             f"a histogram has {told}; min_ns and max_ns must lie in its first and last used bin"
         )
-    low, high = bin_low_ns(used), bin_low_ns(used + 1)
+    low, high = BINS.low_ns(used), BINS.low_ns(used + 1)
     low[0], high[-1] = min_ns, max_ns  # these two bins may hold values beyond their edges
     weights = counts[used].astype(np.float64)
     rounding = 1e-9 * float(high @ weights)

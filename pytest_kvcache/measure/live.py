@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_kvcache.measure.series import BIN_COUNT, KINDS, p99_ms
+from pytest_kvcache.units import GIB
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     IntArray = npt.NDArray[np.int64]
 
-_GIB = 1 << 30
 _NS_PER_S = 1e9
 _WIRE = np.dtype("<u4")
 
@@ -98,8 +98,8 @@ class LiveFigures:
         operations, read, written = np.broadcast_to(rates, 3).tolist()
         figures = {
             "operations_per_s": float(operations),
-            "read_gib_per_s": read / _GIB,
-            "write_gib_per_s": written / _GIB,
+            "read_gib_per_s": read / GIB,
+            "write_gib_per_s": written / GIB,
             "read_p99_ms": p99_ms(self._reads),
         }
         self._since_ns = dict(self._until_ns)

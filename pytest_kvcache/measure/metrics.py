@@ -1,6 +1,6 @@
 """The one table of metrics: name, unit, direction, and where a trial holds it.
 
-Pure; imports nothing of the package but the exception tree.
+Pure; imports nothing of the package but the exception tree and the table of sections.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_kvcache.errors import ResultError
+from pytest_kvcache.measure.sections import SECTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,6 @@ PERCENTILES: Mapping[str, float] = MappingProxyType(
 MIN_SAMPLES_BEYOND = 10  # a percentile is shown only if it rests on this many samples above it
 
 ALWAYS_SHOWN = ("requests.per_s", "cache.hit_ratio")  # whatever --kv-metrics names
-LATENCY_SECTIONS = ("read", "write", "delete", "queue", "device", "load", "request", "wakeup")
 # Phase of serving → the operations that it never makes.
 _NEVER: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"prefill": ("read",), "decode": ("write", "delete")}
@@ -109,7 +109,7 @@ class Metric:
 
 
 def _latency_metrics() -> Iterator[Metric]:
-    for section in LATENCY_SECTIONS:
+    for section in SECTIONS:
         for statistic in ("mean", *PERCENTILES, "max"):
             yield Metric(
                 name=f"{section}.{statistic}_ms",

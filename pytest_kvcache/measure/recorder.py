@@ -18,6 +18,7 @@ import numpy as np
 
 from pytest_kvcache.measure.histogram import Histogram
 from pytest_kvcache.measure.live import Recent
+from pytest_kvcache.measure.sections import CENSORED, SECTIONS
 from pytest_kvcache.measure.series import SeriesLedger, coarse_index
 from pytest_kvcache.measure.stalls import StallWatch
 
@@ -46,10 +47,6 @@ _ROWS_PER_BUFFER = 4096
 
 _OBJECTS = ((READ, "read"), (WRITE, "write"))
 _OPERATIONS = (*_OBJECTS, (DELETE, "delete"))
-
-CENSORED = ("load", "request")  # what may have begun without being seen to end
-
-SECTIONS = ("read", "write", "delete", "queue", "device", "load", "request", "wakeup")
 
 LEDGER_COLUMNS = (
     "read_bytes",
@@ -166,30 +163,6 @@ class Ledger:
         """Totals from ``begin_ns`` to ``end_ns`` after the origin (multiples of a slice)."""
         part = self._sums[begin_ns // self.slice_ns : end_ns // self.slice_ns]
         return dict(zip(LEDGER_COLUMNS, (int(v) for v in part.sum(axis=0)), strict=True))
-
-
-@dataclass(slots=True)
-class Counters:
-    """What the engine counts beside the log, from the start of the run on.
-
-    ``backlog`` are the requests without an answer when issuing stops, ``generating``
-    those of them whose answer is only simulated; ``storing`` are answered, and some of
-    their blocks are not stored yet. ``distinct_blocks`` are those that were read, each once.
-    """
-
-    read_failed: int = 0
-    write_failed: int = 0
-    delete_failed: int = 0
-    read_bytes: int = 0
-    write_bytes: int = 0
-    offered: int = 0
-    completed: int = 0
-    dropped: int = 0
-    backlog: int = 0
-    generating: int = 0
-    storing: int = 0
-    stall_ns: int = 0
-    distinct_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True)

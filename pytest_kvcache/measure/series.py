@@ -7,10 +7,10 @@ are 1 s wide and double (2 s, 4 s …) when there would be more than MAX_POINTS 
 whole intervals of the window that all ranks share are kept: what was done in the rest of
 it, less than one interval, is in the trial's sections but not in here.
 
-The bins are those of latency.py with 3 mantissa bits: 8 per power of two, so the middle of
+The bins are those of histogram.py with 3 mantissa bits: 8 per power of two, so the middle of
 one is within 1/16 (6.25 %) of every value in it. docs/histogram.md tells how to read them.
 
-Runs on ranks and on the controller; imports numpy, the error tree and latency.py.
+Runs on ranks and on the controller; imports numpy, the error tree and histogram.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from pytest_kvcache.errors import ResultError
-from pytest_kvcache.measure.histogram import HIGHEST_NS, LOWEST_NS, pack_bins, unpack_bins
+from pytest_kvcache.measure.histogram import Bins, pack_bins, unpack_bins
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -48,33 +48,20 @@ MIN_FOR_MEDIAN: Final = 20
 _SECOND_NS: Final = 1_000_000_000
 _NS_PER_MS: Final = 1e6
 _COUNT_LIMIT: Final = 1 << 53  # of one bin
-_SHIFT: Final = 52 - MANTISSA_BITS  # a float64 has 52 mantissa bits
 _FIELDS: Final = frozenset(
     {"interval_s", "histograms"}
     | {f"{kind}{what}" for kind in KINDS for what in ("s", "_bytes", "_p50_ms", "_p99_ms")}
 )
 
 
-def _prefix(values_ns: FloatArray) -> IntArray:
-    """Exponent and leading mantissa bits; monotonic, as floats sort like their bits."""
-    bits: IntArray = values_ns.view(np.int64) >> _SHIFT
-    return bits
-
-
-_FIRST: Final = int(_prefix(np.array([LOWEST_NS], dtype=np.float64))[0])
-BIN_COUNT: Final = int(_prefix(np.array([HIGHEST_NS], dtype=np.float64))[0]) - _FIRST + 1
+BINS: Final = Bins(MANTISSA_BITS)
+BIN_COUNT: Final = BINS.count
 """Number of bins, 267; the first begins at 96 ns, the last one holds 1000 s and more."""
 
 
 def coarse_index(values_ns: IntArray) -> IntArray:
     """Return the bin of each value in ns, 0 to BIN_COUNT - 1; the outer ones take the rest."""
-    return _prefix(np.clip(values_ns, LOWEST_NS, HIGHEST_NS).astype(np.float64)) - _FIRST
-
-
-def coarse_mid_ns(index: int) -> float:
-    """Return the middle of a bin, what a percentile reports for it."""
-    edges = (np.array([index, index + 1], dtype=np.int64) + _FIRST) << _SHIFT
-    return float(edges.view(np.float64).mean())
+    return BINS.index(values_ns)
 
 
 def p99_ms(counts: IntArray) -> float | None:
@@ -92,7 +79,7 @@ def _percentile_ms(counts: IntArray, percent: int, least: int) -> float | None:
     if total < least:
         return None
     rank = -(-percent * total // 100)
-    return coarse_mid_ns(int(np.searchsorted(np.cumsum(counts), rank))) / _NS_PER_MS
+    return BINS.mid_ns(int(np.searchsorted(np.cumsum(counts), rank))) / _NS_PER_MS
 
 
 # --- on a rank ------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.backends.posix.allocator import slab_count
+from pytest_kvcache.backends.protocol import MAX_CHUNK_BYTES, PAGE_BYTES
 from pytest_kvcache.cache.identity import MAX_PARTS
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.hosts.hostlist import RankLayout
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from pytest_kvcache.options.options import Options
     from pytest_kvcache.traces.read import Trace
 
-MAX_CHUNK_BYTES = 4 * MIB
-PAGE_BYTES = 4096
 DEFAULT_BLOCK_TOKENS = 256
 # Objects up to this size, as stored, go into slabs. Measured on ext4 (docs/why.md, "Two
 # stores"): at 64 KiB a file per object costs 2.5 times an overwrite in a slab, at 1 MiB
@@ -192,8 +191,7 @@ class Plan:
     @property
     def case(self) -> str:
         """The name that makes cases of different runs comparable."""
-        label = "" if self.label is None else f"-{self.label}"
-        return f"{self.scenario}-{self.model.name}-np{self.np}{label}"
+        return case_name(self.scenario, self.model, self.layout, self.label)
 
     @property
     def block_bytes(self) -> int:
@@ -354,6 +352,11 @@ class Plan:
         if values["trace"] is not None:
             values["trace"] = TracePlan(**values["trace"])
         return cls(**values)
+
+
+def case_name(scenario: str, model: ModelSpec, layout: RankLayout, label: str | None) -> str:
+    """The name of a case, planned or not; ``label`` is a test's own part of it."""
+    return f"{scenario}-{model.name}-np{layout.np}" + ("" if label is None else f"-{label}")
 
 
 def objects_per_block(object_layout: str, model: ModelSpec) -> int:

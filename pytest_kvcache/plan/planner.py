@@ -21,6 +21,7 @@ from pytest_kvcache.plan.plan import (
     Plan,
     TracePlan,
     build_plan,
+    case_name,
     effective_block_tokens,
 )
 from pytest_kvcache.system.devicechain import is_network_type
@@ -63,8 +64,7 @@ class CaseName:
             )
 
     def __str__(self) -> str:
-        label = "" if self.label is None else f"-{self.label}"
-        return f"{self.scenario}-{self.model.name}-np{self.layout.np}{label}"
+        return case_name(self.scenario, self.model, self.layout, self.label)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,9 +19,10 @@ import numpy as np
 from pytest_kvcache.backends.null import NullBackend
 from pytest_kvcache.backends.protocol import MAX_CHUNK_BYTES, PAGE_BYTES
 from pytest_kvcache.measure.recorder import Window
+from pytest_kvcache.workloads.wrapped import WrappedWorkload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from pytest_kvcache.engine.engine import Engine
@@ -60,20 +61,10 @@ class ArenaBackend(NullBackend):
         return self._arena[begin : begin + length]
 
 
-class _Unthinking:
-    """The same requests, each as soon as the last one is answered (implements ``Workload``)."""
+class _Unthinking(WrappedWorkload):
+    """The same requests, each as soon as the last one is answered."""
 
     open_loop = False
-
-    def __init__(self, workload: Workload) -> None:
-        self._workload = workload
-
-    @property
-    def users(self) -> int:
-        return self._workload.users
-
-    def population(self) -> Iterator[Request]:
-        return self._workload.population()
 
     def next_request(self, user: int) -> Request | None:
         request = self._workload.next_request(user)

@@ -20,7 +20,7 @@ from pytest_kvcache.atomic import write_json
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.measure.histogram import Histogram
 from pytest_kvcache.measure.live import LiveFigures
-from pytest_kvcache.measure.recorder import SECTIONS
+from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.measure.series import Cut, Series, empty_dense
 from pytest_kvcache.plan.plan import Plan
 from pytest_kvcache.ranks.comm import Comm, clock_ns
@@ -296,29 +296,18 @@ def _gather(comm: Comm, plan: Plan, clock: ClockRecord) -> TrialRecord:
     assert counts is not None
     assert series is not None
     assert gathered is not None
-    results = [result for result, _extremes in gathered[1:]]
+    results = [result for result, _parts in gathered[1:]]
     return TrialRecord(
         plan_digest=plan.digest,
         trial=plan.trial,
         window_s=window_ns / 1e9,
         ranks=tuple(results),
         histograms={
-            name: _merged(counts[row], [extremes[row] for _result, extremes in gathered[1:]])
+            name: Histogram.added(counts[row], [parts[row] for _result, parts in gathered[1:]])
             for row, name in enumerate(SECTIONS)
         },
         series=Series.from_dense(series, cut),
         clock=clock,
-    )
-
-
-def _merged(counts: Any, extremes: list[tuple[int, int | None, int | None]]) -> Histogram:
-    lows = [low for _sum, low, _high in extremes if low is not None]
-    highs = [high for _sum, _low, high in extremes if high is not None]
-    return Histogram.from_counts(
-        counts,
-        sum_ns=sum(total for total, _low, _high in extremes),
-        min_ns=min(lows, default=None),
-        max_ns=max(highs, default=None),
     )
 
 

@@ -379,8 +379,8 @@ class Rank:
         return {
             **space,
             "error": self.engine.first_error,
-            "read_bytes": counters.read_bytes,
-            "write_bytes": counters.write_bytes,
+            "read_bytes": counters.requested_read_bytes,
+            "write_bytes": counters.requested_write_bytes,
             "completed": counters.completed,
             "prompt_blocks": index.prompt_blocks - self._admitted_blocks[0],
             "hit_blocks": index.hit_blocks - self._admitted_blocks[1],
@@ -508,28 +508,19 @@ class Rank:
     def _operation_counts(self) -> dict[str, Any]:
         """What the engine, its pool, its log and its index counted."""
         assert self.engine is not None
-        counters, pool = self.engine.counters, self.engine.pool
+        pool = self.engine.pool
         histograms, section_bytes = self.recorder.histograms, self.recorder.section_bytes
         return {
+            **self.engine.counters.counted(),
             "read_count": histograms["read"].count,
-            "read_failed": counters.read_failed,
             "read_p95_ms": latencies_ms(histograms["read"])["p95"],
             "read_op_bytes": section_bytes["read"],
             "write_count": histograms["write"].count,
-            "write_failed": counters.write_failed,
             "write_p95_ms": latencies_ms(histograms["write"])["p95"],
             "write_op_bytes": section_bytes["write"],
             "delete_count": histograms["delete"].count,
-            "delete_failed": counters.delete_failed,
             "delete_p95_ms": latencies_ms(histograms["delete"])["p95"],
             "device_bytes": section_bytes["device"],
-            "offered": counters.offered,
-            "completed": counters.completed,
-            "dropped": counters.dropped,
-            "backlog": counters.backlog,
-            "generating": counters.generating,
-            "storing": counters.storing,
-            "store_stall_s": counters.stall_ns / 1e9,
             "load_censored": self.recorder.censored["load"],
             "request_censored": self.recorder.censored["request"],
             "evictions": self.index.evictions,
@@ -537,7 +528,6 @@ class Rank:
             "checked": pool.checked + self._read_back.checked,
             "corrupt": pool.corrupt + self._read_back.corrupt,
             "read_back": self._read_back.checked,
-            "distinct_read_bytes": counters.distinct_blocks * self.plan.stored_bytes,
             "error": self._with_its_cause(self.engine.first_error or self._read_back.error),
         }
 
@@ -553,8 +543,6 @@ class Rank:
             "is_storage": self._facts.is_storage,
             "filesystem": self._filesystem,
             "device": None if self._watch is None else self._watch.to_json(),
-            "requested_read_bytes": self.engine.counters.read_bytes,
-            "requested_write_bytes": self.engine.counters.write_bytes,
             "device_read_bytes": self._io.read_bytes,
             "device_write_bytes": self._io.write_bytes,
         }

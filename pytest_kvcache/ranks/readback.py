@@ -8,7 +8,8 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from pytest_kvcache.engine.transfers import PAGE_BYTES, object_key_of
+from pytest_kvcache.backends.protocol import PAGE_BYTES
+from pytest_kvcache.engine.transfers import object_key_of
 from pytest_kvcache.errors import StorageError
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.errors import KVCacheError
-from pytest_kvcache.measure.recorder import SECTIONS
+from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.plan.plan import Plan
 from pytest_kvcache.ranks.comm import COORDINATOR, Comm
 from pytest_kvcache.ranks.coordinator import coordinate
@@ -167,7 +167,7 @@ def _report(comm: Comm, heart: _Heartbeat, rank: Rank, origin_ns: int) -> None:
     histograms = [recorder.histograms[name] for name in SECTIONS]
     comm.sum_arrays(np.stack([histogram.counts for histogram in histograms]))
     comm.sum_arrays(recorder.series.dense(cut))
-    extremes = [(h.sum_ns, h.min_ns, h.max_ns) for h in histograms]
+    extremes = [histogram.extremes for histogram in histograms]
     comm.gather((result, extremes))
     _leave(comm, heart, rank)
 

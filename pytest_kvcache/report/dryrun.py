@@ -14,7 +14,8 @@ from pytest_kvcache.plan.forecast import describe_forecast
 from pytest_kvcache.plan.plan import WITHSTANDS
 from pytest_kvcache.report.progress import short_duration
 from pytest_kvcache.report.tables import describe_block, describe_plan
-from pytest_kvcache.units import format_bytes, format_count
+from pytest_kvcache.showable import COLUMNS
+from pytest_kvcache.units import GIB, format_bytes, format_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,9 +24,8 @@ if TYPE_CHECKING:
     from pytest_kvcache.plan.forecast import Forecast
     from pytest_kvcache.plan.plan import Plan
 
-_WIDTH = 79
 _START_S = 8.0  # until ranks are together, and until everything is cleared away
-_BYTES_PER_S = 1 << 30  # assumed of what is stored before the window, and said
+_BYTES_PER_S = GIB  # assumed of what is stored before the window, and said
 _LABEL = 11  # columns of a fact's name
 _NAME = 21  # columns of an option's name
 
@@ -50,7 +50,7 @@ def describe_dry_run(found: DryRun, *, whole: bool) -> Iterator[str]:
     plan = found.plan
     yield plan.case
     yield from textwrap.wrap(
-        describe_plan(plan), _WIDTH, initial_indent="  ", subsequent_indent="    ",
+        describe_plan(plan), COLUMNS - 1, initial_indent="  ", subsequent_indent="    ",
         break_on_hyphens=False,
     )  # fmt: skip
     yield ""
@@ -89,7 +89,8 @@ def _has_own_users(plan: Plan) -> bool:
 
 def _fact(label: str, text: str) -> list[str]:
     return textwrap.wrap(
-        text, _WIDTH, initial_indent=f"  {label:<{_LABEL}}", subsequent_indent=" " * (_LABEL + 2),
+        text, COLUMNS - 1,
+        initial_indent=f"  {label:<{_LABEL}}", subsequent_indent=" " * (_LABEL + 2),
         break_on_hyphens=False, break_long_words=False,
     )  # fmt: skip
 

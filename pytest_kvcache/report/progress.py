@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pytest_kvcache.units import format_bytes
+from pytest_kvcache.units import GIB, format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 MARK = "[kv] "
 MOST_COLUMNS = 100
-_GIB = 1 << 30
 _STORED = "population"  # the phase that fills the cache
 # Columns in the order in which they are given up, and in that in which they stand.
 _GIVEN_UP = ("case", "free", "iops", "hit", "p99", "rates", "left", "where", "trial")
@@ -152,7 +151,7 @@ def _texts(
         yield "hit", f"hit {hit:>4}"
     if event["phase"] in (_STORED, "window"):
         free_bytes = event["free_bytes"]
-        free = "—" if free_bytes is None else f"{_short(free_bytes / _GIB)} GiB"
+        free = "—" if free_bytes is None else f"{_short(free_bytes / GIB)} GiB"
         yield "free", f"free {free}"
 
 

@@ -14,9 +14,10 @@ from pytest_kvcache.results.absence import absent_in_brief
 from pytest_kvcache.results.prooftext import describe_io, describe_proof
 from pytest_kvcache.results.summary import MetricSeries
 from pytest_kvcache.results.verdicts.sizes import size_of
+from pytest_kvcache.showable import COLUMNS
 from pytest_kvcache.system.mountoptions import asks_for_flushes
 from pytest_kvcache.traces.times import TimeUnit
-from pytest_kvcache.units import format_bytes, format_count
+from pytest_kvcache.units import GIB, format_bytes, format_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,11 +26,9 @@ if TYPE_CHECKING:
     from pytest_kvcache.plan.plan import Plan, TracePlan
     from pytest_kvcache.results.trial import CaseResult, RunResult, TrialResult, Verdict
 
-WIDTH = 80
 _BARS = " ▁▂▃▄▅▆▇█"
 _ASCII_BARS = " .:-=+*#@"
 _DONE = {"read": "read", "write": "written"}
-_GIB = 1 << 30
 _HOST_WIDTH = 17
 _SHARED_WIDTH = 13  # what the other columns leave
 
@@ -59,7 +58,7 @@ def report_series(case: CaseResult, *, ascii_only: bool) -> Iterator[str]:
         if values:
             head = f"  trial {trial.index + 1} {kind:<6}"
             tail = f" {figure(min(values))} to {figure(max(values))} GiB/s"
-            width = WIDTH - 1 - len(head) - len(tail)
+            width = COLUMNS - 1 - len(head) - len(tail)
             bars = sparkline(_fitted(values, width), highest[kind], ascii_only=ascii_only)
             yield f"{head}{bars}{tail}"
 
@@ -70,7 +69,7 @@ def _rates(case: CaseResult, kind: str) -> Iterator[tuple[int, list[float]]]:
         if trial.data is None:
             continue
         series = trial.data["series"]
-        rates = [moved / series["interval_s"] / _GIB for moved in series[f"{kind}_bytes"]]
+        rates = [moved / series["interval_s"] / GIB for moved in series[f"{kind}_bytes"]]
         if any(rates):
             yield trial.index, rates
 
@@ -359,6 +358,6 @@ def _which(
 def wrapped(text: str, *, indent: str) -> list[str]:
     """``text`` in lines that fit, the second and later ones a little further in."""
     return textwrap.wrap(
-        text, WIDTH - 1, initial_indent=indent, subsequent_indent=indent + "  ",
+        text, COLUMNS - 1, initial_indent=indent, subsequent_indent=indent + "  ",
         break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip

@@ -11,6 +11,14 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.errors import OptionError, ResultError
+from pytest_kvcache.measure.counters import (
+    MAY_BE_UNKNOWN,
+    TABLE,
+    AtMost,
+    AtMostPlanned,
+    CountOf,
+    merged,
+)
 from pytest_kvcache.measure.metrics import never_makes
 from pytest_kvcache.measure.recorder import widest_slice_s
 from pytest_kvcache.measure.series import KINDS, MAX_POINTS
@@ -22,6 +30,7 @@ from pytest_kvcache.system.filesystem import FilesystemFacts
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from pytest_kvcache.measure.counters import Law
     from pytest_kvcache.plan.plan import Plan
     from pytest_kvcache.results.record import RankResult, TrialRecord
     from pytest_kvcache.system.surroundings import Surroundings
@@ -34,46 +43,7 @@ _BUSY_ROUNDING_S = 0.1  # the kernel counts busy time in its own ticks
 # free and what it holds) while one rank after the other looks.
 _CHANGES_IN_TIME = frozenset({"total_bytes", "available_bytes", "available_inodes"})
 
-# Of a rank: (what is a part, what it is a part of).
-_PARTS: tuple[tuple[tuple[str, ...], str], ...] = (
-    # The I/O of the window, in logical bytes, in that of the whole run, in whole pages.
-    (("read_bytes",), "requested_read_bytes"),
-    (("read_op_bytes",), "requested_read_bytes"),
-    (("write_bytes",), "requested_write_bytes"),
-    (("write_op_bytes",), "requested_write_bytes"),
-    (("completed", "request_censored"), "offered"),
-    (("completed", "dropped"), "offered"),
-    (("backlog", "dropped"), "offered"),
-    (("generating",), "backlog"),
-    (("storing",), "completed"),
-    (("completed_in_window", "dropped"), "offered"),
-    (("hit_blocks",), "prompt_blocks"),
-    (("hit_tokens",), "arrived_tokens"),
-    (("first_half_hits",), "first_half_blocks"),
-    (("second_half_hits",), "second_half_blocks"),
-    (("first_half_blocks", "second_half_blocks"), "prompt_blocks"),
-    (("first_half_hits", "second_half_hits"), "hit_blocks"),
-    (("corrupt",), "checked"),
-    (("read_back",), "checked"),
-)
 _ORDERED = ("start_s", "stop_s", "drained_s")
-_COUNTS = (
-    "pid", "read_count", "read_failed", "read_bytes", "write_count", "write_failed", "write_bytes",
-    "device_bytes", "read_op_bytes", "write_op_bytes", "offered", "completed",
-    "completed_in_window", "dropped", "backlog", "prompt_tokens", "generated_tokens",
-    "prompt_blocks", "hit_blocks", "arrived_tokens", "hit_tokens", "first_half_blocks",
-    "first_half_hits", "second_half_blocks", "second_half_hits", "evictions", "cached_blocks",
-    "populated_blocks", "population_s", "store_stall_s", "requested_read_bytes",
-    "requested_write_bytes", "checked", "corrupt", "cpu_s", "peak_rss_bytes", "cores",
-    "load_censored", "request_censored", "generating", "storing", "read_back",
-    "distinct_read_bytes", "delete_count", "delete_failed",
-)  # fmt: skip
-_COUNTS_OR_NONE = (
-    "read_p95_ms", "write_p95_ms", "delete_p95_ms", "null_ops_per_s", "memory_ops_per_s",
-    "mean_depth", "longest_pause_s",
-    "device_read_bytes", "device_write_bytes",
-    "first_half_waiting", "second_half_waiting",
-)  # fmt: skip
 _AROUND = (
     "span_s", "raw_span_s", "cpu_quota_cores", "cpu_periods", "throttled_periods", "throttled_s",
     "steal_s", "memory_limit_bytes", "memory_limit_hits", "memory_pressure_s",
@@ -86,6 +56,7 @@ def record_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
     for rank in record.ranks:
         for fault in _rank_faults(rank, plan):
             yield f"rank {rank.rank} on host {rank.host}: {fault}"
+    yield from _count_faults(record)
     yield from _clock_faults(record)
     yield from _device_faults(record)
     yield from _window_faults(record, plan)
@@ -104,29 +75,53 @@ def check_record(record: TrialRecord, plan: Plan) -> None:
 
 
 def _rank_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
-    for name in (*_COUNTS, *_COUNTS_OR_NONE):
+    for name in ("pid", *TABLE):
         value = getattr(rank, name)
-        if not (value is None and name in _COUNTS_OR_NONE) and not value >= 0:
+        if not (value is None and name in MAY_BE_UNKNOWN) and not value >= 0:
             yield f"{name} is {value}; it must be at least 0"
-    for names, whole in _PARTS:
-        part, limit = sum(getattr(rank, name) for name in names), getattr(rank, whole)
-        if part > limit:
-            yield f"{' + '.join(names)} is {part}; it must be at most {whole}, which is {limit}"
+    for name, row in TABLE.items():
+        for law in row.laws:
+            yield from _law_faults(name, law, rank, plan)
     yield from _surroundings_faults(rank.surroundings)
     yield from _place_faults(rank, plan)
     for early, late in itertools.pairwise(_ORDERED):
         before, after = getattr(rank, early), getattr(rank, late)
         if not before <= after + _CLOCK_S:
             yield f"{early} is {before}; it must be at most {late}, which is {after}"
-    for kind in ("read", "write", "delete"):
-        if never_makes(kind, plan.phase) and (count := getattr(rank, f"{kind}_count")):
-            yield f"{kind}_count is {count}; it must be 0 with phase {plan.phase}"
-    yield from _plan_limit_faults(rank, plan)
     drained_s = rank.drained_s - plan.ramp_s
     beyond = (stall for stall in rank.stalls if stall.end_s > drained_s + _CLOCK_S)
     yield from (f"a stall ends at {s.end_s} s; the rank was done at {drained_s} s" for s in beyond)
     if any(stall.paused_s for stall in rank.stalls) and not rank.longest_pause_s:
         yield f"a stall has paused_s; longest_pause_s is {rank.longest_pause_s}, so it must have 0"
+
+
+def _law_faults(name: str, law: Law, rank: RankResult, plan: Plan) -> Iterator[str]:
+    """What breaks a law of the table of counters, as far as it is about one rank."""
+    value = getattr(rank, name)
+    if isinstance(law, AtMost):
+        names = (name, *law.beside)
+        part, whole = sum(getattr(rank, each) for each in names), getattr(rank, law.whole)
+        if part > whole:
+            yield f"{' + '.join(names)} is {part}; it must be at most {law.whole}, which is {whole}"
+    elif isinstance(law, AtMostPlanned):
+        limit = getattr(plan, law.limit)
+        if (value or 0) > limit * (1 + _ROUNDING):
+            yield f"{name} is {value}; it must be at most the plan's {law.limit}, which is {limit}"
+    elif value and never_makes(law.section, plan.phase):
+        yield f"{name} is {value}; it must be 0 with phase {plan.phase}"
+
+
+def _count_faults(record: TrialRecord) -> Iterator[str]:
+    """What the ranks have counted one by one, and what their histograms hold."""
+    together = merged(record.ranks)
+    for name, row in TABLE.items():
+        for law in row.laws:
+            if isinstance(law, CountOf):
+                counted, held = getattr(together, name), record.histograms[law.section].count
+                if counted != held:
+                    yield (
+                        f"its ranks counted {counted} {law.section}s; the histogram holds {held}"
+                    )
 
 
 def _place_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
@@ -174,14 +169,6 @@ def _clock_faults(record: TrialRecord) -> Iterator[str]:
         )
     if not 0 <= clock.drift_rank < len(record.ranks):
         yield f"clock.drift_rank is {clock.drift_rank}; it must be one of the ranks"
-
-
-def _plan_limit_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
-    """What the plan allows no more of."""
-    for name, limit_name in (("cached_blocks", "capacity_blocks"), ("mean_depth", "queue_depth")):
-        value, limit = getattr(rank, name) or 0, getattr(plan, limit_name)
-        if value > limit * (1 + _ROUNDING):
-            yield f"{name} is {value}; it must be at most the plan's {limit_name}, which is {limit}"
 
 
 def _device_faults(record: TrialRecord) -> Iterator[str]:

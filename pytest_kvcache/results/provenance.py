@@ -35,6 +35,7 @@ from pytest_kvcache.errors import ResultError
 from pytest_kvcache.options.rules import CLOSING
 from pytest_kvcache.results.verdictcodes import INVALIDATING
 from pytest_kvcache.system.mountoptions import normalised
+from pytest_kvcache.units import GIB
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -89,11 +90,6 @@ class Evidence:
     def is_told(self) -> bool:
         """Whether nothing is unknown."""
         return None not in (self.is_storage, self.verdicts, self.facts)
-
-    @property
-    def invalidating(self) -> frozenset[str]:
-        """The verdicts that fail a trial unless somebody allows them."""
-        return INVALIDATING.intersection(self.verdicts or ())
 
     def to_json(self) -> dict[str, Any]:
         """As in a benchmark entry's ``extra_info``."""
@@ -337,7 +333,7 @@ def _filesystem(filesystem: Mapping[str, Any]) -> str:
     """Type and size; of one that a server or a pool lends, which may grow, where it is from."""
     if not filesystem.get("device") and re.search("[:/]", filesystem["source"]):
         return f"{filesystem['type']} from {filesystem['source']}"
-    return f"{filesystem['type']} of {filesystem['total_bytes'] / (1 << 30):.4g} GiB"
+    return f"{filesystem['type']} of {filesystem['total_bytes'] / GIB:.4g} GiB"
 
 
 def _layers(filesystem: Mapping[str, Any]) -> str | None:

@@ -1,7 +1,7 @@
 """What the ranks of a trial found: the record that the coordinator writes. Pure.
 
 Imports neither pytest nor MPI. Ranks send a ``RankResult`` each and one set of summed
-histograms; results.py makes of it what people read.
+histograms; trial.py makes of it what people read.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.errors import ResultError
+from pytest_kvcache.measure.counters import TABLE, Counters
 from pytest_kvcache.measure.histogram import Histogram
-from pytest_kvcache.measure.recorder import SECTIONS
+from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.measure.series import Series
 from pytest_kvcache.measure.stalls import Stall
 from pytest_kvcache.system.clocks import ClockRecord
@@ -63,13 +64,13 @@ class ControllerRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RankResult:
-    """One rank's scalars of one trial; bytes and tokens of the common window.
+class RankResult(Counters):
+    """One rank's record of one trial: what it counted, who it is, and what it found.
 
-    ``start_s`` and ``stop_s`` are on the coordinator's clock, counted from the agreed
-    start: when the rank began and when it stopped issuing. The I/O counters
-    (``requested_…``, ``device_…``) cover the rank's whole run from start to drained. ``device``
-    is what the first rank of each host with a directory saw of its disks (devicewatch.py).
+    ``start_s``, ``stop_s`` and ``drained_s`` are on the coordinator's clock, counted from the
+    agreed start: when the rank began, stopped issuing, and had nothing in flight any more.
+    ``device`` is what the first rank of each host with a directory saw of its disks
+    (devicewatch.py).
     """
 
     rank: int
@@ -78,48 +79,6 @@ class RankResult:
     start_s: float
     stop_s: float
     drained_s: float
-    read_count: int
-    read_failed: int
-    read_bytes: int
-    read_p95_ms: float | None
-    write_count: int
-    write_failed: int
-    write_bytes: int
-    write_p95_ms: float | None
-    delete_count: int
-    delete_failed: int
-    delete_p95_ms: float | None
-    device_bytes: int
-    read_op_bytes: int
-    write_op_bytes: int
-    offered: int
-    completed: int
-    completed_in_window: int
-    dropped: int
-    backlog: int
-    generating: int
-    storing: int
-    prompt_tokens: int
-    generated_tokens: int
-    prompt_blocks: int
-    hit_blocks: int
-    arrived_tokens: int
-    hit_tokens: int
-    first_half_blocks: int
-    first_half_hits: int
-    second_half_blocks: int
-    second_half_hits: int
-    first_half_waiting: float | None
-    second_half_waiting: float | None
-    evictions: int
-    cached_blocks: int
-    populated_blocks: int
-    population_s: float
-    store_stall_s: float
-    load_censored: int
-    request_censored: int
-    mean_depth: float | None
-    longest_pause_s: float | None
     stalls: tuple[Stall, ...]
     io_mode: str
     io_note: str | None
@@ -127,34 +86,22 @@ class RankResult:
     is_storage: bool
     filesystem: dict[str, Any] | None
     device: dict[str, Any] | None
-    requested_read_bytes: int
-    requested_write_bytes: int
-    device_read_bytes: int | None
-    device_write_bytes: int | None
-    checked: int
-    corrupt: int
-    read_back: int
-    distinct_read_bytes: int
-    cpu_s: float
-    peak_rss_bytes: int
-    cores: int
-    null_ops_per_s: float | None
-    memory_ops_per_s: float | None
     error: str | None
     cleanup_error: str | None
     surroundings: Surroundings
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict; ``from_json`` gives the same result back."""
-        stalls = [asdict(stall) for stall in self.stalls]
-        return {**asdict(self), "stalls": stalls, "surroundings": self.surroundings.to_json()}
+        told = asdict(self)
+        told["stalls"] = [asdict(stall) for stall in self.stalls]
+        told["surroundings"] = self.surroundings.to_json()
+        return {name: told[name] for name in _FIELDS}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RankResult:
         """The inverse of ``to_json``; ResultError if a field is missing or unknown."""
-        names = {f.name for f in fields(cls)}
-        if set(data) != names:
-            odd = ", ".join(sorted(names.symmetric_difference(data)))
+        if set(data) != set(_FIELDS):
+            odd = ", ".join(sorted(set(_FIELDS).symmetric_difference(data)))
             raise ResultError(f"a rank's record has other fields than this version's: {odd}")
         if not isinstance(data["stalls"], (list, tuple)):
             raise ResultError(f"a rank's stalls are {data['stalls']!r}; they must be a list")
@@ -163,6 +110,15 @@ class RankResult:
             "surroundings": Surroundings.from_json(data["surroundings"]),
         }
         return cls(**{**data, **parsed})
+
+
+_WHO = ("rank", "host", "pid", "start_s", "stop_s", "drained_s")
+_FIELDS = (
+    *_WHO,
+    *TABLE,
+    *(part.name for part in fields(RankResult) if part.name not in (*_WHO, *TABLE)),
+)
+"""Of a rank's JSON, in its order: who it is, what it counted, what it found."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

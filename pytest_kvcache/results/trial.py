@@ -1,6 +1,6 @@
 """The results of a run: complete or an error. Pure; imports neither pytest nor MPI.
 
-The controller makes a ``TrialResult`` of a trial's record (trialrecord.py). The run file
+The controller makes a ``TrialResult`` of a trial's record (record.py). The run file
 holds everything from which its summary can be recomputed.
 """
 
@@ -18,6 +18,7 @@ from pytest_kvcache.results.provenance import evidence_of
 from pytest_kvcache.results.record import check_finite
 from pytest_kvcache.results.summary import MetricSeries
 from pytest_kvcache.results.verdictcodes import SEVERITIES
+from pytest_kvcache.units import GIB
 from pytest_kvcache.version import RUN_SCHEMA
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from pytest_kvcache.results.verdictcodes import Severity
 
 _Number = TypeVar("_Number", int, float)
-_GIB = 1 << 30
 _NS_PER_MS = 1e6
 LEAST_HEADROOM = 2.0  # operations the harness can make to those it made; below, it is the limit
 _HALVES = ("first", "second")
@@ -193,7 +193,7 @@ def _operations(record: TrialRecord, name: str) -> dict[str, Any]:
         "count": histogram.count,
         "failed": _sum(record.ranks, f"{name}_failed"),
         "bytes": moved,
-        "gib_per_s": ratio(moved / _GIB, record.window_s) if moved else None,
+        "gib_per_s": ratio(moved / GIB, record.window_s) if moved else None,
         "ms": latencies_ms(histogram),
         "histogram": histogram.to_json(),
     }
@@ -303,7 +303,7 @@ def _harness(ranks: Sequence[RankResult], window_s: float) -> dict[str, Any]:
     moved = _sum(ranks, "requested_read_bytes") + _sum(ranks, "requested_write_bytes")
     return {
         "cpu_s": cpu_s,
-        "cpu_s_per_gib": ratio(cpu_s, moved / _GIB),
+        "cpu_s_per_gib": ratio(cpu_s, moved / GIB),
         "longest_pause_s": max(pauses_s, default=None),
         "null_ops_per_s": _sum_or_none(ranks, "null_ops_per_s"),
         "memory_ops_per_s": _sum_or_none(ranks, "memory_ops_per_s"),

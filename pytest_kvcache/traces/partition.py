@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pytest_kvcache.traces.reuse import infinite_hits
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     import numpy.typing as npt
 
@@ -50,16 +48,6 @@ def deal(trace: Trace, ranks: int) -> list[IntArray]:
         parts[rank].extend(group)
         heapq.heapreplace(loads, (load + weight, rank))
     return [np.array(sorted(part), dtype=np.int64) for part in parts]
-
-
-def lost_hit_ratio(trace: Trace, parts: Sequence[IntArray]) -> tuple[float, float]:
-    """Return the hit ratios at infinite cache (one rank serves all, dealt as ``parts``).
-
-    Their difference is what dealing costs. Both are 0 for a trace without blocks.
-    """
-    prompt_blocks = max(1, len(trace.block_ids))
-    dealt = sum(infinite_hits(trace, part) for part in parts)
-    return infinite_hits(trace) / prompt_blocks, dealt / prompt_blocks
 
 
 def _weights(trace: Trace) -> list[int]:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pytest_kvcache.errors import OptionError
+from pytest_kvcache.workloads.wrapped import WrappedWorkload
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     import numpy.typing as npt
 
@@ -93,8 +94,8 @@ def _gamma(uniforms: FloatArray, shape: float) -> FloatArray:
     return accepted
 
 
-class OpenLoop:
-    """A closed workload whose users ask when the schedule says so (implements ``Workload``).
+class OpenLoop(WrappedWorkload):
+    """A closed workload whose users ask when the schedule says so.
 
     Each arrival takes the next turn of a user that a generator of its own draws, out of
     the half that has been silent for longest: nobody asks again at once, which would
@@ -110,20 +111,11 @@ class OpenLoop:
                 "--kv-request-rate is given, and the scenario has arrivals of its own; leave the"
                 " rate out"
             )
-        self._closed = closed
+        super().__init__(closed)
         self._offsets_ns = offsets_ns
         self._draws = random.Random(int.from_bytes(_digest(identity), "big"))
         self._silent = list(range(closed.users))  # for longest first
         self._arrived = 0
-
-    @property
-    def users(self) -> int:
-        """How many users take turns."""
-        return self._closed.users
-
-    def population(self) -> Iterator[Request]:
-        """What the closed workload starts with."""
-        return self._closed.population()
 
     def next_request(self, user: int) -> Request | None:
         """The next arrival, whoever is asked for; None after the last one."""
@@ -132,7 +124,7 @@ class OpenLoop:
             # random() is the one method whose sequence Python promises to keep.
             place = int(self._draws.random() * ((len(self._silent) + 1) // 2))
             drawn = self._silent.pop(place)
-            request = self._closed.next_request(drawn)
+            request = self._workload.next_request(drawn)
             if request is not None:
                 self._silent.append(drawn)
                 arrival_ns = int(self._offsets_ns[self._arrived])

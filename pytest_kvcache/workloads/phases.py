@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_kvcache.errors import StorageError
+from pytest_kvcache.workloads.wrapped import WrappedWorkload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,28 +35,11 @@ def build_workload(family: WorkloadFamily, context: WorkloadContext, phase: str)
     return workload
 
 
-class PrefillWorkload:
-    """Prompts are computed, nothing is generated (implements ``Workload``).
+class PrefillWorkload(WrappedWorkload):
+    """Prompts are computed, nothing is generated; the cache begins in the middle of its life.
 
     What a conversation's answer adds is stored with its next prompt.
     """
-
-    def __init__(self, workload: Workload) -> None:
-        self._workload = workload
-
-    @property
-    def users(self) -> int:
-        """As many as without the phase."""
-        return self._workload.users
-
-    @property
-    def open_loop(self) -> bool:
-        """As without the phase."""
-        return self._workload.open_loop
-
-    def population(self) -> Iterator[Request]:
-        """As without the phase: a cache in the middle of its life."""
-        return self._workload.population()
 
     def next_request(self, user: int) -> Request | None:
         """The next prompt, without its answer."""
@@ -65,26 +49,16 @@ class PrefillWorkload:
         return request._replace(keys=request.keys[: request.prompt_blocks], output_tokens=0)
 
 
-class DecodeWorkload:
-    """Every request loads the stored context of its user, whole (implements ``Workload``).
+class DecodeWorkload(WrappedWorkload):
+    """Every request loads the stored context of its user, whole.
 
     Contexts do not grow, for nothing is stored; think times and answers are those of
     the dialogue that goes on.
     """
 
     def __init__(self, workload: Workload) -> None:
-        self._workload = workload
+        super().__init__(workload)
         self._stored: dict[int, Request] = {}
-
-    @property
-    def users(self) -> int:
-        """As many as without the phase."""
-        return self._workload.users
-
-    @property
-    def open_loop(self) -> bool:
-        """As without the phase."""
-        return self._workload.open_loop
 
     def population(self) -> Iterator[Request]:
         """Every user's context; whoever asks for the next one has stored this one."""
@@ -118,31 +92,17 @@ class DecodeWorkload:
         )
 
 
-class DecodeReplay:
-    """A trace of which everything was stored beforehand (implements ``Workload``).
+class DecodeReplay(WrappedWorkload):
+    """A trace of which everything was stored beforehand.
 
     ``recorded`` gives the trace's requests once more, for the population.
     """
 
     def __init__(self, workload: Workload, recorded: Workload) -> None:
-        self._workload = workload
+        super().__init__(workload)
         self._recorded = recorded
-
-    @property
-    def users(self) -> int:
-        """As many as without the phase."""
-        return self._workload.users
-
-    @property
-    def open_loop(self) -> bool:
-        """As without the phase."""
-        return self._workload.open_loop
 
     def population(self) -> Iterator[Request]:
         """The prompts in their order; the cache takes them until it is full."""
         while (request := self._recorded.next_request(0)) is not None:
             yield request
-
-    def next_request(self, user: int) -> Request | None:
-        """The next request of the trace."""
-        return self._workload.next_request(user)

@@ -210,7 +210,7 @@ def test_whatever_is_asked_the_storage_is_never_abused(
     assert (rig.histogram("read").count, rig.histogram("write").count) == (hits, writes)
     assert rig.histogram("device").count == (hits + writes) * chunks
     assert (sums["read_bytes"], sums["write_bytes"]) == (hits * object_bytes, writes * object_bytes)
-    assert (counters.read_bytes, counters.write_bytes) == (
+    assert (counters.requested_read_bytes, counters.requested_write_bytes) == (
         hits * stored_bytes,
         writes * stored_bytes,
     )
@@ -412,7 +412,7 @@ def test_a_wrong_read_is_a_failure_and_nothing_else(how: str, message: str) -> N
     # Of the first request all reads count, of the second one the two right ones.
     assert rig.histogram("read").count == 5
     assert rig.recorder.section_bytes["read"] == sums["read_bytes"] == 5 * 2 * PAGE
-    assert counters.read_bytes == 5 * 2 * PAGE
+    assert counters.requested_read_bytes == 5 * 2 * PAGE
     assert rig.histogram("load").count == rig.histogram("request").count == 1
     assert (sums["requests"], sums["prompt_blocks"], sums["hit_blocks"]) == (1, 3, 3)
     assert (sums["prompt_tokens"], sums["arrived_tokens"], sums["hit_tokens"]) == (3, 3, 3)
@@ -447,7 +447,7 @@ def test_a_failed_write_is_a_failure_and_nothing_else(clock: FakeClock, stage: S
     rig.finish()
     counters, sums = rig.engine.counters, rig.sums()
     assert rig.engine.first_error == f"{HOST}: can't write"
-    assert (counters.write_failed, counters.write_bytes) == (1, PAGE)
+    assert (counters.write_failed, counters.requested_write_bytes) == (1, PAGE)
     assert extremes(rig.histogram("write")) == (1, S, S, S)
     assert rig.histogram("device").count == 1
     assert sums["write_bytes"] == rig.recorder.section_bytes["write"] == PAGE
@@ -629,7 +629,7 @@ def test_latency_counts_what_began_in_the_window_and_bytes_what_ended_in_it(
     assert (window["read_bytes"], window["requests"], window["prompt_tokens"]) == (2 * PAGE, 2, 2)
     assert (window["prompt_blocks"], window["hit_blocks"], window["hit_tokens"]) == (2, 2, 2)
     assert rig.sums()["read_bytes"] == 3 * PAGE
-    assert rig.engine.counters.read_bytes == 3 * PAGE
+    assert rig.engine.counters.requested_read_bytes == 3 * PAGE
     assert rig.stopped_ns == rig.start_ns + 12 * S
 
 
@@ -739,7 +739,7 @@ def test_load_time_lasts_until_the_last_byte_of_any_read(clock: FakeClock, stage
     first, second = stage.expect("get a", "get b")
     clock.advance(2 * S)
     stage.release(second)
-    wait_for(lambda: rig.engine.counters.read_bytes)
+    wait_for(lambda: rig.engine.counters.requested_read_bytes)
     clock.advance(5 * S)
     stage.release(first)
     rig.finish()
@@ -776,7 +776,7 @@ def test_the_last_byte_counts_and_not_the_last_check(clock: FakeClock, stage: St
     assert verifying.wait(PATIENCE_S)
     clock.advance(3 * S)
     stage.release(second)
-    wait_for(lambda: rig.engine.counters.read_bytes)
+    wait_for(lambda: rig.engine.counters.requested_read_bytes)
     clock.advance(10 * S)
     verified.set()
     rig.finish()
@@ -935,7 +935,7 @@ def test_a_full_store_queue_makes_users_wait_and_the_time_is_reported(
     stage.release_all()
     rig.finish()
     assert script.asked == [3, 3]
-    assert rig.engine.counters.stall_ns == 2 * 7 * S
+    assert rig.engine.counters.store_stall_ns == 2 * 7 * S
 
 
 def test_users_that_still_wait_for_the_store_queue_at_the_end_are_reported_too(
@@ -951,7 +951,7 @@ def test_users_that_still_wait_for_the_store_queue_at_the_end_are_reported_too(
     wait_for(lambda: rig.engine._stopping)
     stage.release_all()
     rig.finish()
-    assert rig.engine.counters.stall_ns == 2 * 5 * S
+    assert rig.engine.counters.store_stall_ns == 2 * 5 * S
 
 
 def test_time_in_the_store_queue_is_no_response_time(clock: FakeClock, stage: Stage) -> None:
@@ -1092,7 +1092,7 @@ def test_a_full_store_queue_holds_nobody_back_in_an_open_loop(
     stage.release_all()
     rig.finish()
     counters = rig.engine.counters
-    assert (counters.stall_ns, counters.backlog, counters.storing) == (0, 1, 4)
+    assert (counters.store_stall_ns, counters.backlog, counters.storing) == (0, 1, 4)
     assert extremes(rig.histogram("request")) == (5, 0, 0, 0)
 
 
@@ -1224,7 +1224,7 @@ def test_the_population_is_stored_and_not_measured() -> None:
     assert rig.histogram("write").count == 0
     assert rig.sums()["write_bytes"] == 0
     counters = rig.engine.counters
-    assert (counters.offered, counters.completed, counters.write_bytes) == (1, 1, 0)
+    assert (counters.offered, counters.completed, counters.requested_write_bytes) == (1, 1, 0)
     assert rig.sums()["hit_blocks"] == 2
 
 

@@ -18,12 +18,10 @@ from hypothesis import strategies as st
 from pytest_kvcache.errors import OptionError, ResultError
 from pytest_kvcache.measure.histogram import (
     BIN_COUNT,
+    BINS,
     HIGHEST_NS,
     LOWEST_NS,
     Histogram,
-    bin_index,
-    bin_low_ns,
-    bin_mid_ns,
 )
 
 if TYPE_CHECKING:
@@ -64,25 +62,26 @@ def test_bins_number_about_seventeen_thousand() -> None:
 
 
 def test_the_range_is_covered_from_its_first_to_its_last_nanosecond() -> None:
-    assert bin_index(ns([LOWEST_NS, HIGHEST_NS])).tolist() == [0, BIN_COUNT - 1]
-    assert bin_low_ns(ns([0])).tolist() == [100.0]
-    assert bin_low_ns(ns([BIN_COUNT - 1]))[0] <= HIGHEST_NS < bin_low_ns(ns([BIN_COUNT]))[0]
+    assert BINS.index(ns([LOWEST_NS, HIGHEST_NS])).tolist() == [0, BIN_COUNT - 1]
+    assert BINS.low_ns(ns([0])).tolist() == [100.0]
+    assert BINS.low_ns(ns([BIN_COUNT - 1]))[0] <= HIGHEST_NS < BINS.low_ns(ns([BIN_COUNT]))[0]
 
 
 def test_every_bin_begins_at_its_lower_edge_and_ends_at_the_next_one() -> None:
-    first = np.ceil(bin_low_ns(ALL_BINS)).astype(np.int64)
-    last = np.ceil(bin_low_ns(ALL_BINS + 1)).astype(np.int64) - 1
+    first = np.ceil(BINS.low_ns(ALL_BINS)).astype(np.int64)
+    last = np.ceil(BINS.low_ns(ALL_BINS + 1)).astype(np.int64) - 1
     holds = first <= last  # below 512 ns a bin is narrower than 1 ns: some hold no integer
     assert holds.sum() > 0.9 * BIN_COUNT
-    assert bin_index(first[holds & (first <= HIGHEST_NS)]).tolist() == [
+    assert BINS.index(first[holds & (first <= HIGHEST_NS)]).tolist() == [
         *ALL_BINS[holds & (first <= HIGHEST_NS)]
     ]
     inside = holds & (last <= HIGHEST_NS)
-    assert bin_index(last[inside]).tolist() == [*ALL_BINS[inside]]
+    assert BINS.index(last[inside]).tolist() == [*ALL_BINS[inside]]
 
 
 def test_the_middle_of_every_bin_is_within_a_thousandth_of_both_its_edges() -> None:
-    low, middle, high = bin_low_ns(ALL_BINS), bin_mid_ns(ALL_BINS), bin_low_ns(ALL_BINS + 1)
+    low, high = BINS.low_ns(ALL_BINS), BINS.low_ns(ALL_BINS + 1)
+    middle = np.array([BINS.mid_ns(index) for index in range(BIN_COUNT)])
     assert np.all(middle - low <= 0.001 * low)
     assert np.all(high - middle <= 0.001 * low)
     assert np.all(low < middle)
@@ -91,7 +90,7 @@ def test_the_middle_of_every_bin_is_within_a_thousandth_of_both_its_edges() -> N
 
 @given(st.lists(ANY_VALUE, min_size=1))
 def test_a_larger_value_never_has_a_smaller_bin(values: list[int]) -> None:
-    index = bin_index(ns(sorted(values)))
+    index = BINS.index(ns(sorted(values)))
     assert np.all(np.diff(index) >= 0)
     assert index[0] >= 0
     assert index[-1] < BIN_COUNT
@@ -99,8 +98,8 @@ def test_a_larger_value_never_has_a_smaller_bin(values: list[int]) -> None:
 
 def test_bin_index_keeps_the_shape_and_takes_strided_input() -> None:
     values = np.arange(1_000, 13_000, 1_000).reshape(3, 4)
-    assert bin_index(values[:, ::2]).shape == (3, 2)
-    assert bin_index(values[:, ::2]).tolist() == bin_index(values)[:, ::2].tolist()
+    assert BINS.index(values[:, ::2]).shape == (3, 2)
+    assert BINS.index(values[:, ::2]).tolist() == BINS.index(values)[:, ::2].tolist()
 
 
 # -- recording --
@@ -136,12 +135,10 @@ def test_float_latencies_are_refused_instead_of_truncated() -> None:
 
 
 @given(st.lists(ANY_VALUE, max_size=100), st.lists(ANY_VALUE, max_size=100))
-def test_a_merge_is_the_histogram_of_the_union(left: list[int], right: list[int]) -> None:
-    merged, other = histogram_of(left), histogram_of(right)
-    merged.merge(other)
-    assert merged.to_json() == histogram_of(left + right).to_json()
-    assert np.array_equal(merged.counts, histogram_of(left + right).counts)
-    assert other.to_json() == histogram_of(right).to_json()
+def test_added_counts_are_the_histogram_of_the_union(left: list[int], right: list[int]) -> None:
+    one, other = histogram_of(left), histogram_of(right)
+    added = Histogram.added(one.counts + other.counts, [one.extremes, other.extremes])
+    assert added.to_json() == histogram_of(left + right).to_json()
 
 
 def test_counts_can_not_be_changed_from_outside() -> None:
@@ -413,8 +410,8 @@ def test_the_recipe_of_the_documentation_decodes_a_run_file(
     names: dict[str, Any] = {}
     exec(decode, names)
     used = np.flatnonzero(histogram.counts)
-    assert [low for low, _, _ in names["bins"]] == bin_low_ns(used).tolist()
-    assert [high for _, high, _ in names["bins"]] == bin_low_ns(used + 1).tolist()
+    assert [low for low, _, _ in names["bins"]] == BINS.low_ns(used).tolist()
+    assert [high for _, high, _ in names["bins"]] == BINS.low_ns(used + 1).tolist()
     assert [count for _, _, count in names["bins"]] == histogram.counts[used].tolist()
     exec(percentile, names)
     assert names["p99_ns"] == histogram.percentile_ns(99)

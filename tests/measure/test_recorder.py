@@ -15,7 +15,6 @@ from pytest_kvcache.measure.recorder import (
     LOAD,
     READ,
     REQUEST,
-    SECTIONS,
     TRANSFER,
     WAITING,
     WAKEUP,
@@ -25,6 +24,7 @@ from pytest_kvcache.measure.recorder import (
     Recorder,
     Window,
 )
+from pytest_kvcache.measure.sections import SECTIONS
 from tests.factories import S, extremes, series_of
 
 if TYPE_CHECKING:

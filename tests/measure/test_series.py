@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.measure.series import (
     BIN_COUNT,
+    BINS,
     KINDS,
     MAX_POINTS,
     MIN_OPERATIONS,
@@ -22,7 +23,6 @@ from pytest_kvcache.measure.series import (
     Series,
     SeriesLedger,
     coarse_index,
-    coarse_mid_ns,
     empty_dense,
     p99_ms,
 )
@@ -97,7 +97,7 @@ def told(series: Series, kind: str) -> list[tuple[int, int]]:
 def test_the_middle_of_a_bin_is_within_a_sixteenth_of_its_values(value_ns: int) -> None:
     (index,) = coarse_index(ns(value_ns))
     assert 0 <= index < BIN_COUNT
-    assert coarse_mid_ns(int(index)) == pytest.approx(value_ns, rel=1 / 16)
+    assert BINS.mid_ns(int(index)) == pytest.approx(value_ns, rel=1 / 16)
 
 
 def test_values_beyond_the_ends_are_in_the_outer_bins() -> None:
@@ -124,7 +124,7 @@ def test_a_p99_needs_an_operation_beyond_it() -> None:
     counts[50] = MIN_OPERATIONS - 1
     assert p99_ms(counts) is None
     counts[200] = 1
-    assert p99_ms(counts) == coarse_mid_ns(50) / 1e6
+    assert p99_ms(counts) == BINS.mid_ns(50) / 1e6
 
 
 # --- a rank's ledger ------------------------------------------------------------------------

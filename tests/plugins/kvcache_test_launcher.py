@@ -20,7 +20,7 @@ import numpy as np
 import pytest_kvcache
 from pytest_kvcache.atomic import write_json
 from pytest_kvcache.measure.histogram import Histogram
-from pytest_kvcache.measure.recorder import SECTIONS
+from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.measure.series import KINDS, Cut, Series, SeriesLedger, coarse_index
 from pytest_kvcache.plan.plan import Plan
 from pytest_kvcache.results.events import EventWriter

@@ -16,7 +16,8 @@ from pytest_kvcache.backends.posix.file import FileBackend
 from pytest_kvcache.backends.posix.slab import SlabBackend
 from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
 from pytest_kvcache.errors import StorageError
-from pytest_kvcache.measure.recorder import SECTIONS, Recorder
+from pytest_kvcache.measure.recorder import Recorder
+from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.ranks.rank import Rank
 from pytest_kvcache.registry import build_registry
 from pytest_kvcache.results.record import RankResult

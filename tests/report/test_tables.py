@@ -11,7 +11,6 @@ from pytest_kvcache.measure.metrics import METRICS
 from pytest_kvcache.measure.stalls import Stall
 from pytest_kvcache.report.brief import brief_case, kept_data
 from pytest_kvcache.report.tables import (
-    WIDTH,
     describe_case,
     describe_plan,
     describe_survey,
@@ -21,6 +20,7 @@ from pytest_kvcache.report.tables import (
 )
 from pytest_kvcache.results.trial import CaseResult, TrialResult, Verdict
 from pytest_kvcache.results.verdicts.trial import evaluate_trial
+from pytest_kvcache.showable import COLUMNS
 from tests.canned import case_of, record_of, run_of, trial_of
 from tests.factories import (
     FILESYSTEM,
@@ -392,7 +392,7 @@ def test_every_line_fits_the_terminal(name: str, metrics: list[str], note: str |
     text = shown(case_of(plan, replace(trial, data=data)), metrics=tuple(metrics))
     widest = max(text.splitlines(), key=len)
     longest_word = max(map(len, text.split()), default=0)
-    assert len(widest) <= max(WIDTH, longest_word + 6)
+    assert len(widest) <= max(COLUMNS, longest_word + 6)
 
 
 # --- the hosts ------------------------------------------------------------------------------
@@ -463,7 +463,7 @@ def test_every_host_fits_the_terminal(names: list[str], kind: str, free: int, co
         for name in names
     }
     for line in describe_survey(survey_of(facts, names)):
-        assert len(line) <= WIDTH or line.strip() in names  # which can't be broken
+        assert len(line) <= COLUMNS or line.strip() in names  # which can't be broken
 
 
 @pytest.mark.parametrize(
@@ -538,4 +538,4 @@ def test_without_a_whole_second_nothing_is_drawn() -> None:
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.lists(st.integers(0, 1 << 50), max_size=1024), max_size=3))
 def test_a_series_of_any_length_fits_the_line(moved: list[list[int]]) -> None:
-    assert all(len(line) < WIDTH for line in over_time(*moved))
+    assert all(len(line) < COLUMNS for line in over_time(*moved))

@@ -10,7 +10,7 @@ import pytest
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.measure.histogram import Histogram
 from pytest_kvcache.measure.metrics import METRICS
-from pytest_kvcache.measure.recorder import SECTIONS
+from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.results.record import RankResult, TrialRecord
 from pytest_kvcache.results.trial import (
     CaseResult,

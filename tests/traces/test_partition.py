@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_kvcache.traces.partition import deal, lost_hit_ratio
+from pytest_kvcache.traces.partition import deal
 from pytest_kvcache.traces.reuse import infinite_hits
 from tests.recordings import MOONCAKE, SHAREGPT, real_trace, small_trace
 
@@ -18,6 +18,13 @@ PATHS = st.lists(st.integers(0, 2), max_size=6).map(
     lambda path: [int("1" + "".join(map(str, path[: i + 1]))) for i in range(len(path))]
 )
 PROMPTS = st.lists(PATHS, max_size=40)
+
+
+def hit_ratios(trace: Trace, ranks: int) -> tuple[float, float]:
+    """Return those of an infinite cache: one rank serves all, and each its part."""
+    blocks = max(1, len(trace.block_ids))
+    dealt = sum(infinite_hits(trace, part) for part in deal(trace, ranks))
+    return infinite_hits(trace) / blocks, dealt / blocks
 
 
 def imbalance(trace: Trace, ranks: int) -> float:
@@ -51,7 +58,7 @@ def test_dealing_twice_deals_the_same(prompts: list[list[int]], ranks: int) -> N
 @given(PROMPTS, st.integers(1, 9))
 def test_dealing_never_adds_hits(prompts: list[list[int]], ranks: int) -> None:
     trace = small_trace(prompts)
-    together, dealt = lost_hit_ratio(trace, deal(trace, ranks))
+    together, dealt = hit_ratios(trace, ranks)
     assert 0 <= dealt <= together <= 1
     assert together * len(trace.block_ids) == pytest.approx(infinite_hits(trace))
 
@@ -60,7 +67,7 @@ def test_dealing_never_adds_hits(prompts: list[list[int]], ranks: int) -> None:
 def test_a_recorded_trace_loads_its_ranks_equally_and_loses_no_hits(ranks: int) -> None:
     trace = real_trace(MOONCAKE)
     assert imbalance(trace, ranks) < 1.001
-    together, dealt = lost_hit_ratio(trace, deal(trace, ranks))
+    together, dealt = hit_ratios(trace, ranks)
     assert dealt == together
     assert together == pytest.approx(0.639604, abs=5e-7)
 
@@ -74,7 +81,7 @@ def test_a_first_block_that_all_share_does_not_send_all_to_one_rank() -> None:
     prompts = [[0, conversation, 100 + conversation] for conversation in range(1, 41)] * 3
     trace = small_trace(prompts)
     assert imbalance(trace, 4) == 1
-    together, dealt = lost_hit_ratio(trace, deal(trace, 4))
+    together, dealt = hit_ratios(trace, 4)
     # Each conversation stays whole; only the common block is stored once per rank.
     assert (together - dealt) * len(trace.block_ids) == pytest.approx(3)
 

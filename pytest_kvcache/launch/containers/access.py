@@ -13,9 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from pytest_kvcache.commands import NOT_FOUND_EXITS, CommandError, last_line, run_command
 from pytest_kvcache.errors import OptionError, PreflightError
 from pytest_kvcache.hosts.access import SshAccess
 from pytest_kvcache.hosts.lock import lock_directories
+from pytest_kvcache.hosts.remoteshell import SSH_FAILED_EXIT, unreachable
 from pytest_kvcache.launch.containers.command import ContainerSpec, Mount
 from pytest_kvcache.launch.containers.runtimes import (
     REFUSED_EXIT,
@@ -28,8 +30,9 @@ from pytest_kvcache.launch.containers.runtimes import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from pytest_kvcache.commands import Run
     from pytest_kvcache.hosts.remoteshell import RemoteShell
-    from pytest_kvcache.launch.containers.runtimes import Engine, Run
+    from pytest_kvcache.launch.containers.runtimes import Engine
     from pytest_kvcache.options.options import Options
 
 IMAGE_PYTHON = "/opt/kvcache/bin/python"
@@ -38,8 +41,6 @@ IMAGE_PYTHON = "/opt/kvcache/bin/python"
 _ASK_S = 30.0
 _REMOVE_S = 15.0
 _MOST_AT_ONCE = 32
-_SSH_FAILED = 255
-_NOT_FOUND = (126, 127)
 _HOME = {"HOME": "/tmp", "SHELL": "/bin/sh"}  # noqa: S108  of the container
 
 
@@ -156,7 +157,7 @@ class ContainerAccess:
         """What engines and ssh say by exit codes."""
         if exit_code == REFUSED_EXIT:
             return str(start_problem(self.host(host).engine, self._names[host], host, errors))
-        if exit_code in _NOT_FOUND:
+        if exit_code in NOT_FOUND_EXITS:
             return f"can't run {self.python} in the image {self._image}; look at --kv-python"
         return None
 
@@ -203,7 +204,7 @@ class ContainerAccess:
             done = self._ask(argv, _REMOVE_S)
         except PreflightError as error:
             return f"host {host}: the container {name} may be left: {error}"
-        lost = done.returncode == _SSH_FAILED and self.is_remote(host)
+        lost = done.returncode == SSH_FAILED_EXIT and self.is_remote(host)
         if done.returncode == 0 or lost or is_absent(done.stderr):
             return None
         return f"host {host}: the container {name} can't be removed: {done.stderr.strip()}"
@@ -220,14 +221,11 @@ class ContainerAccess:
         here = self.here()
         engine = replace(here.engine, program=here.engine.name)
         done = self._ask(self.on(host, question(engine, self._image)))
-        if done.returncode == _SSH_FAILED:
+        if done.returncode == SSH_FAILED_EXIT:
+            raise PreflightError(unreachable(host, last_line(done.stderr)))
+        if done.returncode in NOT_FOUND_EXITS:
             raise PreflightError(
-                f"can't be reached over ssh ({_last_line(done.stderr)}); see to it that 'ssh {host}"
-                " true' works without a question, or name another command by --kv-ssh"
-            )
-        if done.returncode in _NOT_FOUND:
-            raise PreflightError(
-                f"has no {engine.name} ({_last_line(done.stderr)}); install it there"
+                f"has no {engine.name} ({last_line(done.stderr)}); install it there"
             )
         if done.returncode:
             raise image_problem(engine, self._image, host, done.stderr)
@@ -244,26 +242,9 @@ class ContainerAccess:
     ) -> subprocess.CompletedProcess[str]:
         """Run a short command to its end; PreflightError if it has none."""
         try:
-            return self._run(
-                [*argv],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=timeout_s,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise PreflightError(
-                f"{shlex.join(argv[:3])} … gave no answer in {timeout_s:g} s; look at the engine"
-            ) from error
-        except OSError as error:
-            raise PreflightError(f"{argv[0]} can't be started: {error}") from error
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "no message"
+            return run_command(argv, timeout_s=timeout_s, run=self._run)
+        except CommandError as error:
+            raise PreflightError(f"{error}; look at the engine") from error
 
 
 def _short(image_id: str) -> str:

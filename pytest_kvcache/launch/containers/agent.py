@@ -1,7 +1,7 @@
 """The launcher's ssh inside a container: asks the program outside to reach a host.
 
 ``python -m pytest_kvcache.launch.containers.agent HOST COMMAND…``. A container has neither the
-user's ssh nor the keys, and need not: the program that holds the container (outside.py)
+user's ssh nor the keys, and need not: the program that holds the container (relay.py)
 has both. It listens on an abstract Unix socket, which needs no file and which a container
 in the host's network shares. The agent hands over its own stdout and stderr, so nothing
 is copied, and ends with the exit code that it is told. Either side sees the other's death

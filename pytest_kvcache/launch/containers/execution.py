@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.atomic import write_json
+from pytest_kvcache.commands import NOT_FOUND_EXITS, CommandError, run_command
 from pytest_kvcache.errors import PreflightError
 from pytest_kvcache.launch.containers.access import ContainerAccess
 from pytest_kvcache.launch.containers.agent import AGENT_VARIABLE
@@ -39,16 +40,15 @@ from pytest_kvcache.version import VERSION
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from pytest_kvcache.commands import Run
     from pytest_kvcache.hosts.access import HostAccess
-    from pytest_kvcache.launch.containers.runtimes import Run
     from pytest_kvcache.options.options import Options
     from pytest_kvcache.plan.plan import Plan
 
 _INSIDE = ("-m", "pytest_kvcache.launch.containers.probe")
 _LOOK_S = 90.0
 _LIMIT_GRACE_S = 30.0  # from the launch's own limit to that of its containers
-_NOT_FOUND = (126, 127)
-_ENDINGS = (*_NOT_FOUND, 137, 143)  # of a container: not those that mpirun has for itself
+_ENDINGS = (*NOT_FOUND_EXITS, 137, 143)  # of a container: not those that mpirun has for itself
 # What a user chooses of Open MPI by the environment; the rest of it is this host's.
 _CHOICES = re.compile(r"(OMPI|PRTE|PMIX)_MCA_|OMPI_ALLOW_RUN_AS_ROOT|MPI4PY_(LIBMPI|MPIABI)\Z")
 
@@ -103,18 +103,15 @@ class ContainerExecution:
         spec = self._access.spec("localhost", name, (), self._environ)
         argv = spec.argv([python, *_INSIDE, self._options.mpi_bin])
         try:
-            done = self._run(
-                argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-                timeout=_LOOK_S, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired as error:
+            done = run_command(argv, timeout_s=_LOOK_S, run=self._run)
+        except CommandError as error:
             raise PreflightError(
-                f"--kv-image is {image}, in which {python} gave no answer in {_LOOK_S:g} s; look at"
-                " the image"
+                f"--kv-image is {image}, whose {python} was asked in vain ({error}); look at the"
+                " image and its engine"
             ) from error
         if done.returncode == REFUSED_EXIT:
             raise start_problem(spec.engine, name, os.uname().nodename, done.stderr)
-        if done.returncode in _NOT_FOUND:
+        if done.returncode in NOT_FOUND_EXITS:
             raise PreflightError(
                 f"--kv-image is {image}, which has no {python}; build the image as in"
                 " docs/containers.md, or name its interpreter by --kv-python"

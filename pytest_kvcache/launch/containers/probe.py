@@ -1,6 +1,6 @@
 """What an image holds: ``python -m pytest_kvcache.launch.containers.probe LAUNCHER``, run in it.
 
-Prints one line of JSON for the controller (containerexecution.py): the versions, the MPI
+Prints one line of JSON for the controller (execution.py): the versions, the MPI
 library and the launcher as they are in the image, or why they can't be used. Controller
 side; imports neither pytest nor MPI.
 """

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from pytest_kvcache.commands import CommandError, run_command
 from pytest_kvcache.errors import PreflightError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
+
+    from pytest_kvcache.commands import Run
 
 EngineName: TypeAlias = Literal["docker", "podman"]
-Run: TypeAlias = "Callable[..., subprocess.CompletedProcess[str]]"
 
 REFUSED_EXIT = 125
 """What ``run`` of an engine ends with when the engine refused to start the container."""
@@ -120,19 +122,8 @@ def _refuse_podman_service(program: str, run: Run) -> None:
 def _answer(argv: Sequence[str], program: str, run: Run) -> str:
     """What an engine prints; ``PreflightError`` if it fails or hangs."""
     try:
-        child = run(
-            [*argv],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        text = f"no answer in {_TIMEOUT_S} s"
-        raise PreflightError(_no_answer(program, "here", text)) from error
-    except OSError as error:
+        child = run_command(argv, timeout_s=_TIMEOUT_S, run=run)
+    except CommandError as error:
         raise PreflightError(_no_answer(program, "here", str(error))) from error
     if child.returncode:
         raise PreflightError(_no_answer(program, "here", child.stderr))

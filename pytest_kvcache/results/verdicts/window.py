@@ -11,6 +11,7 @@ from pytest_kvcache.measure.series import KINDS, Series
 from pytest_kvcache.measure.stalls import EVERY, Stall
 from pytest_kvcache.measure.steadiness import grouped, largest_change
 from pytest_kvcache.results.trial import Verdict
+from pytest_kvcache.units import GIB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +33,6 @@ _LATENCY_CHANGES = MappingProxyType({"p50": 0.33, "p99": 0.5})
 # to have a median. Neighbouring ones of fewer are taken together.
 _FEW_OPERATIONS = 4
 _FEW_FOR_MEDIAN = 30
-_GIB = 1 << 30
 _SOME = 3  # ranks are named
 _LONG_PAUSE_S = 1.0  # between two looks of a rank that looks around every 0.1 s
 
@@ -84,7 +84,7 @@ def _changes(data: Mapping[str, Any], plan: Plan) -> Iterator[str]:
 def _changed_bandwidth(series: Mapping[str, Any], kind: str) -> Iterator[str]:
     operations, moved = series[f"{kind}s"], series[f"{kind}_bytes"]
     spans = grouped(operations, _FEW_OPERATIONS)
-    rates = [sum(moved[a:b]) / (b - a) / series["interval_s"] / _GIB for a, b in spans]
+    rates = [sum(moved[a:b]) / (b - a) / series["interval_s"] / GIB for a, b in spans]
     change = largest_change(rates, _BANDWIDTH_CHANGE, [sum(operations[a:b]) for a, b in spans])
     if change is not None:
         yield f"{kind}s went from {_when(change, 'GiB/s', spans, series)}"

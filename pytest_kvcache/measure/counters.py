@@ -1,0 +1,314 @@
+"""The one table of what ranks count: unit, meaning, law, and how the ranks' counts become one.
+
+A field of ``Counters`` is a row. From the table follow the record that a rank sends, the
+figures of all ranks together and their places in the run file, what a record must not
+contradict (``consistency``), docs/counters.md, and what the tests' ranks have counted. What
+the engine itself counts while it runs is a field of ``Tally``, by the same name.
+
+Pure; imports nothing of the package.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+Number = int | float
+Merge = Literal["sum", "largest", "mean", "own"]
+"""How the ranks' counts become one.
+
+``sum``, which is not known if one of them is not; the ``largest`` and the ``mean`` of those
+that are known; ``own``: they stay the ranks' own.
+"""
+Unit = Literal["", "bytes", "tokens", "blocks", "requests", "transfers", "operations", "s", "ms",
+               "cores", "per s"]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AtMost:
+    """The counter, with those ``beside`` it, is a part of another one."""
+
+    whole: str
+    beside: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        beside = "".join(f"with `{name}` " for name in self.beside)
+        return f"{beside}at most `{self.whole}`"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AtMostPlanned:
+    """A field of the plan allows no more of it."""
+
+    limit: str
+
+    def __str__(self) -> str:
+        return f"at most the plan's `{self.limit}`"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountOf:
+    """All ranks together have as many as a section's histogram; none in a phase without any."""
+
+    section: str
+
+    def __str__(self) -> str:
+        return f"in all `{self.section}.count`"
+
+
+Law = AtMost | AtMostPlanned | CountOf
+"""What holds between a counter and other figures, whatever happened; none is below 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What the table says of a counter beside its name and its type.
+
+    ``place`` is where a trial of the run file has it, of all ranks together: sections from
+    the outermost in, its name there last. Empty: only the ranks' records have it.
+    """
+
+    meaning: str
+    unit: Unit
+    merge: Merge
+    place: tuple[str, ...]
+    laws: tuple[Law, ...]
+
+
+_ROW: Final = "row"
+
+
+def _row(
+    unit: Unit, meaning: str, *laws: Law, place: str = "", merge: Merge = "sum"
+) -> dict[str, Row]:
+    places = tuple(filter(None, place.split(".")))
+    return {_ROW: Row(meaning=meaning, unit=unit, merge=merge, place=places, laws=laws)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counters:
+    """What one rank counted in a trial, or all ranks together (``merged``); null: not known."""
+
+    # fmt: off
+    # --- operations on the storage ---
+    read_count: int = field(metadata=_row(
+        "operations", "reads that began in the window", CountOf(section="read")))
+    read_failed: int = field(metadata=_row(
+        "operations", "reads that failed, from the start of the run to its end",
+        place="read.failed"))
+    read_bytes: int = field(metadata=_row(
+        "bytes", "of reads completed in the common window", AtMost(whole="requested_read_bytes"),
+        place="read.bytes"))
+    read_p95_ms: float | None = field(metadata=_row(
+        "ms", "p95 of the rank's reads: the slowest rank is found here, not in an average",
+        merge="own"))
+    write_count: int = field(metadata=_row(
+        "operations", "writes that began in the window", CountOf(section="write")))
+    write_failed: int = field(metadata=_row(
+        "operations", "writes that failed", place="write.failed"))
+    write_bytes: int = field(metadata=_row(
+        "bytes", "of writes completed in the common window",
+        AtMost(whole="requested_write_bytes"), place="write.bytes"))
+    write_p95_ms: float | None = field(metadata=_row(
+        "ms", "p95 of the rank's writes", merge="own"))
+    delete_count: int = field(metadata=_row(
+        "operations", "deletes that began in the window", CountOf(section="delete")))
+    delete_failed: int = field(metadata=_row(
+        "operations", "deletes that failed", place="delete.failed"))
+    delete_p95_ms: float | None = field(metadata=_row(
+        "ms", "p95 of the rank's deletes", merge="own"))
+    device_bytes: int = field(metadata=_row(
+        "bytes", "of the transfers that the latencies of `device` are of", place="device.bytes"))
+    read_op_bytes: int = field(metadata=_row(
+        "bytes", "of the reads that the latencies are of", AtMost(whole="requested_read_bytes")))
+    write_op_bytes: int = field(metadata=_row(
+        "bytes", "of the writes that the latencies are of",
+        AtMost(whole="requested_write_bytes")))
+    # --- requests, from the start of the run until issuing stopped ---
+    offered: int = field(metadata=_row(
+        "requests", "that arrived, or that a user made", place="requests.offered"))
+    completed: int = field(metadata=_row(
+        "requests", "that were answered", AtMost(whole="offered", beside=("request_censored",)),
+        AtMost(whole="offered", beside=("dropped",)), place="requests.completed"))
+    completed_in_window: int = field(metadata=_row(
+        "requests", "answered in the common window",
+        AtMost(whole="offered", beside=("dropped",)), place="requests.completed_in_window"))
+    dropped: int = field(metadata=_row(
+        "requests", "of an open loop that too many were under way for", place="requests.dropped"))
+    backlog: int = field(metadata=_row(
+        "requests", "without an answer when issuing stopped",
+        AtMost(whole="offered", beside=("dropped",)), place="requests.backlog"))
+    generating: int = field(metadata=_row(
+        "requests", "of the backlog whose answer is only simulated", AtMost(whole="backlog"),
+        place="requests.generating"))
+    storing: int = field(metadata=_row(
+        "requests", "that are answered and not wholly stored", AtMost(whole="completed"),
+        place="requests.storing"))
+    prompt_tokens: int = field(metadata=_row(
+        "tokens", "of the prompts of requests completed in the common window",
+        place="tokens.prompt"))
+    generated_tokens: int = field(metadata=_row(
+        "tokens", "of their answers", place="tokens.generated"))
+    # --- the cache ---
+    prompt_blocks: int = field(metadata=_row(
+        "blocks", "looked up by requests that arrived in the window", place="cache.prompt_blocks"))
+    hit_blocks: int = field(metadata=_row(
+        "blocks", "of those that were found", AtMost(whole="prompt_blocks"),
+        place="cache.hit_blocks"))
+    arrived_tokens: int = field(metadata=_row(
+        "tokens", "of the prompts of requests that arrived in the window"))
+    hit_tokens: int = field(metadata=_row(
+        "tokens", "of those that were found", AtMost(whole="arrived_tokens")))
+    first_half_blocks: int = field(metadata=_row(
+        "blocks", "looked up in the first half of the common window",
+        AtMost(whole="prompt_blocks", beside=("second_half_blocks",))))
+    first_half_hits: int = field(metadata=_row(
+        "blocks", "of those that were found", AtMost(whole="first_half_blocks"),
+        AtMost(whole="hit_blocks", beside=("second_half_hits",))))
+    second_half_blocks: int = field(metadata=_row(
+        "blocks", "looked up in the second half"))
+    second_half_hits: int = field(metadata=_row(
+        "blocks", "of those that were found", AtMost(whole="second_half_blocks")))
+    first_half_waiting: float | None = field(metadata=_row(
+        "requests", "that waited for the storage, on average in the first half"))
+    second_half_waiting: float | None = field(metadata=_row(
+        "requests", "that waited for the storage, on average in the second half"))
+    evictions: int = field(metadata=_row(
+        "blocks", "evicted since the very start", place="cache.evictions"))
+    cached_blocks: int = field(metadata=_row(
+        "blocks", "stored at the end", AtMostPlanned(limit="capacity_blocks"),
+        place="cache.tiers.storage.blocks"))
+    populated_blocks: int = field(metadata=_row(
+        "blocks", "stored before the window", place="cache.populated_blocks"))
+    population_s: float = field(metadata=_row("s", "that it took to store them", merge="largest"))
+    store_stall_s: float = field(metadata=_row(
+        "s", "users were held back by a full store queue, summed over users"))
+    load_censored: int = field(metadata=_row(
+        "requests", "whose load had not ended when the drain did", place="load.censored"))
+    request_censored: int = field(metadata=_row(
+        "requests", "whose answer had not come when the drain ended", place="request.censored"))
+    mean_depth: float | None = field(metadata=_row(
+        "operations", "calls of the backend (transfers, syncs, deletes) in flight on average, in"
+        " the window", AtMostPlanned(limit="queue_depth"), merge="mean"))
+    longest_pause_s: float | None = field(metadata=_row(
+        "s", "longest time, from the begin of the window until nothing was in flight any more, in"
+        " which the rank did not look around; it does so every 0.1 s, so that 0.2 s is normal."
+        " Suspension of the machine counts. `null` if the rank stopped before the window began",
+        place="harness.longest_pause_s", merge="largest"))
+    # --- what was asked of the storage in the whole run, and what the kernel counted ---
+    requested_read_bytes: int = field(metadata=_row(
+        "bytes", "of all completed reads, padded to pages", place="proof.requested_read_bytes"))
+    requested_write_bytes: int = field(metadata=_row(
+        "bytes", "of all completed writes, padded to pages",
+        place="proof.requested_write_bytes"))
+    device_read_bytes: int | None = field(metadata=_row(
+        "bytes", "that the kernel read from devices for the process",
+        place="proof.device_read_bytes"))
+    device_write_bytes: int | None = field(metadata=_row(
+        "bytes", "that the kernel wrote for it", place="proof.kernel_write_bytes"))
+    checked: int = field(metadata=_row(
+        "transfers", "that were verified, from the very start", place="integrity.checked"))
+    corrupt: int = field(metadata=_row(
+        "transfers", "of those whose content was wrong", AtMost(whole="checked"),
+        place="integrity.failed"))
+    read_back: int = field(metadata=_row(
+        "transfers", "of those that were read after the window", AtMost(whole="checked"),
+        place="integrity.read_back"))
+    distinct_read_bytes: int = field(metadata=_row(
+        "bytes", "of the blocks that were read, each once", place="proof.distinct_read_bytes"))
+    # --- the rank as a process ---
+    cpu_s: float = field(metadata=_row(
+        "s", "of CPU time from the start of the run to its end", place="harness.cpu_s"))
+    peak_rss_bytes: int = field(metadata=_row(
+        "bytes", "of memory that the process ever had", merge="largest"))
+    cores: int = field(metadata=_row(
+        "cores", "that the rank might use"))
+    null_ops_per_s: float | None = field(metadata=_row(
+        "per s", "operations with a backend that does nothing; `null` for backends that are no"
+        " storage, and for workloads that know only a schedule of their own",
+        place="harness.null_ops_per_s"))
+    memory_ops_per_s: float | None = field(metadata=_row(
+        "per s", "operations with a backend that copies memory; `null` likewise",
+        place="harness.memory_ops_per_s"))
+    # fmt: on
+
+
+TABLE: Final[Mapping[str, Row]] = MappingProxyType(
+    {counter.name: counter.metadata[_ROW] for counter in fields(Counters)}
+)
+"""Name of a counter → its row, in the order of a rank's record."""
+
+MAY_BE_UNKNOWN: Final = frozenset(
+    counter.name for counter in fields(Counters) if str(counter.type).endswith("| None")
+)
+"""Counters that are null where the rank can't tell."""
+
+
+def nothing_counted() -> dict[str, Any]:
+    """Every counter at 0, or not known if it may be that: what is left to say of a rank."""
+    return {name: None if name in MAY_BE_UNKNOWN else 0 for name in TABLE}
+
+
+def merged(ranks: Iterable[Counters]) -> Counters:
+    """What all ranks counted together, each counter by the rule of its row."""
+    ranks = list(ranks)
+    values: dict[str, Any] = {
+        name: _MERGED[row.merge]([getattr(rank, name) for rank in ranks])
+        for name, row in TABLE.items()
+    }
+    return Counters(**values)
+
+
+def _sum(values: list[Any]) -> Number | None:
+    return None if None in values else sum(values)
+
+
+def _largest(values: list[Any]) -> Number | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+def _mean(values: list[Any]) -> Number | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+_MERGED: Final[Mapping[str, Any]] = MappingProxyType(
+    {"sum": _sum, "largest": _largest, "mean": _mean, "own": lambda _values: None}
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """What the engine counts beside its log, from the start of the run on.
+
+    Every field is a counter of the table; one in ``_ns`` is told in seconds there.
+    """
+
+    read_failed: int = 0
+    write_failed: int = 0
+    delete_failed: int = 0
+    requested_read_bytes: int = 0
+    requested_write_bytes: int = 0
+    distinct_read_bytes: int = 0
+    offered: int = 0
+    completed: int = 0
+    dropped: int = 0
+    backlog: int = 0
+    generating: int = 0
+    storing: int = 0
+    store_stall_ns: int = 0
+
+    def counted(self) -> dict[str, Any]:
+        """The counters that it is about, by their names in the table."""
+        told: dict[str, Any] = {}
+        for counter in fields(self):
+            value = getattr(self, counter.name)
+            if counter.name.endswith("_ns"):
+                told[counter.name.removesuffix("_ns") + "_s"] = value / 1e9
+            else:
+                told[counter.name] = value
+        return told
