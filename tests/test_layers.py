@@ -62,7 +62,7 @@ ROWS = (
     Row("root", "hookspecs", modules=("",)),
     Row("registry", "hookspecs backends launchers workloads", foreign=("pluggy",),
         modules=("registry",)),
-    Row("ioengines", "backends measure"),
+    Row("ioengines", "backends measure system"),
     Row("engine", "backends cache ioengines measure workloads", foreign=("numpy",)),
     Row("hosts", "backends launchers system"),
     Row("options", "hosts measure"),

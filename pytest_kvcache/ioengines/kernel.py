@@ -1,13 +1,11 @@
-"""What io_uring and libaio have in common: system calls by number, buffers by address.
+"""What io_uring and libaio have in common: calls on files by slot, buffers by address.
 
-Rank side: imports neither pytest nor MPI. `system_call` releases the GIL while the kernel
-works, so that another thread can look at what this one waits for.
+Rank side: imports neither pytest nor MPI.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -15,34 +13,6 @@ if TYPE_CHECKING:
 
 # What a queue can be asked to do with a file.
 READ, WRITE, DATASYNC, DROP_CACHE, OPEN, CLOSE, UNLINK = range(7)
-
-_syscall = ctypes.CDLL(None, use_errno=True).syscall
-_syscall.restype = ctypes.c_long
-_syscall.argtypes = [ctypes.c_long] * 7
-
-
-class SystemCall(Protocol):
-    """A system call by its number: what the kernel answers, a negative errno for an error."""
-
-    def __call__(  # noqa: PLR0917 - keywords cost
-        self, number: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0, e: int = 0, f: int = 0,
-        /,
-    ) -> int:  # fmt: skip
-        """Call the kernel; addresses are passed as integers."""
-        ...
-
-
-def system_call(  # noqa: PLR0917 - as the kernel
-    number: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0, e: int = 0, f: int = 0, /
-) -> int:
-    """Call the kernel of this machine."""
-    answer: int = _syscall(number, a, b, c, d, e, f)
-    return answer if answer >= 0 else -ctypes.get_errno()
-
-
-def refused(what: str, answer: int) -> OSError:
-    """The error of a system call that answered a negative errno; ``what`` begins its text."""
-    return OSError(-answer, f"{what}: {os.strerror(-answer)}")
 
 
 def address_of(buffer: memoryview) -> int:

@@ -16,18 +16,13 @@ import select
 from typing import TYPE_CHECKING
 
 from pytest_kvcache.ioengines.helpers import Helpers, Job
-from pytest_kvcache.ioengines.kernel import DATASYNC, READ, WRITE, address_of, refused, system_call
+from pytest_kvcache.ioengines.kernel import DATASYNC, READ, WRITE, address_of
+from pytest_kvcache.system.kernelqueues import aio_numbers, refused, set_up_aio, system_call
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_kvcache.ioengines.kernel import SystemCall
-
-# io_setup, io_destroy, io_submit, io_getevents: the younger machines share theirs.
-_NUMBERS = {
-    "x86_64": (206, 207, 209, 208),
-    **dict.fromkeys(("aarch64", "riscv64", "loongarch64"), (0, 1, 2, 4)),
-}
+    from pytest_kvcache.system.kernelqueues import SystemCall
 
 _CODES = {READ: 0, WRITE: 1, DATASYNC: 3}
 _POLL = 5
@@ -42,13 +37,6 @@ _HEAD, _TAIL, _MAGIC = 2, 3, 4
 _AGAIN = frozenset((-errno.EINTR, -errno.EAGAIN))
 
 
-def _numbers(machine: str) -> tuple[int, int, int, int]:
-    known = _NUMBERS.get(machine)
-    if known is None:
-        raise OSError(errno.ENOSYS, f"libaio: its system calls on a {machine} are not known here")
-    return known
-
-
 class Context:
     """A context for ``depth`` calls in flight of ``slots``; raises OSError where there can be none.
 
@@ -58,7 +46,7 @@ class Context:
     def __init__(self, slots: int, depth: int, *, call: SystemCall = system_call) -> None:
         self.notes: list[str] = []
         self._call = call
-        self._setup, self._destroy, self._submit, self._getevents = _numbers(platform.machine())
+        _, self._destroy, self._submit, self._getevents = aio_numbers()
         self._blocks = (ctypes.c_uint64 * (_BLOCK_WORDS * (slots + 1)))()
         self._base = ctypes.addressof(self._blocks)
         self._words = memoryview(self._blocks).cast("B").cast("Q")
@@ -76,11 +64,7 @@ class Context:
         self._helped = 0  # jobs that the helpers have not answered yet
         self._polled = False
         self._ring: memoryview | None = None
-        handle = ctypes.c_uint64(0)
-        answer = call(self._setup, depth + 1, ctypes.addressof(handle))
-        if answer < 0:
-            raise refused("io_setup", answer)
-        self._context = handle.value
+        self._context = set_up_aio(depth + 1, call)
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._helpers = Helpers(_HELPERS, self._bell)
         self._map_events()

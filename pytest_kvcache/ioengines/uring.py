@@ -1,13 +1,8 @@
 """io_uring by system calls: a ring of calls that the kernel takes, a ring of its answers.
 
 Rank side: imports neither pytest nor MPI. See io_uring(7), io_uring_setup(2) and
-io_uring_enter(2); numbers and layouts are those of linux/io_uring.h. A ring is set up without
-flags: measured, SINGLE_ISSUER and DEFER_TASKRUN cost more than they save, and they need a
-younger kernel.
-
-The kernel's words are read and written without barriers. That is right where the processor
-keeps loads among loads and stores among stores in their order (x86) and not proven elsewhere:
-`ordered_memory` tells, and who chooses an engine asks it.
+io_uring_enter(2); numbers and layouts are those of linux/io_uring.h. The kernel's words are
+read and written without barriers: `system.kernelqueues.ordered_memory` tells where that is right.
 """
 
 from __future__ import annotations
@@ -16,8 +11,6 @@ import ctypes
 import errno
 import mmap
 import os
-import platform
-import struct
 from typing import TYPE_CHECKING, Literal
 
 from pytest_kvcache.ioengines.kernel import (
@@ -29,23 +22,18 @@ from pytest_kvcache.ioengines.kernel import (
     UNLINK,
     WRITE,
     address_of,
-    refused,
-    system_call,
 )
+from pytest_kvcache.system.kernelqueues import refused, set_up_uring, system_call
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_kvcache.ioengines.kernel import SystemCall
+    from pytest_kvcache.system.kernelqueues import SystemCall
 
 # The same on every machine.
-IO_URING_SETUP, IO_URING_ENTER, IO_URING_REGISTER = 425, 426, 427
-MAX_SLOTS = 32768  # the kernel's limit of a ring
+IO_URING_ENTER, IO_URING_REGISTER = 426, 427
 
-_PARAMS = struct.Struct("=30I")
 _SQ_OFFSETS, _CQ_OFFSETS = slice(10, 20), slice(20, 30)
-_FEATURES = 5
-_SINGLE_MMAP, _NODROP, _EXT_ARG = 1 << 0, 1 << 1, 1 << 8
 _MMAP_ENTRIES = 0x10000000
 _ENTRY_BYTES, _ENTRY_WORDS, _ANSWER_BYTES, _ANSWER_WORDS = 64, 8, 16, 4
 _GET_EVENTS, _TIMEOUT_ARG = 1 << 0, 1 << 3
@@ -63,11 +51,6 @@ _NS_PER_S = 1_000_000_000
 _AGAIN = frozenset((-errno.EINTR, -errno.ETIME, -errno.EAGAIN, -errno.EBUSY))
 
 
-def ordered_memory(machine: str | None = None) -> bool:
-    """Whether the processor keeps the order that a ring without barriers needs."""
-    return (machine or platform.machine()) in ("x86_64", "AMD64")
-
-
 class Ring:
     """An io_uring of at least ``slots`` entries; raises OSError where there can be none.
 
@@ -77,15 +60,11 @@ class Ring:
     def __init__(self, slots: int, *, call: SystemCall = system_call) -> None:
         self.notes: list[str] = []
         self._call = call
-        params = ctypes.create_string_buffer(_PARAMS.size)
-        answer = call(IO_URING_SETUP, max(1, slots), ctypes.addressof(params))
-        if answer < 0:
-            raise refused("io_uring_setup", answer)
-        self._fd = answer
+        self._fd, params = set_up_uring(max(1, slots), call)
         self._views: list[memoryview] = []
         self._maps: list[mmap.mmap] = []
         try:
-            self._map(_PARAMS.unpack(params.raw))
+            self._map(params)
         except BaseException:
             self.close()
             raise
@@ -104,11 +83,6 @@ class Ring:
         self._take_workers(slots)
 
     def _map(self, params: tuple[int, ...]) -> None:
-        missing = (_SINGLE_MMAP | _NODROP | _EXT_ARG) & ~params[_FEATURES]
-        if missing:
-            raise OSError(
-                errno.ENOSYS, "io_uring: this kernel's has no time-outs; Linux 5.11 and later have"
-            )
         self._entries, answers = params[0], params[1]
         sq, cq = params[_SQ_OFFSETS], params[_CQ_OFFSETS]
         order_begin, answers_begin = sq[6], cq[5]
