@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write to a temporary name beside ``path``, sync, rename."""
+@contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """A file with a temporary name beside ``path``, which is synced and gets its own in the end."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(data, file, allow_nan=False, separators=(",", ":"))
+        with temporary.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write ``data`` to ``path``, whole or not at all; ValueError for what JSON can't say."""
+    with writing(path) as file:
+        file.write(json.dumps(data, allow_nan=False, separators=(",", ":")).encode())

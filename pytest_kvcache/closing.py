@@ -141,9 +141,11 @@ def advice(config: pytest.Config) -> list[str]:
     if selected.benchmarks:
         bench = config.stash.get(BENCH_KEY, None)
         return bench.asked.ignored(options) if bench is not None else []
+    bench = config.stash.get(BENCH_KEY, None)
+    mask = str if bench is None else bench.secrets.mask
     found = nothing_selected(
         options,
-        [str(word) for word in config.invocation_params.args],
+        [mask(str(word)) for word in config.invocation_params.args],
         tests=selected.others,
         deselected=selected.deselected,
     )

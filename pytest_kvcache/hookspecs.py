@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-    from pytest_kvcache.backends.protocol import Backend
-    from pytest_kvcache.launchers.protocol import Launcher
+    from pytest_kvcache.backends.protocol import BackendFactory
+    from pytest_kvcache.launchers.family import LauncherFamily
     from pytest_kvcache.models import ModelSpec
     from pytest_kvcache.workloads.protocol import WorkloadFamily
 
@@ -39,10 +39,12 @@ def kvcache_models() -> Mapping[str, ModelSpec]:  # type: ignore[empty-body]  # 
 
 
 @hookspec
-def kvcache_backends() -> Mapping[str, Callable[[], Backend]]:  # type: ignore[empty-body]
-    """Name → function that makes a backend, for ``--kv-backend``.
+def kvcache_backends() -> Mapping[str, BackendFactory]:  # type: ignore[empty-body]
+    """Name → what makes a backend and states its traits, for ``--kv-backend``.
 
-    Called once per process; the function is called once per rank and trial.
+    Usually a class with a class attribute ``traits``, a ``BackendTraits``: by them it is
+    decided, before anything is launched and without making a backend, what it is given and
+    what is asked of it. Called once per process; the class once per rank and trial.
     docs/backends.md shows a whole one::
 
         @pytest_kvcache.hookimpl
@@ -64,12 +66,15 @@ def kvcache_workloads() -> Mapping[str, WorkloadFamily]:  # type: ignore[empty-b
 
 
 @hookspec
-def kvcache_launchers() -> Mapping[str, Callable[[Mapping[str, str]], Launcher]]:  # type: ignore[empty-body]
-    """Name → function of the environment that makes a launcher, for ``--kv-mpi-bin``.
+def kvcache_launchers() -> Mapping[str, LauncherFamily]:  # type: ignore[empty-body]
+    """Name → launcher family, for ``--kv-mpi-bin``.
 
-    Called on the controller only; a name found here is not looked for on the disk::
+    A program that is given there, or found along PATH, is of the first family that recognises
+    what it prints for ``--version``; its version, its MPI library and its daemon are then
+    checked, what it leaves is cleaned up, and its last words are read, as the family says.
+    Called once per process::
 
         @pytest_kvcache.hookimpl
         def kvcache_launchers():
-            return {"flux": lambda environ: FluxLauncher()}
+            return {"flux": LauncherFamily(title="Flux's flux", make=FluxLauncher, ...)}
     """

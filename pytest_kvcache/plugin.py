@@ -282,7 +282,10 @@ def _make_bench(config: pytest.Config, options: Options) -> Bench:
 def pytest_report_header(config: pytest.Config) -> list[str] | None:
     """What was given, and where."""
     options = config.stash[OPTIONS_KEY]
-    return describe_given(options) if options.texts else None
+    if not options.texts:
+        return None
+    bench = config.stash.get(BENCH_KEY, None)
+    return describe_given(options, str if bench is None else bench.secrets.mask)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

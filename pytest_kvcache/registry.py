@@ -16,24 +16,32 @@ from pytest_kvcache import hookspecs
 from pytest_kvcache.backends.memory import MemoryBackend
 from pytest_kvcache.backends.null import NullBackend
 from pytest_kvcache.backends.posix.backend import StoreBackend
+from pytest_kvcache.backends.traits import BackendTraits
 from pytest_kvcache.errors import OptionError, UnavailableError, UnknownNameError
+from pytest_kvcache.launchers.families import FAMILIES
 from pytest_kvcache.models import MODELS, ModelSpec, load_models
 from pytest_kvcache.workloads.replay import ReplayFamily
 from pytest_kvcache.workloads.scenarios import LATER, SYNTHETIC, TRACE
 from pytest_kvcache.workloads.synthetic import SyntheticFamily
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from types import ModuleType
 
-    from pytest_kvcache.backends.protocol import Backend
-    from pytest_kvcache.launchers.protocol import Launcher
+    from pytest_kvcache.backends.protocol import BackendFactory
+    from pytest_kvcache.launchers.family import LauncherFamily
     from pytest_kvcache.workloads.protocol import WorkloadFamily
 
 _T = TypeVar("_T")
 
 ENTRY_POINTS = "pytest_kvcache"
 _OTHER_FILES = (".json", ".yaml", ".yml", ".safetensors", ".gguf")  # what people have of a model
+
+
+BACKENDS: Mapping[str, BackendFactory] = {
+    "file": StoreBackend, "memory": MemoryBackend, "null": NullBackend,
+}  # fmt: skip
+"""What this package brings; no plugin can register one of these names."""
 
 
 class _BuiltIns:
@@ -44,8 +52,12 @@ class _BuiltIns:
         return MODELS
 
     @hookspecs.hookimpl
-    def kvcache_backends(self) -> Mapping[str, Callable[[], Backend]]:
-        return {"file": StoreBackend, "memory": MemoryBackend, "null": NullBackend}
+    def kvcache_backends(self) -> Mapping[str, BackendFactory]:
+        return BACKENDS
+
+    @hookspecs.hookimpl
+    def kvcache_launchers(self) -> Mapping[str, LauncherFamily]:
+        return FAMILIES
 
     @hookspecs.hookimpl
     def kvcache_workloads(self) -> Mapping[str, WorkloadFamily]:
@@ -61,12 +73,12 @@ class Registry:
     """Every known name of every kind."""
 
     models: Mapping[str, ModelSpec]
-    backends: Mapping[str, Callable[[], Backend]]
+    backends: Mapping[str, BackendFactory]
     workloads: Mapping[str, WorkloadFamily]
-    launchers: Mapping[str, Callable[[Mapping[str, str]], Launcher]]
+    launchers: Mapping[str, LauncherFamily]
 
-    def backend(self, name: str) -> Callable[[], Backend]:
-        """The backend's factory; UnknownNameError lists the known ones."""
+    def backend(self, name: str) -> BackendFactory:
+        """What makes the backend and states its traits; UnknownNameError lists the known ones."""
         return _find("backend", name, self.backends)
 
     def workload(self, name: str) -> WorkloadFamily:
@@ -122,6 +134,24 @@ def _merge(kind: str, mappings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return merged
 
 
+def _stating_traits(backends: Mapping[str, BackendFactory]) -> Mapping[str, BackendFactory]:
+    """The backends; OptionError for one that does not say what it is like.
+
+    There is no default: whatever it was, another kind of backend would be given a directory
+    it has no use for, or have its capacity taken from a disk that it never writes to.
+    """
+    for name, factory in backends.items():
+        traits = getattr(factory, "traits", None)
+        if not isinstance(traits, BackendTraits):
+            what = getattr(factory, "__qualname__", repr(factory))
+            raise OptionError(
+                f"the backend {name!r} ({what}) states {traits!r} as its traits; they must be a"
+                " BackendTraits, as a class attribute 'traits' of what kvcache_backends registers"
+                " (docs/backends.md shows one)"
+            )
+    return backends
+
+
 def _import(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
@@ -159,7 +189,7 @@ def build_registry(plugins: Sequence[str] = ()) -> Registry:
     # pluggy calls the last registered first; the built-ins come first in messages.
     return Registry(
         models=_merge("model", hook.kvcache_models()[::-1]),
-        backends=_merge("backend", hook.kvcache_backends()[::-1]),
+        backends=_stating_traits(_merge("backend", hook.kvcache_backends()[::-1])),
         workloads=_merge("scenario", hook.kvcache_workloads()[::-1]),
         launchers=_merge("launcher", hook.kvcache_launchers()[::-1]),
     )

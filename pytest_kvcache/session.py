@@ -25,6 +25,7 @@ from pytest_kvcache.measure.metrics import METRICS, possible
 from pytest_kvcache.options.asked import Asked
 from pytest_kvcache.options.options import DEFAULT_TRIALS
 from pytest_kvcache.options.rules import CLOSING, FailRule, SloRule, check_rule
+from pytest_kvcache.plan.backendrules import secrets_of
 from pytest_kvcache.plan.forecast import forecast
 from pytest_kvcache.plan.planner import Case, CaseName, Planner, name_cases
 from pytest_kvcache.registry import build_registry
@@ -56,6 +57,10 @@ _LEAST_TRIALS = 2  # of either side of a gate: one value has no noise
 _AROUND_A_LAUNCH_S = 60.0  # hosts are asked, what a launch left is cleared away
 
 
+# What the launcher must not hand on: pytest's own command line, which may hold secrets.
+_PYTESTS_OWN = frozenset({"PYTEST_ADDOPTS"})
+
+
 class Bench:
     """Lazy: a session that never asks for a case creates and touches nothing."""
 
@@ -71,6 +76,7 @@ class Bench:
         self.options = options
         self.registry = build_registry(options.plugin)
         self.names = name_cases(options, self.registry)
+        self.secrets = secrets_of(options, self.registry.backend(options.backend).traits)
         run_id = new_run_id()
         self._planner = Planner(self.registry, run_id)
         self._modify_plan = modify_plan
@@ -86,12 +92,12 @@ class Bench:
             run=RunResult(
                 run_id=run_id,
                 started_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                command=tuple(command),
+                command=tuple(map(self.secrets.mask, command)),
                 version=VERSION,
                 commit=commit_of(os.getcwd()),  # noqa: PTH109  as git sees it
                 environment=environment(),
             ),
-            environ=dict(os.environ),
+            environ={name: v for name, v in os.environ.items() if name not in _PYTESTS_OWN},
             progress=progress,
             max_trials=max_trials,
             gates_can_tell=self._gates_can_tell,
@@ -160,7 +166,8 @@ class Bench:
     def _storage(self, plan: Plan, name: CaseName) -> list[str]:
         """What is below the cache directory, on which hosts."""
         if not plan.needs_directory:
-            return [f"the backend {plan.backend} is no storage"]
+            what = "stores outside the hosts" if plan.traits.is_storage else "is no storage"
+            return [f"the backend {plan.backend} {what}"]
         survey = self.controller.survey(self.options, name.layout)
         if survey is None:
             local = probe_filesystem(plan.cache_dir, socket.gethostname())
@@ -396,8 +403,7 @@ def _expected_evidence(plan: Plan, before: Evidence) -> Evidence:
         for rank in range(count)
     ]
     facts = facts_of({**plan.workload, **opened}, {}, ranks)
-    is_storage = {"file": True, "memory": False, "null": False}.get(plan.backend)
-    return Evidence(is_storage=is_storage, facts=facts)
+    return Evidence(is_storage=plan.traits.is_storage, facts=facts)
 
 
 def _on_what(cache_dir: str, below: str, memory: str | None) -> str:

@@ -11,6 +11,7 @@ A test helper, the only module outside the pytest side that imports pytest.
 
 from __future__ import annotations
 
+import secrets
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar
@@ -18,12 +19,13 @@ from typing import TYPE_CHECKING, ClassVar
 import pytest
 
 from pytest_kvcache.backends.protocol import PAGE_BYTES, BackendPlan
+from pytest_kvcache.backends.traits import BackendTraits
 from pytest_kvcache.cache.identity import Identity
 from pytest_kvcache.engine.payload import Payload
 from pytest_kvcache.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from pytest_kvcache.backends.protocol import Backend, BackendFacts, IoMode, Store, SyncMode
@@ -38,15 +40,17 @@ _TAG, _OTHER_TAG = 0xA11CE, 0xB0B
 class BackendContract:
     """What every backend must do; `make_backend` returns a new one that is not open.
 
-    ``io``, ``sync``, ``store`` and ``host`` go into the plan. The directory of the plan exists and
-    is empty. Where a backend says that it stores no data, the tests that read back are
-    skipped with that reason.
+    ``io``, ``sync``, ``store``, ``options`` and ``host`` go into the plan. The directory of the
+    plan exists and is empty, or is None, as the backend's traits want it. Where they say that
+    it stores no data, the tests that read back are skipped with that reason; where they say
+    that objects move whole, those that move parts.
     """
 
     io: ClassVar[IoMode] = "direct"
     sync: ClassVar[SyncMode] = "none"
     store: ClassVar[Store | None] = None
     host: ClassVar[str] = "contract-host"
+    options: ClassVar[Mapping[str, str]] = {}
 
     def make_backend(self, tmp_path: Path) -> Backend:
         """Return the backend under test."""
@@ -55,19 +59,23 @@ class BackendContract:
     @contextmanager
     def opened(self, tmp_path: Path, object_bytes: int) -> Iterator[tuple[Backend, BackendFacts]]:
         """Open the backend for objects of ``object_bytes``, and close it at the end."""
+        backend = self.make_backend(tmp_path)
+        traits = traits_of(backend)
         directory = tmp_path / "rank-0"
-        directory.mkdir()
+        if traits.directory:
+            directory.mkdir()
         plan = BackendPlan(
-            directory=str(directory),
+            directory=str(directory) if traits.directory else None,
             object_bytes=object_bytes,
-            chunk_bytes=CHUNK_BYTES,
+            chunk_bytes=object_bytes if traits.unit == "object" else CHUNK_BYTES,
             io=self.io,
             sync=self.sync,
             host=self.host,
+            namespace=f"kvcache-contract-{secrets.token_hex(4)}/trial-1/rank-0",
             capacity_objects=CAPACITY_OBJECTS,
             store=self.store,
+            options=self.options,
         )
-        backend = self.make_backend(tmp_path)
         facts = backend.open(plan)
         try:
             yield backend, facts
@@ -75,19 +83,29 @@ class BackendContract:
             backend.close()
 
     @contextmanager
-    def storing(self, tmp_path: Path, object_bytes: int) -> Iterator[_Objects]:
-        """Open the backend; skip the test where it stores no data."""
-        with self.opened(tmp_path, object_bytes) as (backend, facts):
-            if not facts.stores_data:
+    def storing(
+        self, tmp_path: Path, object_bytes: int, *, by_parts: bool = False
+    ) -> Iterator[_Objects]:
+        """Open the backend; skip the test where it stores no data, or takes no parts."""
+        with self.opened(tmp_path, object_bytes) as (backend, _):
+            traits = traits_of(backend)
+            if not traits.stores_data:
                 pytest.skip("the backend says that it stores no data")
-            yield _Objects(backend, object_bytes, syncs=self.sync == "data")
+            whole = traits.unit == "object"
+            if whole and by_parts:
+                pytest.skip("the backend says that its objects move whole")
+            chunk_bytes = object_bytes if whole else CHUNK_BYTES
+            yield _Objects(backend, object_bytes, chunk_bytes, syncs=self.sync == "data")
+
+    def test_traits_are_stated(self, tmp_path: Path) -> None:
+        """Without them the backend can't be registered."""
+        assert traits_of(self.make_backend(tmp_path))
 
     def test_facts_are_consistent(self, tmp_path: Path) -> None:
         """What a backend says of itself does not contradict itself."""
-        with self.opened(tmp_path, PAGE_BYTES) as (_, facts):
+        with self.opened(tmp_path, PAGE_BYTES) as (backend, facts):
             assert facts.io_mode in ("direct", "buffered", "none")
-            assert facts.stores_data or not facts.is_storage
-            assert facts.is_storage == (facts.io_mode != "none")
+            assert traits_of(backend).is_storage == (facts.io_mode != "none")
             fell_back = self.io == "direct" and facts.io_mode == "buffered"
             assert not fell_back or facts.io_note
 
@@ -118,14 +136,14 @@ class BackendContract:
 
     def test_chunks_may_be_put_in_any_order(self, tmp_path: Path) -> None:
         """The last chunk first."""
-        with self.storing(tmp_path, 5 * CHUNK_BYTES) as objects:
+        with self.storing(tmp_path, 5 * CHUNK_BYTES, by_parts=True) as objects:
             for offset in reversed(objects.offsets):
                 objects.put_chunk(_KEY, _TAG, offset)
             objects.check(_KEY, _TAG)
 
     def test_a_chunk_can_be_read_in_parts(self, tmp_path: Path) -> None:
         """What is got need not be cut as it was put."""
-        with self.storing(tmp_path, 2 * CHUNK_BYTES) as objects:
+        with self.storing(tmp_path, 2 * CHUNK_BYTES, by_parts=True) as objects:
             objects.put(_KEY, _TAG)
             for offset in range(0, objects.object_bytes, PAGE_BYTES):
                 objects.check_chunk(_KEY, _TAG, offset, PAGE_BYTES)
@@ -133,7 +151,7 @@ class BackendContract:
     def test_threads_may_put_and_get_chunks_of_one_object(self, tmp_path: Path) -> None:
         """8 threads on one object, with new keys again and again."""
         with (
-            self.storing(tmp_path, 12 * CHUNK_BYTES) as objects,
+            self.storing(tmp_path, 12 * CHUNK_BYTES, by_parts=True) as objects,
             ThreadPoolExecutor(_THREADS) as threads,
         ):
             for number in range(10):
@@ -166,9 +184,16 @@ class BackendContract:
         with self.storing(tmp_path, PAGE_BYTES) as objects:
             self._assert_absent(objects, _KEY)
 
+    def test_a_deleted_object_is_gone(self, tmp_path: Path) -> None:
+        """Whole objects as well."""
+        with self.storing(tmp_path, PAGE_BYTES) as objects:
+            objects.put(_KEY, _TAG)
+            objects.backend.delete(_KEY)
+            self._assert_absent(objects, _KEY)
+
     def test_get_after_delete_raises(self, tmp_path: Path) -> None:
         """Also when the object was read before, and when only a part of it was put."""
-        with self.storing(tmp_path, 2 * CHUNK_BYTES) as objects:
+        with self.storing(tmp_path, 2 * CHUNK_BYTES, by_parts=True) as objects:
             objects.put(_KEY, _TAG)
             objects.check_chunk(_KEY, _TAG, 0)
             objects.put_chunk(_OTHER_KEY, _OTHER_TAG, 0)
@@ -196,7 +221,7 @@ class BackendContract:
     @pytest.mark.parametrize("start", [1, 2])
     def test_get_past_the_end_raises(self, tmp_path: Path, start: int) -> None:
         """Half past the end, and wholly; the object stays as it is."""
-        with self.storing(tmp_path, 2 * PAGE_BYTES) as objects:
+        with self.storing(tmp_path, 2 * PAGE_BYTES, by_parts=True) as objects:
             objects.put(_KEY, _TAG)
             buffer = objects.payload.read_buffer()
             with pytest.raises(StorageError, match=rf"{self.host}.*{2 * PAGE_BYTES} bytes"):
@@ -204,9 +229,10 @@ class BackendContract:
             objects.check(_KEY, _TAG)
 
     def test_close_twice_is_once(self, tmp_path: Path) -> None:
-        """Also with an object half put and another half read."""
+        """Also with an object half put and half read, where objects move by parts."""
         with self.opened(tmp_path, 2 * PAGE_BYTES) as (backend, _):
-            page = Payload(0, PAGE_BYTES).write_buffer()
+            moved = 2 * PAGE_BYTES if traits_of(backend).unit == "object" else PAGE_BYTES
+            page = Payload(0, moved).write_buffer()
             backend.put_from(_KEY, 0, page.view)
             backend.get_into(_KEY, 0, page.view)
             backend.close()
@@ -221,11 +247,14 @@ class BackendContract:
 class _Objects:
     """Puts whole objects by chunks into a backend, and checks every byte of them."""
 
-    def __init__(self, backend: Backend, object_bytes: int, *, syncs: bool) -> None:
+    def __init__(
+        self, backend: Backend, object_bytes: int, chunk_bytes: int, *, syncs: bool
+    ) -> None:
         self.backend = backend
         self.object_bytes = object_bytes
-        self.offsets = tuple(range(0, object_bytes, CHUNK_BYTES))
-        self.payload = Payload(7, CHUNK_BYTES, object_bytes)
+        self.offsets = tuple(range(0, object_bytes, chunk_bytes))
+        self.payload = Payload(7, chunk_bytes, object_bytes)
+        self._chunk_bytes = chunk_bytes
         self._syncs = syncs
 
     def put(self, key: str, tag: int) -> None:
@@ -251,7 +280,7 @@ class _Objects:
         self.backend.get_into(key, offset, buffer.view[:wanted])
         page = offset // PAGE_BYTES
         # A part of a chunk carries the base of its place in the chunk; its stamps do.
-        thorough = offset % CHUNK_BYTES == 0
+        thorough = offset % self._chunk_bytes == 0
         identity = _identity(tag)
         assert self.payload.verify(buffer, wanted, identity, page, thorough=thorough) is None
 
@@ -262,7 +291,14 @@ class _Objects:
         self.backend.delete(key)
 
     def _length(self, offset: int) -> int:
-        return min(CHUNK_BYTES, self.object_bytes - offset)
+        return min(self._chunk_bytes, self.object_bytes - offset)
+
+
+def traits_of(backend: Backend) -> BackendTraits:
+    """What the backend's class states; fails the test if it states nothing."""
+    traits = getattr(backend, "traits", None)
+    assert isinstance(traits, BackendTraits), f"{type(backend).__name__} states no BackendTraits"
+    return traits
 
 
 def _identity(number: int) -> Identity:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_kvcache.backends.protocol import BackendFacts
+from pytest_kvcache.backends.traits import BackendTraits
 from pytest_kvcache.cache.index import CacheIndex
 from pytest_kvcache.engine.engine import Engine
 from pytest_kvcache.engine.transfers import TransferSettings
@@ -35,7 +36,7 @@ from pytest_kvcache.models import MODELS, ModelSpec
 from pytest_kvcache.options.options import build_options
 from pytest_kvcache.plan.plan import Plan, TracePlan
 from pytest_kvcache.ranks.rank import Rank
-from pytest_kvcache.registry import Registry
+from pytest_kvcache.registry import BACKENDS, Registry
 from pytest_kvcache.results.record import RankResult, TrialRecord
 from pytest_kvcache.system.clocks import ClockRecord
 from pytest_kvcache.system.surroundings import Surroundings
@@ -68,7 +69,7 @@ def options(**texts: str | list[str]) -> Options:
 
 def make_plan(**changes: Any) -> Plan:
     """A plan of one rank on the null backend; no directory, a window of 0.2 s."""
-    on_files = changes.get("backend") == "file"
+    backend = changes.get("backend", "null")
     values: dict[str, Any] = {
         "version": "1.0",
         "run_id": "run",
@@ -88,8 +89,10 @@ def make_plan(**changes: Any) -> Plan:
         "request_rate": None,
         "arrival": None,
         "backend": "null",
+        "traits": traits_of(backend),
+        "backend_options": {},
         "object_layout": "block",
-        "store": "file" if on_files else None,
+        "store": "file" if backend == "file" else None,
         "io": "direct",
         "sync": "none",
         "cache_dir": "/nowhere",
@@ -105,6 +108,29 @@ def make_plan(**changes: Any) -> Plan:
         "trace": None,
     }
     return Plan(**values | changes)
+
+
+OBJECTS = BackendTraits(
+    unit="object",
+    directory=False,
+    bounded_by="nothing",
+    smallest_part_bytes=1,
+    largest_part_bytes=None,
+    alignment_bytes=1,
+    kernel_counts=False,
+    is_storage=True,
+)
+"""What a plugin's store of whole objects is like."""
+
+
+def traits_of(backend: str) -> BackendTraits:
+    """Those of a built-in backend; of any other name, those of a store of whole objects."""
+    return BACKENDS[backend].traits if backend in BACKENDS else OBJECTS
+
+
+def on_backend(plan: Plan, backend: str) -> Plan:
+    """The same plan on another backend."""
+    return replace(plan, backend=backend, traits=traits_of(backend))
 
 
 def make_trace_plan(**changes: Any) -> TracePlan:
@@ -281,7 +307,8 @@ def registry_of(
     workloads: Mapping[str, Any] | None = None,
 ) -> Registry:
     """A registry of these and the known models only."""
-    return Registry(models=MODELS, backends=backends or {}, workloads=workloads or {}, launchers={})
+    made: Any = backends or {}  # a rank asks no factory for its traits
+    return Registry(models=MODELS, backends=made, workloads=workloads or {}, launchers={})
 
 
 # --- clocks -------------------------------------------------------------------------------
@@ -334,9 +361,7 @@ class Bookkeeper:
 
     def open(self, plan: BackendPlan) -> BackendFacts:
         self.prepare(plan.object_bytes, syncs=plan.sync == "data")
-        return BackendFacts(
-            io_mode="none", io_note=None, stores_data=True, is_storage=False, in_directory=False
-        )
+        return BackendFacts(io_mode="none", io_note=None)
 
     def put_from(self, key: str, offset: int, buffer: memoryview) -> None:
         with self.lock:
@@ -416,9 +441,7 @@ class Stage:
 
     def open(self, plan: BackendPlan) -> BackendFacts:
         del plan
-        return BackendFacts(
-            io_mode="none", io_note=None, stores_data=False, is_storage=False, in_directory=False
-        )
+        return BackendFacts(io_mode="none", io_note=None)
 
     def put_from(self, key: str, offset: int, buffer: memoryview) -> None:
         del buffer

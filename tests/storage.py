@@ -31,6 +31,7 @@ def make_plan(directory: Path | None, **change: Any) -> BackendPlan:
         "io": "direct",
         "sync": "none",
         "host": "n1",
+        "namespace": "kvcache-run/trial-1/rank-0",
     }
     return BackendPlan(**(values | change))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
@@ -10,9 +11,23 @@ from pytest_kvcache.commands import CommandError, last_line, run_command
 
 
 def test_whatever_a_command_ends_with_is_an_answer() -> None:
-    program = "import sys; print(sys.stdin.read() or 'no input'); sys.exit(3)"
+    program = "import sys; print('told'); sys.exit(3)"
     done = run_command([sys.executable, "-c", program], timeout_s=60)
-    assert (done.returncode, done.stdout) == (3, "no input\n")
+    assert (done.returncode, done.stdout) == (3, "told\n")
+
+
+def test_our_standard_input_is_not_the_commands() -> None:
+    ours, other = os.pipe()
+    os.write(other, b"ours")
+    os.close(other)
+    kept = os.dup(0)
+    try:
+        os.dup2(ours, 0)
+        assert run_command(["cat"], timeout_s=60).stdout == ""
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
+        os.close(ours)
 
 
 def test_output_that_is_no_text_is_an_answer_too() -> None:

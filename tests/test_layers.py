@@ -49,8 +49,8 @@ class Row:
 GROUND = "ground"
 PYTEST_SIDE = "pytest side"
 ROWS = (
-    Row(GROUND, modules=("atomic", "commands", "errors", "models", "showable", "units", "version"),
-        foreign=("tomli",)),
+    Row(GROUND, modules=("atomic", "commands", "errors", "masking", "models", "phases", "showable",
+        "units", "version"), foreign=("tomli",)),
     Row("system"),
     Row("cache"),
     Row("launchers"),
@@ -68,7 +68,7 @@ ROWS = (
     Row("options", "hosts measure"),
     Row("plan", "options hosts launchers workloads traces cache backends registry system",
         foreign=("numpy",)),
-    Row("results", "plan options measure system workloads"),
+    Row("results", "plan options measure registry system workloads"),
     Row("launch", "results plan options hosts launchers backends measure registry system"),
     Row("ranks",
         "engine ioengines cache backends workloads traces measure plan results registry system",

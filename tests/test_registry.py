@@ -54,7 +54,7 @@ def test_the_built_ins_are_there(built_in: Registry) -> None:
     assert dict(built_in.models) == dict(MODELS)
     assert set(built_in.backends) == {"file", "memory", "null"}
     assert set(built_in.workloads) == {*SYNTHETIC, "trace"}
-    assert built_in.launchers == {}
+    assert set(built_in.launchers) == {"openmpi", "hydra", "srun", "pals"}
 
 
 def test_only_a_replay_needs_a_trace(built_in: Registry) -> None:
@@ -123,14 +123,35 @@ def test_an_unknown_model_lists_the_known_ones(built_in: Registry) -> None:
 
 
 def test_a_plugin_adds_its_names(write_plugin: Callable[[str, str], str]) -> None:
-    source = BACKEND.format(name="mine") + (
+    source = "from pytest_kvcache.launchers.family import LauncherFamily\n"
+    source += BACKEND.format(name="mine") + (
         "@pytest_kvcache.hookimpl\n"
         "def kvcache_launchers():\n"
-        "    return {'flux': lambda environ: None}\n"
+        "    return {'flux': LauncherFamily(title='flux', make=None)}\n"
     )
     registry = build_registry([write_plugin("kvp_adds", source)])
     assert set(registry.backends) == {"file", "memory", "null", "mine"}
-    assert set(registry.launchers) == {"flux"}
+    assert set(registry.launchers) == {"openmpi", "hydra", "srun", "pals", "flux"}
+
+
+@pytest.mark.parametrize(
+    ("stated", "shown"), [("lambda: NullBackend()", "None"), ("Odd", "{'unit': 'range'}")]
+)
+def test_a_backend_that_does_not_say_what_it_is_like_is_refused_by_name(
+    write_plugin: Callable[[str, str], str], stated: str, shown: str
+) -> None:
+    source = (
+        "class Odd(NullBackend):\n"
+        "    traits = {'unit': 'range'}\n"
+        "@pytest_kvcache.hookimpl\n"
+        "def kvcache_backends():\n"
+        f"    return {{'mine': {stated}}}\n"
+    )
+    with pytest.raises(OptionError) as error:
+        build_registry([write_plugin("kvp_stateless", source)])
+    told = str(error.value)
+    assert told.startswith("the backend 'mine' (")
+    assert f"states {shown} as its traits; they must be a BackendTraits, as a class" in told
 
 
 def test_a_plugin_may_bring_what_comes_later(write_plugin: Callable[[str, str], str]) -> None:

@@ -21,7 +21,8 @@ import pytest
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.hosts.mpilibrary import mpi_library
 from pytest_kvcache.launch.postmortem import cause_of_death
-from pytest_kvcache.launchers.detect import find_launcher, identify, launcher_for
+from pytest_kvcache.launchers.detect import find_launcher, identify
+from pytest_kvcache.launchers.families import FAMILIES
 from pytest_kvcache.launchers.protocol import LaunchJob
 from tests.site import PATIENCE_S, PLUGINS, PYTEST, SMALL, SUITE, machine_to_oneself, wait_for
 
@@ -195,7 +196,8 @@ def srun_argv(slurm: Slurm, program: str, *arguments: str) -> list[str]:
     path = find_launcher("srun", prefix="/nowhere", path=environ["PATH"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", environ["SLURM_CONF"])
-        launcher = launcher_for(identify(path), environ, library)
+        name, found = identify(path, FAMILIES, library=library, environ=environ)
+        launcher = FAMILIES[name].make(found)
     job = LaunchJob(
         hosts=(("127.0.0.1", 2),),
         controller_host="127.0.0.1",

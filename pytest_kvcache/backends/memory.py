@@ -6,11 +6,12 @@ Rank side: imports neither pytest nor MPI.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from pytest_kvcache.backends.protocol import BackendFacts
+from pytest_kvcache.backends.traits import BackendTraits
 from pytest_kvcache.errors import StorageError
 
 if TYPE_CHECKING:
@@ -36,6 +37,17 @@ class MemoryBackend:
     copy. numpy copies because it releases the GIL, which a memoryview does not.
     """
 
+    traits: ClassVar[BackendTraits] = BackendTraits(
+        unit="range",
+        directory=False,
+        bounded_by="memory",
+        smallest_part_bytes=1,
+        largest_part_bytes=None,
+        alignment_bytes=1,
+        kernel_counts=False,
+        is_storage=False,
+    )
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._objects: dict[str, _Stored] = {}
@@ -47,9 +59,7 @@ class MemoryBackend:
         """Take the object size; ``plan.directory`` may be None."""
         self._object_bytes = plan.object_bytes
         self._host = plan.host
-        return BackendFacts(
-            io_mode="none", io_note=None, stores_data=True, is_storage=False, in_directory=False
-        )
+        return BackendFacts(io_mode="none", io_note=None)
 
     def put_from(self, key: str, offset: int, buffer: memoryview) -> None:
         """Copy ``buffer`` into the object; it must lie within the planned object size."""

@@ -5,9 +5,10 @@ Rank side: imports neither pytest nor MPI.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pytest_kvcache.backends.protocol import BackendFacts
+from pytest_kvcache.backends.traits import BackendTraits
 
 if TYPE_CHECKING:
     from pytest_kvcache.backends.protocol import BackendPlan
@@ -16,11 +17,22 @@ if TYPE_CHECKING:
 class NullBackend:
     """Accepts every operation and does nothing; the model is fio's ``engines/null.c``."""
 
+    traits: ClassVar[BackendTraits] = BackendTraits(
+        unit="range",
+        directory=False,
+        bounded_by="nothing",
+        smallest_part_bytes=1,
+        largest_part_bytes=None,
+        alignment_bytes=1,
+        kernel_counts=False,
+        is_storage=False,
+        stores_data=False,
+        never_waits=True,
+    )
+
     def open(self, plan: BackendPlan) -> BackendFacts:  # noqa: ARG002 - nothing to prepare
         """Answer that nothing is stored."""
-        return BackendFacts(
-            io_mode="none", io_note=None, stores_data=False, is_storage=False, in_directory=False
-        )
+        return BackendFacts(io_mode="none", io_note=None)
 
     def put_from(self, key: str, offset: int, buffer: memoryview) -> None:
         """Do nothing."""

@@ -1,18 +1,25 @@
 """What a storage backend is: the plan it opens with, the facts it answers, six methods.
 
-Rank side: imports neither pytest nor MPI, and no backend.
+What it is like before it is opened are its traits (traits.py). Rank side: imports neither
+pytest nor MPI, and no backend.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from pytest_kvcache.errors import OptionError
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pytest_kvcache.backends.traits import BackendTraits
+
 # The unit of direct I/O and of verification: no Linux filesystem in use needs more.
 PAGE_BYTES = 4096
-# Largest transfer: a rank's memory must not grow with the object.
+# Largest transfer of backends that take parts: a rank's memory must not grow with the object.
 MAX_CHUNK_BYTES = 4 * 2**20
 
 IoMode = Literal["direct", "buffered"]
@@ -24,12 +31,15 @@ Store = Literal["file", "slab"]
 class BackendPlan:
     """What one rank asks of its backend.
 
-    ``directory`` is the rank's own, empty and existing (None where the backend needs
-    none); ``object_bytes`` the size of an object as stored, ``chunk_bytes`` the largest
-    transfer; with ``io="direct"`` both are multiples of 4096. ``host`` names this
-    machine in messages. ``capacity_objects`` is how many objects will ever be stored at
-    the same time (None: not known); ``store`` how the backend called file keeps them,
-    None for every other backend. Raises OptionError for a value that breaks a rule.
+    ``directory`` is the rank's own, empty and existing (None where the traits want none);
+    ``namespace`` a name that no other rank of any run has, for keys of a store that all
+    ranks share; ``object_bytes`` the size of an object as stored, ``chunk_bytes`` the
+    largest transfer (the object, where the traits say that objects move whole); with
+    ``io="direct"`` both are multiples of 4096. ``host`` names this machine in messages.
+    ``capacity_objects`` is how many objects will ever be stored at the same time (None:
+    not known); ``store`` one of the traits' ``stores``, None where there are none;
+    ``options`` what the user gave with ``--kv-backend-option``, secrets in clear, so it is
+    left out of the plan's repr. Raises OptionError for a value that breaks a rule.
     """
 
     directory: str | None
@@ -38,20 +48,21 @@ class BackendPlan:
     io: IoMode
     sync: SyncMode
     host: str
+    namespace: str
     capacity_objects: int | None = None
     store: Store | None = None
+    options: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
         if self.io not in ("direct", "buffered"):
             raise OptionError(f"io is {self.io!r}; it must be direct or buffered")
         if self.sync not in ("none", "data"):
             raise OptionError(f"sync is {self.sync!r}; it must be none or data")
         if self.object_bytes < 1:
             raise OptionError(f"object_bytes is {self.object_bytes}; it must be at least 1")
-        if not 1 <= self.chunk_bytes <= MAX_CHUNK_BYTES:
-            raise OptionError(
-                f"chunk_bytes is {self.chunk_bytes}; it must be 1 to {MAX_CHUNK_BYTES}"
-            )
+        if self.chunk_bytes < 1:
+            raise OptionError(f"chunk_bytes is {self.chunk_bytes}; it must be at least 1")
         self._check_alignment()
         self._check_store()
 
@@ -84,19 +95,13 @@ class BackendPlan:
 class BackendFacts:
     """What a backend found out when it opened.
 
-    ``io_mode`` is ``direct``, ``buffered`` or ``none``; ``io_note`` says for people what
-    to know about it (why direct I/O was given up), or is None. ``stores_data`` False
-    means that nothing can be read back: the engine allocates no buffers and verifies
-    nothing. ``is_storage`` False labels the results NOT_STORAGE. ``in_directory`` says
-    whether the data lies in the plan's directory: only then do that filesystem and the
-    process's byte counters tell whether reads reached a device.
+    ``io_mode`` is ``direct``, ``buffered`` or ``none`` (nothing is stored on a storage);
+    ``io_note`` says for people what to know about it (why direct I/O was given up), or is
+    None. What is known without opening are the traits.
     """
 
     io_mode: str
     io_note: str | None
-    stores_data: bool
-    is_storage: bool
-    in_directory: bool
 
 
 class Backend(Protocol):
@@ -135,4 +140,20 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Release what `open` took, but leave the objects; may be called again."""
+        ...
+
+
+class BackendFactory(Protocol):
+    """What ``kvcache_backends`` registers: makes a backend, and says beforehand what it is like.
+
+    A class with a class attribute ``traits`` is one.
+    """
+
+    @property
+    def traits(self) -> BackendTraits:
+        """What is decided by before anything is launched, without making a backend."""
+        ...
+
+    def __call__(self) -> Backend:
+        """Make a backend that is not open; called once per rank and trial, or twice."""
         ...

@@ -33,6 +33,7 @@ from pytest_kvcache.measure.recorder import (
     WRITE,
     Recorder,
 )
+from pytest_kvcache.phases import PHASES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,8 +72,7 @@ class Engine:
         self._block_stored_bytes = settings.objects_per_block * settings.stored_bytes
         self._block_tokens = block_tokens
         self._generation_s_per_token = generation_s_per_token
-        self._reads = phase != "prefill"
-        self._writes = phase != "decode"
+        self._reads, self._writes = PHASES[phase].loads, PHASES[phase].stores
         self._index = index
         self._workload = workload
         self._recorder = recorder

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Protocol
 
 from pytest_kvcache.hosts.localhost import is_local
 from pytest_kvcache.hosts.remoteshell import RemoteShell
-from pytest_kvcache.launchers.srun import allocated_nodes, node_of_host, shown_nodes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_SRUN_SAYS = re.compile(r"^srun: error: (?!\S+: task 0: )(?P<why>.+)$", re.MULTILINE)
-_NO_ANSWER = re.compile(r"Communication connection failure|has expired|[Nn]ode failure")
+    from pytest_kvcache.launchers.family import Reach
 
 
 class HostAccess(Protocol):
@@ -81,55 +78,23 @@ class SshAccess(_ToOtherMachines):
         return None
 
 
-class SrunAccess(_ToOtherMachines):
-    """Other hosts by steps of the Slurm allocation, this one without a connection.
+class LauncherAccess(_ToOtherMachines):
+    """Other hosts by the launcher's own means, this one without a connection."""
 
-    A step of one task has our pipes: the end of its standard input is the end of ours, and
-    Slurm ends it with its srun. ``--overlap`` leaves to the ranks what it runs on.
-    """
-
-    def __init__(self, path: str, environ: Mapping[str, str]) -> None:
-        """``path`` is srun's, ``environ`` the controller's, which has the allocation."""
-        self._path = path
-        self._nodes = allocated_nodes(environ)
+    def __init__(self, reach: Reach) -> None:
+        self._reach = reach
         super().__init__()
 
     def prepare(self, hosts: Sequence[str], cache_dir: str | None) -> dict[str, str]:
-        """Nothing to do: the allocation is there."""
+        """Nothing to do: the launcher knows its hosts."""
         del hosts, cache_dir
         return {}
 
     def argv(self, host: str, program: Sequence[str], env: Mapping[str, str]) -> list[str]:
-        """The program there, from a directory that holds no checkout.
-
-        Not ``--unbuffered``: that gives it a terminal. The variables go through env(1), as
-        the ranks' do.
-        """
-        return [
-            self._path, "-N1", "-n1", f"--nodelist={node_of_host(host, self._nodes) or host}",
-            "--overlap", "--overcommit", "--mpi=none", "--cpu-bind=none", "--export=ALL",
-            "--chdir=/", "--quiet",
-            "/usr/bin/env", *(f"{name}={value}" for name, value in env.items()), *program,
-        ]  # fmt: skip
+        """The program there, from a directory that holds no checkout."""
+        return self._reach.argv(host, program, env)
 
     def explain(self, host: str, exit_code: int, errors: str) -> str | None:
-        """What srun itself says; None where the agent's own last words count."""
+        """What the launcher itself says; None where the agent's own last words count."""
         del exit_code
-        told = _SRUN_SAYS.findall(errors)
-        node = node_of_host(host, self._nodes)
-        if not told:
-            return None
-        if node is None:
-            return (
-                f"is no node of the Slurm allocation ({shown_nodes(self._nodes)}), and srun"
-                " reaches its nodes only; name one of those, or another way there by --kv-ssh"
-            )
-        if _NO_ANSWER.search(errors):
-            return (
-                f"does not answer Slurm ({told[-1]}); see 'scontrol show node {node}', and leave"
-                " it out or ask for another allocation"
-            )
-        return (
-            f"can't be reached by srun ({told[-1]}); see to it that 'srun --overlap -N1 -n1"
-            f" -w {node} true' works in this allocation, or name another way there by --kv-ssh"
-        )
+        return self._reach.explain(host, errors)

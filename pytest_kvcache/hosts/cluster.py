@@ -5,16 +5,13 @@ Controller side; imports neither pytest nor MPI. All hosts are asked at the same
 
 from __future__ import annotations
 
-import json
 import secrets
 import sys
-import threading
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.errors import KVCacheError
-from pytest_kvcache.hosts.agent import Agent
 from pytest_kvcache.hosts.facts import HostFacts, machine_identity
 from pytest_kvcache.hosts.links import Answer, HostLinks
 from pytest_kvcache.hosts.localhost import is_local
@@ -122,7 +119,6 @@ class Cluster:
         self._access = access
         self._python = python
         self._links = HostLinks(access.explain)
-        self._here = _Here()
         self._question: HostQuestion | None = None
         self._commands: dict[str, Sequence[str]] = {}
         self._hostnames: dict[str, str] = {}
@@ -222,18 +218,13 @@ class Cluster:
         if not self.sees_ranks:
             return
         self._links.forget_ends()
-        self._here.forget_ends()
+        self._links.answer_here(filter(self.is_own, pids))
         for host, numbers in pids.items():
-            request = {"do": "watch", "pids": list(numbers)}
-            if self.is_own(host):
-                self._here.tell(request, host)
-            else:
-                self._links.tell(host, request)
+            self._links.tell(host, {"do": "watch", "pids": list(numbers)})
 
     def gone(self) -> list[tuple[str, int]]:
         """(host, pid) of watched processes that have ended, in the order we heard of it."""
-        ends = sorted([*self._links.ends(), *self._here.ends()])
-        return [(host, pid) for _at_s, host, pid in ends]
+        return [(host, pid) for _at_s, host, pid in sorted(self._links.ends())]
 
     def diagnose(self, names: Sequence[str]) -> list[str]:
         """What the other hosts can say of a launch that ended for no known reason."""
@@ -290,10 +281,8 @@ class Cluster:
     ) -> dict[str, Answer]:
         """Ask hosts at the same time, this one among them."""
         wanted = list(names)
-        own = [host for host in wanted if self.is_own(host)]
-        asked = {host: self._here.ask(request) for host in own}
-        answers = self._links.ask(dict.fromkeys(self._others(wanted), request), timeout_s)
-        return {host: asked[host](timeout_s) if host in asked else answers[host] for host in wanted}
+        self._links.answer_here(filter(self.is_own, wanted))
+        return self._links.ask(dict.fromkeys(wanted, request), timeout_s)
 
     def _others(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if not self.is_own(name)]
@@ -355,63 +344,3 @@ def _find_namesakes(found: _Findings) -> None:
             found.problems.setdefault(host, []).append(
                 f"calls itself {facts.hostname}, as {first} does; give each host a name of its own"
             )
-
-
-class _Here:
-    """The agent of this machine, without a connection; it holds no lock and guards nothing."""
-
-    def __init__(self) -> None:
-        self._answers: dict[int, Mapping[str, Any]] = {}
-        self._changed = threading.Condition()
-        self._agent = Agent(self._hear)
-        self._host = ""
-        self._ends: list[tuple[float, int]] = []
-        self._next_id = 1
-
-    def tell(self, request: Mapping[str, Any], host: str) -> None:
-        """Say something that needs no answer; ``host`` is what this machine is called."""
-        self._host = host
-        self._agent.hear(json.dumps({"id": -1, **request}))
-
-    def ends(self) -> list[tuple[float, str, int]]:
-        """(when we heard of it, host, pid) of watched processes that have ended."""
-        with self._changed:
-            return [(at_s, self._host, pid) for at_s, pid in self._ends]
-
-    def forget_ends(self) -> None:
-        """Another launch begins."""
-        with self._changed:
-            self._ends.clear()
-
-    def _hear(self, answer: Mapping[str, Any]) -> None:
-        with self._changed:
-            if answer["id"] < 0:
-                if "gone" in answer:
-                    self._ends.append((time.monotonic(), answer["gone"]))
-                return
-            self._answers[answer["id"]] = answer
-            self._changed.notify_all()
-
-    def ask(self, request: Mapping[str, Any]) -> _Waiting:
-        """Begin; call what it gives for the answer."""
-        number = self._next_id
-        self._next_id += 1
-        self._agent.hear(json.dumps({"id": number, **request}))
-        return _Waiting(self._changed, self._answers, number)
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    """A question to this machine that is being answered."""
-
-    changed: threading.Condition
-    answers: dict[int, Mapping[str, Any]]
-    number: int
-
-    def __call__(self, timeout_s: float) -> Answer:
-        with self.changed:
-            self.changed.wait_for(lambda: self.number in self.answers, timeout=timeout_s)
-            answer = self.answers.pop(self.number, None)
-        if answer is None:
-            return Answer(problem=f"this machine gave no answer within {timeout_s:g} s")
-        return Answer(answer.get("value"), answer.get("error"))

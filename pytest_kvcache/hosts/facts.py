@@ -22,6 +22,7 @@ from pytest_kvcache.backends.posix.fileio import direct_refusal
 from pytest_kvcache.errors import KVCacheError, OptionError, PreflightError
 from pytest_kvcache.hosts.localhost import available_memory, quota_cores, usable_cores
 from pytest_kvcache.hosts.mpilibrary import mpi_library
+from pytest_kvcache.system.blockstat import machine_id
 from pytest_kvcache.system.filesystem import probe_filesystem
 from pytest_kvcache.version import VERSION
 
@@ -144,11 +145,7 @@ def machine_identity() -> str:
 
     Hosts of a test cluster share the kernel, and so the boot id, but not the name.
     """
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        boot = "unknown"
-    return f"{boot}/{socket.gethostname()}"
+    return f"{machine_id() or 'unknown'}/{socket.gethostname()}"
 
 
 def takes_direct(directory: str, probe: Callable[[str], str | None] = direct_refusal) -> bool:

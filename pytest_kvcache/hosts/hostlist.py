@@ -189,19 +189,19 @@ def parse_hosts(
     return hosts
 
 
-def explain_swallowed_path(words: Sequence[str], exists: Callable[[str], bool]) -> str | None:
+def explain_swallowed_path(words: Sequence[str], is_directory: Callable[[str], bool]) -> str | None:
     """Return why ``--kv-hosts`` swallowed a test path, or None where it did not.
 
     A path has "/" or "::", ends in ".py", or is an existing directory in last position
-    after another word (``exists``); a host may be called like a directory, so a lone
-    word is a host, and so is ``n1.example.com.py`` (Paraguay) unless it exists.
+    after another word (``is_directory``); a host may be called like a directory, so a lone
+    word is a host.
     """
     last = len(words) - 1
     paths = [
         word
         for position, word in enumerate(words)
-        if _looks_like_path(word, exists)
-        or (0 < position == last and _split_line(word) and exists(word))
+        if _looks_like_path(word)
+        or (0 < position == last and _split_line(word) and is_directory(word))
     ]
     if not paths:
         return None
@@ -419,11 +419,9 @@ def _check_slots_everywhere(hosts: Sequence[HostSpec], option: str) -> None:
         )
 
 
-def _looks_like_path(word: str, exists: Callable[[str], bool]) -> bool:
+def _looks_like_path(word: str) -> bool:
     return any(
-        "/" in text
-        or "::" in text
-        or (text.endswith(".py") and (text.count(".") == 1 or exists(text)))
+        "/" in text or "::" in text or text.endswith(".py")
         for text in _split_line(word)
         if not text.startswith(("@", "[")) and not _canonical_ipv6(text)
     )

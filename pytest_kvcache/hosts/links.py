@@ -1,5 +1,6 @@
-"""The controller's connections to the agents on other hosts, one ssh or srun each.
+"""The controller's connections to the agents of a run's hosts, one ssh or srun each.
 
+A host that is this machine is answered for by an agent in this process, without one.
 A thread of its own reads what they answer and lets them hear from us every second,
 whatever the controller is busy with. Controller side; imports neither pytest nor MPI.
 """
@@ -17,14 +18,16 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 from pytest_kvcache.commands import NOT_FOUND_EXITS
-from pytest_kvcache.hosts.agent import REPLY_MARK
+from pytest_kvcache.hosts.agent import REPLY_MARK, Agent
 from pytest_kvcache.hosts.remoteshell import SSH_FAILED_EXIT, unreachable
+from pytest_kvcache.version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 _PING_S = 1.0
 _SILENT_S = 8.0  # after which a host that was there is given up
@@ -57,6 +60,8 @@ class HostLink:
     program: Sequence[str]
     process: subprocess.Popen[bytes] | None
     explain: Explain = _no_explanation
+    agent: Agent | None = None
+    """Of this process, which answers in place of one that is reached by ``process``."""
     heard_s: float = field(default_factory=time.monotonic)
     version: str | None = None
     lost: str | None = None
@@ -75,6 +80,10 @@ class HostLink:
             answer = json.loads(text.removeprefix(REPLY_MARK))
         except ValueError:  # torn; who waits for it will say that there was no answer
             return
+        self.take(answer)
+
+    def take(self, answer: Mapping[str, Any]) -> None:
+        """What the agent says: its version, what it is doing, a process's end, an answer."""
         if answer["id"] == 0:
             self.version = answer["value"]
         elif "gone" in answer:
@@ -86,6 +95,8 @@ class HostLink:
 
     def say(self, request: Mapping[str, Any]) -> None:
         """Write one line; a host that does not read is noticed by its silence."""
+        if self.agent is not None:
+            self.agent.hear(json.dumps(request))
         if self.process is None or self.lost is not None:
             return
         assert self.process.stdin is not None
@@ -244,6 +255,19 @@ class HostLinks:
                     self._forget(known)
                 self._add(HostLink(host, (), None, lost=problem))
 
+    def answer_here(self, hosts: Iterable[str]) -> None:
+        """Have an agent of this process answer for hosts that need no connection."""
+        for host in hosts:
+            if host not in self._links:
+                link = HostLink(host, (), None, version=VERSION)
+                link.agent = Agent(partial(self._take, link))
+                self._add(link)
+
+    def _take(self, link: HostLink, answer: Mapping[str, Any]) -> None:
+        with self._changed:
+            link.take(answer)
+            self._changed.notify_all()
+
     def _add(self, link: HostLink) -> None:
         with self._changed:
             self._links[link.host] = link
@@ -390,7 +414,7 @@ class HostLinks:
             self._pinged_s = now_s
         for link in self._links.values():
             limit_s = _SILENT_S if link.version else _START_S
-            if link.lost is None and now_s - link.heard_s > limit_s:
+            if link.lost is None and link.process and now_s - link.heard_s > limit_s:
                 link.lost = f"has not answered for {limit_s:g} s; look at its network"
                 link.kill()
             elif pings and link.version and link.lost is None:

@@ -6,9 +6,9 @@ import math
 import os
 import socket
 from dataclasses import dataclass
-from pathlib import Path
 
 from pytest_kvcache.system.cgroups import Groups, cpu_quota_cores, limit_words, memory_limit
+from pytest_kvcache.system.kernelfile import kernel_text
 from pytest_kvcache.units import format_bytes, format_count
 
 
@@ -101,11 +101,7 @@ def memory_words(free_bytes: int, limit_bytes: int | None) -> str:
 
 
 def _available_bytes(meminfo: str) -> int | None:
-    try:
-        text = Path(meminfo).read_text(encoding="ascii")
-    except OSError:
-        return None
-    for line in text.splitlines():
+    for line in (kernel_text(meminfo) or "").splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return None

@@ -18,8 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_kvcache.launchers.families import BUILT_IN_LEFTOVERS
+
 if TYPE_CHECKING:
     from collections.abc import Collection
+
+    from pytest_kvcache.launchers.family import Leftovers
 
 MARKER_VARIABLE = "PYTEST_KVCACHE_LAUNCH"
 """Environment variable that every process of a launch carries: the run's id."""
@@ -28,10 +32,6 @@ _KILL_WAIT_S = 5.0
 _KILL_POLL_S = 0.01
 _QUIET_SCANS = 2
 _RANK_MODULE = b"pytest_kvcache.ranks.worker"
-# What launchers start on other hosts; ssh gives them no environment of ours.
-_DAEMONS = frozenset({b"prted", b"orted", b"hydra_pmi_proxy", b"hydra_bstrap_pr"})
-# What has ranks as children; slurmstepd is Slurm's own and ends with its step.
-_PARENTS = _DAEMONS | {b"slurmstepd"}
 _NAME_BYTES = 15  # of a process's name, which the kernel cuts
 _DEAD = (b"Z", b"X")
 
@@ -71,10 +71,17 @@ class _Stat:
 
 @dataclass(slots=True)
 class LaunchProcesses:
-    """The processes that carry ``marker`` or are of ``session``, wherever they moved to."""
+    """The processes that carry ``marker`` or are of ``session``, wherever they moved to.
+
+    ``leaves`` names what launchers start on other hosts, to which ssh gives no environment
+    of ours, and what else has ranks as children.
+    """
 
     marker: str
     session: int | None = None
+    leaves: Leftovers = BUILT_IN_LEFTOVERS
+    variable: str = MARKER_VARIABLE
+    """Of the environment: what holds the marker."""
     _daemons: dict[int, bytes] = field(default_factory=dict)
 
     def kill(self) -> tuple[int, ...]:
@@ -106,7 +113,7 @@ class LaunchProcesses:
     def ranks_begun(self) -> int | None:
         """The same; None where there is neither a rank nor a daemon that could start one."""
         found = self.ranks()
-        begun = found or any(stat.name in _DAEMONS for stat in _all().values())
+        begun = found or any(self._is_daemon(stat) for stat in _all().values())
         return found if begun else None
 
     def reaches(self, host: str) -> bool:
@@ -121,7 +128,11 @@ class LaunchProcesses:
     def orphans(self) -> int:
         """How many ranks have lost the daemon that started them."""
         parents = [_Stat.of(stat.parent) for stat in self._ranks().values()]
-        return sum(parent is None or parent.name not in _PARENTS for parent in parents)
+        others = _as_processes(self.leaves.parents)
+        return sum(
+            parent is None or not (self._is_daemon(parent) or parent.name in others)
+            for parent in parents
+        )
 
     def _ranks(self) -> dict[int, _Stat]:
         return {
@@ -133,19 +144,27 @@ class LaunchProcesses:
     def _has(self, stat: _Stat) -> bool:
         if stat.session == self.session:
             return True
-        marker = f"{MARKER_VARIABLE}={self.marker}".encode()
+        marker = f"{self.variable}={self.marker}".encode()
         return marker in _bytes_of(stat.task, "environ").split(b"\0")
 
     def _remember_daemon(self, pid: int) -> None:
         stat = _Stat.of(pid)
-        if stat is not None and stat.name in _DAEMONS:
+        if stat is not None and self._is_daemon(stat):
             self._daemons[pid] = stat.started
+
+    def _is_daemon(self, stat: _Stat) -> bool:
+        return stat.name in _as_processes(self.leaves.daemons)
 
 
 def is_running(names: Collection[str]) -> bool:
     """Whether a process of one of these names runs here, whoever started it."""
-    wanted = {name[:_NAME_BYTES].encode() for name in names}
+    wanted = _as_processes(names)
     return any(stat.name in wanted for stat in _all().values())
+
+
+def _as_processes(names: Collection[str]) -> set[bytes]:
+    """The names as the kernel has them."""
+    return {name[:_NAME_BYTES].encode() for name in names}
 
 
 def describe_process(pid: int) -> str:

@@ -12,20 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_kvcache.hosts.processes import is_running
+from pytest_kvcache.launchers.families import BUILT_IN_LEFTOVERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# Open MPI 5's are named after their process, and so are Open MPI 4's in a directory of its
-# own per user (ompi.HOST.UID), which other jobs of the user share.
-_DIRECTORIES = ("prted.*", "prterun.*", "ompi.*", "ompi.*/pid.*", "ompi.*/jf.*")
-_OF_PROCESS = re.compile(r"(?:(?:prted|prterun)\.(?:.*\.)?|ompi\.|pid\.)(?P<pid>\d+)")
-# Those that carry no pid may belong to another launch as long as one runs.
-_FILES = ("hydra_hwloc_xmlfile_*",)
-_OF_JOB = re.compile(r"jf\.\d+")
-_ORTE = ("orted", "orterun", "mpirun", "mpirun.openmpi", "mpiexec")
-_HYDRA = ("hydra_pmi_proxy", "mpiexec", "mpiexec.hydra", "mpirun")
-
+    from pytest_kvcache.launchers.family import Leftover
 
 # Where Open MPI and Python look, in this order, and where they then go.
 _VARIABLES = ("TMPDIR", "TEMP", "TMP")
@@ -73,26 +65,23 @@ class SessionDirs:
 
     paths: frozenset[Path]
     directory: Path
+    kinds: tuple[Leftover, ...]
 
     @classmethod
-    def now(cls, directory: Path | None = None) -> SessionDirs:
-        """Those that are there now."""
+    def now(
+        cls, directory: Path | None = None, kinds: tuple[Leftover, ...] = BUILT_IN_LEFTOVERS.files
+    ) -> SessionDirs:
+        """Those that are there now, of launchers that leave these kinds."""
         directory = directory or Path(tempfile.gettempdir())
-        found = {path for name in (*_DIRECTORIES, *_FILES) for path in directory.glob(name)}
-        return cls(frozenset(path for path in found if _is_own(path)), directory)
+        found = {path for kind in kinds for path in directory.glob(kind.glob)}
+        return cls(frozenset(path for path in found if _is_own(path)), directory, kinds)
 
     def remove_new(self) -> None:
         """Remove those that came since and whose process is gone."""
-        appeared = SessionDirs.now(self.directory).paths - self.paths
-        for path in sorted(appeared, key=lambda path: -len(path.parts)):
-            if path.is_dir():
-                _remove_directory(path)
-            elif _is_file(path) and not is_running(_HYDRA):
-                path.unlink(missing_ok=True)
-
-
-def _is_file(path: Path) -> bool:
-    return path.is_file() and any(path.match(name) for name in _FILES)
+        for kind in sorted(self.kinds, key=lambda kind: -len(Path(kind.glob).parts)):
+            for path in self.directory.glob(kind.glob):
+                if path not in self.paths and _is_own(path):
+                    _remove(path, kind)
 
 
 def _is_own(path: Path) -> bool:
@@ -102,14 +91,20 @@ def _is_own(path: Path) -> bool:
         return False  # it went while we looked
 
 
-def _remove_directory(path: Path) -> None:
+def _remove(path: Path, kind: Leftover) -> None:
     """Remove what was one process's or job's; what several share goes once it is empty."""
-    if match := _OF_PROCESS.fullmatch(path.name):
-        if not Path(f"/proc/{match['pid']}").exists():
-            shutil.rmtree(path, ignore_errors=True)
-    elif _OF_JOB.fullmatch(path.name):
-        if not is_running(_ORTE):
-            shutil.rmtree(path, ignore_errors=True)
+    if path.is_file() != kind.is_file:
+        return
+    match = None if kind.pid is None else re.fullmatch(kind.pid, path.name)
+    if match is not None:
+        gone = not Path(f"/proc/{match['pid']}").exists()
+    elif kind.unless_running:
+        gone = not is_running(kind.unless_running)
     else:
-        with suppress(OSError):  # not empty
+        with suppress(OSError):  # not empty, or no directory
             path.rmdir()
+        return
+    if gone and kind.is_file:
+        path.unlink(missing_ok=True)
+    elif gone:
+        shutil.rmtree(path, ignore_errors=True)

@@ -6,8 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_kvcache.launchers.families import BUILT_IN_LEFTOVERS
+
 _DIRECTORY = Path("/dev/shm")  # noqa: S108  where Open MPI puts them; nothing is created here
-_PATTERNS = ("sm_segment.*", "vader_segment.*", "mpich_shm*", "mpich_shar_tmp*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,17 +16,21 @@ class Segments:
     """The MPI segments of this user that exist at one moment."""
 
     names: frozenset[str]
-    directory: Path = _DIRECTORY
+    directory: Path
+    patterns: tuple[str, ...]
 
     @classmethod
-    def now(cls, directory: Path = _DIRECTORY) -> Segments:
-        """Those that are there now."""
-        found = {path.name for pattern in _PATTERNS for path in directory.glob(pattern)}
-        return cls(frozenset(name for name in found if _is_own(directory / name)), directory)
+    def now(
+        cls, directory: Path = _DIRECTORY, patterns: tuple[str, ...] = BUILT_IN_LEFTOVERS.segments
+    ) -> Segments:
+        """Those that are there now, of launchers that name theirs by these patterns."""
+        found = {path.name for pattern in patterns for path in directory.glob(pattern)}
+        own = frozenset(name for name in found if _is_own(directory / name))
+        return cls(own, directory, patterns)
 
     def remove_new(self) -> None:
         """Remove those that came since and that no process has mapped any more."""
-        appeared = Segments.now(self.directory).names - self.names
+        appeared = Segments.now(self.directory, self.patterns).names - self.names
         if not appeared:
             return
         mapped = _mapped_files()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pytest_kvcache.hosts.access import HostAccess, SrunAccess, SshAccess
+from pytest_kvcache.hosts.access import HostAccess, LauncherAccess, SshAccess
 from pytest_kvcache.hosts.localhost import is_local
 from pytest_kvcache.launch.preflight import find_setup
 from pytest_kvcache.launch.trial import Aftermath
 from pytest_kvcache.launchers.protocol import remote_shell_script
-from pytest_kvcache.launchers.srun import SrunLauncher
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,23 +53,23 @@ class BareExecution:
         self._registry = registry
         self._environ = environ
         self._ssh = SshAccess(options.ssh)
-        self._srun: SrunAccess | None = None
+        self._own: LauncherAccess | None = None
 
     @property
     def access(self) -> HostAccess:
-        """By srun where ``setup`` has found it, unless the user says how; else by ssh."""
-        return self._srun or self._ssh
+        """By what the launcher brings, once ``setup`` has found it, unless the user says how."""
+        return self._own or self._ssh
 
     def setup(self) -> LaunchSetup:
         """Those of this machine."""
         found = find_setup(self._options, self._registry, self._environ)
-        if isinstance(found.launcher, SrunLauncher) and not self._options.given("ssh"):
-            self._srun = SrunAccess(found.launcher.path, self._environ)
+        if found.reach is not None and not self._options.given("ssh"):
+            self._own = LauncherAccess(found.reach)
         return found
 
     def remote_shell(self, others: Sequence[str]) -> tuple[str, ...]:
-        """Ours, or none: for this host alone, or under srun."""
-        return self._ssh.shell(others).words if others and self._srun is None else ()
+        """Ours, or none: for this host alone, or where the launcher has its own."""
+        return self._ssh.shell(others).words if others and self._own is None else ()
 
     def shown(self, command: Sequence[str], plan: Plan, directory: Path) -> list[str]:
         """As it is."""
@@ -80,7 +79,7 @@ class BareExecution:
     def prepare(self, command: Sequence[str], plan: Plan, directory: Path) -> list[str]:
         """Write a script for launchers that take one program without arguments as their shell."""
         others = [host.name for host in plan.layout.hosts if not is_local(host.name)]
-        if others and self._srun is None:
+        if others and self._own is None:
             script = directory / SHELL_SCRIPT
             script.write_text(remote_shell_script(self.remote_shell(others)), encoding="utf-8")
             script.chmod(0o755)
@@ -96,6 +95,6 @@ def facts_of(setup: LaunchSetup) -> dict[str, Any]:
     """What a run file's environment says of launcher and MPI library."""
     return {
         "mpi": setup.mpi_library,
-        "launcher": f"{setup.launcher_path} ({setup.launcher_version})",
+        "launcher": setup.shown_launcher,
         **setup.environment,
     }

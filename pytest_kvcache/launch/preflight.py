@@ -30,8 +30,8 @@ from pytest_kvcache.hosts.sessiondirs import usable_temporary_directory, write_p
 from pytest_kvcache.launchers.detect import (
     check_library,
     find_launcher,
+    found_launcher,
     identify,
-    launcher_for,
 )
 from pytest_kvcache.plan.plan import FREE_SHARE
 from pytest_kvcache.system.filesystem import probe_filesystem
@@ -44,17 +44,14 @@ if TYPE_CHECKING:
     from pytest_kvcache.hosts.cluster import Survey
     from pytest_kvcache.hosts.facts import HostFacts
     from pytest_kvcache.hosts.hostlist import HostRanks
+    from pytest_kvcache.launchers.family import FoundLauncher, LauncherFamily, Reach
     from pytest_kvcache.launchers.protocol import Launcher
     from pytest_kvcache.options.options import Options
     from pytest_kvcache.plan.plan import Plan
     from pytest_kvcache.registry import Registry
 
-_DAEMONS = {"openmpi-5": "prted", "openmpi-4": "orted", "hydra": "hydra_pmi_proxy"}
 _OPEN_FILES = 160  # of a rank: its library's and interpreter's, and 64 objects half done
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where MPI libraries have it
-# By these a user says himself where Open MPI 5 and 4 make their session directories.
-_SESSION_VARIABLES = ("PRTE_MCA_prte_tmpdir_base", "OMPI_MCA_orte_tmpdir_base")
-_ROOT_VARIABLES = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,49 +59,57 @@ class LaunchSetup:
     """What every launch of a run shares."""
 
     launcher: Launcher
+    family: LauncherFamily
     launcher_path: str
-    launcher_version: str
+    launcher_version: str | None
+    """None: it is no program that could be asked."""
     mpi_library: str
     python: str
     daemon: str | None = None
     """What the launcher starts on other hosts, by absolute path; None: not known."""
+    reach: Reach | None = None
+    """The launcher's own way to hosts; None: ssh."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """What else the run file is to tell of it: engine and image."""
     as_root: bool = False
     """Whether ranks run as root though the user does not."""
+
+    @property
+    def shown_launcher(self) -> str:
+        """Path and version, for people."""
+        version = self.launcher_version
+        return self.launcher_path if version is None else f"{self.launcher_path} ({version})"
 
 
 def find_setup(options: Options, registry: Registry, environ: Mapping[str, str]) -> LaunchSetup:
     """Find launcher, interpreter and MPI library; PreflightError if they don't fit."""
     python = _interpreter(options)
     library = mpi_library(python)
-    factory = registry.launchers.get(options.mpi_bin)
-    if factory is not None:
-        launcher = factory(environ)
-        return LaunchSetup(
-            launcher=launcher,
-            launcher_path=options.mpi_bin,
-            launcher_version="plugin",
-            mpi_library=library,
-            python=python,
-        )
-    path = find_launcher(options.mpi_bin, prefix=sys.prefix, path=environ.get("PATH", ""))
-    identity = identify(path)
-    check_library(identity, library)
+    name = options.mpi_bin
+    family = registry.launchers.get(name)
+    if family is not None and not family.is_program:
+        found = found_launcher(name, name, None, library=library, environ=environ)
+    else:
+        path = find_launcher(name, prefix=sys.prefix, path=environ.get("PATH", ""))
+        name, found = identify(path, registry.launchers, library=library, environ=environ)
+        family = registry.launchers[name]
+    check_library(found, family)
     return LaunchSetup(
-        launcher=launcher_for(identity, environ, library),
-        launcher_path=path,
-        launcher_version=identity.version,
+        launcher=family.make(found),
+        family=family,
+        launcher_path=found.path,
+        launcher_version=found.version,
         mpi_library=library,
         python=python,
-        daemon=daemon_of(path, identity.flavour),
+        daemon=daemon_of(found, family),
+        reach=None if family.reach is None else family.reach(found),
     )
 
 
-def daemon_of(launcher: str, flavour: str) -> str | None:
+def daemon_of(found: FoundLauncher, family: LauncherFamily) -> str | None:
     """Beside the launcher, where it will be looked for on every host."""
-    name = _DAEMONS.get(flavour)
-    return None if name is None else str(Path(launcher).parent / name)
+    name = family.daemons.get(found.flavour)
+    return None if name is None else str(Path(found.path).parent / name)
 
 
 def _interpreter(options: Options) -> str:
@@ -195,7 +200,7 @@ def _memory_problems(plan: Plan, facts: HostFacts) -> Iterator[str]:
 
 def _space_problems(plan: Plan, facts: HostFacts, ranks: int) -> Iterator[str]:
     """``ranks`` store there: those of all hosts that share it."""
-    if facts.filesystem is None:
+    if facts.filesystem is None or plan.traits.bounded_by != "disk":
         return
     free, inodes = facts.filesystem["available_bytes"], facts.filesystem["available_inodes"]
     blocks = ranks * plan.most_blocks
@@ -259,14 +264,14 @@ def check_results_dir(path: str) -> None:
 
 
 def find_temporary_directory(
-    environ: Mapping[str, str], results_dir: str
+    environ: Mapping[str, str], results_dir: str, family: LauncherFamily
 ) -> tuple[Path | None, str | None]:
     """Return where the launcher is to make its files, and what to say where it is elsewhere.
 
     None: where it would anyway, for the user has set that, or nothing stands against it.
     Raises ``PreflightError`` where no directory can be written to.
     """
-    if any(name in environ for name in _SESSION_VARIABLES):
+    if any(name in environ for name in family.directory_variables):
         return None, None
     results = Path(results_dir).absolute()
     existing = next(path for path in (results, *results.parents) if path.is_dir())
@@ -283,8 +288,8 @@ def find_temporary_directory(
 
 
 def check_shared_memory(setup: LaunchSetup, directory: Path = _SHARED_MEMORY) -> None:
-    """MPICH's ranks can't begin without it; Open MPI's do."""
-    problem = write_problem(directory) if setup.launcher.flavour in ("hydra", "intel") else None
+    """Some launchers' ranks can't begin without it."""
+    problem = write_problem(directory) if setup.family.needs_shared_memory else None
     if problem is not None:
         raise PreflightError(
             f"nothing can be written to {directory} ({problem}), without which no rank of"
@@ -294,10 +299,11 @@ def check_shared_memory(setup: LaunchSetup, directory: Path = _SHARED_MEMORY) ->
 
 
 def _check_root(options: Options, setup: LaunchSetup, environ: Mapping[str, str]) -> None:
-    allowed = options.allow_run_as_root or all(environ.get(name) for name in _ROOT_VARIABLES)
-    if is_root() and not allowed and setup.launcher.flavour.startswith("openmpi"):
+    variables = setup.family.root_variables
+    allowed = options.allow_run_as_root or all(environ.get(name) for name in variables)
+    if is_root() and not allowed:
         raise PreflightError(
-            "this is root, and Open MPI runs nothing as root unless told to; add"
+            f"this is root, and {setup.shown_launcher} runs nothing as root unless told to; add"
             " --kv-allow-run-as-root, or run as another user"
         )
 
@@ -313,7 +319,7 @@ def _check_cores(options: Options, names: str, ranks: int) -> None:
 
 def _check_space(options: Options, plan: Plan, ranks: int) -> None:
     """A cap that the user asked for must be there (a cap we chose fits by its making)."""
-    if not plan.needs_directory or not options.storage_capacity_gb:
+    if plan.traits.bounded_by != "disk" or not options.storage_capacity_gb:
         return
     wanted = plan.most_blocks * plan.stored_bytes * ranks
     free = available_disk_bytes(plan.cache_dir)

@@ -31,9 +31,11 @@ from pytest_kvcache.launch.preflight import (
     library_problems,
 )
 from pytest_kvcache.launch.trial import Launch
+from pytest_kvcache.launchers.family import MPICH, OPEN_MPI
 from pytest_kvcache.launchers.protocol import LaunchJob
 from pytest_kvcache.measure.metrics import possible
 from pytest_kvcache.options.stopping import planned_looks
+from pytest_kvcache.plan.secretfile import take_secrets, write_secrets
 from pytest_kvcache.results.record import SOURCES, ControllerRecord
 from pytest_kvcache.results.trial import CaseResult, TrialResult
 from pytest_kvcache.results.verdicts.noise import evaluate_case
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.hosts.hostlist import RankLayout
     from pytest_kvcache.launch.execution import Execution
     from pytest_kvcache.launch.preflight import LaunchSetup
+    from pytest_kvcache.masking import Secrets
     from pytest_kvcache.options.options import Options, Trials
     from pytest_kvcache.plan.plan import Plan
     from pytest_kvcache.plan.planner import Case
@@ -56,10 +59,6 @@ if TYPE_CHECKING:
 _RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _PYTESTS_EXIT = "Exit"  # what pytest.exit() raises; pytest itself is not known here
 _LIBRARY_CHOICE = ("MPI4PY_LIBMPI", "MPI4PY_MPIABI")
-# Open MPI's settings, unless the user has made his own. Waiting ranks leave the core to
-# others; a rank that goes down with another one waits a second, so that the daemons can
-# first say which one it was and which signal killed it.
-_MPI_SETTINGS = {"OMPI_MCA_mpi_yield_when_idle": "1", "OMPI_MCA_mpi_abort_delay": "1"}
 
 
 class Progress:
@@ -99,12 +98,14 @@ class _Question:
     mpi_params: tuple[str, ...]
     oversubscribe: bool
     allow_run_as_root: bool
+    secrets: Secrets
 
     @classmethod
-    def of(cls, options: Options, plan: Plan) -> _Question:
-        """What these options ask of this plan."""
+    def of(cls, options: Options, case: Case) -> _Question:
+        """What these options ask of this case's plan."""
         return cls(
-            identity=plan.identity,
+            identity=case.plan.identity,
+            secrets=case.secrets,
             trials=options.trials,
             target_ci=options.target_ci,
             allow_invalid=options.allow_invalid,
@@ -179,7 +180,9 @@ class Controller:
             return
         self._has_tmpdir = True
         check_shared_memory(self.setup())
-        path, said = find_temporary_directory(self._environ, options.results_dir)
+        path, said = find_temporary_directory(
+            self._environ, options.results_dir, self.setup().family
+        )
         if path is not None and said is not None:
             self._environ = {**self._environ, "TMPDIR": str(path)}
             self._progress.noted(said)
@@ -202,7 +205,7 @@ class Controller:
                 self._for_agents(),
                 self._patience,
             )
-        needs_directory = options.backend not in ("null", "memory")
+        needs_directory = self._registry.backend(options.backend).traits.directory
         question = HostQuestion(
             cache_dir=options.cache_dir if needs_directory else None,
             programs=() if setup.daemon is None else (setup.daemon,),
@@ -274,7 +277,7 @@ class Controller:
 
         An interruption is remembered as the case's failure before it goes on.
         """
-        question = _Question.of(options, case.plan)
+        question = _Question.of(options, case)
         if question in self._done:
             return self._done[question]
         looks = self._looks(options)
@@ -344,7 +347,15 @@ class Controller:
         return self._library_choice() | ({DIRECTORY_VARIABLE: given} if given else {})
 
     def _mpi_settings(self) -> dict[str, str]:
-        return {name: v for name, v in _MPI_SETTINGS.items() if name not in self._environ}
+        """Of the MPI library that the ranks load, unless the user has made his own."""
+        libraries = [found for found in (OPEN_MPI, MPICH)
+                     if found.pattern.search(self.setup().mpi_library)]  # fmt: skip
+        return {
+            name: value
+            for library in libraries
+            for name, value in library.settings.items()
+            if name not in self._environ
+        }
 
     def _looks(self, options: Options) -> tuple[int, ...]:
         """The numbers of trials after which a case may end."""
@@ -398,12 +409,15 @@ class Controller:
         write_json(directory / "plan.json", plan.to_json())
         if case.trace is not None:
             case.trace.save(directory / "trace.npz")
+        if case.secrets:
+            write_secrets(directory, case.secrets)
         command = self._launcher_argv(options, plan, directory)
         launch = Launch(
             self._execution.prepare(command, plan, directory),
             plan,
             directory,
             aftermath=self._execution.aftermath(plan, directory),
+            families=tuple(self._registry.launchers.values()),
             cluster=None if self.survey(options, plan.layout) is None else self._cluster,
             on_event=self._progress.event,
         )
@@ -420,6 +434,7 @@ class Controller:
             trial = TrialResult(index=index, error=str(error))
         finally:
             (directory / "trace.npz").unlink(missing_ok=True)
+            take_secrets(directory)  # the ranks may never have come to that
         return replace(trial, sources=self._sources(directory))
 
     def _sources(self, directory: Path) -> dict[str, str]:

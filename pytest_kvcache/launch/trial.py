@@ -19,6 +19,7 @@ from pytest_kvcache.hosts.sessiondirs import SessionDirs, temporary_directory
 from pytest_kvcache.hosts.sharedmemory import Segments
 from pytest_kvcache.launch.postmortem import cause_of_death, explanation, telling_lines
 from pytest_kvcache.launch.supervise import LaunchExit, StopLaunch, supervise, tail_lines
+from pytest_kvcache.launchers.families import FAMILIES, leftovers_of
 from pytest_kvcache.results.events import EventTail
 from pytest_kvcache.results.invariants import check_record
 from pytest_kvcache.results.record import TrialRecord
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_kvcache.hosts.cluster import Cluster
+    from pytest_kvcache.launchers.family import LauncherFamily
     from pytest_kvcache.plan.plan import Plan
 
 _TAIL_LINES = 12  # of the launcher's output, shown with a failure
@@ -204,7 +206,10 @@ class Launch:
         cluster: Cluster | None,
         on_event: Callable[[Mapping[str, Any]], None],
         aftermath: Aftermath | None = None,
+        families: Sequence[LauncherFamily] = tuple(FAMILIES.values()),
     ) -> None:
+        self._families = families
+        self._leaves = leftovers_of(families)
         self._argv = list(argv)
         self._plan = plan
         self._directory = directory
@@ -220,7 +225,10 @@ class Launch:
 
     def record(self, environ: Mapping[str, str]) -> TrialRecord:
         """Launch, wait, read the record. Raises LaunchError or ResultError."""
-        before = (Segments.now(), SessionDirs.now(temporary_directory(environ)))
+        before = (
+            Segments.now(patterns=self._leaves.segments),
+            SessionDirs.now(temporary_directory(environ), self._leaves.files),
+        )
         try:
             ended = supervise(
                 self._argv,
@@ -325,7 +333,7 @@ class Launch:
         coordinator gave up explains nothing.
         """
         lines = tail_lines(self._log, _LOG_LINES)
-        died = cause_of_death(lines, self._ranks)
+        died = cause_of_death(lines, self._ranks, self._families)
         if died is None or died.startswith("the coordinator"):
             ended = None if exit_code is None else self._aftermath.cause(exit_code, lines)
             return ended or self._explained(died or _ending(exit_code, explanation(lines)))

@@ -1,71 +1,37 @@
 """Which launcher is there, of which family, and does the MPI library fit it.
 
 Runs short child processes only; imports neither pytest nor mpi4py: a process that
-initialised MPI can't start mpirun any more.
+initialised MPI can't start mpirun any more. It knows no family by name.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import socket
 import subprocess
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 from pytest_kvcache.commands import CommandError, run_command
 from pytest_kvcache.errors import PreflightError
-from pytest_kvcache.launchers.hydra import HydraLauncher
-from pytest_kvcache.launchers.openmpi import OpenMPILauncher
-from pytest_kvcache.launchers.pals import PalsLauncher
-from pytest_kvcache.launchers.srun import SrunLauncher, find_own_node, parse_mpi_types
+from pytest_kvcache.launchers.family import (
+    REPAIR,
+    FoundLauncher,
+    LauncherFamily,
+    dotted,
+    version_numbers,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pytest_kvcache.commands import Run
-    from pytest_kvcache.launchers.protocol import Launcher
-
-Flavour: TypeAlias = Literal["openmpi-5", "openmpi-4", "hydra", "intel", "srun", "pals"]
 
 _FIX = "pip install 'pytest-kvcache[mpi]'"
 _OPTION = "--kv-mpi-bin"
 _VERSION_TIMEOUT_S = 20
-# Launchers by what their --version prints.
-_OPENMPI = re.compile(r"\((?:Open MPI|OpenRTE)\) (?P<version>(?P<major>\d+)\.\S+)")
-_HYDRA = re.compile(r"HYDRA build details:\s+Version:\s+(?P<version>\S+)")
-_INTEL = re.compile(r"Intel\(R\) MPI Library\b.*?, Version (?P<version>\S+)")
-_SLURM = re.compile(r"\Aslurm\S* (?P<version>\d\S*)")
-_PALS = re.compile(r"\Ampi(?:exec|run) version (?P<version>\d\S*)")
-_FLAVOURS: tuple[tuple[Flavour, re.Pattern[str]], ...] = (
-    ("hydra", _HYDRA), ("intel", _INTEL), ("srun", _SLURM), ("pals", _PALS),
-)  # fmt: skip
-# Libraries by what MPI_Get_library_version returns.
-_LIBRARIES = {
-    "Open MPI": re.compile(r"\AOpen MPI\b"),
-    "MPICH": re.compile(r"MPICH|MVAPICH|Intel\(R\) MPI Library"),
-}
-_LIBRARIES_OF_FLAVOUR = {
-    "openmpi-5": ("Open MPI",),
-    "openmpi-4": ("Open MPI",),
-    "hydra": ("MPICH",),
-    "intel": ("MPICH",),
-    "srun": ("Open MPI", "MPICH"),
-    "pals": ("MPICH",),
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LauncherIdentity:
-    """A launcher that was found and recognised."""
-
-    path: str
-    flavour: Flavour
-    version: str
-    mpi_types: frozenset[str] = frozenset()
-    """What srun offers for ``--mpi``; empty for others."""
 
 
 def find_launcher(name: str, *, prefix: str, path: str) -> str:
@@ -82,98 +48,103 @@ def find_launcher(name: str, *, prefix: str, path: str) -> str:
     return str(Path(found).absolute())
 
 
-def identify(path: str, *, run: Run = subprocess.run) -> LauncherIdentity:
-    """Recognise the launcher at ``path`` by what its ``--version`` prints.
+def identify(
+    path: str,
+    families: Mapping[str, LauncherFamily],
+    *,
+    library: str,
+    environ: Mapping[str, str],
+    run: Run = subprocess.run,
+) -> tuple[str, FoundLauncher]:
+    """The name of the launcher's family, by what its ``--version`` prints, and what it is.
 
-    Raises ``PreflightError`` for one that is unknown or gives no answer.
+    ``library`` is that of the ranks, ``environ`` the controller's. Raises ``PreflightError``
+    for a launcher that is unknown, gives no answer, or has a version that does not serve.
     """
-    output = _answer(path, "--version", run)
-    if match := _OPENMPI.search(output):
-        return LauncherIdentity(
-            path=path, flavour=_openmpi_flavour(path, match), version=match["version"]
-        )
-    for flavour, pattern in _FLAVOURS:
-        if match := pattern.search(output):
-            types = _answer(path, "--mpi=list", run) if flavour == "srun" else ""
-            return LauncherIdentity(
-                path=path,
-                flavour=flavour,
-                version=match["version"],
-                mpi_types=parse_mpi_types(types),
-            )
+    called = families.get(Path(path).name)
+    repair = REPAIR if called is None else called.repair
+    output = _answer(path, "--version", repair, run)
+    for name, family in families.items():
+        told = family.recognise(output)
+        if told is not None:
+            flavour, version = told
+            _check_version(path, family, flavour, version)
+            return name, found_launcher(
+                path, flavour, version, library=library, environ=environ, repair=family.repair,
+                run=run,
+            )  # fmt: skip
+    known = "; ".join(family.title for family in families.values() if family.is_program)
     raise PreflightError(
-        f"{_OPTION} is {path}, whose --version says {_first_line(output)!r}; it must be an"
-        f" mpirun of Open MPI 4 or 5 or of MPICH ({_FIX} brings one), Intel MPI's"
-        f" mpiexec.hydra, Slurm's srun or the mpiexec of HPE Cray PALS"
+        f"{_OPTION} is {path}, whose --version says {_first_line(output)!r}; it must be one of:"
+        f" {known} ({_FIX} brings an mpirun)"
     )
 
 
-def launcher_for(identity: LauncherIdentity, environ: Mapping[str, str], library: str) -> Launcher:
-    """Return the builder of this launcher's commands for ranks with this MPI library.
+def found_launcher(
+    path: str,
+    flavour: str,
+    version: str | None,
+    *,
+    library: str,
+    environ: Mapping[str, str],
+    repair: str = "",
+    run: Run = subprocess.run,
+) -> FoundLauncher:
+    """A launcher with what its commands may depend on."""
+    return FoundLauncher(
+        path=path,
+        flavour=flavour,
+        version=version,
+        library=library,
+        environ=environ,
+        hostname=socket.gethostname(),
+        ask=partial(_answer, path, repair=repair, run=run),
+    )
 
-    ``environ`` is the controller's. Raises ``PreflightError`` for srun outside an
-    allocation.
-    """
-    path, flavour = identity.path, identity.flavour
-    if flavour == "srun":
-        return SrunLauncher(
-            path=path,
-            library=library,
-            mpi_types=identity.mpi_types,
-            own_node=find_own_node(environ, socket.gethostname()),
-            environ=environ,
-        )
-    if flavour == "pals":
-        return PalsLauncher(path=path)
-    if flavour == "openmpi-5" or flavour == "openmpi-4":  # noqa: PLR1714 - narrows the type
-        return OpenMPILauncher(path=path, flavour=flavour, environ=environ)
-    return HydraLauncher(path=path, flavour=flavour, environ=environ)
+
+def _check_version(path: str, family: LauncherFamily, flavour: str, version: str) -> None:
+    """Raise ``PreflightError`` for a version that is too old, or too new to be known."""
+    numbers = version_numbers(version)
+    if (not family.minimum or numbers >= family.minimum) and (
+        not family.below or numbers < family.below
+    ):
+        return
+    limits = [f"at least {dotted(family.minimum)}"] if family.minimum else []
+    limits += [f"below {dotted(family.below)}"] if family.below else []
+    raise PreflightError(
+        f"{_OPTION} is {path}, which is {flavour} {version}; its version must be"
+        f" {' and '.join(limits)} ({_FIX} brings an mpirun that serves)"
+    )
 
 
-def check_library(identity: LauncherIdentity, library: str) -> None:
+def check_library(found: FoundLauncher, family: LauncherFamily) -> None:
     """Raise ``PreflightError`` where launcher and library are of different families.
 
     Such a pair may start every rank as a world of its own, of size 1, and exit 0.
     """
-    needed = _LIBRARIES_OF_FLAVOUR[identity.flavour]
-    if not any(_LIBRARIES[family].search(library) for family in needed):
+    needed = family.libraries
+    if needed and not any(library.pattern.search(found.library) for library in needed):
+        who = found.flavour if found.version is None else f"{found.flavour} {found.version}"
         raise PreflightError(
-            f"{identity.path} is {identity.flavour} {identity.version}, but mpi4py loads"
-            f" {library!r}; both must be {' or '.join(needed)}, so give the other mpirun to"
+            f"{found.path} is {who}, but mpi4py loads {found.library!r}; both must be"
+            f" {' or '.join(library.name for library in needed)}, so give the other mpirun to"
             f" {_OPTION} or install the mpi4py that belongs to this one"
         )
 
 
-def _openmpi_flavour(path: str, match: re.Match[str]) -> Flavour:
-    if match["major"] == "5":
-        return "openmpi-5"
-    if match["major"] == "4":
-        return "openmpi-4"
-    raise PreflightError(
-        f"{_OPTION} is {path}, which is Open MPI {match['version']}; it must be 4 or 5"
-        f" ({_FIX} brings 5)"
-    )
-
-
-def _answer(path: str, question: str, run: Run) -> str:
+def _answer(path: str, question: str, repair: str, run: Run) -> str:
     """What the launcher prints when called with one option."""
     try:
         child = run_command([path, question], timeout_s=_VERSION_TIMEOUT_S, run=run)
     except CommandError as error:
-        raise PreflightError(f"{_OPTION} is {path}, but {error}; {_repair(path)}") from error
+        raise PreflightError(f"{_OPTION} is {path}, but {error}; {repair}") from error
     output = f"{child.stdout}\n{child.stderr}".strip()
     if child.returncode:
         raise PreflightError(
             f"{_OPTION} is {path}, whose {question} failed with exit code {child.returncode} and"
-            f" {_first_line(output)!r}; {_repair(path)}"
+            f" {_first_line(output)!r}; {repair}"
         )
     return output
-
-
-def _repair(path: str) -> str:
-    if Path(path).name == "srun":
-        return "it works only where Slurm is configured, so run pytest inside salloc or sbatch"
-    return "it must be a launcher that works here"
 
 
 def _first_line(text: str) -> str:

@@ -1,14 +1,25 @@
-"""Commands for hydra, the launcher of MPICH and of Intel MPI.
+"""Hydra, the launcher of MPICH and of Intel MPI: commands, and all else known of it.
 
 Pure; imports neither pytest nor mpi4py.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from pytest_kvcache.launchers.batch import batch_systems
+from pytest_kvcache.launchers.family import (
+    MPICH,
+    FoundLauncher,
+    LauncherFamily,
+    Leftover,
+    Leftovers,
+    Ranks,
+    rank_name,
+)
 from pytest_kvcache.launchers.protocol import (
     INTEL_PINNING,
     binds_ranks,
@@ -23,6 +34,11 @@ if TYPE_CHECKING:
 
     from pytest_kvcache.launchers.protocol import LaunchJob
 
+_VERSIONS = {
+    "hydra": re.compile(r"HYDRA build details:\s+Version:\s+(?P<version>\S+)"),
+    "intel": re.compile(r"Intel\(R\) MPI Library\b.*?, Version (?P<version>\S+)"),
+}
+_DIED = re.compile(r"PID (?P<pid>\d+) RUNNING AT (?P<host>\S+).*?EXIT CODE: (?P<code>\d+)")
 _REMOTE_SHELL = frozenset(
     {"launcher", "launcher-exec", "bootstrap", "bootstrap-exec"}  # the second pair is older
 )
@@ -41,7 +57,7 @@ class HydraLauncher:
     """
 
     path: str
-    flavour: Literal["hydra", "intel"] = "hydra"
+    flavour: str = "hydra"
     environ: Mapping[str, str] = field(default_factory=dict)
     """The controller's environment."""
 
@@ -114,3 +130,52 @@ def _argument_sets(job: LaunchJob) -> list[str]:
         words += [":"] if words else []
         words += ["-host", name, "-n", str(slots), *job.program]
     return words
+
+
+def _recognise(output: str) -> tuple[str, str] | None:
+    for flavour, pattern in _VERSIONS.items():
+        if match := pattern.search(output):
+            return flavour, match["version"]
+    return None
+
+
+def _make(found: FoundLauncher) -> HydraLauncher:
+    return HydraLauncher(path=found.path, flavour=found.flavour, environ=found.environ)
+
+
+def _last_words(text: str, ranks: Ranks) -> str | None:
+    match = _DIED.search(text)
+    if match is None:
+        return None
+    pid = int(match["pid"])
+    likely = [number for number, rank in enumerate(ranks) if rank["pid"] == pid]
+    if len(likely) > 1:  # pids of two hosts
+        likely = [number for number in likely if ranks[number]["host"] == match["host"]]
+    if len(likely) == 1:
+        who = rank_name(likely[0], ranks, match["host"])
+        return f"{who} ended with exit code {match['code']}"
+    # Often another one than the first to die: hydra ends all and reports one of them.
+    return (
+        f"a process ended with exit code {match['code']}; the launcher names pid {pid} on"
+        f" host {match['host']}"
+    )
+
+
+# What runs while a job does: its file carries no pid.
+_RUNNING = ("hydra_pmi_proxy", "mpiexec", "mpiexec.hydra", "mpirun")
+
+FAMILY = LauncherFamily(
+    title="one of MPICH, or Intel MPI's mpiexec.hydra",
+    make=_make,
+    recognise=_recognise,
+    libraries=(MPICH,),
+    daemons=MappingProxyType({"hydra": "hydra_pmi_proxy"}),
+    leaves=Leftovers(
+        daemons=frozenset({"hydra_pmi_proxy", "hydra_bstrap_pr"}),
+        files=(Leftover(glob="hydra_hwloc_xmlfile_*", is_file=True, unless_running=_RUNNING),),
+        segments=("mpich_shm*", "mpich_shar_tmp*"),
+    ),
+    last_words=_last_words,
+    needs_shared_memory=True,
+)
+"""What is known of hydra."""

@@ -1,16 +1,27 @@
-"""Commands for Open MPI 4 and 5.
+"""Open MPI 4 and 5: commands, and all else that is known of this family.
 
 Pure; imports neither pytest nor mpi4py. The environment is a parameter, never read here.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.launchers.batch import batch_systems
+from pytest_kvcache.launchers.family import (
+    OPEN_MPI,
+    FoundLauncher,
+    LauncherFamily,
+    Leftover,
+    Leftovers,
+    Ranks,
+    rank_name,
+)
 from pytest_kvcache.launchers.protocol import (
     binds_ranks,
     directory_option,
@@ -23,6 +34,14 @@ if TYPE_CHECKING:
 
     from pytest_kvcache.launchers.protocol import LaunchJob
 
+_VERSION = re.compile(r"\((?:Open MPI|OpenRTE)\) (?P<version>(?P<major>\d+)\.\S+)")
+# Of 4 and 5, with the line breaks folded.
+_DIED = re.compile(
+    r"process rank (?P<rank>\d+) with PID (?P<pid>\d+) on node (?P<host>\S+?) "
+    r"(?:exited on signal (?P<signal>\d+)|(?P<how>exiting improperly|calling \"abort\"))"
+)
+# The same two, of a process that ended in its own way: no host, no pid.
+_ENDED = re.compile(r"Process name: \[\S+,(?P<rank>\d+)\] Exit code: (?P<code>\d+)")
 # The shared-memory transport was renamed from vader to sm in Open MPI 5.
 _SHARED_MEMORY = {"openmpi-5": "sm", "openmpi-4": "vader"}
 # PRRTE took the place of ORTE in Open MPI 5; --prtemca is an error in 4.
@@ -60,7 +79,8 @@ class OpenMPILauncher:
 
     path: str
     """Absolute: prted is then looked for at the same path on every host."""
-    flavour: Literal["openmpi-5", "openmpi-4"]
+    flavour: str
+    """``openmpi-5`` or ``openmpi-4``."""
     environ: Mapping[str, str]
     """The controller's environment; a transport chosen in it beats our default."""
 
@@ -176,3 +196,67 @@ def _exported(params: Sequence[str]) -> frozenset[str]:
         for param, following in pairwise(params)
         if param in ("-x", "--x")
     )
+
+
+def _recognise(output: str) -> tuple[str, str] | None:
+    match = _VERSION.search(output)
+    return None if match is None else (f"openmpi-{match['major']}", match["version"])
+
+
+def _make(found: FoundLauncher) -> OpenMPILauncher:
+    return OpenMPILauncher(path=found.path, flavour=found.flavour, environ=found.environ)
+
+
+def _last_words(text: str, ranks: Ranks) -> str | None:
+    match = _DIED.search(text)
+    if match is None:
+        return _own_end(text, ranks)
+    who = rank_name(int(match["rank"]) - 1, ranks, match["host"])
+    if match["signal"]:
+        return f"{who} was killed by signal {match['signal']}"
+    if match["how"] == "exiting improperly":
+        return f"{who} ended in the middle of the work"
+    return f"{who} gave up"
+
+
+def _own_end(text: str, ranks: Ranks) -> str | None:
+    match = _ENDED.search(text)
+    number = -1 if match is None else int(match["rank"]) - 1
+    if match is None or not 0 <= number < len(ranks):
+        return None
+    who = rank_name(number, ranks, ranks[number]["host"])
+    signalled = int(match["code"]) - 128  # as shells say it, and worker.py of SIGTERM
+    after = f", as after signal {signalled}" if signalled > 0 else ""
+    return f"{who} ended with exit code {match['code']}{after}"
+
+
+# What runs while a job of Open MPI 4 does: its files carry no pid.
+_ORTE = ("orted", "orterun", "mpirun", "mpirun.openmpi", "mpiexec")
+
+FAMILY = LauncherFamily(
+    title="an mpirun of Open MPI 4 or 5",
+    make=_make,
+    recognise=_recognise,
+    minimum=(4,),
+    below=(6,),
+    libraries=(OPEN_MPI,),
+    daemons=MappingProxyType({"openmpi-5": "prted", "openmpi-4": "orted"}),
+    leaves=Leftovers(
+        daemons=frozenset({"prted", "orted"}),
+        # Of 5 they are named after their process, and so are those of 4 in a directory of
+        # its own per user (ompi.HOST.UID), which other jobs of the user share.
+        files=(
+            Leftover(glob="prted.*", pid=r"prted\.(?:.*\.)?(?P<pid>\d+)"),
+            Leftover(glob="prterun.*", pid=r"prterun\.(?:.*\.)?(?P<pid>\d+)"),
+            Leftover(glob="ompi.*/pid.*", pid=r"pid\.(?P<pid>\d+)"),
+            Leftover(glob="ompi.*/jf.[0-9]*", unless_running=_ORTE),
+            Leftover(glob="ompi.*", pid=r"ompi\.(?P<pid>\d+)"),
+        ),
+        segments=("sm_segment.*", "vader_segment.*"),
+    ),
+    last_words=_last_words,
+    root_variables=("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"),
+    directory_variables=("PRTE_MCA_prte_tmpdir_base", "OMPI_MCA_orte_tmpdir_base"),
+    in_containers=True,
+)
+"""What is known of Open MPI's mpirun."""

@@ -1,4 +1,4 @@
-"""Commands for HPE Cray PALS, the mpiexec of Cray EX machines under PBS.
+"""HPE Cray PALS, the mpiexec of Cray EX machines under PBS: commands, and all else known of it.
 
 Pure; imports neither pytest nor mpi4py. Built from the help of PALS and from what its
 users do (https://github.com/CrayLabs/SmartSim/issues/354,
@@ -7,15 +7,29 @@ https://github.com/mlcommons/storage/pull/549), never run by us on such a machin
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from pytest_kvcache.launchers.family import (
+    MPICH,
+    FoundLauncher,
+    LauncherFamily,
+    Ranks,
+    rank_name,
+)
 from pytest_kvcache.launchers.protocol import is_loopback, option_names, refuse_params
 
 if TYPE_CHECKING:
     from pytest_kvcache.launchers.protocol import LaunchJob
 
+_VERSION = re.compile(r"\Ampi(?:exec|run) version (?P<version>\d\S*)")
+# It ends the others with SIGTERM (15).
+_DIED = re.compile(
+    r"(?P<host>\S+): rank (?P<rank>\d+) "
+    r"(?:died from signal (?!15\b)(?P<signal>\d+)|exited with code (?P<code>\d+))"
+)
 _TAKEN = frozenset(
     {"n", "np", "ppn", "soft", "host", "hosts", "hostlist", "hostfile", "f", "configfile"}
 )
@@ -31,7 +45,6 @@ class PalsLauncher:
     """
 
     path: str
-    flavour: Literal["pals"] = "pals"
 
     def argv(self, job: LaunchJob) -> list[str]:
         """Return the command: global options, then a segment for each host.
@@ -65,3 +78,32 @@ def _exported(params: tuple[str, ...]) -> frozenset[str]:
     values = [following for param, following in pairwise(params) if param == "--env"]
     values += [param.removeprefix("--env=") for param in params if param.startswith("--env=")]
     return frozenset(value.partition("=")[0] for value in values)
+
+
+def _recognise(output: str) -> tuple[str, str] | None:
+    match = _VERSION.search(output)
+    return None if match is None else ("pals", match["version"])
+
+
+def _make(found: FoundLauncher) -> PalsLauncher:
+    return PalsLauncher(path=found.path)
+
+
+def _last_words(text: str, ranks: Ranks) -> str | None:
+    match = _DIED.search(text)
+    if match is None:
+        return None
+    who = rank_name(int(match["rank"]) - 1, ranks, match["host"])
+    if match["code"]:
+        return f"{who} ended with exit code {match['code']}"
+    return f"{who} was killed by signal {match['signal']}"
+
+
+FAMILY = LauncherFamily(
+    title="the mpiexec of HPE Cray PALS",
+    make=_make,
+    recognise=_recognise,
+    libraries=(MPICH,),
+    last_words=_last_words,
+)
+"""What is known of PALS."""

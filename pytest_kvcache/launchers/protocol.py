@@ -108,10 +108,6 @@ class LaunchJob:
 class Launcher(Protocol):
     """Builds the command of a job; starts nothing."""
 
-    @property
-    def flavour(self) -> str:
-        """``openmpi-5``, ``openmpi-4``, ``hydra``, ``intel``, ``srun`` or ``pals``."""
-
     def argv(self, job: LaunchJob) -> list[str]:
         """Return the exact command, its program given by absolute path.
 

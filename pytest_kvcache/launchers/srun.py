@@ -1,4 +1,4 @@
-"""Commands for Slurm's srun, within an allocation.
+"""Slurm's srun, within an allocation: commands, its way to hosts, and all else known of it.
 
 Pure; imports neither pytest nor mpi4py. The environment is a parameter, never read here.
 """
@@ -8,9 +8,18 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pytest_kvcache.errors import OptionError, PreflightError
+from pytest_kvcache.launchers.family import (
+    MPICH,
+    OPEN_MPI,
+    FoundLauncher,
+    LauncherFamily,
+    Leftovers,
+    Ranks,
+    rank_name,
+)
 from pytest_kvcache.launchers.protocol import directory_option, option_names, refuse_params
 
 if TYPE_CHECKING:
@@ -18,6 +27,15 @@ if TYPE_CHECKING:
 
     from pytest_kvcache.launchers.protocol import LaunchJob
 
+_VERSION = re.compile(r"\Aslurm\S* (?P<version>\d\S*)")
+# A victim of the others' end is "Terminated", and not told.
+_DIED = re.compile(
+    r"srun: error: (?P<host>[^\s:]+): tasks? (?P<rank>\d+)\S*: "
+    r"(?:Exited with exit code (?P<code>\d+)"
+    r"|(?P<how>Killed|Aborted|Segmentation fault|Bus error|Illegal instruction))"
+)
+_SAYS = re.compile(r"^srun: error: (?!\S+: task 0: )(?P<why>.+)$", re.MULTILINE)
+_NO_ANSWER = re.compile(r"Communication connection failure|has expired|[Nn]ode failure")
 _TAKEN = frozenset(
     {"n", "ntasks", "ntasks-per-node", "N", "nodes", "w", "nodelist", "F", "nodefile"}
     | {"m", "distribution", "r", "relative", "x", "exclude", "multi-prog"}
@@ -52,7 +70,6 @@ class SrunLauncher:
     """The name that Slurm has for the controller's host."""
     environ: Mapping[str, str]
     """The controller's environment: the allocation, and an MPI type chosen in it."""
-    flavour: Literal["srun"] = "srun"
 
     def argv(self, job: LaunchJob) -> list[str]:
         """Return the command.
@@ -120,6 +137,53 @@ class SrunLauncher:
                 f"srun's --mpi is {mpi} ({where}), with which every rank of {self.library!r}"
                 f" is a world of its own; leave it out, or give one that this library supports"
             )
+
+
+class SrunReach:
+    """Other hosts by steps of the Slurm allocation.
+
+    A step of one task has our pipes: the end of its standard input is the end of ours, and
+    Slurm ends it with its srun. ``--overlap`` leaves to the ranks what it runs on.
+    """
+
+    def __init__(self, path: str, environ: Mapping[str, str]) -> None:
+        """``path`` is srun's, ``environ`` the controller's, which has the allocation."""
+        self._path = path
+        self._nodes = allocated_nodes(environ)
+
+    def argv(self, host: str, program: Sequence[str], env: Mapping[str, str]) -> list[str]:
+        """The program there, from a directory that holds no checkout.
+
+        Not ``--unbuffered``: that gives it a terminal. The variables go through env(1), as
+        the ranks' do.
+        """
+        return [
+            self._path, "-N1", "-n1", f"--nodelist={node_of_host(host, self._nodes) or host}",
+            "--overlap", "--overcommit", "--mpi=none", "--cpu-bind=none", "--export=ALL",
+            "--chdir=/", "--quiet",
+            "/usr/bin/env", *(f"{name}={value}" for name, value in env.items()), *program,
+        ]  # fmt: skip
+
+    def explain(self, host: str, errors: str) -> str | None:
+        """What srun itself says; None where the agent's own last words count."""
+        told = _SAYS.findall(errors)
+        node = node_of_host(host, self._nodes)
+        if not told:
+            return None
+        if node is None:
+            return (
+                f"is no node of the Slurm allocation ({shown_nodes(self._nodes)}), and srun"
+                " reaches its nodes only; name one of those, or another way there by --kv-ssh"
+            )
+        if _NO_ANSWER.search(errors):
+            return (
+                f"does not answer Slurm ({told[-1]}); see 'scontrol show node {node}', and leave"
+                " it out or ask for another allocation"
+            )
+        return (
+            f"can't be reached by srun ({told[-1]}); see to it that 'srun --overlap -N1 -n1"
+            f" -w {node} true' works in this allocation, or name another way there by --kv-ssh"
+        )
 
 
 def parse_mpi_types(output: str) -> frozenset[str]:
@@ -214,3 +278,41 @@ def _exported(params: Sequence[str]) -> frozenset[str]:
     """Return the names of the variables set by ``--export=ALL,NAME=VALUE``."""
     exported = _value_of("export", params) or ""
     return frozenset(item.partition("=")[0] for item in exported.split(",") if "=" in item)
+
+
+def _recognise(output: str) -> tuple[str, str] | None:
+    match = _VERSION.search(output)
+    return None if match is None else ("srun", match["version"])
+
+
+def _make(found: FoundLauncher) -> SrunLauncher:
+    return SrunLauncher(
+        path=found.path,
+        library=found.library,
+        mpi_types=parse_mpi_types(found.ask("--mpi=list")),
+        own_node=find_own_node(found.environ, found.hostname),
+        environ=found.environ,
+    )
+
+
+def _last_words(text: str, ranks: Ranks) -> str | None:
+    match = _DIED.search(text)
+    if match is None:
+        return None
+    who = rank_name(int(match["rank"]) - 1, ranks, match["host"])
+    if match["code"]:
+        return f"{who} ended with exit code {match['code']}"
+    return f"{who} ended with {match['how']!r}"
+
+
+FAMILY = LauncherFamily(
+    title="Slurm's srun",
+    make=_make,
+    recognise=_recognise,
+    libraries=(OPEN_MPI, MPICH),
+    leaves=Leftovers(parents=frozenset({"slurmstepd"})),  # Slurm's own, which ends with its step
+    last_words=_last_words,
+    repair="it works only where Slurm is configured, so run pytest inside salloc or sbatch",
+    reach=lambda found: SrunReach(found.path, found.environ),
+)
+"""What is known of srun."""

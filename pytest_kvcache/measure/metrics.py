@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.measure.sections import SECTIONS
+from pytest_kvcache.phases import PHASES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -24,21 +25,17 @@ PERCENTILES: Mapping[str, float] = MappingProxyType(
 MIN_SAMPLES_BEYOND = 10  # a percentile is shown only if it rests on this many samples above it
 
 ALWAYS_SHOWN = ("requests.per_s", "cache.hit_ratio")  # whatever --kv-metrics names
-# Phase of serving → the operations that it never makes.
-_NEVER: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"prefill": ("read",), "decode": ("write", "delete")}
-)
 _KIND_OF = MappingProxyType({"read": "read", "load": "read", "write": "write", "delete": "delete"})
 
 
 def never_makes(kind: str, phase: str) -> bool:
-    """Whether ``phase`` (``both``, ``prefill``, ``decode``) makes no read, write or delete."""
-    return kind in _NEVER.get(phase, ())
+    """Whether ``phase`` makes no read, write or delete."""
+    return not PHASES[phase].makes(kind)
 
 
 def has_answers(phase: str) -> bool:
     """Whether the answers of ``phase`` wait for reads; else they say nothing of a storage."""
-    return phase != "prefill"
+    return PHASES[phase].loads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ Imports neither pytest nor MPI.
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +17,7 @@ from pytest_kvcache.measure.metrics import METRICS, possible
 from pytest_kvcache.options.table import OPTIONS, OptionSpec, Trials
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from pytest_kvcache.options.rules import FailRule, SloRule
 
@@ -30,6 +31,7 @@ Origin = Literal["default", "scenario", "ini", "command line", "call"]
 class Options:
     """Everything a user can ask for, validated one by one.
 
+    ``backend_option`` may hold secrets, and so may ``texts``: neither is in the repr.
     ``texts`` holds the options that were given, as given, and where; one that is not in
     it carries its default, and a scenario may put its own value in that place.
     Sizes are bytes, durations seconds, 0 bytes of storage capacity means "decide".
@@ -57,6 +59,7 @@ class Options:
     storage_capacity_gb: int = 0
     cache_dir: str = "/var/tmp"  # noqa: S108  on disk by convention; every run owns a directory in it
     backend: str = "file"
+    backend_option: Mapping[str, str] = field(default_factory=dict, repr=False)
     io: str = "direct"
     sync: str | None = None
     block_tokens: int | None = None
@@ -115,7 +118,9 @@ class Options:
     compare_across: frozenset[str] = frozenset()
     fail: tuple[FailRule, ...] = ()
     slo: tuple[SloRule, ...] = ()
-    texts: Mapping[str, tuple[str | Sequence[str], Origin]] = field(default_factory=dict)
+    texts: Mapping[str, tuple[str | Sequence[str], Origin]] = field(
+        default_factory=dict, repr=False
+    )
 
     @property
     def origins(self) -> dict[str, Origin]:
@@ -181,8 +186,6 @@ def _check_together(options: Options) -> None:
     _check_gates(options)
     _check_phase(options)
     _check_containers(options)
-    _check_store(options)
-    _check_storage(options)
     _check_trace(options)
     if options.overrides("arrival") and options.request_rate is None:
         raise OptionError(
@@ -197,12 +200,6 @@ def _check_gates(options: Options) -> None:
         raise OptionError("--kv-fail needs a baseline; name its file with --kv-compare=FILE")
     if options.overrides("compare_across") and options.compare is None:
         raise OptionError("--kv-compare-across needs a baseline; add --kv-compare=FILE")
-    if options.slo and options.backend in ("memory", "null") and not options.allow_invalid:
-        raise OptionError(
-            f"--kv-slo is {options.slo[0]} and --kv-backend is {options.backend}, which is no"
-            " storage, so the SLO would say nothing about any; use --kv-backend=file, or"
-            " --kv-allow-invalid to judge it all the same"
-        )
 
 
 def _check_phase(options: Options) -> None:
@@ -264,30 +261,6 @@ def _check_containers(options: Options) -> None:
             raise OptionError(
                 f"{flag} is {getattr(options, name)}; it belongs to containers, so add"
                 " --kv-exec-type=docker or leave it out"
-            )
-
-
-def _check_store(options: Options) -> None:
-    """A store is the file backend's; auto is no choice of one."""
-    if options.store == "auto" or options.backend == "file":
-        return
-    name = "kv_store" if options.origins["store"] == "ini" else "--kv-store"
-    raise OptionError(
-        f"{name} is {options.store} and --kv-backend is {options.backend}; only the backend file"
-        " has stores, so leave the store out or use --kv-backend=file"
-    )
-
-
-def _check_storage(options: Options) -> None:
-    """Backends without storage keep nothing and sync nothing; an ini may serve other runs."""
-    if options.backend not in ("memory", "null"):
-        return
-    for name, asked in (("keep", options.keep), ("sync", options.sync == "data")):
-        if asked and options.overrides(name):
-            flag = "--kv-keep" if name == "keep" else "--kv-sync=data"
-            raise OptionError(
-                f"{flag} is given and --kv-backend is {options.backend}, which is no storage and"
-                f" would ignore it; leave out {flag}, or use --kv-backend=file"
             )
 
 
@@ -360,17 +333,22 @@ def describe_value(value: object) -> str | list[str]:
     """A Python value of ``kvcache.run()`` as the text that the option's parser takes."""
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, Mapping):
+        return [f"{name}={part}" for name, part in value.items()]
     if isinstance(value, (list, tuple)):
         return [str(part) for part in value]
     return str(value)
 
 
-def describe_given(options: Options) -> list[str]:
-    """The report header: every given option with its origin, and what comes to nothing."""
+def describe_given(options: Options, mask: Callable[[str], str] = str) -> list[str]:
+    """The report header: every given option with its origin, and what comes to nothing.
+
+    ``mask`` replaces secrets.
+    """
     words = []
     for name, (text, origin) in options.texts.items():
         shown = text if isinstance(text, str) else ",".join(text)
-        words.append(f"{name}={shown} ({origin})")
+        words.append(f"{name}={mask(shown)} ({origin})")
     told = ["; ".join(words), *impossible_metrics(options)]
     slots = unused_slots(options)
     return [

@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_kvcache.errors import OptionError, UnknownNameError
@@ -25,10 +26,11 @@ from pytest_kvcache.options.rules import (
     parse_fail,
     parse_slo,
 )
+from pytest_kvcache.phases import PHASES
 from pytest_kvcache.units import parse_duration_s, parse_flag, parse_float, parse_gib, parse_int
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 Kind = Literal["value", "flag", "hosts", "repeat"]
 Parser = Any  # Callable[[str, str], T] for values, Callable[[Sequence[str], str], T] else
@@ -229,6 +231,24 @@ def _modules(texts: Sequence[str], option: str) -> tuple[str, ...]:
     return names
 
 
+def _settings(texts: Sequence[str], option: str) -> Mapping[str, str]:
+    """Names and values; no text is shown in a message, for a value may be a secret."""
+    found: dict[str, str] = {}
+    for number, text in enumerate(texts, 1):
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if not equals or not name or not value:
+            lacks = "a value" if equals and name else "a name" if equals else "an ="
+            raise OptionError(
+                f"{option} lacks {lacks} in text {number} of {len(texts)} (not shown, as it may be"
+                " a secret); write each as KEY=VALUE"
+            )
+        if name in found:
+            raise OptionError(f"{option} has {name!r} twice; each key may come once, drop one")
+        found[name] = value
+    return MappingProxyType(found)
+
+
 def _fail_rules(texts: Sequence[str], _option: str) -> tuple[FailRule, ...]:
     return tuple(_known_metric(parse_fail(text), "--kv-fail") for text in texts)
 
@@ -329,7 +349,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
                later="judge latency with --kv-slo='read.p95_ms<200'",
                help="which SLO set judges the run (default: throughput)"),
     OptionSpec(name="phase", metavar="{both,prefill,decode}",
-               parse=_choice("both", "prefill", "decode"),
+               parse=_choice(*PHASES),
                help="disaggregated serving: prefill only stores, decode only loads what was"
                " stored before the window (default: both)"),
     OptionSpec(name="trace", metavar="FILE", parse=_text, selects=True,
@@ -392,6 +412,9 @@ OPTIONS: tuple[OptionSpec, ...] = (
                " (default: /var/tmp)"),
     OptionSpec(name="backend", metavar="NAME", parse=_text,
                help="file, memory, null, or one from a plugin (default: file)"),
+    OptionSpec(name="backend_option", kind="repeat", metavar="KEY=VALUE", parse=_settings,
+               help="a setting of the backend's own, repeatable; its plugin says which there are;"
+               " the value of a secret one is neither shown nor stored"),
     OptionSpec(name="io", metavar="{direct,buffered}", parse=_choice("direct", "buffered"),
                help="how files are opened (default: direct, with a visible fallback)"),
     OptionSpec(name="sync", metavar="{none,data}", parse=_choice("none", "data"),

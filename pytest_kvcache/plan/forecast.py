@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pytest_kvcache.cache.index import Blocked, CacheIndex
+from pytest_kvcache.phases import PHASES
 from pytest_kvcache.traces.partition import deal
 from pytest_kvcache.traces.reuse import hit_curve
 from pytest_kvcache.units import format_bytes
@@ -121,7 +122,8 @@ def _of_replay(plan: Plan, trace: Trace) -> Forecast:
     hits, stored = (sum(getattr(each, name) for each in counted) for name in ("hits", "stored"))
     best = sum(each.best for each in counted) / blocks if blocks else None
     population = 0
-    if plan.phase == "decode":
+    phase = PHASES[plan.phase]
+    if not phase.stores:
         population = sum(min(plan.capacity_blocks, len(np.unique(p.block_ids))) for p in parts)
         best = 1.0 if blocks else None
         hits, stored = blocks, 0
@@ -130,11 +132,11 @@ def _of_replay(plan: Plan, trace: Trace) -> Forecast:
     told = not why and blocks > 0
     if not blocks:
         why = "the trace has no block ids"
-    reads = 0 if plan.phase == "prefill" else hits
+    reads = hits if phase.loads else 0
     return Forecast(
         exact=told,
         population_bytes=population * block_bytes,
-        written_bytes=stored * block_bytes if told or plan.phase == "decode" else None,
+        written_bytes=stored * block_bytes if told or not phase.stores else None,
         read_bytes=reads * block_bytes if told else None,
         window_s=window_s,
         hit_ratio=hits / blocks if told else None,
@@ -208,7 +210,7 @@ def _of_dialogues(plan: Plan, family: WorkloadFamily) -> Forecast:
     stored, read = rehearsal.run(span_s)
     fits = need <= plan.capacity_blocks
     # With evictions there are fewer hits: more is written then, and less read.
-    at_least_hits = fits or plan.phase == "decode"
+    at_least_hits = fits or not PHASES[plan.phase].stores
     scale = plan.users / users * ranks if plan.request_rate is None else ranks
     return Forecast(
         exact=False,
@@ -233,7 +235,7 @@ class _Rehearsal:
     def __init__(self, plan: Plan, workload: Workload) -> None:
         self._plan = plan
         self._workload = workload
-        self._stores = plan.phase != "decode"
+        self._phase = PHASES[plan.phase]
         self._index = CacheIndex(None)
         self._prompt_blocks = self._hits = 0
 
@@ -261,7 +263,7 @@ class _Rehearsal:
         if not done or reached_s <= 0:
             return 0.0, 0.0
         more = max(1.0, span_s / reached_s)
-        reads = 0 if self._plan.phase == "prefill" else self._hits
+        reads = self._hits if self._phase.loads else 0
         return (self._index.used_blocks - before) * more, reads * more
 
     def _in_a_closed_loop(self, span_s: float) -> tuple[int, float]:
@@ -275,7 +277,7 @@ class _Rehearsal:
             if at_s >= span_s:
                 return done, span_s
             now_s = at_s
-            self._serve(request, stores=self._stores)
+            self._serve(request, stores=self._phase.stores)
             done += 1
             generated_s = request.output_tokens * self._plan.generation_s_per_token
             self._push(turns, now_s + generated_s, user)
@@ -292,7 +294,7 @@ class _Rehearsal:
         for number in range(wanted):
             request = self._workload.next_request(number % self._workload.users)
             if request is not None:
-                self._serve(request, stores=self._stores)
+                self._serve(request, stores=self._phase.stores)
         return wanted, wanted / per_s
 
     def _serve(self, request: Request, *, stores: bool) -> None:

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.backends.posix.allocator import slab_count
 from pytest_kvcache.backends.protocol import MAX_CHUNK_BYTES, PAGE_BYTES
+from pytest_kvcache.backends.traits import BackendTraits
 from pytest_kvcache.cache.identity import MAX_PARTS
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.hosts.hostlist import RankLayout
 from pytest_kvcache.launchers.protocol import binds_ranks
 from pytest_kvcache.models import ModelSpec
+from pytest_kvcache.plan.backendrules import shown_settings
 from pytest_kvcache.units import MIB, format_bytes
 from pytest_kvcache.workloads.openloop import DEFAULT_ARRIVAL, MAX_ARRIVALS
 from pytest_kvcache.workloads.protocol import Need, WorkloadContext
@@ -54,6 +56,7 @@ _MIN_DRAIN_S = 30.0
 # Of a rank's memory, without pages that ranks share: interpreter, numpy, MPI and histograms
 # (31 MiB were measured), logs, and the 32 MiB that calibration copies back and forth.
 _RANK_BYTES = 96 * MIB
+_ARENA_BYTES = 32 * MIB  # of these, calibration's; more only for longer transfers
 # Of a block: its key, its place in the index and in the users' contexts (430 to 510 bytes
 # were measured).
 _BLOCK_MEMORY_BYTES = 640
@@ -97,7 +100,9 @@ class Plan:
     ``duration_s`` None: until the trace ends. ``capacity_blocks`` is per rank.
     ``object_layout`` is ``block`` (a block is one object) or ``layer`` (one per layer);
     ``layout`` is where the ranks are.
-    ``store`` is how the backend file keeps objects, None for every other backend.
+    ``traits`` are what the backend is like, ``backend_options`` the settings that were given
+    for it, with a mask in the place of what is secret, ``store`` which of its ways to keep
+    objects is taken, None where there is no choice.
     ``need_blocks`` is what one rank would store if nothing were evicted. ``cores`` is
     ``split`` (ranks of a host divide its cores) or ``shared`` (as the launcher bound them).
     ``request_rate`` is that of all ranks together, per second; None, and no ``arrival``:
@@ -122,6 +127,8 @@ class Plan:
     request_rate: float | None
     arrival: str | None
     backend: str
+    traits: BackendTraits
+    backend_options: Mapping[str, str]
     object_layout: str
     store: Store | None
     io: str
@@ -157,7 +164,27 @@ class Plan:
                 f"--kv-layout is layer and {self.model.name} has {self.model.layers} layers; a"
                 f" block can be at most {MAX_PARTS} objects, use --kv-layout=block"
             )
+        self._check_parts()
         self._check_arrivals()
+
+    def _check_parts(self) -> None:
+        """A backend that takes whole objects must take those of this plan."""
+        traits, size = self.traits, self.object_stored_bytes
+        if traits.unit != "object":
+            return
+        most = traits.largest_part_bytes
+        if size < traits.smallest_part_bytes:
+            limit, fix = f"at least {traits.smallest_part_bytes}", "raise --kv-block-tokens"
+            fix += "" if self.object_layout == "block" else " or use --kv-layout=block"
+        elif most is not None and size > most:
+            limit, fix = f"at most {most}", "lower --kv-block-tokens"
+            fix += "" if self.object_layout == "layer" else " or use --kv-layout=layer"
+        else:
+            return
+        raise OptionError(
+            f"--kv-backend is {self.backend}, which moves whole objects of {limit} bytes, and one"
+            f" of {self.model.name} has {size} bytes; {fix}"
+        )
 
     def _check_arrivals(self) -> None:
         rate = self.request_rate
@@ -210,8 +237,8 @@ class Plan:
 
     @property
     def object_stored_bytes(self) -> int:
-        """The same padded to whole pages: what is transferred."""
-        return _padded(self.object_bytes)
+        """The same padded to whole pages, or to what the backend wants: what is transferred."""
+        return _padded(self.object_bytes, self.traits)
 
     @property
     def stored_bytes(self) -> int:
@@ -221,7 +248,7 @@ class Plan:
     @property
     def chunk_bytes(self) -> int:
         """The largest transfer."""
-        return min(MAX_CHUNK_BYTES, self.object_stored_bytes)
+        return _transfer_bytes(self.traits, self.object_stored_bytes, MAX_CHUNK_BYTES)
 
     @property
     def capacity_bytes(self) -> int:
@@ -252,20 +279,27 @@ class Plan:
     @property
     def buffer_bytes(self) -> int:
         """Buffers of one rank: a write and a read buffer per transfer in flight."""
-        return 0 if self.backend == "null" else 2 * self.queue_depth * self.chunk_bytes
+        return 2 * self.queue_depth * self.chunk_bytes if self.traits.stores_data else 0
 
     @property
     def memory_bytes(self) -> int:
         """What one rank takes of its host at most, shared libraries apart: the forecast."""
-        held = self.capacity_bytes if self.backend == "memory" else 0
+        held = self.capacity_bytes if self.traits.bounded_by == "memory" else 0
+        if self.traits.is_storage:  # the others are not calibrated
+            held += max(0, self.chunk_bytes - _ARENA_BYTES)
         of_block = _BLOCK_MEMORY_BYTES + _OBJECT_MEMORY_BYTES * (self.objects_per_block - 1)
         known = of_block * min(self.capacity_blocks, self.need_blocks)
         return _RANK_BYTES + self.buffer_bytes + known + held
 
     @property
     def needs_directory(self) -> bool:
-        """Whether ranks own a directory; null and memory do not."""
-        return self.backend not in ("null", "memory")
+        """Whether ranks own a directory."""
+        return self.traits.directory
+
+    @property
+    def secret_options(self) -> frozenset[str]:
+        """The settings of the backend that were given and whose values are not in the plan."""
+        return self.traits.secrets.intersection(self.backend_options)
 
     @property
     def open_loop(self) -> bool:
@@ -303,6 +337,7 @@ class Plan:
     def workload(self) -> dict[str, Any]:
         """What is measured: the plan without where, when and under which name."""
         data = {key: value for key, value in self.to_json().items() if key not in _NOT_WORKLOAD}
+        data["traits"] = {k: v for k, v in data["traits"].items() if k != "options"}
         if data["trace"] is not None:
             data["trace"] = {k: v for k, v in data["trace"].items() if k != "name"}
         return {**data, "np": self.np}
@@ -336,6 +371,8 @@ class Plan:
         data = {name: getattr(self, name) for name in Plan.__dataclass_fields__}
         data["model"] = self.model.to_json()
         data["layout"] = self.layout.to_json()
+        data["traits"] = self.traits.to_json()
+        data["backend_options"] = dict(self.backend_options)
         data["trace"] = None if self.trace is None else asdict(self.trace)
         data["plugins"] = list(self.plugins)
         data["origins"] = dict(self.origins)
@@ -347,6 +384,7 @@ class Plan:
         values = dict(data)
         values["model"] = ModelSpec.from_json(values["model"])
         values["layout"] = RankLayout.from_json(values["layout"])
+        values["traits"] = BackendTraits.from_json(values["traits"])
         values["plugins"] = tuple(values["plugins"])
         values["label"] = data["label"]  # null, but there
         if values["trace"] is not None:
@@ -364,8 +402,24 @@ def objects_per_block(object_layout: str, model: ModelSpec) -> int:
     return model.layers if object_layout == "layer" else 1
 
 
-def _padded(size_bytes: int) -> int:
-    return -(-size_bytes // PAGE_BYTES) * PAGE_BYTES
+def _unit_bytes(traits: BackendTraits) -> int:
+    """What every transfer is a multiple of: pages are verified, whatever a backend takes."""
+    return max(PAGE_BYTES, traits.alignment_bytes)
+
+
+def _padded(size_bytes: int, traits: BackendTraits) -> int:
+    unit = _unit_bytes(traits)
+    return -(-size_bytes // unit) * unit
+
+
+def _transfer_bytes(traits: BackendTraits, object_bytes: int, wanted_bytes: int) -> int:
+    """The object where it moves whole; else what is wanted, as far as the backend takes it."""
+    if traits.unit == "object":
+        return object_bytes
+    unit = _unit_bytes(traits)
+    most = wanted_bytes if traits.largest_part_bytes is None else traits.largest_part_bytes
+    least = _padded(traits.smallest_part_bytes, traits)
+    return min(max(min(wanted_bytes, most) // unit * unit, least), object_bytes)
 
 
 def _digest(data: Mapping[str, Any]) -> str:
@@ -401,9 +455,9 @@ def effective_block_tokens(options: Options, trace: Trace | None) -> int:
     return options.block_tokens or DEFAULT_BLOCK_TOKENS
 
 
-def effective_store(asked: str, backend: str, stored_bytes: int) -> Store | None:
-    """``file`` or ``slab``, by an object's size where ``auto``; None for another backend."""
-    if backend != "file":
+def effective_store(asked: str, traits: BackendTraits, stored_bytes: int) -> Store | None:
+    """``file`` or ``slab``, by an object's size where ``auto``; None where there is no choice."""
+    if not traits.stores:
         return None
     if asked == "auto":
         return "slab" if stored_bytes <= SLAB_UP_TO_BYTES else "file"
@@ -417,6 +471,7 @@ def build_plan(
     model: ModelSpec,
     layout: RankLayout,
     block_tokens: int,
+    traits: BackendTraits,
     facts: CaseFacts,
 ) -> Plan:
     """Everything of one case decided; raises OptionError where that is impossible."""
@@ -428,7 +483,7 @@ def build_plan(
     asked_rate = options.overrides("request_rate") or not replays
     request_rate = options.request_rate if asked_rate else None
     objects = objects_per_block(options.layout, model)
-    stored = _padded(model.block_bytes(block_tokens, options.tensor_parallel) // objects)
+    stored = _padded(model.block_bytes(block_tokens, options.tensor_parallel) // objects, traits)
     plan = Plan(
         version=facts.version,
         run_id=facts.run_id,
@@ -448,12 +503,14 @@ def build_plan(
         request_rate=request_rate,
         arrival=None if request_rate is None else options.arrival or DEFAULT_ARRIVAL,
         backend=options.backend,
+        traits=traits,
+        backend_options=shown_settings(options, traits),
         object_layout=options.layout,
-        store=effective_store(options.store, options.backend, stored),
+        store=effective_store(options.store, traits, stored),
         io=options.io,
         sync=options.sync or ("none" if options.io == "direct" else "data"),
         cache_dir=options.cache_dir,
-        capacity_blocks=_capacity_blocks(options, objects * stored, facts),
+        capacity_blocks=_capacity_blocks(options, traits, objects * stored, facts),
         need_blocks=facts.need.working_set_blocks,
         queue_depth=options.queue_depth,
         cores="shared" if binds_ranks(options.mpi_params) else "split",
@@ -478,6 +535,7 @@ _OPTION_OF = {
     "deadline_s": "deadline",
     "capacity_blocks": "storage_capacity_gb",
     "plugins": "plugin",
+    "backend_options": "backend_option",
     "layout": "np",
     "object_layout": "layout",
     "cores": "mpi_params",
@@ -488,7 +546,7 @@ _REPLAY_OWN = frozenset(
 )
 # What lets a trial with an invalidating verdict stand: no field, but verify must know of it.
 _ALLOWANCES = ("allow_invalid", "allow_preload")
-_DERIVED = frozenset({"run_id", "version", "trial", "need_blocks", "origins", "label"})
+_DERIVED = frozenset({"run_id", "version", "trial", "need_blocks", "origins", "label", "traits"})
 
 
 def _origins(options: Options, facts: CaseFacts) -> dict[str, str]:
@@ -521,7 +579,9 @@ def _origins_beside(options: Options, facts: CaseFacts) -> dict[str, str]:
     return found | {name: given[name] for name in _ALLOWANCES if getattr(options, name)}
 
 
-def _capacity_blocks(options: Options, stored_bytes: int, facts: CaseFacts) -> int:
+def _capacity_blocks(
+    options: Options, traits: BackendTraits, stored_bytes: int, facts: CaseFacts
+) -> int:
     """The user's cap; else the need, or 90 % of the rank's share of the free space."""
     if options.storage_capacity_gb:
         return options.storage_capacity_gb // stored_bytes
@@ -530,19 +590,20 @@ def _capacity_blocks(options: Options, stored_bytes: int, facts: CaseFacts) -> i
         return need
     share = FREE_SHARE * facts.available_bytes / facts.sharers
     if share < stored_bytes:
-        raise OptionError(_no_room(options, stored_bytes, facts.available_bytes, facts.sharers))
+        raise OptionError(_no_room(options, traits, stored_bytes, facts))
     return min(need, math.floor(share / stored_bytes))
 
 
-def _no_room(options: Options, stored_bytes: int, available_bytes: int, sharers: int) -> str:
+def _no_room(options: Options, traits: BackendTraits, stored_bytes: int, facts: CaseFacts) -> str:
     """Where the need decides the capacity, raising it makes no room."""
-    ranks = f" divided by the {sharers} ranks on it" if sharers > 1 else ""
+    ranks = f" divided by the {facts.sharers} ranks on it" if facts.sharers > 1 else ""
+    free = format_bytes(facts.available_bytes or 0)
     where = f"--kv-cache-dir is {options.cache_dir}, where"
     fix = "free some space, name another directory,"
-    if options.backend == "memory":
-        where, fix = "--kv-backend is memory, of which", "free some,"
+    if traits.bounded_by == "memory":
+        where, fix = f"--kv-backend is {options.backend}, for which of the memory", "free some,"
     return (
-        f"{where} {format_bytes(available_bytes)} are free; {FREE_SHARE:.0%} of it{ranks} hold no"
+        f"{where} {free} are free; {FREE_SHARE:.0%} of it{ranks} hold no"
         f" block of {format_bytes(stored_bytes)}, so {fix} or lower --kv-block-tokens"
     )
 

@@ -16,6 +16,7 @@ from pytest_kvcache.hosts.hostlist import HostSpec, RankLayout, bracketed, layou
 from pytest_kvcache.hosts.localhost import available_disk_bytes, available_memory_bytes, is_local
 from pytest_kvcache.options.options import scenario_names
 from pytest_kvcache.options.table import MAX_DURATION_S
+from pytest_kvcache.plan.backendrules import check_backend, secrets_of
 from pytest_kvcache.plan.plan import (
     CaseFacts,
     Plan,
@@ -36,7 +37,9 @@ from pytest_kvcache.workloads.replay import recorded_span_s
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from pytest_kvcache.backends.traits import BackendTraits
     from pytest_kvcache.hosts.cluster import Survey
+    from pytest_kvcache.masking import Secrets
     from pytest_kvcache.models import ModelSpec
     from pytest_kvcache.options.options import Options
     from pytest_kvcache.registry import Registry
@@ -69,18 +72,25 @@ class CaseName:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A planned case; ``trace`` is the whole trace of a replay, as the plan limits it."""
+    """A planned case; ``trace`` is the whole trace of a replay, as the plan limits it.
+
+    ``secrets`` are those settings of the backend that the plan only has a mask of.
+    """
 
     plan: Plan
     trace: Trace | None
+    secrets: Secrets
 
 
 def name_cases(options: Options, registry: Registry) -> tuple[CaseName, ...]:
-    """Every (scenario, model, ranks) the options ask for; OptionError for unknown names."""
+    """Every (scenario, model, ranks) the options ask for.
+
+    OptionError for unknown names, and for what the backend can't do.
+    """
     scenarios = scenario_names(options)
     for scenario in scenarios:
         registry.workload(scenario)
-    registry.backend(options.backend)
+    check_backend(options, registry.backend(options.backend).traits)
     return tuple(
         CaseName(scenario=scenario, model=model, layout=layout)
         for scenario, model, layout in itertools.product(
@@ -147,7 +157,8 @@ class Planner:
         trace = self._trace(options) if family.needs_trace else None
         block_tokens = effective_block_tokens(options, trace)
         parts = _parts(trace, name.layout.np)
-        available_bytes, sharers = _space(options, name.layout, survey)
+        traits = self._registry.backend(options.backend).traits
+        available_bytes, sharers = _space(options, traits, name.layout, survey)
         facts = CaseFacts(
             run_id=self._run_id,
             version=VERSION,
@@ -155,7 +166,7 @@ class Planner:
             available_bytes=available_bytes,
             sharers=sharers,
             trace=None if trace is None else _trace_plan(options, trace, parts),
-            on_network=_on_network(options, survey),
+            on_network=traits.directory and _on_network(options, survey),
             block_why="" if trace is None or not trace.reading else trace.reading.block_why,
             unit_is_assumed=(
                 trace is not None and trace.reading is not None and trace.reading.unit.is_assumed
@@ -167,6 +178,7 @@ class Planner:
             model=name.model,
             layout=name.layout,
             block_tokens=block_tokens,
+            traits=traits,
             facts=facts,
         )
         if trace is not None and self._launches:
@@ -174,7 +186,11 @@ class Planner:
             if plan.duration_s is None:
                 _check_span(options, trace)
         deadline_s = min(plan.deadline_s, _FOREVER_S)
-        return Case(plan=replace(plan, deadline_s=deadline_s, label=name.label), trace=trace)
+        return Case(
+            plan=replace(plan, deadline_s=deadline_s, label=name.label),
+            trace=trace,
+            secrets=secrets_of(options, traits),
+        )
 
     def size(self, options: Options, name: CaseName) -> tuple[int, int]:
         """Blocks that the largest rank and that all ranks together would store."""
@@ -290,14 +306,16 @@ def _largest(needs: Sequence[Need]) -> Need:
     )
 
 
-def _space(options: Options, layout: RankLayout, survey: Survey | None) -> tuple[int | None, int]:
+def _space(
+    options: Options, traits: BackendTraits, layout: RankLayout, survey: Survey | None
+) -> tuple[int | None, int]:
     """What is free where the blocks go (None: it does not matter), and the ranks that share it."""
     fullest = most_ranks_per_machine(layout)
-    if options.backend == "null":
+    if traits.bounded_by == "nothing":
         return None, fullest
     if survey is None:
-        return _available_bytes(options), fullest
-    if options.backend == "memory":
+        return _available_bytes(options, traits), fullest
+    if traits.bounded_by == "memory":
         memories = [facts.memory_bytes for facts in survey.facts.values()]
         return min((free for free in memories if free is not None), default=None), fullest
     return survey.tightest_share(layout) or (None, fullest)
@@ -305,17 +323,15 @@ def _space(options: Options, layout: RankLayout, survey: Survey | None) -> tuple
 
 def _on_network(options: Options, survey: Survey | None) -> bool:
     """Whether the cache directory of any host is on a network filesystem."""
-    if options.backend in ("null", "memory"):
-        return False
     if survey is None:
         return probe_filesystem(options.cache_dir, "127.0.0.1").is_network
     found = [facts.filesystem for facts in survey.facts.values()]
     return any(is_network_type(str(each["type"])) for each in found if each is not None)
 
 
-def _available_bytes(options: Options) -> int | None:
+def _available_bytes(options: Options, traits: BackendTraits) -> int | None:
     """Free space where the blocks go, on this machine."""
-    if options.backend == "memory":
+    if traits.bounded_by == "memory":
         return available_memory_bytes()
     validate_cache_dir(options.cache_dir)
     return available_disk_bytes(options.cache_dir)

@@ -41,10 +41,15 @@ _ARENA_CHUNKS = 8  # 32 MiB, more than most caches of a core
 
 
 class ArenaBackend(NullBackend):
-    """Copies to and from a small piece of memory, whatever the object."""
+    """Copies to and from a small piece of memory, whatever the object.
 
-    def __init__(self) -> None:
-        self._arena = np.zeros(_ARENA_CHUNKS * MAX_CHUNK_BYTES, np.uint8)
+    Transfers have at most ``chunk_bytes``.
+    """
+
+    traits = replace(NullBackend.traits, never_waits=False)  # a copy of 4 MiB takes its time
+
+    def __init__(self, chunk_bytes: int = MAX_CHUNK_BYTES) -> None:
+        self._arena = np.zeros(max(_ARENA_CHUNKS * MAX_CHUNK_BYTES, chunk_bytes), np.uint8)
         self._arena[::PAGE_BYTES] = 1  # touched: a first touch costs more than the copy
 
     def put_from(self, key: str, offset: int, buffer: memoryview) -> None:

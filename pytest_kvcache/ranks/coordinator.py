@@ -23,6 +23,7 @@ from pytest_kvcache.measure.live import LiveFigures
 from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.measure.series import Cut, Series, empty_dense
 from pytest_kvcache.plan.plan import Plan
+from pytest_kvcache.plan.secretfile import take_secrets
 from pytest_kvcache.ranks.comm import Comm, clock_ns
 from pytest_kvcache.results.events import EventWriter
 from pytest_kvcache.results.record import TrialRecord
@@ -157,6 +158,8 @@ def coordinate(comm: Comm, run_dir: Path) -> int:
     plan = Plan.from_json(json.loads(text))
     faulthandler.dump_traceback_later(plan.deadline_s + _SELF_KILL_GRACE_S, exit=True)
     comm.broadcast(text)
+    if plan.secret_options:
+        comm.broadcast(take_secrets(run_dir).reveal())
     ranks = comm.gather(None)
     assert ranks is not None
     events = EventWriter(run_dir / "events.jsonl")

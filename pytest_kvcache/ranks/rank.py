@@ -11,6 +11,7 @@ import os
 import resource
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import blake2b
@@ -22,14 +23,16 @@ from pytest_kvcache.backends.posix.cachedir import (
     remove_rank_dir,
     remove_run_dir,
     run_dir,
+    run_name,
 )
 from pytest_kvcache.backends.posix.freespace import FreeSpace
 from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
 from pytest_kvcache.cache.index import CacheIndex
 from pytest_kvcache.engine.engine import Engine
 from pytest_kvcache.engine.payload import make_payload
-from pytest_kvcache.engine.transfers import TransferSettings
+from pytest_kvcache.engine.transfers import TransferSettings, object_key_of
 from pytest_kvcache.errors import StorageError
+from pytest_kvcache.masking import Secrets
 from pytest_kvcache.measure.recorder import Recorder, Window
 from pytest_kvcache.ranks.calibration import ArenaBackend, closed_loop, operations_per_s
 from pytest_kvcache.ranks.cleanup import Janitor
@@ -42,7 +45,7 @@ from pytest_kvcache.system.filesystem import IoCounters, Place, probe_filesystem
 from pytest_kvcache.system.preloads import check_preloads
 from pytest_kvcache.system.surroundings import SurroundingsWatch
 from pytest_kvcache.workloads.openloop import OpenLoop, arrival_offsets_ns
-from pytest_kvcache.workloads.phases import DecodeWorkload, build_workload
+from pytest_kvcache.workloads.phases import ChecksPopulation, build_workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,8 +66,11 @@ _SWITCH_INTERVAL_S = 1e-5
 class Rank:
     """Set up, calibrate, make ready, populate, run, close, report; each once, in this order."""
 
-    def __init__(self, plan: Plan, rank: int, host: str, trace: Trace | None) -> None:
+    def __init__(
+        self, plan: Plan, rank: int, host: str, trace: Trace | None, secrets: Secrets | None = None
+    ) -> None:
         self.plan = plan
+        self.secrets = secrets or Secrets()
         self.rank = rank
         self.host = host
         self._trace = trace
@@ -110,7 +116,7 @@ class Rank:
             check_preloads(self._surroundings.preloads)
         self._backend, facts = self._opened(registry.backend(plan.backend))
         self._facts = facts
-        if facts.in_directory:
+        if plan.traits.kernel_counts:
             filesystem = probe_filesystem(plan.cache_dir, self.host)
             self._filesystem = filesystem.to_json()
             if not plan.layout.local_index(self.rank):
@@ -120,12 +126,11 @@ class Rank:
 
     def calibrate(self, tick: Callable[[], bool]) -> None:
         """Find out what the engine could do without the storage, which is not touched."""
-        assert self._facts is not None
-        if not self._facts.is_storage:
+        if not self.plan.traits.is_storage:
             return  # the run itself tells
         self._null_ops_per_s = self._without_storage(NullBackend(), tick)
         gc.collect()  # an engine and its pool hold each other, and all their buffers
-        self._memory_ops_per_s = self._without_storage(ArenaBackend(), tick)
+        self._memory_ops_per_s = self._without_storage(ArenaBackend(self.plan.chunk_bytes), tick)
         gc.collect()
 
     def _without_storage(self, backend: Backend, tick: Callable[[], bool]) -> float | None:
@@ -190,10 +195,8 @@ class Rank:
         """The engine of the run; all buffers are touched."""
         plan = self.plan
         assert self._backend is not None
-        assert self._facts is not None
-        stores = self._facts.stores_data
         self._workload = self._build_workload(plan.context(self.rank, self._trace))
-        self._payload_used = self._payload() if stores else None
+        self._payload_used = self._payload() if plan.traits.stores_data else None
         return self._make_engine(
             self._backend,
             self.index,
@@ -260,9 +263,22 @@ class Rank:
             io="direct" if plan.io == "direct" else "buffered",
             sync="data" if plan.sync == "data" else "none",
             host=self.host,
+            namespace=f"{run_name(plan.run_id)}/trial-{plan.trial + 1}/rank-{self.rank}",
             capacity_objects=plan.capacity_objects,
             store=plan.store,
+            options={**plan.backend_options, **self._given_secrets()},
         )
+
+    def _given_secrets(self) -> dict[str, str]:
+        """What the plan has a mask of; StorageError if a value did not come."""
+        found = self.secrets.reveal()
+        missing = self.plan.secret_options.difference(found)
+        if missing:
+            raise StorageError(
+                f"{self.host}: the value of {', '.join(sorted(missing))} (--kv-backend-option) did"
+                " not reach this rank, and the plan does not hold it"
+            )
+        return found
 
     def make_ready(self) -> None:
         """Build what the run needs and touch its buffers: maybe seconds without a tick."""
@@ -280,7 +296,7 @@ class Rank:
         if self.engine.first_error is not None:
             self._look_at_the_place()
             raise StorageError(self._with_its_cause(self.engine.first_error))
-        if isinstance(self._workload, DecodeWorkload):
+        if isinstance(self._workload, ChecksPopulation):
             self._workload.check_population()
 
     def look_around(self) -> None:
@@ -374,11 +390,11 @@ class Rank:
         """Counts for the people who wait; since the start of the run, not of its window."""
         if self.engine is None:
             return {"error": None}
-        counters, index = self.engine.counters, self.index
+        counters, index, error = self.engine.counters, self.index, self.engine.first_error
         space = {} if self._space is None else {"free_bytes": self._space.available_bytes}
         return {
             **space,
-            "error": self.engine.first_error,
+            "error": error and self.secrets.mask(error),
             "read_bytes": counters.requested_read_bytes,
             "write_bytes": counters.requested_write_bytes,
             "completed": counters.completed,
@@ -413,7 +429,7 @@ class Rank:
     def _with_its_cause(self, error: str | None) -> str | None:
         """The first failed operation, and why none of them can be trusted."""
         faults = (error, self._probe_fault, self._place_fault, self._clock_fault)
-        return "; ".join(filter(None, faults)) or None
+        return self.secrets.mask("; ".join(filter(None, faults))) or None
 
     def leave(self) -> None:
         """After all ranks have closed: the first one of a host removes the run's directory."""
@@ -432,20 +448,35 @@ class Rank:
             raise StorageError(f"{told}; {error}" if told else str(error)) from error
 
     def _clean_up(self) -> str | None:
-        """Close the backend and remove the rank's directory, unless it is to be kept."""
+        """Close the backend and remove what the rank has stored, unless it is to be kept."""
         if self._space is not None:
             self._space.close()
         if self._place is not None:
             self._place.close()
         try:
             if self._backend is not None:
+                self._delete_stored(self._backend)
                 self._backend.close()
             if self._owns_directory and not self.plan.keep:
                 remove_rank_dir(self.plan.cache_dir, self.plan.run_id, self.rank, self.host)
                 self._owns_directory = False
         except StorageError as error:
-            return str(error)
+            return self.secrets.mask(str(error))
         return None
+
+    def _delete_stored(self, backend: Backend) -> None:
+        """Where no directory goes with all that is in it, objects go one by one."""
+        plan = self.plan
+        if plan.traits.directory or plan.keep or not plan.traits.is_storage:
+            return
+        keys = [
+            object_key_of(slot, part)
+            for slot in self.index.stored()
+            for part in (range(plan.objects_per_block) if plan.objects_per_block > 1 else (None,))
+        ]
+        with ThreadPoolExecutor(plan.queue_depth) as threads:
+            for done in [threads.submit(backend.delete, key) for key in keys]:
+                done.result()
 
     def result(
         self, *, origin_ns: int, window_ns: int, slice_ns: int, cleanup_error: str | None
@@ -538,9 +569,9 @@ class Rank:
         assert self._io is not None
         return {
             "io_mode": self._facts.io_mode,
-            "io_note": self._facts.io_note,
+            "io_note": self._facts.io_note and self.secrets.mask(self._facts.io_note),
             "sync": self._sync,
-            "is_storage": self._facts.is_storage,
+            "is_storage": self.plan.traits.is_storage,
             "filesystem": self._filesystem,
             "device": None if self._watch is None else self._watch.to_json(),
             "device_read_bytes": self._io.read_bytes,

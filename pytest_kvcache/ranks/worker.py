@@ -13,11 +13,13 @@ import os
 import signal
 import sys
 import time
+import traceback
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_kvcache.errors import KVCacheError
+from pytest_kvcache.errors import KVCacheError, StorageError
+from pytest_kvcache.masking import Secrets
 from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.plan.plan import Plan
 from pytest_kvcache.ranks.comm import COORDINATOR, Comm
@@ -29,6 +31,8 @@ from pytest_kvcache.version import VERSION
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
+
+    from pytest_kvcache.registry import Registry
 
 import numpy as np
 
@@ -82,12 +86,12 @@ class _Heartbeat:
         return {"phase": self.phase, **self._rank.progress()}
 
 
-def _attempt(step: Callable[[], None]) -> str | None:
+def _attempt(rank: Rank, step: Callable[[], None]) -> str | None:
     """Run a step whose failure all ranks have to hear of; returns the error's text."""
     try:
         step()
     except KVCacheError as error:
-        return str(error)
+        return rank.secrets.mask(str(error))
     return None
 
 
@@ -101,17 +105,22 @@ def _agree(comm: Comm, heart: _Heartbeat, error: str | None, deadline_s: float) 
 def _work(comm: Comm) -> int:
     """A worker's whole life; the coordinator's steps mirror these one by one."""
     plan = Plan.from_json(json.loads(comm.broadcast(None)))
+    secrets = Secrets(comm.broadcast(None) if plan.secret_options else {})
     faulthandler.dump_traceback_later(plan.deadline_s + _SELF_KILL_GRACE_S, exit=True)
     _take_cores(plan, comm.rank - 1)
     comm.gather({"host": comm.host, "pid": os.getpid(), "version": VERSION, "digest": plan.digest})
     if not comm.broadcast(None):
         return 1
     part = comm.receive_part() if plan.trace is not None else None
-    rank = Rank(plan, comm.rank - 1, comm.host, part)
+    rank = Rank(plan, comm.rank - 1, comm.host, part, secrets)
     try:
         return _measure(comm, rank)
     except Exception as error:
-        comm.send_last_words(f"{type(error).__name__}: {error}")
+        comm.send_last_words(secrets.mask(f"{type(error).__name__}: {error}"))
+        if not secrets:
+            raise
+        print(secrets.mask(traceback.format_exc()), file=sys.stderr, flush=True)  # noqa: T201
+        comm.abort(1)  # as python -m mpi4py does after a traceback, which would not be masked
         raise
 
 
@@ -121,15 +130,26 @@ def _calibrate(rank: Rank, tick: Callable[[], bool]) -> None:
     rank.make_ready()
 
 
+def _set_up(rank: Rank, registry: Registry) -> None:
+    """Open the storage, if its backend is here what it is on the controller."""
+    plan = rank.plan
+    if registry.backend(plan.backend).traits != plan.traits:
+        raise StorageError(
+            f"{rank.host}: the backend {plan.backend} has other traits here than where pytest runs;"
+            " install the same version of its plugin on every host"
+        )
+    rank.set_up(registry)
+
+
 def _measure(comm: Comm, rank: Rank) -> int:
     plan, heart = rank.plan, _Heartbeat(comm, rank)
     registry = build_registry(plan.plugins)
-    error = _attempt(lambda: rank.set_up(registry))
+    error = _attempt(rank, lambda: _set_up(rank, registry))
     if not _agree(comm, heart, error, plan.deadline_s):
         return _give_up(comm, heart, rank)
     for phase, step in (("calibration", partial(_calibrate, rank)), ("population", rank.populate)):
         heart.phase = phase
-        error = _attempt(partial(step, heart.tick))
+        error = _attempt(rank, partial(step, heart.tick))
         if not _agree(comm, heart, error, plan.deadline_s):
             return _give_up(comm, heart, rank)
     heart.phase = "window"

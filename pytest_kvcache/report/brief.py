@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_kvcache.backends.posix.cachedir import run_dir
+from pytest_kvcache.backends.posix.cachedir import run_dir, run_name
 from pytest_kvcache.measure.metrics import METRICS, possible
 from pytest_kvcache.report.tables import figure
 from pytest_kvcache.results.absence import why_absent
@@ -41,11 +41,13 @@ def kept_data(cases: Sequence[CaseResult]) -> str | None:
         (case.plan, trial)
         for case in cases
         for trial in case.trials
-        if case.plan.keep and case.plan.needs_directory
+        if case.plan.keep and case.plan.traits.is_storage
     ]
     if not trials:
         return None
     plan, trial = trials[-1]
+    if not plan.needs_directory:
+        return f"data of all trials (--kv-keep): {run_name(plan.run_id)} in {plan.backend}"
     hosts = [host.name for host in plan.layout.hosts]
     if trial.data is not None:  # as they call themselves
         hosts = [rank["host"] for rank in trial.data["ranks"]]

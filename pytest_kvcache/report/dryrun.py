@@ -73,7 +73,7 @@ def _facts(found: DryRun) -> Iterator[str]:
         yield from _fact(label, sentence.removeprefix(label).lstrip(": "))
     for line in found.storage:
         yield from _fact("storage", line)
-    if plan.backend != "null":
+    if plan.traits.stores_data:
         yield from _fact("data", f"{plan.data}, withstands {WITHSTANDS[plan.data]}")
     if not _has_own_users(plan):
         yield from _fact("users", f"{plan.users:,} per rank, {plan.users * plan.np:,} in total")
@@ -184,6 +184,9 @@ def _load(found: DryRun) -> Iterator[_Value]:
 def _storage(found: DryRun) -> Iterator[_Value]:
     plan, options = found.plan, found.options
     yield _value(found, "backend", plan.backend, "backend")
+    if plan.backend_options:
+        settings = " ".join(f"{name}={value}" for name, value in plan.backend_options.items())
+        yield _value(found, "backend_option", settings, "backend_options")
     if plan.needs_directory:
         yield _value(found, "cache_dir", plan.cache_dir, "cache_dir")
     blocks = format_count(plan.capacity_blocks, "block")

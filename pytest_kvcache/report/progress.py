@@ -74,7 +74,7 @@ class Outlook:
         left = len("≤ 59m59s left" if self.at_most else "59m59s left")
         found = {"case": len(self.plan.case), "trial": len(self.trial), "where": where}
         found |= {"left": left, "rates": 19, "iops": 9, "p99": 13, "hit": 8}
-        return found | ({"free": 13} if self.plan.needs_directory else {})
+        return found | ({"free": 13} if self.plan.traits.bounded_by == "disk" else {})
 
     def left_s(self, event: Mapping[str, Any], now_s: float) -> float | None:
         """Of all trials together; None: nothing tells yet."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.measure.metrics import ALWAYS_SHOWN, METRICS, possible
 from pytest_kvcache.measure.series import KINDS
+from pytest_kvcache.phases import PHASES
 from pytest_kvcache.report.headline import describe_users, sum_up
 from pytest_kvcache.results.absence import absent_in_brief
 from pytest_kvcache.results.prooftext import describe_io, describe_proof
@@ -144,9 +145,9 @@ def describe_plan(plan: Plan, *, in_memory: bool = False, flushes: bool = True) 
     if lasts and not flushes:
         durable = "synced, but not durable (mounted without barriers)"
     derived = "" if plan.trace is None else _how_derived(plan.origins.get("block_tokens", ""))
-    data = ", strict data" if plan.data == "strict" and plan.backend != "null" else ""
+    data = ", strict data" if plan.data == "strict" and plan.traits.stores_data else ""
     users = describe_users(plan)
-    phase = "" if plan.phase == "both" else f"{plan.phase} only; "
+    phase = "" if PHASES[plan.phase].is_whole else f"{plan.phase} only; "
     if plan.request_rate is not None:
         users = f"{plan.request_rate:g} requests/s ({plan.arrival}) by {users}"
     elif plan.trace is not None and plan.trace.speedup:

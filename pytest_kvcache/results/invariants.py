@@ -11,6 +11,7 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.errors import OptionError, ResultError
+from pytest_kvcache.masking import MASK
 from pytest_kvcache.measure.counters import (
     MAY_BE_UNKNOWN,
     TABLE,
@@ -24,6 +25,7 @@ from pytest_kvcache.measure.recorder import widest_slice_s
 from pytest_kvcache.measure.series import KINDS, MAX_POINTS
 from pytest_kvcache.measure.stalls import EVERY
 from pytest_kvcache.options.table import OPTIONS
+from pytest_kvcache.registry import BACKENDS
 from pytest_kvcache.system.devicechain import DeviceChain, end_of_type, may_be_disk
 from pytest_kvcache.system.filesystem import FilesystemFacts
 
@@ -125,7 +127,17 @@ def _count_faults(record: TrialRecord) -> Iterator[str]:
 
 
 def _place_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
-    """The filesystem is that of the plan's directory, on the rank's host."""
+    """What is measured is what the backend's traits say; the directory is the plan's."""
+    if rank.is_storage != plan.traits.is_storage:
+        yield (
+            f"is_storage is {rank.is_storage}; by the traits of the backend {plan.backend} it must"
+            f" be {plan.traits.is_storage}"
+        )
+    if rank.filesystem is not None and not plan.traits.kernel_counts:
+        yield (
+            f"filesystem is there; by the traits of the backend {plan.backend} no filesystem tells"
+            " of its bytes"
+        )
     if rank.filesystem is not None:
         for name, value in (("host", rank.host), ("path", plan.cache_dir)):
             if rank.filesystem.get(name) != value:
@@ -387,13 +399,27 @@ def plan_faults(plan: Plan) -> Iterator[str]:
         yield f"plan.deadline_s is {plan.deadline_s}; it must be above 0"
     if plan.cores not in _CORES:
         yield f"plan.cores is {plan.cores!r}; it must be one of {', '.join(_CORES)}"
-    stores = ("file", "slab") if plan.backend == "file" else (None,)
+    built_in = BACKENDS.get(plan.backend)
+    if built_in is not None and plan.traits != built_in.traits:
+        yield f"plan.traits are not those of the backend {plan.backend}, which is built in"
+    yield from _setting_faults(plan)
+    stores = plan.traits.stores or (None,)
     if plan.store not in stores:
         known = " or ".join(str(store) for store in stores)
         yield f"plan.store is {plan.store!r}; for the backend {plan.backend} it must be {known}"
     if plan.trace is not None:
         trace = {name: getattr(plan.trace, name) for name in _TRACE_RULE_OF}
         yield from _broken_rules(trace, _TRACE_RULE_OF, "trace.")
+
+
+def _setting_faults(plan: Plan) -> Iterator[str]:
+    """The settings of the backend are such as it knows, and none of them tells a secret."""
+    known = {option.name for option in plan.traits.options}
+    for name in sorted(plan.backend_options.keys() - known):
+        yield f"plan.backend_options has {name!r}, which the backend {plan.backend} does not know"
+    for name in sorted(plan.secret_options):
+        if plan.backend_options[name] != MASK:
+            yield f"plan.backend_options.{name} is a secret; it must be {MASK!r}, not its value"
 
 
 def _broken_rules(

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.system.kernelfile import kernel_number, kernel_text
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -65,18 +67,15 @@ def parse_stat(text: str) -> BlockCounters | None:
 def read_counters(name: str, sys_block: str = "/sys/class/block") -> BlockCounters | None:
     """A device's counters now; None where the kernel does not count, or sysfs is not there."""
     directory = Path(sys_block) / name
-    if _number(directory / "queue" / "iostats") == 0:
+    if kernel_number(directory / "queue" / "iostats") == 0:
         return None
-    try:
-        return parse_stat((directory / "stat").read_text(encoding="ascii"))
-    except OSError:
-        return None
+    return parse_stat(kernel_text(directory / "stat") or "")
 
 
 def largest_request_bytes(name: str, sys_block: str = "/sys/class/block") -> int | None:
     """What the device gets in one request at least, of a long transfer; None: not known."""
     queue = Path(sys_block) / name / "queue"
-    kib, segments = _number(queue / "max_sectors_kb"), _number(queue / "max_segments")
+    kib, segments = kernel_number(queue / "max_sectors_kb"), kernel_number(queue / "max_segments")
     if not kib or not segments:
         return None
     return min(kib * 1024, segments * _SEGMENT_BYTES)
@@ -84,15 +83,4 @@ def largest_request_bytes(name: str, sys_block: str = "/sys/class/block") -> int
 
 def machine_id() -> str | None:
     """This boot of this machine: namespaces and containers of it have the same devices."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return None
-
-
-def _number(path: Path) -> int | None:
-    try:
-        text = path.read_text(encoding="ascii").strip()
-    except OSError:
-        return None
-    return int(text) if text.isdecimal() else None
+    return kernel_text("/proc/sys/kernel/random/boot_id")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from pytest_kvcache.system.kernelfile import kernel_number, kernel_text
 from pytest_kvcache.units import format_bytes
 
 if TYPE_CHECKING:
@@ -112,15 +113,15 @@ def cpu_quota_cores(groups: Groups) -> float | None:
 
 
 def _v1_quota(group: Path) -> float | None:
-    quota_us = _number(group / "cpu.cfs_quota_us")
-    period_us = _number(group / "cpu.cfs_period_us")
+    quota_us = kernel_number(group / "cpu.cfs_quota_us")
+    period_us = kernel_number(group / "cpu.cfs_period_us")
     if quota_us is None or not period_us or quota_us < 0:
         return None
     return quota_us / period_us
 
 
 def _v2_quota(group: Path) -> float | None:
-    quota, period = (*(_text(group / "cpu.max") or "").split(), "", "")[:2]
+    quota, period = (*(kernel_text(group / "cpu.max") or "").split(), "", "")[:2]
     return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() else None
 
 
@@ -143,21 +144,21 @@ def memory_limit(groups: Groups) -> MemoryLimit | None:
 
 
 def _v1_memory(group: Path) -> MemoryLimit | None:
-    limit_bytes = _number(group / "memory.limit_in_bytes")
+    limit_bytes = kernel_number(group / "memory.limit_in_bytes")
     if limit_bytes is None or limit_bytes >= _V1_NO_LIMIT:
         return None
     return _left(group, limit_bytes, "memory.usage_in_bytes", _V1_RECLAIMABLE)
 
 
 def _v2_memory(group: Path) -> MemoryLimit | None:
-    limit_bytes = _number(group / "memory.max")
+    limit_bytes = kernel_number(group / "memory.max")
     if limit_bytes is None:
         return None
     return _left(group, limit_bytes, "memory.current", _V2_RECLAIMABLE)
 
 
 def _left(group: Path, limit_bytes: int, usage: str, names: tuple[str, ...]) -> MemoryLimit:
-    used_bytes = _number(group / usage) or 0
+    used_bytes = kernel_number(group / usage) or 0
     counts = _fields(group / "memory.stat")
     held_bytes = max(0, used_bytes - sum(counts.get(name, 0) for name in names))
     return MemoryLimit(limit_bytes=limit_bytes, free_bytes=max(0, limit_bytes - held_bytes))
@@ -186,7 +187,7 @@ def io_limits(groups: Groups) -> tuple[IoLimit, ...]:
 def _v1_io(groups: Groups) -> Iterator[tuple[str, str, int]]:
     for group in groups.v1.get("blkio", ()):
         for file, name in _V1_IO.items():
-            for line in (_text(group / file) or "").splitlines():
+            for line in (kernel_text(group / file) or "").splitlines():
                 device, _, limit = line.partition(" ")
                 if limit.isdecimal():
                     yield device, name, int(limit)
@@ -194,7 +195,7 @@ def _v1_io(groups: Groups) -> Iterator[tuple[str, str, int]]:
 
 def _v2_io(groups: Groups) -> Iterator[tuple[str, str, int]]:
     for group in groups.v2:
-        for line in (_text(group / "io.max") or "").splitlines():
+        for line in (kernel_text(group / "io.max") or "").splitlines():
             device, *limits = line.split()
             for key, _, limit in (pair.partition("=") for pair in limits):
                 if key in _V2_IO and limit.isdecimal():
@@ -243,12 +244,12 @@ def memory_limit_hits(groups: Groups) -> int | None:
 
 
 def _v1_hits(group: Path) -> int | None:
-    return None if _v1_memory(group) is None else _number(group / "memory.failcnt")
+    return None if _v1_memory(group) is None else kernel_number(group / "memory.failcnt")
 
 
 def _v2_hits(group: Path) -> int | None:
     """Of the group's own limits; memory.events counts those of all groups below as well."""
-    if _number(group / "memory.max") is None and _number(group / "memory.high") is None:
+    if kernel_number(group / "memory.max") is None and kernel_number(group / "memory.high") is None:
         return None
     counts = _fields(group / "memory.events.local") or _fields(group / "memory.events")
     return counts.get("high", 0) + counts.get("max", 0) if counts else None
@@ -311,7 +312,7 @@ def memory_pressure_s(groups: Groups) -> float | None:
 
 def pressure_s(path: str = "/proc/pressure/memory") -> float | None:
     """The same of the machine: ``some``, in the kernel's Documentation/accounting/psi.rst."""
-    for line in (_text(Path(path)) or "").splitlines():
+    for line in (kernel_text(path) or "").splitlines():
         if line.startswith("some "):
             return int(line.rpartition("total=")[2]) / 1e6
     return None
@@ -320,19 +321,7 @@ def pressure_s(path: str = "/proc/pressure/memory") -> float | None:
 # --- reading ---------------------------------------------------------------------------------
 
 
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="ascii")
-    except OSError:  # another version's file, a kernel without it, or PSI is switched off
-        return None
-
-
-def _number(path: Path) -> int | None:
-    text = (_text(path) or "").strip()
-    return int(text) if text.lstrip("-").isdecimal() else None
-
-
 def _fields(path: Path) -> dict[str, int]:
     """Lines of a name and a number; empty where the file is not there."""
-    pairs = (line.partition(" ") for line in (_text(path) or "").splitlines())
+    pairs = (line.partition(" ") for line in (kernel_text(path) or "").splitlines())
     return {name: int(number) for name, _, number in pairs if number.isdecimal()}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_kvcache.errors import StorageError
+from pytest_kvcache.system.kernelfile import kernel_text
 from pytest_kvcache.system.mounts import MEMORY_TYPES, find_by_device, mount_of, read_mounts
 
 if TYPE_CHECKING:
@@ -303,7 +304,7 @@ class _Walk:
 
     def _block(self, directory: Path, above: int) -> None:
         """A block device, by its directory in sysfs, and what it is on."""
-        name, number = directory.name, _first_line(directory / "dev")
+        name, number = directory.name, kernel_text(directory / "dev")
         here = self._add(Link(name=name, kind="disk", number=number, above=above))
         if self._too_deep(here):
             self._unseen(here, f"more than {_DEEPEST} things are on top of each other")
@@ -351,7 +352,7 @@ class _Walk:
             for path in paths:
                 self._block(path.resolve(), here)
             return
-        transport = _first_line(directory / "device" / "transport")
+        transport = kernel_text(directory / "device" / "transport")
         if transport is not None and transport not in _LOCAL_TRANSPORTS:
             self._named(here, f"nvme-{transport}")
             self._unseen(here, f"it is reached by {transport}; what is behind that is not seen")
@@ -365,7 +366,7 @@ class _Walk:
 
     def _loop(self, directory: Path, here: int) -> None:
         """The file, or block device, behind a loop device."""
-        backing = _first_line(directory / "loop" / "backing_file")
+        backing = kernel_text(directory / "loop" / "backing_file")
         if backing is None:
             self._unseen(here, "sysfs does not show the file behind it")
             return
@@ -455,8 +456,8 @@ def _is_memory(directory: Path) -> bool:
     if _MEMORY_NAME.fullmatch(name) or "/e820_pmem/" in str(directory):
         return True
     if name.startswith("mtdblock"):
-        return _first_line(directory / "device" / "type") == "ram"
-    return bool(_MEMORY_MODEL.search(_first_line(directory / "device" / "model") or ""))
+        return kernel_text(directory / "device" / "type") == "ram"
+    return bool(_MEMORY_MODEL.search(kernel_text(directory / "device" / "model") or ""))
 
 
 def _stacked_kind(name: str) -> str:
@@ -479,10 +480,3 @@ def _mounts() -> tuple[MountFacts, ...]:
         return read_mounts()
     except OSError:
         return ()
-
-
-def _first_line(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip() or None
-    except OSError:
-        return None

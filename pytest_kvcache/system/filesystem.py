@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.system.devicechain import DeviceChain, follow, is_dax, is_network_type
+from pytest_kvcache.system.kernelfile import kernel_text
 from pytest_kvcache.system.mounts import MEMORY_TYPES, mount_of
 
 if TYPE_CHECKING:
@@ -194,11 +195,8 @@ class Place:
 
 def sample_io(path: str = "/proc/self/io") -> IoCounters:
     """Read this process's counters, all threads; None where there is no such file."""
-    try:
-        text = Path(path).read_text(encoding="ascii")
-    except OSError:  # no task accounting in this kernel, or hidden in a container
-        text = ""
-    return parse_io(text)
+    # Nothing without task accounting in this kernel, or where a container hides it.
+    return parse_io(kernel_text(path) or "")
 
 
 def parse_io(text: str) -> IoCounters:
@@ -247,8 +245,8 @@ def probe_device(name: str, sys_block: str = "/sys/class/block") -> DeviceFacts 
         return None
     device = link.resolve()
     disk = device.parent if (device / "partition").exists() else device
-    identity = [_first_line(disk / "device" / name) for name in ("vendor", "model")]
-    align = _first_line(disk / "queue" / "logical_block_size")
+    identity = [kernel_text(disk / "device" / name) for name in ("vendor", "model")]
+    align = kernel_text(disk / "queue" / "logical_block_size")
     return DeviceFacts(
         name=disk.name,
         # A vendor that is a bare PCI number names nobody.
@@ -279,20 +277,10 @@ def hypervisor_flag(cpuinfo: str) -> bool | None:
 
 
 def _under_hypervisor() -> bool | None:
-    vendor = _first_line(Path("/sys/class/dmi/id/sys_vendor"))
+    vendor = kernel_text("/sys/class/dmi/id/sys_vendor")
     if vendor and _VIRTUAL_MODEL.search(vendor):
         return True
-    try:
-        return hypervisor_flag(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    except OSError:
-        return None
-
-
-def _first_line(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip() or None
-    except OSError:
-        return None
+    return hypervisor_flag(kernel_text("/proc/cpuinfo") or "")
 
 
 def _number(fields: Mapping[str, str], name: str) -> int | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.system.cgroups import (
@@ -26,6 +25,7 @@ from pytest_kvcache.system.cgroups import (
     pressure_s,
 )
 from pytest_kvcache.system.clocks import TwoClocks
+from pytest_kvcache.system.kernelfile import kernel_text
 from pytest_kvcache.system.preloads import Preload, Preloads, Wrapper, find_preloads
 
 if TYPE_CHECKING:
@@ -198,10 +198,7 @@ def _grown_count(before: int | None, after: int | None) -> int | None:
 
 def steal_s(cores: set[int], path: str = "/proc/stat") -> float | None:
     """How long the hypervisor has run others on these cores so far; None: not told."""
-    try:
-        text = Path(path).read_text(encoding="ascii")
-    except OSError:
-        return None
+    text = kernel_text(path) or ""
     names = {f"cpu{core}" for core in cores}
     lines = [line.split() for line in text.splitlines() if line.startswith("cpu")]
     ticks = [

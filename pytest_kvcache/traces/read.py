@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pytest_kvcache.atomic import writing
 from pytest_kvcache.errors import TraceError, UnavailableError
 from pytest_kvcache.traces import mooncake
 from pytest_kvcache.traces.ids import IDS
@@ -165,26 +166,18 @@ class Trace:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the columns as .npz, whole or not at all; raises OSError."""
-        target = Path(path)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as stream:
-                np.savez(
-                    stream,
-                    name=np.array(self.name),
-                    format=np.array(self.format),
-                    block_tokens=np.array(self.block_tokens),
-                    arrival_ns=self.arrival_ns,
-                    input_tokens=self.input_tokens,
-                    output_tokens=self.output_tokens,
-                    offsets=self.offsets,
-                    block_ids=self.block_ids,
-                )
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with writing(Path(path)) as stream:
+            np.savez(
+                stream,
+                name=np.array(self.name),
+                format=np.array(self.format),
+                block_tokens=np.array(self.block_tokens),
+                arrival_ns=self.arrival_ns,
+                input_tokens=self.input_tokens,
+                output_tokens=self.output_tokens,
+                offsets=self.offsets,
+                block_ids=self.block_ids,
+            )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trace:

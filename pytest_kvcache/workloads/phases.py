@@ -7,9 +7,11 @@ generated on different machines, the one kind writes KV blocks and the other rea
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from pytest_kvcache.errors import StorageError
+from pytest_kvcache.phases import PHASES
+from pytest_kvcache.workloads.protocol import Workload
 from pytest_kvcache.workloads.wrapped import WrappedWorkload
 
 if TYPE_CHECKING:
@@ -17,22 +19,29 @@ if TYPE_CHECKING:
 
     from pytest_kvcache.workloads.protocol import (
         Request,
-        Workload,
         WorkloadContext,
         WorkloadFamily,
     )
 
 
+@runtime_checkable
+class ChecksPopulation(Workload, Protocol):
+    """A workload that can't go on from just any population."""
+
+    def check_population(self) -> None:
+        """Raise StorageError where the population is not what the requests need."""
+
+
 def build_workload(family: WorkloadFamily, context: WorkloadContext, phase: str) -> Workload:
-    """A rank's requests in ``phase``: ``both``, ``prefill`` or ``decode``."""
-    workload = family.build(context)
-    if phase == "prefill":
+    """A rank's requests in a phase of serving, by its name."""
+    workload, does = family.build(context), PHASES[phase]
+    if does.is_whole:
+        return workload
+    if not does.loads:
         return PrefillWorkload(workload)
-    if phase == "decode" and family.needs_trace:
+    if family.needs_trace:
         return DecodeReplay(workload, family.build(replace(context, trace_cycles=1)))
-    if phase == "decode":
-        return DecodeWorkload(workload)
-    return workload
+    return DecodeWorkload(workload)
 
 
 class PrefillWorkload(WrappedWorkload):

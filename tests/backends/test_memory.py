@@ -17,6 +17,7 @@ def opened(object_bytes: int) -> MemoryBackend:
             io="buffered",
             sync="none",
             host="n1",
+            namespace="kvcache-run/trial-1/rank-0",
         )
     )
     return backend

@@ -40,6 +40,7 @@ class Tampering(MemoryBackend):
         plan = BackendPlan(
             directory=None, object_bytes=object_bytes, chunk_bytes=chunk_bytes,
             io="direct", sync="none", host=HOST,
+            namespace="kvcache-run/trial-1/rank-0",
         )  # fmt: skip
         self.open(plan)
 

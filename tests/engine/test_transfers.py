@@ -755,7 +755,13 @@ def test_deletes_are_carried_out_and_not_measured() -> None:
     backend = MemoryBackend()
     backend.open(
         BackendPlan(
-            directory=None, object_bytes=PAGE, chunk_bytes=PAGE, io="direct", sync="none", host=HOST
+            directory=None,
+            object_bytes=PAGE,
+            chunk_bytes=PAGE,
+            io="direct",
+            sync="none",
+            host=HOST,
+            namespace="kvcache-run/trial-1/rank-0",
         )
     )
     pool = Pool(backend, payload=Payload(1, PAGE))

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_kvcache.hosts.access import SrunAccess
+from pytest_kvcache.hosts.access import LauncherAccess
+from pytest_kvcache.launchers.srun import SrunReach
 
 PROGRAM = ["/venv/bin/python", "-m", "pytest_kvcache.hosts.agent"]
 ALLOCATION = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[0-2]"}
@@ -10,11 +11,11 @@ ENDED = "srun: error: n2: task 0: Exited with exit code 1\n"
 
 
 @pytest.fixture
-def access() -> SrunAccess:
-    return SrunAccess("/usr/bin/srun", ALLOCATION)
+def access() -> LauncherAccess:
+    return LauncherAccess(SrunReach("/usr/bin/srun", ALLOCATION))
 
 
-def test_srun_starts_a_program_on_a_node_of_the_allocation(access: SrunAccess) -> None:
+def test_srun_starts_a_program_on_a_node_of_the_allocation(access: LauncherAccess) -> None:
     assert access.argv("n2.site.org", PROGRAM, {"MPI4PY_LIBMPI": "/opt/a,b.so"}) == [
         "/usr/bin/srun",
         "-N1",
@@ -35,11 +36,11 @@ def test_srun_starts_a_program_on_a_node_of_the_allocation(access: SrunAccess) -
     ]
 
 
-def test_a_host_that_is_no_node_is_left_to_srun_to_refuse(access: SrunAccess) -> None:
+def test_a_host_that_is_no_node_is_left_to_srun_to_refuse(access: LauncherAccess) -> None:
     assert "--nodelist=n7.site.org" in access.argv("n7.site.org", PROGRAM, {})
 
 
-def test_only_this_machine_needs_no_step(access: SrunAccess) -> None:
+def test_only_this_machine_needs_no_step(access: LauncherAccess) -> None:
     assert not access.is_linked("localhost")
     assert access.is_linked("192.0.2.1")
     assert access.is_linked("192.0.2.1")  # known by now
@@ -98,6 +99,6 @@ def test_only_this_machine_needs_no_step(access: SrunAccess) -> None:
     ],
 )
 def test_what_srun_says_becomes_one_sentence(
-    access: SrunAccess, host: str, errors: str, said: str | None
+    access: LauncherAccess, host: str, errors: str, said: str | None
 ) -> None:
     assert access.explain(host, 1, errors) == said

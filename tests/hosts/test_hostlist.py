@@ -430,7 +430,7 @@ def explained(*words: str, existing: Sequence[str] = ()) -> str | None:
 
 
 @pytest.mark.parametrize(
-    "path", ["tests/", "./tests", "test_a.py", "test_a.py::test_b", "TestA::test_b"]
+    "path", ["tests/", "./tests", "test_a.py", "test.a.py", "test_a.py::test_b", "TestA::test_b"]
 )
 @pytest.mark.parametrize("words", [["n1", "n2"], ["n1,n2"], ["n1 n2"]])
 def test_swallowed_path_is_explained_with_the_real_hosts(words: list[str], path: str) -> None:
@@ -491,15 +491,10 @@ def test_path_without_any_host_is_explained_with_a_placeholder() -> None:
         ["@/etc/hosts.mpi", "n1"],
         ["n1,@conf/hosts"],
         ["# see docs/hosts.md", "n1 slots=4"],
-        ["n1.example.com.py"],
     ],
 )
 def test_hosts_are_not_taken_for_paths(words: list[str]) -> None:
     assert explained(*words) is None
-
-
-def test_python_file_with_two_dots_is_a_path_if_it_exists() -> None:
-    assert explained("n1", "test.a.py", "n2", existing=["test.a.py"]) is not None
 
 
 # Layout

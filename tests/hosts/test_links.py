@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_kvcache.errors import PreflightError
 from pytest_kvcache.hosts import links as hostlinks
 from pytest_kvcache.hosts.agent import REPLY_MARK
 from pytest_kvcache.hosts.links import HostLinks
@@ -13,7 +15,7 @@ from tests.factories import PATIENCE_S, wait_for
 from tests.neighbours import N1, N2, end, greeting, is_alive, was_killed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.neighbours import Neighbours
 
@@ -323,3 +325,44 @@ def test_closing_does_not_wait_for_a_host_that_does_not_go(
 
 def test_connections_that_were_never_opened_can_be_closed() -> None:
     assert HostLinks().close() == []
+
+
+# --- this machine ---------------------------------------------------------------------------
+
+
+def test_this_machine_is_asked_like_any_other_without_a_connection(
+    links: HostLinks, neighbours: Neighbours
+) -> None:
+    agents(links, neighbours, N1)
+    links.answer_here(["here"])
+    request = {"do": "orphans", "run_id": neighbours.run_id}
+    answers = links.ask({"here": request, N1: request}, PATIENCE_S)
+    assert (answers["here"].value, answers[N1].value) == (0, 0)
+    process = neighbours.marked()
+    links.tell("here", {"do": "watch", "pids": [process.pid]})
+    end(process)
+    wait_for(lambda: [(host, pid) for _at_s, host, pid in links.ends()] == [("here", process.pid)])
+
+
+def test_this_machine_says_what_it_hangs_at_and_is_never_given_up(
+    links: HostLinks, neighbours: Neighbours, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs = threading.Event()
+
+    def look(_question: object, stage: Callable[[str], None]) -> None:
+        stage("looking at /data")
+        hangs.wait(PATIENCE_S)
+        raise PreflightError("too late for anybody")
+
+    monkeypatch.setattr("pytest_kvcache.hosts.agent.collect", look)
+    monkeypatch.setattr(hostlinks, "_PING_S", 0.0)
+    monkeypatch.setattr(hostlinks, "_SILENT_S", 0.0)
+    links.answer_here(["here"])
+    agents(links, neighbours)  # nobody else: what is tried is the thread
+    question = {"do": "facts", "question": {"cache_dir": "/data", "programs": []}}
+    answer = links.ask({"here": question}, 0.5)["here"]
+    hangs.set()
+    assert answer.problem == (
+        "gave no answer within 0.5 s while looking at /data; look for a storage that hangs there"
+    )
+    assert links.lost(["here"]) == {}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_kvcache.hosts.access import SrunAccess, SshAccess
+from pytest_kvcache.hosts.access import LauncherAccess, SshAccess
 from pytest_kvcache.hosts.hostlist import HostRanks, RankLayout
 from pytest_kvcache.launch.execution import SHELL_SCRIPT, BareExecution
 from pytest_kvcache.registry import build_registry
@@ -53,7 +53,7 @@ def prepared(execution: BareExecution, directory: Path) -> list[str]:
 
 def test_under_srun_hosts_are_reached_by_srun_and_nothing_else(srun: str, tmp_path: Path) -> None:
     found = execution(mpi_bin=srun)
-    assert isinstance(found.access, SrunAccess)
+    assert isinstance(found.access, LauncherAccess)
     assert found.access.argv(OTHER, ["true"], {})[0] == srun
     assert found.remote_shell([OTHER]) == ()
     assert prepared(found, tmp_path / "trial") == []

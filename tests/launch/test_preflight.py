@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +24,14 @@ from pytest_kvcache.launch.preflight import (
     library_problems,
     memory_below,
 )
+from pytest_kvcache.launchers.families import FAMILIES
+from pytest_kvcache.launchers.family import MPICH, LauncherFamily
 from pytest_kvcache.options.options import Options, build_options
 from pytest_kvcache.plan.plan import FREE_SHARE
 from pytest_kvcache.registry import build_registry
 from pytest_kvcache.system.filesystem import probe_filesystem
 from pytest_kvcache.system.preloads import Preloads, Wrapper
-from tests.factories import FILESYSTEM, host_facts, layout_of, make_plan, survey_of
+from tests.factories import FILESYSTEM, host_facts, layout_of, make_plan, on_backend, survey_of
 from tests.site import runs_as_root
 
 if TYPE_CHECKING:
@@ -41,17 +43,15 @@ if TYPE_CHECKING:
 ROOT_VARIABLES = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
 
-@dataclass(frozen=True)
 class FakeLauncher:
-    flavour: str = "openmpi-5"
-
     def argv(self, job: LaunchJob) -> list[str]:
         return list(job.program)
 
 
-def setup_of(flavour: str = "openmpi-5") -> LaunchSetup:
+def setup_of(family: str = "openmpi") -> LaunchSetup:
     return LaunchSetup(
-        launcher=FakeLauncher(flavour),
+        launcher=FakeLauncher(),
+        family=FAMILIES[family],
         launcher_path="/bin/mpirun",
         launcher_version="5.0.11",
         mpi_library="Open MPI v5.0.11",
@@ -65,8 +65,8 @@ def typed(**texts: Any) -> Options:
     )
 
 
-def check(plan: Plan, flavour: str = "hydra", **texts: Any) -> None:
-    check_plan(typed(**texts), plan, setup_of(flavour), {})
+def check(plan: Plan, family: str = "hydra", **texts: Any) -> None:
+    check_plan(typed(**texts), plan, setup_of(family), {})
 
 
 def ranks(count: int, name: str = "127.0.0.1") -> RankLayout:
@@ -96,7 +96,8 @@ def test_launcher_library_and_interpreter_are_found(program: Callable[[str, str]
     mpirun = program("mpirun", "mpirun (Open MPI) 5.0.11")
     python = program("python", "mpi-library: Open MPI v5.0.11, package: x")
     setup = found(mpirun, python)
-    assert setup.launcher.flavour == "openmpi-5"
+    assert setup.family is FAMILIES["openmpi"]
+    assert setup.daemon == str(Path(mpirun).parent / "prted")
     assert (setup.launcher_path, setup.launcher_version) == (mpirun, "5.0.11")
     assert (setup.mpi_library, setup.python) == ("Open MPI v5.0.11, package: x", python)
 
@@ -113,9 +114,36 @@ def test_a_launcher_of_a_plugin_is_not_looked_for_on_the_disk(
     program: Callable[[str, str], str],
 ) -> None:
     python = program("python", "mpi-library: Open MPI v5.0.11")
-    registry = replace(build_registry(), launchers={"flux": lambda _environ: FakeLauncher("flux")})
+    family = LauncherFamily(title="t", make=lambda _found: FakeLauncher(), is_program=False)
+    registry = replace(build_registry(), launchers={"flux": family})
     setup = find_setup(typed(mpi_bin="flux", python=python), registry, {"PATH": ""})
-    assert (setup.launcher.flavour, setup.launcher_path) == ("flux", "flux")
+    assert (setup.family, setup.launcher_path, setup.shown_launcher) == (family, "flux", "flux")
+    assert (setup.launcher_version, setup.daemon, setup.reach) == (None, None, None)
+    picky = replace(registry, launchers={"flux": replace(family, libraries=(MPICH,))})
+    with pytest.raises(PreflightError, match=r"flux is flux, but mpi4py loads .*must be MPICH"):
+        find_setup(typed(mpi_bin="flux", python=python), picky, {"PATH": ""})
+
+
+def test_a_program_of_a_plugins_family_has_its_version_and_its_daemon_looked_at(
+    program: Callable[[str, str], str],
+) -> None:
+    family = LauncherFamily(
+        title="t",
+        make=lambda _found: FakeLauncher(),
+        recognise=lambda output: ("flux", output.split()[1]) if "flux" in output else None,
+        minimum=(2,),
+        daemons={"flux": "flux-broker"},
+    )
+    registry = replace(build_registry(), launchers={"flux": family})
+    python = program("python", "mpi-library: Open MPI v5.0.11")
+    flux = program("flux", "flux 2.1")
+    setup = find_setup(
+        typed(mpi_bin="flux", python=python), registry, {"PATH": str(Path(flux).parent)}
+    )
+    assert (setup.launcher_path, setup.shown_launcher) == (flux, f"{flux} (2.1)")
+    assert setup.daemon == f"{Path(flux).parent}/flux-broker"
+    with pytest.raises(PreflightError, match=r"flux 1\.9; its version must be at least 2 "):
+        find_setup(typed(mpi_bin=program("old", "flux 1.9"), python=python), registry, {"PATH": ""})
 
 
 def test_an_interpreter_that_is_not_there_is_refused() -> None:
@@ -185,10 +213,9 @@ def test_a_plan_that_this_machine_can_run_passes() -> None:
 def test_root_needs_a_word_of_the_user_for_open_mpi() -> None:
     if not runs_as_root():
         pytest.skip("this is not root")
-    for flavour in ("openmpi-4", "openmpi-5"):
-        with pytest.raises(PreflightError, match=r"this is root.*--kv-allow-run-as-root"):
-            check(make_plan(), flavour)
-        check(make_plan(), flavour, allow_run_as_root="true")
+    with pytest.raises(PreflightError, match=r"this is root.*--kv-allow-run-as-root"):
+        check(make_plan(), "openmpi")
+    check(make_plan(), "openmpi", allow_run_as_root="true")
     check(make_plan(), "hydra")
 
 
@@ -269,7 +296,7 @@ def test_a_directory_in_memory_is_refused_before_anything_is_launched() -> None:
     with pytest.raises(OptionError, match=r"--kv-cache-dir is /dev/shm, which is memory \(tmpfs\)"):
         check(plan)
     check(replace(plan, origins={"allow_invalid": "command line"}))
-    check(replace(plan, backend="null"))
+    check(on_backend(plan, "null"))
 
 
 def test_a_directory_that_can_not_be_examined_is_refused_by_name(tmp_path: Path) -> None:
@@ -368,7 +395,7 @@ def test_a_host_needs_memory_for_its_ranks() -> None:
 def test_what_is_kept_in_memory_is_counted_with_it() -> None:
     plan = on_hosts(backend="memory", capacity_blocks=1 << 30)
     assert list(problems(plan)) == ["n1", "n2"]
-    assert problems(replace(plan, backend="null")) == {}
+    assert problems(on_backend(plan, "null")) == {}
 
 
 @pytest.mark.parametrize(("files", "fits"), [(168, True), (167, False), (None, True)])
@@ -451,28 +478,27 @@ def test_every_host_must_load_the_same_mpi() -> None:
 
 def test_nothing_is_said_of_a_temporary_directory_that_can_be_written_to(tmp_path: Path) -> None:
     environ = {"TMPDIR": str(tmp_path)}
-    assert find_temporary_directory(environ, "results") == (None, None)
+    assert find_temporary_directory(environ, "results", FAMILIES["openmpi"]) == (None, None)
 
 
 @pytest.mark.parametrize("variable", ["PRTE_MCA_prte_tmpdir_base", "OMPI_MCA_orte_tmpdir_base"])
 def test_the_users_own_session_directory_is_left_to_him(tmp_path: Path, variable: str) -> None:
     environ = {"TMPDIR": str(tmp_path / "absent"), variable: "/mine"}
-    assert find_temporary_directory(environ, "results") == (None, None)
+    assert find_temporary_directory(environ, "results", FAMILIES["openmpi"]) == (None, None)
 
 
 def test_another_temporary_directory_is_told_with_the_reason(tmp_path: Path) -> None:
     absent = tmp_path / "absent"
-    found, said = find_temporary_directory({"TMPDIR": str(absent)}, "results")
+    found, said = find_temporary_directory({"TMPDIR": str(absent)}, "results", FAMILIES["openmpi"])
     assert said == (
         f"nothing can be written to {absent} (No such file or directory); the launcher's own"
         f" files go to {found}"
     )
 
 
-@pytest.mark.parametrize("flavour", ["hydra", "intel"])
-def test_mpich_without_shared_memory_is_refused(tmp_path: Path, flavour: str) -> None:
+def test_mpich_without_shared_memory_is_refused(tmp_path: Path) -> None:
     absent = tmp_path / "absent"
     with pytest.raises(PreflightError, match=f"to {absent} .No such file or directory., without"):
-        check_shared_memory(setup_of(flavour), absent)
-    check_shared_memory(setup_of(flavour), tmp_path)
-    check_shared_memory(setup_of("openmpi-5"), absent)
+        check_shared_memory(setup_of("hydra"), absent)
+    check_shared_memory(setup_of("hydra"), tmp_path)
+    check_shared_memory(setup_of("openmpi"), absent)

@@ -1,33 +1,31 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_kvcache.errors import PreflightError
 from pytest_kvcache.hosts.mpilibrary import mpi_library
-from pytest_kvcache.launchers.detect import (
-    LauncherIdentity,
-    check_library,
-    find_launcher,
-    identify,
-    launcher_for,
-)
+from pytest_kvcache.launchers.detect import check_library, find_launcher, found_launcher, identify
+from pytest_kvcache.launchers.families import FAMILIES
+from pytest_kvcache.launchers.family import FoundLauncher, LauncherFamily
 from pytest_kvcache.launchers.hydra import HydraLauncher
 from pytest_kvcache.launchers.openmpi import OpenMPILauncher
 from pytest_kvcache.launchers.pals import PalsLauncher
 from pytest_kvcache.launchers.srun import SrunLauncher
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from pytest_kvcache.launchers.detect import Flavour
+    from pytest_kvcache.launchers.protocol import Launcher
 
+FAMILY_OF = {"openmpi-5": "openmpi", "openmpi-4": "openmpi", "intel": "hydra"}
 HYDRA = "HYDRA build details:\n    Version:                                 5.0.2\n    CC: cc"
 
 INTEL = (
@@ -40,6 +38,30 @@ SLURM_TYPES = """MPI plugin types are...
 	cray_shasta
 	pmi2
 specific pmix plugin versions available: pmix_v3,pmix_v4"""
+
+
+def recognised(path: str, **changes: Any) -> tuple[str, FoundLauncher]:
+    """The launcher's family and what it is, for ranks of some library."""
+    values: dict[str, Any] = {"families": FAMILIES, "library": OPEN_MPI_LIBRARY, "environ": {}}
+    return identify(path, **(values | changes))
+
+
+def family_of(flavour: str) -> LauncherFamily:
+    return FAMILIES[FAMILY_OF.get(flavour, flavour)]
+
+
+def found(
+    flavour: str, library: str, environ: Mapping[str, str] | None = None, offers: str = ""
+) -> FoundLauncher:
+    """A launcher of this flavour that answers each question with what it offers."""
+    launcher = found_launcher("/m", flavour, "7.7", library=library, environ=environ or {})
+    return replace(launcher, hostname="n1.site", ask=lambda _question: offers)
+
+
+def made(
+    flavour: str, library: str, environ: Mapping[str, str] | None = None, offers: str = ""
+) -> Launcher:
+    return family_of(flavour).make(found(flavour, library, environ, offers))
 
 
 def program(directory: Path, name: str) -> str:
@@ -94,11 +116,14 @@ def test_absent_launcher_is_an_error_with_the_fix(tmp_path: Path, name: str) -> 
     ],
 )
 def test_launcher_is_recognised_by_its_version_text(
-    prints: Callable[[str], str], output: str, flavour: Flavour, version: str
+    prints: Callable[[str], str], output: str, flavour: str, version: str
 ) -> None:
     path = prints(output)
+    name, launcher = recognised(path)
 
-    assert identify(path) == LauncherIdentity(path=path, flavour=flavour, version=version)
+    assert FAMILIES[name] is family_of(flavour)
+    assert (launcher.path, launcher.flavour, launcher.version) == (path, flavour, version)
+    assert (launcher.library, launcher.environ) == (OPEN_MPI_LIBRARY, {})
 
 
 def test_what_srun_offers_is_asked_for_too(fake_program: Callable[..., str]) -> None:
@@ -112,10 +137,14 @@ esac""",
         name="srun",
     )
 
-    identity = identify(srun)
+    node = socket.gethostname().partition(".")[0]
+    environ = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": node}
+    name, launcher = recognised(srun, environ=environ)
 
-    assert (identity.flavour, identity.version) == ("srun", "22.05.8")
-    assert identity.mpi_types == {
+    assert (name, launcher.flavour, launcher.version) == ("srun", "srun", "22.05.8")
+    srun_launcher = FAMILIES[name].make(launcher)
+    assert isinstance(srun_launcher, SrunLauncher)
+    assert srun_launcher.mpi_types == {
         "pmix", "none", "cray_shasta", "pmi2", "pmix_v3", "pmix_v4",
     }  # fmt: skip
 
@@ -126,25 +155,27 @@ def test_srun_without_a_configured_slurm_is_an_error_that_says_where_it_works(
     srun = fake_program("echo srun: fatal: no configuration source >&2; exit 1", name="srun")
 
     with pytest.raises(PreflightError, match=r"no configuration source.*inside salloc or sbatch"):
-        identify(srun)
+        recognised(srun)
 
 
 def test_unknown_launcher_is_an_error_with_what_it_said(prints: Callable[[str], str]) -> None:
     with pytest.raises(PreflightError, match=r"whose --version says 'aprun 6\.1'; it must be"):
-        identify(prints("aprun 6.1\nmore"))
+        recognised(prints("aprun 6.1\nmore"))
 
 
 @pytest.mark.parametrize("version", ["3.1.6", "6.0.0"])
 def test_other_open_mpi_is_an_error(prints: Callable[[str], str], version: str) -> None:
-    with pytest.raises(PreflightError, match=f"is Open MPI {version}; it must be 4 or 5"):
-        identify(prints(f"mpirun (Open MPI) {version}"))
+    with pytest.raises(
+        PreflightError, match=f"{version}; its version must be at least 4 and below 6"
+    ):
+        recognised(prints(f"mpirun (Open MPI) {version}"))
 
 
 def test_failing_version_is_an_error_with_its_output(fake_program: Callable[..., str]) -> None:
     broken = fake_program("echo libpmix.so: cannot open >&2; exit 127")
 
     with pytest.raises(PreflightError, match=r"exit code 127 and 'libpmix.so: cannot open'"):
-        identify(broken)
+        recognised(broken)
 
 
 def test_hanging_version_is_an_error(fake_program: Callable[..., str]) -> None:
@@ -153,7 +184,7 @@ def test_hanging_version_is_an_error(fake_program: Callable[..., str]) -> None:
         return subprocess.run(*args, **options)  # noqa: PLW1510 - among the options
 
     with pytest.raises(PreflightError, match="gave no answer in 20 s"):
-        identify(fake_program("exec sleep 600"), run=impatient)
+        recognised(fake_program("exec sleep 600"), run=impatient)
 
 
 def test_program_that_can_not_start_is_an_error(tmp_path: Path) -> None:
@@ -162,41 +193,36 @@ def test_program_that_can_not_start_is_an_error(tmp_path: Path) -> None:
     not_a_program.chmod(0o755)
 
     with pytest.raises(PreflightError, match="can't be started"):
-        identify(str(not_a_program))
+        recognised(str(not_a_program))
 
 
 @pytest.mark.parametrize("flavour", ["openmpi-5", "openmpi-4"])
-def test_open_mpis_launcher_fits_its_identity(
-    flavour: Literal["openmpi-5", "openmpi-4"],
-) -> None:
+def test_open_mpis_launcher_fits_what_was_found(flavour: str) -> None:
     environ = {"OMPI_MCA_pml": "ucx"}
-    launcher = launcher_for(identified(flavour), environ, OPEN_MPI_LIBRARY)
+    launcher = made(flavour, OPEN_MPI_LIBRARY, environ)
 
     assert launcher == OpenMPILauncher(path="/m", flavour=flavour, environ=environ)
 
 
 @pytest.mark.parametrize("flavour", ["hydra", "intel"])
-def test_hydra_of_either_vendor_fits_its_identity(flavour: Literal["hydra", "intel"]) -> None:
+def test_hydra_of_either_vendor_fits_what_was_found(flavour: str) -> None:
     environ = {"I_MPI_PIN": "on"}
-    launcher = launcher_for(identified(flavour), environ, MPICH_LIBRARY)
+    launcher = made(flavour, MPICH_LIBRARY, environ)
 
     assert launcher == HydraLauncher(path="/m", flavour=flavour, environ=environ)
 
 
-def test_palss_launcher_fits_its_identity() -> None:
-    assert launcher_for(identified("pals"), {}, MPICH_LIBRARY) == PalsLauncher(path="/m")
+def test_palss_launcher_fits_what_was_found() -> None:
+    assert made("pals", MPICH_LIBRARY) == PalsLauncher(path="/m")
 
 
 def test_srun_is_told_library_types_and_this_hosts_name_in_slurm() -> None:
-    environ = {
-        "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[0-2]", "SLURMD_NODENAME": "n1",
-    }  # fmt: skip
-    identity = replace(identified("srun"), mpi_types=frozenset({"pmi2"}))
+    environ = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[0-2]"}
 
-    assert launcher_for(identity, environ, MPICH_LIBRARY) == SrunLauncher(
+    assert made("srun", MPICH_LIBRARY, environ, SLURM_TYPES) == SrunLauncher(
         path="/m",
         library=MPICH_LIBRARY,
-        mpi_types=frozenset({"pmi2"}),
+        mpi_types=frozenset({"pmix", "none", "cray_shasta", "pmi2", "pmix_v3", "pmix_v4"}),
         own_node="n1",
         environ=environ,
     )
@@ -204,11 +230,36 @@ def test_srun_is_told_library_types_and_this_hosts_name_in_slurm() -> None:
 
 def test_srun_outside_an_allocation_is_refused() -> None:
     with pytest.raises(PreflightError, match=r"SLURM_JOB_ID is not set.*inside salloc or sbatch"):
-        launcher_for(identified("srun"), {}, MPICH_LIBRARY)
+        made("srun", MPICH_LIBRARY)
 
 
-def identified(flavour: Flavour) -> LauncherIdentity:
-    return LauncherIdentity(path="/m", flavour=flavour, version="1")
+# -- a family of a plugin ---------------------------------------------------------------------
+
+
+def flux(**changes: Any) -> LauncherFamily:
+    """A launcher that only a plugin knows."""
+    values: dict[str, Any] = {
+        "title": "Flux's flux",
+        "make": lambda found: PalsLauncher(path=found.path),
+        "recognise": lambda output: ("flux", output.split()[1]) if "flux" in output else None,
+        "minimum": (0, 50),
+    }
+    return LauncherFamily(**(values | changes))
+
+
+def test_a_family_of_a_plugin_is_recognised_beside_the_others(prints: Callable[[str], str]) -> None:
+    families = {**FAMILIES, "flux": flux()}
+    name, launcher = recognised(prints("flux 0.66.0"), families=families)
+    assert (name, launcher.version) == ("flux", "0.66.0")
+    assert recognised(prints(HYDRA), families=families)[0] == "hydra"
+    with pytest.raises(PreflightError, match=r"is flux 0\.49\.0; .* must be at least 0\.50 "):
+        recognised(prints("flux 0.49.0"), families=families)
+    with pytest.raises(PreflightError, match=r"must be one of: .*; Flux's flux "):
+        recognised(prints("aprun 6.1"), families=families)
+
+
+def test_a_family_may_take_any_library() -> None:
+    check_library(found("flux", "Some Other MPI"), flux())
 
 
 MPICH_LIBRARY = "MPICH Version:      5.0.2"
@@ -230,8 +281,8 @@ OPEN_MPI_LIBRARY = "Open MPI v5.0.11, package: Open MPI, ident: 5.0.11"
         ("srun", OPEN_MPI_LIBRARY),
     ],
 )
-def test_library_of_the_launchers_family_passes(flavour: Flavour, library: str) -> None:
-    check_library(LauncherIdentity(path="/m", flavour=flavour, version="1"), library)
+def test_library_of_the_launchers_family_passes(flavour: str, library: str) -> None:
+    check_library(found(flavour, library), family_of(flavour))
 
 
 @pytest.mark.parametrize(
@@ -246,13 +297,11 @@ def test_library_of_the_launchers_family_passes(flavour: Flavour, library: str) 
         ("srun", "Some Other MPI"),
     ],
 )
-def test_library_of_another_family_is_an_error(flavour: Flavour, library: str) -> None:
-    identity = LauncherIdentity(path="/opt/mpirun", flavour=flavour, version="7.7")
-
+def test_library_of_another_family_is_an_error(flavour: str, library: str) -> None:
     with pytest.raises(PreflightError) as error:
-        check_library(identity, library)
+        check_library(found(flavour, library), family_of(flavour))
 
-    assert f"/opt/mpirun is {flavour} 7.7, but mpi4py loads '{library}'" in str(error.value)
+    assert f"/m is {flavour} 7.7, but mpi4py loads '{library}'" in str(error.value)
 
 
 def test_library_is_the_first_line_among_what_the_interpreter_prints(
@@ -304,11 +353,11 @@ def test_mpi_that_can_not_be_loaded_is_an_error(
 
 @pytest.mark.mpi
 def test_installed_launcher_and_library_fit(mpirun: str) -> None:
-    found = find_launcher("mpirun", prefix=sys.prefix, path=os.environ["PATH"])
-    identity = identify(found)
+    path = find_launcher("mpirun", prefix=sys.prefix, path=os.environ["PATH"])
     library = mpi_library(sys.executable)
+    name, launcher = recognised(path, library=library)
 
-    assert found == mpirun
-    assert identity.flavour == "openmpi-5"
-    assert identity.version in library
-    check_library(identity, library)
+    assert path == mpirun
+    assert launcher.flavour == "openmpi-5"
+    assert str(launcher.version) in library
+    check_library(launcher, FAMILIES[name])

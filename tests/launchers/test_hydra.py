@@ -10,8 +10,9 @@ import pytest
 
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.hosts.mpilibrary import mpi_library
-from pytest_kvcache.launchers.detect import check_library, identify, launcher_for
-from pytest_kvcache.launchers.hydra import HydraLauncher
+from pytest_kvcache.launchers.detect import check_library, identify
+from pytest_kvcache.launchers.families import FAMILIES
+from pytest_kvcache.launchers.hydra import FAMILY, HydraLauncher
 from pytest_kvcache.launchers.protocol import LaunchJob
 
 if TYPE_CHECKING:
@@ -299,16 +300,17 @@ def test_the_installed_hydra_starts_one_world_and_pins_nobody(tmp_path: Path) ->
     """With the wheels of MPICH or Intel MPI; the usual environment has Open MPI's."""
     programs = [Path(sys.prefix, "bin", name) for name in ("mpiexec.hydra", "mpiexec")]
     path = next((str(program) for program in programs if program.exists()), None)
-    if path is None or identify(path).flavour not in {"hydra", "intel"}:
-        pytest.skip(f"no hydra in {sys.prefix}/bin: install the wheel mpich or impi-rt")
     library = mpi_library(sys.executable)
-    check_library(identify(path), library)
+    found = path and identify(path, FAMILIES, library=library, environ=os.environ)
+    if not found or found[0] != "hydra":
+        pytest.skip(f"no hydra in {sys.prefix}/bin: install the wheel mpich or impi-rt")
+    check_library(found[1], FAMILY)
     changed = single_host(
         program=(sys.executable, "-m", "mpi4py", "-c", RANK, str(tmp_path)),
         env={"ODD": "a,b c;d=$e'\""},
     )
 
-    command = launcher_for(identify(path), os.environ, library).argv(changed)
+    command = FAMILY.make(found[1]).argv(changed)
     subprocess.run(command, stdin=subprocess.DEVNULL, timeout=60, check=True)
 
     cores = len(os.sched_getaffinity(0))

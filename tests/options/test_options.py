@@ -341,42 +341,9 @@ def test_options_that_contradict_each_other_are_refused(
     assert str(error.value).startswith(problem)
 
 
-@pytest.mark.parametrize("backend", ["memory", "null", "mine"])
-@pytest.mark.parametrize("store", ["file", "slab"])
-@pytest.mark.parametrize(
-    ("origin", "name"),
-    [("command line", "--kv-store"), ("call", "--kv-store"), ("ini", "kv_store")],
-)
-def test_only_the_backend_file_takes_a_store(
-    backend: str, store: str, origin: Any, name: str
-) -> None:
-    given = {"backend": (backend, "command line"), "store": (store, origin)}
-    with pytest.raises(OptionError) as error:
-        build_options(given)
-    assert str(error.value).startswith(f"{name} is {store} and --kv-backend is {backend}; only the")
-    assert build_options(given | {"backend": ("file", "ini")}).store == store
-    assert build_options(given | {"store": ("auto", origin)}).store == "auto"
-
-
 def test_a_trace_given_alone_is_the_scenario() -> None:
     assert scenario_names(built("trace", "t.jsonl")) == ("trace",)
     assert scenario_names(Options()) == ("mixed",)
-
-
-@pytest.mark.parametrize("backend", ["memory", "null"])
-@pytest.mark.parametrize(
-    ("name", "text", "flag"), [("keep", "true", "--kv-keep"), ("sync", "data", "--kv-sync=data")]
-)
-def test_what_a_backend_without_storage_would_ignore_is_refused(
-    backend: str, name: str, text: str, flag: str
-) -> None:
-    chosen = {"backend": (backend, "command line")}
-    for origin in ("command line", "call"):
-        with pytest.raises(OptionError, match=f"^{flag} is given and --kv-backend is {backend},"):
-            given_in({**chosen, name: (text, origin)})
-        given_in({"backend": ("file", "ini"), name: (text, origin)})
-    given_in({**chosen, name: (text, "ini")})  # serves the checkout's other runs
-    given_in({**chosen, "sync": ("none", "command line"), "keep": ("false", "command line")})
 
 
 def test_the_arrivals_of_an_ini_wait_for_a_rate() -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_kvcache.backends.posix.allocator import slab_count
+from pytest_kvcache.backends.traits import BackendOption
 from pytest_kvcache.cache.identity import MAX_PARTS
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.hosts.hostlist import HostRanks, RankLayout
@@ -25,7 +26,7 @@ from pytest_kvcache.plan.plan import (
 )
 from pytest_kvcache.units import MIB
 from pytest_kvcache.workloads.protocol import Need
-from tests.factories import PAGE, SMALL, make_plan, options
+from tests.factories import OBJECTS, PAGE, SMALL, make_plan, on_backend, options, traits_of
 from tests.recordings import small_trace
 
 GIB = 1 << 30
@@ -67,6 +68,7 @@ def plan_of(asked: Options, **changes: Any) -> Plan:
         model=model,
         layout=LAYOUT,
         block_tokens=block_tokens,
+        traits=traits_of(asked.backend),
         facts=facts(**changes),
     )
 
@@ -116,8 +118,6 @@ def test_a_plan_survives_its_json(
 ) -> None:
     if trace is not None and origin != "ini":
         given_texts = {name: text for name, text in given_texts.items() if name != "request_rate"}
-    if given_texts.get("backend") in ("memory", "null") and origin != "ini":
-        given_texts = {n: text for n, text in given_texts.items() if n not in ("keep", "sync")}
     asked = build_options({name: (text, origin) for name, text in given_texts.items()})
     plan = plan_of(asked, model=model, block_tokens=block_tokens, trace=trace)
     again = Plan.from_json(json.loads(json.dumps(plan.to_json())))
@@ -160,6 +160,8 @@ OTHER_LOAD: dict[str, Any] = {
     "request_rate": 5.0,
     "arrival": "gamma",
     "backend": "memory",
+    "traits": OBJECTS,
+    "backend_options": {"endpoint": "http://other"},
     "object_layout": "layer",
     "store": "slab",
     "io": "buffered",
@@ -193,9 +195,9 @@ def test_the_forecast_of_memory_grows_with_buffers_and_blocks() -> None:
     assert little.memory_bytes < 100 << 20
     assert many.memory_bytes - little.memory_bytes >= 500 * (10**6 - 1)
     assert replace(many, need_blocks=1).memory_bytes == little.memory_bytes
-    file = replace(little, backend="file", cache_dir="/data")
+    file = on_backend(replace(little, cache_dir="/data"), "file")
     assert file.memory_bytes == little.memory_bytes + file.buffer_bytes
-    memory = replace(file, backend="memory")
+    memory = on_backend(file, "memory")
     assert memory.memory_bytes == file.memory_bytes + memory.capacity_bytes
 
 
@@ -377,7 +379,7 @@ def test_blocks_are_stored_in_whole_pages_and_moved_in_chunks(
     assert plan.stored_bytes == stored_bytes
     assert plan.chunk_bytes == chunk_bytes
     assert plan.buffer_bytes == 2 * 4 * chunk_bytes
-    assert replace(plan, backend="null").buffer_bytes == 0
+    assert on_backend(plan, "null").buffer_bytes == 0
 
 
 def test_a_rank_stores_one_shard() -> None:
@@ -387,8 +389,8 @@ def test_a_rank_stores_one_shard() -> None:
     assert replace(whole, tensor_parallel=64).block_bytes == whole.block_bytes // 8
 
 
-def test_only_null_and_memory_do_without_a_directory() -> None:
-    wanted = {"null": False, "memory": False, "file": True, "mine": True}
+def test_ranks_own_a_directory_where_the_backend_wants_one() -> None:
+    wanted = {"null": False, "memory": False, "file": True, "mine": False}
     assert {name: make_plan(backend=name).needs_directory for name in wanted} == wanted
 
 
@@ -396,6 +398,77 @@ def test_a_case_is_named_by_scenario_model_and_ranks() -> None:
     plan = make_plan(np=3)
     assert plan.case == "chat-small-np3"
     assert (plan.np, plan.world_size) == (3, 4)
+
+
+# -- what the backend's traits decide ------------------------------------------------------
+
+
+def objects_plan(block_tokens: int = 4 * MIB, **traits: Any) -> Plan:
+    """A plan of blocks of twice as many bytes on a store of whole objects."""
+    return make_plan(
+        backend="mine", block_tokens=block_tokens, traits=replace(OBJECTS, **traits), cache_dir="/"
+    )
+
+
+@pytest.mark.parametrize("block_tokens", [1, 2048, 4 * MIB, 100 * MIB])
+def test_a_store_of_whole_objects_is_called_once_for_each(block_tokens: int) -> None:
+    plan = objects_plan(block_tokens)
+    assert plan.chunk_bytes == plan.object_stored_bytes
+    assert plan.buffer_bytes == 2 * plan.queue_depth * plan.object_stored_bytes
+    assert plan.memory_bytes > plan.buffer_bytes + max(0, plan.object_stored_bytes - 32 * MIB)
+
+
+@given(
+    size=st.integers(1, 64 * MIB),
+    smallest=st.integers(1, 8 * MIB),
+    more=st.none() | st.integers(0, 8 * MIB),
+    alignment=st.sampled_from([1, PAGE, 2 * PAGE, 64 * 1024]),
+)
+def test_a_transfer_is_a_part_that_the_backend_takes(
+    size: int, smallest: int, more: int | None, alignment: int
+) -> None:
+    unit = max(alignment, PAGE)
+    largest = None if more is None else -(-smallest // unit) * unit + more
+    plan = objects_plan(
+        size, unit="range", smallest_part_bytes=smallest, largest_part_bytes=largest,
+        alignment_bytes=alignment,
+    )  # fmt: skip
+    whole = plan.chunk_bytes == plan.object_stored_bytes
+    assert plan.chunk_bytes % unit == plan.object_stored_bytes % unit == 0
+    assert largest is None or plan.chunk_bytes <= largest
+    assert whole or plan.chunk_bytes >= smallest
+    assert plan.chunk_bytes <= max(4 * MIB, -(-smallest // unit) * unit)
+
+
+@pytest.mark.parametrize(
+    ("traits", "layout", "told"),
+    [
+        ({"largest_part_bytes": MIB}, "block", ("of at most 1048576 bytes, and one of small has"
+         " 8388608 bytes; lower --kv-block-tokens or use --kv-layout=layer")),
+        ({"largest_part_bytes": MIB}, "layer", "has 8388608 bytes; lower --kv-block-tokens"),
+        ({"smallest_part_bytes": 16 * MIB}, "block", ("of at least 16777216 bytes, and one of small"
+         " has 8388608 bytes; raise --kv-block-tokens")),
+        ({"smallest_part_bytes": 16 * MIB}, "layer", ("raise --kv-block-tokens or use"
+         " --kv-layout=block")),
+    ],
+)  # fmt: skip
+def test_objects_that_the_backend_does_not_take_whole_are_refused(
+    traits: dict[str, Any], layout: str, told: str
+) -> None:
+    with pytest.raises(OptionError) as error:
+        make_plan(
+            backend="mine", block_tokens=4 * MIB, traits=replace(OBJECTS, **traits),
+            object_layout=layout,
+        )  # fmt: skip
+    assert str(error.value).startswith("--kv-backend is mine, which moves whole objects")
+    assert told in str(error.value)
+
+
+def test_the_meaning_of_a_backends_options_is_no_part_of_the_load() -> None:
+    plan = objects_plan()
+    told = BackendOption(name="endpoint", meaning="where it is")
+    other = replace(plan, traits=replace(plan.traits, options=(told,)))
+    assert other.workload_digest == plan.workload_digest
 
 
 # -- effective values ----------------------------------------------------------------------
@@ -521,7 +594,7 @@ def test_every_value_tells_where_it_comes_from() -> None:
     origins = plan_of(asked).origins
     told = {field.name for field in fields(Plan)}
     assert set(origins) == told - {
-        "run_id", "version", "trial", "need_blocks", "origins", "label",
+        "run_id", "version", "trial", "need_blocks", "origins", "label", "traits",
     }  # fmt: skip
     assert origins["users"] == "command line"
     assert origins["duration_s"] == origins["plugins"] == "ini"

@@ -13,7 +13,7 @@ import socket
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.hosts import agent as hostagent
 from pytest_kvcache.hosts.lock import DIRECTORY_VARIABLE
@@ -36,7 +36,8 @@ def main() -> None:
     sys.executable = os.environ["KVCACHE_TEST_PYTHON"]  # is asked for its MPI library
     tempfile.tempdir = str(home)
     os.environ[DIRECTORY_VARIABLE] = str(home)
-    Segments.now.__func__.__defaults__ = (home,)  # type: ignore[attr-defined]  # a classmethod's
+    now: Any = Segments.now
+    now.__func__.__defaults__ = (home, *now.__func__.__defaults__[1:])  # a classmethod's
     vars(hostagent)["SILENCE_S"] = 1000.0
     signal.signal(signal.SIGUSR1, lose_patience)
     hostagent.main()

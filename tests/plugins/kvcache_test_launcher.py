@@ -19,6 +19,7 @@ import numpy as np
 
 import pytest_kvcache
 from pytest_kvcache.atomic import write_json
+from pytest_kvcache.launchers.family import LauncherFamily
 from pytest_kvcache.measure.histogram import Histogram
 from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.measure.series import KINDS, Cut, Series, SeriesLedger, coarse_index
@@ -30,9 +31,9 @@ from pytest_kvcache.system.clocks import ClockRecord
 from pytest_kvcache.system.surroundings import Surroundings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-    from pytest_kvcache.launchers.protocol import Launcher, LaunchJob
+    from pytest_kvcache.launchers.protocol import LaunchJob
 
 OPERATIONS = 2_000  # of each kind, in each trial: enough for p99
 BYTES_PER_S = 1 << 30  # of each direction and rank, at KVCACHE_TEST_FACTOR 1, in trial 0
@@ -48,8 +49,6 @@ if HOST:  # a host of its own name has a lock of its own, so that tests need not
 class CannedLauncher:
     """Launches one script; what it is going to leave is prepared when it is asked for."""
 
-    flavour = "hydra"
-
     def argv(self, job: LaunchJob) -> list[str]:
         run_dir = Path(job.program[-2])
         if (run_dir / "plan.json").exists():  # not for a dry run
@@ -58,8 +57,11 @@ class CannedLauncher:
 
 
 @pytest_kvcache.hookimpl
-def kvcache_launchers() -> Mapping[str, Callable[[Mapping[str, str]], Launcher]]:
-    return {"canned": lambda _environ: CannedLauncher()}
+def kvcache_launchers() -> Mapping[str, LauncherFamily]:
+    family = LauncherFamily(
+        title="canned ranks", make=lambda _found: CannedLauncher(), is_program=False
+    )
+    return {"canned": family}
 
 
 def slowness(trial: int) -> float:
@@ -90,7 +92,7 @@ def canned_rank(plan: Plan, rank: int, histogram: Histogram) -> RankResult:
     window_s = plan.duration_s or 1.0
     moved = int(BYTES_PER_S * window_s / slowness(plan.trial))
     stop_s = plan.ramp_s + window_s
-    share = OPERATIONS // plan.np
+    share = OPERATIONS * (rank + 1) // plan.np - OPERATIONS * rank // plan.np
     p95_ms = latencies_ms(histogram)["p95"]
     return blank_rank(
         rank=rank, host="n1", pid=1000 + rank, stop_s=stop_s, drained_s=stop_s,
@@ -101,7 +103,7 @@ def canned_rank(plan: Plan, rank: int, histogram: Histogram) -> RankResult:
         second_half_blocks=200, second_half_hits=150, prompt_tokens=400, generated_tokens=100,
         arrived_tokens=400, hit_tokens=300, io_mode="direct", sync="none",
         mean_depth=float(plan.queue_depth),
-        is_storage=plan.backend not in ("memory", "null"),
+        is_storage=plan.traits.is_storage,
         requested_read_bytes=moved, requested_write_bytes=moved, cpu_s=0.1,
         surroundings=blank_surroundings(stop_s),
     )  # fmt: skip

@@ -15,15 +15,19 @@ from pytest_kvcache.backends.posix.backend import StoreBackend
 from pytest_kvcache.backends.posix.file import FileBackend
 from pytest_kvcache.backends.posix.slab import SlabBackend
 from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
+from pytest_kvcache.backends.traits import BackendOption
 from pytest_kvcache.errors import StorageError
+from pytest_kvcache.masking import MASK, Secrets
 from pytest_kvcache.measure.recorder import Recorder
 from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.ranks.rank import Rank
+from pytest_kvcache.ranks.worker import _set_up
 from pytest_kvcache.registry import build_registry
 from pytest_kvcache.results.record import RankResult
 from pytest_kvcache.workloads.openloop import arrival_offsets_ns
 from tests.factories import (
     HOST,
+    OBJECTS,
     PAGE,
     SMALL,
     Bookkeeper,
@@ -210,9 +214,7 @@ class Refusing(Bookkeeper):
         super().open(plan)
         self.plans.append(plan)
         note = "refused: buffered instead" if plan.io == "direct" else None
-        return BackendFacts(
-            io_mode="buffered", io_note=note, stores_data=True, is_storage=True, in_directory=False
-        )
+        return BackendFacts(io_mode="buffered", io_note=note)
 
     def close(self) -> None:
         type(self).closed += 1
@@ -587,8 +589,9 @@ def test_strict_data_is_other_data_and_verifies_too() -> None:
 
 
 def test_a_backend_without_data_has_nothing_to_make_or_verify() -> None:
-    plan = make_plan(backend="memory", duration_s=0.05, data="strict", verify="full")
-    result = run_rank(plan, with_backend(NullBackend())).result
+    plan = make_plan(backend="null", duration_s=0.05, data="strict", verify="full")
+    registry = registry_of(backends={"null": NullBackend}, workloads=tireless_scenarios())
+    result = run_rank(plan, registry).result
     assert (result.error, result.checked, result.corrupt) == (None, 0, 0)
     assert result.read_count > 0
 
@@ -620,6 +623,7 @@ def test_the_backend_is_told_what_the_plan_says() -> None:
             io="buffered",
             sync="data",
             host=HOST,
+            namespace="kvcache-run/trial-1/rank-0",
             capacity_objects=10_000,
             store=None,
         )
@@ -657,3 +661,64 @@ def test_progress_counts_from_the_start_of_the_run() -> None:
     assert (progress["prompt_blocks"], progress["hit_blocks"]) == (2, 1)
     assert (progress["completed"], progress["cached_blocks"]) == (1, 2)
     assert key_of("a") in rank.index._slots
+
+
+# -- what the backend is told, and what it is like -------------------------------------------
+
+SETTINGS = (
+    BackendOption(name="endpoint", meaning="m"),
+    BackendOption(name="secret_key", meaning="m", secret=True),
+)
+
+
+class Whole(Bookkeeper):
+    """A store of whole objects."""
+
+    opened: BackendPlan
+
+    def open(self, plan: BackendPlan) -> BackendFacts:
+        self.opened = plan
+        return super().open(plan)
+
+
+def objects_plan(**changes: Any) -> Plan:
+    return make_plan(**{"backend": "mine", "duration_s": 0.02, "capacity_blocks": 40, **changes})
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_store_of_whole_objects_is_left_empty_unless_its_data_is_kept(*, keep: bool) -> None:
+    store = Whole()
+    registry = registry_of(backends={"mine": lambda: store}, workloads=tireless_scenarios(20))
+    plan = objects_plan(keep=keep)
+    assert run_rank(plan, registry).result.error is None
+    assert store.breaches == []
+    assert store.opened.directory is None
+    assert store.opened.chunk_bytes == plan.object_stored_bytes
+    assert store.opened.namespace == "kvcache-run/trial-1/rank-0"
+    left = store.counts["put"] - store.counts["delete"]
+    assert (left > 0) == keep
+
+
+def test_a_backend_is_given_its_settings_with_the_secrets() -> None:
+    store = Whole()
+    registry = registry_of(backends={"mine": lambda: store}, workloads=tireless_scenarios(3))
+    plan = objects_plan(
+        traits=replace(OBJECTS, options=SETTINGS),
+        backend_options={"endpoint": "a", "secret_key": MASK},
+    )
+    rank = Rank(plan, 0, HOST, None, Secrets({"secret_key": "hunter2"}))
+    rank.set_up(registry)
+    rank.close()
+    assert dict(store.opened.options) == {"endpoint": "a", "secret_key": "hunter2"}
+    assert "hunter2" not in repr(store.opened)
+    with pytest.raises(StorageError, match=r"the value of secret_key .* did not reach this rank"):
+        Rank(plan, 0, HOST, None).set_up(registry)
+
+
+def test_a_backend_that_is_another_one_on_a_host_is_named() -> None:
+    registry = build_registry()
+    plan = make_plan(backend="null")
+    other = replace(plan, traits=replace(plan.traits, never_waits=False))
+    with pytest.raises(StorageError, match=f"^{HOST}: the backend null has other traits here"):
+        _set_up(Rank(other, 0, HOST, None), registry)
+    _set_up(Rank(plan, 0, HOST, None), registry)

@@ -36,7 +36,8 @@ class Stored:
         self.backend.open(
             BackendPlan(
                 directory=None, object_bytes=OBJECT, chunk_bytes=CHUNK, io="direct", sync="none",
-                host="n1", capacity_objects=max(1, blocks * objects_per_block),
+                host="n1", namespace="kvcache-run/trial-1/rank-0",
+                capacity_objects=max(1, blocks * objects_per_block),
             )
         )  # fmt: skip
         self.slots = [Slot(bytes([n]) * 16, n + 1, objects_per_block) for n in range(blocks)]

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from pytest_kvcache.backends.null import NullBackend
+from pytest_kvcache.backends.traits import BackendOption
 from pytest_kvcache.errors import ResultError
+from pytest_kvcache.masking import MASK
 from pytest_kvcache.measure.histogram import Histogram
 from pytest_kvcache.plan.plan import TracePlan
 from pytest_kvcache.results.invariants import check_record, plan_faults, record_faults
 from pytest_kvcache.results.record import RankResult
 from tests.factories import (
+    OBJECTS,
     clock_record,
     make_plan,
     rank_result,
@@ -284,6 +287,34 @@ def test_an_impossible_replay_is_named(field: str, value: object) -> None:
 
 def test_a_backend_of_a_plugin_is_no_fault() -> None:
     assert list(plan_faults(sound_plan(backend="s3"))) == []
+
+
+def test_a_built_in_backend_is_what_it_is() -> None:
+    plan = sound_plan(backend="memory")
+    assert list(plan_faults(plan)) == []
+    (told,) = plan_faults(replace(plan, traits=replace(plan.traits, is_storage=True)))
+    assert told == "plan.traits are not those of the backend memory, which is built in"
+
+
+def test_the_settings_of_a_backend_are_known_and_tell_no_secret() -> None:
+    known = (
+        BackendOption(name="endpoint", meaning="m"),
+        BackendOption(name="secret_key", meaning="m", secret=True),
+    )
+    plan = sound_plan(backend="s3", traits=replace(OBJECTS, options=known))
+    given = {"endpoint": "a", "secret_key": MASK}
+    assert list(plan_faults(replace(plan, backend_options=given))) == []
+    (told,) = plan_faults(replace(plan, backend_options={"secret_key": "hunter2"}))
+    assert told == "plan.backend_options.secret_key is a secret; it must be '***', not its value"
+    (told,) = plan_faults(replace(plan, backend_options={"odd": "1"}))
+    assert told == "plan.backend_options has 'odd', which the backend s3 does not know"
+
+
+def test_a_rank_measures_what_the_traits_say() -> None:
+    plan = sound_plan(backend="memory")
+    told = of_rank(plan, is_storage=True)
+    assert any("is_storage is True; by the traits of the backend" in text for text in told)
+    assert any("filesystem is there; by the traits" in text for text in told)
 
 
 def test_only_the_backend_file_has_stores() -> None:

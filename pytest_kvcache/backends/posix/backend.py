@@ -5,9 +5,11 @@ Rank side: imports neither pytest nor MPI.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
 
 from pytest_kvcache.backends.posix.file import FileBackend
+from pytest_kvcache.backends.posix.fileio import IN_FILES
 from pytest_kvcache.backends.posix.slab import SlabBackend
 from pytest_kvcache.errors import StorageError
 
@@ -15,20 +17,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
+    from pytest_kvcache.backends.traits import BackendTraits
 
 _STORES: Mapping[str, Callable[[], FileBackend | SlabBackend]] = {
-    "file": FileBackend,
-    "slab": SlabBackend,
-}
-_METHODS = ("put_from", "get_into", "delete", "sync", "close")
+    "file": FileBackend, "slab": SlabBackend,
+}  # fmt: skip
 
 
 class StoreBackend:
     """One file per object, or slabs, as the plan's ``store`` says.
 
-    `open` makes the store and takes over its methods, so that they cost what they cost
-    there. ``in_files`` is the store itself: it knows where objects are.
+    ``in_files`` is that store once it is open: it knows where objects are.
     """
+
+    traits: ClassVar[BackendTraits] = replace(IN_FILES, stores=tuple(_STORES))
 
     def __init__(self) -> None:
         self.in_files: FileBackend | SlabBackend | None = None
@@ -39,29 +41,31 @@ class StoreBackend:
             raise StorageError(f"{plan.host}: the file backend needs a store, got none")
         store = _STORES[plan.store]()
         facts = store.open(plan)
-        for name in _METHODS:
-            setattr(self, name, getattr(store, name))
         self.in_files = store
         return facts
 
     def put_from(self, key: str, offset: int, buffer: memoryview) -> None:
         """Write a part of an object."""
-        self._not_open(key, offset, buffer)
+        self._store(key).put_from(key, offset, buffer)
 
     def get_into(self, key: str, offset: int, buffer: memoryview) -> None:
         """Read a part of an object."""
-        self._not_open(key, offset, buffer)
+        self._store(key).get_into(key, offset, buffer)
 
     def delete(self, key: str) -> None:
         """Remove an object."""
-        self._not_open(key)
+        self._store(key).delete(key)
 
     def sync(self, key: str) -> None:
         """Make an object durable."""
-        self._not_open(key)
+        self._store(key).sync(key)
 
     def close(self) -> None:
-        """Nothing is open yet."""
+        """Close the store, if it was opened."""
+        if self.in_files is not None:
+            self.in_files.close()
 
-    def _not_open(self, key: str, *_: object) -> NoReturn:
-        raise StorageError(f"object {key} is asked of the file backend before it was opened")
+    def _store(self, key: str) -> FileBackend | SlabBackend:
+        if self.in_files is None:
+            raise StorageError(f"object {key} is asked of the file backend before it was opened")
+        return self.in_files

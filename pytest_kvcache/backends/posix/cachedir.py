@@ -3,8 +3,7 @@
 Rank side: imports neither pytest nor MPI.
 
 A run owns ``DIR/kvcache-<run id>/``, known by its marker file, and in it one directory
-per rank. Nothing else is ever deleted, and no symbolic link is followed. What is called
-like a slab must be one of that rank by its header, else all of the rank's directory stays.
+per rank. Nothing else is ever deleted, and no symbolic link is followed.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
-from pytest_kvcache.backends.posix.slabfile import own_slabs
 from pytest_kvcache.errors import OptionError, StorageError
 
 MARKER_NAME = "KVCACHE-RUN"
@@ -98,9 +96,14 @@ def _system_directory(real: Path) -> str | None:
     return next((name for name in SYSTEM_DIRECTORIES if real.is_relative_to(name)), None)
 
 
+def run_name(run_id: str) -> str:
+    """Return what everything that the run stores is below, in a directory or in a store."""
+    return f"kvcache-{run_id}"
+
+
 def run_dir(cache_dir: str, run_id: str) -> Path:
     """Return the path of the directory that the run owns."""
-    return Path(cache_dir) / f"kvcache-{run_id}"
+    return Path(cache_dir) / run_name(run_id)
 
 
 def claim_rank_dir(cache_dir: str, run_id: str, rank: int, host: str) -> str:
@@ -115,7 +118,7 @@ def claim_rank_dir(cache_dir: str, run_id: str, rank: int, host: str) -> str:
         if not os.path.lexists(directory):
             _create_run_dir(directory, run_id, host)
         _check_marker(directory, run_id, host)
-        _remove_rank(own, host)
+        _remove_tree(own)
         own.mkdir(0o700)
     except OSError as error:
         raise _failure("prepare", own, host, error) from error
@@ -134,7 +137,7 @@ def remove_rank_dir(cache_dir: str, run_id: str, rank: int, host: str | None = N
     own = directory / f"rank-{rank}"
     try:
         _check_marker(directory, run_id, host)
-        _remove_rank(own, host)
+        _remove_tree(own)
     except FileNotFoundError:
         return  # another rank removed the whole run
     except OSError as error:
@@ -154,7 +157,7 @@ def remove_run_dir(cache_dir: str, run_id: str, host: str | None = None) -> None
         return
     try:
         _check_marker(directory, run_id, host)
-        foreign = _remove_ranks(directory, host)
+        foreign = _remove_ranks(directory)
         if foreign:
             raise StorageError(
                 f"{host}: {directory} can't be removed: it holds {foreign[0]}, which is not"
@@ -205,7 +208,7 @@ def _check_marker(directory: Path, run_id: str, host: str) -> None:
         )
 
 
-def _remove_ranks(directory: Path, host: str) -> list[str]:
+def _remove_ranks(directory: Path) -> list[str]:
     """Remove the ranks' directories; the answer is the names of what is not ours."""
     with os.scandir(directory) as entries:
         ranks = [
@@ -214,18 +217,8 @@ def _remove_ranks(directory: Path, host: str) -> list[str]:
             if _RANK_NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
         ]
     for rank in ranks:
-        _remove_rank(Path(rank), host)
+        _remove_tree(Path(rank))
     return sorted(path.name for path in directory.iterdir() if path.name != MARKER_NAME)
-
-
-def _remove_rank(own: Path, host: str) -> None:
-    """Remove a rank's directory, unless a file there only pretends to be one of its slabs."""
-    if not own.is_symlink():
-        try:
-            own_slabs(str(own))
-        except ValueError as error:
-            raise StorageError(f"{host}: {error}; move it away") from error
-    _remove_tree(own)
 
 
 def _remove_marked(directory: Path) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from pytest_kvcache.backends.posix.fileio import Place, direct_refusal, move
+from pytest_kvcache.backends.posix.fileio import IN_FILES, Place, direct_refusal, move
 from pytest_kvcache.backends.posix.openfiles import OpenFiles
 from pytest_kvcache.backends.protocol import BackendFacts
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from pytest_kvcache.backends.posix.fileio import Transfer
     from pytest_kvcache.backends.protocol import BackendPlan
+    from pytest_kvcache.backends.traits import BackendTraits
     from pytest_kvcache.errors import StorageError
 
 # Directories of one level: 100,000 objects leave about 400 entries in each.
@@ -32,6 +33,8 @@ class FileBackend:
     on tmpfs, within the noise, and glibc writes the blocks one by one where a filesystem
     has no fallocate. ``probe`` tells why direct I/O is refused at a path, None if it works.
     """
+
+    traits: ClassVar[BackendTraits] = IN_FILES
 
     def __init__(self, *, probe: Callable[[str], str | None] = direct_refusal) -> None:
         self._probe = probe
@@ -62,9 +65,6 @@ class FileBackend:
         return BackendFacts(
             io_mode="direct" if self._direct else "buffered",
             io_note="; ".join(notes) or None,
-            stores_data=True,
-            is_storage=True,
-            in_directory=True,
         )
 
     def put_from(self, key: str, offset: int, buffer: memoryview) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_kvcache.backends.protocol import PAGE_BYTES
+from pytest_kvcache.backends.traits import BackendTraits
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.system.mounts import MEMORY_TYPES, TYPE_NUMBERS, statfs_type
 
@@ -23,6 +24,18 @@ if TYPE_CHECKING:
     from pytest_kvcache.backends.protocol import BackendPlan
 
     Transfer = Callable[[int, Sequence[memoryview | mmap.mmap], int], int]
+
+IN_FILES = BackendTraits(
+    unit="range",
+    directory=True,
+    bounded_by="disk",
+    smallest_part_bytes=1,
+    largest_part_bytes=None,
+    alignment_bytes=PAGE_BYTES,
+    kernel_counts=True,
+    is_storage=True,
+)
+"""What backends are like that keep their objects in files of the rank's directory."""
 
 # Where the page cache is the storage; its own verdict tells that.
 _MEMORY = frozenset(number for number, names in TYPE_NUMBERS.items() if names <= MEMORY_TYPES)

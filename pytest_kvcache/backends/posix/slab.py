@@ -6,19 +6,15 @@ Rank side: imports neither pytest nor MPI.
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 from pytest_kvcache.backends.posix.allocator import SlabAllocator, slab_count
-from pytest_kvcache.backends.posix.fileio import Place, direct_refusal, move
+from pytest_kvcache.backends.posix.fileio import IN_FILES, Place, direct_refusal, move
 from pytest_kvcache.backends.posix.slabfile import (
-    SlabHeader,
     create_slab,
-    first_byte,
-    own_slabs,
-    owner_of,
     reserve,
     slab_path,
+    slabs_in,
 )
 from pytest_kvcache.backends.protocol import PAGE_BYTES, BackendFacts
 from pytest_kvcache.errors import StorageError
@@ -29,6 +25,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.backends.posix.allocator import Extent
     from pytest_kvcache.backends.posix.fileio import Transfer
     from pytest_kvcache.backends.protocol import BackendPlan
+    from pytest_kvcache.backends.traits import BackendTraits
 
 
 class SlabBackend:
@@ -37,6 +34,8 @@ class SlabBackend:
     ``probe`` tells why direct I/O is refused at a path, None if it works; ``reserver``
     sets space aside, False where the filesystem can't.
     """
+
+    traits: ClassVar[BackendTraits] = IN_FILES
 
     def __init__(
         self,
@@ -48,7 +47,7 @@ class SlabBackend:
         self._reserver = reserver
         self._place = Place(host="", directory="")
         self._direct = False
-        self._object_bytes = self._extent_bytes = self._first_byte = 0
+        self._object_bytes = self._extent_bytes = 0
         self._fds: list[int] = []
         self._slabs = 0
         self.allocator = SlabAllocator(0)
@@ -61,7 +60,6 @@ class SlabBackend:
         self._place = Place.of(plan)
         self._object_bytes = plan.object_bytes
         self._extent_bytes = -(-plan.object_bytes // PAGE_BYTES) * PAGE_BYTES
-        self._first_byte = first_byte(self._extent_bytes)
         self._slabs = slab_count(plan.capacity_objects, self._extent_bytes)
         self.allocator = SlabAllocator(plan.capacity_objects, self._where)
         self._find = self.allocator.find
@@ -74,9 +72,6 @@ class SlabBackend:
         return BackendFacts(
             io_mode="direct" if self._direct else "buffered",
             io_note="; ".join(notes) or None,
-            stores_data=True,
-            is_storage=True,
-            in_directory=True,
         )
 
     def put_from(self, key: str, offset: int, buffer: memoryview) -> None:
@@ -177,19 +172,14 @@ class SlabBackend:
 
     def _create_slabs(self) -> list[str]:
         """Make all slabs anew; the answer is what people should know about them."""
-        self._remove_slabs()
+        for path in slabs_in(self._place.directory):  # direct I/O may have been refused before
+            path.unlink()
         directory, total = self._place.directory, self.allocator.total
         reserves = True
         for number in range(self._slabs):
-            header = SlabHeader(
-                owner=owner_of(directory),
-                number=number,
-                object_bytes=self._object_bytes,
-                extent_bytes=self._extent_bytes,
-                extents=len(range(number, total, self._slabs)),
-            )
+            length = len(range(number, total, self._slabs)) * self._extent_bytes
             flags = os.O_DIRECT if self._direct else 0
-            fd, reserved = create_slab(directory, header, flags, self._reserver)
+            fd, reserved = create_slab(slab_path(directory, number), length, flags, self._reserver)
             self._fds.append(fd)
             reserves = reserves and reserved
             if not self._direct:
@@ -201,15 +191,6 @@ class SlabBackend:
         )
         return [] if reserves else [note]
 
-    def _remove_slabs(self) -> None:
-        """Remove those of an attempt before this one: direct I/O may have been refused."""
-        try:
-            slabs = own_slabs(self._place.directory)
-        except ValueError as error:
-            raise StorageError(f"{self._place.host}: {error}; move it away") from error
-        for path in slabs:
-            Path(path).unlink()
-
     def _move(self, call: Transfer, fd: int, begin: int, buffer: memoryview) -> int:
         if self._direct:
             moved = call(fd, (buffer,), begin)
@@ -220,7 +201,7 @@ class SlabBackend:
     def _where(self, number: int) -> tuple[int, int]:
         """The slab's descriptor, and the byte in it at which an extent begins."""
         place, slab = divmod(number, self._slabs)
-        return self._fds[slab], self._first_byte + place * self._extent_bytes
+        return self._fds[slab], place * self._extent_bytes
 
     def _name(self, key: str) -> str:
         """The file that holds an object, and the object, for messages."""

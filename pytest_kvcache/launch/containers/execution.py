@@ -34,7 +34,8 @@ from pytest_kvcache.launch.containers.runtimes import (
 )
 from pytest_kvcache.launch.preflight import LaunchSetup, daemon_of
 from pytest_kvcache.launch.trial import Aftermath
-from pytest_kvcache.launchers.openmpi import OpenMPILauncher
+from pytest_kvcache.launchers.detect import found_launcher
+from pytest_kvcache.launchers.families import FAMILIES
 from pytest_kvcache.version import VERSION
 
 if TYPE_CHECKING:
@@ -72,22 +73,26 @@ class ContainerExecution:
 
     def setup(self) -> LaunchSetup:
         """Those of the image."""
-        if Path(self._options.mpi_bin).name == "srun":
-            raise _unfit("srun", "srun")
+        name = Path(self._options.mpi_bin).name
+        if name in FAMILIES and not FAMILIES[name].in_containers:
+            raise _unfit(name, name)
         here = self._access.here()
-        found = self._look()
-        flavour = found["flavour"]
-        if flavour not in ("openmpi-5", "openmpi-4"):
-            raise _unfit(found["launcher"], flavour)
+        told = self._look()
+        family = FAMILIES[told["family"]]
+        if not family.in_containers:
+            raise _unfit(told["launcher"], told["flavour"])
+        found = found_launcher(
+            told["launcher"], told["flavour"], told["launcher_version"],
+            library=told["mpi_library"], environ=self._environ,
+        )  # fmt: skip
         return LaunchSetup(
-            launcher=OpenMPILauncher(
-                path=found["launcher"], flavour=flavour, environ=self._environ
-            ),
-            launcher_path=found["launcher"],
-            launcher_version=found["launcher_version"],
-            mpi_library=found["mpi_library"],
+            launcher=family.make(found),
+            family=family,
+            launcher_path=found.path,
+            launcher_version=found.version,
+            mpi_library=found.library,
             python=self._access.python,
-            daemon=daemon_of(found["launcher"], flavour),
+            daemon=daemon_of(found, family),
             environment={
                 "container_engine": f"{here.engine.name} {here.engine.version}",
                 "image": self._options.image or "",
@@ -204,6 +209,10 @@ class _ContainerAftermath(Aftermath):
 
 def _unfit(path: str, flavour: str) -> PreflightError:
     return PreflightError(
-        f"--kv-mpi-bin is {path}, which is {flavour}; in containers it must be the mpirun of Open"
-        " MPI, so leave it out, or use --kv-exec-type=mpi"
+        f"--kv-mpi-bin is {path}, which is {flavour}; in containers it must be {_titles()}; leave"
+        " it out, or use --kv-exec-type=mpi"
     )
+
+
+def _titles() -> str:
+    return " or ".join(family.title for family in FAMILIES.values() if family.in_containers)

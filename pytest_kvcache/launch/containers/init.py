@@ -4,7 +4,7 @@
 open by whoever wants the container to live. When that ends (the engine's client was
 killed, the ssh connection broke, the controller died), or after ``LIMIT_S`` seconds, the
 command is ended; and when the first process of a container ends, the kernel ends all
-others. Rank-side; standard library only, because it has to start fast.
+others. Rank-side; next to nothing is imported, because it has to start fast.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import sys
 import time
 import uuid
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pytest_kvcache.hosts.processes import LaunchProcesses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,7 +33,6 @@ TOLD_EXIT = 128 + signal.SIGTERM
 _GRACE_S = 3.0  # from SIGTERM to SIGKILL
 _TIDY_S = 20.0  # for what the command left behind: janitors at work
 _POLL_S = 0.02
-_QUIET_SCANS = 2
 _STDIN = 0
 _SIGNALLED = 128
 _TOLD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -50,7 +50,8 @@ def main(limit_s: float, command: Sequence[str]) -> int:
         start_new_session=True,
     )
     code = _watch(child, signals, until_s)
-    _kill_held(f"{HELD_VARIABLE}={held}".encode())
+    # Ranks that the command left: stopped ones, or in a session of their own.
+    LaunchProcesses(marker=held, variable=HELD_VARIABLE).kill()
     _wait(_no_child_left, _TIDY_S)
     return code
 
@@ -115,25 +116,6 @@ def _no_child_left() -> bool:
             pass
         return False
     return True
-
-
-def _kill_held(mark: bytes) -> None:
-    """Kill ranks that the command left: stopped ones, or in a session of their own."""
-    until_s, quiet = time.monotonic() + _TIDY_S, 0
-    while quiet < _QUIET_SCANS and time.monotonic() < until_s:
-        held = [entry for entry in Path("/proc").iterdir() if _carries(entry, mark)]
-        for entry in held:
-            with suppress(OSError):
-                os.kill(int(entry.name), signal.SIGKILL)
-        quiet = 0 if held else quiet + 1
-        time.sleep(_POLL_S)
-
-
-def _carries(entry: Path, mark: bytes) -> bool:
-    """Whether a living process has the mark; one in the middle of an exec has none for a moment."""
-    with suppress(OSError):
-        return entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0")
-    return False
 
 
 if __name__ == "__main__":

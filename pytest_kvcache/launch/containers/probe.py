@@ -16,12 +16,13 @@ from typing import Any
 from pytest_kvcache.errors import PreflightError
 from pytest_kvcache.hosts.mpilibrary import mpi_library
 from pytest_kvcache.launchers.detect import check_library, find_launcher, identify
+from pytest_kvcache.launchers.families import FAMILIES
 from pytest_kvcache.version import VERSION
 
 
 def look(launcher: str) -> dict[str, Any]:
     """Every fact that the controller needs; ``error`` is a sentence, or None."""
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "version": VERSION,
         "python": platform.python_version(),
         "error": None,
@@ -29,16 +30,17 @@ def look(launcher: str) -> dict[str, Any]:
     try:
         library = mpi_library(sys.executable)
         path = find_launcher(launcher, prefix=sys.prefix, path=os.environ.get("PATH", ""))
-        identity = identify(path)
-        check_library(identity, library)
+        name, found = identify(path, FAMILIES, library=library, environ=os.environ)
+        check_library(found, FAMILIES[name])
     except PreflightError as error:
-        return {**found, "error": str(error)}
+        return {**facts, "error": str(error)}
     return {
-        **found,
+        **facts,
         "mpi_library": library,
         "launcher": path,
-        "flavour": identity.flavour,
-        "launcher_version": identity.version,
+        "family": name,
+        "flavour": found.flavour,
+        "launcher_version": found.version,
     }
 
 

@@ -28,7 +28,8 @@ ID = "sha256:0123456789abcdef"
 OTHER = "n1.invalid"  # no machine has this name
 FACTS = {
     "version": VERSION, "python": "3.12.1", "error": None, "mpi_library": "Open MPI v5.0.11",
-    "launcher": "/opt/kvcache/bin/mpirun", "flavour": "openmpi-5", "launcher_version": "5.0.11",
+    "launcher": "/opt/kvcache/bin/mpirun", "flavour": "openmpi-5", "family": "openmpi",
+    "launcher_version": "5.0.11",
 }  # fmt: skip
 NO_IMAGE = (1, "", "Error: No such image: kv:1")
 
@@ -161,7 +162,10 @@ def test_launcher_and_library_are_those_of_the_image(path: str) -> None:
         ((1, "", "x\nNo module named y"), "--kv-image is kv:1, whose /opt/kvcache/bin/python has"),
         ((0, {**FACTS, "version": "0"}, ""), "--kv-image is kv:1, which has pytest-kvcache 0, "),
         ((0, {**FACTS, "error": "no mpirun"}, ""), "in the image kv:1: no mpirun"),
-        ((0, {**FACTS, "flavour": "hydra"}, ""), "--kv-mpi-bin is /opt/kvcache/bin/mpirun, which"),
+        (
+            (0, {**FACTS, "flavour": "hydra", "family": "hydra"}, ""),
+            "--kv-mpi-bin is /opt/kvcache/bin/mpirun, which",
+        ),
         ((125, "", "docker: Error response from daemon: out of luck."), "docker on host "),
     ],
 )

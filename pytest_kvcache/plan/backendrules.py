@@ -1,0 +1,92 @@
+"""What a backend's traits allow of the options. Pure.
+
+``build_options`` knows no backends: they come from plugins, which the options name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_kvcache.errors import OptionError, did_you_mean
+from pytest_kvcache.masking import MASK, Secrets
+
+if TYPE_CHECKING:
+    from pytest_kvcache.backends.traits import BackendTraits
+    from pytest_kvcache.options.options import Options
+
+_FLAG = "--kv-backend-option"
+
+
+def check_backend(options: Options, traits: BackendTraits) -> None:
+    """Raise OptionError for what the chosen backend would ignore, or can't do."""
+    _check_slo(options, traits)
+    _check_store(options, traits)
+    _check_storage(options, traits)
+    _check_settings(options, traits)
+
+
+def secrets_of(options: Options, traits: BackendTraits) -> Secrets:
+    """The backend's settings that nobody may see."""
+    given = options.backend_option
+    return Secrets({name: given[name] for name in given if name in traits.secrets})
+
+
+def shown_settings(options: Options, traits: BackendTraits) -> dict[str, str]:
+    """The backend's settings as anybody may see them."""
+    return {
+        name: MASK if name in traits.secrets else value
+        for name, value in options.backend_option.items()
+    }
+
+
+def _check_slo(options: Options, traits: BackendTraits) -> None:
+    if options.slo and not traits.is_storage and not options.allow_invalid:
+        raise OptionError(
+            f"--kv-slo is {options.slo[0]} and --kv-backend is {options.backend}, which is no"
+            " storage, so the SLO would say nothing about any; use --kv-backend=file, or"
+            " --kv-allow-invalid to judge it all the same"
+        )
+
+
+def _check_store(options: Options, traits: BackendTraits) -> None:
+    """A store must be one of the backend's; auto is no choice of one."""
+    if options.store == "auto" or options.store in traits.stores:
+        return
+    name = "kv_store" if options.origins["store"] == "ini" else "--kv-store"
+    known = f"only {', '.join(traits.stores)}" if traits.stores else "no choice of stores"
+    raise OptionError(
+        f"{name} is {options.store} and --kv-backend is {options.backend}, which has {known}; leave"
+        " the store out or use --kv-backend=file"
+    )
+
+
+def _check_storage(options: Options, traits: BackendTraits) -> None:
+    """Backends without storage keep nothing and sync nothing; an ini may serve other runs."""
+    if traits.is_storage:
+        return
+    for name, asked in (("keep", options.keep), ("sync", options.sync == "data")):
+        if asked and options.overrides(name):
+            flag = "--kv-keep" if name == "keep" else "--kv-sync=data"
+            raise OptionError(
+                f"{flag} is given and --kv-backend is {options.backend}, which is no storage and"
+                f" would ignore it; leave out {flag}, or use --kv-backend=file"
+            )
+
+
+def _check_settings(options: Options, traits: BackendTraits) -> None:
+    """Only settings that the backend knows, and all that it needs."""
+    known = {option.name: option for option in traits.options}
+    flag = "kv_backend_option" if options.origins.get("backend_option") == "ini" else _FLAG
+    told = "; ".join(f"{name}: {option.meaning}" for name, option in known.items())
+    for name in options.backend_option:
+        if name not in known:
+            raise OptionError(
+                f"{flag} has {name!r}{did_you_mean(name, known)}, which the backend"
+                f" {options.backend} does not know; it knows {told or 'none, so leave it out'}"
+            )
+    for name, option in known.items():
+        if option.required and name not in options.backend_option:
+            raise OptionError(
+                f"--kv-backend is {options.backend}, which needs {name} ({option.meaning}); give it"
+                f" by {_FLAG} {name}=VALUE"
+            )
