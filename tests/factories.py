@@ -20,16 +20,12 @@ import numpy as np
 
 from pytest_kvcache.backends.protocol import BackendFacts
 from pytest_kvcache.backends.traits import BackendTraits
-from pytest_kvcache.cache.index import CacheIndex
-from pytest_kvcache.engine.engine import Engine
-from pytest_kvcache.engine.transfers import TransferSettings
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.hosts.cluster import Survey
 from pytest_kvcache.hosts.facts import HostFacts
 from pytest_kvcache.hosts.hostlist import HostRanks, RankLayout
 from pytest_kvcache.measure.counters import nothing_counted
 from pytest_kvcache.measure.histogram import Histogram
-from pytest_kvcache.measure.recorder import DELETE, READ, WRITE, Recorder, Window
 from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.measure.series import KINDS, Cut, Series, SeriesLedger, coarse_index
 from pytest_kvcache.models import MODELS, ModelSpec
@@ -48,7 +44,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pytest_kvcache.backends.protocol import Backend, BackendPlan
-    from pytest_kvcache.engine.payload import Payload
     from pytest_kvcache.options.options import Options
     from pytest_kvcache.traces.read import Trace
     from pytest_kvcache.workloads.protocol import Workload, WorkloadContext, WorkloadFamily
@@ -99,6 +94,7 @@ def make_plan(**changes: Any) -> Plan:
         "capacity_blocks": 10_000,
         "need_blocks": 10_000,
         "queue_depth": 4,
+        "transfer_size": 4 << 20,
         "cores": "shared",
         "verify": "full",
         "data": "normal",
@@ -411,222 +407,6 @@ class Bookkeeper:
         return stored.length == self.object_bytes and stored.synced == self.syncs
 
 
-@dataclass(eq=False)
-class Call:
-    """One call of a backend that a `Stage` holds back."""
-
-    kind: int
-    name: str
-    offset: int
-    at_ns: int
-    error: str | None = None
-    released: bool = False
-
-    def __str__(self) -> str:
-        kind = {READ: "get", WRITE: "put", DELETE: "delete"}[self.kind]
-        return f"{kind} {self.name}" + (f" @{self.offset}" if self.offset else "")
-
-
-class Stage:
-    """A backend whose calls last until the test ends them (implements ``Backend``).
-
-    While ``open_ended`` is true, calls end at once. ``calls`` are all calls ever begun.
-    """
-
-    def __init__(self, clock: Callable[[], int]) -> None:
-        self._clock = clock
-        self._changed = threading.Condition()
-        self.open_ended = False
-        self.calls: list[Call] = []
-
-    def open(self, plan: BackendPlan) -> BackendFacts:
-        del plan
-        return BackendFacts(io_mode="none", io_note=None)
-
-    def put_from(self, key: str, offset: int, buffer: memoryview) -> None:
-        del buffer
-        self._play(WRITE, key, offset)
-
-    def get_into(self, key: str, offset: int, buffer: memoryview) -> None:
-        del buffer
-        self._play(READ, key, offset)
-
-    def delete(self, key: str) -> None:
-        self._play(DELETE, key, 0)
-
-    def sync(self, key: str) -> None:
-        """Nothing to hold back."""
-
-    def close(self) -> None:
-        self.release_all()
-
-    def _play(self, kind: int, key: str, offset: int) -> None:
-        with self._changed:
-            call = Call(kind, name_of(key), offset, self._clock())
-            self.calls.append(call)
-            self._changed.notify_all()
-            while not (call.released or self.open_ended):
-                self._changed.wait()
-            call.released = True
-        if call.error is not None:
-            raise StorageError(f"{HOST}: {call.error}")
-
-    @property
-    def pending(self) -> list[Call]:
-        """Calls that have not ended."""
-        return [call for call in self.calls if not call.released]
-
-    def expect(self, *shown: str) -> list[Call]:
-        """Wait until exactly these calls are pending (in any order); return them so."""
-        wanted = sorted(shown)
-        with self._changed:
-            found = self._changed.wait_for(
-                lambda: sorted(map(str, self.pending)) == wanted, PATIENCE_S
-            )
-            assert found, f"pending are {[str(c) for c in self.pending]}, expected {wanted}"
-            by_name = {str(call): call for call in self.pending}
-        return [by_name[name] for name in shown]
-
-    def release(self, *calls: Call, error: str | None = None) -> None:
-        """End these calls; with ``error`` they fail."""
-        with self._changed:
-            for call in calls:
-                call.error = error
-                call.released = True
-            self._changed.notify_all()
-
-    def release_all(self) -> None:
-        """End every call, from now on at once."""
-        with self._changed:
-            self.open_ended = True
-            self._changed.notify_all()
-
-
-# --- engines ------------------------------------------------------------------------------
-
-
-class Rig:
-    """An engine in a thread of its own, on a clock and a backend that the test moves."""
-
-    def __init__(
-        self,
-        workload: Workload,
-        backend: Backend,
-        *,
-        clock: Callable[[], int],
-        capacity_blocks: int | None = None,
-        payload: Payload | None = None,
-        block_tokens: int = 1,
-        generation_s_per_token: float = 0.0,
-        phase: str = "both",
-        **changes: Any,
-    ) -> None:
-        values: dict[str, Any] = {
-            "queue_depth": 2,
-            "object_bytes": PAGE,
-            "stored_bytes": PAGE,
-            "chunk_bytes": PAGE,
-            "sync": False,
-            "verify": "off",
-        }
-        self.clock = clock
-        self.recorder = Recorder()
-        self.index = CacheIndex(capacity_blocks, changes.get("objects_per_block", 1))
-        self.engine = Engine(
-            settings=TransferSettings(**values | changes),
-            block_tokens=block_tokens,
-            generation_s_per_token=generation_s_per_token,
-            phase=phase,
-            backend=backend,
-            index=self.index,
-            workload=workload,
-            payload=payload,
-            recorder=self.recorder,
-            clock=clock,
-        )
-        self.error: BaseException | None = None
-        self.stopped_ns = 0
-        self.start_ns = 0
-        self.stop = False
-        self._thread: threading.Thread | None = None
-
-    def populate(self) -> None:
-        """Start the threads and store the workload's population; ends every call."""
-        backend = self.engine.pool._backend
-        if isinstance(backend, Stage):
-            backend.open_ended = True
-        self.engine.populate(lambda: False)
-        if isinstance(backend, Stage):
-            backend.open_ended = False
-            backend.calls.clear()
-
-    def start(
-        self, *, ramp_ns: int = 0, window_ns: int | None = None, drain_s: float = PATIENCE_S
-    ) -> None:
-        """Populate, then run from now on, in the background."""
-        self.populate()
-        if isinstance(self.clock, FakeClock):
-            self.clock.advance(S)
-        self.start_ns = self.clock()
-        begin_ns = self.start_ns + ramp_ns
-        end_ns = None if window_ns is None else begin_ns + window_ns
-        self.recorder.open_window(Window(begin_ns, end_ns))
-
-        def run() -> None:
-            try:
-                self.stopped_ns = self.engine.run(
-                    start_ns=self.start_ns, end_ns=end_ns, drain_s=drain_s, tick=self._tick
-                )
-            except BaseException as error:  # noqa: BLE001  the test's thread looks at it
-                self.error = error
-
-        self._thread = threading.Thread(target=run, daemon=True)
-        self._thread.start()
-
-    def _tick(self) -> bool:
-        return self.stop
-
-    def wake(self) -> None:
-        """Let the main loop look at the clock."""
-        with self.engine._lock:
-            self.engine._main.notify_all()
-
-    def advance(self, ns: int) -> None:
-        """Move the fake clock, and let the main loop see it."""
-        assert isinstance(self.clock, FakeClock)
-        self.clock.advance(ns)
-        self.wake()
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the run is over."""
-        return self._thread is not None and not self._thread.is_alive()
-
-    def finish(self) -> None:
-        """Wait for the end of the run, end the threads, book everything."""
-        assert self._thread is not None
-        self._thread.join(PATIENCE_S)
-        assert not self._thread.is_alive(), "the engine did not come to its end"
-        if self.error is not None:
-            raise self.error
-        self.engine.close()
-        self.recorder.finish()
-
-    def run(self, **spans: Any) -> None:
-        """``start`` and ``finish``."""
-        self.start(**spans)
-        self.finish()
-
-    def sums(self, begin_ns: int = 0, end_ns: int | None = None) -> dict[str, int]:
-        """What the ledger holds."""
-        ledger = self.recorder.ledger
-        return ledger.sums(begin_ns, ledger.end_ns if end_ns is None else end_ns)
-
-    def histogram(self, section: str) -> Histogram:
-        """One of the recorder's histograms."""
-        return self.recorder.histograms[section]
-
-
 def extremes(histogram: Histogram) -> tuple[int, int | None, int | None, int]:
     """Count, smallest, largest and sum: all that is exact."""
     return histogram.count, histogram.min_ns, histogram.max_ns, histogram.sum_ns
@@ -896,6 +676,8 @@ def rank_result(rank: int = 0, **changes: Any) -> RankResult:
         "population_s": 1.0,
         "mean_depth": 4.0,
         "longest_pause_s": 0.1,
+        "reap_lag_mean_ms": 0.01,
+        "reap_lag_p99_ms": 0.05,
         "stalls": (),
         "io_mode": "direct",
         "io_note": None,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import mmap
 import threading
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pytest_kvcache.backends.posix.backend import StoreBackend
@@ -18,7 +17,7 @@ from pytest_kvcache.ioengines.ring import FileEngine, RingEngine, SlabEngine
 from pytest_kvcache.ioengines.uring import Ring
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
     from pytest_kvcache.ioengines.kernel import Queue

@@ -65,7 +65,7 @@ ROWS = (
     Row("ioengines", "backends measure system"),
     Row("engine", "backends cache ioengines measure workloads", foreign=("numpy",)),
     Row("hosts", "backends launchers system"),
-    Row("options", "hosts measure"),
+    Row("options", "backends hosts measure"),
     Row("plan", "options hosts launchers workloads traces cache backends registry system",
         foreign=("numpy",)),
     Row("results", "plan options measure registry system workloads"),

@@ -1,60 +1,113 @@
 """The exact LRU-prefix index of one tier: what is stored, what goes, who reads it.
 
-Pure logic on the request path: no I/O, no locks (the engine calls it under its own),
-no clock. Imports nothing but the standard library and what an object is.
+Pure logic on the request path: no I/O, no locks, no clock. Imports nothing but the
+standard library and what an object is.
 
-Why it is exact: an LRU cache of C blocks always holds the C most recently used keys,
-so its content after a request is the request's own keys followed by the others in
-their old order, cut at C. Choosing victims among the others first therefore leaves
-the content that the literal loop leaves (touch or insert the keys one by one, last
-key first, evicting the least recent), and deletes no block only to write it again.
+The law, whatever the sizes: after a request the tier holds the request's own keys, as
+many leading ones as fit into the capacity, followed by the others in their old order,
+cut before the first one that no longer fits. (Nothing smaller behind that one stays:
+what is kept never depends on anything but the order of use and the sizes before it.)
 
-Why the storage holds no more than the capacity: an admission has at most as many
-victims as inserts, an insert can't be evicted before it is committed, and the caller
-deletes objects before their room is used again (see `Admission`, `CacheIndex.roll_back`
-and `CacheIndex.drop`).
+Why that is exact LRU: the literal loop (touch or insert the keys one by one, last key
+first, evicting the least recent block until the next one fits) evicts from the end of
+the order only. Another's block that survives by the law is never evicted there, since
+at each step what lies above it, and so the sum, is a part of what the law adds up;
+and one that the loop keeps has all above it kept, so that the sum fits by the law too.
+Choosing victims among the others first therefore leaves the content that the loop
+leaves, and deletes no block only to write it again.
+
+Why the storage holds no more than the capacity: what is stored and what is reserved
+are counted together and never exceed it, an insert can't be evicted before it is
+committed, and the caller deletes objects before their room is used again (see
+`Admission`, `CacheIndex.roll_back` and `CacheIndex.drop`). Where sizes differ, victims
+may take more than the inserts they make room for: the rest of their room is nobody's
+until `CacheIndex.deleted`.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from bisect import bisect_right
+from collections import OrderedDict, deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import accumulate, compress
+from operator import not_
+from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_kvcache.cache.identity import Identity
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+
+# Added to what is unwritten of a slot that was rolled back: it is never present any more.
+_GIVEN_UP = 1 << 40
 
 
 class Slot:
     """One block of the tier: the place of one stored object, or of one per layer.
 
-    ``object_key`` is what a backend stores under: the key in hex, a dot, and the
-    generation, which no other block of the index ever had (objects of a layer have the
-    layer's number added); ``identity`` is what the object says of itself, likewise.
-    ``unwritten`` counts the objects that are not stored yet, ``present`` is true once
-    there are none; ``pins`` counts the admissions that read it now. Only `CacheIndex`
-    changes a slot, but for ``was_read``, which is its user's.
+    ``block_bytes`` is the block's data, ``stored_bytes`` what its objects take of the
+    capacity, each padded. ``unwritten`` counts the objects that are not stored yet,
+    ``pins`` the admissions that read it now. Only `CacheIndex` changes a slot, but for
+    ``was_read``, which is its user's.
     """
 
     __slots__ = (
-        "identity", "key", "object_key", "pins", "present", "unwritten", "was_read",
+        "_identity", "_object_key", "_tag", "block_bytes", "generation", "key", "pins",
+        "stored_bytes", "unwritten", "was_read",
     )  # fmt: skip
 
-    def __init__(self, key: bytes, generation: int, objects: int = 1) -> None:
+    _identity: Identity
+    _object_key: str
+    _tag: int
+
+    def __init__(
+        self, key: bytes, generation: int, objects: int, block_bytes: int, stored_bytes: int
+    ) -> None:
         self.key = key
-        self.object_key = f"{key.hex()}.{generation}"
-        self.identity = Identity(key, generation)
-        self.present = False
+        self.generation = generation
         self.unwritten = objects
+        self.block_bytes = block_bytes
+        self.stored_bytes = stored_bytes
         self.pins = 0
         self.was_read = False
 
+    # Made at first use, once: a block that is only counted needs none of them.
+
     @property
-    def generation(self) -> int:
-        """Of slots of one index, the younger one has the higher one."""
-        return self.identity.generation
+    def object_key(self) -> str:
+        """What a backend stores under: the key in hex, a dot, and the generation.
+
+        No other block of the index ever had that generation; objects of a layer have
+        the layer's number added.
+        """
+        try:
+            return self._object_key
+        except AttributeError:
+            self._object_key = made = f"{self.key.hex()}.{self.generation}"
+            return made
+
+    @property
+    def identity(self) -> Identity:
+        """What the object says of itself; that of a layer, with its part."""
+        try:
+            return self._identity
+        except AttributeError:
+            self._identity = made = Identity(self.key, self.generation)
+            return made
+
+    @property
+    def tag(self) -> int:
+        """The tag of that identity."""
+        try:
+            return self._tag
+        except AttributeError:
+            self._tag = made = self.identity.tag
+            return made
+
+    @property
+    def present(self) -> bool:
+        """Whether all its objects are stored."""
+        return not self.unwritten
 
     def __repr__(self) -> str:
         state = "present" if self.present else "pending"
@@ -80,35 +133,72 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """The request can't be decided before ``slot`` is committed, released or gone."""
+    """The request can't be decided before ``slot`` is committed, released, gone or deleted."""
 
     slot: Slot
 
 
-class CacheIndex:
-    """Slots of one tier in LRU order, at most ``capacity_blocks`` (None: without limit).
+class Kept(NamedTuple):
+    """The leading keys of a request that fit into a tier, and what is there of them.
 
-    ``objects_per_block``: how many objects a block is stored as, each of them committed.
-    The counters ``prompt_blocks``, ``hit_blocks`` and ``evictions`` grow with every
-    admission and are never reset; take differences.
+    ``sizes`` are their blocks' bytes, ``stored`` what these take of the capacity;
+    ``head`` are the slots before the first key that is missing, ``rest`` what is there
+    (or None) of that key and those behind it.
     """
 
-    def __init__(self, capacity_blocks: int | None, objects_per_block: int = 1) -> None:
-        if capacity_blocks is not None and capacity_blocks < 0:
-            raise ValueError(f"capacity_blocks is {capacity_blocks}; it must be at least 0")
-        self.capacity_blocks = capacity_blocks
+    keys: Sequence[bytes]
+    own: set[bytes]
+    sizes: Sequence[int]
+    stored: Sequence[int]
+    head: list[Slot]
+    rest: list[Slot | None]
+
+    @property
+    def missing_bytes(self) -> int:
+        """What the blocks that are not there would take of the capacity."""
+        return sum(compress(self.stored[len(self.head) :], map(not_, self.rest)))
+
+
+class CacheIndex:
+    """Slots of one tier in LRU order, at most ``capacity_bytes`` (None: without limit).
+
+    ``objects_per_block``: how many objects of equal size a block is stored as, each of
+    them committed; ``page_bytes``: each of them takes whole pages of so many bytes of the
+    capacity. Sizes of blocks (``sizes``) are the bytes of their data, never padded: one
+    int where all blocks of a request are equal, else one for each key; a key's block
+    always has the same size. The counters ``prompt_blocks``, ``hit_blocks`` and
+    ``evictions`` grow with every admission and are never reset; take differences.
+    """
+
+    def __init__(
+        self, capacity_bytes: int | None, *, page_bytes: int, objects_per_block: int = 1
+    ) -> None:
+        if capacity_bytes is not None and capacity_bytes < 0:
+            raise ValueError(f"capacity_bytes is {capacity_bytes}; it must be at least 0")
+        self.capacity_bytes = capacity_bytes
+        self.page_bytes = page_bytes
         self.objects_per_block = objects_per_block
         self.prompt_blocks = 0
         self.hit_blocks = 0
         self.evictions = 0
         self._slots: OrderedDict[bytes, Slot] = OrderedDict()  # least recently used first
+        self._used_bytes = 0
         self._present_blocks = 0
         self._generation = 0
+        # By last victims: what the victims of an admission take beyond its inserts, until deleted.
+        self._leaving: dict[Slot, int] = {}
+        self._leaving_bytes = 0
+        self._only_size: int | None = None  # of all blocks there have ever been; 0: they differ
 
     @property
     def used_blocks(self) -> int:
-        """Blocks stored or reserved; never more than the capacity."""
+        """Blocks stored or reserved."""
         return len(self._slots)
+
+    @property
+    def used_bytes(self) -> int:
+        """What they take of the capacity; never more than that."""
+        return self._used_bytes
 
     @property
     def generation(self) -> int:
@@ -117,45 +207,39 @@ class CacheIndex:
 
     def stored(self) -> list[Slot]:
         """All slots that are completely stored, least recently used first."""
-        return [slot for slot in self._slots.values() if slot.present]
+        return [slot for slot in self._slots.values() if not slot.unwritten]
 
     @property
     def present_blocks(self) -> int:
         """Blocks that are completely stored."""
         return self._present_blocks
 
-    def admit(self, keys: Sequence[bytes], prompt_blocks: int) -> Admission | Blocked:
+    def admit(
+        self, keys: Sequence[bytes], prompt_blocks: int, sizes: int | Sequence[int]
+    ) -> Admission | Blocked:
         """Decide one request: count its hits, touch its keys, reserve what is missing.
 
         ``keys`` are distinct: the prompt's ``prompt_blocks`` keys, then those of the
-        output's blocks, which are stored but never hits. Only the first
-        ``capacity_blocks`` of them are kept. Present keys after the leading run are
-        touched, not read. Changes nothing when it returns `Blocked`: that is when the
-        next key of the leading run, or a victim that LRU order demands, is still being
-        stored (or, a victim, read); waiting keeps the content independent of the
-        storage's speed. Raises ValueError for repeated keys.
+        output's blocks, which are stored but never hits. Only as many leading ones as
+        fit into the capacity are kept. Present keys after the leading run are touched,
+        not read. Changes nothing when it returns `Blocked`: that is when the next key of
+        the leading run, or a victim that LRU order demands, is still being stored (or, a
+        victim, read), or when room that is needed is still being deleted; waiting keeps
+        the content independent of the storage's speed.
+        Raises ValueError for repeated keys, and for sizes that are none.
         """
         if not 0 <= prompt_blocks <= len(keys):
             raise ValueError(f"prompt_blocks is {prompt_blocks}; it must be 0 to {len(keys)}")
-        own = set(keys)
-        if len(own) != len(keys):
-            raise ValueError("the keys of a request repeat; prefix-chained keys are distinct")
-        if self.capacity_blocks is not None and len(keys) > self.capacity_blocks:
-            keys = keys[: self.capacity_blocks]
-            own = set(keys)
-        found = list(map(self._slots.get, keys))
-        hits = _leading_run(found[:prompt_blocks])
-        if isinstance(hits, Blocked):
-            return hits
-        victims = self._victims(own, found.count(None))
+        kept = self.keep(keys, sizes)
+        hits = kept.head[:prompt_blocks]
+        if (pending := first_pending(hits)) is not None:
+            return Blocked(pending)
+        victims = self.victims(kept)
         if isinstance(victims, Blocked):
             return victims
-        self._evict(victims)
-        inserts = self._touch(keys, found)
-        for slot in hits:
-            slot.pins += 1
-        self.prompt_blocks += prompt_blocks
-        self.hit_blocks += len(hits)
+        self.evict(victims, kept)
+        inserts = self.touch(kept)
+        self._pin(hits, prompt_blocks)
         return Admission(hits=hits, inserts=inserts, victims=victims, prompt_blocks=prompt_blocks)
 
     def look_up(self, keys: Sequence[bytes], prompt_blocks: int) -> Admission | Blocked:
@@ -163,24 +247,20 @@ class CacheIndex:
 
         ``keys`` and the answer as in ``admit``.
         """
-        keys = keys[:prompt_blocks]
-        if self.capacity_blocks is not None:
-            keys = keys[: self.capacity_blocks]
-        hits = _leading_run(list(map(self._slots.get, keys)))
-        if isinstance(hits, Blocked):
-            return hits
-        for slot in hits:
-            slot.pins += 1
-        self.prompt_blocks += prompt_blocks
-        self.hit_blocks += len(hits)
+        hits = self.leading_run(keys[:prompt_blocks])
+        if (pending := first_pending(hits)) is not None:
+            return Blocked(pending)
+        self._pin(hits, prompt_blocks)
         return Admission(hits=hits, inserts=[], victims=[], prompt_blocks=prompt_blocks)
 
-    def has_room_for(self, keys: Sequence[bytes]) -> bool:
+    def has_room_for(self, keys: Sequence[bytes], sizes: int | Sequence[int]) -> bool:
         """Return whether all these distinct keys could be stored without a victim."""
-        if self.capacity_blocks is None:
+        if self.capacity_bytes is None:
             return True
-        missing = sum(key not in self._slots for key in keys)
-        return len(self._slots) + missing <= self.capacity_blocks
+        kept = self.keep(keys, sizes)
+        whole = len(kept.keys) == len(keys)
+        taken_bytes = self._used_bytes + self._leaving_bytes
+        return whole and taken_bytes + kept.missing_bytes <= self.capacity_bytes
 
     def commit(self, slot: Slot) -> None:
         """Say that an object of a reserved slot is completely stored; the last makes it present.
@@ -189,23 +269,28 @@ class CacheIndex:
         the one that failed never is, so it does not become present.
         """
         left = slot.unwritten - 1
-        if left < 0 or (not left and self._slots.get(slot.key) is not slot):
+        if left < 0 or left == _GIVEN_UP:
             raise ValueError(f"{slot!r} is committed; only a reserved slot can be")
         slot.unwritten = left
-        if left:
-            return
-        slot.present = True
-        self._present_blocks += 1
+        if not left:
+            self._present_blocks += 1
 
     def roll_back(self, slot: Slot) -> None:
         """Give up a reserved slot whose store failed; delete what was written first.
 
         Once more for another object of it that failed does nothing.
         """
-        if slot.present:
+        if not slot.unwritten:
             raise ValueError(f"{slot!r} is rolled back; only a reserved slot can be")
-        if self._slots.get(slot.key) is slot:
+        if slot.unwritten < _GIVEN_UP:
+            slot.unwritten += _GIVEN_UP
             del self._slots[slot.key]
+            self._used_bytes -= slot.stored_bytes
+
+    def deleted(self, admission: Admission) -> None:
+        """Say that the objects of all its victims are deleted: all they took is free now."""
+        if admission.victims:
+            self._leaving_bytes -= self._leaving.pop(admission.victims[-1], 0)
 
     def release(self, admission: Admission) -> None:
         """Unpin the hits of an admission, once, when they were read."""
@@ -221,57 +306,136 @@ class CacheIndex:
         """
         if slot.present and self._slots.get(slot.key) is slot:
             del self._slots[slot.key]
+            self._used_bytes -= slot.stored_bytes
             self._present_blocks -= 1
 
-    def _victims(self, own: set[bytes], missing: int) -> list[Slot] | Blocked:
-        """Return the least recent slots outside ``own`` that make room for ``missing``."""
+    # --- the steps of an admission, for whoever decides several tiers at once --------------
+
+    def keep(self, keys: Sequence[bytes], sizes: int | Sequence[int]) -> Kept:
+        """Return the leading keys that fit into the capacity, and what is there of them."""
+        own = set(keys)
+        if len(own) != len(keys):
+            raise ValueError("the keys of a request repeat; prefix-chained keys are distinct")
+        if isinstance(sizes, int):
+            fitting = self._fitting(sizes, len(keys))
+            each, stored = [sizes] * fitting, [self.padded_bytes(sizes)] * fitting
+        elif len(sizes) == len(keys):
+            stored = list(map(self.padded_bytes, sizes))
+            fitting = len(keys)
+            if self.capacity_bytes is not None:
+                fitting = bisect_right(list(accumulate(stored)), self.capacity_bytes)
+            each, stored = list(sizes[:fitting]), stored[:fitting]
+        else:
+            raise ValueError(f"a request has {len(sizes)} sizes for its {len(keys)} keys")
+        if fitting < len(keys):
+            keys = keys[:fitting]
+            own = set(keys)
+        head = self.leading_run(keys)
+        rest = list(map(self._slots.get, keys[len(head) :]))
+        if sizes != self._only_size:
+            self._check_sizes(sizes, each, [*head, *rest])
+        return Kept(keys, own, each, stored, head, rest)
+
+    def leading_run(self, keys: Iterable[bytes]) -> list[Slot]:
+        """Return the slots, stored or reserved, of the keys before the first missing one."""
+        run: list[Slot] = []
+        try:
+            run.extend(map(self._slots.__getitem__, keys))  # a loop in C
+        except KeyError:
+            return run  # with what came before it
+        return run
+
+    def victims(self, kept: Kept) -> list[Slot] | Blocked:
+        """Return the least recent slots of others that make room for what is missing."""
         victims: list[Slot] = []
-        if self.capacity_blocks is None:
+        if self.capacity_bytes is None:
             return victims
-        count = len(self._slots) + missing - self.capacity_blocks
-        if count <= 0:
-            return victims
-        for slot in self._slots.values():
-            if slot.key in own:
-                continue
-            if slot.pins or not slot.present:
-                return Blocked(slot)
-            victims.append(slot)
-            if len(victims) == count:
-                break
+        left_bytes = self.capacity_bytes - self._used_bytes - kept.missing_bytes
+        if left_bytes < 0:
+            own = kept.own
+            for slot in self._slots.values():
+                if slot.key in own:
+                    continue
+                if slot.pins or slot.unwritten:
+                    return Blocked(slot)
+                victims.append(slot)
+                left_bytes += slot.stored_bytes
+                if left_bytes >= 0:
+                    break
+        if self._leaving_bytes > left_bytes:
+            return Blocked(next(iter(self._leaving)))
         return victims
 
-    def _evict(self, victims: list[Slot]) -> None:
+    def evict(self, victims: list[Slot], kept: Kept) -> None:
+        """Forget them in favour of what is missing; the caller deletes their objects."""
+        slots, freed_bytes = self._slots, 0
         for slot in victims:
-            del self._slots[slot.key]
+            del slots[slot.key]
+            freed_bytes += slot.stored_bytes
+        self._used_bytes -= freed_bytes
         self._present_blocks -= len(victims)
         self.evictions += len(victims)
+        if (surplus_bytes := freed_bytes - kept.missing_bytes) > 0:
+            self._leaving[victims[-1]] = surplus_bytes
+            self._leaving_bytes += surplus_bytes
 
-    def _touch(self, keys: Sequence[bytes], found: list[Slot | None]) -> list[Slot]:
+    def touch(self, kept: Kept) -> list[Slot]:
         """Move or insert the keys, last key first; return the new slots in prompt order."""
-        slots = self._slots
-        move_to_end = slots.move_to_end
-        generation, objects = self._generation, self.objects_per_block
+        slots, objects, head = self._slots, self.objects_per_block, len(kept.head)
+        generation, used_bytes = self._generation, self._used_bytes
         inserts: list[Slot] = []
-        for key, slot in zip(reversed(keys), reversed(found), strict=True):
+        rows = zip(kept.keys[head:], kept.sizes[head:], kept.stored[head:], kept.rest, strict=True)
+        for key, size, stored, slot in reversed(list(rows)):
             if slot is None:
                 generation += 1
-                slots[key] = fresh = Slot(key, generation, objects)
+                used_bytes += stored
+                slots[key] = fresh = Slot(key, generation, objects, size, stored)
                 inserts.append(fresh)
             else:
-                move_to_end(key)
-        self._generation = generation
+                slots.move_to_end(key)
+        self._generation, self._used_bytes = generation, used_bytes
+        deque(map(slots.move_to_end, reversed(kept.keys[:head])), maxlen=0)  # likewise
         inserts.reverse()
         return inserts
 
+    def padded_bytes(self, block_bytes: int) -> int:
+        """What a block of so many bytes takes of the capacity."""
+        object_bytes, rest = divmod(block_bytes, self.objects_per_block)
+        if object_bytes < 1 or rest:
+            raise ValueError(
+                f"a block has {block_bytes} bytes; it must have some, and as many in each of its"
+                f" {self.objects_per_block} objects"
+            )
+        return -(-object_bytes // self.page_bytes) * self.page_bytes * self.objects_per_block
 
-def _leading_run(found: list[Slot | None]) -> list[Slot] | Blocked:
-    """Return the slots before the first gap, or the first of them that is still stored."""
-    run: list[Slot] = []
-    for slot in found:
-        if slot is None:
-            break
-        if not slot.present:
-            return Blocked(slot)
-        run.append(slot)
-    return run
+    def _fitting(self, block_bytes: int, count: int) -> int:
+        """How many of so many equal blocks fit."""
+        if self.capacity_bytes is None:
+            return count
+        return min(count, self.capacity_bytes // self.padded_bytes(block_bytes))
+
+    def _check_sizes(
+        self, sizes: int | Sequence[int], each: Sequence[int], found: Sequence[Slot | None]
+    ) -> None:
+        """Raise ValueError if a block is said to have another size than when it was stored."""
+        first = self._only_size is None and isinstance(sizes, int)
+        self._only_size = sizes if first and isinstance(sizes, int) else 0
+        for size, slot in zip(each, found, strict=True):
+            if slot is not None and slot.block_bytes != size:
+                raise ValueError(
+                    f"{slot!r} has {slot.block_bytes} bytes, and is asked for as {size}"
+                )
+
+    def _pin(self, hits: list[Slot], prompt_blocks: int) -> None:
+        for slot in hits:
+            slot.pins += 1
+        self.prompt_blocks += prompt_blocks
+        self.hit_blocks += len(hits)
+
+
+def first_pending(slots: Iterable[Slot]) -> Slot | None:
+    """Return the first one that is still being stored."""
+    for slot in slots:
+        if slot.unwritten:
+            return slot
+    return None

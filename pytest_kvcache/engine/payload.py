@@ -51,27 +51,58 @@ _WORD_MASK = 0xFFFF_FFFF_FFFF_FFFF
 # Measured on a core with 512 KiB of second-level cache: longer bases fall out of it, and
 # shorter ones cost more calls.
 _PIECE_BYTES = 256 * 1024
+# So far a piece is looked for in the same object; chance finds one once in 2**33 times.
+_LARGEST_OBJECT_BYTES = 1 << 40
 # As the first word of a sector: chance puts it there once in 2**64 times.
 _POISON = 0xDEAD_BEEF_DEAD_BEEF
 # numpy's only number of 16 bytes. Moved and never computed with, so any bits will do.
 _STAMPS = np.dtype("<c16")
 
 
-def _ask_for_huge_pages(memory: mmap.mmap) -> None:
-    """Before it is touched: the kernel pins the buffer of a direct transfer page by page.
+_HUGE_PAGE_BYTES = 2 << 20
+_MAP_HUGETLB = 0x40000  # Linux; Python has no name for it
 
-    With 1,024 small pages per chunk that took more CPU time than all the rest of a read,
-    and cuts a request to the device into more pieces. docs/speed.md has the figures.
+
+class Arena:
+    """Page-aligned memory for many buffers, of huge pages if they can be had; not touched yet.
+
+    The kernel pins the buffer of a direct transfer page by page. With 1,024 small pages per
+    chunk that took more CPU time than all the rest of a read, and cuts a request to the
+    device into more pieces. docs/speed.md has the figures.
     """
+
+    def __init__(self, size_bytes: int) -> None:
+        if size_bytes >= _HUGE_PAGE_BYTES:
+            size_bytes += -size_bytes % _HUGE_PAGE_BYTES
+        self._view = memoryview(_memory(size_bytes))
+        self._taken = 0
+
+    def take(self, size_bytes: int) -> memoryview:
+        """The next so many bytes, a multiple of 4096."""
+        begin, self._taken = self._taken, self._taken + size_bytes
+        return self._view[begin : self._taken]
+
+
+def _memory(size_bytes: int) -> mmap.mmap:
+    """Reserved huge pages if there are enough, else what the kernel makes huge by itself."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    if not size_bytes % _HUGE_PAGE_BYTES:
+        try:
+            return mmap.mmap(-1, size_bytes, flags=flags | _MAP_HUGETLB)
+        except OSError as error:
+            if error.errno not in (errno.ENOMEM, errno.EINVAL, errno.EPERM):
+                raise
+    memory = mmap.mmap(-1, size_bytes, flags=flags)
     try:
         memory.madvise(mmap.MADV_HUGEPAGE)
     except OSError as error:
         if error.errno != errno.EINVAL:  # a kernel that was built without them
             raise
+    return memory
 
 
 class Cut:
-    """The first bytes of a `ChunkBuffer`, as long as a transfer: made once, used for each.
+    """Some bytes of a `ChunkBuffer`, mostly a transfer's: made once, used for each.
 
     ``view`` is what backends transfer, ``words`` the same memory as little-endian uint64,
     ``stamps`` those of its units, each an item, for stamps lie in cache lines that all
@@ -81,24 +112,33 @@ class Cut:
     """
 
     __slots__ = (
-        "first_page", "head", "key", "right", "right_words", "stamps", "units", "view", "words",
+        "begin", "first_page", "head", "key", "right", "right_tags", "right_words", "stamps", "tag",
+        "units", "view", "words",
     )  # fmt: skip
 
     def __init__(
-        self, buffer: ChunkBuffer, length: int, unit_bytes: int, stamp: np.dtype[Any]
+        self,
+        buffer: ChunkBuffer,
+        length: int,
+        unit_bytes: int,
+        stamp: np.dtype[Any],
+        begin: int = 0,
     ) -> None:
-        if length % PAGE_BYTES or not 0 < length <= len(buffer.view):
+        if length % PAGE_BYTES or not 0 < length <= len(buffer.view) - begin:
             raise ValueError(
                 f"length is {length}; it must be a multiple of {PAGE_BYTES},"
-                f" at least that and at most {len(buffer.view)}"
+                f" at least that and at most {len(buffer.view) - begin}"
             )
         self.units = length // unit_bytes
-        self.view = buffer.view[:length]
-        self.head = buffer.view[:HEAD_BYTES]
-        self.words = buffer.words[: length // _WORD_BYTES]
+        self.begin = begin
+        self.view = buffer.view[begin : begin + length]
+        self.head = self.view[:HEAD_BYTES]
+        self.words = buffer.words[begin // _WORD_BYTES : (begin + length) // _WORD_BYTES]
         self.stamps = self.words.view(stamp)[:: unit_bytes // stamp.itemsize]
         self.right = np.zeros(self.units, stamp)
         self.right_words = self.right.view("<u8").reshape(self.units, -1)
+        self.right_tags = self.right_words[:, 0]
+        self.tag = -1  # in ``right``; -1: none yet
         self.key = np.zeros(1, "<u8")
         self.first_page = -1  # of the numbers in ``right``; -1: they are not made yet
 
@@ -120,7 +160,9 @@ class ChunkBuffer:
     ``has_head`` tells whether a write buffer's first page holds a head.
     """
 
-    __slots__ = ("_cuts", "_stamp", "_unit_bytes", "has_head", "model", "view", "words")
+    __slots__ = (
+        "_cuts", "_pieces", "_stamp", "_unit_bytes", "has_head", "model", "view", "words",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -128,17 +170,17 @@ class ChunkBuffer:
         unit_bytes: int = PAGE_BYTES,
         stamp: np.dtype[Any] = _STAMPS,
         model: ChunkBuffer | None = None,
+        memory: memoryview | None = None,
     ) -> None:
-        memory = mmap.mmap(-1, chunk_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        _ask_for_huge_pages(memory)
-        self.view = memoryview(memory)
-        self.words = np.frombuffer(memory, "<u8")
+        self.view = Arena(chunk_bytes).take(chunk_bytes) if memory is None else memory
+        self.words = np.frombuffer(self.view, "<u8")
         self.model = model
         self.has_head = False
         self.words.fill(0)
         self._unit_bytes = unit_bytes
         self._stamp = stamp
         self._cuts: dict[int, Cut] = {}
+        self._pieces: dict[tuple[int, int], Cut] = {}
 
     def cut(self, length: int) -> Cut:
         """The first ``length`` bytes; ValueError if they are no whole pages of the chunk."""
@@ -147,16 +189,27 @@ class ChunkBuffer:
             cut = self._cuts[length] = Cut(self, length, self._unit_bytes, self._stamp)
         return cut
 
+    def piece(self, begin: int, length: int) -> Cut:
+        """``length`` bytes from a page on."""
+        if not begin:
+            return self.cut(length)
+        cut = self._pieces.get((begin, length))
+        if cut is None:
+            cut = Cut(self, length, self._unit_bytes, self._stamp, begin)
+            self._pieces[begin, length] = cut
+        return cut
+
 
 class Payload:
     """Makes buffers of ``chunk_bytes``, stamps what is put, verifies what was got.
 
     ``chunk_bytes`` and every length are multiples of 4096 (else ValueError). Ranks give
-    different seeds, or their objects share a base. ``object_bytes`` is what an object's
-    head says of its length; without it, that of a chunk. Page numbers count from the
-    object's start: a chunk at byte ``offset`` has ``first_page = offset // 4096``. One
-    Payload serves all threads; a buffer serves one operation at a time. Use a buffer for
-    writing or for reading, never for both: a corrupt read must not leak into a later
+    different seeds, or their objects share a base. ``object_bytes`` is what the head of an
+    object says of its length where a call does not; without it, that of a chunk. Page
+    numbers count from the object's start: a chunk at byte ``offset`` has
+    ``first_page = offset // 4096``. One Payload serves all buffers; a buffer serves one
+    operation at a time. Use a buffer for writing or for reading, never for both: a corrupt
+    read must not leak into a later
     write.
     """
 
@@ -173,45 +226,69 @@ class Payload:
         words = np.random.Philox(seed).random_raw(self._base_bytes() // _WORD_BYTES)
         self._base = words.astype("<u8")
         self._ramp = np.arange(chunk_bytes // self._unit_bytes, dtype="<u8")
+        self._tag_of: tuple[Identity | None, int] = None, 0  # of the last one that was asked for
         self._poison = np.frombuffer(_STAMP.pack(_POISON, 0), self._stamp_type)[0]
 
     def _base_bytes(self) -> int:
         return self._chunk_bytes
 
-    def write_buffer(self) -> ChunkBuffer:
-        """Return a buffer that holds the base, so that a put needs stamps only."""
-        buffer = ChunkBuffer(self._chunk_bytes, self._unit_bytes, self._stamp_type)
+    def write_buffer(self, memory: memoryview | None = None) -> ChunkBuffer:
+        """Return a buffer that holds the base, so that a put needs stamps only.
+
+        In ``memory`` of the length of a chunk, or else in some of its own.
+        """
+        buffer = self._buffer(memory)
         buffer.words[:] = self._base
         return buffer
 
-    def read_buffer(self, model: ChunkBuffer | None = None) -> ChunkBuffer:
-        """Return a buffer of zeros for what is read.
+    def _buffer(self, memory: memoryview | None, model: ChunkBuffer | None = None) -> ChunkBuffer:
+        return ChunkBuffer(self._chunk_bytes, self._unit_bytes, self._stamp_type, model, memory)
 
-        ``model`` is a write buffer of the same thread, which a thorough check fills with
-        what should have been read; without it the buffer gets one of its own.
+    def read_buffer(
+        self, model: ChunkBuffer | None = None, memory: memoryview | None = None
+    ) -> ChunkBuffer:
+        """Return a buffer of zeros for what is read, in ``memory`` or in some of its own.
+
+        ``model`` is a write buffer that nothing is written from, which a thorough check
+        fills with what should have been read; without it the buffer gets one of its own.
         """
-        model = model or self.write_buffer()
-        return ChunkBuffer(self._chunk_bytes, self._unit_bytes, self._stamp_type, model)
+        return self._buffer(memory, model or self.write_buffer())
 
-    def stamp(self, buffer: ChunkBuffer, length: int, identity: Identity, first_page: int) -> None:
+    def stamp(
+        self,
+        buffer: ChunkBuffer,
+        length: int,
+        identity: Identity,
+        first_page: int,
+        object_bytes: int | None = None,
+    ) -> None:
         """Make the first ``length`` bytes those of the object from ``first_page`` on."""
-        self._make(buffer, buffer.cut(length), identity, first_page)
+        self._make(buffer, buffer.cut(length), identity, first_page, object_bytes)
 
-    def mark(self, buffer: ChunkBuffer, length: int, identity: Identity, first_page: int) -> None:
+    def mark(
+        self,
+        buffer: ChunkBuffer,
+        length: int,
+        identity: Identity,
+        first_page: int,
+        object_bytes: int | None = None,
+    ) -> None:
         """Make of a read buffer what passes the check that is not thorough: stamps and head."""
         cut = buffer.cut(length)
-        tag = identity.tag ^ self._origin
+        tag = self._tag(identity)
         self._compute(cut, tag, first_page)
         cut.stamps[:] = cut.right
         if not first_page:
-            cut.head[:] = self._head(tag, identity)
+            cut.head[:] = self._head(tag, identity, object_bytes)
 
-    def poison(self, buffer: ChunkBuffer, length: int, *, thorough: bool = False) -> None:
+    def poison(
+        self, buffer: ChunkBuffer, length: int, *, begin: int = 0, thorough: bool = False
+    ) -> None:
         """Spoil a read buffer, so that what an earlier read left can't pass for new.
 
         Every stamp; thorough: the first word of every sector of 512 bytes.
         """
-        cut = buffer.cut(length)
+        cut = buffer.piece(begin, length)
         if thorough:
             cut.words[::_SECTOR_WORDS] = _POISON
         else:
@@ -223,8 +300,9 @@ class Payload:
         length: int,
         identity: Identity,
         first_page: int,
+        object_bytes: int | None = None,
         *,
-        thorough: bool,
+        thorough: bool = False,
     ) -> str | None:
         """None if ``buffer`` holds what `stamp` made, else a sentence about what is wrong.
 
@@ -232,41 +310,61 @@ class Payload:
         buffer that begins where one that was put did.
         """
         cut = buffer.cut(length)
-        tag = identity.tag ^ self._origin
-        if not first_page and cut.head.tobytes() != self._head(tag, identity):
-            return self._head_fault(buffer, identity)
+        tag = self._tag(identity)
+        if not first_page and cut.head.tobytes() != self._head(tag, identity, object_bytes):
+            return self._head_fault(buffer, identity, object_bytes)
         self._compute(cut, tag, first_page)
         if cut.stamps.tobytes() != cut.right.tobytes():
             return self._stamp_fault(cut, identity, first_page)
-        return self._difference(buffer, cut, identity, first_page) if thorough else None
+        if not thorough:
+            return None
+        return self.difference(buffer, length, identity, first_page, object_bytes)
 
     # --- content: what is particular to a kind of data --------------------------------------
 
-    def _make(self, buffer: ChunkBuffer, cut: Cut, identity: Identity, first_page: int) -> None:
-        tag = identity.tag ^ self._origin
+    def _make(
+        self,
+        buffer: ChunkBuffer,
+        cut: Cut,
+        identity: Identity,
+        first_page: int,
+        object_bytes: int | None,
+    ) -> None:
+        """The bytes of a cut, which begins at ``first_page`` of the object."""
+        tag = self._tag(identity)
         self._fill(buffer, cut, tag, first_page)
         if not first_page:
-            cut.head[:] = self._head(tag, identity)
+            cut.head[:] = self._head(tag, identity, object_bytes)
             buffer.has_head = True
 
     def _fill(self, buffer: ChunkBuffer, cut: Cut, tag: int, first_page: int) -> None:
         """All of a buffer that was made by `write_buffer`, but for the head."""
-        if buffer.has_head and first_page:
+        if buffer.has_head and first_page and not cut.begin:
             buffer.words[:_HEAD_WORDS] = self._base[:_HEAD_WORDS]
             buffer.has_head = False
         self._compute(cut, tag, first_page)
         cut.stamps[:] = cut.right
 
+    def _tag(self, identity: Identity) -> int:
+        """The first word of its stamps."""
+        last, tag = self._tag_of
+        if identity is not last:
+            tag = identity.tag ^ self._origin
+            self._tag_of = identity, tag
+        return tag
+
     def _compute(self, cut: Cut, tag: int, first_page: int) -> None:
         """What the stamps of the cut should be, into ``right``."""
-        cut.right_words[:, 0] = tag
+        if tag != cut.tag:
+            cut.right_tags.fill(tag)
+            cut.tag = tag
         if first_page != cut.first_page:
             np.add(self._ramp[: cut.units], np.uint64(first_page), out=cut.right_words[:, 1])
             cut.first_page = first_page
 
-    def _head(self, tag: int, identity: Identity) -> bytes:
+    def _head(self, tag: int, identity: Identity, object_bytes: int | None) -> bytes:
         """The first bytes of the object, as they are stored."""
-        return pack_head(tag, identity, self._object_bytes, self._origin)
+        return pack_head(tag, identity, object_bytes or self._object_bytes, self._origin)
 
     def _whose_stamp(self, found: tuple[int, ...], unit: int, identity: Identity) -> str:
         """Where a stamp belongs that stands at a unit of ``identity`` where it should not."""
@@ -283,26 +381,37 @@ class Payload:
 
     # --- what is wrong ----------------------------------------------------------------------
 
-    def _difference(
-        self, buffer: ChunkBuffer, cut: Cut, identity: Identity, first_page: int
+    def difference(
+        self,
+        buffer: ChunkBuffer,
+        length: int,
+        identity: Identity,
+        first_page: int,
+        object_bytes: int | None = None,
+        *,
+        begin: int = 0,
     ) -> str | None:
-        """Compare every byte with those of a model."""
+        """Compare every byte of ``length`` from ``begin`` on with those of a model.
+
+        ``first_page`` is that of the buffer; ``begin`` is a multiple of 4096.
+        """
         model = buffer.model
         assert model is not None  # as read_buffer made it
-        right = model.cut(len(cut.view))
-        self._make(model, right, identity, first_page)
+        cut, right = buffer.piece(begin, length), model.piece(begin, length)
+        first_page += begin // PAGE_BYTES
+        self._make(model, right, identity, first_page, object_bytes)
         wrong_words = cut.words != right.words
         if not wrong_words.any():
             return None
         page = int(np.argmax(wrong_words)) // _PAGE_WORDS
         place = slice(page * PAGE_BYTES, (page + 1) * PAGE_BYTES)
-        wrong = np.frombuffer(buffer.view[place], "u1") != np.frombuffer(model.view[place], "u1")
+        wrong = np.frombuffer(cut.view[place], "u1") != np.frombuffer(right.view[place], "u1")
         return (
             f"page {first_page + page} of object {identity} differs in {int(wrong.sum())}"
             f" bytes, the first at byte {int(np.argmax(wrong))} of the page"
         )
 
-    def _head_fault(self, buffer: ChunkBuffer, identity: Identity) -> str:
+    def _head_fault(self, buffer: ChunkBuffer, identity: Identity, object_bytes: int | None) -> str:
         """Whose head it is, since it is not the right one."""
         head = parse_head(bytes(buffer.view[:HEAD_BYTES]))
         if head is None:
@@ -315,7 +424,8 @@ class Payload:
         if head.origin != self._origin:
             whose = f"object {other} of another rank, trial or run"
         elif other == identity:
-            whose = f"an object of {head.object_bytes} bytes, not {self._object_bytes}"
+            wanted = object_bytes or self._object_bytes
+            whose = f"an object of {head.object_bytes} bytes, not {wanted}"
         else:
             whose = _whose(identity, other)
         return f"page 0 of object {identity} has the stamp of page 0 of {whose}"
@@ -361,9 +471,9 @@ class StrictPayload(Payload):
     def _base_bytes(self) -> int:
         return min(self._chunk_bytes, _PIECE_BYTES)
 
-    def write_buffer(self) -> ChunkBuffer:
+    def write_buffer(self, memory: memoryview | None = None) -> ChunkBuffer:
         """Return a buffer that was touched: a put makes every byte anew."""
-        return ChunkBuffer(self._chunk_bytes, self._unit_bytes, self._stamp_type)
+        return self._buffer(memory)
 
     def _fill(self, buffer: ChunkBuffer, cut: Cut, tag: int, first_page: int) -> None:
         del buffer  # nothing in it matters
@@ -400,17 +510,16 @@ class StrictPayload(Payload):
         keys: WordArray = _all_mixed(pieces * np.uint64(self._SPREAD) + np.uint64(tag))
         return keys
 
-    def _head(self, tag: int, identity: Identity) -> bytes:
+    def _head(self, tag: int, identity: Identity, object_bytes: int | None) -> bytes:
         """As it is, but with the stamp of the first sector where the tag would be."""
-        stamp = int(self._sectors[0]) ^ _mixed(tag)
-        return pack_head(stamp, identity, self._object_bytes, self._origin)
+        return super()._head(int(self._sectors[0]) ^ _mixed(tag), identity, object_bytes)
 
     def _whose_stamp(self, found: tuple[int, ...], unit: int, identity: Identity) -> str:
         wanted = identity.tag ^ self._origin
         for sector, word in enumerate(self._sectors.tolist()):
             apart = _unmixed(found[0] ^ word) - wanted
             piece = apart * self._SPREAD_INVERSE & _WORD_MASK
-            if piece * self._piece_pages * PAGE_BYTES < self._object_bytes:
+            if piece * self._piece_pages * PAGE_BYTES < _LARGEST_OBJECT_BYTES:
                 return f"{self._place(piece * len(self._sectors) + sector)} of the same object"
         piece, sector = divmod(unit, len(self._sectors))
         mixed = _unmixed(found[0] ^ int(self._sectors[sector]))

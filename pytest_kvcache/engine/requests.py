@@ -1,6 +1,6 @@
-"""Requests under way, and what is due when.
+"""Requests in flight, and what is due when.
 
-Rank-side; imports neither pytest nor MPI. Pure: neither clock nor lock.
+Rank-side; imports neither pytest nor MPI. Pure: no clock.
 """
 
 from __future__ import annotations

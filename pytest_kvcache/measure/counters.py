@@ -199,6 +199,15 @@ class Counters:
         " which the rank did not look around; it does so every 0.1 s, so that 0.2 s is normal."
         " Suspension of the machine counts. `null` if the rank stopped before the window began",
         place="harness.longest_pause_s", merge="largest"))
+    reap_lag_mean_ms: float | None = field(metadata=_row(
+        "ms", "between the looks at what has ended of which the later one found something, from"
+        " the first in the window on: so much later than the end is a stamp at most, on average."
+        " `null` where each call's end is stamped by the thread that made it",
+        place="harness.reap_lag_mean_ms", merge="largest"))
+    reap_lag_p99_ms: float | None = field(metadata=_row(
+        "ms", "of those times, the p99", place="harness.reap_lag_p99_ms", merge="largest"))
+    reap_lag_count: int = field(metadata=_row(
+        "", "how many there are", place="harness.reap_lag_count"))
     # --- what was asked of the storage in the whole run, and what the kernel counted ---
     requested_read_bytes: int = field(metadata=_row(
         "bytes", "of all completed reads, padded to pages", place="proof.requested_read_bytes"))

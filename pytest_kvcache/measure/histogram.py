@@ -220,7 +220,10 @@ class Histogram:
                 f"a latency is {lowest} ns; it must not be negative: "
                 "its clock ran backwards or its stamps are swapped"
             )
-        self._counts += np.bincount(BINS.index(values.ravel()), minlength=BIN_COUNT)
+        bins = BINS.index(values.ravel())
+        first = int(bins.min())
+        counts = np.bincount(bins - first)  # of few bins, mostly: adding all costs more than these
+        self._counts[first : first + len(counts)] += counts
         self._widen(_exact_sum(values, highest), lowest, highest)
 
     def mean_ns(self) -> float | None:

@@ -21,41 +21,52 @@ if TYPE_CHECKING:
 
     IntArray = npt.NDArray[np.int64]
 
+_LONG_AGO_NS = 500_000_000
 _NS_PER_S = 1e9
 _WIRE = np.dtype("<u4")
 
 
 class Recent:
-    """A rank's operations since its last report; of reads with their service times."""
+    """A rank's operations since its last report; of reads with their service times.
+
+    One thread adds and publishes, another one takes what was published last: both see whole
+    sums only, for what is published is never changed.
+    """
 
     def __init__(self) -> None:
-        self._clear()
-
-    def _clear(self) -> None:
+        self._sums = np.zeros(1 + len(KINDS), dtype=np.int64)  # operations, bytes of each kind
         self._reads = np.zeros(BIN_COUNT, dtype=np.int64)
-        self._operations = dict.fromkeys(KINDS, 0)
-        self._bytes = dict.fromkeys(KINDS, 0)
+        self._published = self._taken = (0, self._sums.copy(), self._reads.copy())
 
     def add(self, kind: str, bins: IntArray, moved_bytes: IntArray) -> None:
         """Count completed operations of a kind; ``bins``: ``coarse_index`` of their times."""
         if not bins.size:
             return
-        self._operations[kind] += len(bins)
-        self._bytes[kind] += int(moved_bytes.sum())
+        self._sums[0] += len(bins)
+        self._sums[1 + KINDS.index(kind)] += int(moved_bytes.sum())
         if kind == "read":
             self._reads += np.bincount(bins, minlength=BIN_COUNT)
 
+    def publish(self, now_ns: int) -> None:
+        """What was counted until now may be taken."""
+        self._published = (now_ns, self._sums.copy(), self._reads.copy())
+
     def take(self, now_ns: int) -> dict[str, Any]:
-        """About 1.2 kB, whatever has happened: the counts until now, which begin anew."""
-        told = {
-            "t_ns": now_ns,
-            "operations": sum(self._operations.values()),
-            "read_bytes": self._bytes["read"],
-            "write_bytes": self._bytes["write"],
-            "reads": self._reads.astype(_WIRE).tobytes(),
+        """About 1.2 kB, whatever has happened: the counts since this was asked last.
+
+        ``t_ns`` is when they were published; where that is long ago, for the loop is stuck,
+        a moment before ``now_ns``, for nothing has happened since.
+        """
+        published, taken = self._published, self._taken
+        self._taken = published
+        operations, read_bytes, write_bytes = (published[1] - taken[1]).tolist()
+        return {
+            "t_ns": max(published[0], now_ns - _LONG_AGO_NS),
+            "operations": operations,
+            "read_bytes": read_bytes,
+            "write_bytes": write_bytes,
+            "reads": (published[2] - taken[2]).astype(_WIRE).tobytes(),
         }
-        self._clear()
-        return told
 
 
 class LiveFigures:

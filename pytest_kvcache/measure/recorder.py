@@ -1,16 +1,15 @@
 """What happened, when: rows written on the timed path, histograms made off it.
 
 Rank-side; imports neither pytest nor MPI. A row is six int64 in a preallocated buffer,
-one call to write. The main thread turns full buffers into histograms and into the
-ledger, which holds what was completed per slice of time, so that all ranks can cut the
-same common window out of their counts after the fact, and into the time series. What it
-has to know at once, for the live line, it reads out of buffers that are not full yet.
+one call to write; the columns that they are depend on the kind of the row. Now and then the
+loop turns rows into histograms and into the ledger, which holds what was completed per slice
+of time, so that all ranks can cut the same common window out of their counts after the fact,
+and into the time series.
 """
 
 from __future__ import annotations
 
 import struct
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,27 +22,44 @@ from pytest_kvcache.measure.series import SeriesLedger, coarse_index
 from pytest_kvcache.measure.stalls import StallWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
     from pytest_kvcache.measure.stalls import Stall
 
-# Kinds of rows; the meaning of the five other columns is given behind each.
-READ = 0  # submitted, started, done, bytes, calls
-WRITE = 1  # submitted, started, done, bytes, calls        (1: it is its own transfer)
-TRANSFER = 2  # -, started, done, bytes, -        (of an operation of several calls)
-LOAD = 3  # -, issued, last byte, bytes, -
-REQUEST = 4  # -, intended, done, prompt tokens, output tokens
-ADMIT = 5  # prompt blocks, arrival, hit blocks, prompt tokens, hit tokens
-WAKEUP = 6  # -, intended, dealt with, -, -        (an arrival of an open loop)
-WAITING = 7  # requests that wait for the storage, now, now, -, -        (a sample)
-DELETE = 8  # submitted, started, done, -, -
-SYNC = 9  # -, started, done, -, -        (the last call for an object that is synced)
+    _Rows = NDArray[np.void]
+
+# Kinds of rows.
+READ = 0
+WRITE = 1
+TRANSFER = 2  # of an operation of several calls
+LOAD = 3
+REQUEST = 4
+ADMIT = 5
+WAKEUP = 6  # an arrival of an open loop, and when it was dealt with
+WAITING = 7  # a sample of how many requests wait for the storage
+DELETE = 8
+SYNC = 9  # the last call for an object that is synced
 
 _COLUMNS = 6
 _ROW = struct.Struct(f"={_COLUMNS}q")
 _ROWS_PER_BUFFER = 4096
+
+
+def _row_type(*names: str) -> np.dtype[Any]:
+    """The columns of a kind of row; ``_`` names one that is not used."""
+    columns = [name if name != "_" else f"unused{at}" for at, name in enumerate(names)]
+    return np.dtype([("kind", "<i8"), *((name, "<i8") for name in columns)])
+
+
+# What the columns are called when nothing but the kind matters, and of each kind. An operation
+# of one call is its own transfer.
+_ANY = _row_type("_", "started_ns", "done_ns", "_", "_")
+_OPERATION = _row_type("submitted_ns", "started_ns", "done_ns", "bytes", "calls")
+_REQUEST = _row_type("_", "started_ns", "done_ns", "prompt_tokens", "output_tokens")
+_ADMISSION = _row_type("prompt_blocks", "started_ns", "hit_blocks", "prompt_tokens", "hit_tokens")
+_SAMPLE = _row_type("waiting", "started_ns", "done_ns", "_", "_")
 
 _OBJECTS = ((READ, "read"), (WRITE, "write"))
 _OPERATIONS = (*_OBJECTS, (DELETE, "delete"))
@@ -71,48 +87,41 @@ def widest_slice_s(span_s: float) -> float:
 
 
 class Log:
-    """One writer's rows. ``add`` is all that the timed path calls."""
+    """Rows that are not booked yet. ``add`` is all that the timed path calls."""
 
     __slots__ = ("_buffer", "_full", "_offset")
 
-    def __init__(self, full: deque[bytes | bytearray]) -> None:
-        self._full = full
+    def __init__(self) -> None:
+        self._full: list[bytearray] = []
         self._buffer = bytearray(_ROW.size * _ROWS_PER_BUFFER)
         self._offset = 0
 
     def add(  # noqa: PLR0917  on the timed path, where keywords cost
         self, kind: int, a: int, start_ns: int, end_ns: int, b: int, c: int
     ) -> None:
-        """Write one row; the columns are described at the kinds."""
+        """Write one row; the columns are described at the row types."""
         offset = self._offset
         _ROW.pack_into(self._buffer, offset, kind, a, start_ns, end_ns, b, c)
         offset += _ROW.size
         if offset == len(self._buffer):
             self._full.append(self._buffer)
-            self._offset = offset = 0  # before the buffer: see ``written``
-            self._buffer = bytearray(len(self._buffer))
+            self._buffer = bytearray(offset)
+            offset = 0
         self._offset = offset
 
-    def written(self) -> tuple[bytes | bytearray, int]:
-        """The buffer and how far it is filled, for another thread than the writer's.
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return len(self._full) * _ROWS_PER_BUFFER + self._offset // _ROW.size
 
-        Never further than it is: the writer moves the offset after the row is whole, and
-        back before there is a new buffer, and the buffer is looked at first in here.
-        """
-        buffer = self._buffer
-        return buffer, self._offset
-
-    def flush(self) -> None:
-        """Hand over what is left; only when the writer has stopped."""
-        self._full.append(self._buffer[: self._offset])
+    def take(self) -> list[NDArray[np.void]]:
+        """All rows, which the log forgets."""
+        taken = [np.frombuffer(buffer, _ANY) for buffer in self._full]
+        if self._offset:
+            taken.append(np.frombuffer(bytes(memoryview(self._buffer)[: self._offset]), _ANY))
+        self._full.clear()
         self._offset = 0
-
-
-def _rows(buffer: bytes | bytearray, begin_bytes: int, end_bytes: int) -> NDArray[np.int64]:
-    """Rows of a buffer; whole ones, as offsets move by whole rows."""
-    values = (end_bytes - begin_bytes) // 8
-    rows = np.frombuffer(buffer, dtype=np.int64, count=values, offset=begin_bytes)
-    return rows.reshape(-1, _COLUMNS)
+        return taken
 
 
 class Ledger:
@@ -174,15 +183,15 @@ class Window:
 
 
 class Recorder:
-    """All logs of a rank, its histograms, its ledger and its time series.
+    """The log of a rank, its histograms, its ledger and its time series.
 
     Latency counts every operation *started* in the window, so that a stall at its end
-    is not lost; bytes, requests and tokens count when *completed*, per slice.
+    is not lost; bytes, requests and tokens count when *completed*, per slice. Belongs to
+    one thread, but for ``take_recent``.
     """
 
     def __init__(self) -> None:
-        self._full: deque[bytes | bytearray] = deque()
-        self._logs: list[Log] = []
+        self.log = Log()
         self._window: Window | None = None
         self.histograms = {name: Histogram() for name in SECTIONS}
         self.section_bytes = dict.fromkeys(("read", "write", "device"), 0)
@@ -191,24 +200,16 @@ class Recorder:
         self.ledger = Ledger(0)
         self.series = SeriesLedger(0, None)
         self.stalls = StallWatch(0)
+        self.reap_lag = Histogram()
         self._recent = Recent()
-        self._peeked: dict[int, tuple[bytes | bytearray, int]] = {}  # by id, kept alive in here
-
-    def new_log(self) -> Log:
-        """A log for one more writer."""
-        log = Log(self._full)
-        self._logs.append(log)
-        return log
 
     def open_window(self, window: Window) -> None:
         """From now on rows are measured against ``window``; earlier rows are dropped."""
-        self._full.clear()
+        self.log.take()
         self._window = window
         self.ledger = Ledger(window.begin_ns)
         self.series = SeriesLedger(window.begin_ns, window.end_ns)
         self.stalls = StallWatch(window.begin_ns)
-        self._peeked.clear()
-        self._peek()
         self._recent = Recent()
 
     @property
@@ -234,111 +235,115 @@ class Recorder:
         usual_ns = {name: self.histograms[name].percentile_ns(50) for _kind, name in _OPERATIONS}
         return self.stalls.found(window_ns, usual_ns, pauses_ns)
 
-    def absorb(self) -> None:
-        """Book all full buffers; called by the main thread between its ticks."""
-        while self._full:
-            buffer = self._full.popleft()
+    def absorb(self, now_ns: int) -> None:
+        """Book all rows that there are at ``now_ns``."""
+        for rows in self.log.take():
             if self._window is not None:
-                _kept, seen_bytes = self._peeked.pop(id(buffer), (buffer, 0))
-                seen = seen_bytes // _ROW.size
-                self._book(_rows(buffer, 0, len(buffer)), seen, self._window)
+                self._book(rows, self._window)
+        self._recent.publish(now_ns)
+
+    def note_lags(self, lags_ns: list[int]) -> None:
+        """Book how late stamps can have been, and empty the list."""
+        if self._window is not None:
+            self.reap_lag.record(np.array(lags_ns, dtype=np.int64))
+        lags_ns.clear()
 
     def take_recent(self, now_ns: int) -> dict[str, Any] | None:
-        """What was completed since this was asked last; None: there is no window yet.
+        """What was booked since this was asked last; None: there is no window yet.
 
-        Called by the main thread, between two of ``absorb``; costs the writers nothing.
+        For another thread than the loop's; costs that one nothing.
         """
-        if self._window is None:
-            return None
-        self._peek()
-        return self._recent.take(now_ns)
-
-    def _peek(self) -> None:
-        """Count what is in buffers that are not full yet, each row once."""
-        fresh = []
-        for log in self._logs:
-            buffer, filled_bytes = log.written()
-            _kept, seen_bytes = self._peeked.get(id(buffer), (buffer, 0))
-            if filled_bytes > seen_bytes:
-                fresh.append(_rows(buffer, seen_bytes, filled_bytes))
-                self._peeked[id(buffer)] = (buffer, filled_bytes)
-        if fresh:
-            rows = np.concatenate(fresh)
-            for kind, name in _OBJECTS:
-                done = rows[rows[:, 0] == kind]
-                self._recent.add(name, coarse_index(done[:, 3] - done[:, 2]), done[:, 4])
+        return None if self._window is None else self._recent.take(now_ns)
 
     def finish(self) -> None:
-        """Book everything; only when all writers have stopped."""
-        for log in self._logs:
-            log.flush()
-        self.absorb()
+        """Book everything; when nothing is added any more."""
+        self.absorb(0)
 
-    def _book(self, rows: NDArray[np.int64], seen: int, window: Window) -> None:
-        """Of the first ``seen`` rows the live line has been told."""
-        started = rows[:, 2]
+    def _book(self, rows: NDArray[np.void], window: Window) -> None:
+        kinds, started = rows["kind"], rows["started_ns"]
         inside = started >= window.begin_ns
         if window.end_ns is not None:
             inside &= started < window.end_ns
-        kinds = rows[:, 0]
+        there = set(np.unique(kinds).tolist())
         for kind, name in _OBJECTS:
-            every = rows[kinds == kind]
-            self.ledger.add(every[:, 3], {f"{name}_bytes": every[:, 4]})
-            bins = coarse_index(every[:, 3] - every[:, 2])
-            self.series.add(name, every[:, 3], bins, every[:, 4])
-            told = np.count_nonzero(kinds[:seen] == kind)
-            self._recent.add(name, bins[told:], every[told:, 4])
-            self._book_operations(name, rows[inside & (kinds == kind)])
-        self._book_device(rows[inside & (kinds == TRANSFER)])
-        deletes = rows[inside & (kinds == DELETE)]
-        self.histograms["delete"].record(deletes[:, 3] - deletes[:, 2])
+            if kind in there:
+                of_kind = kinds == kind
+                self._book_objects(name, rows[of_kind].view(_OPERATION))
+                self._book_operations(name, rows[inside & of_kind].view(_OPERATION))
+        for kind, book in self._bookings():
+            if kind in there:
+                of_kind = kinds == kind
+                book(rows[of_kind], rows[inside & of_kind])
         for kind, name in _OPERATIONS:
-            self.stalls.add(name, rows[kinds == kind, 2], rows[kinds == kind, 3])
-        alone = ((kinds == READ) | (kinds == WRITE)) & (rows[:, 5] == 1)
+            if kind in there:
+                of_kind = rows[kinds == kind]
+                self.stalls.add(name, of_kind["started_ns"], of_kind["done_ns"])
+        alone = ((kinds == READ) | (kinds == WRITE)) & (rows.view(_OPERATION)["calls"] == 1)
         self._book_flight(rows[alone | np.isin(kinds, (TRANSFER, SYNC, DELETE))], window)
-        loads = rows[inside & (kinds == LOAD)]
-        self.histograms["load"].record(loads[:, 3] - loads[:, 2])
-        self._book_requests(rows[kinds == REQUEST], rows[inside & (kinds == REQUEST)])
-        self._book_arrivals(rows[inside & (kinds == ADMIT)])
-        wakeups = rows[inside & (kinds == WAKEUP)]
-        self.histograms["wakeup"].record(wakeups[:, 3] - wakeups[:, 2])
-        samples = rows[kinds == WAITING]
-        ones = np.ones(len(samples), dtype=np.int64)
-        self.ledger.add(samples[:, 2], {"waiting": samples[:, 1], "samples": ones})
 
-    def _book_operations(self, name: str, rows: NDArray[np.int64]) -> None:
-        self.histograms[name].record(rows[:, 3] - rows[:, 2])
-        self.histograms["queue"].record(rows[:, 2] - rows[:, 1])
-        self.section_bytes[name] += int(rows[:, 4].sum())
-        self._book_device(rows[rows[:, 5] == 1])
+    def _bookings(self) -> Iterable[tuple[int, Callable[[_Rows, _Rows], None]]]:
+        """What is done with rows of a kind: all, and those that began in the window."""
+        return (
+            (TRANSFER, lambda _every, inside: self._book_device(inside.view(_OPERATION))),
+            (DELETE, lambda _every, inside: self._book_times("delete", inside)),
+            (LOAD, lambda _every, inside: self._book_times("load", inside)),
+            (WAKEUP, lambda _every, inside: self._book_times("wakeup", inside)),
+            (REQUEST, self._book_requests),
+            (ADMIT, lambda _every, inside: self._book_arrivals(inside.view(_ADMISSION))),
+            (WAITING, lambda every, _inside: self._book_samples(every.view(_SAMPLE))),
+        )
 
-    def _book_device(self, rows: NDArray[np.int64]) -> None:
-        self.histograms["device"].record(rows[:, 3] - rows[:, 2])
-        self.section_bytes["device"] += int(rows[:, 4].sum())
+    def _book_objects(self, name: str, rows: _Rows) -> None:
+        """What was completed when, whenever it began."""
+        done, moved = rows["done_ns"], rows["bytes"]
+        bins = coarse_index(done - rows["started_ns"])
+        self.ledger.add(done, {f"{name}_bytes": moved})
+        self.series.add(name, done, bins, moved)
+        self._recent.add(name, bins, moved)
 
-    def _book_flight(self, rows: NDArray[np.int64], window: Window) -> None:
+    def _book_operations(self, name: str, rows: _Rows) -> None:
+        self._book_times(name, rows)
+        self.histograms["queue"].record(rows["started_ns"] - rows["submitted_ns"])
+        self.section_bytes[name] += int(rows["bytes"].sum())
+        self._book_device(rows[rows["calls"] == 1])
+
+    def _book_device(self, rows: _Rows) -> None:
+        self._book_times("device", rows)
+        self.section_bytes["device"] += int(rows["bytes"].sum())
+
+    def _book_times(self, name: str, rows: _Rows) -> None:
+        self.histograms[name].record(rows["done_ns"] - rows["started_ns"])
+
+    def _book_flight(self, rows: _Rows, window: Window) -> None:
         """Of calls that began before the window or end after it, only what is inside."""
-        begun, ended = (np.clip(rows[:, at], window.begin_ns, window.end_ns) for at in (2, 3))
+        begun, ended = (
+            np.clip(rows[at], window.begin_ns, window.end_ns) for at in ("started_ns", "done_ns")
+        )
         self.in_flight_ns += int((ended - begun).sum())
 
-    def _book_requests(self, every: NDArray[np.int64], inside: NDArray[np.int64]) -> None:
-        self.histograms["request"].record(inside[:, 3] - inside[:, 2])
+    def _book_requests(self, every: _Rows, inside: _Rows) -> None:
+        self._book_times("request", inside)
+        every = every.view(_REQUEST)
         self.ledger.add(
-            every[:, 3],
+            every["done_ns"],
             {
                 "requests": np.ones(len(every), dtype=np.int64),
-                "prompt_tokens": every[:, 4],
-                "output_tokens": every[:, 5],
+                "prompt_tokens": every["prompt_tokens"],
+                "output_tokens": every["output_tokens"],
             },
         )
 
-    def _book_arrivals(self, rows: NDArray[np.int64]) -> None:
+    def _book_samples(self, rows: _Rows) -> None:
+        ones = np.ones(len(rows), dtype=np.int64)
+        self.ledger.add(rows["started_ns"], {"waiting": rows["waiting"], "samples": ones})
+
+    def _book_arrivals(self, rows: _Rows) -> None:
         self.ledger.add(
-            rows[:, 2],
+            rows["started_ns"],
             {
-                "prompt_blocks": rows[:, 1],
-                "hit_blocks": rows[:, 3],
-                "arrived_tokens": rows[:, 4],
-                "hit_tokens": rows[:, 5],
+                "prompt_blocks": rows["prompt_blocks"],
+                "hit_blocks": rows["hit_blocks"],
+                "arrived_tokens": rows["prompt_tokens"],
+                "hit_tokens": rows["hit_tokens"],
             },
         )

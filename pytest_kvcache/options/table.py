@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+from pytest_kvcache.backends.protocol import PAGE_BYTES
 from pytest_kvcache.errors import OptionError, UnknownNameError
 from pytest_kvcache.hosts.hostlist import HostSpec, parse_hosts, read_hostfile
 from pytest_kvcache.measure.metrics import METRICS
@@ -37,6 +38,9 @@ Parser = Any  # Callable[[str, str], T] for values, Callable[[Sequence[str], str
 
 MAX_USERS = 100_000
 MAX_DURATION_S = 86_400.0
+WHOLE_OBJECT = "object"
+"""The transfer size that is the object's."""
+MAX_TRANSFER_BYTES = 4 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +111,19 @@ def _count(minimum: int, maximum: int | None = None) -> Parser:
         return value
 
     return parse
+
+
+def _transfer_size(text: str, option: str) -> int | str:
+    """Bytes, or ``object``. A plain number would be bytes to some and GiB to others."""
+    if text.strip() == WHOLE_OBJECT:
+        return WHOLE_OBJECT
+    size = None if text.strip().isdecimal() else parse_gib(text, option=option)
+    if size is None or size % PAGE_BYTES or not PAGE_BYTES <= size <= MAX_TRANSFER_BYTES:
+        raise OptionError(
+            f"{option} is {text!r}; it must be a multiple of 4 KiB with its unit, from 4KiB to"
+            f" 4GiB, or {WHOLE_OBJECT}"
+        )
+    return size
 
 
 def _counts(text: str, option: str) -> tuple[int, ...]:
@@ -425,7 +442,11 @@ OPTIONS: tuple[OptionSpec, ...] = (
                help="how --kv-backend=file keeps objects: a file each, or in preallocated slabs"
                " (default: auto = slab up to 1 MiB as stored, else file)"),
     OptionSpec(name="queue_depth", metavar="N", parse=_count(1, 1024),
-               help="transfers of at most 4 MiB in flight per rank (default: 16)"),
+               help="transfers in flight per rank (default: 16)"),
+    OptionSpec(name="transfer_size", metavar="SIZE|object", parse=_transfer_size,
+               help="the largest transfer, into which bigger objects are cut: a multiple of 4 KiB"
+               " with its unit, or object: one call per object, as many engines make them (default:"
+               " 4MiB)"),
     OptionSpec(name="verify", metavar="{off,sample,full}",
                parse=_choice("off", "sample", "full"),
                help="integrity of what is read, off the timed path (default: sample); null stores"

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from pytest_kvcache.errors import OptionError, did_you_mean
 from pytest_kvcache.masking import MASK, Secrets
+from pytest_kvcache.options.table import WHOLE_OBJECT
+from pytest_kvcache.units import format_bytes
 
 if TYPE_CHECKING:
     from pytest_kvcache.backends.traits import BackendTraits
@@ -23,6 +25,7 @@ def check_backend(options: Options, traits: BackendTraits) -> None:
     _check_store(options, traits)
     _check_storage(options, traits)
     _check_settings(options, traits)
+    _check_transfer(options, traits)
 
 
 def secrets_of(options: Options, traits: BackendTraits) -> Secrets:
@@ -90,3 +93,28 @@ def _check_settings(options: Options, traits: BackendTraits) -> None:
                 f"--kv-backend is {options.backend}, which needs {name} ({option.meaning}); give it"
                 f" by {_FLAG} {name}=VALUE"
             )
+
+
+def _check_transfer(options: Options, traits: BackendTraits) -> None:
+    """A transfer size that was asked for is the one that is used; an ini may serve other runs."""
+    size = options.transfer_size
+    if size == WHOLE_OBJECT or not options.overrides("transfer_size"):
+        return
+    assert isinstance(size, int)
+    most, least, unit = (
+        traits.largest_part_bytes, traits.smallest_part_bytes, traits.alignment_bytes,
+    )  # fmt: skip
+    if traits.unit == "object":
+        rule = "moves objects whole"
+    elif size < least:
+        rule = f"takes {format_bytes(least)} or more at a time"
+    elif most is not None and size > most:
+        rule = f"takes at most {format_bytes(most)} at a time"
+    elif size % unit:
+        rule = f"takes multiples of {unit} bytes"
+    else:
+        return
+    raise OptionError(
+        f"--kv-transfer-size is {format_bytes(size)} and --kv-backend is {options.backend}, which"
+        f" {rule}; leave the transfer size out, or name one that it takes"
+    )

@@ -236,7 +236,7 @@ class _Rehearsal:
         self._plan = plan
         self._workload = workload
         self._phase = PHASES[plan.phase]
-        self._index = CacheIndex(None)
+        self._index = CacheIndex(None, page_bytes=1)  # counts blocks
         self._prompt_blocks = self._hits = 0
 
     @property
@@ -298,8 +298,8 @@ class _Rehearsal:
         return wanted, wanted / per_s
 
     def _serve(self, request: Request, *, stores: bool) -> None:
-        decide = self._index.admit if stores else self._index.look_up
-        admission = decide(request.keys, request.prompt_blocks)
+        asked = request.keys, request.prompt_blocks
+        admission = self._index.admit(*asked, 1) if stores else self._index.look_up(*asked)
         assert not isinstance(admission, Blocked)  # nothing is ever under way
         for slot in admission.inserts:
             self._index.commit(slot)

@@ -14,14 +14,16 @@ from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.backends.buffers import buffer_bytes
 from pytest_kvcache.backends.posix.allocator import slab_count
-from pytest_kvcache.backends.protocol import MAX_CHUNK_BYTES, PAGE_BYTES
+from pytest_kvcache.backends.protocol import PAGE_BYTES
 from pytest_kvcache.backends.traits import BackendTraits
 from pytest_kvcache.cache.identity import MAX_PARTS
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.hosts.hostlist import RankLayout
 from pytest_kvcache.launchers.protocol import binds_ranks
 from pytest_kvcache.models import ModelSpec
+from pytest_kvcache.options.table import WHOLE_OBJECT
 from pytest_kvcache.plan.backendrules import shown_settings
 from pytest_kvcache.units import MIB, format_bytes
 from pytest_kvcache.workloads.openloop import DEFAULT_ARRIVAL, MAX_ARRIVALS
@@ -105,6 +107,7 @@ class Plan:
     objects is taken, None where there is no choice.
     ``need_blocks`` is what one rank would store if nothing were evicted. ``cores`` is
     ``split`` (ranks of a host divide its cores) or ``shared`` (as the launcher bound them).
+    ``transfer_size`` is the largest transfer asked for, None: one call per object.
     ``request_rate`` is that of all ranks together, per second; None, and no ``arrival``:
     a closed loop, or the times of a trace. ``label`` is what a test calls its case.
     """
@@ -137,6 +140,7 @@ class Plan:
     capacity_blocks: int
     need_blocks: int
     queue_depth: int
+    transfer_size: int | None
     cores: str
     verify: str
     data: str
@@ -248,7 +252,8 @@ class Plan:
     @property
     def chunk_bytes(self) -> int:
         """The largest transfer."""
-        return _transfer_bytes(self.traits, self.object_stored_bytes, MAX_CHUNK_BYTES)
+        wanted = self.object_stored_bytes if self.transfer_size is None else self.transfer_size
+        return _transfer_bytes(self.traits, self.object_stored_bytes, wanted)
 
     @property
     def capacity_bytes(self) -> int:
@@ -278,8 +283,8 @@ class Plan:
 
     @property
     def buffer_bytes(self) -> int:
-        """Buffers of one rank: a write and a read buffer per transfer in flight."""
-        return 2 * self.queue_depth * self.chunk_bytes if self.traits.stores_data else 0
+        """Buffers of one rank."""
+        return buffer_bytes(self.queue_depth, self.chunk_bytes) if self.traits.stores_data else 0
 
     @property
     def memory_bytes(self) -> int:
@@ -513,6 +518,7 @@ def build_plan(
         capacity_blocks=_capacity_blocks(options, traits, objects * stored, facts),
         need_blocks=facts.need.working_set_blocks,
         queue_depth=options.queue_depth,
+        transfer_size=None if options.transfer_size == WHOLE_OBJECT else int(options.transfer_size),
         cores="shared" if binds_ranks(options.mpi_params) else "split",
         verify=options.verify,
         data=options.data or ("strict" if facts.on_network else "normal"),

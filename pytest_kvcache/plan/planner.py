@@ -17,6 +17,7 @@ from pytest_kvcache.hosts.localhost import available_disk_bytes, available_memor
 from pytest_kvcache.options.options import scenario_names
 from pytest_kvcache.options.table import MAX_DURATION_S
 from pytest_kvcache.plan.backendrules import check_backend, secrets_of
+from pytest_kvcache.plan.decode import check_contexts_fit
 from pytest_kvcache.plan.plan import (
     CaseFacts,
     Plan,
@@ -185,6 +186,8 @@ class Planner:
             _check_times(options, trace)
             if plan.duration_s is None:
                 _check_span(options, trace)
+        if self._launches:
+            check_contexts_fit(plan, family, options.trials.high)
         deadline_s = min(plan.deadline_s, _FOREVER_S)
         return Case(
             plan=replace(plan, deadline_s=deadline_s, label=name.label),

@@ -26,12 +26,14 @@ from pytest_kvcache.backends.posix.cachedir import (
     run_name,
 )
 from pytest_kvcache.backends.posix.freespace import FreeSpace
-from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
+from pytest_kvcache.backends.protocol import PAGE_BYTES, BackendFacts, BackendPlan
 from pytest_kvcache.cache.index import CacheIndex
 from pytest_kvcache.engine.engine import Engine
+from pytest_kvcache.engine.operations import TransferSettings, object_key_of
 from pytest_kvcache.engine.payload import make_payload
-from pytest_kvcache.engine.transfers import TransferSettings, object_key_of
 from pytest_kvcache.errors import StorageError
+from pytest_kvcache.ioengines.inline import InlineEngine
+from pytest_kvcache.ioengines.threads import ThreadsEngine
 from pytest_kvcache.masking import Secrets
 from pytest_kvcache.measure.recorder import Recorder, Window
 from pytest_kvcache.ranks.calibration import ArenaBackend, closed_loop, operations_per_s
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 
     from pytest_kvcache.backends.protocol import Backend
     from pytest_kvcache.engine.payload import Payload
+    from pytest_kvcache.ioengines.protocol import IoEngine
     from pytest_kvcache.plan.plan import Plan
     from pytest_kvcache.registry import Registry
     from pytest_kvcache.traces.read import Trace
@@ -104,7 +107,7 @@ class Rank:
         self.stopped_ns = 0
         self.drained_ns = 0
         self.recorder = Recorder()
-        self.index = CacheIndex(plan.capacity_blocks, plan.objects_per_block)
+        self.index = _empty_index(plan)
         self.engine: Engine | None = None
 
     def set_up(self, registry: Registry) -> None:
@@ -140,7 +143,7 @@ class Rank:
             return None
         engine = self._make_engine(
             backend,
-            CacheIndex(plan.capacity_blocks, plan.objects_per_block),
+            _empty_index(plan),
             workload,
             self._payload(),
             recorder,
@@ -168,6 +171,7 @@ class Rank:
         *,
         generation_s_per_token: float,
         blind: bool = False,
+        waits: bool = True,
     ) -> Engine:
         plan = self.plan
         return Engine(
@@ -175,7 +179,7 @@ class Rank:
                 queue_depth=plan.queue_depth,
                 object_bytes=plan.object_bytes,
                 stored_bytes=plan.object_stored_bytes,
-                chunk_bytes=plan.chunk_bytes,
+                transfer_bytes=plan.chunk_bytes,
                 sync=self._sync == "data",
                 verify=plan.verify,
                 blind=blind,
@@ -184,7 +188,7 @@ class Rank:
             block_tokens=plan.block_tokens,
             generation_s_per_token=generation_s_per_token,
             phase=plan.phase,
-            backend=backend,
+            io=_io_engine(backend, plan.queue_depth, waits=waits),
             index=index,
             workload=workload,
             payload=payload,
@@ -204,6 +208,7 @@ class Rank:
             self._payload_used,
             self.recorder,
             generation_s_per_token=plan.generation_s_per_token,
+            waits=not plan.traits.never_waits,
         )
 
     def _at_its_rate(self, workload: Workload) -> Workload:
@@ -401,7 +406,7 @@ class Rank:
             "prompt_blocks": index.prompt_blocks - self._admitted_blocks[0],
             "hit_blocks": index.hit_blocks - self._admitted_blocks[1],
             "cached_blocks": index.present_blocks,
-            "waiting_s": self.engine.pool.longest_wait_ns() / 1e9,
+            "waiting_s": self.engine.longest_wait_ns() / 1e9,
             "recent": self.recorder.take_recent(time.monotonic_ns()),
         }
 
@@ -537,9 +542,9 @@ class Rank:
         }
 
     def _operation_counts(self) -> dict[str, Any]:
-        """What the engine, its pool, its log and its index counted."""
+        """What the engine, its log and its index counted."""
         assert self.engine is not None
-        pool = self.engine.pool
+        loop = self.engine.loop
         histograms, section_bytes = self.recorder.histograms, self.recorder.section_bytes
         return {
             **self.engine.counters.counted(),
@@ -552,14 +557,25 @@ class Rank:
             "delete_count": histograms["delete"].count,
             "delete_p95_ms": latencies_ms(histograms["delete"])["p95"],
             "device_bytes": section_bytes["device"],
+            **self._reap_lag(),
             "load_censored": self.recorder.censored["load"],
             "request_censored": self.recorder.censored["request"],
             "evictions": self.index.evictions,
             "cached_blocks": self.index.present_blocks,
-            "checked": pool.checked + self._read_back.checked,
-            "corrupt": pool.corrupt + self._read_back.corrupt,
+            "checked": loop.checked + self._read_back.checked,
+            "corrupt": loop.corrupt + self._read_back.corrupt,
             "read_back": self._read_back.checked,
             "error": self._with_its_cause(self.engine.first_error or self._read_back.error),
+        }
+
+    def _reap_lag(self) -> dict[str, Any]:
+        """How late the stamps of what has ended can have been."""
+        lag = self.recorder.reap_lag
+        mean_ns, p99_ns = lag.mean_ns(), lag.percentile_ns(99)
+        return {
+            "reap_lag_mean_ms": None if mean_ns is None else mean_ns / 1e6,
+            "reap_lag_p99_ms": None if p99_ns is None else p99_ns / 1e6,
+            "reap_lag_count": lag.count,
         }
 
     def _io_facts(self) -> dict[str, Any]:
@@ -600,6 +616,17 @@ def _undisturbed() -> Iterator[None]:
     finally:
         gc.enable()
         gc.unfreeze()  # what is frozen is never freed: calibration's buffers, for one
+
+
+def _io_engine(backend: Backend, depth: int, *, waits: bool) -> IoEngine:
+    """Plain calls where nothing would be in flight beside them, or nothing ever waits."""
+    return ThreadsEngine(backend, depth) if waits and depth > 1 else InlineEngine(backend, depth)
+
+
+def _empty_index(plan: Plan) -> CacheIndex:
+    return CacheIndex(
+        plan.capacity_bytes, page_bytes=PAGE_BYTES, objects_per_block=plan.objects_per_block
+    )
 
 
 def _cpu_s() -> float:

@@ -9,7 +9,7 @@ import random
 from typing import TYPE_CHECKING
 
 from pytest_kvcache.backends.protocol import PAGE_BYTES
-from pytest_kvcache.engine.transfers import object_key_of
+from pytest_kvcache.engine.operations import object_key_of
 from pytest_kvcache.errors import StorageError
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from pytest_kvcache.backends.protocol import Backend
     from pytest_kvcache.cache.index import Slot
+    from pytest_kvcache.engine.operations import TransferSettings
     from pytest_kvcache.engine.payload import Payload
-    from pytest_kvcache.engine.transfers import TransferSettings
 
 _TRANSFERS = 16  # of a rank; that many chunks of 4 MiB are 64 MiB
 
@@ -46,8 +46,8 @@ class ReadBack:
         buffer = payload.read_buffer()
         for slot in dice.sample(slots, min(len(slots), _TRANSFERS)):
             tick()
-            offset = settings.chunk_bytes * dice.randrange(settings.transfers)
-            length = min(settings.chunk_bytes, settings.stored_bytes - offset)
+            offset = settings.transfer_bytes * dice.randrange(settings.transfers)
+            length = min(settings.transfer_bytes, settings.stored_bytes - offset)
             several = settings.objects_per_block > 1
             part = dice.randrange(settings.objects_per_block) if several else None
             identity = slot.identity if part is None else slot.identity._replace(part=part)

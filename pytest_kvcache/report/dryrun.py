@@ -200,6 +200,8 @@ def _storage(found: DryRun) -> Iterator[_Value]:
     yield _value(found, "layout", plan.object_layout, "object_layout")
     if plan.store is not None:
         yield _value(found, "store", plan.store, "store")
+    if plan.traits.unit == "range":
+        yield _value(found, "transfer_size", format_bytes(plan.chunk_bytes), "transfer_size")
     for name in ("io", "sync", "queue_depth", "tensor_parallel", "verify", "data", "keep"):
         yield _value(found, name, getattr(plan, name), name)
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_kvcache.errors import ResultError
+from pytest_kvcache.measure.counters import merged
 from pytest_kvcache.measure.metrics import METRICS, MIN_SAMPLES_BEYOND, PERCENTILES, has_answers
 from pytest_kvcache.measure.stalls import stalls_of
 from pytest_kvcache.plan.plan import Plan
@@ -286,6 +287,9 @@ def _proof(ranks: Sequence[RankResult], plan: Plan) -> dict[str, Any]:
     }
 
 
+_REAP_LAG = ("reap_lag_mean_ms", "reap_lag_p99_ms", "reap_lag_count")
+
+
 def headroom_of(rank: RankResult, window_s: float) -> float | None:
     """How many times as many operations the rank could have made without the storage."""
     done_per_s = ratio(rank.read_count + rank.write_count, window_s)
@@ -305,6 +309,7 @@ def _harness(ranks: Sequence[RankResult], window_s: float) -> dict[str, Any]:
         "cpu_s": cpu_s,
         "cpu_s_per_gib": ratio(cpu_s, moved / GIB),
         "longest_pause_s": max(pauses_s, default=None),
+        **{name: getattr(merged(ranks), name) for name in _REAP_LAG},
         "null_ops_per_s": _sum_or_none(ranks, "null_ops_per_s"),
         "memory_ops_per_s": _sum_or_none(ranks, "memory_ops_per_s"),
         "headroom": least,

@@ -18,6 +18,8 @@ class Request(NamedTuple):
     those of the output's blocks, which are stored but never looked up. ``think_s`` is
     how long the user waits before it issues this request (closed loop); ``arrival_ns``
     is the intended start counted from the start of the run (open loop), else None.
+    ``sizes`` are the bytes of the keys' blocks where they are not all as large as the plan
+    says; a key's block always has the same size.
     """
 
     user: int
@@ -27,6 +29,7 @@ class Request(NamedTuple):
     output_tokens: int
     think_s: float = 0.0
     arrival_ns: int | None = None
+    sizes: Sequence[int] | None = None
 
 
 class Workload(Protocol):

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from pytest_kvcache.cache.identity import Identity
 from pytest_kvcache.cache.index import Admission, Blocked, CacheIndex, Slot
 from tests.recordings import AGENTS, MOONCAKE, REFERENCE, SHAREGPT, real_trace
 
@@ -26,25 +28,27 @@ A, B, C, D, E = (bytes([letter]) for letter in b"abcde")
 
 
 class LiteralCache:
-    """The loop of the traces' README, word by word; slow, and obviously right."""
+    """The loop of the traces' README, word by word, in bytes; slow, and obviously right."""
 
-    def __init__(self, capacity_blocks: int) -> None:
-        self.capacity_blocks = capacity_blocks
-        self.keys: OrderedDict[bytes, None] = OrderedDict()
+    def __init__(self, capacity_bytes: int) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.sizes: OrderedDict[bytes, int] = OrderedDict()
 
-    def serve(self, keys: Sequence[bytes], prompt_blocks: int) -> int:
+    def serve(self, keys: Sequence[bytes], prompt_blocks: int, sizes: Sequence[int]) -> int:
         hits = 0
         for key in keys[:prompt_blocks]:
-            if key not in self.keys:
+            if key not in self.sizes:
                 break
             hits += 1
-        for key in reversed(keys[: self.capacity_blocks]):
-            if key in self.keys:
-                self.keys.move_to_end(key)
+        while sum(sizes) > self.capacity_bytes:
+            keys, sizes = keys[:-1], sizes[:-1]
+        for key, size in zip(reversed(keys), reversed(sizes), strict=True):
+            if key in self.sizes:
+                self.sizes.move_to_end(key)
                 continue
-            if len(self.keys) == self.capacity_blocks:
-                self.keys.popitem(last=False)
-            self.keys[key] = None
+            while sum(self.sizes.values()) + size > self.capacity_bytes:
+                self.sizes.popitem(last=False)
+            self.sizes[key] = size
         return hits
 
 
@@ -58,22 +62,42 @@ no_tree = st.lists(st.integers(0, 15).map(lambda i: bytes([i])), max_size=9, uni
 
 
 @st.composite
-def requests(draw: st.DrawFn) -> tuple[list[bytes], int]:
-    keys = draw(st.one_of(prefix_tree, no_tree))
+def requests(draw: st.DrawFn, most_keys: int = 9) -> tuple[list[bytes], int]:
+    keys = draw(st.one_of(prefix_tree, no_tree))[:most_keys]
     return keys, draw(st.one_of(st.just(len(keys)), st.integers(0, len(keys))))
 
 
-def admit(index: CacheIndex, keys: Sequence[bytes], prompt_blocks: int | None = None) -> Admission:
-    admission = index.admit(keys, len(keys) if prompt_blocks is None else prompt_blocks)
+def index_of(capacity_blocks: int | None, objects_per_block: int = 1) -> CacheIndex:
+    """Return an index of blocks whose objects have a byte each."""
+    capacity = None if capacity_blocks is None else capacity_blocks * objects_per_block
+    return CacheIndex(capacity, page_bytes=1, objects_per_block=objects_per_block)
+
+
+def admit(
+    index: CacheIndex,
+    keys: Sequence[bytes],
+    prompt_blocks: int | None = None,
+    sizes: int | Sequence[int] | None = None,
+) -> Admission:
+    if sizes is None:
+        sizes = index.objects_per_block
+    admission = index.admit(keys, len(keys) if prompt_blocks is None else prompt_blocks, sizes)
     assert isinstance(admission, Admission)
     return admission
 
 
-def serve(index: CacheIndex, keys: Sequence[bytes], prompt_blocks: int | None = None) -> Admission:
+def serve(
+    index: CacheIndex,
+    keys: Sequence[bytes],
+    prompt_blocks: int | None = None,
+    sizes: int | Sequence[int] | None = None,
+) -> Admission:
     """Admit one request and finish it at once."""
-    admission = admit(index, keys, prompt_blocks)
+    admission = admit(index, keys, prompt_blocks, sizes)
+    index.deleted(admission)
     for slot in admission.inserts:
-        index.commit(slot)
+        for _ in range(index.objects_per_block):
+            index.commit(slot)
     index.release(admission)
     return admission
 
@@ -87,19 +111,50 @@ def content(index: CacheIndex) -> list[bytes]:
     return list(index._slots)
 
 
+def size_of(key: bytes, most: int) -> int:
+    """Return the size of a key's block, always the same: 1 to ``most``."""
+    return crc32(key) % most + 1
+
+
 @pytest.mark.thorough
 @settings(deadline=None)
-@given(st.integers(0, 12), st.lists(requests(), max_size=40))
+@given(st.integers(0, 12), st.lists(requests(), max_size=40), st.integers(1, 7), st.integers(1, 3))
 def test_hits_content_and_order_are_those_of_the_literal_loop(
-    capacity_blocks: int, stream: list[tuple[list[bytes], int]]
+    capacity_pages: int, stream: list[tuple[list[bytes], int]], most: int, page_bytes: int
 ) -> None:
-    index, literal = CacheIndex(capacity_blocks), LiteralCache(capacity_blocks)
+    capacity_bytes = capacity_pages * page_bytes
+    index = CacheIndex(capacity_bytes, page_bytes=page_bytes)
+    literal = LiteralCache(capacity_bytes)
     for keys, prompt_blocks in stream:
-        admission = serve(index, keys, prompt_blocks)
-        assert len(admission.hits) == literal.serve(keys, prompt_blocks)
-        assert content(index) == list(literal.keys)
-        assert not set(keys_of(admission.victims)) & set(keys[:capacity_blocks])
-        assert index.used_blocks == index.present_blocks == len(literal.keys)
+        sizes = [size_of(key, most) for key in keys]
+        padded = [-(-size // page_bytes) * page_bytes for size in sizes]
+        admission = serve(index, keys, prompt_blocks, 1 if most == 1 else sizes)
+        assert len(admission.hits) == literal.serve(keys, prompt_blocks, padded)
+        assert content(index) == list(literal.sizes)
+        assert not set(keys_of(admission.victims)) & set(content(index))
+        assert index.used_blocks == index.present_blocks == len(literal.sizes)
+        assert index.used_bytes == sum(literal.sizes.values()) <= capacity_bytes
+        assert all(s.block_bytes == size_of(s.key, most) for s in index.stored())
+
+
+@settings(deadline=None)
+@given(st.integers(0, 30), st.lists(requests(), max_size=40), st.integers(1, 7))
+def test_after_a_request_come_its_own_keys_and_then_the_others_in_their_old_order_cut_once(
+    capacity_bytes: int, stream: list[tuple[list[bytes], int]], most: int
+) -> None:
+    index = CacheIndex(capacity_bytes, page_bytes=1)
+    for keys, prompt_blocks in stream:
+        before = content(index)[::-1]
+        serve(index, keys, prompt_blocks, [size_of(key, most) for key in keys])
+        own = fitting(keys, capacity_bytes, most)
+        others = [key for key in before if key not in own]
+        assert content(index)[::-1] == fitting(own + others, capacity_bytes, most)
+
+
+def fitting(keys: Sequence[bytes], capacity_bytes: int, most: int) -> list[bytes]:
+    """Return the leading keys that fit."""
+    sums = accumulate(size_of(key, most) for key in keys)
+    return [key for key, total in zip(keys, sums, strict=True) if total <= capacity_bytes]
 
 
 @settings(deadline=None)
@@ -107,7 +162,7 @@ def test_hits_content_and_order_are_those_of_the_literal_loop(
 def test_counters_are_the_sums_over_admissions(
     capacity_blocks: int, stream: list[tuple[list[bytes], int]]
 ) -> None:
-    index = CacheIndex(capacity_blocks)
+    index = index_of(capacity_blocks)
     admissions = [serve(index, *request) for request in stream]
     assert index.prompt_blocks == sum(a.prompt_blocks for a in admissions)
     assert index.prompt_blocks == sum(prompt_blocks for _, prompt_blocks in stream)
@@ -131,7 +186,7 @@ def test_replayed_traces_hit_exactly_as_their_reference_says(
     name, prompts, input_tokens = recorded
     reference = REFERENCE[name]
     for capacity_blocks, block_ratio, token_ratio in reference.lru[::3]:  # the curve has them all
-        index = CacheIndex(capacity_blocks)
+        index = index_of(capacity_blocks)
         hit_tokens = 0
         for keys, tokens in zip(prompts, input_tokens, strict=True):
             hits = len(serve(index, keys).hits)
@@ -146,7 +201,7 @@ def test_a_cache_without_limit_hits_as_an_infinite_one(
     recorded: tuple[str, list[list[bytes]], list[int]],
 ) -> None:
     name, prompts, _ = recorded
-    index = CacheIndex(None)
+    index = index_of(None)
     for keys in prompts:
         serve(index, keys)
     assert index.hit_blocks == REFERENCE[name].infinite_hit_blocks
@@ -155,7 +210,7 @@ def test_a_cache_without_limit_hits_as_an_infinite_one(
 
 
 def test_a_request_reads_its_leading_run_and_stores_the_rest_in_prompt_order() -> None:
-    index = CacheIndex(10)
+    index = index_of(10)
     serve(index, [A, B])
     admission = admit(index, [A, B, C, D])
     assert keys_of(admission.hits) == [A, B]
@@ -164,7 +219,7 @@ def test_a_request_reads_its_leading_run_and_stores_the_rest_in_prompt_order() -
 
 
 def test_blocks_after_a_gap_are_touched_but_not_read() -> None:
-    index = CacheIndex(3)
+    index = index_of(3)
     serve(index, [A, B, C])
     index.drop(index._slots[B])
     admission = serve(index, [A, B, C])
@@ -174,14 +229,14 @@ def test_blocks_after_a_gap_are_touched_but_not_read() -> None:
 
 
 def test_blocks_of_the_output_are_stored_but_are_never_hits() -> None:
-    index = CacheIndex(10)
+    index = index_of(10)
     serve(index, [A, B, C], 2)
     assert keys_of(serve(index, [A, B, C], 2).hits) == [A, B]
     assert keys_of(serve(index, [A, B, C], 3).hits) == [A, B, C]
 
 
 def test_a_request_longer_than_the_cache_keeps_its_head() -> None:
-    index = CacheIndex(2)
+    index = index_of(2)
     serve(index, [D, E])
     admission = serve(index, [A, B, C])
     assert keys_of(admission.inserts) == [A, B]
@@ -191,13 +246,13 @@ def test_a_request_longer_than_the_cache_keeps_its_head() -> None:
 
 
 def test_a_cache_of_no_blocks_stores_nothing_and_counts_prompts() -> None:
-    index = CacheIndex(0)
+    index = index_of(0)
     assert serve(index, [A, B]).inserts == []
     assert (index.prompt_blocks, index.used_blocks) == (2, 0)
 
 
 def test_no_hit_of_the_request_is_evicted_for_its_own_blocks() -> None:
-    index = CacheIndex(3)
+    index = index_of(3)
     serve(index, [A, B])  # the literal loop would evict B here and write it again
     serve(index, [E])
     admission = serve(index, [A, B, C])
@@ -206,7 +261,7 @@ def test_no_hit_of_the_request_is_evicted_for_its_own_blocks() -> None:
 
 
 def test_hits_stay_pinned_until_they_are_released() -> None:
-    index = CacheIndex(2)
+    index = index_of(2)
     serve(index, [A])
     first, second = admit(index, [A]), admit(index, [A])
     assert first.hits[0].pins == 2
@@ -218,16 +273,16 @@ def test_hits_stay_pinned_until_they_are_released() -> None:
 
 
 def test_a_block_that_is_being_stored_blocks_the_request_that_would_read_it() -> None:
-    index = CacheIndex(4)
+    index = index_of(4)
     storing = admit(index, [A])
-    assert index.admit([A, B], 2) == Blocked(storing.inserts[0])
+    assert index.admit([A, B], 2, 1) == Blocked(storing.inserts[0])
     assert (index.prompt_blocks, content(index)) == (1, [A])
     index.commit(storing.inserts[0])
     assert keys_of(admit(index, [A, B]).hits) == [A]
 
 
 def test_a_block_that_is_being_stored_after_a_gap_does_not_block() -> None:
-    index = CacheIndex(4)
+    index = index_of(4)
     serve(index, [A])
     pending = admit(index, [A, B, C])
     index.roll_back(pending.inserts[0])
@@ -236,28 +291,28 @@ def test_a_block_that_is_being_stored_after_a_gap_does_not_block() -> None:
 
 
 def test_a_victim_that_is_being_read_blocks_until_it_is_released() -> None:
-    index = CacheIndex(2)
+    index = index_of(2)
     serve(index, [A])
     serve(index, [B])
     reading = admit(index, [A])
     serve(index, [B])  # A is the least recent one again, and is being read
-    assert index.admit([C], 1) == Blocked(reading.hits[0])
+    assert index.admit([C], 1, 1) == Blocked(reading.hits[0])
     assert content(index) == [A, B]
     index.release(reading)
     assert keys_of(admit(index, [C]).victims) == [A]
 
 
 def test_a_victim_that_is_being_stored_blocks_until_it_is_committed() -> None:
-    index = CacheIndex(2)
+    index = index_of(2)
     storing = admit(index, [A])
     serve(index, [B])
-    assert index.admit([C], 1) == Blocked(storing.inserts[0])
+    assert index.admit([C], 1, 1) == Blocked(storing.inserts[0])
     index.commit(storing.inserts[0])
     assert keys_of(admit(index, [C]).victims) == [A]
 
 
 def test_a_block_of_several_objects_is_present_when_the_last_of_them_is_stored() -> None:
-    index = CacheIndex(2, objects_per_block=3)
+    index = index_of(2, objects_per_block=3)
     admission = admit(index, [A])
     (slot,) = admission.inserts
     for left in (2, 1, 0):
@@ -271,7 +326,7 @@ def test_a_block_of_several_objects_is_present_when_the_last_of_them_is_stored()
 
 
 def test_a_block_that_lost_one_object_is_never_present() -> None:
-    index = CacheIndex(2, objects_per_block=3)
+    index = index_of(2, objects_per_block=3)
     admission = admit(index, [A])
     (slot,) = admission.inserts
     index.commit(slot)
@@ -283,7 +338,7 @@ def test_a_block_that_lost_one_object_is_never_present() -> None:
 
 
 def test_a_failed_store_gives_its_room_back() -> None:
-    index = CacheIndex(1)
+    index = index_of(1)
     failed = admit(index, [A]).inserts[0]
     index.roll_back(failed)
     assert index.used_blocks == 0
@@ -295,7 +350,7 @@ def test_a_failed_store_gives_its_room_back() -> None:
 
 
 def test_an_unreadable_object_leaves_once_and_its_readers_still_release_it() -> None:
-    index = CacheIndex(1)
+    index = index_of(1)
     serve(index, [A])
     first, second = admit(index, [A]), admit(index, [A])
     index.drop(first.hits[0])
@@ -310,7 +365,7 @@ def test_an_unreadable_object_leaves_once_and_its_readers_still_release_it() -> 
 
 
 def test_a_slot_is_committed_or_rolled_back_only_while_it_is_reserved() -> None:
-    index = CacheIndex(2)
+    index = index_of(2)
     stored, given_up = admit(index, [A, B]).inserts
     index.commit(stored)
     index.roll_back(given_up)
@@ -324,7 +379,7 @@ def test_a_slot_is_committed_or_rolled_back_only_while_it_is_reserved() -> None:
 
 
 def test_every_stored_object_has_a_name_and_a_tag_of_its_own() -> None:
-    index = CacheIndex(1)
+    index = index_of(1)
     keys = [number.to_bytes(16, "big") for number in (0, 1, 2, 2**64, 2**127)] * 50
     slots = [serve(index, [key]).inserts[0] for key in keys]
     assert len({slot.object_key for slot in slots}) == len(slots)
@@ -337,7 +392,7 @@ def test_every_stored_object_has_a_name_and_a_tag_of_its_own() -> None:
 
 def test_equal_streams_name_their_objects_equally() -> None:
     def names() -> list[tuple[str, int]]:
-        index = CacheIndex(2)
+        index = index_of(2)
         streams = [[A, B], [C], [A, D]]
         return [
             (s.object_key, s.identity.tag) for keys in streams for s in serve(index, keys).inserts
@@ -347,28 +402,84 @@ def test_equal_streams_name_their_objects_equally() -> None:
 
 
 def test_room_is_what_needs_no_victim() -> None:
-    index = CacheIndex(3)
+    index = index_of(3)
     serve(index, [A, B])
-    assert index.has_room_for([A, B, C])
-    assert not index.has_room_for([A, C, D])
-    assert not CacheIndex(1).has_room_for([A, B])
-    assert CacheIndex(None).has_room_for([A, B, C, D])
+    assert index.has_room_for([A, B, C], 1)
+    assert not index.has_room_for([A, C, D], 1)
+    assert not index_of(1).has_room_for([A, B], 1)
+    assert index_of(None).has_room_for([A, B, C, D], 1)
+
+
+def test_room_of_victims_beyond_the_inserts_is_free_only_when_they_are_deleted() -> None:
+    index = CacheIndex(10, page_bytes=1)
+    serve(index, [A], sizes=6)
+    serve(index, [B], sizes=4)
+    first = admit(index, [C], sizes=1)
+    assert keys_of(first.victims) == [A]
+    assert index.admit([D], 1, 5) == Blocked(first.victims[0])
+    index.deleted(first)
+    index.deleted(first)  # once is enough
+    assert keys_of(admit(index, [D], sizes=5).inserts) == [D]
+    assert (index.used_bytes, content(index)) == (10, [B, C, D])
+
+
+def test_sizes_of_equal_blocks_are_one_number_or_one_for_each() -> None:
+    one, each = CacheIndex(40, page_bytes=4), CacheIndex(40, page_bytes=4)
+    for keys in ([A, B], [C, D, E], [A, B]):
+        found = serve(one, keys, sizes=9), serve(each, keys, sizes=[9] * len(keys))
+        assert keys_of(found[0].inserts) == keys_of(found[1].inserts)
+        assert content(one) == content(each)
+    assert one.used_bytes == each.used_bytes == 3 * 12
+    assert {slot.block_bytes for slot in one.stored()} == {9}
+
+
+def test_a_block_that_is_asked_for_in_another_size_is_refused() -> None:
+    index = CacheIndex(40, page_bytes=4)
+    serve(index, [A], sizes=9)
+    with pytest.raises(ValueError, match="has 9 bytes, and is asked for as 8"):
+        index.admit([A, B], 2, 8)
+    with pytest.raises(ValueError, match="has 9 bytes, and is asked for as 8"):
+        index.admit([A, B], 2, [8, 9])
+    assert keys_of(admit(index, [A, B], sizes=[9, 8]).inserts) == [B]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "why"),
+    [
+        ([2], "1 sizes for its 2 keys"),
+        ([2, 0], "a block has 0 bytes"),
+        (0, "a block has 0 bytes"),
+        (3, "a block has 3 bytes; it must have some, and as many in each of its 2 objects"),
+    ],
+)
+def test_sizes_that_are_none_are_refused(sizes: int | list[int], why: str) -> None:
+    index = CacheIndex(40, page_bytes=4, objects_per_block=2)
+    with pytest.raises(ValueError, match=why):
+        index.admit([A, B], 2, sizes)
+    assert index.used_bytes == 0
+
+
+def test_a_slot_names_its_objects_and_their_tag_once() -> None:
+    (slot,) = serve(index_of(1), [A]).inserts
+    assert slot.object_key is slot.object_key == f"{A.hex()}.1"
+    assert slot.identity is slot.identity == Identity(A, 1)
+    assert slot.tag is slot.tag == Identity(A, 1).tag
 
 
 def test_repeated_keys_are_refused() -> None:
     with pytest.raises(ValueError, match="repeat"):
-        CacheIndex(9).admit([A, B, A], 3)
+        index_of(9).admit([A, B, A], 3, 1)
 
 
 @pytest.mark.parametrize("prompt_blocks", [-1, 3])
 def test_a_prompt_longer_than_its_keys_is_refused(prompt_blocks: int) -> None:
     with pytest.raises(ValueError, match="prompt_blocks is"):
-        CacheIndex(9).admit([A, B], prompt_blocks)
+        index_of(9).admit([A, B], prompt_blocks, 1)
 
 
 def test_a_negative_capacity_is_refused() -> None:
-    with pytest.raises(ValueError, match="capacity_blocks is -1"):
-        CacheIndex(-1)
+    with pytest.raises(ValueError, match="capacity_bytes is -1"):
+        CacheIndex(-1, page_bytes=1)
 
 
 @dataclass
@@ -383,9 +494,9 @@ class Flight:
 
 @dataclass
 class Storage:
-    """What a backend holds."""
+    """What a backend holds: objects and what they take, padded."""
 
-    objects: set[tuple[str, int]] = field(default_factory=set)
+    objects: dict[tuple[str, int], int] = field(default_factory=dict)
 
 
 class RequestsInFlight(RuleBasedStateMachine):
@@ -396,36 +507,49 @@ class RequestsInFlight(RuleBasedStateMachine):
         self.storage = Storage()
         self.flights: list[Flight] = []
 
-    @initialize(capacity_blocks=st.integers(1, 8), parts=st.integers(1, 3))
-    def start(self, capacity_blocks: int, parts: int) -> None:
-        self.capacity_blocks = capacity_blocks
+    @initialize(capacity_bytes=st.integers(1, 40), parts=st.integers(1, 2), most=st.integers(1, 12))
+    def start(self, capacity_bytes: int, parts: int, most: int) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.most = most  # bytes of an object
         self.parts = range(parts)
-        self.index = CacheIndex(capacity_blocks, objects_per_block=parts)
+        self.index = CacheIndex(capacity_bytes, page_bytes=2, objects_per_block=parts)
 
     def objects_of(self, slots: Iterable[Slot]) -> set[tuple[str, int]]:
         return {(slot.object_key, part) for slot in slots for part in self.parts}
 
-    def state(self) -> list[tuple[str, bool, int]]:
-        return [(s.object_key, s.present, s.pins) for s in self.index._slots.values()]
+    def delete(self, slots: Iterable[Slot]) -> None:
+        for name in self.objects_of(slots):
+            self.storage.objects.pop(name, None)
 
-    @rule(request=requests())
+    def state(self) -> tuple[object, ...]:
+        index = self.index
+        slots = [(s.object_key, s.present, s.pins) for s in index._slots.values()]
+        return slots, index.prompt_blocks, index.hit_blocks, index.evictions, index.used_bytes
+
+    def undeleted(self) -> list[Slot]:
+        return [slot for f in self.flights if not f.deleted for slot in f.admission.victims]
+
+    @rule(request=st.one_of(requests(), requests(2)))
     def arrive(self, request: tuple[list[bytes], int]) -> None:
-        before = self.state(), self.index.prompt_blocks, self.index.hit_blocks
-        admission = self.index.admit(*request)
+        before = self.state()
+        sizes = [len(self.parts) * size_of(key, self.most) for key in request[0]]
+        admission = self.index.admit(*request, sizes)
         if isinstance(admission, Blocked):
-            assert (self.state(), self.index.prompt_blocks, self.index.hit_blocks) == before
-            assert admission.slot.pins or not admission.slot.present
+            slot = admission.slot
+            assert self.state() == before
+            assert slot.pins or not slot.present or slot in self.undeleted()
             return
-        assert self.objects_of(admission.hits) <= self.storage.objects
+        assert self.objects_of(admission.hits) <= self.storage.objects.keys()
         assert all(slot.pins > 0 for slot in admission.hits)
         unwritten = [(slot, part) for slot in admission.inserts for part in self.parts]
-        self.flights.append(Flight(admission, unwritten))
+        self.flights.append(Flight(admission, unwritten, deleted=not admission.victims))
 
     @precondition(lambda self: any(not f.deleted for f in self.flights))
     @rule(data=st.data())
     def delete_victims(self, data: st.DataObject) -> None:
         flight = data.draw(st.sampled_from([f for f in self.flights if not f.deleted]))
-        self.storage.objects -= self.objects_of(flight.admission.victims)
+        self.delete(flight.admission.victims)
+        self.index.deleted(flight.admission)
         flight.deleted = True
 
     @precondition(lambda self: any(f.deleted and f.unwritten for f in self.flights))
@@ -434,14 +558,25 @@ class RequestsInFlight(RuleBasedStateMachine):
         ready = [f for f in self.flights if f.deleted and f.unwritten]
         flight = data.draw(st.sampled_from(ready))
         slot, part = data.draw(st.sampled_from(flight.unwritten))
-        flight.unwritten.remove((slot, part))
         if fails:  # the engine stops, and nothing else of the block is written
             flight.unwritten = [other for other in flight.unwritten if other[0] is not slot]
-            self.storage.objects -= self.objects_of([slot])
+            self.delete([slot])
             self.index.roll_back(slot)
         else:
-            self.storage.objects.add((slot.object_key, part))
-            self.index.commit(slot)
+            self.write_one(flight, slot, part)
+
+    def write_one(self, flight: Flight, slot: Slot, part: int) -> None:
+        flight.unwritten.remove((slot, part))
+        padded = -(-size_of(slot.key, self.most) // 2) * 2
+        self.storage.objects[slot.object_key, part] = padded
+        self.index.commit(slot)
+
+    @precondition(lambda self: any(f.deleted and f.unwritten for f in self.flights))
+    @rule()
+    def write_all_that_may_be(self) -> None:
+        for flight in self.flights:
+            while flight.deleted and flight.unwritten:
+                self.write_one(flight, *flight.unwritten[0])
 
     @precondition(lambda self: any(f.reading and f.admission.hits for f in self.flights))
     @rule(data=st.data())
@@ -449,7 +584,7 @@ class RequestsInFlight(RuleBasedStateMachine):
         readers = [f for f in self.flights if f.reading and f.admission.hits]
         flight = data.draw(st.sampled_from(readers))
         slot = data.draw(st.sampled_from(flight.admission.hits))
-        self.storage.objects -= self.objects_of([slot])
+        self.delete([slot])
         self.index.drop(slot)
 
     @precondition(lambda self: any(f.reading for f in self.flights))
@@ -462,14 +597,16 @@ class RequestsInFlight(RuleBasedStateMachine):
     @invariant()
     def storage_never_holds_more_than_the_capacity(self) -> None:
         if hasattr(self, "index"):
-            assert len(self.storage.objects) <= self.capacity_blocks * len(self.parts)
-            assert self.index.used_blocks <= self.capacity_blocks
+            assert sum(self.storage.objects.values()) <= self.capacity_bytes
+            slots = self.index._slots.values()
+            assert self.index.used_bytes == sum(slot.stored_bytes for slot in slots)
+            assert self.index.used_bytes <= self.capacity_bytes
 
     @invariant()
     def what_the_index_calls_present_is_stored(self) -> None:
         if hasattr(self, "index"):
             present = [s for s in self.index._slots.values() if s.present]
-            assert self.objects_of(present) <= self.storage.objects
+            assert self.objects_of(present) <= self.storage.objects.keys()
             assert self.index.present_blocks == len(present)
 
     @invariant()
@@ -481,12 +618,14 @@ class RequestsInFlight(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for flight in self.flights:
+            if not flight.deleted:
+                self.index.deleted(flight.admission)
             for slot, _part in flight.unwritten:
                 self.index.roll_back(slot)
             if flight.reading:
                 self.index.release(flight.admission)
         if hasattr(self, "index"):
-            assert isinstance(self.index.admit([b"last"], 1), Admission)
+            assert isinstance(self.index.admit([b"last"], 1, len(self.parts)), Admission)
 
 
 TestRequestsInFlight = RequestsInFlight.TestCase
@@ -494,7 +633,7 @@ TestRequestsInFlight.settings = settings(max_examples=30, stateful_step_count=40
 
 
 def test_a_look_up_pins_its_hits_and_changes_nothing_else() -> None:
-    index = CacheIndex(4)
+    index = index_of(4)
     for slot in admit(index, [A, B, C]).inserts:
         index.commit(slot)
     found = index.look_up([A, B, D], 3)
@@ -509,7 +648,7 @@ def test_a_look_up_pins_its_hits_and_changes_nothing_else() -> None:
 
 
 def test_a_look_up_reads_no_blocks_of_the_output_and_none_that_are_being_stored() -> None:
-    index = CacheIndex(None)
+    index = index_of(None)
     first = admit(index, [A, B])
     assert isinstance(index.look_up([A, B], 2), Blocked)
     for slot in first.inserts:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-import pytest
-
 from pytest_kvcache.testing import CHUNK_BYTES, BackendContract
 from tests.ringkit import ThroughEngine
 

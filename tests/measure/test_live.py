@@ -29,6 +29,7 @@ def report(
     recent = Recent()
     recent.add("read", coarse_index(ns(reads_ns)), ns([size] * len(reads_ns)))
     recent.add("write", coarse_index(ns([5_000] * writes)), ns([size] * writes))
+    recent.publish(t_ns)
     return recent.take(t_ns)
 
 
@@ -48,7 +49,10 @@ def test_a_report_is_small_whatever_has_happened() -> None:
 def test_a_report_counts_from_the_one_before() -> None:
     recent = Recent()
     recent.add("read", coarse_index(ns([1_000])), ns([7]))
+    assert recent.take(1)["read_bytes"] == 0  # not published
+    recent.publish(1)
     assert recent.take(1)["read_bytes"] == 7
+    recent.publish(2)
     assert recent.take(2) == report(2)
 
 

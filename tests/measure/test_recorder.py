@@ -20,7 +20,6 @@ from pytest_kvcache.measure.recorder import (
     WAKEUP,
     WRITE,
     Ledger,
-    Log,
     Recorder,
     Window,
 )
@@ -162,39 +161,27 @@ def test_a_day_takes_a_bounded_number_of_slices() -> None:
 # -- rows ----------------------------------------------------------------------------------
 
 
-def test_rows_of_many_threads_survive_full_buffers() -> None:
+@pytest.mark.parametrize("rows", [0, 1, 4095, 4096, 4097, 3 * 4096, 10_000])
+def test_every_row_is_booked_once_however_many_there_are(rows: int) -> None:
     recorder = Recorder()
     recorder.open_window(Window(0, None))
-    counts = [4096 * 3, 4096 * 2 + 1, 4095, 0, 10_000]
-    logs = [recorder.new_log() for _ in counts]
-    barrier = threading.Barrier(len(counts) + 1)
-
-    def write(number: int) -> None:
-        barrier.wait()
-        for row in range(counts[number]):
-            logs[number].add(READ, row, row, row + 1000 * (number + 1), 1, 1)
-
-    threads = [threading.Thread(target=write, args=(n,)) for n in range(len(counts))]
-    for thread in threads:
-        thread.start()
-    barrier.wait()
-    while any(thread.is_alive() for thread in threads):
-        recorder.absorb()
-    for thread in threads:
-        thread.join()
+    for row in range(rows):
+        recorder.log.add(READ, row, row, row + 1000, 1, 1)
+        if row % 1000 == 0:
+            recorder.absorb(row)
+    assert recorder.log.rows == (rows - 1) % 1000 if rows else not recorder.log.rows
     recorder.finish()
-    total = sum(counts)
-    durations = sum(1000 * (number + 1) * count for number, count in enumerate(counts))
-    assert extremes(recorder.histograms["read"]) == (total, 1000, 5000, durations)
-    assert extremes(recorder.histograms["queue"]) == (total, 0, 0, 0)
-    assert recorder.ledger.sums(0, recorder.ledger.end_ns)["read_bytes"] == total
-    assert recorder.section_bytes == {"read": total, "write": 0, "device": total}
+    assert recorder.log.rows == 0
+    assert recorder.histograms["read"].count == recorder.histograms["queue"].count == rows
+    assert recorder.histograms["read"].sum_ns == 1000 * rows
+    assert recorder.ledger.sums(0, recorder.ledger.end_ns)["read_bytes"] == rows
+    assert recorder.section_bytes == {"read": rows, "write": 0, "device": rows}
 
 
 def test_a_full_buffer_is_not_written_again() -> None:
     recorder = Recorder()
     recorder.open_window(Window(0, None))
-    log = recorder.new_log()
+    log = recorder.log
     rows = 3 * 4096 + 5
     for row in range(rows):
         log.add(LOAD, 0, 0, row, 0, 0)
@@ -205,7 +192,7 @@ def test_a_full_buffer_is_not_written_again() -> None:
 def test_finishing_twice_books_once() -> None:
     recorder = Recorder()
     recorder.open_window(Window(0, None))
-    recorder.new_log().add(LOAD, 0, 0, 5, 0, 0)
+    recorder.log.add(LOAD, 0, 0, 5, 0, 0)
     recorder.finish()
     recorder.finish()
     assert recorder.histograms["load"].count == 1
@@ -214,7 +201,7 @@ def test_finishing_twice_books_once() -> None:
 def booked(*rows: tuple[int, int, int, int, int, int], end_ns: int | None = 20 * S) -> Recorder:
     """What a recorder makes of these rows in a window from 10 s to 20 s."""
     recorder = Recorder()
-    log = recorder.new_log()
+    log = recorder.log
     recorder.open_window(Window(10 * S, end_ns))
     for row in rows:
         log.add(*row)
@@ -326,10 +313,10 @@ def test_an_object_of_many_transfers_is_one_operation_and_its_transfers() -> Non
 
 def test_rows_from_before_the_window_was_opened_are_not_measured() -> None:
     recorder = Recorder()
-    log = recorder.new_log()
+    log = recorder.log
     for _ in range(5000):
         log.add(READ, 0, S, 2 * S, 1, 1)
-    recorder.absorb()
+    recorder.absorb(0)
     recorder.open_window(Window(10 * S, None))
     log.add(READ, 0, 10 * S, 11 * S, 1, 1)
     recorder.finish()
@@ -354,68 +341,90 @@ def recent_of(recorder: Recorder) -> tuple[int, int, int]:
 
 def test_before_the_window_nothing_is_recent() -> None:
     recorder = Recorder()
-    recorder.new_log().add(READ, 0, 1, 2, 100, 1)
+    recorder.log.add(READ, 0, 1, 2, 100, 1)
     assert recorder.take_recent(0) is None
 
 
 def test_what_the_population_did_is_not_recent() -> None:
     recorder = Recorder()
-    log = recorder.new_log()
+    log = recorder.log
     log.add(WRITE, 0, 1, 2, 100, 1)
     recorder.open_window(Window(S, None))
     assert recent_of(recorder) == (0, 0, 0)
     log.add(WRITE, 0, S, S + 1, 10, 1)
+    recorder.absorb(S)
     assert recent_of(recorder) == (1, 0, 10)
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 1), st.integers(1, 5_000), st.booleans()), max_size=8))
-def test_every_row_is_recent_once_wherever_its_buffer_is(
-    steps: list[tuple[int, int, bool]],
-) -> None:
+@given(st.lists(st.tuples(st.integers(0, 5_000), st.booleans()), max_size=8))
+def test_every_row_is_recent_once_when_it_is_booked(steps: list[tuple[int, bool]]) -> None:
     recorder = Recorder()
-    logs = [recorder.new_log(), recorder.new_log()]
     recorder.open_window(Window(0, None))
     written = seen = 0
-    for log, count, absorb in steps:
+    for count, absorbs in steps:
         for _ in range(count):
-            logs[log].add(READ, 0, S, S + 1000, 1, 1)
+            recorder.log.add(READ, 0, S, S + 1000, 1, 1)
         written += count
-        if absorb:
-            recorder.absorb()
+        if absorbs:
+            recorder.absorb(S)
         seen += recent_of(recorder)[0]
-    recorder.absorb()
+        assert not absorbs or seen == written
+    recorder.absorb(S)
     assert seen + recent_of(recorder)[0] == written
 
 
-def test_rows_are_seen_once_while_others_write_them() -> None:
+def test_what_is_recent_counts_until_it_was_booked() -> None:
     recorder = Recorder()
-    logs = [recorder.new_log() for _ in range(3)]
+    recorder.open_window(Window(0, None))
+    recorder.absorb(7 * S)
+    for now_ns, told_ns in ((7 * S + 1, 7 * S), (70 * S, 70 * S - S // 2)):
+        found = recorder.take_recent(now_ns)
+        assert found is not None
+        assert found["t_ns"] == told_ns
+
+
+def test_what_is_booked_while_another_thread_asks_is_recent_once() -> None:
+    recorder = Recorder()
     recorder.open_window(Window(0, None))
 
-    def write(log: Log) -> None:
-        for _ in range(30_000):
-            log.add(READ, 0, S, S + 1000, 7, 1)
+    def write() -> None:
+        for row in range(90_000):
+            recorder.log.add(READ, 0, S, S + 1000, 7, 1)
+            if row % 100 == 0:
+                recorder.absorb(S)
+        recorder.absorb(S)
 
-    threads = [threading.Thread(target=write, args=(log,)) for log in logs]
-    for thread in threads:
-        thread.start()
+    thread = threading.Thread(target=write)
+    thread.start()
     seen = read_bytes = 0
-    while any(thread.is_alive() for thread in threads):
-        recorder.absorb()
+    while thread.is_alive():
         operations, moved, _ = recent_of(recorder)
         seen, read_bytes = seen + operations, read_bytes + moved
-    recorder.absorb()
+        assert moved == 7 * operations
     operations, moved, _ = recent_of(recorder)
     assert (seen + operations, read_bytes + moved) == (90_000, 7 * 90_000)
 
 
+def test_how_late_stamps_can_have_been_is_booked_in_the_window() -> None:
+    recorder = Recorder()
+    lags_ns = [5]
+    recorder.note_lags(lags_ns)  # no window yet
+    assert (recorder.reap_lag.count, lags_ns) == (0, [])
+    recorder.open_window(Window(0, None))
+    lags_ns += [1_000, 3_000]
+    recorder.note_lags(lags_ns)
+    assert lags_ns == []
+    assert extremes(recorder.reap_lag) == (2, 1_000, 3_000, 4_000)
+
+
 def test_other_rows_than_those_of_objects_are_not_recent() -> None:
     recorder = Recorder()
-    log = recorder.new_log()
+    log = recorder.log
     recorder.open_window(Window(0, None))
     for kind in (TRANSFER, LOAD, REQUEST, ADMIT):
         log.add(kind, 0, S, S + 1, 100, 1)
+    recorder.absorb(S)
     assert recent_of(recorder) == (0, 0, 0)
 
 
@@ -424,7 +433,7 @@ def test_other_rows_than_those_of_objects_are_not_recent() -> None:
 
 def test_the_series_and_the_ledger_hold_the_same_bytes_of_whole_seconds() -> None:
     recorder = Recorder()
-    log = recorder.new_log()
+    log = recorder.log
     recorder.open_window(Window(2 * S, 5 * S))
     for done_ns in range(S, 7 * S, S // 10):
         log.add(READ, 0, done_ns - S // 2, done_ns, 100, 1)

@@ -45,7 +45,7 @@ def recorded(operations: list[tuple[str, int, int]], window_ns: int) -> Recorder
     """As the threads' rows would have come, in any order."""
     recorder = Recorder()
     recorder.open_window(Window(0, window_ns))
-    log = recorder.new_log()
+    log = recorder.log
     for kind, started, done in operations:
         log.add(ROWS[kind], started, started, done, 4096, 1)
     recorder.finish()
@@ -156,7 +156,7 @@ def test_each_kind_is_measured_by_what_it_usually_takes() -> None:
 def test_transfers_of_an_operation_complete_nothing() -> None:
     recorder = Recorder()
     recorder.open_window(Window(0, 6 * S))
-    log = recorder.new_log()
+    log = recorder.log
     for kind, started, done in served(2, 10 * MS, 6 * S, (2 * S, 4 * S)):
         log.add(ROWS[kind], started, started, done, 4096, 2)
         log.add(TRANSFER, 0, started, min(done, started + 5 * MS), 4096, 0)

@@ -160,3 +160,31 @@ def test_options_do_not_show_what_may_be_secret() -> None:
 
 def test_a_test_gives_settings_as_a_mapping() -> None:
     assert describe_value({"endpoint": "a", "size": 4}) == ["endpoint=a", "size=4"]
+
+
+@pytest.mark.parametrize(
+    ("traits", "rule"),
+    [
+        ({"unit": "object"}, "moves objects whole"),
+        ({"smallest_part_bytes": 1 << 20}, "takes 1 MiB or more at a time"),
+        ({"largest_part_bytes": 4096}, "takes at most 4 KiB at a time"),
+        ({"alignment_bytes": 1 << 20}, "takes multiples of 1048576 bytes"),
+    ],
+)
+def test_a_transfer_size_that_the_backend_would_not_use_is_refused(
+    traits: dict[str, Any], rule: str
+) -> None:
+    asked = build_options(
+        {"backend": ("mine", "command line"), "transfer_size": ("64KiB", "command line")}
+    )
+    chosen = replace(OBJECTS, **{"unit": "range"} | traits)
+    with pytest.raises(OptionError, match=f"--kv-transfer-size is 64 KiB and .* {rule}; leave"):
+        check_backend(asked, chosen)
+
+
+@pytest.mark.parametrize("size", ["object", "64KiB"])
+def test_a_transfer_size_that_the_backend_takes_is_none_of_its_business(size: str) -> None:
+    asked = build_options(
+        {"backend": ("mine", "command line"), "transfer_size": (size, "command line")}
+    )
+    check_backend(asked, replace(OBJECTS, unit="range"))

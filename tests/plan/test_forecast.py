@@ -51,11 +51,11 @@ CHAINS = st.lists(  # prompts of three conversations, each of which only grows
 
 def served(trace: Trace, capacity: int, cycles: int) -> tuple[int, int]:
     """Hits and stored blocks of a cache that serves these requests one after another."""
-    index = CacheIndex(capacity)
+    index = CacheIndex(capacity, page_bytes=1)
     stored = 0
     for number in [*range(len(trace))] * cycles:
         keys = [int(block).to_bytes(8, "big") for block in trace.blocks(number)]
-        admission = index.admit(keys, len(keys))
+        admission = index.admit(keys, len(keys), 1)
         assert not isinstance(admission, Blocked)
         for slot in admission.inserts:
             index.commit(slot)

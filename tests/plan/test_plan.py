@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_kvcache.backends.buffers import buffer_bytes
 from pytest_kvcache.backends.posix.allocator import slab_count
 from pytest_kvcache.backends.traits import BackendOption
 from pytest_kvcache.cache.identity import MAX_PARTS
@@ -94,6 +95,7 @@ GIVEN = st.fixed_dictionaries(
         "cache_dir": st.sampled_from(["/var/tmp", "/data/ü b"]),
         "storage_capacity_gb": st.integers(4, 1_000).map(str),
         "queue_depth": st.integers(1, 1_024).map(str),
+        "transfer_size": st.sampled_from(["4KiB", "64KiB", "4GiB", "object"]),
         "verify": st.sampled_from(["off", "sample", "full"]),
         "data": st.sampled_from(["normal", "strict"]),
         "seed": st.integers(0, 10**18 - 1).map(str),
@@ -168,6 +170,7 @@ OTHER_LOAD: dict[str, Any] = {
     "sync": "data",
     "capacity_blocks": 9_999,
     "queue_depth": 5,
+    "transfer_size": None,
     "cores": "split",
     "verify": "off",
     "data": "strict",
@@ -378,8 +381,26 @@ def test_blocks_are_stored_in_whole_pages_and_moved_in_chunks(
     assert plan.block_bytes == block_bytes
     assert plan.stored_bytes == stored_bytes
     assert plan.chunk_bytes == chunk_bytes
-    assert plan.buffer_bytes == 2 * 4 * chunk_bytes
+    assert plan.buffer_bytes == buffer_bytes(4, chunk_bytes)
     assert on_backend(plan, "null").buffer_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("transfer_size", "chunk_bytes"),
+    [(None, 100 * MIB), (PAGE, PAGE), (64 * MIB, 64 * MIB), (128 * MIB, 100 * MIB)],
+)
+def test_a_transfer_is_as_large_as_asked_for_and_no_larger_than_its_object(
+    transfer_size: int | None, chunk_bytes: int
+) -> None:
+    plan = make_plan(backend="file", block_tokens=50 * MIB, transfer_size=transfer_size)
+    assert plan.object_stored_bytes == 100 * MIB
+    assert plan.chunk_bytes == chunk_bytes
+    assert plan.memory_bytes > plan.buffer_bytes == buffer_bytes(4, chunk_bytes)
+
+
+def test_another_transfer_size_is_another_workload() -> None:
+    digests = {make_plan(transfer_size=size).workload_digest for size in (None, PAGE, MIB)}
+    assert len(digests) == 3
 
 
 def test_a_rank_stores_one_shard() -> None:
@@ -414,7 +435,7 @@ def objects_plan(block_tokens: int = 4 * MIB, **traits: Any) -> Plan:
 def test_a_store_of_whole_objects_is_called_once_for_each(block_tokens: int) -> None:
     plan = objects_plan(block_tokens)
     assert plan.chunk_bytes == plan.object_stored_bytes
-    assert plan.buffer_bytes == 2 * plan.queue_depth * plan.object_stored_bytes
+    assert plan.buffer_bytes == buffer_bytes(plan.queue_depth, plan.object_stored_bytes)
     assert plan.memory_bytes > plan.buffer_bytes + max(0, plan.object_stored_bytes - 32 * MIB)
 
 

@@ -127,6 +127,7 @@ def window_reports(at_ns: int, reads: int, *free: int | None) -> list[tuple[int,
     for rank in (1, 2):
         recent = Recent()
         recent.add("read", coarse_index(np.full(reads, 1_000)), np.full(reads, 1 << 30))
+        recent.publish(at_ns)
         report: dict[str, Any] = {"phase": "window", "error": None, "recent": recent.take(at_ns)}
         if len(free) >= rank:
             report["free_bytes"] = free[rank - 1]

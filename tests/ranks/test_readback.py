@@ -7,8 +7,8 @@ import pytest
 from pytest_kvcache.backends.memory import MemoryBackend
 from pytest_kvcache.backends.protocol import BackendPlan
 from pytest_kvcache.cache.index import Slot
+from pytest_kvcache.engine.operations import TransferSettings, object_key_of
 from pytest_kvcache.engine.payload import Payload
-from pytest_kvcache.engine.transfers import TransferSettings, object_key_of
 from pytest_kvcache.ranks.readback import ReadBack
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ OBJECT = 3 * PAGE  # a whole chunk and a half
 
 def settings(objects_per_block: int = 1) -> TransferSettings:
     return TransferSettings(
-        queue_depth=1, object_bytes=OBJECT, stored_bytes=OBJECT, chunk_bytes=CHUNK, sync=False,
+        queue_depth=1, object_bytes=OBJECT, stored_bytes=OBJECT, transfer_bytes=CHUNK, sync=False,
         verify="sample", objects_per_block=objects_per_block,
     )  # fmt: skip
 
@@ -40,7 +40,10 @@ class Stored:
                 capacity_objects=max(1, blocks * objects_per_block),
             )
         )  # fmt: skip
-        self.slots = [Slot(bytes([n]) * 16, n + 1, objects_per_block) for n in range(blocks)]
+        size = objects_per_block * OBJECT
+        self.slots = [
+            Slot(bytes([n]) * 16, n + 1, objects_per_block, size, size) for n in range(blocks)
+        ]
         parts: list[int | None] = [*range(objects_per_block)] if objects_per_block > 1 else [None]
         for slot in self.slots:
             for part in parts:
@@ -84,7 +87,8 @@ def test_only_some_of_many_are_read_and_others_hear_of_it() -> None:
 def test_an_object_that_holds_another_one_is_wrong_and_named(seed: int) -> None:
     stored = Stored(blocks=1)
     (slot,) = stored.slots
-    stored.slots = [Slot(slot.key, 2)]  # the next generation: its writes never arrived
+    # The next generation: its writes never arrived.
+    stored.slots = [Slot(slot.key, 2, 1, OBJECT, OBJECT)]
     stored.backend.put_from(stored.slots[0].object_key, 0, memoryview(bytes(CHUNK)))
     stored.backend.put_from(stored.slots[0].object_key, CHUNK, memoryview(bytes(PAGE)))
     found = stored.read_back(seed=seed)

@@ -134,6 +134,8 @@ def test_a_figure_that_is_not_known_is_no_fault() -> None:
         "first_half_waiting",
         "second_half_waiting",
         "longest_pause_s",
+        "reap_lag_mean_ms",
+        "reap_lag_p99_ms",
         "device_read_bytes",
         "device_write_bytes",
     )
