@@ -8,9 +8,11 @@ from __future__ import annotations
 import mmap
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.backends.posix.backend import StoreBackend
+from pytest_kvcache.backends.posix.file import FileBackend
+from pytest_kvcache.backends.posix.slab import SlabBackend
 from pytest_kvcache.ioengines.libaio import Context
 from pytest_kvcache.ioengines.protocol import DELETE, READ, SYNC, WRITE
 from pytest_kvcache.ioengines.ring import FileEngine, RingEngine, SlabEngine
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
     from pytest_kvcache.ioengines.kernel import Queue
     from pytest_kvcache.ioengines.protocol import Completion
+    from pytest_kvcache.system.kernelqueues import KernelEngine
 
 DEPTH = 8
 SECOND_NS = 1_000_000_000
@@ -36,13 +39,21 @@ def buffers(count: int, size: int) -> list[memoryview]:
     return [memory[number * size : (number + 1) * size] for number in range(count)]
 
 
-def engine_of(name: str, backend: StoreBackend, depth: int = DEPTH, queue=None) -> RingEngine:
+def engine_of(
+    name: KernelEngine,
+    backend: StoreBackend,
+    depth: int = DEPTH,
+    queue: Callable[[int], Queue] | None = None,
+) -> RingEngine[Any]:
     store = backend.in_files
-    kind = FileEngine if hasattr(store, "path") else SlabEngine
-    return kind(name, store, depth, queue or queue_of(name, depth))
+    opened = queue or queue_of(name, depth)
+    if isinstance(store, SlabBackend):
+        return SlabEngine(name, store, depth, opened)
+    assert isinstance(store, FileBackend)
+    return FileEngine(name, store, depth, opened)
 
 
-def finish(engine: RingEngine, within_s: float = 20) -> list[Completion]:
+def finish(engine: RingEngine[Any], within_s: float = 20) -> list[Completion]:
     """All completions of what is in flight and staged."""
     found: list[Completion] = []
     until = time.monotonic() + within_s
@@ -59,12 +70,12 @@ def finish(engine: RingEngine, within_s: float = 20) -> list[Completion]:
 class ThroughEngine:
     """A backend whose transfers an engine carries out, one at a time, for the contract."""
 
-    def __init__(self, name: str, chunk_bytes: int) -> None:
+    def __init__(self, name: KernelEngine, chunk_bytes: int) -> None:
         self._name = name
         self._chunk_bytes = chunk_bytes
         self._store = StoreBackend()
         self._lock = threading.Lock()
-        self.engine: RingEngine | None = None
+        self.engine: RingEngine[Any] | None = None
 
     def open(self, plan: BackendPlan) -> BackendFacts:
         facts = self._store.open(plan)
@@ -76,6 +87,7 @@ class ThroughEngine:
 
     def _call(self, kind: int, key: str, offset: int, length: int) -> None:
         engine, slot = self.engine, 4 if kind in (SYNC, DELETE) else 0
+        assert engine is not None
         # Each call is one operation of one transfer, whichever part it is of.
         view = memoryview(b"") if slot else self._buffers[0][:length]
         engine.stage(slot, kind, key, offset, view, 1)

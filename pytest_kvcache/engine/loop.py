@@ -30,6 +30,7 @@ from pytest_kvcache.measure.recorder import (
     WRITE,
     Recorder,
 )
+from pytest_kvcache.phases import PHASES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING
 
 from pytest_kvcache.backends.posix.infiles import ObjectFiles, Slabs
 from pytest_kvcache.errors import StorageError
+from pytest_kvcache.ioengines.inline import InlineEngine
 from pytest_kvcache.ioengines.libaio import Context
 from pytest_kvcache.ioengines.probe import ProbePlan, probe, seen
 from pytest_kvcache.ioengines.ring import FileEngine, SlabEngine
+from pytest_kvcache.ioengines.threads import ThreadsEngine
 from pytest_kvcache.ioengines.uring import Ring
 from pytest_kvcache.system.kernelqueues import KERNEL_ENGINES, refusal, system_call, told
 
 if TYPE_CHECKING:
+    from pytest_kvcache.backends.protocol import Backend
     from pytest_kvcache.ioengines.kernel import Queue
-    from pytest_kvcache.ioengines.protocol import IoEngineName
-    from pytest_kvcache.ioengines.ring import RingEngine
+    from pytest_kvcache.ioengines.protocol import IoEngine, IoEngineName
     from pytest_kvcache.system.kernelqueues import KernelEngine, SystemCall
 
 
@@ -57,8 +59,9 @@ def choose_engine(
     asked: str, situation: Situation, *, call: SystemCall = system_call
 ) -> EngineChoice:
     """The engine for what was asked: ``auto`` or a name; StorageError if it can't be had."""
-    if asked in KERNEL_ENGINES:
-        return _named(asked, situation, call)
+    for name in KERNEL_ENGINES:
+        if name == asked:
+            return _named(name, situation, call)
     if asked == "threads":
         return EngineChoice(name="threads", reason="asked for by --kv-io-engine=threads")
     if situation.never_waits:
@@ -133,22 +136,22 @@ def _try(name: KernelEngine, situation: Situation, call: SystemCall) -> tuple[bo
     return True, f"{name} is asynchronous here: {seen(found)}"
 
 
-def open_queue(name: KernelEngine, slots: int, depth: int, call: SystemCall = system_call) -> Queue:
+def open_queue(name: IoEngineName, slots: int, depth: int, call: SystemCall = system_call) -> Queue:
     """Make the kernel's queue; OSError where it can't be had."""
     return Context(slots, depth, call=call) if name == "libaio" else Ring(slots, call=call)
 
 
-def kernel_engine(
-    name: KernelEngine,
-    files: Slabs | ObjectFiles,
-    depth: int,
-    *,
-    call: SystemCall = system_call,
-) -> RingEngine[Slabs] | RingEngine[ObjectFiles]:
-    """Make an engine on what the kernel offers; the loop registers its buffers next."""
+def make_engine(name: IoEngineName, backend: Backend, situation: Situation) -> IoEngine:
+    """Make the engine that was chosen; the loop registers its buffers next."""
+    files, depth = situation.files, situation.depth
+    if name == "inline":
+        return InlineEngine(backend, depth)
+    if name == "threads":
+        return ThreadsEngine(backend, depth)
+    assert files is not None
 
     def opened(slots: int) -> Queue:
-        return open_queue(name, slots, depth, call)
+        return open_queue(name, slots, depth)
 
     if isinstance(files, Slabs):
         return SlabEngine(name, files, depth, opened)

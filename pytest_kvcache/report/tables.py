@@ -305,6 +305,10 @@ def _proof_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
         f" {format_bytes(peak_bytes)} of memory per rank{_wakeup(data['wakeup'])}",
         indent="  ",
     )
+    for engine in dict.fromkeys(rank["io_engine"] for rank in data["ranks"]):
+        reasons = [r["io_engine_reason"] for r in data["ranks"] if r["io_engine"] == engine]
+        ranks = format_count(len(reasons), "rank")
+        yield from wrapped(f"I/O engine {engine} ({ranks}): {reasons[0]}", indent="  ")
     notes = {rank["io_note"] for rank in data["ranks"] if rank["io_note"]}
     for note in sorted(notes):
         yield from wrapped(f"note: {note}", indent="  ")

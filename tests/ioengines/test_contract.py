@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_kvcache.backends.protocol import Store
+    from pytest_kvcache.system.kernelqueues import KernelEngine
 
 
 class _Engine(BackendContract):
-    engine: ClassVar[str] = "io_uring"
+    engine: ClassVar[KernelEngine] = "io_uring"
     store: ClassVar[Store | None] = "slab"
 
     def make_backend(self, tmp_path: Path) -> ThroughEngine:
