@@ -59,7 +59,7 @@ def finish(engine: RingEngine[Any], within_s: float = 20) -> list[Completion]:
     until = time.monotonic() + within_s
     while True:
         begun = engine.submit(engine.depth)
-        if not begun and not engine.in_flight and not engine.look():
+        if not begun and not engine._staged and not engine.in_flight and not engine.look():
             return found
         engine.submit(0, time.monotonic_ns() + SECOND_NS // 10)
         engine.look()
