@@ -119,6 +119,8 @@ class RingEngine(Generic[Files]):
         count = min(limit, len(staged), self.depth - self.in_flight)
         self.in_flight += count
         now = self._clock()
+        if self.in_flight == count:
+            self._looked_ns = now  # nothing flew before: nothing can have ended
         calls, self._more = self._more, []
         first = len(calls)  # before that: next calls of slots that have begun long ago
         for _ in range(count):

@@ -71,6 +71,7 @@ class Kit:
         self.backend.close()
 
 
+@pytest.mark.thorough
 @BOTH
 @STORES
 @given(data=st.data())
@@ -298,6 +299,25 @@ def _queue(name: KernelEngine, slots: int, call: Any) -> Queue:
     from pytest_kvcache.ioengines.choose import open_queue  # noqa: PLC0415
 
     return open_queue(name, slots, DEPTH, call)
+
+
+@BOTH
+def test_a_stamp_is_not_late_by_the_time_in_which_nothing_was_in_flight(
+    name: KernelEngine, tmp_path: Path
+) -> None:
+    kit = Kit(name, "slab", tmp_path)
+    for _ in range(2):
+        time.sleep(0.2)
+        kit.stage(0, WRITE, "a", bytes(OBJECT))
+        began = time.monotonic_ns()
+        kit.engine.submit(1)
+        time.sleep(0.05)  # so that the first look finds it
+        while not kit.engine.look():
+            time.sleep(0.01)
+        assert max(kit.engine.lags_ns) <= time.monotonic_ns() - began
+        kit.engine.lags_ns.clear()
+        kit.engine.reap()
+    kit.close()
 
 
 @BOTH
