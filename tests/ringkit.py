@@ -8,7 +8,7 @@ from __future__ import annotations
 import mmap
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_kvcache.backends.posix.backend import StoreBackend
 from pytest_kvcache.backends.posix.file import FileBackend
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
+    from pytest_kvcache.backends.traits import BackendTraits
     from pytest_kvcache.ioengines.kernel import Queue
     from pytest_kvcache.ioengines.protocol import Completion
     from pytest_kvcache.system.kernelqueues import KernelEngine
@@ -69,6 +70,8 @@ def finish(engine: RingEngine[Any], within_s: float = 20) -> list[Completion]:
 
 class ThroughEngine:
     """A backend whose transfers an engine carries out, one at a time, for the contract."""
+
+    traits: ClassVar[BackendTraits] = StoreBackend.traits
 
     def __init__(self, name: KernelEngine, chunk_bytes: int) -> None:
         self._name = name
