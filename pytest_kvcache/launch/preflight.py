@@ -35,6 +35,7 @@ from pytest_kvcache.launchers.detect import (
 )
 from pytest_kvcache.plan.plan import FREE_SHARE
 from pytest_kvcache.system.filesystem import probe_filesystem
+from pytest_kvcache.system.kernelqueues import KERNEL_ENGINES, refusal
 from pytest_kvcache.system.preloads import check_preloads, inherited_preloads
 from pytest_kvcache.units import format_bytes, format_count
 
@@ -133,11 +134,24 @@ def check_plan(
         return
     if options.exec_type == "mpi" and not plan.allows("PRELOADED"):
         check_preloads(inherited_preloads())
+    if options.exec_type == "mpi":  # a container's seccomp profile is the ranks' to find
+        _check_engine(options.io_engine, plan.queue_depth)
     _check_cores(options, ", ".join(host.name for host in here), sum(h.ranks for h in here))
     _check_is_no_memory(options, plan)
     if len(here) == len(plan.layout.hosts):
         _check_space(options, plan, sum(h.ranks for h in here))
     _check_memory(plan, sum(h.ranks for h in here))
+
+
+def _check_engine(asked: str, depth: int) -> None:
+    """An engine that was asked for by name is to be had here; on other hosts ranks look."""
+    for engine in KERNEL_ENGINES:
+        problem = refusal(engine, depth) if engine == asked else None
+        if problem is not None:
+            raise OptionError(
+                f"--kv-io-engine is {asked}, which can't be had on this machine ({problem}); or"
+                " take auto"
+            )
 
 
 def host_problems(options: Options, plan: Plan, survey: Survey) -> dict[str, list[str]]:

@@ -67,6 +67,7 @@ class Options:
     store: str = "auto"
     tensor_parallel: int = 1
     queue_depth: int = 16
+    io_engine: str = "auto"
     transfer_size: int | str = 4 << 20
     generation_mode: str = "none"
     performance_profile: str = "throughput"

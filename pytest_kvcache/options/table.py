@@ -486,6 +486,12 @@ OPTIONS: tuple[OptionSpec, ...] = (
                " (default: auto = slab up to 1 MiB as stored, else file)"),
     OptionSpec(name="queue_depth", metavar="N", parse=_count(1, 1024),
                help="transfers in flight per rank (default: 16)"),
+    OptionSpec(name="io_engine", metavar="{auto,io_uring,libaio,threads}",
+               parse=_choice("auto", "io_uring", "libaio", "threads"),
+               help="what carries transfers out: the kernel, by one of its two interfaces, or a"
+               " thread each (default: auto = the first of io_uring, libaio, threads that works"
+               " here and is asynchronous where the cache is; plain calls with"
+               " --kv-queue-depth=1)"),
     OptionSpec(name="transfer_size", is_verbatim=False,
                metavar="SIZE|object", parse=_transfer_size,
                help="the largest transfer, into which bigger objects are cut: a multiple of 4 KiB"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pytest_kvcache.errors import OptionError, did_you_mean
 from pytest_kvcache.masking import MASK, Secrets
 from pytest_kvcache.options.table import WHOLE_OBJECT
+from pytest_kvcache.system.kernelqueues import KERNEL_ENGINES
 from pytest_kvcache.units import format_bytes
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def check_backend(options: Options, traits: BackendTraits) -> None:
     _check_storage(options, traits)
     _check_settings(options, traits)
     _check_transfer(options, traits)
+    _check_engine(options, traits)
 
 
 def secrets_of(options: Options, traits: BackendTraits) -> Secrets:
@@ -93,6 +95,15 @@ def _check_settings(options: Options, traits: BackendTraits) -> None:
                 f"--kv-backend is {options.backend}, which needs {name} ({option.meaning}); give it"
                 f" by {_FLAG} {name}=VALUE"
             )
+
+
+def _check_engine(options: Options, traits: BackendTraits) -> None:
+    """The kernel moves by itself only what is in files."""
+    if options.io_engine in KERNEL_ENGINES and not traits.kernel_counts:
+        raise OptionError(
+            f"--kv-io-engine is {options.io_engine} and --kv-backend is {options.backend}, which"
+            " keeps nothing in files that the kernel could move; take auto or threads"
+        )
 
 
 def _check_transfer(options: Options, traits: BackendTraits) -> None:

@@ -106,6 +106,7 @@ class Plan:
     objects is taken, None where there is no choice.
     ``need_blocks`` is what one rank would store if nothing were evicted. ``cores`` is
     ``split`` (ranks of a host divide its cores) or ``shared`` (as the launcher bound them).
+    ``io_engine`` is what was asked for: which one that is on a rank, its result says.
     ``transfer_size`` is the largest transfer asked for, None: one call per object.
     ``request_rate`` is that of all ranks together, per second; None, and no ``arrival``:
     a closed loop, or the times of a trace. ``label`` is what a test calls its case.
@@ -139,6 +140,7 @@ class Plan:
     capacity_blocks: int
     need_blocks: int
     queue_depth: int
+    io_engine: str
     transfer_size: int | None
     cores: str
     verify: str
@@ -525,6 +527,7 @@ def build_plan(
         capacity_blocks=_capacity_blocks(options, traits, objects * stored, facts),
         need_blocks=facts.need.working_set_blocks,
         queue_depth=options.queue_depth,
+        io_engine=options.io_engine,
         transfer_size=None if options.transfer_size == WHOLE_OBJECT else int(options.transfer_size),
         cores="shared" if binds_ranks(options.mpi_params) else "split",
         verify=options.verify,

@@ -32,8 +32,7 @@ from pytest_kvcache.engine.engine import Engine
 from pytest_kvcache.engine.operations import TransferSettings, object_key_of
 from pytest_kvcache.engine.payload import make_payload
 from pytest_kvcache.errors import StorageError
-from pytest_kvcache.ioengines.inline import InlineEngine
-from pytest_kvcache.ioengines.threads import ThreadsEngine
+from pytest_kvcache.ioengines.choose import EngineChoice, Situation, choose_engine, make_engine
 from pytest_kvcache.masking import Secrets
 from pytest_kvcache.measure.latencies import Latencies
 from pytest_kvcache.measure.recorder import Recorder, Window
@@ -56,7 +55,7 @@ if TYPE_CHECKING:
 
     from pytest_kvcache.backends.protocol import Backend
     from pytest_kvcache.engine.payload import Payload
-    from pytest_kvcache.ioengines.protocol import IoEngine
+    from pytest_kvcache.ioengines.protocol import IoEngine, IoEngineName
     from pytest_kvcache.plan.plan import Plan
     from pytest_kvcache.registry import Registry
     from pytest_kvcache.system.filesystem import FilesystemFacts
@@ -82,6 +81,7 @@ class Rank:
         self._sync = plan.sync
         self._owns_directory = False
         self._place: Place | None = None
+        self._directory: str | None = None
         self._place_fault: str | None = None
         self._clock_fault: str | None = None
         self._probe_fault: str | None = None
@@ -95,6 +95,7 @@ class Rank:
         self._null_ops_per_s: float | None = None
         self._memory_ops_per_s: float | None = None
         self._facts: BackendFacts | None = None
+        self._choice = EngineChoice(name="inline", reason="nothing was opened")
         self._filesystem: FilesystemFacts | None = None
         self._watch: DeviceWatch | None = None
         self._read_back = ReadBack()
@@ -121,6 +122,7 @@ class Rank:
             check_preloads(self._surroundings.preloads)
         self._backend, facts = self._opened(registry.backend(plan.backend))
         self._facts = facts
+        self._choice = choose_engine(plan.io_engine, self._situation(self._backend))
         if plan.traits.kernel_counts:
             filesystem = probe_filesystem(plan.cache_dir, self.host)
             self._filesystem = filesystem
@@ -173,7 +175,7 @@ class Rank:
         *,
         generation_s_per_token: float,
         blind: bool = False,
-        waits: bool = True,
+        chosen: IoEngineName | None = None,
     ) -> Engine:
         plan = self.plan
         return Engine(
@@ -190,7 +192,7 @@ class Rank:
             block_tokens=plan.block_tokens,
             generation_s_per_token=generation_s_per_token,
             phase=plan.phase,
-            io=_io_engine(backend, plan.queue_depth, waits=waits),
+            io=self._io_engine(backend, chosen),
             index=index,
             workload=workload,
             payload=payload,
@@ -210,8 +212,15 @@ class Rank:
             self._payload_used,
             self.recorder,
             generation_s_per_token=plan.generation_s_per_token,
-            waits=not plan.traits.never_waits,
+            chosen=self._choice.name,
         )
+
+    def _io_engine(self, backend: Backend, chosen: IoEngineName | None) -> IoEngine:
+        """None: of a calibration, where what the kernel could do is not asked."""
+        depth = self.plan.queue_depth
+        if chosen is None:
+            chosen = "threads" if depth > 1 else "inline"
+        return make_engine(chosen, backend, self._situation(backend))
 
     def _at_its_rate(self, workload: Workload) -> Workload:
         """At a declared rate a rank issues its share of the requests."""
@@ -243,6 +252,18 @@ class Rank:
         buffered = backend.open(replace(asked, io="buffered", sync="data"))
         return backend, replace(buffered, io_note=facts.io_note)
 
+    def _situation(self, backend: Backend) -> Situation:
+        """What the choice of an I/O engine depends on."""
+        plan = self.plan
+        return Situation(
+            host=self.host,
+            files=getattr(backend, "in_files", None),
+            directory=self._directory,
+            depth=plan.queue_depth,
+            transfer_bytes=plan.chunk_bytes,
+            never_waits=plan.traits.never_waits,
+        )
+
     def _payload_seed(self) -> int:
         """Other data on every rank, in every trial and run.
 
@@ -259,6 +280,7 @@ class Rank:
             directory = claim_rank_dir(plan.cache_dir, plan.run_id, self.rank, self.host)
             self._owns_directory = True
             self._place = Place(directory, self.host)
+            self._directory = directory
             if not plan.keep and not plan.layout.local_index(self.rank):
                 self._janitor = Janitor.hire(plan.cache_dir, plan.run_id, os.environ)
             if not plan.layout.local_index(self.rank):  # one of a host is enough
@@ -587,6 +609,9 @@ class Rank:
         assert self._io is not None
         return {
             "io_mode": self._facts.io_mode,
+            "io_engine": self._choice.name,
+            "io_engine_reason": self._choice.reason,
+            "io_engine_asynchronous": self._choice.asynchronous,
             "io_note": self._facts.io_note and self.secrets.mask(self._facts.io_note),
             "sync": self._sync,
             "is_storage": self.plan.traits.is_storage,
@@ -618,11 +643,6 @@ def _undisturbed() -> Iterator[None]:
     finally:
         gc.enable()
         gc.unfreeze()  # what is frozen is never freed: calibration's buffers, for one
-
-
-def _io_engine(backend: Backend, depth: int, *, waits: bool) -> IoEngine:
-    """Plain calls where nothing would be in flight beside them, or nothing ever waits."""
-    return ThreadsEngine(backend, depth) if waits and depth > 1 else InlineEngine(backend, depth)
 
 
 def _empty_index(plan: Plan) -> CacheIndex:

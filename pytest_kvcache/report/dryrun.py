@@ -202,7 +202,16 @@ def _storage(found: DryRun) -> Iterator[_Value]:
         yield _value(found, "store", plan.store, "store")
     if plan.traits.unit == "range":
         yield _value(found, "transfer_size", format_bytes(plan.chunk_bytes), "transfer_size")
-    for name in ("io", "sync", "queue_depth", "tensor_parallel", "verify", "data", "keep"):
+    for name in (
+        "io",
+        "sync",
+        "queue_depth",
+        "io_engine",
+        "tensor_parallel",
+        "verify",
+        "data",
+        "keep",
+    ):
         yield _value(found, name, getattr(plan, name), name)
 
 

@@ -310,6 +310,10 @@ def _proof_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
         f" {format_bytes(counted.peak_rss_bytes)} of memory per rank{_wakeup(trial.wakeup)}",
         indent="  ",
     )
+    for engine in dict.fromkeys(rank.io_engine for rank in trial.ranks):
+        reasons = [r.io_engine_reason for r in trial.ranks if r.io_engine == engine]
+        ranks = format_count(len(reasons), "rank")
+        yield from wrapped(f"I/O engine {engine} ({ranks}): {reasons[0]}", indent="  ")
     notes = {rank.io_note for rank in trial.ranks if rank.io_note}
     for note in sorted(notes):
         yield from wrapped(f"note: {note}", indent="  ")

@@ -84,6 +84,9 @@ class RankResult(Counters):
     stalls: tuple[Stall, ...]
     io_mode: str
     io_note: str | None
+    io_engine: str
+    io_engine_reason: str
+    io_engine_asynchronous: bool | None
     sync: str
     is_storage: bool
     filesystem: FilesystemFacts | None

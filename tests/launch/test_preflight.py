@@ -210,6 +210,14 @@ def test_a_plan_that_this_machine_can_run_passes() -> None:
     check(make_plan(np=2))
 
 
+def test_an_engine_that_this_machine_refuses_is_refused_before_the_launch() -> None:
+    """More calls in flight than fs.aio-max-nr allows, as when others have all of them."""
+    plan = make_plan(queue_depth=2**30)
+    check(plan, io_engine="auto")
+    with pytest.raises(OptionError, match="--kv-io-engine is libaio, which can't be had on this"):
+        check(plan, io_engine="libaio")
+
+
 def test_root_needs_a_word_of_the_user_for_open_mpi() -> None:
     if not runs_as_root():
         pytest.skip("this is not root")

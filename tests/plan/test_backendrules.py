@@ -72,6 +72,16 @@ def test_an_slo_says_nothing_about_what_is_no_storage(backend: str) -> None:
     check("mine", slo=slo)
 
 
+@pytest.mark.parametrize("engine", ["io_uring", "libaio"])
+@pytest.mark.parametrize("backend", ["memory", "null"])
+def test_the_kernel_moves_only_what_is_in_files(backend: str, engine: str) -> None:
+    for origin in ("command line", "ini"):
+        with pytest.raises(OptionError, match=f"--kv-io-engine is {engine} and --kv-backend is"):
+            check(backend, io_engine=(engine, origin))
+    check("file", io_engine=(engine, "command line"))
+    check(backend, io_engine=("threads", "command line"))
+
+
 # -- settings of the backend's own -----------------------------------------------------------
 
 KNOWN = replace(

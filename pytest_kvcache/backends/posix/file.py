@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.backends.posix.fileio import Transfer
     from pytest_kvcache.backends.protocol import BackendPlan
     from pytest_kvcache.backends.traits import BackendTraits
+    from pytest_kvcache.errors import StorageError
 
 # Directories of one level: 100,000 objects leave about 400 entries in each.
 FAN_OUT = 256
@@ -40,26 +41,26 @@ class FileBackend:
         self._fan_out: tuple[str, ...] = ()
         self._place = Place(host="", directory="")
         self._object_bytes = 0
-        self._direct = self._holds_for_sync = False
+        self._direct = self.holds_for_sync = False
         self._reading = self._writing = OpenFiles(0, 0)
-        self._read_flags = self._write_flags = 0
+        self.read_flags = self.write_flags = 0
 
     def open(self, plan: BackendPlan) -> BackendFacts:
         """Create the fan-out directories and find out how files can be opened."""
         self._place = Place.of(plan)
         self._object_bytes = plan.object_bytes
-        self._holds_for_sync = plan.sync == "data"
+        self.holds_for_sync = plan.sync == "data"
         try:
             self._make_fan_out()
             self._direct, notes = self._place.choose_io(plan, self._probe)
         except OSError as error:
             raise self._place.failure("prepare", self._place.directory, error) from error
         direct = os.O_DIRECT if self._direct else 0
-        self._read_flags = os.O_RDONLY | direct
-        self._write_flags = os.O_RDWR | os.O_CREAT | direct
-        self._reading = OpenFiles(self._read_flags, plan.object_bytes)
+        self.read_flags = os.O_RDONLY | direct
+        self.write_flags = os.O_RDWR | os.O_CREAT | direct
+        self._reading = OpenFiles(self.read_flags, plan.object_bytes)
         self._writing = OpenFiles(
-            self._write_flags, plan.object_bytes, until_taken=self._holds_for_sync
+            self.write_flags, plan.object_bytes, until_taken=self.holds_for_sync
         )
         return BackendFacts(
             io_mode="direct" if self._direct else "buffered",
@@ -68,33 +69,33 @@ class FileBackend:
 
     def put_from(self, key: str, offset: int, buffer: memoryview) -> None:
         """Write ``buffer`` into the object's file, creating it if need be."""
-        path = self._path(key)
+        path = self.path(key)
         try:
-            if len(buffer) >= self._object_bytes and not self._holds_for_sync:
-                moved = self._move_once(os.pwritev, path, self._write_flags, offset, buffer)
+            if len(buffer) >= self._object_bytes and not self.holds_for_sync:
+                moved = self._move_once(os.pwritev, path, self.write_flags, offset, buffer)
             else:
                 moved = self._move_chunk(os.pwritev, path, self._writing, offset, buffer)
         except OSError as error:
-            raise self._place.failure("write", path, error) from error
+            raise self.failure("write", key, error) from error
         if moved != len(buffer):
-            raise self._place.short("write", path, offset, len(buffer), moved)
+            raise self.short("write", key, offset, len(buffer), moved)
 
     def get_into(self, key: str, offset: int, buffer: memoryview) -> None:
         """Read a part of the object's file into ``buffer``."""
-        path = self._path(key)
+        path = self.path(key)
         try:
             if len(buffer) >= self._object_bytes:
-                moved = self._move_once(os.preadv, path, self._read_flags, offset, buffer)
+                moved = self._move_once(os.preadv, path, self.read_flags, offset, buffer)
             else:
                 moved = self._move_chunk(os.preadv, path, self._reading, offset, buffer)
         except OSError as error:
-            raise self._place.failure("read", path, error) from error
+            raise self.failure("read", key, error) from error
         if moved != len(buffer):
-            raise self._place.short("read", path, offset, len(buffer), moved)
+            raise self.short("read", key, offset, len(buffer), moved)
 
     def delete(self, key: str) -> None:
         """Unlink the object's file and let go of its descriptors."""
-        path = self._path(key)
+        path = self.path(key)
         try:
             for files in (self._writing, self._reading):
                 fd = files.take(path)
@@ -102,11 +103,11 @@ class FileBackend:
                     os.close(fd)
             os.unlink(path)  # noqa: PTH108 - a Path costs more than the call
         except OSError as error:
-            raise self._place.failure("delete", path, error) from error
+            raise self.failure("delete", key, error) from error
 
     def sync(self, key: str) -> None:
         """Call fdatasync on the object's file; buffered, drop its pages from the page cache."""
-        path = self._path(key)
+        path = self.path(key)
         try:
             fd = self._writing.take(path)
             if fd is None:
@@ -118,7 +119,7 @@ class FileBackend:
             finally:
                 os.close(fd)
         except OSError as error:
-            raise self._place.failure("sync", path, error) from error
+            raise self.failure("sync", key, error) from error
 
     def close(self) -> None:
         """Close the files that are still open."""
@@ -128,15 +129,35 @@ class FileBackend:
         except OSError as error:
             raise self._place.failure("close a file of", self._place.directory, error) from error
 
+    # --- where it is: posix/infiles.py ---------------------------------------------------
+
+    @property
+    def host(self) -> str:
+        """This machine, for messages."""
+        return self._place.host
+
+    @property
+    def buffered(self) -> bool:
+        """Whether files are not opened direct."""
+        return not self._direct
+
+    def path(self, key: str) -> str:
+        """Return where an object's file is: by a checksum, for keys need not begin random."""
+        return self._fan_out[zlib.crc32(key.encode()) % FAN_OUT] + key
+
+    def failure(self, action: str, key: str, error: OSError) -> StorageError:
+        """What the system said of an object's file."""
+        return self._place.failure(action, self.path(key), error)
+
+    def short(self, action: str, key: str, offset: int, wanted: int, got: int) -> StorageError:
+        """A part of an object's file that is not all there."""
+        return self._place.short(action, self.path(key), offset, wanted, got)
+
     def _make_fan_out(self) -> None:
         names = [f"{self._place.directory}/{number:02x}" for number in range(FAN_OUT)]
         for name in names:
             Path(name).mkdir(0o700, exist_ok=True)
         self._fan_out = tuple(f"{name}/" for name in names)
-
-    def _path(self, key: str) -> str:
-        # A checksum, for keys need not begin with random digits.
-        return self._fan_out[zlib.crc32(key.encode()) % FAN_OUT] + key
 
     def _move_once(
         self, call: Transfer, path: str, flags: int, offset: int, buffer: memoryview

@@ -76,37 +76,26 @@ class SlabBackend:
 
     def put_from(self, key: str, offset: int, buffer: memoryview) -> None:
         """Write ``buffer`` into the object's extent, which its first chunk allocates."""
-        end = offset + len(buffer)
-        if end > self._object_bytes:
-            raise StorageError(
-                f"{self._place.host}: can't write bytes {offset} to {end} of object {key} in"
-                f" the slabs of {self._place.directory}; an object has {self._object_bytes} bytes"
-            )
-        extent = self._find(key) or self._allocate(key)
+        wanted = len(buffer)
+        fd, begin = self.locate(key, offset, wanted, write=True)
         try:
-            moved = self._move(os.pwritev, extent, offset, buffer)
+            moved = self._move(os.pwritev, fd, begin, buffer)
         except OSError as error:
-            raise self._place.failure("write", self._name(extent, key), error) from error
-        if moved != len(buffer):
-            raise self._place.short("write", self._name(extent, key), offset, len(buffer), moved)
-        if moved == self._object_bytes:
-            extent.end_bytes = end  # in one transfer: there is no other one to race with
-        else:
-            self.allocator.extend(extent, end)
+            raise self.failure("write", key, error) from error
+        if moved != wanted:
+            raise self.short("write", key, offset, wanted, moved)
+        self.wrote(key, offset, wanted)
 
     def get_into(self, key: str, offset: int, buffer: memoryview) -> None:
         """Read a part of the object into ``buffer``; what was not put is not there."""
-        extent = self._find(key) or self._absent("read", key)
         wanted = len(buffer)
-        if offset + wanted > extent.end_bytes:
-            got = max(0, extent.end_bytes - offset)
-            raise self._place.short("read", self._name(extent, key), offset, wanted, got)
+        fd, begin = self.locate(key, offset, wanted, write=False)
         try:
-            moved = self._move(os.preadv, extent, offset, buffer)
+            moved = self._move(os.preadv, fd, begin, buffer)
         except OSError as error:
-            raise self._place.failure("read", self._name(extent, key), error) from error
+            raise self.failure("read", key, error) from error
         if moved != wanted:
-            raise self._place.short("read", self._name(extent, key), offset, wanted, moved)
+            raise self.short("read", key, offset, wanted, moved)
 
     def delete(self, key: str) -> None:
         """Free the object's extent; nothing is written."""
@@ -115,14 +104,63 @@ class SlabBackend:
 
     def sync(self, key: str) -> None:
         """Call fdatasync on the object's slab; buffered, drop the object from the page cache."""
-        extent = self._find(key) or self._absent("sync", key)
-        fd = extent.fd
+        fd, begin, length = self.locate_object("sync", key)
         try:
             os.fdatasync(fd)
             if not self._direct:
-                os.posix_fadvise(fd, extent.begin, self._extent_bytes, os.POSIX_FADV_DONTNEED)
+                os.posix_fadvise(fd, begin, length, os.POSIX_FADV_DONTNEED)
         except OSError as error:
-            raise self._place.failure("sync", self._name(extent, key), error) from error
+            raise self.failure("sync", key, error) from error
+
+    # --- where it is: posix/infiles.py ---------------------------------------------------
+
+    @property
+    def host(self) -> str:
+        """This machine, for messages."""
+        return self._place.host
+
+    @property
+    def buffered(self) -> bool:
+        """Whether the slabs are not opened direct."""
+        return not self._direct
+
+    def locate(self, key: str, offset: int, length: int, *, write: bool) -> tuple[int, int]:
+        """Return a part's slab and its position there; the first write takes an extent."""
+        end = offset + length
+        if write:
+            if end > self._object_bytes:
+                raise StorageError(
+                    f"{self._place.host}: can't write bytes {offset} to {end} of object {key} in"
+                    f" the slabs of {self._place.directory}; an object has"
+                    f" {self._object_bytes} bytes"
+                )
+            extent = self._find(key) or self._allocate(key)
+        else:
+            extent = self._find(key) or self._absent("read", key)
+            if end > extent.end_bytes:
+                raise self.short("read", key, offset, length, max(0, extent.end_bytes - offset))
+        return extent.fd, extent.begin + offset
+
+    def locate_object(self, action: str, key: str) -> tuple[int, int, int]:
+        """Return an object's slab, where its extent begins there, and its length."""
+        extent = self._find(key) or self._absent(action, key)
+        return extent.fd, extent.begin, self._extent_bytes
+
+    def wrote(self, key: str, offset: int, length: int) -> None:
+        """Note up to where an object was written."""
+        extent = self._find(key) or self._absent("write", key)
+        if length == self._object_bytes:
+            extent.end_bytes = length  # in one transfer: there is no other one to race with
+        else:
+            self.allocator.extend(extent, offset + length)
+
+    def failure(self, action: str, key: str, error: OSError) -> StorageError:
+        """What the system said of an object, with the slab that holds it."""
+        return self._place.failure(action, self._name(key), error)
+
+    def short(self, action: str, key: str, offset: int, wanted: int, got: int) -> StorageError:
+        """A part that is not all there."""
+        return self._place.short(action, self._name(key), offset, wanted, got)
 
     def close(self) -> None:
         """Close the slabs; they stay where they are."""
@@ -153,21 +191,21 @@ class SlabBackend:
         )
         return [] if reserves else [note]
 
-    def _move(self, call: Transfer, extent: Extent, offset: int, buffer: memoryview) -> int:
-        begin = extent.begin + offset
+    def _move(self, call: Transfer, fd: int, begin: int, buffer: memoryview) -> int:
         if self._direct:
-            moved = call(extent.fd, (buffer,), begin)
+            moved = call(fd, (buffer,), begin)
             if moved == len(buffer):
                 return moved  # as ever; the rest is for what comes in pieces
-        return move(call, extent.fd, begin, buffer, buffered=not self._direct)
+        return move(call, fd, begin, buffer, buffered=not self._direct)
 
     def _where(self, number: int) -> tuple[int, int]:
         """The slab's descriptor, and the byte in it at which an extent begins."""
         place, slab = divmod(number, self._slabs)
         return self._fds[slab], place * self._extent_bytes
 
-    def _name(self, extent: Extent, key: str) -> str:
+    def _name(self, key: str) -> str:
         """The file that holds an object, and the object, for messages."""
+        extent = self._find(key) or self._absent("find", key)
         path = slab_path(self._place.directory, extent.number % self._slabs)
         return f"{path} (object {key})"
 

@@ -52,7 +52,7 @@ def test_a_refusal_of_direct_io_falls_back_visibly(tmp_path: Path) -> None:
 def test_direct_io_bypasses_the_page_cache(tmp_path: Path) -> None:
     backend = FileBackend(probe=lambda _: None)
     assert backend.open(make_plan(tmp_path)).io_mode == "direct"
-    flags = backend._read_flags & backend._write_flags
+    flags = backend.read_flags & backend.write_flags
     assert flags & os.O_DIRECT
 
 

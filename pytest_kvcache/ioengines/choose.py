@@ -1,0 +1,158 @@
+"""Which engine carries out a rank's transfers, and why: what was asked, what works here.
+
+Rank side: imports neither pytest nor MPI. ``auto`` takes the first of io_uring, libaio and
+threads that the kernel grants and that is asynchronous where the rank's data lies (probe.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_kvcache.backends.posix.infiles import ObjectFiles, Slabs
+from pytest_kvcache.errors import StorageError
+from pytest_kvcache.ioengines.inline import InlineEngine
+from pytest_kvcache.ioengines.libaio import Context
+from pytest_kvcache.ioengines.probe import ProbePlan, probe, seen
+from pytest_kvcache.ioengines.ring import FileEngine, SlabEngine
+from pytest_kvcache.ioengines.threads import ThreadsEngine
+from pytest_kvcache.ioengines.uring import Ring
+from pytest_kvcache.system.kernelqueues import KERNEL_ENGINES, refusal, system_call, told
+
+if TYPE_CHECKING:
+    from pytest_kvcache.backends.protocol import Backend
+    from pytest_kvcache.ioengines.kernel import Queue
+    from pytest_kvcache.ioengines.protocol import IoEngine, IoEngineName
+    from pytest_kvcache.system.kernelqueues import KernelEngine, SystemCall
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineChoice:
+    """The engine, and one sentence that says why it and none of those before it.
+
+    ``asynchronous``: what the probe found, None where nothing was probed. Only an engine that
+    was asked for by name is ever taken with False.
+    """
+
+    name: IoEngineName
+    reason: str
+    asynchronous: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Situation:
+    """What a choice depends on.
+
+    ``files`` is where the objects are, None for a backend that moves their bytes itself;
+    ``directory`` the rank's own, for the probe.
+    """
+
+    host: str
+    files: Slabs | ObjectFiles | None
+    directory: str | None
+    depth: int
+    transfer_bytes: int
+    never_waits: bool = False
+
+
+def choose_engine(
+    asked: str, situation: Situation, *, call: SystemCall = system_call
+) -> EngineChoice:
+    """The engine for what was asked: ``auto`` or a name; StorageError if it can't be had."""
+    for name in KERNEL_ENGINES:
+        if name == asked:
+            return _named(name, situation, call)
+    if asked == "threads":
+        return EngineChoice(name="threads", reason="asked for by --kv-io-engine=threads")
+    if situation.never_waits:
+        return EngineChoice(name="inline", reason="the backend never waits")
+    if situation.depth == 1:
+        return EngineChoice(
+            name="inline", reason="with --kv-queue-depth=1 plain calls cost the least"
+        )
+    if situation.files is None:
+        return EngineChoice(
+            name="threads", reason="the backend moves bytes itself, in calls that block"
+        )
+    return _first_that_works(situation, call)
+
+
+def _first_that_works(situation: Situation, call: SystemCall) -> EngineChoice:
+    passed_over: list[str] = []
+    for name in KERNEL_ENGINES:
+        problem = refusal(name, situation.depth, call)
+        if problem is None:
+            asynchronous, finding = _try(name, situation, call)
+            if asynchronous:
+                return EngineChoice(
+                    name=name, reason="; ".join([*passed_over, finding]), asynchronous=True
+                )
+            problem = finding
+        passed_over.append(f"{name} is passed over: {problem}")
+    return EngineChoice(name="threads", reason="; ".join(passed_over))
+
+
+def _named(name: KernelEngine, situation: Situation, call: SystemCall) -> EngineChoice:
+    asked = f"{situation.host}: --kv-io-engine is {name}"
+    if situation.files is None:
+        raise StorageError(
+            f"{asked}, and the backend does not keep its objects in files; take threads or auto"
+        )
+    problem = refusal(name, situation.depth, call)
+    if problem is not None:
+        raise StorageError(f"{asked}, which can't be had there: {problem}; or take auto")
+    asynchronous, finding = _try(name, situation, call)
+    return EngineChoice(
+        name=name, reason=f"asked for by --kv-io-engine={name}; {finding}",
+        asynchronous=asynchronous,
+    )  # fmt: skip
+
+
+def _try(name: KernelEngine, situation: Situation, call: SystemCall) -> tuple[bool, str]:
+    """Whether the engine is asynchronous there, and what was seen."""
+    files = situation.files
+    assert files is not None
+    assert situation.directory is not None
+    plan = ProbePlan.of(
+        directory=situation.directory,
+        direct=not files.buffered,
+        one_file=isinstance(files, Slabs),
+        depth=situation.depth,
+        transfer_bytes=situation.transfer_bytes,
+    )
+    try:
+        queue = open_queue(name, plan.transfers, plan.transfers, call)
+    except OSError as error:
+        return False, told(name, error)
+    try:
+        found = probe(queue, plan)
+    except OSError as error:
+        return False, f"trying it in {situation.directory} failed ({error.strerror})"
+    finally:
+        queue.close()
+    lacking = [result for result in found if not result.asynchronous]
+    if lacking:
+        return False, f"it is not asynchronous in {situation.directory}: {seen(lacking)}"
+    return True, f"{name} is asynchronous here: {seen(found)}"
+
+
+def open_queue(name: IoEngineName, slots: int, depth: int, call: SystemCall = system_call) -> Queue:
+    """Make the kernel's queue; OSError where it can't be had."""
+    return Context(slots, depth, call=call) if name == "libaio" else Ring(slots, call=call)
+
+
+def make_engine(name: IoEngineName, backend: Backend, situation: Situation) -> IoEngine:
+    """Make the engine that was chosen; the loop registers its buffers next."""
+    files, depth = situation.files, situation.depth
+    if name == "inline":
+        return InlineEngine(backend, depth)
+    if name == "threads":
+        return ThreadsEngine(backend, depth)
+    assert files is not None
+
+    def opened(slots: int) -> Queue:
+        return open_queue(name, slots, depth)
+
+    if isinstance(files, Slabs):
+        return SlabEngine(name, files, depth, opened)
+    return FileEngine(name, files, depth, opened)
