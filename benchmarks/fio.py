@@ -21,8 +21,8 @@ _PERCENTILES = {"p50": "50.000000", "p95": "95.000000", "p99": "99.000000", "p99
 class FioJob:
     """A pattern. Sizes in bytes, ``size_bytes`` per job; ``kind`` is read or write.
 
-    ``seconds`` None goes through each job's file once, from its begin, else offsets are
-    random. ``direct`` is O_DIRECT, ``memory`` what buffers are made of (fio's ``iomem``).
+    Offsets are random; ``new_files``: files of one block each instead, made one after the
+    other. ``direct`` is O_DIRECT, ``memory`` what buffers are made of (fio's ``iomem``).
     """
 
     kind: str
@@ -31,7 +31,8 @@ class FioJob:
     depth: int
     engine: str
     size_bytes: int
-    seconds: float | None
+    seconds: float
+    new_files: bool = False
     ramp_s: float = 0.5
     direct: bool = True
     memory: str = "malloc"
@@ -45,21 +46,24 @@ class FioJob:
         """
         argv = [
             "fio", "--output-format=json", "--name=beside", "--group_reporting",
-            f"--rw={'' if self.seconds is None else 'rand'}{self.kind}",
+            f"--rw={'' if self.new_files else 'rand'}{self.kind}",
             f"--bs={self.block_bytes}", f"--numjobs={self.jobs}", f"--iodepth={self.depth}",
             f"--ioengine={self.engine}", f"--size={self.size_bytes}",
             f"--direct={int(self.direct)}", f"--iomem={self.memory}", "--invalidate=1",
-            "--randrepeat=0", "--norandommap",
+            "--randrepeat=0", "--norandommap", "--clat_percentiles=0", "--lat_percentiles=1",
             f"--percentile_list={':'.join(map(str, (50, 95, 99, 99.9)))}",
+            "--time_based", f"--runtime={int(self.seconds * 1000)}ms",
+            f"--ramp_time={int(self.ramp_s * 1000)}ms",
+            f"--directory={directory}", "--unlink=1",
         ]  # fmt: skip
-        if self.seconds is not None:
-            argv += [
-                "--time_based", f"--runtime={int(self.seconds * 1000)}ms",
-                f"--ramp_time={int(self.ramp_s * 1000)}ms",
+        if self.new_files:
+            files = self.size_bytes // self.block_bytes
+            return [
+                *argv, "--create_on_open=1", f"--nrfiles={files}", "--fallocate=none",
+                f"--filesize={self.block_bytes}", "--file_service_type=sequential",
+                f"--openfiles={2 * self.depth}",
             ]  # fmt: skip
-        if self.engine != "null":
-            argv += [f"--directory={directory}", "--unlink=1", "--overwrite=1"]
-        return argv
+        return [*argv, "--overwrite=1"]
 
     def run(self, directory: Path) -> dict[str, Any]:
         """Run it; figures as ``figures`` gives them. Raises CalledProcessError."""
@@ -93,7 +97,7 @@ def version() -> str:
 
 
 def figures(report: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """What one group of jobs did: rates per second, clat in ms, CPU seconds per GiB.
+    """What one group of jobs did: rates per second, latency (fio's lat) in ms, CPU seconds per GiB.
 
     Raises ValueError if the report has no such group, or one that failed.
     """
@@ -105,7 +109,7 @@ def figures(report: Mapping[str, Any], kind: str) -> dict[str, Any]:
     part = group[kind]
     if not part["io_bytes"]:
         raise ValueError(f"fio made no {kind}; give it more seconds")
-    percentiles = part["clat_ns"]["percentile"]
+    percentiles = part["lat_ns"]["percentile"]
     cpu_s = (group["usr_cpu"] + group["sys_cpu"]) / 100 * group["job_runtime"] / 1000
     return {
         "gib_per_s": part["bw_bytes"] / GIB,

@@ -21,18 +21,21 @@ import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.figures import MIB, ratios, short, where
-from benchmarks.storage import DATA_GIB, GIB, PHASES, Site, environment, in_turn, start_together
+from benchmarks.storage import DATA_GIB, PHASES, Site, environment, in_turn, start_together
+from benchmarks.storagefigures import GIB
 from pytest_kvcache.atomic import write_json
 
 OBJECT_BYTES = 32 * MIB
 PROCESSES = 2
 THREADS = 8
+SHAPE = (PROCESSES, THREADS)
 FIELDS = (
     ("gib_per_s", "GiB/s", 1.0),
     ("cpu_s_per_gib", "CPU s per GiB", 1.0),
@@ -61,7 +64,7 @@ class _Rank:
         self._kind = kind
         self._number = number
         self._data = np.random.default_rng(number).random(OBJECT_BYTES // 8)
-        count = max(THREADS, int(DATA_GIB * GIB) // OBJECT_BYTES)
+        count = max(THREADS, int(DATA_GIB * GIB) // PROCESSES // OBJECT_BYTES)
         self._paths = [directory / f"{number}-{index}.npy" for index in range(count)]
         self._ended_ns: list[int] = []
         if kind == "read":
@@ -131,8 +134,8 @@ def measure(site: Site, rounds: int) -> dict[str, list[dict[str, Any]]]:
     for number in range(rounds):
         for kind, entries in raw.items():
             steps = {
-                "ours": lambda kind=kind: site.ours(kind, OBJECT_BYTES, store="file", sync="data"),
-                "theirs": lambda kind=kind: theirs(kind, site.disk, site.seconds),
+                "ours": partial(site.ours, kind, OBJECT_BYTES, SHAPE, store="file", sync="data"),
+                "theirs": partial(theirs, kind, site.disk, site.seconds),
             }
             entries.append(in_turn(number, steps))
     return raw
@@ -171,8 +174,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, default=Path("results/reference.json"))
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kvcache-", dir=given.cache_dir) as disk:
-        here = Path(disk)
-        site = Site(disk=here, memory=here, seconds=given.seconds, fio_buffers="malloc")
+        site = Site(disk=Path(disk), seconds=given.seconds, fio_buffers="malloc")
         raw = measure(site, given.rounds)
     print("\n".join(lines(raw)))
     given.json.parent.mkdir(parents=True, exist_ok=True)

@@ -1,18 +1,17 @@
 """How fast is the engine beside fio? Prints every target of the engine and what was reached.
 
-    python -m benchmarks.storage [--rounds N] [--seconds S] [--cache-dir DIR] [--memory-dir DIR]
+    python -m benchmarks.storage [--rounds N] [--seconds S] [--only TEXT] [--cache-dir DIR]
 
-Bandwidth, CPU and memory are those of whole runs (pytest, mpirun, two ranks with 8
-transfers in flight); operations per second and percentiles those of single ranks without
-a launcher. Ours and fio take turns within every round, and change places from round to
-round, for a disk's speed drifts; what counts is the median of the rounds' ratios. Nothing
-here is a test. docs/speed.md has the figures, and why a target is missed where it is.
+Bandwidth, CPU, latencies and memory are those of whole runs (pytest, mpirun, everything on),
+with one rank of 16 transfers in flight (1×16) and two of 8 (2×8); ours by ``--kv-io-engine``
+auto and threads, and fio with libaio, take turns within every round and change places from
+round to round, for a disk's speed drifts; what counts is the median of the rounds' ratios.
+Nothing here is a test. docs/speed.md has the figures, and why a target is missed where it is.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import subprocess
@@ -29,7 +28,7 @@ from benchmarks.cases import launch, options, plan_case
 from benchmarks.figures import MIB, table, where
 from benchmarks.fio import FioJob
 from benchmarks.ratioplot import ratio_plot
-from benchmarks.storagefigures import figures_of, percentile_table
+from benchmarks.storagefigures import GIB, KIB, figures_of, row_name
 from pytest_kvcache.atomic import write_json
 from pytest_kvcache.system.filesystem import probe_filesystem
 
@@ -40,29 +39,25 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 PLUGIN = "benchmarks.uniform"
-KIB = 1 << 10
-GIB = 1 << 30
-CHUNK_BYTES = 4 * MIB
+TRANSFER_BYTES = 4 * MIB
 PHASES = {"read": "decode", "write": "prefill"}
-SCENARIOS = {"read": "uniform-read", "write": "uniform-overwrite"}
-STORES = {"read": "auto", "write": "slab"}
-BANDWIDTH_BYTES = (64 * KIB, MIB, 4 * MIB, 32 * MIB)
-OPERATION_BYTES = (16 * KIB, 64 * KIB, 256 * KIB)
-PERCENTILE_BYTES = (16 * KIB, 64 * KIB)
-DATA_GIB = 0.5  # of a rank's data set, and of a fio job's file
+SHAPES = ((1, 16), (2, 8))  # ranks × transfers in flight of each
+READ_BYTES = (16 * KIB, 64 * KIB, MIB, 4 * MIB, 32 * MIB)
+WRITE_BYTES = (64 * KIB, MIB, 4 * MIB, 32 * MIB)
+UNVERIFIED_BYTES = (64 * KIB, MIB, 4 * MIB)
 # Slabs are overwritten in place, as fio overwrites its files. What --kv-store=auto makes a
-# file of its own has a second row, of new files: fio knows nothing like them.
-NEW_FILE_BYTES = tuple(size for size in BANDWIDTH_BYTES if size > MIB)
-APPEND_GIB = 16.0  # of a rank's room for those, more than a window fills
-MEMORY_GIB = 0.25  # likewise where the storage is memory
+# file of its own has rows of new files, beside fio making a file per object.
+NEW_FILE_BYTES = (4 * MIB, 32 * MIB)
+DATA_GIB = 1.0  # of all ranks' data, and of fio's files
+APPEND_GIB = 32.0  # of room for new files, more than a window fills
 RAMP_S = 0.5
-FIO_BUFFER_BYTES = 2 * 8 * CHUNK_BYTES
+FIO_BUFFER_BYTES = 16 * TRANSFER_BYTES
 SMALL_PAGES = (
     "fio's buffers are of small pages and ours of huge ones, which flatters us at 1 MiB and"
     f" more: sysctl vm.nr_hugepages={2 * FIO_BUFFER_BYTES // (2 * MIB)} gives fio some"
 )
-MEMORY_SECONDS = 1.0  # enough for any percentile there
 GATHERS = 3
+NULL_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,37 +65,30 @@ class Site:
     """Where it is measured, and for how long each window lasts."""
 
     disk: Path
-    memory: Path
     seconds: float
     fio_buffers: str
 
     def ours(
-        self,
-        kind: str,
-        size: int,
-        *,
-        store: str = "auto",
-        sync: str = "none",
-        np: int = 2,
-        depth: int = 8,
-        users: int = 16,
+        self, kind: str, size: int, shape: tuple[int, int], *, store: str = "auto", **asked: str
     ) -> dict[str, Any]:
         """One trial of a whole session with the file backend."""
-        anew = kind == "write" and store == "file"
+        np, depth = shape
+        anew = store == "file"
+        writes = "append" if anew else "overwrite"
         with tempfile.TemporaryDirectory(prefix="kvcache-storage-") as results:
-            asked = {
-                "plugin": PLUGIN, "scenario": "uniform-append" if anew else SCENARIOS[kind],
-                "model": "uniform-1k", "store": store, "sync": sync,
-                "phase": PHASES[kind], "block-tokens": size // KIB, "num-users": users, "np": np,
-                "context-scale": APPEND_GIB if anew else DATA_GIB, "queue-depth": depth,
+            every = {
+                "plugin": PLUGIN, "model": "uniform-1k", "store": store, "np": np,
+                "scenario": f"uniform-{kind if kind == 'read' else writes}",
+                "phase": PHASES[kind], "block-tokens": size // KIB, "num-users": 32 // np,
+                "context-scale": (APPEND_GIB if anew else DATA_GIB) / np, "queue-depth": depth,
                 "duration": self.seconds, "ramp": RAMP_S, "trials": 1, "cache-dir": self.disk,
-                "results-dir": results, "metrics": f"{kind}.gib_per_s",
+                "results-dir": results, "metrics": f"{kind}.gib_per_s", **asked,
             }  # fmt: skip
             command = [
                 sys.executable, "-m", "pytest", "--pyargs", "pytest_kvcache.suite", "-q", "-c",
                 os.devnull, "-p", "no:cacheprovider", "--kv-oversubscribe",
                 "--kv-allow-run-as-root", "--kv-allow-invalid",
-                *(f"--kv-{name}={value}" for name, value in asked.items()),
+                *(f"--kv-{name.replace('_', '-')}={value}" for name, value in every.items()),
             ]  # fmt: skip
             done = subprocess.run(
                 command, check=False, cwd=results, env=environment(), capture_output=True,
@@ -111,62 +99,32 @@ class Site:
             (path,) = Path(results).glob("*/run.json")
             return trial_figures(json.loads(path.read_text(encoding="utf-8")), kind)
 
-    def fio(self, kind: str, size: int) -> dict[str, Any]:
-        """The same pattern. libaio keeps 8 in flight without threads: the higher bar."""
+    def fio(self, kind: str, size: int, shape: tuple[int, int], *, anew: bool) -> dict[str, Any]:
+        """The same pattern; libaio keeps as many in flight without threads."""
+        jobs, depth = shape
+        gib = 8.0 if anew else DATA_GIB
         job = FioJob(
-            kind=kind, block_bytes=min(size, CHUNK_BYTES), jobs=2, depth=8, engine="libaio",
-            size_bytes=int(DATA_GIB * GIB), seconds=self.seconds, memory=self.fio_buffers,
+            kind=kind, block_bytes=size if anew else min(size, TRANSFER_BYTES), jobs=jobs,
+            depth=depth, engine="libaio", size_bytes=int(gib * GIB) // jobs,
+            seconds=self.seconds, memory=self.fio_buffers, new_files=anew,
         )  # fmt: skip
         return job.run(self.disk)
 
-    def fio_readahead(self) -> dict[str, Any]:
-        """One reader through the page cache, once through a file: the kernel reads ahead."""
-        job = FioJob(
-            kind="read", block_bytes=MIB, jobs=1, depth=1, engine="psync",
-            size_bytes=2 * int(DATA_GIB * GIB), seconds=None, direct=False,
-        )  # fmt: skip
-        return job.run(self.disk)
-
-    def fio_memory(self, kind: str, size: int, jobs: int = 1) -> dict[str, Any]:
-        """One operation at a time per job, on tmpfs."""
-        job = FioJob(
-            kind=kind, block_bytes=size, jobs=jobs, depth=1, engine="psync",
-            size_bytes=int(MEMORY_GIB * GIB), seconds=MEMORY_SECONDS, direct=False,
-        )  # fmt: skip
-        return job.run(self.memory)
-
-    def fio_null(self, kind: str, size: int) -> dict[str, Any]:
-        """Of an operation, fio's own cost."""
-        job = FioJob(
-            kind=kind, block_bytes=size, jobs=1, depth=1, engine="null",
-            size_bytes=GIB, seconds=MEMORY_SECONDS, ramp_s=0.0,
-        )  # fmt: skip
-        return job.run(self.memory)
-
-    def one_thread(
-        self, kind: str, size: int, *, backend: str = "file", np: int = 1, calibrate: bool = False
-    ) -> list[dict[str, Any]]:
-        """Ranks of one thread each, without a launcher; one answer per rank."""
+    def null(self, size: int, *, blind: bool) -> dict[str, Any]:
+        """One rank without a launcher and without storage; with the calibration's checks."""
         asked = {
-            "plugin": [PLUGIN], "scenario": SCENARIOS[kind], "model": "uniform-1k",
-            "phase": PHASES[kind], "block_tokens": str(size // KIB), "num_users": "2",
-            "context_scale": str(MEMORY_GIB), "queue_depth": "1", "np": str(np),
-            "oversubscribe": "true", "duration": str(MEMORY_SECONDS), "ramp": str(RAMP_S),
-            "cache_dir": str(self.memory), "backend": backend,
+            "plugin": [PLUGIN], "scenario": "uniform-read", "model": "uniform-1k",
+            "phase": "decode", "block_tokens": str(size // KIB), "num_users": "32",
+            "context_scale": "0.25", "queue_depth": "16", "duration": str(NULL_SECONDS),
+            "ramp": str(RAMP_S), "cache_dir": str(self.disk),
+            "backend": "file" if blind else "null",
         }  # fmt: skip
-        more = ["calibrate"] if calibrate else []
-        children = [
-            subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.onerank", json.dumps(asked), str(rank), *more],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(),
-            )
-            for rank in range(np)
-        ]  # fmt: skip
-        return start_together(children)
-
-    def calibrated(self, kind: str, size: int) -> dict[str, Any]:
-        """One rank of one thread on tmpfs, and what it can do without any storage."""
-        return self.one_thread(kind, size, calibrate=True)[0]
+        more = ["calibrate"] if blind else []
+        child = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.onerank", json.dumps(asked), "0", *more],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(),
+        )  # fmt: skip
+        return start_together([child])[0]
 
 
 def environment() -> dict[str, str]:
@@ -207,6 +165,7 @@ def trial_figures(run: dict[str, Any], kind: str) -> dict[str, Any]:
         "mean_depth": [rank["mean_depth"] for rank in ranks],
         "evictions": sum(rank["evictions"] for rank in ranks),
         "io_mode": trial["proof"]["io_mode"],
+        "io_engine": trial["proof"].get("io_engine"),
         "proof": trial["proof"]["verdict"],
         "verdicts": [verdict["code"] for verdict in trial["verdicts"]],
     }
@@ -219,41 +178,32 @@ def in_turn(number: int, steps: Mapping[str, Callable[[], Any]]) -> dict[str, An
     return {name: done[name] for name in steps}
 
 
-def one_round(site: Site, number: int, work: Path) -> Iterator[tuple[str, str, Any]]:
-    """(part, row, raw figures) of everything, once; percentiles in the first round only."""
-    for kind, size in itertools.product(PHASES, BANDWIDTH_BYTES):
-        yield "bandwidth", f"{kind} {size}", beside(site, number, kind, size, STORES[kind])
+def rows(site: Site) -> Iterator[tuple[str, str, Mapping[str, Callable[[], Any]]]]:
+    """(part, row, steps) of everything that is measured beside fio."""
+    for shape in SHAPES:
+        for size in READ_BYTES:
+            yield "reads", row_name("read", size, shape), beside(site, "read", size, shape)
+        for size in UNVERIFIED_BYTES:
+            steps = beside(site, "read", size, shape, verify="off")
+            yield "unverified", row_name("read", size, shape), steps
+    for size in WRITE_BYTES:
+        steps = beside(site, "write", size, (2, 8), store="slab")
+        yield "writes", row_name("write", size, (2, 8)), steps
     for size in NEW_FILE_BYTES:
-        yield "new files", f"write {size}", beside(site, number, "write", size, "file")
-    alone = partial(site.ours, "read", 32 * MIB, np=1, depth=4, users=1)
-    yield "single", "read", in_turn(number, {"ours": alone, "fio": site.fio_readahead})
-    for kind, size in itertools.product(PHASES, OPERATION_BYTES):
-        steps = {
-            "ours": partial(site.calibrated, kind, size),
-            "fio": partial(site.fio_memory, kind, size),
-            "fio_null": partial(site.fio_null, kind, size),
-        }
-        yield "operations", f"{kind} {size}", in_turn(number, steps)
-    for kind, size, np in itertools.product(PHASES, PERCENTILE_BYTES, () if number else (1, 2)):
-        yield "percentiles", f"{kind} {size} {np}", percentiles(site, number, kind, size, np)
-    yield "start", "s", started_s(number, work)
+        steps = beside(site, "write", size, (2, 8), store="file")
+        yield "new files", row_name("write", size, (2, 8)), steps
 
 
-def beside(site: Site, number: int, kind: str, size: int, store: str) -> dict[str, Any]:
-    """A whole run, and fio at the same pattern."""
-    ours = partial(site.ours, kind, size, store=store)
-    return in_turn(number, {"ours": ours, "fio": partial(site.fio, kind, size)})
-
-
-def percentiles(site: Site, number: int, kind: str, size: int, np: int) -> dict[str, Any]:
-    """Operations of one thread per rank: fio's, and ours with each backend."""
-    steps: dict[str, Callable[[], Any]] = {
-        "fio": lambda: [site.fio_memory(kind, size, np)],
-        "tmpfs": partial(site.one_thread, kind, size, np=np),
-        "memory": partial(site.one_thread, kind, size, np=np, backend="memory"),
-        "null": partial(site.one_thread, kind, size, np=np, backend="null"),
+def beside(
+    site: Site, kind: str, size: int, shape: tuple[int, int], *, store: str = "auto", **asked: str
+) -> dict[str, Callable[[], Any]]:
+    """Whole runs with the engine of choice and with threads, and fio at the same pattern."""
+    run = partial(site.ours, kind, size, shape, store=store, **asked)
+    return {
+        "ours": partial(run, io_engine="auto"),
+        "threads": partial(run, io_engine="threads"),
+        "fio": partial(site.fio, kind, size, shape, anew=store == "file"),
     }
-    return in_turn(number, steps)
 
 
 def started_s(number: int, work: Path) -> float:
@@ -267,16 +217,25 @@ def started_s(number: int, work: Path) -> float:
     return launch(plan_case(asked), directory)[0]
 
 
-def measure(site: Site, rounds: int, *, gathers: bool) -> Raw:
+def measure(site: Site, rounds: int, only: str, *, gathers: bool) -> Raw:
     """All raw figures, by part and row, one per round."""
     raw: Raw = {}
+    chosen = [row for row in rows(site) if only in f"{row[0]} {row[1]}"]
     with tempfile.TemporaryDirectory(prefix="kvcache-storage-") as work:
         for number in range(rounds):
-            for part, row, value in one_round(site, number, Path(work)):
-                print(f"\rround {number + 1} of {rounds}: {part}, {row:<20}", end="", flush=True,
+            for part, row, steps in chosen:
+                print(f"\rround {number + 1} of {rounds}: {part}, {row:<24}", end="", flush=True,
                       file=sys.stderr)  # fmt: skip
-                raw.setdefault(part, {}).setdefault(row, []).append(value)
-    if gathers:
+                raw.setdefault(part, {}).setdefault(row, []).append(in_turn(number, steps))
+            if not only:
+                alone = {
+                    "null": site.null(64 * KIB, blind=False),
+                    "blind": site.null(64 * KIB, blind=True),
+                    "start": started_s(number, Path(work)),
+                }
+                for part, value in alone.items():
+                    raw.setdefault(part, {}).setdefault("s", []).append(value)
+    if gathers and not only:
         raw["gather"] = {"s": [scale.measure(64).gather_s for _ in range(GATHERS)]}
     print(f"\r{'':<60}\r", end="", file=sys.stderr)
     return raw
@@ -289,8 +248,8 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="of every window")
+    parser.add_argument("--only", default="", help="rows that contain this, e.g. 'reads read 64'")
     parser.add_argument("--cache-dir", type=Path, default=Path("/var/tmp"), help="on the disk")
-    parser.add_argument("--memory-dir", type=Path, default=Path("/dev/shm"), help="on tmpfs")
     parser.add_argument("--json", type=Path, default=Path("results/storage.json"))
     parser.add_argument("--svg", type=Path, default=Path("results/storage.svg"))
     parser.add_argument("--no-gather", action="store_true", help="leave the 64 ranks out")
@@ -308,18 +267,12 @@ def main() -> int:
     buffers = fio.memory_for(2 * FIO_BUFFER_BYTES, meminfo)  # twice: other jobs may have some
     if buffers == "malloc":
         print(SMALL_PAGES, file=sys.stderr)
-    with (
-        tempfile.TemporaryDirectory(prefix="kvcache-", dir=given.cache_dir) as disk,
-        tempfile.TemporaryDirectory(prefix="kvcache-", dir=given.memory_dir) as memory,
-    ):
-        site = Site(
-            disk=Path(disk), memory=Path(memory), seconds=given.seconds, fio_buffers=buffers
-        )
+    with tempfile.TemporaryDirectory(prefix="kvcache-", dir=given.cache_dir) as disk:
+        site = Site(disk=Path(disk), seconds=given.seconds, fio_buffers=buffers)
         filesystem = probe_filesystem(disk, "localhost").to_json()
-        raw = measure(site, given.rounds, gathers=not given.no_gather)
+        raw = measure(site, given.rounds, given.only, gathers=not given.no_gather)
     figures = figures_of(raw)
     print(table(figures))
-    print(f"\n{percentile_table(raw)}")
     record = {
         **where(), "fio": fio.version(), "fio_buffers": buffers, "filesystem": filesystem,
         "rounds": given.rounds, "seconds": given.seconds, "took_s": time.monotonic() - began,

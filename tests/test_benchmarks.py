@@ -19,7 +19,7 @@ from benchmarks.figures import Figure, ratios, table
 from benchmarks.ratioplot import ratio_plot
 from benchmarks.reference import lines
 from benchmarks.storage import in_turn, trial_figures
-from benchmarks.storagefigures import figures_of, percentile_table
+from benchmarks.storagefigures import figures_of, row_name, size_of
 from benchmarks.uniform import MODEL, UniformAppend, UniformFamily, UniformOverwrite, UniformRead
 from pytest_kvcache.registry import build_registry
 from pytest_kvcache.results.verdicts.trial import evaluate_trial
@@ -44,7 +44,7 @@ REPORT: dict[str, Any] = {
                 "bw_bytes": 1 << 29,
                 "iops": 512.0,
                 "total_ios": 1024,
-                "clat_ns": {
+                "lat_ns": {
                     "percentile": {
                         "50.000000": 1_000_000,
                         "95.000000": 2_000_000,
@@ -72,15 +72,18 @@ def side(speed: float, **more: Any) -> dict[str, Any]:
 
 def raw_figures() -> dict[str, dict[str, list[Any]]]:
     """Two rounds of everything."""
-    ours = side(0.9, peak_rss_bytes=200 * MIB, null_ops_per_s=100_000.0)
-    beside = {"ours": ours, "fio": side(1.0), "fio_null": side(1.0, ops_per_s=1e6)}
+    ours = side(0.9, peak_rss_bytes=200 * MIB)
+    beside = {"ours": ours, "threads": side(0.6), "fio": side(1.0, cpu_s_per_gib=0.04)}
     both = [beside, beside]
+    sizes = (16 * KIB, 64 * KIB, MIB, 32 * MIB)
+    shapes = ((1, 16), (2, 8))
     return {
-        "bandwidth": {f"{kind} {size}": both for kind in ("read", "write")
-                      for size in (64 * KIB, MIB, 32 * MIB)},
-        "single": {"read": both},
-        "operations": {f"read {16 * KIB}": both},
-        "percentiles": {f"read {16 * KIB} 2": [{"fio": [side(1.0)], "null": [side(1), side(2)]}]},
+        "reads": {row_name("read", size, shape): both for shape in shapes for size in sizes},
+        "unverified": {row_name("read", 64 * KIB, (1, 16)): both},
+        "writes": {row_name("write", MIB, (2, 8)): both},
+        "new files": {row_name("write", 4 * MIB, (2, 8)): both},
+        "null": {"s": [{"ops_per_s": 500_000.0}]},
+        "blind": {"s": [{"null_ops_per_s": 200_000.0}]},
         "start": {"s": [1.0, 1.2]},
         "gather": {"s": [0.4]},
     }  # fmt: skip
@@ -130,10 +133,11 @@ def test_the_pattern_is_the_command_of_fio() -> None:
     assert {*wanted.split(), "--runtime=2000ms", "--directory=/data", "--unlink=1"} <= set(argv)
 
 
-def test_a_pass_through_a_file_is_sequential_and_not_repeated() -> None:
-    argv = job(seconds=None, direct=False).argv(Path("/data"))
-    assert {"--rw=read", "--direct=0"} <= set(argv)
-    assert "--time_based" not in argv
+def test_new_files_are_files_of_one_block_made_one_after_the_other() -> None:
+    argv = job(kind="write", new_files=True).argv(Path("/data"))
+    wanted = "--rw=write --create_on_open=1 --nrfiles=1024 --filesize=1048576 --openfiles=16"
+    assert set(wanted.split()) <= set(argv)
+    assert "--overwrite=1" not in argv
 
 
 @pytest.mark.parametrize(
@@ -148,10 +152,6 @@ def test_a_pass_through_a_file_is_sequential_and_not_repeated() -> None:
 def test_fio_has_huge_pages_if_enough_are_in_reserve(meminfo: str, memory: str) -> None:
     assert fio.memory_for(128 * MIB, meminfo) == memory
     assert f"--iomem={memory}" in job(memory=memory).argv(Path("d"))
-
-
-def test_the_null_engine_of_fio_gets_no_directory() -> None:
-    assert not [word for word in job(engine="null").argv(Path("/data")) if "/data" in word]
 
 
 def test_without_fio_the_script_says_how_to_install_it(tmp_path: Path) -> None:
@@ -191,55 +191,48 @@ def test_ratios_are_of_neighbours_and_not_of_medians() -> None:
 @given(st.lists(st.floats(0.001, 99_999), min_size=1, max_size=9), st.booleans())
 def test_every_line_of_the_table_fits_80_columns(values: list[float], at_least: bool) -> None:  # noqa: FBT001
     one = Figure(
-        name="one 32 MiB object, beside readahead", unit="× fio", target=0.95, at_least=at_least,
+        name="CPU, read 64 KiB 1×16, unverified", unit="× fio", target=0.95, at_least=at_least,
         values=tuple(values),
     )  # fmt: skip
     assert max(map(len, table([one]).splitlines())) <= 80
 
 
 def test_every_target_has_its_rows() -> None:
-    found = {one.name: one for one in figures_of(raw_figures())}
-    assert list(found) == [
-        "bandwidth, read 64 KiB", "bandwidth, read 1 MiB", "bandwidth, read 32 MiB",
-        "bandwidth, write 64 KiB", "bandwidth, write 1 MiB", "bandwidth, write 32 MiB",
-        "one 32 MiB object, beside readahead",
-        "CPU per GiB, read 1 MiB", "CPU per GiB, read 32 MiB",
-        "CPU per GiB, write 1 MiB", "CPU per GiB, write 32 MiB",
-        "memory of the largest rank",
-        "1 thread, tmpfs, read 16 KiB",
-        "above fio's, null, read 16 KiB",
-        "start to first operation, 2 ranks",
-        "gather of 64 ranks",
+    found = figures_of(raw_figures())
+    named = {f"{one.name}, {one.unit}": one for one in found}
+    assert len(named) == len(found)
+    assert [name for name in named if "1×16" in name and "read" in name] == [
+        "bandwidth, read 16 KiB 1×16, × fio", "bandwidth, read 64 KiB 1×16, × fio",
+        "bandwidth, read 1 MiB 1×16, × fio", "bandwidth, read 32 MiB 1×16, × fio",
+        "CPU, read 64 KiB 1×16, × fio", "CPU, read 1 MiB 1×16, × fio",
+        "CPU, read 64 KiB 1×16, unverified, × fio",
+        "CPU, read 1 MiB 1×16, s/GiB", "CPU, read 32 MiB 1×16, s/GiB",
+        "p99, read 16 KiB 1×16, × fio", "p50, read 64 KiB 1×16, × fio",
+        "p99, read 64 KiB 1×16, × fio", "p50, read 1 MiB 1×16, × fio",
+        "p99, read 1 MiB 1×16, × fio",
+        "bandwidth, read 16 KiB 1×16, × thr.", "bandwidth, read 64 KiB 1×16, × thr.",
+        "bandwidth, read 1 MiB 1×16, × thr.", "bandwidth, read 32 MiB 1×16, × thr.",
     ]  # fmt: skip
-    assert {name for name, one in found.items() if not one.met} == {
-        "bandwidth, read 1 MiB", "bandwidth, read 32 MiB", "bandwidth, write 1 MiB",
-        "bandwidth, write 32 MiB", "one 32 MiB object, beside readahead",
-        "1 thread, tmpfs, read 16 KiB",
-    }  # fmt: skip
-    assert found["above fio's, null, read 16 KiB"].values == pytest.approx((9.0, 9.0))
-    assert found["memory of the largest rank"].values == pytest.approx((200 / 1024, 200 / 1024))
-    assert found["bandwidth, read 1 MiB"].values == pytest.approx((0.9, 0.9))
+    assert [name for name in named if "read" not in name] == [
+        "bandwidth, write 1 MiB 2×8, × fio", "bandwidth, write 4 MiB 2×8 new, × fio",
+        "memory of the largest rank, GiB", "one rank, null, no payload, k/s",
+        "one rank, null, stamped and checked, k/s", "start to first operation, 2 ranks, s",
+        "gather of 64 ranks, s",
+    ]  # fmt: skip
+    assert named["bandwidth, read 16 KiB 1×16, × fio"].met
+    assert not named["bandwidth, read 64 KiB 1×16, × fio"].met
+    assert named["CPU, read 1 MiB 1×16, × fio"].values == pytest.approx((2.5, 2.5))
+    assert named["bandwidth, read 1 MiB 2×8, × thr."].values == pytest.approx((1.5, 1.5))
+    assert not named["one rank, null, stamped and checked, k/s"].met
 
 
-def test_a_percentile_of_several_ranks_is_the_slowest_ranks_and_too_few_are_a_dash() -> None:
-    raw = raw_figures()
-    (entry,) = raw["percentiles"][f"read {16 * KIB} 2"]
-    entry["null"][1] = side(1, ms={"p50": 0.05, "p95": 0.06, "p99": 0.07, "p999": 0.08})
-    lines = percentile_table(raw).splitlines()
-    assert lines[1].split() == [
-        "read",
-        "16",
-        "KiB,",
-        "np",
-        "2,",
-        "fio",
-        "10.0",
-        "20.0",
-        "30.0",
-        "-",
-    ]
-    assert lines[2].split()[-4:] == ["50.0", "60.0", "70.0", "-"]
-    assert max(map(len, lines)) <= 80
+@given(st.sampled_from(["read", "write"]), st.integers(1, 1000), st.sampled_from([KIB, MIB]))
+def test_the_name_of_a_row_tells_its_size(kind: str, count: int, unit: int) -> None:
+    assert size_of(row_name(kind, count * unit, (2, 8))) == count * unit
+
+
+def test_a_percentile_that_too_few_operations_carry_has_no_row() -> None:
+    assert not [one.name for one in figures_of(raw_figures()) if one.name.startswith("p999")]
 
 
 def test_the_figures_survive_json() -> None:
