@@ -165,7 +165,7 @@ def trial_figures(run: dict[str, Any], kind: str) -> dict[str, Any]:
         "mean_depth": [rank["mean_depth"] for rank in ranks],
         "evictions": sum(rank["evictions"] for rank in ranks),
         "io_mode": trial["proof"]["io_mode"],
-        "io_engine": trial["proof"].get("io_engine"),
+        "io_engine": [rank["io_engine"] for rank in ranks],
         "proof": trial["proof"]["verdict"],
         "verdicts": [verdict["code"] for verdict in trial["verdicts"]],
     }
