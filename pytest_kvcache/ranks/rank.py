@@ -11,7 +11,6 @@ import os
 import resource
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import blake2b
@@ -29,7 +28,7 @@ from pytest_kvcache.backends.posix.freespace import FreeSpace
 from pytest_kvcache.backends.protocol import PAGE_BYTES, BackendFacts, BackendPlan
 from pytest_kvcache.cache.index import CacheIndex
 from pytest_kvcache.engine.engine import Engine
-from pytest_kvcache.engine.operations import TransferSettings, object_key_of
+from pytest_kvcache.engine.operations import TransferSettings
 from pytest_kvcache.engine.payload import make_payload
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.ioengines.choose import EngineChoice, Situation, choose_engine, make_engine
@@ -39,6 +38,7 @@ from pytest_kvcache.measure.recorder import Recorder, Window
 from pytest_kvcache.ranks.calibration import ArenaBackend, closed_loop, operations_per_s
 from pytest_kvcache.ranks.cleanup import Janitor
 from pytest_kvcache.ranks.devicewatch import DeviceWatch
+from pytest_kvcache.ranks.inventory import Inventory
 from pytest_kvcache.ranks.pauses import PauseWatch
 from pytest_kvcache.ranks.readback import ReadBack
 from pytest_kvcache.results.record import RankResult
@@ -242,6 +242,8 @@ class Rank:
         Unsynced, what was just written would be read back from the page cache.
         """
         backend, asked = factory(), self._backend_plan()
+        if self.plan.traits.is_storage and not self.plan.traits.directory:
+            backend = Inventory(backend)
         facts = backend.open(asked)
         fell_back = asked.io == "direct" and facts.io_mode == "buffered"
         if not (fell_back and asked.sync == "none" and self.plan.origins["sync"] == "default"):
@@ -484,7 +486,8 @@ class Rank:
             self._place.close()
         try:
             if self._backend is not None:
-                self._delete_stored(self._backend)
+                if isinstance(self._backend, Inventory) and not self.plan.keep:
+                    self._backend.clear(self.plan.queue_depth)
                 self._backend.close()
             if self._owns_directory and not self.plan.keep:
                 remove_rank_dir(self.plan.cache_dir, self.plan.run_id, self.rank, self.host)
@@ -492,20 +495,6 @@ class Rank:
         except StorageError as error:
             return self.secrets.mask(str(error))
         return None
-
-    def _delete_stored(self, backend: Backend) -> None:
-        """Where no directory goes with all that is in it, objects go one by one."""
-        plan = self.plan
-        if plan.traits.directory or plan.keep or not plan.traits.is_storage:
-            return
-        keys = [
-            object_key_of(slot, part)
-            for slot in self.index.stored()
-            for part in (range(plan.objects_per_block) if plan.objects_per_block > 1 else (None,))
-        ]
-        with ThreadPoolExecutor(plan.queue_depth) as threads:
-            for done in [threads.submit(backend.delete, key) for key in keys]:
-                done.result()
 
     def result(
         self, *, origin_ns: int, window_ns: int, slice_ns: int, cleanup_error: str | None
