@@ -326,6 +326,8 @@ class Loop:
         request = self._workload.next_request(user)
         if request is None:
             return
+        if request.user != user:  # it loads another one's blocks, and is this one's all the same
+            request = request._replace(user=user)
         if request.think_s > 0:
             self._at(since_ns + int(request.think_s * 1e9), None, request)
         else:

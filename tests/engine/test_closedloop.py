@@ -188,3 +188,15 @@ def test_a_user_that_is_wanted_again_before_the_loop_looks_does_not_rest_for_eve
     rig.behind(work)
     rig.join()
     assert script.asked == [0, 1]
+
+
+def test_who_loads_another_users_blocks_goes_on_taking_turns(
+    clock: FakeClock, stage: Stage
+) -> None:
+    script = Script([[ask(7, "a"), ask(9, "a"), ask(7, "a")]], population=[ask(0, "a")])
+    rig = Rig(script, stage, clock=clock)
+    rig.start(window_ns=10 * S)
+    for _turn in range(3):
+        stage.release(*stage.expect("get a"))
+    rig.finish()
+    assert rig.loop.counters.completed == 3
