@@ -32,6 +32,7 @@ from pytest_kvcache.engine.operations import TransferSettings
 from pytest_kvcache.engine.payload import make_payload
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.ioengines.choose import EngineChoice, Situation, choose_engine, make_engine
+from pytest_kvcache.ioengines.echo import echo_engine
 from pytest_kvcache.masking import Secrets
 from pytest_kvcache.measure.latencies import Latencies
 from pytest_kvcache.measure.recorder import Recorder, Window
@@ -43,6 +44,7 @@ from pytest_kvcache.ranks.pauses import PauseWatch
 from pytest_kvcache.ranks.readback import ReadBack
 from pytest_kvcache.results.record import RankResult
 from pytest_kvcache.system.filesystem import IoCounters, Place, probe_filesystem, sample_io
+from pytest_kvcache.system.kernelqueues import KERNEL_ENGINES
 from pytest_kvcache.system.preloads import check_preloads
 from pytest_kvcache.system.surroundings import SurroundingsWatch
 from pytest_kvcache.units import ratio
@@ -135,18 +137,31 @@ class Rank:
         """Find out what the engine could do without the storage, which is not touched."""
         if not self.plan.traits.is_storage:
             return  # the run itself tells
-        self._null_ops_per_s = self._without_storage(NullBackend(), tick)
-        gc.collect()  # an engine and its pool hold each other, and all their buffers
-        self._memory_ops_per_s = self._without_storage(ArenaBackend(self.plan.chunk_bytes), tick)
+        self._null_ops_per_s = self._without_storage(self._idle_engine(), tick)
+        gc.collect()  # an engine and its loop hold each other, and all their buffers
+        self._memory_ops_per_s = self._without_storage(self._copying_engine(), tick)
         gc.collect()
 
-    def _without_storage(self, backend: Backend, tick: Callable[[], bool]) -> float | None:
+    def _idle_engine(self) -> IoEngine:
+        """The run's I/O engine with nothing behind it."""
+        name, depth = self._choice.name, self.plan.queue_depth
+        if name in KERNEL_ENGINES:
+            return echo_engine(name, depth)
+        return make_engine(name, NullBackend(), self._situation(NullBackend()))
+
+    def _copying_engine(self) -> IoEngine:
+        """An engine that copies within memory; where the kernel would move bytes, the loop does."""
+        backend = ArenaBackend(self.plan.chunk_bytes)
+        name: IoEngineName = "threads" if self._choice.name == "threads" else "inline"
+        return make_engine(name, backend, self._situation(backend))
+
+    def _without_storage(self, io: IoEngine, tick: Callable[[], bool]) -> float | None:
         plan, recorder = self.plan, Recorder()
         workload = closed_loop(self._build_workload, plan.context(self.rank, self._trace))
         if workload is None:
             return None
         engine = self._make_engine(
-            backend,
+            io,
             _empty_index(plan),
             workload,
             self._payload(),
@@ -167,7 +182,7 @@ class Rank:
 
     def _make_engine(
         self,
-        backend: Backend,
+        io: IoEngine,
         index: CacheIndex,
         workload: Workload,
         payload: Payload | None,
@@ -175,7 +190,6 @@ class Rank:
         *,
         generation_s_per_token: float,
         blind: bool = False,
-        chosen: IoEngineName | None = None,
     ) -> Engine:
         plan = self.plan
         return Engine(
@@ -192,7 +206,7 @@ class Rank:
             block_tokens=plan.block_tokens,
             generation_s_per_token=generation_s_per_token,
             phase=plan.phase,
-            io=self._io_engine(backend, chosen),
+            io=io,
             index=index,
             workload=workload,
             payload=payload,
@@ -206,21 +220,13 @@ class Rank:
         self._workload = self._build_workload(plan.context(self.rank, self._trace))
         self._payload_used = self._payload() if plan.traits.stores_data else None
         return self._make_engine(
-            self._backend,
+            make_engine(self._choice.name, self._backend, self._situation(self._backend)),
             self.index,
             self._at_its_rate(self._workload),
             self._payload_used,
             self.recorder,
             generation_s_per_token=plan.generation_s_per_token,
-            chosen=self._choice.name,
         )
-
-    def _io_engine(self, backend: Backend, chosen: IoEngineName | None) -> IoEngine:
-        """None: of a calibration, where what the kernel could do is not asked."""
-        depth = self.plan.queue_depth
-        if chosen is None:
-            chosen = "threads" if depth > 1 else "inline"
-        return make_engine(chosen, backend, self._situation(backend))
 
     def _at_its_rate(self, workload: Workload) -> Workload:
         """At a declared rate a rank issues its share of the requests."""
