@@ -288,7 +288,7 @@ def test_a_launcher_and_a_library_of_two_families_are_refused(site: Site) -> Non
 
 def test_a_launcher_of_no_known_family_is_refused(site: Site) -> None:
     result = with_mpirun(site, "I launch rockets")
-    assert_refused(site, result, "'I launch rockets'", "Open MPI 4 or 5 or of MPICH")
+    assert_refused(site, result, "'I launch rockets'", "mpiexec.hydra", "Slurm's srun")
 
 
 def test_launcher_parameters_that_contradict_the_plan_are_refused(site: Site) -> None:

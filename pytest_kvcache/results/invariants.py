@@ -30,6 +30,7 @@ from pytest_kvcache.plan.plan import DECIDED_BY, TracePlan
 from pytest_kvcache.registry import BACKENDS
 from pytest_kvcache.system.devicechain import end_of_type, may_be_disk
 from pytest_kvcache.system.filesystem import FilesystemFacts
+from pytest_kvcache.system.kernelqueues import KERNEL_ENGINES
 from pytest_kvcache.system.surroundings import Surroundings
 
 if TYPE_CHECKING:
@@ -78,6 +79,9 @@ def check_record(record: TrialRecord, plan: Plan) -> None:
         )
 
 
+_IO_ENGINES = (*KERNEL_ENGINES, "threads", "inline")
+
+
 def _rank_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
     for name in ("pid", *TABLE):
         value = getattr(rank, name)
@@ -88,6 +92,7 @@ def _rank_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
             yield from _law_faults(name, law, rank, plan)
     yield from _surroundings_faults(rank.surroundings)
     yield from _place_faults(rank, plan)
+    yield from _engine_faults(rank, plan)
     for early, late in itertools.pairwise(_ORDERED):
         before, after = getattr(rank, early), getattr(rank, late)
         if not before <= after + _CLOCK_S:
@@ -145,6 +150,23 @@ def _place_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
             found = getattr(rank.filesystem, name)
             if found != value:
                 yield f"filesystem.{name} is {found!r}; it must be {value!r}"
+
+
+def _engine_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
+    """What carried transfers out is the engine that was asked for, and says what it is."""
+    name, asynchronous = rank.io_engine, rank.io_engine_asynchronous
+    if name not in _IO_ENGINES:
+        yield f"io_engine is {name!r}; it must be one of {', '.join(_IO_ENGINES)}"
+        return
+    if plan.io_engine not in ("auto", name):
+        yield f"io_engine is {name!r}; the plan asks for {plan.io_engine}"
+    if not rank.io_engine_reason:
+        yield f"io_engine_reason is {rank.io_engine_reason!r}; it must say why {name} was taken"
+    if isinstance(asynchronous, bool) != (name in KERNEL_ENGINES):
+        yield (
+            f"io_engine_asynchronous is {asynchronous!r}; it must be true or false where the kernel"
+            f" moves the bytes, and null elsewhere, and io_engine is {name!r}"
+        )
 
 
 def _surroundings_faults(around: Surroundings) -> Iterator[str]:

@@ -138,7 +138,7 @@ def test_the_run_file_has_all_trials_and_is_sound(site: Site) -> None:
     assert data["command"][0] == "pytest"
     assert ONE_METRIC in data["command"]
     assert data["environment"]["mpi"].startswith("Open MPI")
-    assert data["environment"]["launcher"] == "canned (plugin)"
+    assert data["environment"]["launcher"] == "canned"
     (case,) = data["cases"]
     assert (case["name"], case["scenario"], case["model"], case["np"]) == (
         "mixed-tiny-1b-np2", "mixed", "tiny-1b", 2,

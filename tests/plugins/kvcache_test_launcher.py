@@ -95,6 +95,7 @@ def canned_rank(plan: Plan, rank: int, histogram: Histogram) -> RankResult:
     share = OPERATIONS * (rank + 1) // plan.np - OPERATIONS * rank // plan.np
     p95_ms = Latencies.of(histogram).p95
     return blank_rank(
+        io_engine="threads", io_engine_reason="canned",
         rank=rank, host="n1", pid=1000 + rank, stop_s=stop_s, drained_s=stop_s,
         read_count=share, read_bytes=moved, read_p95_ms=p95_ms, read_op_bytes=moved,
         write_count=share, write_bytes=moved, write_p95_ms=p95_ms, write_op_bytes=moved,

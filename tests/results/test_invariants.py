@@ -103,6 +103,10 @@ def test_what_real_ranks_leave_has_no_fault(duration_s: float | None) -> None:
         ({"cached_blocks": 10_001}, "cached_blocks is 10001; it must be at most the plan's"),
         ({"start_s": 60.1}, "start_s is 60.1; it must be at most stop_s, which is 60.0"),
         ({"drained_s": 59.0}, "stop_s is 60.0; it must be at most drained_s, which is 59.0"),
+        ({"io_engine": "aio"}, "io_engine is 'aio'; it must be one of io_uring, libaio"),
+        ({"io_engine_reason": ""}, "io_engine_reason is ''; it must say why io_uring was taken"),
+        ({"io_engine_asynchronous": None}, "io_engine_asynchronous is None; it must be true or"),
+        ({"io_engine": "threads"}, "io_engine_asynchronous is True; it must be true or"),
     ],
 )
 def test_what_can_not_be_is_named_with_its_limit(changes: dict[str, Any], fault: str) -> None:
