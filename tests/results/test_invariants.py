@@ -114,6 +114,23 @@ def test_what_can_not_be_is_named_with_its_limit(changes: dict[str, Any], fault:
     assert fault in told
 
 
+def busy_for(beyond_s: float) -> list[str]:
+    plan = sound_plan()
+    (rank,) = watched([rank_result(0)])
+    assert rank.device is not None
+    (disk,) = rank.device.disks
+    moved = replace(disk.run, busy_s=rank.device.run_s + beyond_s)
+    device = replace(rank.device, disks=(replace(disk, run=moved),))
+    record = sound_record(plan, [rank], window_s=60.0)
+    return list(record_faults(replace(record, ranks=(replace(rank, device=device),)), plan))
+
+
+def test_a_disk_is_busy_for_no_longer_than_the_kernel_can_be_off() -> None:
+    assert busy_for(0.9) == []
+    (told,) = busy_for(1.1)
+    assert "run.busy_s is more than the time there was" in told
+
+
 NUMBERS = [
     field.name
     for field in fields(RankResult)
