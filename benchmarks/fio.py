@@ -21,8 +21,8 @@ _PERCENTILES = {"p50": "50.000000", "p95": "95.000000", "p99": "99.000000", "p99
 class FioJob:
     """A pattern. Sizes in bytes, ``size_bytes`` per job; ``kind`` is read or write.
 
-    Offsets are random; ``new_files``: files of one block each instead, made one after the
-    other. ``direct`` is O_DIRECT, ``memory`` what buffers are made of (fio's ``iomem``).
+    Offsets are random. ``direct`` is O_DIRECT, ``memory`` what buffers are made of (fio's
+    ``iomem``).
     """
 
     kind: str
@@ -32,7 +32,6 @@ class FioJob:
     engine: str
     size_bytes: int
     seconds: float
-    new_files: bool = False
     ramp_s: float = 0.5
     direct: bool = True
     memory: str = "malloc"
@@ -44,9 +43,9 @@ class FioJob:
         ``scramble_buffers``), which is what our stamps do; refilling them would charge
         fio with a random number generator.
         """
-        argv = [
+        return [
             "fio", "--output-format=json", "--name=beside", "--group_reporting",
-            f"--rw={'' if self.new_files else 'rand'}{self.kind}",
+            f"--rw=rand{self.kind}",
             f"--bs={self.block_bytes}", f"--numjobs={self.jobs}", f"--iodepth={self.depth}",
             f"--ioengine={self.engine}", f"--size={self.size_bytes}",
             f"--direct={int(self.direct)}", f"--iomem={self.memory}", "--invalidate=1",
@@ -54,16 +53,8 @@ class FioJob:
             f"--percentile_list={':'.join(map(str, (50, 95, 99, 99.9)))}",
             "--time_based", f"--runtime={int(self.seconds * 1000)}ms",
             f"--ramp_time={int(self.ramp_s * 1000)}ms",
-            f"--directory={directory}", "--unlink=1",
+            f"--directory={directory}", "--unlink=1", "--overwrite=1",
         ]  # fmt: skip
-        if self.new_files:
-            files = self.size_bytes // self.block_bytes
-            return [
-                *argv, "--create_on_open=1", f"--nrfiles={files}", "--fallocate=none",
-                f"--filesize={self.block_bytes}", "--file_service_type=sequential",
-                f"--openfiles={2 * self.depth}",
-            ]  # fmt: skip
-        return [*argv, "--overwrite=1"]
 
     def run(self, directory: Path) -> dict[str, Any]:
         """Run it; figures as ``figures`` gives them. Raises CalledProcessError."""

@@ -45,9 +45,6 @@ SHAPES = ((1, 16), (2, 8))  # ranks × transfers in flight of each
 READ_BYTES = (16 * KIB, 64 * KIB, MIB, 4 * MIB, 32 * MIB)
 WRITE_BYTES = (64 * KIB, MIB, 4 * MIB, 32 * MIB)
 UNVERIFIED_BYTES = (64 * KIB, MIB, 4 * MIB)
-# Slabs are overwritten in place, as fio overwrites its files. What --kv-store=auto makes a
-# file of its own has rows of new files, beside fio making a file per object.
-NEW_FILE_BYTES = (4 * MIB, 32 * MIB)
 DATA_GIB = 1.0  # of all ranks' data, and of fio's files
 APPEND_GIB = 32.0  # of room for new files, more than a window fills
 RAMP_S = 0.5
@@ -99,14 +96,13 @@ class Site:
             (path,) = Path(results).glob("*/run.json")
             return trial_figures(json.loads(path.read_text(encoding="utf-8")), kind)
 
-    def fio(self, kind: str, size: int, shape: tuple[int, int], *, anew: bool) -> dict[str, Any]:
+    def fio(self, kind: str, size: int, shape: tuple[int, int]) -> dict[str, Any]:
         """The same pattern; libaio keeps as many in flight without threads."""
         jobs, depth = shape
-        gib = 8.0 if anew else DATA_GIB
         job = FioJob(
-            kind=kind, block_bytes=size if anew else min(size, TRANSFER_BYTES), jobs=jobs,
-            depth=depth, engine="libaio", size_bytes=int(gib * GIB) // jobs,
-            seconds=self.seconds, memory=self.fio_buffers, new_files=anew,
+            kind=kind, block_bytes=min(size, TRANSFER_BYTES), jobs=jobs,
+            depth=depth, engine="libaio", size_bytes=int(DATA_GIB * GIB) // jobs,
+            seconds=self.seconds, memory=self.fio_buffers,
         )  # fmt: skip
         return job.run(self.disk)
 
@@ -189,9 +185,6 @@ def rows(site: Site) -> Iterator[tuple[str, str, Mapping[str, Callable[[], Any]]
     for size in WRITE_BYTES:
         steps = beside(site, "write", size, (2, 8), store="slab")
         yield "writes", row_name("write", size, (2, 8)), steps
-    for size in NEW_FILE_BYTES:
-        steps = beside(site, "write", size, (2, 8), store="file")
-        yield "new files", row_name("write", size, (2, 8)), steps
 
 
 def beside(
@@ -202,7 +195,7 @@ def beside(
     return {
         "ours": partial(run, io_engine="auto"),
         "threads": partial(run, io_engine="threads"),
-        "fio": partial(site.fio, kind, size, shape, anew=store == "file"),
+        "fio": partial(site.fio, kind, size, shape),
     }
 
 

@@ -40,10 +40,9 @@ def size_of(row: str) -> int:
 def figures_of(raw: Raw) -> list[Figure]:
     """Every target in the order of the table; a part that was left out has no row."""
     reads, writes = raw.get("reads", {}), raw.get("writes", {})
-    new_files, unverified = raw.get("new files", {}), raw.get("unverified", {})
+    unverified = raw.get("unverified", {})
     return [
         *_bandwidths({**reads, **writes}),
-        *_bandwidths(new_files, " new"),
         *_cpu(reads, _cpu_target),
         *_cpu(unverified, _unverified_cpu_target, ", unverified"),
         *_absolute_cpu(reads),
@@ -70,11 +69,11 @@ def _against(
     )  # fmt: skip
 
 
-def _bandwidths(rows: Mapping[str, list[Any]], how: str = "") -> Iterator[Figure]:
+def _bandwidths(rows: Mapping[str, list[Any]]) -> Iterator[Figure]:
     for row, rounds in rows.items():
         size = size_of(row)
         target = 0.95 if size >= MIB else 0.92 if size >= 64 * KIB else 0.85
-        name = f"bandwidth, {row}{how}"
+        name = f"bandwidth, {row}"
         yield _against(rounds, name, "gib_per_s", target=target, at_least=True)
 
 

@@ -81,7 +81,6 @@ def raw_figures() -> dict[str, dict[str, list[Any]]]:
         "reads": {row_name("read", size, shape): both for shape in shapes for size in sizes},
         "unverified": {row_name("read", 64 * KIB, (1, 16)): both},
         "writes": {row_name("write", MIB, (2, 8)): both},
-        "new files": {row_name("write", 4 * MIB, (2, 8)): both},
         "null": {"s": [{"ops_per_s": 500_000.0}]},
         "blind": {"s": [{"null_ops_per_s": 200_000.0}]},
         "start": {"s": [1.0, 1.2]},
@@ -131,13 +130,6 @@ def test_the_pattern_is_the_command_of_fio() -> None:
     argv = job().argv(Path("/data"))
     wanted = "--rw=randread --bs=1048576 --numjobs=2 --iodepth=8 --direct=1 --time_based"
     assert {*wanted.split(), "--runtime=2000ms", "--directory=/data", "--unlink=1"} <= set(argv)
-
-
-def test_new_files_are_files_of_one_block_made_one_after_the_other() -> None:
-    argv = job(kind="write", new_files=True).argv(Path("/data"))
-    wanted = "--rw=write --create_on_open=1 --nrfiles=1024 --filesize=1048576 --openfiles=16"
-    assert set(wanted.split()) <= set(argv)
-    assert "--overwrite=1" not in argv
 
 
 @pytest.mark.parametrize(
@@ -214,7 +206,7 @@ def test_every_target_has_its_rows() -> None:
         "bandwidth, read 1 MiB 1×16, × thr.", "bandwidth, read 32 MiB 1×16, × thr.",
     ]  # fmt: skip
     assert [name for name in named if "read" not in name] == [
-        "bandwidth, write 1 MiB 2×8, × fio", "bandwidth, write 4 MiB 2×8 new, × fio",
+        "bandwidth, write 1 MiB 2×8, × fio",
         "memory of the largest rank, GiB", "one rank, null, no payload, k/s",
         "one rank, null, stamped and checked, k/s", "start to first operation, 2 ranks, s",
         "gather of 64 ranks, s",
