@@ -74,7 +74,7 @@ class DeviceWatch:
         """Count for a moment in which no rank of the run does I/O."""
         if durable:
             self._commit()
-        before, began_ns = self._sample(), time.monotonic_ns()
+        began_ns, before = time.monotonic_ns(), self._sample()  # the span holds all it counts
         time.sleep(for_s)
         return _difference(self._sample(), before), (time.monotonic_ns() - began_ns) / 1e9
 
@@ -116,7 +116,7 @@ class DeviceWatch:
 
     def begin(self) -> None:
         """The run starts."""
-        self._before, self._began_ns = self._sample(), time.monotonic_ns()
+        self._began_ns, self._before = time.monotonic_ns(), self._sample()  # likewise
 
     def end(self) -> None:
         """All ranks have drained."""

@@ -44,9 +44,7 @@ if TYPE_CHECKING:
 
 _CLOCK_S = 1e-6  # what seconds as floats may be off
 _ROUNDING = 1e-9  # of a quotient
-# The kernel counts busy time in its own ticks, and with the first request after an idle moment
-# that moment too (over 0.1 s more than the span were seen on 6.18, with requests always under way).
-_BUSY_ROUNDING_S = 1.0
+_BUSY_ROUNDING_S = 0.1  # the kernel counts busy time in its own ticks
 
 # Of the filesystem that ranks of a host share: what is taken and freed (ZFS's size is what is
 # free and what it holds) while one rank after the other looks.
