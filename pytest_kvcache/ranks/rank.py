@@ -247,18 +247,21 @@ class Rank:
 
         Unsynced, what was just written would be read back from the page cache.
         """
-        backend, asked = factory(), self._backend_plan()
-        if self.plan.traits.is_storage and not self.plan.traits.directory:
-            backend = Inventory(backend)
+        backend, asked = self._made(factory), self._backend_plan()
         facts = backend.open(asked)
         fell_back = asked.io == "direct" and facts.io_mode == "buffered"
         if not (fell_back and asked.sync == "none" and self.plan.origins["sync"] == "default"):
             return backend, facts
         backend.close()
-        backend = factory()
+        backend = self._made(factory)
         self._sync = "data"
         buffered = backend.open(replace(asked, io="buffered", sync="data"))
         return backend, replace(buffered, io_note=facts.io_note)
+
+    def _made(self, factory: Callable[[], Backend]) -> Backend:
+        """A backend that is not open; without a directory, what is in it is kept account of."""
+        traits = self.plan.traits
+        return Inventory(factory()) if traits.is_storage and not traits.directory else factory()
 
     def _situation(self, backend: Backend) -> Situation:
         """What the choice of an I/O engine depends on."""

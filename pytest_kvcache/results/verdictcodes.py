@@ -23,6 +23,7 @@ SEVERITIES: Final[Mapping[str, Severity]] = MappingProxyType(
         "OVERLOADED": "invalid",
         "PRELOADED": "invalid",
         "SKEWED": "invalid",
+        "SYNCHRONOUS": "invalid",
         "TMPFS": "invalid",
         "BUSY_DEVICE": "warning",
         "NOISY": "warning",

@@ -54,6 +54,7 @@ SEVERITY = {
     "CACHED_WRITES": "invalid",
     "OVERLOADED": "invalid",
     "SKEWED": "invalid",
+    "SYNCHRONOUS": "invalid",
     "TMPFS": "invalid",
     "VIRTUAL_DISK": "warning",
     "SHORT_WINDOW": "warning",
@@ -84,6 +85,14 @@ def of_one(plan: Plan | None = None, *, window_s: float = 60.0, **changes: Any) 
     """The codes of a trial of one rank that differs from a sound one in this."""
     codes, _ = judged([rank_result(0, **changes)], plan, window_s=window_s)
     return codes
+
+
+def test_transfers_that_an_engine_carries_out_one_by_one_are_not_in_flight() -> None:
+    assert of_one(io_engine="libaio", io_engine_asynchronous=False) == {"SYNCHRONOUS"}
+    assert of_one(io_engine="libaio", io_engine_asynchronous=True) == set()
+    assert of_one(io_engine="threads", io_engine_asynchronous=None) == set()
+    alone: dict[str, Any] = {"io_engine": "libaio", "io_engine_asynchronous": False, "mean_depth": 1.0}
+    assert of_one(sound_plan(queue_depth=1), **alone) == set()
 
 
 def test_a_trial_without_fault_has_no_verdict() -> None:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from pytest_kvcache.results.verdictcodes import Verdict
 from pytest_kvcache.system.cgroups import limit_words
 from pytest_kvcache.system.preloads import offence
-from pytest_kvcache.units import format_bytes
+from pytest_kvcache.units import format_bytes, format_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from pytest_kvcache.plan.plan import Plan
     from pytest_kvcache.results.trial import HostSurroundings, Trial
     from pytest_kvcache.system.cgroups import IoLimit
     from pytest_kvcache.system.clocks import ClockRecord
@@ -35,6 +36,20 @@ def whether_the_harness_was_fast(trial: Trial) -> Iterator[Verdict]:
             f"a rank could make only {harness.headroom:.1f} times as many operations"
             " without the storage; this measures the harness as well, use more ranks (--kv-np) or"
             " larger blocks (--kv-block-tokens)",
+        )
+
+
+def whether_transfers_were_in_flight(trial: Trial, plan: Plan) -> Iterator[Verdict]:
+    """An engine asked for by name may carry transfers out one by one, and call them in flight."""
+    found = [rank for rank in trial.ranks if rank.io_engine_asynchronous is False]
+    if found and plan.queue_depth > 1:
+        first, more = found[0], len(found) - 1
+        others = f" (and {format_count(more, 'rank')} more)" if more else ""
+        yield Verdict.of(
+            "SYNCHRONOUS",
+            f"rank {first.rank} on host {first.host}{others} had fewer transfers under way than"
+            f" the {plan.queue_depth} that are told ({first.io_engine_reason}); take"
+            " --kv-io-engine=auto or threads",
         )
 
 

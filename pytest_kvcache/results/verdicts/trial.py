@@ -21,6 +21,7 @@ from pytest_kvcache.results.verdicts.surroundings import (
     whether_clocks_agree,
     whether_something_held_it_up,
     whether_the_harness_was_fast,
+    whether_transfers_were_in_flight,
 )
 from pytest_kvcache.results.verdicts.window import whether_the_window_holds
 
@@ -73,6 +74,7 @@ def _judge(trial: Trial, plan: Plan) -> Iterator[Verdict]:
     yield from whether_the_window_holds(trial, plan)
     yield from whether_the_load_was_right(trial, plan)
     yield from whether_the_harness_was_fast(trial)
+    yield from whether_transfers_were_in_flight(trial, plan)
     yield from whether_calls_were_wrapped(trial)
     yield from whether_clocks_agree(trial)
     yield from whether_something_held_it_up(trial)
