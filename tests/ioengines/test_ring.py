@@ -335,8 +335,9 @@ def test_another_thread_sees_how_long_the_loop_has_waited(
     kit.stage(0, WRITE, "a", bytes(OBJECT))
     made[0].holding = True
     kit.engine.submit(1)
-    time.sleep(0.02)
-    made[0].peek()  # the answer is there, and held back: the next call sleeps
+    while not made[0].held:  # until the answer is there, and held back: the next call sleeps
+        time.sleep(0.001)
+        made[0].peek()
     seen: list[int] = []
 
     def watch() -> None:
