@@ -346,9 +346,8 @@ def test_another_thread_sees_how_long_the_loop_has_waited(
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    began = time.monotonic()
-    kit.engine.submit(0, time.monotonic_ns() + 400_000_000)
-    assert time.monotonic() - began > 0.3
+    while not seen:  # a call may be interrupted, and is made again, as the loop does
+        kit.engine.submit(0, time.monotonic_ns() + 400_000_000)
     watcher.join()
     assert seen[0] > 100_000_000
     made[0].holding = False
