@@ -91,8 +91,8 @@ def test_transfers_that_an_engine_carries_out_one_by_one_are_not_in_flight() -> 
     assert of_one(io_engine="libaio", io_engine_asynchronous=False) == {"SYNCHRONOUS"}
     assert of_one(io_engine="libaio", io_engine_asynchronous=True) == set()
     assert of_one(io_engine="threads", io_engine_asynchronous=None) == set()
-    alone: dict[str, Any] = {"io_engine": "libaio", "io_engine_asynchronous": False, "mean_depth": 1.0}
-    assert of_one(sound_plan(queue_depth=1), **alone) == set()
+    alone: dict[str, Any] = {"io_engine_asynchronous": False, "mean_depth": 1.0}
+    assert of_one(sound_plan(queue_depth=1), io_engine="libaio", **alone) == set()
 
 
 def test_a_trial_without_fault_has_no_verdict() -> None:
