@@ -53,13 +53,12 @@ class Slot:
     """
 
     __slots__ = (
-        "_identity", "_object_key", "_tag", "block_bytes", "generation", "key", "pins",
+        "_identity", "_object_key", "block_bytes", "generation", "key", "pins",
         "stored_bytes", "unwritten", "version", "was_read",
     )  # fmt: skip
 
     _identity: Identity
     _object_key: str
-    _tag: int
 
     def __init__(
         self, key: bytes, generation: int, objects: int, block_bytes: int, stored_bytes: int
@@ -94,15 +93,6 @@ class Slot:
             return self._identity
         except AttributeError:
             self._identity = made = Identity(self.key, self.version)
-            return made
-
-    @property
-    def tag(self) -> int:
-        """The tag of that identity."""
-        try:
-            return self._tag
-        except AttributeError:
-            self._tag = made = self.identity.tag
             return made
 
     def hold_what(self, other: Slot) -> None:

@@ -407,11 +407,10 @@ def test_sizes_that_are_none_are_refused(sizes: int | list[int], why: str) -> No
     assert index.used_bytes == 0
 
 
-def test_a_slot_names_its_objects_and_their_tag_once() -> None:
+def test_a_slot_names_its_objects_once() -> None:
     (slot,) = serve(index_of(1), [A]).inserts
     assert slot.object_key is slot.object_key == f"{A.hex()}.1"
     assert slot.identity is slot.identity == Identity(A, 1)
-    assert slot.tag is slot.tag == Identity(A, 1).tag
 
 
 def test_repeated_keys_are_refused() -> None:
