@@ -34,7 +34,6 @@ from pytest_kvcache.errors import StorageError
 from pytest_kvcache.ioengines.choose import EngineChoice, Situation, choose_engine, make_engine
 from pytest_kvcache.ioengines.echo import echo_engine
 from pytest_kvcache.masking import Secrets
-from pytest_kvcache.measure.latencies import Latencies
 from pytest_kvcache.measure.recorder import Recorder, Window
 from pytest_kvcache.ranks.calibration import ArenaBackend, closed_loop, operations_per_s
 from pytest_kvcache.ranks.cleanup import Janitor
@@ -42,12 +41,12 @@ from pytest_kvcache.ranks.devicewatch import DeviceWatch
 from pytest_kvcache.ranks.inventory import Inventory
 from pytest_kvcache.ranks.pauses import PauseWatch
 from pytest_kvcache.ranks.readback import ReadBack
+from pytest_kvcache.ranks.report import mean_depth, recorded, window_sums
 from pytest_kvcache.results.record import RankResult
 from pytest_kvcache.system.filesystem import IoCounters, Place, probe_filesystem, sample_io
 from pytest_kvcache.system.kernelqueues import KERNEL_ENGINES
 from pytest_kvcache.system.preloads import check_preloads
 from pytest_kvcache.system.surroundings import SurroundingsWatch
-from pytest_kvcache.units import ratio
 from pytest_kvcache.workloads.openloop import OpenLoop, arrival_offsets_ns
 from pytest_kvcache.workloads.phases import ChecksPopulation, build_workload
 
@@ -523,7 +522,7 @@ class Rank:
             drained_s=(self.drained_ns - origin_ns) / 1e9,
             population_s=self._population_s,
             populated_blocks=self._populated_blocks,
-            mean_depth=self._mean_depth(),
+            mean_depth=mean_depth(self.recorder, self.window_begin_ns, self.drained_ns),
             longest_pause_s=self._pauses.longest_s,
             stalls=self.recorder.found_stalls(window_ns, self._pauses.spans_ns),
             cpu_s=self._cpu_s,
@@ -533,71 +532,24 @@ class Rank:
             memory_ops_per_s=self._memory_ops_per_s,
             cleanup_error=cleanup_error,
             surroundings=self._surroundings.facts(),
-            **self._window_sums(window_ns, window_ns // 2 // slice_ns * slice_ns),
+            **window_sums(self.recorder.ledger, window_ns, slice_ns),
             **self._operation_counts(),
             **self._io_facts(),
         )
-
-    def _window_sums(self, window_ns: int, half_ns: int) -> dict[str, Any]:
-        """What was completed in the common window, and what was looked up, by halves."""
-        ledger = self.recorder.ledger
-        sums, first = ledger.sums(0, window_ns), ledger.sums(0, half_ns)
-        arrived = ledger.sums(0, ledger.end_ns)
-        return {
-            "read_bytes": sums["read_bytes"],
-            "write_bytes": sums["write_bytes"],
-            "completed_in_window": sums["requests"],
-            "prompt_tokens": sums["prompt_tokens"],
-            "generated_tokens": sums["output_tokens"],
-            "prompt_blocks": arrived["prompt_blocks"],
-            "hit_blocks": arrived["hit_blocks"],
-            "arrived_tokens": arrived["arrived_tokens"],
-            "hit_tokens": arrived["hit_tokens"],
-            "first_half_blocks": first["prompt_blocks"],
-            "first_half_hits": first["hit_blocks"],
-            "second_half_blocks": sums["prompt_blocks"] - first["prompt_blocks"],
-            "second_half_hits": sums["hit_blocks"] - first["hit_blocks"],
-            "first_half_waiting": ratio(first["waiting"], first["samples"]),
-            "second_half_waiting": ratio(
-                sums["waiting"] - first["waiting"], sums["samples"] - first["samples"]
-            ),
-        }
 
     def _operation_counts(self) -> dict[str, Any]:
         """What the engine, its log and its index counted."""
         assert self.engine is not None
         loop = self.engine.loop
-        histograms, section_bytes = self.recorder.histograms, self.recorder.section_bytes
         return {
             **self.engine.counters.counted(),
-            "read_count": histograms["read"].count,
-            "read_p95_ms": Latencies.of(histograms["read"]).p95,
-            "read_op_bytes": section_bytes["read"],
-            "write_count": histograms["write"].count,
-            "write_p95_ms": Latencies.of(histograms["write"]).p95,
-            "write_op_bytes": section_bytes["write"],
-            "delete_count": histograms["delete"].count,
-            "delete_p95_ms": Latencies.of(histograms["delete"]).p95,
-            "device_bytes": section_bytes["device"],
-            **self._reap_lag(),
-            "load_censored": self.recorder.censored["load"],
-            "request_censored": self.recorder.censored["request"],
+            **recorded(self.recorder),
             "evictions": self.index.evictions,
             "cached_blocks": self.index.present_blocks,
             "checked": loop.checked + self._read_back.checked,
             "corrupt": loop.corrupt + self._read_back.corrupt,
             "read_back": self._read_back.checked,
             "error": self._with_its_cause(self.engine.first_error or self._read_back.error),
-        }
-
-    def _reap_lag(self) -> dict[str, Any]:
-        """How late the stamps of what has ended can have been."""
-        lag = self.recorder.reap_lag
-        mean_ns, p99_ns = lag.mean_ns(), lag.percentile_ns(99)
-        return {
-            "reap_lag_mean_ms": None if mean_ns is None else mean_ns / 1e6,
-            "reap_lag_p99_ms": None if p99_ns is None else p99_ns / 1e6,
-            "reap_lag_count": lag.count,
         }
 
     def _io_facts(self) -> dict[str, Any]:
@@ -618,16 +570,6 @@ class Rank:
             "device_read_bytes": self._io.read_bytes,
             "device_write_bytes": self._io.write_bytes,
         }
-
-    def _mean_depth(self) -> float | None:
-        """Calls in flight on average (transfers, syncs, deletes): their time over the span.
-
-        To the end of the window, or of the last call if there is none then.
-        """
-        end_ns = self.recorder.window_end_ns
-        last_ns = self.drained_ns if end_ns is None else min(self.drained_ns, end_ns)
-        span_ns = last_ns - self.window_begin_ns
-        return self.recorder.in_flight_ns / span_ns if span_ns > 0 else None
 
 
 @contextmanager

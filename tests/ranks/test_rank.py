@@ -19,9 +19,10 @@ from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
 from pytest_kvcache.backends.traits import BackendOption
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.masking import MASK, Secrets
-from pytest_kvcache.measure.recorder import Recorder
+from pytest_kvcache.measure.recorder import Recorder, Window
 from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.ranks.rank import Rank
+from pytest_kvcache.ranks.report import mean_depth
 from pytest_kvcache.ranks.worker import _set_up
 from pytest_kvcache.registry import build_registry
 from pytest_kvcache.results.record import RankResult
@@ -178,8 +179,9 @@ def test_what_no_operation_measured_is_absent_and_not_zero() -> None:
 
 
 def test_a_rank_in_a_window_of_no_length_has_no_mean_depth() -> None:
-    rank = Rank(make_plan(), 0, HOST, None)
-    assert rank._mean_depth() is None
+    recorder = Recorder()
+    recorder.open_window(Window(5, 5))
+    assert mean_depth(recorder, 5, 9) is None
 
 
 # -- the interpreter -----------------------------------------------------------------------

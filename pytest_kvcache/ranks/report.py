@@ -1,0 +1,77 @@
+"""What a rank's recorder holds, by the names of the rank's record.
+
+Rank-side; imports neither pytest nor MPI.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_kvcache.measure.latencies import Latencies
+from pytest_kvcache.measure.sections import OPERATIONS
+from pytest_kvcache.units import ratio
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from pytest_kvcache.measure.recorder import Ledger, Recorder
+
+
+def window_sums(ledger: Ledger, window_ns: int, slice_ns: int) -> dict[str, Any]:
+    """What was completed in the common window, and what was looked up, by halves.
+
+    The window is a whole number of slices.
+    """
+    half_ns = window_ns // 2 // slice_ns * slice_ns
+    sums, first = ledger.sums(0, window_ns), ledger.sums(0, half_ns)
+    arrived = ledger.sums(0, ledger.end_ns)
+    return {
+        "read_bytes": sums["read_bytes"],
+        "write_bytes": sums["write_bytes"],
+        "completed_in_window": sums["requests"],
+        "prompt_tokens": sums["prompt_tokens"],
+        "generated_tokens": sums["output_tokens"],
+        "prompt_blocks": arrived["prompt_blocks"],
+        "hit_blocks": arrived["hit_blocks"],
+        "arrived_tokens": arrived["arrived_tokens"],
+        "hit_tokens": arrived["hit_tokens"],
+        "first_half_blocks": first["prompt_blocks"],
+        "first_half_hits": first["hit_blocks"],
+        "second_half_blocks": sums["prompt_blocks"] - first["prompt_blocks"],
+        "second_half_hits": sums["hit_blocks"] - first["hit_blocks"],
+        "first_half_waiting": ratio(first["waiting"], first["samples"]),
+        "second_half_waiting": ratio(
+            sums["waiting"] - first["waiting"], sums["samples"] - first["samples"]
+        ),
+    }
+
+
+def recorded(recorder: Recorder) -> dict[str, Any]:
+    """Operations that began in the window, what was cut off, and how late stamps can be."""
+    lag = recorder.reap_lag
+    mean_ns, p99_ns = lag.mean_ns(), lag.percentile_ns(99)
+    found: dict[str, Any] = {
+        "device_bytes": recorder.section_bytes["device"],
+        "load_censored": recorder.censored["load"],
+        "request_censored": recorder.censored["request"],
+        "reap_lag_mean_ms": None if mean_ns is None else mean_ns / 1e6,
+        "reap_lag_p99_ms": None if p99_ns is None else p99_ns / 1e6,
+        "reap_lag_count": lag.count,
+    }
+    for kind in OPERATIONS:
+        found[f"{kind}_count"] = recorder.histograms[kind].count
+        found[f"{kind}_p95_ms"] = Latencies.of(recorder.histograms[kind]).p95
+        if kind in recorder.section_bytes:
+            found[f"{kind}_op_bytes"] = recorder.section_bytes[kind]
+    return found
+
+
+def mean_depth(recorder: Recorder, begin_ns: int, drained_ns: int) -> float | None:
+    """Calls in flight on average (transfers, syncs, deletes): their time over the span.
+
+    From the window's begin to its end, or to that of the last call if there is none then.
+    """
+    end_ns = recorder.window_end_ns
+    last_ns = drained_ns if end_ns is None else min(drained_ns, end_ns)
+    span_ns = last_ns - begin_ns
+    return recorder.in_flight_ns / span_ns if span_ns > 0 else None
