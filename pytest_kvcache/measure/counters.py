@@ -237,7 +237,7 @@ class Counters:
     cores: int = field(metadata=_row(
         "cores", "that the rank might use"))
     null_ops_per_s: float | None = field(metadata=_row(
-        "per s", "operations with a backend that does nothing; `null` for backends that are no"
+        "per s", "operations with nothing behind the I/O engine; `null` for backends that are no"
         " storage, and for workloads that know only a schedule of their own",
         place="harness.null_ops_per_s"))
     memory_ops_per_s: float | None = field(metadata=_row(
