@@ -150,6 +150,14 @@ class Placed(Protocol):
     def filesystem(self) -> FilesystemFacts | None:
         """What holds its directory; None: it has none, or that is not known."""
 
+    @property
+    def io_mode(self) -> str | None:
+        """How files were opened; None: it has not run yet."""
+
+    @property
+    def io_engine(self) -> str | None:
+        """What carried its transfers out; None: likewise."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedRank:
@@ -158,6 +166,8 @@ class PlannedRank:
     host: str
     rank: int
     filesystem: FilesystemFacts | None = None
+    io_mode: str | None = None
+    io_engine: str | None = None
 
 
 def evidence_of(
@@ -206,8 +216,12 @@ def facts_of(
         "filesystem": {
             "filesystem": _joined(_each(map(_filesystem, filesystems))) or None,
             _OPTIONS: _mount_options(ranks),
+            "io mode": _joined(_each(rank.io_mode for rank in ranks)) or None,
         },
-        "software": {name: environment.get(name) for name in software},
+        "software": {
+            **{name: environment.get(name) for name in software},
+            "io engine": _joined(_each(rank.io_engine for rank in ranks)) or None,
+        },
         "hosts": {"hosts": _joined(sorted(counts)) or None},
     }
 

@@ -111,6 +111,11 @@ def test_equal_runs_differ_in_nothing() -> None:
             "filesystem",
             "mount options relatime -> data=journal,noatime",
         ),
+        (
+            evidence(replace(rank(0), io_mode="buffered")),
+            "filesystem",
+            "io mode direct -> buffered",
+        ),
         (evidence(rank(0, type="xfs")), "filesystem", "ext4 of 50 GiB -> xfs of 50 GiB"),
         (evidence(rank(0, total_bytes=9 * GIB)), "filesystem", "ext4 of 50 GiB -> ext4 of 9 GiB"),
     ],
@@ -124,6 +129,12 @@ def test_another_setting_or_storage_is_named_and_closes(
     assert text in (incomparable(SAME, now) or "")
     assert incomparable(SAME, now, frozenset({kind})) is None
     assert list(told_differences(SAME, now)) == [f"{kind}: {difference}"]
+
+
+def test_another_io_engine_is_told_and_closes_nothing() -> None:
+    now = evidence(replace(rank(0), io_engine="threads"))
+    assert list(told_differences(SAME, now)) == ["software: io engine io_uring -> threads"]
+    assert incomparable(SAME, now) is None
 
 
 @pytest.mark.parametrize("options", ["relatime,rw", "rw,relatime,barrier=1,nosuid,seclabel"])
@@ -154,7 +165,7 @@ def test_what_an_older_baseline_does_not_tell_is_said_and_closes_nothing() -> No
     assert incomparable(older, now) is None
     assert list(told_differences(older, now)) == [
         "device: the baseline does not tell its layers; record it anew",
-        "filesystem: the baseline does not tell its mount options; record it anew",
+        "filesystem: the baseline does not tell its mount options, io mode; record it anew",
     ]
     assert list(told_differences(older, STORAGE)) == []
 
