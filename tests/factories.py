@@ -677,6 +677,7 @@ def rank_result(rank: int = 0, **changes: Any) -> RankResult:
         "first_half_waiting": 1.0,
         "second_half_waiting": 1.0,
         "cached_blocks": 500,
+        "cached_bytes": 500 * 64 * 1024,
         "populated_blocks": 100,
         "population_s": 1.0,
         "mean_depth": 4.0,

@@ -184,7 +184,7 @@ class CacheIndex:
         self.evictions = 0
         self._slots: OrderedDict[bytes, Slot] = OrderedDict()  # least recently used first
         self._used_bytes = 0
-        self._present_blocks = 0
+        self._present_blocks = self._present_bytes = 0
         self._generations = generations or count(1)
         self._generation = 0
         # By last victims: what the victims of an admission take beyond its inserts, until deleted.
@@ -215,6 +215,11 @@ class CacheIndex:
     def present_blocks(self) -> int:
         """Blocks that are completely stored."""
         return self._present_blocks
+
+    @property
+    def present_bytes(self) -> int:
+        """What those take of the capacity."""
+        return self._present_bytes
 
     def admit(
         self, keys: Sequence[bytes], prompt_blocks: int, sizes: int | Sequence[int]
@@ -276,6 +281,7 @@ class CacheIndex:
         slot.unwritten = left
         if not left:
             self._present_blocks += 1
+            self._present_bytes += slot.stored_bytes
 
     def roll_back(self, slot: Slot) -> None:
         """Give up a reserved slot whose store failed; delete what was written first.
@@ -314,6 +320,7 @@ class CacheIndex:
             del self._slots[slot.key]
             self._used_bytes -= slot.stored_bytes
             self._present_blocks -= 1
+            self._present_bytes -= slot.stored_bytes
 
     # --- the steps of an admission, for whoever decides several tiers at once --------------
 
@@ -388,6 +395,7 @@ class CacheIndex:
             freed_bytes += slot.stored_bytes
         self._used_bytes -= freed_bytes
         self._present_blocks -= len(victims)
+        self._present_bytes -= freed_bytes
         self.evictions += len(victims)
         if (surplus_bytes := freed_bytes - kept.missing_bytes) > 0:
             self._leaving[victims[-1]] = surplus_bytes

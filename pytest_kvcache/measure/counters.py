@@ -180,8 +180,11 @@ class Counters:
     evictions: int = field(metadata=_row(
         "blocks", "evicted since the very start", place="cache.evictions"))
     cached_blocks: int = field(metadata=_row(
-        "blocks", "stored at the end", AtMostPlanned(limit="capacity_blocks"),
+        "blocks", "stored at the end", AtMost(whole="cached_bytes"),
         place="cache.tiers.storage.blocks"))
+    cached_bytes: int = field(metadata=_row(
+        "bytes", "that they take, padded to pages", AtMostPlanned(limit="capacity_bytes"),
+        place="cache.tiers.storage.bytes"))
     populated_blocks: int = field(metadata=_row(
         "blocks", "stored before the window", place="cache.populated_blocks"))
     population_s: float = field(metadata=_row("s", "that it took to store them", merge="largest"))

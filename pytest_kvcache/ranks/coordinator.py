@@ -121,7 +121,7 @@ class _Watch:
             name: sum(report[name] for report in reports)
             for name in (
                 "read_bytes", "write_bytes", "completed",
-                "prompt_blocks", "hit_blocks", "cached_blocks",
+                "prompt_blocks", "hit_blocks", "cached_bytes",
             )
         }  # fmt: skip
         self._events.write(

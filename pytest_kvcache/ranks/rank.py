@@ -439,7 +439,7 @@ class Rank:
             "completed": counters.completed,
             "prompt_blocks": index.prompt_blocks - self._admitted_blocks[0],
             "hit_blocks": index.hit_blocks - self._admitted_blocks[1],
-            "cached_blocks": index.present_blocks,
+            "cached_bytes": index.present_bytes,
             "waiting_s": self.engine.longest_wait_ns() / 1e9,
             "recent": self.recorder.take_recent(time.monotonic_ns()),
         }
@@ -546,6 +546,7 @@ class Rank:
             **recorded(self.recorder),
             "evictions": self.index.evictions,
             "cached_blocks": self.index.present_blocks,
+            "cached_bytes": self.index.present_bytes,
             "checked": loop.checked + self._read_back.checked,
             "corrupt": loop.corrupt + self._read_back.corrupt,
             "read_back": self._read_back.checked,

@@ -101,12 +101,13 @@ class Outlook:
 
     def _population_s(self, event: Mapping[str, Any]) -> float | None:
         """What is left of filling the cache, at the speed it has had until now."""
-        stored = int(event.get("cached_blocks", 0))
+        stored_bytes = int(event.get("cached_bytes", 0))
         elapsed_s = float(event["t_s"]) - self._phase_began_s
-        if self._phase != _STORED or not stored or elapsed_s <= 0:
+        if self._phase != _STORED or not stored_bytes or elapsed_s <= 0:
             return None
-        wanted = min(self.plan.need_blocks, self.plan.capacity_blocks) * self.plan.np
-        return max(0.0, (wanted - stored) / (stored / elapsed_s))
+        plan = self.plan
+        wanted = min(plan.need_blocks, plan.capacity_blocks) * plan.stored_bytes * plan.np
+        return max(0.0, (wanted - stored_bytes) / (stored_bytes / elapsed_s))
 
 
 def progress_line(
@@ -143,7 +144,7 @@ def _texts(
     if event["event"] != "progress":
         return
     if event["phase"] == _STORED:
-        yield "rates", f"{format_bytes(event['cached_blocks'] * plan.stored_bytes)} stored"
+        yield "rates", f"{format_bytes(event['cached_bytes'])} stored"
     elif event["phase"] == "window":
         yield from _figures(event["interval" if averaged else "recent"])
         asked = event["prompt_blocks"]

@@ -99,7 +99,6 @@ def _cache(counted: Counters, plan: Plan) -> Cache:
             ratio(counted.second_half_hits, counted.second_half_blocks),
         ),
         storage=StorageTier(
-            bytes=counted.cached_blocks * plan.stored_bytes,
             capacity_bytes=plan.capacity_bytes * plan.np,
         ),
     )

@@ -74,9 +74,8 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageTier:
-    """What the storage holds of all ranks at the end, and may hold."""
+    """What the storage may hold of all ranks, and was given by other tiers."""
 
-    bytes: int
     capacity_bytes: int
     demoted_in_bytes: int = 0
 

@@ -87,7 +87,8 @@ def test_hits_content_and_order_are_those_of_the_literal_loop(
         assert content(index) == list(literal.sizes)
         assert not set(keys_of(admission.victims)) & set(content(index))
         assert index.used_blocks == index.present_blocks == len(literal.sizes)
-        assert index.used_bytes == sum(literal.sizes.values()) <= capacity_bytes
+        assert index.used_bytes == index.present_bytes == sum(literal.sizes.values())
+        assert index.used_bytes <= capacity_bytes
         assert all(s.block_bytes == size_of(s.key, most) for s in index.stored())
 
 
@@ -282,7 +283,7 @@ def test_a_block_that_lost_one_object_is_never_present() -> None:
     index.commit(slot)  # the other one was under way
     index.roll_back(slot)
     assert not slot.present
-    assert (index.used_blocks, index.present_blocks) == (0, 0)
+    assert (index.used_blocks, index.present_blocks, index.present_bytes) == (0, 0, 0)
 
 
 def test_a_failed_store_gives_its_room_back() -> None:
@@ -302,7 +303,7 @@ def test_an_unreadable_object_leaves_once_and_its_readers_still_release_it() -> 
     serve(index, [A])
     first, second = admit(index, [A]), admit(index, [A])
     index.drop(first.hits[0])
-    assert (index.used_blocks, index.present_blocks) == (0, 0)
+    assert (index.used_blocks, index.present_blocks, index.present_bytes) == (0, 0, 0)
     fresh = admit(index, [A]).inserts[0]
     index.commit(fresh)
     index.drop(second.hits[0])  # not the object that is stored now

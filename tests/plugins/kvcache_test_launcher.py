@@ -159,7 +159,7 @@ def tell_progress(plan: Plan, path: Path) -> None:
         events.write(
             "progress", t_s=float(second), phase="window", waiting=None, read_bytes=second << 30,
             write_bytes=second << 30, completed=second, prompt_blocks=4, hit_blocks=3,
-            cached_blocks=4, free_bytes=second << 40, interval=None,
+            cached_bytes=4 << 20, free_bytes=second << 40, interval=None,
             recent=None if second == 1 else {
                 "operations_per_s": 5_000.0, "read_gib_per_s": 1.0, "write_gib_per_s": 1.0,
                 "read_p99_ms": 1.5,

@@ -664,7 +664,7 @@ def test_progress_counts_from_the_start_of_the_run() -> None:
     rank.close()
     progress = rank.progress()
     assert (progress["prompt_blocks"], progress["hit_blocks"]) == (2, 1)
-    assert (progress["completed"], progress["cached_blocks"]) == (1, 2)
+    assert (progress["completed"], progress["cached_bytes"]) == (1, 2 * rank.plan.stored_bytes)
     assert key_of("a") in rank.index._slots
 
 

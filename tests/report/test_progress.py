@@ -22,7 +22,7 @@ RECENT = {
 def event(**changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
         "event": "progress", "phase": "window", "t_s": 15.0, "prompt_blocks": 4, "hit_blocks": 3,
-        "cached_blocks": 1_000, "free_bytes": 123 * GIB, "recent": RECENT, "interval": None,
+        "cached_bytes": 1_000 << 20, "free_bytes": 123 * GIB, "recent": RECENT, "interval": None,
     }  # fmt: skip
     return values | changes
 
@@ -107,9 +107,9 @@ def test_without_a_directory_there_is_no_free_space(backend: str) -> None:
 
 def test_population_tells_how_much_is_stored_and_how_long_the_rest_takes() -> None:
     plan = sound_plan(ramp_s=6.0, duration_s=60.0)
-    wanted = min(plan.need_blocks, plan.capacity_blocks) * plan.np
+    wanted = min(plan.need_blocks, plan.capacity_blocks) * plan.stored_bytes * plan.np
     outlook = outlook_of(plan, trials=1, phase="population")
-    told = event(phase="population", t_s=20.0, cached_blocks=wanted // 2)
+    told = event(phase="population", t_s=20.0, cached_bytes=wanted // 2)
     text = progress_line(outlook, told, now_s=20.0, width=100)
     assert "population 10 s" in text
     assert " 1m16s left" in text  # 10 s as long as until now, and the window

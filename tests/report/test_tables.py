@@ -65,7 +65,7 @@ def row(text: str, metric: str) -> list[str]:
 def event(**changes: Any) -> dict[str, Any]:
     values = {
         "event": "progress", "phase": "window", "t_s": 1.0, "read_bytes": 0, "write_bytes": 0,
-        "completed": 0, "prompt_blocks": 4, "hit_blocks": 3, "cached_blocks": 10,
+        "completed": 0, "prompt_blocks": 4, "hit_blocks": 3, "cached_bytes": 10 << 20,
         "recent": None, "free_bytes": None,
     }  # fmt: skip
     return values | changes

@@ -50,6 +50,9 @@ REPLAY = TracePlan(
 )
 
 
+MOST_BYTES = sound_plan().capacity_bytes
+
+
 def of_rank(plan: Plan | None = None, /, window_s: float = 60.0, **changes: Any) -> list[str]:
     """The faults of a record of one rank that differs from a sound one in this."""
     plan = plan or sound_plan()
@@ -100,7 +103,8 @@ def test_what_real_ranks_leave_has_no_fault(duration_s: float | None) -> None:
         ({"completed_in_window": 201}, "completed_in_window + dropped is 201; it must be at most"),
         ({"corrupt": 1_001}, "corrupt is 1001; it must be at most checked, which is 1000"),
         ({"mean_depth": 16.1}, "mean_depth is 16.1; it must be at most the plan's queue_depth"),
-        ({"cached_blocks": 10_001}, "cached_blocks is 10001; it must be at most the plan's"),
+        ({"cached_bytes": MOST_BYTES + 1}, "it must be at most the plan's capacity_bytes"),
+        ({"cached_bytes": 499}, "cached_blocks is 500; it must be at most cached_bytes"),
         ({"start_s": 60.1}, "start_s is 60.1; it must be at most stop_s, which is 60.0"),
         ({"drained_s": 59.0}, "stop_s is 60.0; it must be at most drained_s, which is 59.0"),
         ({"io_engine": "aio"}, "io_engine is 'aio'; it must be one of io_uring, libaio"),
