@@ -67,6 +67,7 @@ _OPERATIONS = (*_OBJECTS, (DELETE, "delete"))
 LEDGER_COLUMNS = (
     "read_bytes",
     "write_bytes",
+    "operations",
     "requests",
     "prompt_tokens",
     "output_tokens",
@@ -297,7 +298,8 @@ class Recorder:
         """What was completed when, whenever it began."""
         done, moved = rows["done_ns"], rows["bytes"]
         bins = coarse_index(done - rows["started_ns"])
-        self.ledger.add(done, {f"{name}_bytes": moved})
+        ones = np.ones(len(rows), dtype=np.int64)
+        self.ledger.add(done, {f"{name}_bytes": moved, "operations": ones})
         self.series.add(name, done, bins, moved)
         self._recent.add(name, bins, moved)
 

@@ -84,13 +84,8 @@ def closed_loop(
     return None if workload.open_loop else _Unthinking(workload)
 
 
-def operations_per_s(
-    engine: Engine, recorder: Recorder, object_bytes: int, tick: Callable[[], bool]
-) -> float | None:
-    """Operations per second of a fresh engine, which is closed; None: it made none.
-
-    ``object_bytes`` are an operation's, unpadded.
-    """
+def operations_per_s(engine: Engine, recorder: Recorder, tick: Callable[[], bool]) -> float | None:
+    """Operations per second of a fresh engine, which is closed; None: it made none."""
     filled_ns = time.monotonic_ns() + _FILL_NS
     try:
         engine.populate(lambda: tick() or time.monotonic_ns() > filled_ns)
@@ -102,15 +97,12 @@ def operations_per_s(
         engine.close()
     recorder.finish()
     span_s = (stopped_ns - engine.began_ns) / 1e9
-    return fastest_per_s(_operations_by_part(recorder, object_bytes), _PART_NS / 1e9, span_s)
+    return fastest_per_s(_operations_by_part(recorder), _PART_NS / 1e9, span_s)
 
 
-def _operations_by_part(recorder: Recorder, object_bytes: int) -> list[int]:
-    found = []
-    for part in range(_PARTS):
-        sums = recorder.ledger.sums(part * _PART_NS, (part + 1) * _PART_NS)
-        found.append((sums["read_bytes"] + sums["write_bytes"]) // object_bytes)
-    return found
+def _operations_by_part(recorder: Recorder) -> list[int]:
+    sums = recorder.ledger.sums
+    return [sums(part * _PART_NS, (part + 1) * _PART_NS)["operations"] for part in range(_PARTS)]
 
 
 def fastest_per_s(parts: Sequence[int], part_s: float, span_s: float) -> float | None:

@@ -169,7 +169,7 @@ class Rank:
             blind=True,
         )
         with _undisturbed():
-            return operations_per_s(engine, recorder, plan.object_bytes, tick)
+            return operations_per_s(engine, recorder, tick)
 
     def _payload(self) -> Payload:
         plan, seed = self.plan, self._payload_seed()
