@@ -225,8 +225,8 @@ PLACES = [
 @pytest.mark.parametrize(
     ("kind", "sections", "columns"),
     [
-        (READ, ("read", "queue", "device"), {"read_bytes": 100}),
-        (WRITE, ("write", "queue", "device"), {"write_bytes": 100}),
+        (READ, ("read", "queue", "device"), {"read_bytes": 100, "operations": 1}),
+        (WRITE, ("write", "queue", "device"), {"write_bytes": 100, "operations": 1}),
         (REQUEST, ("request",), {"requests": 1, "prompt_tokens": 100, "output_tokens": 1}),
         (LOAD, ("load",), {}),
         (TRANSFER, ("device",), {}),
