@@ -27,24 +27,22 @@ from pytest_kvcache.plan.plan import (
 )
 from pytest_kvcache.units import MIB
 from pytest_kvcache.workloads.protocol import Need
-from tests.factories import OBJECTS, PAGE, SMALL, make_plan, on_backend, options, traits_of
+from tests.factories import (
+    OBJECTS,
+    PAGE,
+    SMALL,
+    make_plan,
+    make_trace_plan,
+    on_backend,
+    options,
+    traits_of,
+)
 from tests.recordings import small_trace
 
 GIB = 1 << 30
 LAYOUT = RankLayout(hosts=(HostRanks(name="127.0.0.1", ranks=2),))
-TRACE = TracePlan(
-    name="small",
-    format="mooncake",
-    digest="d" * 64,
-    requests=3,
-    speedup=1.0,
-    cycles=1,
-    time_unit="ms",
-    span_s=1.0,
-    ids="prefix",
-    limit=None,
-    one_rank_hit_ratio=0.5,
-    dealt_hit_ratio=0.4,
+TRACE = make_trace_plan(
+    name="small", requests=3, speedup=1.0, one_rank_hit_ratio=0.5, dealt_hit_ratio=0.4
 )
 
 

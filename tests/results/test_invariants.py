@@ -13,13 +13,13 @@ from pytest_kvcache.backends.traits import BackendOption
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.masking import MASK
 from pytest_kvcache.measure.histogram import Histogram
-from pytest_kvcache.plan.plan import TracePlan
 from pytest_kvcache.results.invariants import check_record, plan_faults, record_faults
 from pytest_kvcache.results.record import RankResult
 from tests.factories import (
     OBJECTS,
     clock_record,
     make_plan,
+    make_trace_plan,
     rank_result,
     record_of,
     registry_of,
@@ -34,20 +34,7 @@ from tests.factories import (
 if TYPE_CHECKING:
     from pytest_kvcache.plan.plan import Plan
 
-REPLAY = TracePlan(
-    name="t",
-    format="mooncake",
-    digest="d" * 64,
-    requests=200,
-    speedup=1.0,
-    cycles=1,
-    time_unit="ms",
-    span_s=1.0,
-    ids="prefix",
-    limit=None,
-    one_rank_hit_ratio=0.5,
-    dealt_hit_ratio=0.5,
-)
+REPLAY = make_trace_plan(requests=200, speedup=1.0, one_rank_hit_ratio=0.5, dealt_hit_ratio=0.5)
 
 
 MOST_BYTES = sound_plan().capacity_bytes

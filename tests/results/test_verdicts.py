@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from pytest_kvcache.measure.histogram import Histogram
 from pytest_kvcache.measure.series import SeriesLedger, coarse_index
 from pytest_kvcache.measure.stalls import Stall
-from pytest_kvcache.plan.plan import TracePlan
 from pytest_kvcache.results.verdicts.sizes import size_of
 from pytest_kvcache.results.verdicts.trial import evaluate_trial, idle_error
 from tests.factories import (
     FILESYSTEM,
     PAGE,
+    make_trace_plan,
     rank_result,
     series_of,
     sound_plan,
@@ -29,24 +29,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_kvcache.measure.series import Series
-    from pytest_kvcache.plan.plan import Plan
+    from pytest_kvcache.plan.plan import Plan, TracePlan
     from pytest_kvcache.results.record import RankResult, TrialRecord
     from pytest_kvcache.results.verdictcodes import Verdict
 
-REPLAY = TracePlan(
-    name="t",
-    format="mooncake",
-    digest="d" * 64,
-    requests=200,
-    speedup=1.0,
-    cycles=1,
-    time_unit="ms",
-    span_s=1.0,
-    ids="prefix",
-    limit=None,
-    one_rank_hit_ratio=0.5,
-    dealt_hit_ratio=0.5,
-)
+REPLAY = make_trace_plan(requests=200, speedup=1.0, one_rank_hit_ratio=0.5, dealt_hit_ratio=0.5)
 POISSON: dict[str, Any] = {"request_rate": 5.0, "arrival": "poisson"}
 SEVERITY = {
     "BUSY_DEVICE": "warning",
