@@ -15,7 +15,8 @@ from pytest_kvcache.backends.posix.file import FileBackend
 from pytest_kvcache.backends.posix.slab import SlabBackend
 from pytest_kvcache.ioengines.libaio import Context
 from pytest_kvcache.ioengines.protocol import DELETE, READ, SYNC, WRITE
-from pytest_kvcache.ioengines.ring import FileEngine, RingEngine, SlabEngine
+from pytest_kvcache.ioengines.ringfiles import FileEngine
+from pytest_kvcache.ioengines.ringslabs import SlabEngine
 from pytest_kvcache.ioengines.uring import Ring
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.backends.traits import BackendTraits
     from pytest_kvcache.ioengines.kernel import Queue
     from pytest_kvcache.ioengines.protocol import Completion
+    from pytest_kvcache.ioengines.ring import RingEngine
     from pytest_kvcache.system.kernelqueues import KernelEngine
 
 DEPTH = 8

@@ -14,7 +14,8 @@ from pytest_kvcache.errors import StorageError
 from pytest_kvcache.ioengines.inline import InlineEngine
 from pytest_kvcache.ioengines.libaio import Context
 from pytest_kvcache.ioengines.probe import ProbePlan, probe, seen
-from pytest_kvcache.ioengines.ring import FileEngine, SlabEngine
+from pytest_kvcache.ioengines.ringfiles import FileEngine
+from pytest_kvcache.ioengines.ringslabs import SlabEngine
 from pytest_kvcache.ioengines.threads import ThreadsEngine
 from pytest_kvcache.ioengines.uring import Ring
 from pytest_kvcache.system.kernelqueues import KERNEL_ENGINES, refusal, system_call, told

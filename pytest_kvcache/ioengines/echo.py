@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.ioengines.kernel import WRITE
-from pytest_kvcache.ioengines.ring import SlabEngine
+from pytest_kvcache.ioengines.ringslabs import SlabEngine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
