@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_kvcache.__main__ import main
+from pytest_kvcache.system import kernelqueues
 from pytest_kvcache.system.filesystem import probe_filesystem
 from tests.filesystems import loop_over, make_ext4, mounted_on
 from tests.site import output
@@ -174,11 +175,26 @@ def test_writes_that_never_arrive_fail_where_nothing_is_read(
     real_site: Site, disk_dir: Path, monkeypatch: pytest.MonkeyPatch, store: str
 ) -> None:
     monkeypatch.setenv("LD_PRELOAD", library(real_site.path, NO_WRITE))
-    result = real_site.real(
-        *SMALL, "--kv-phase=prefill", f"--kv-store={store}", f"--kv-cache-dir={disk_dir}"
-    )
+    assert_lost(real_site, f"--kv-store={store}", f"--kv-cache-dir={disk_dir}", "threads")
+
+
+def test_writes_that_the_kernel_never_makes_fail_where_nothing_is_read(
+    real_site: Site, disk_dir: Path
+) -> None:
+    if (problem := kernelqueues.refusal("io_uring", 16)) is not None:
+        pytest.skip(problem)
+    # Where a file is new, reading it instead would come back short.
+    plugin = "--kv-plugin=kvcache_test_lostwrites"
+    assert_lost(real_site, plugin, "--kv-store=slab", f"--kv-cache-dir={disk_dir}", "io_uring")
+
+
+def assert_lost(site: Site, *args: str) -> None:
+    """A session of writes alone, with this I/O engine at last, finds that none has arrived."""
+    *options, engine = args
+    result = site.real(*SMALL, "--kv-phase=prefill", f"--kv-io-engine={engine}", *options)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    (trial,) = real_site.case()["trials"]
+    (trial,) = site.case()["trials"]
+    assert [rank["io_engine"] for rank in trial["ranks"]] == [engine]
     assert "which the run has stored, reads back wrong" in trial["error"] or (
         "what the run has stored can't be read back" in trial["error"]
     )
