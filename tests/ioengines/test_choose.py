@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,9 @@ import pytest
 
 from pytest_kvcache.backends.posix.backend import StoreBackend
 from pytest_kvcache.errors import StorageError
+from pytest_kvcache.ioengines import kernel
 from pytest_kvcache.ioengines.choose import EngineChoice, Situation, choose_engine, open_queue
-from pytest_kvcache.ioengines.probe import ProbeResult
+from pytest_kvcache.ioengines.probe import ProbePlan, ProbeResult, _Tries
 from pytest_kvcache.system.kernelqueues import (
     IO_URING_SETUP,
     aio_numbers,
@@ -160,6 +162,20 @@ def test_auto_passes_a_refused_io_uring_over_and_says_so(tmp_path: Path) -> None
             pytest.skip("direct I/O is refused here")
     assert choice.name == "libaio"
     assert choice.reason.startswith("io_uring is passed over: io_uring_setup: Operation not perm")
+
+
+@pytest.mark.parametrize(("quiet_after", "asynchronous"), [(0, True), (2, True), (3, False)])
+def test_a_probe_that_lost_its_core_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet_after: int, *, asynchronous: bool
+) -> None:
+    rounds = [[0] * 8] * quiet_after + [[2] * 8] * (3 - quiet_after)
+    answers = chain([15], *rounds)
+    monkeypatch.setattr(_Tries, "_batch", lambda *_args: (next(answers), None, 0, 0))
+    plan = ProbePlan.of(
+        directory=str(tmp_path), direct=False, one_file=True, depth=16, transfer_bytes=CHUNK
+    )
+    queue: Any = None
+    assert _Tries(queue, plan, [], []).result(kernel.READ).asynchronous == asynchronous
 
 
 def test_auto_takes_threads_where_both_are_refused(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ print(json.dumps({
 
 @pytest.mark.thorough
 def test_a_counter_more_is_a_row_and_the_place_that_counts(tmp_path: Path) -> None:
-    package = Path(pytest_kvcache.__file__).parent
+    package, checkout = Path(pytest_kvcache.__file__).parent, Path(__file__).parents[2]
     copy = tmp_path / package.name
     shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
     edit(copy / "measure/counters.py", "    read_count: int = field(", ROW, before=True)
@@ -186,8 +186,8 @@ def test_a_counter_more_is_a_row_and_the_place_that_counts(tmp_path: Path) -> No
     edit(engine, offering, "self.counters.seen += 1; ", before=True)
 
     done = subprocess.run(
-        [sys.executable, "-c", WITH_ONE_MORE, str(package.parent / "docs/counters.py")],
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{package.parent}"},
+        [sys.executable, "-c", WITH_ONE_MORE, str(checkout / "docs" / "counters.py")],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{checkout}"},
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
