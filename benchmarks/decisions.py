@@ -51,8 +51,8 @@ def serve_in_one(capacity_bytes: int, requests: Requests) -> None:
         found = index.admit(keys, len(keys), _BLOCK_BYTES)
         assert isinstance(found, Admission)
         index.deleted(found)
-        for slot in found.inserts:
-            index.commit(slot)
+        for entry in found.inserts:
+            index.commit(entry)
         index.release(found)
 
 
@@ -64,14 +64,7 @@ def serve_in_two(policy: TierPolicy, capacity_bytes: int, requests: Requests) ->
     for keys in requests:
         found = stack.admit(keys, len(keys), _BLOCK_BYTES)
         assert isinstance(found, TierAdmission)
-        stack.release(found)
-        for tier in (1, 0):
-            stack.left(tier, found)
-            for move in (move for move in found.moves if move.target_tier == tier):
-                stack.commit(tier, move.target)
-                stack.end_move(move)
-            for slot in found.writes[tier]:
-                stack.commit(tier, slot)
+        stack.settle(found)
 
 
 def ns_per_block(serve: Callable[[Requests], None], *, fresh: bool) -> float:

@@ -32,7 +32,7 @@ class Figure:
 
     @property
     def median(self) -> float:
-        """Of the rounds."""
+        """The median of the rounds."""
         return statistics.median(self.values)
 
     @property
@@ -41,7 +41,7 @@ class Figure:
         return self.median >= self.target if self.at_least else self.median <= self.target
 
     def line(self) -> str:
-        """As printed: 80 columns at most."""
+        """The figure as it is printed, in 80 columns at most."""
         spread = f"{short(min(self.values))} … {short(max(self.values))}"
         target = f"{'≥' if self.at_least else '≤'}{self.target:g}"
         verdict = "" if self.met else "miss"
@@ -51,7 +51,7 @@ class Figure:
         ).rstrip()
 
     def to_json(self) -> dict[str, Any]:
-        """As written."""
+        """The figure as it is written to the JSON file."""
         return {
             "name": self.name,
             "unit": self.unit,
@@ -65,7 +65,7 @@ class Figure:
 
 
 def short(value: float) -> str:
-    """Three digits that count."""
+    """A number with three significant digits."""
     if value >= 100:  # noqa: PLR2004
         return f"{value:.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"  # noqa: PLR2004
@@ -77,12 +77,12 @@ def ratios(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, ...]:
 
 
 def table(figures: Sequence[Figure]) -> str:
-    """All of them."""
+    """The table of all figures."""
     return "\n".join([HEADER.rstrip(), *(figure.line() for figure in figures)])
 
 
 def where() -> dict[str, Any]:
-    """Where it was measured."""
+    """The machine that the figures were measured on."""
     return {
         "python": platform.python_version(),
         "kernel": platform.release(),

@@ -82,7 +82,7 @@ def is_missing() -> bool:
 
 
 def version() -> str:
-    """As fio says it."""
+    """The version that fio prints."""
     done = subprocess.run(["fio", "--version"], check=True, capture_output=True, text=True)
     return done.stdout.strip()
 

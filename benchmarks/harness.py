@@ -92,7 +92,7 @@ def plan_seconds(path: Path) -> float:
 
 
 def measure(rounds: int, work: Path) -> list[Figure]:
-    """All figures."""
+    """Measure all figures of the harness."""
     trace_path = work / "made-up.jsonl"
     write_mooncake(made_up_trace(), trace_path)
     common = {"backend": "null", "block_tokens": "16"}

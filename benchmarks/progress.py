@@ -30,7 +30,7 @@ from benchmarks.harness import made_up_trace, write_mooncake
 from pytest_kvcache.atomic import write_json
 from pytest_kvcache.measure.live import Recent
 from pytest_kvcache.measure.recorder import Recorder
-from pytest_kvcache.measure.series import SeriesLedger, coarse_index
+from pytest_kvcache.measure.series import TimeSeriesLedger, coarse_index
 from pytest_kvcache.ranks.rank import Rank
 from pytest_kvcache.registry import build_registry
 from pytest_kvcache.session import new_run_id
@@ -49,7 +49,7 @@ TARGET = 0.99  # of the throughput without
 REQUESTS = {"null": 4_000, "memory": 400}  # some seconds of either
 
 
-class _NoSeries(SeriesLedger):
+class _NoTimeSeries(TimeSeriesLedger):
     """Books nothing."""
 
     def add(self, *_rows: object) -> None:
@@ -60,12 +60,12 @@ class _BareRecorder(Recorder):
     """No series; of live figures only their sums, which nobody asks for."""
 
     def open_window(self, window: Window) -> None:
-        """Without a series."""
+        """Open the window without a time series."""
         super().open_window(window)
-        self.series = _NoSeries(window.begin_ns, window.end_ns)
+        self.series = _NoTimeSeries(window.begin_ns, window.end_ns)
 
 
-class _TimedSeries(SeriesLedger):
+class _TimedSeries(TimeSeriesLedger):
     """Tells the CPU time that it takes."""
 
     cpu_s = 0.0
@@ -80,12 +80,12 @@ class _TimedSeries(SeriesLedger):
 
 
 class _TimedRecorder(Recorder):
-    """Tells the CPU time of series and live figures."""
+    """Measures the CPU time of series and live figures."""
 
     cpu_s = 0.0
 
     def open_window(self, window: Window) -> None:
-        """With a series that is timed."""
+        """Open the window with a time series that is timed."""
         super().open_window(window)
         self.series = self.timed = _TimedSeries(window.begin_ns, window.end_ns)
 
@@ -112,7 +112,7 @@ class Comparison:
     bare: tuple[Run, ...]
 
     def lines(self) -> list[str]:
-        """As printed: throughputs as ratios within each round; what the timers told."""
+        """The lines to print: throughputs as ratios within each round; what the timers measured."""
         pairs = [*zip(self.live, self.bare, strict=True)]
         return [
             self._line("operations/s", [a.per_s / b.per_s for a, b in pairs]),

@@ -110,7 +110,7 @@ def _cpu_s() -> float:
 
 
 def theirs(kind: str, disk: Path, seconds: float) -> dict[str, float]:
-    """All processes together."""
+    """The figures of all reference processes together."""
     with tempfile.TemporaryDirectory(prefix="kvcache-", dir=disk) as directory:
         asked = [kind, directory, str(seconds)]
         children = [

@@ -106,16 +106,16 @@ class Site:
         )  # fmt: skip
         return job.run(self.disk)
 
-    def null(self, size: int, *, blind: bool) -> dict[str, Any]:
+    def null(self, size: int, *, checked: bool) -> dict[str, Any]:
         """One rank without a launcher and without storage; with the calibration's checks."""
         asked = {
             "plugin": [PLUGIN], "scenario": "uniform-read", "model": "uniform-1k",
             "phase": "decode", "block_tokens": str(size // KIB), "num_users": "32",
             "context_scale": "0.25", "queue_depth": "16", "duration": str(NULL_SECONDS),
             "ramp": str(RAMP_S), "cache_dir": str(self.disk),
-            "backend": "file" if blind else "null",
+            "backend": "file" if checked else "null",
         }  # fmt: skip
-        more = ["calibrate"] if blind else []
+        more = ["calibrate"] if checked else []
         child = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.onerank", json.dumps(asked), "0", *more],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(),
@@ -158,7 +158,7 @@ def trial_figures(run: dict[str, Any], kind: str) -> dict[str, Any]:
         "ms": {name: trial[kind]["ms"][name] for name in ("p50", "p95", "p99", "p999")},
         "cpu_s_per_gib": trial["harness"]["cpu_s_per_gib"],
         "peak_rss_bytes": max(rank["peak_rss_bytes"] for rank in ranks),
-        "mean_depth": [rank["mean_depth"] for rank in ranks],
+        "average_queue_depth": [rank["average_queue_depth"] for rank in ranks],
         "evictions": sum(rank["evictions"] for rank in ranks),
         "io_mode": trial["proof"]["io_mode"],
         "io_engine": [rank["io_engine"] for rank in ranks],
@@ -222,8 +222,8 @@ def measure(site: Site, rounds: int, only: str, *, gathers: bool) -> Raw:
                 raw.setdefault(part, {}).setdefault(row, []).append(in_turn(number, steps))
             if not only:
                 alone = {
-                    "null": site.null(64 * KIB, blind=False),
-                    "blind": site.null(64 * KIB, blind=True),
+                    "null": site.null(64 * KIB, checked=False),
+                    "checked": site.null(64 * KIB, checked=True),
                     "start": started_s(number, Path(work)),
                 }
                 for part, value in alone.items():
@@ -235,7 +235,7 @@ def measure(site: Site, rounds: int, only: str, *, gathers: bool) -> Raw:
 
 
 def arguments() -> argparse.Namespace:
-    """As given."""
+    """The command line's arguments."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

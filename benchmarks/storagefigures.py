@@ -27,7 +27,7 @@ def row_name(kind: str, size: int, shape: tuple[int, int]) -> str:
 
 
 def size_text(size: int) -> str:
-    """In KiB or MiB."""
+    """A size in KiB or MiB."""
     return f"{size // MIB} MiB" if size >= MIB else f"{size // KIB} KiB"
 
 
@@ -136,7 +136,7 @@ def _memory(rows: Mapping[str, list[Any]]) -> Iterator[Figure]:
 def _rates(raw: Raw) -> Iterator[Figure]:
     for part, name, field, target in (
         ("null", "one rank, null, no payload", "ops_per_s", 400.0),
-        ("blind", "one rank, null, stamped and checked", "null_ops_per_s", 250.0),
+        ("checked", "one rank, null, stamped and checked", "null_ops_per_s", 250.0),
     ):
         for rounds in raw.get(part, {}).values():
             yield Figure(

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import pytest_kvcache
 from pytest_kvcache.models import ModelSpec
+from pytest_kvcache.workloads.keys import chain_key
 from pytest_kvcache.workloads.protocol import Need, Request
-from pytest_kvcache.workloads.synthetic import chain_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -79,7 +79,7 @@ class UniformAppend(_Uniform):
     """Every request is new (implements ``Workload``)."""
 
     def population(self) -> Iterator[Request]:
-        """Nothing."""
+        """Populate nothing."""
         return iter(())
 
     def next_request(self, user: int) -> Request | None:

@@ -1,18 +1,28 @@
-"""``python -m pytest_kvcache verify|show RUN…``: run files read without running anything."""
+"""``python -m pytest_kvcache verify|show RUN…``: run files read without running anything.
+
+``mlperf import DIR`` and ``mlperf export RUN DIR`` are about results of the MLPerf Storage KV cache
+benchmark.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.atomic import write_json
 from pytest_kvcache.errors import KVCacheError, ResultError
+from pytest_kvcache.mlperf.contradictions import contradictions_of
+from pytest_kvcache.mlperf.export import exported
+from pytest_kvcache.mlperf.published import read_results
+from pytest_kvcache.mlperf.report import describe_import, import_to_json
 from pytest_kvcache.options.options import Options
 from pytest_kvcache.report.picture import picture_of
+from pytest_kvcache.report.scaling import report_scaling
 from pytest_kvcache.report.tables import report_run, report_series
 from pytest_kvcache.results.leftbehind import LeftBehind
 from pytest_kvcache.results.run import RunResult
@@ -21,6 +31,14 @@ from pytest_kvcache.showable import can_show, showable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+def _say(text: str) -> None:
+    """Print for whoever reads on; one who does not (``… | head``) changes no answer of ours."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -39,9 +57,11 @@ def _shown(run: RunResult, encoding: str) -> str:
     ascii_only = not can_show(encoding)
     parts = [
         report_run(replace(run, cases=(case,)), case.metrics or Options().metrics)
-        for case in run.cases
+        for case in run.shown
     ]
-    parts += ["\n".join(report_series(case, ascii_only=ascii_only)) for case in run.cases]
+    metrics = dict.fromkeys(metric for case in run.shown for metric in case.metrics or ())
+    parts.append(report_scaling(run.asked, [*metrics] or Options().metrics))
+    parts += ["\n".join(report_series(case, ascii_only=ascii_only)) for case in run.shown]
     text = "\n\n".join(part for part in parts if part)
     return showable(text, encoding)
 
@@ -109,12 +129,71 @@ def _parser() -> argparse.ArgumentParser:
                 type=_picture_path,
                 help="draw all runs over time into one SVG: GiB/s and p99, a line per trial",
             )
+    _add_mlperf(commands.add_parser("mlperf", help="results of the MLPerf Storage benchmark"))
     return parser
+
+
+def _add_mlperf(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True)
+    reads = actions.add_parser(
+        "import", help="compute a result again and name what contradicts itself"
+    )
+    reads.add_argument("directory", metavar="DIR", type=Path, help="of a run, or of several")
+    reads.add_argument("--json", action="store_true", help="for programs")
+    writes = actions.add_parser("export", help="write a run of mlperf scenarios as such a result")
+    writes.add_argument("run", metavar="RUN.json", help="path of a run.json")
+    writes.add_argument("directory", metavar="DIR", type=Path, help="to be made; must be empty")
+
+
+def _import(directory: Path, *, as_json: bool) -> int:
+    """Exit 0: nothing was found, 1: contradictions, 2: it can't be read."""
+    try:
+        runs = read_results(directory)
+    except ResultError as error:
+        print(error, file=sys.stderr)
+        return 2
+    found = [contradictions_of(run) for run in runs]
+    if as_json:
+        _say(json.dumps(import_to_json(runs), indent=2))
+    else:
+        texts = ["\n".join(describe_import(*each)) for each in zip(runs, found, strict=True)]
+        _say(showable("\n\n".join(texts), sys.stdout.encoding or "ascii"))
+    return 1 if any(found) else 0
+
+
+def _check_empty(directory: Path) -> None:
+    if directory.exists() and any(directory.iterdir()):
+        raise ResultError(f"{directory} is not empty; name a directory that is yet to be made")
+
+
+def _export(path: str, directory: Path) -> int:
+    """Exit 0: written, 1: the run is not sound, 2: it can't be read, told so or written."""
+    problems: dict[str, list[str]] = {}
+    run = _sound_run(path, problems, {}, ended=True)
+    if run is None:
+        for problem in problems[path]:
+            print(f"{path}: {problem}", file=sys.stderr)
+        return 1
+    try:
+        files = exported(run)
+        _check_empty(directory)
+        for name, data in files.items():
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            write_json(directory / name, data)
+    except (ResultError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    _say(f"{directory}: {len(files)} files of {run.run_id}, which is no MLPerf submission")
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit 0: all sound (or shown), 1: contradictions were found, 2: wrong usage."""
     given = _parser().parse_args(arguments)
+    if given.command == "mlperf":
+        if given.action == "import":
+            return _import(given.directory, as_json=given.json)
+        return _export(given.run, given.directory)
     show = given.command == "show"
     problems: dict[str, list[str]] = {}
     compared: dict[str, int] = {}
@@ -122,16 +201,15 @@ def main(arguments: list[str] | None = None) -> int:
     runs = [run for run in found_runs if run is not None]
     if show:
         encoding = sys.stdout.encoding or "ascii"
-        with suppress(BrokenPipeError):  # `… show | head`
-            for run in runs:
-                print(_shown(run, encoding), flush=True)
+        for run in runs:
+            _say(_shown(run, encoding))
         if given.picture is not None and (fault := _draw(given.picture, runs)) is not None:
             problems[str(given.picture)] = [fault]
     for path, found in problems.items():
         for problem in found:
             print(f"{path}: {problem}", file=sys.stderr)
         if not found and not show:
-            print(f"{path}: sound, {_described(compared[path])}")
+            _say(f"{path}: sound, {_described(compared[path])}")
     return 1 if any(problems.values()) else 0
 
 

@@ -1,6 +1,6 @@
-"""Which report told a case's fault: told whole once, and referred to by the other metrics.
+"""Which report gave a case's fault: whole once, and referred to by the other metrics.
 
-Only a report that pytest has shown as a failure counts as told: that of a test which is
+Only a report that pytest has shown as a failure counts as given: that of a test which is
 run again, or was expected to fail, shows nothing.
 """
 
@@ -26,18 +26,18 @@ class FaultLedger:
 
     def __init__(self) -> None:
         self._raised: dict[str, Fault] = {}
-        self._told: dict[Fault, str] = {}
+        self._reported: dict[Fault, str] = {}
 
     def text(self, result: CaseResult, nodeid: str) -> str:
         """What the test has to say of a case that failed."""
         assert result.error is not None
         fault = (result.plan.digest, result.error)
-        teller = self._told.get(fault, nodeid)
+        reporter = self._reported.get(fault, nodeid)
         self._raised[nodeid] = fault
         code = _CODE.match(result.error)
-        if teller != nodeid:
+        if reporter != nodeid:
             head = code[0] if code else "failed"
-            return f"{head}: see {teller.rpartition('::')[2]}, which tells it whole"
+            return f"{head}: see {reporter.rpartition('::')[2]}, which tells it whole"
         trial = next(trial for trial in result.trials if trial.error is not None)
         return f"{result.error}\n({result.name}, trial {trial.index + 1})"
 
@@ -47,7 +47,7 @@ class FaultLedger:
             return
         fault = self._raised.pop(report.nodeid, None)
         if fault is not None and report.outcome == "failed":
-            self._told.setdefault(fault, report.nodeid)
+            self._reported.setdefault(fault, report.nodeid)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(

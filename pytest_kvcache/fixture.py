@@ -15,7 +15,12 @@ import pytest
 
 from pytest_kvcache.errors import KVCacheError, OptionError, did_you_mean
 from pytest_kvcache.measure.metrics import METRICS
-from pytest_kvcache.options.options import OPTIONS, build_options, describe_value
+from pytest_kvcache.options.options import (
+    OPTIONS,
+    build_options,
+    describe_value,
+)
+from pytest_kvcache.plan.possible import why_impossible
 from pytest_kvcache.results.absence import why_absent
 
 if TYPE_CHECKING:
@@ -26,10 +31,10 @@ if TYPE_CHECKING:
     from pytest_kvcache.otherplugins import StockGate
     from pytest_kvcache.plan.planner import CaseName
     from pytest_kvcache.results.case import CaseResult
-    from pytest_kvcache.session import Bench
+    from pytest_kvcache.session import BenchmarkSession
 
-BENCH_KEY: pytest.StashKey[Bench] = pytest.StashKey()
-MAKE_BENCH_KEY: pytest.StashKey[Callable[[], Bench]] = pytest.StashKey()
+BENCHMARK_SESSION_KEY: pytest.StashKey[BenchmarkSession] = pytest.StashKey()
+MAKE_BENCHMARK_SESSION_KEY: pytest.StashKey[Callable[[], BenchmarkSession]] = pytest.StashKey()
 OPTIONS_KEY: pytest.StashKey[Options] = pytest.StashKey()
 COMPARED_KEY: pytest.StashKey[list[Mapping[str, Any]]] = pytest.StashKey()
 FAULTS_KEY: pytest.StashKey[FaultLedger] = pytest.StashKey()
@@ -50,11 +55,11 @@ class Selected:
 SELECTED_KEY: pytest.StashKey[Selected] = pytest.StashKey()
 
 
-def bench_of(config: pytest.Config) -> Bench:
+def benchmark_session_of(config: pytest.Config) -> BenchmarkSession:
     """The session's benchmark, made when it is first asked for."""
-    if BENCH_KEY not in config.stash:
-        config.stash[BENCH_KEY] = config.stash[MAKE_BENCH_KEY]()
-    return config.stash[BENCH_KEY]
+    if BENCHMARK_SESSION_KEY not in config.stash:
+        config.stash[BENCHMARK_SESSION_KEY] = config.stash[MAKE_BENCHMARK_SESSION_KEY]()
+    return config.stash[BENCHMARK_SESSION_KEY]
 
 
 def compared_by_benchmark(config: pytest.Config) -> list[Mapping[str, Any]]:
@@ -81,7 +86,7 @@ class ReplayClock:
         self.now_s: float | None = None
 
     def __call__(self) -> float:
-        """Seconds; only differences mean something."""
+        """The time in seconds; only differences mean something."""
         return time.perf_counter() if self.now_s is None else self.now_s
 
 
@@ -107,9 +112,9 @@ class Run:
 class KVCache:
     """Runs cases from a test; ``kvcache`` is one per test, all share one launch per case."""
 
-    def __init__(self, request: pytest.FixtureRequest, bench: Bench) -> None:
+    def __init__(self, request: pytest.FixtureRequest, session: BenchmarkSession) -> None:
         self._request = request
-        self._bench = bench
+        self._session = session
 
     def run(self, *, label: str | None = None, **overrides: Any) -> Run:
         """Run one case with the session's options, some of them overridden by name.
@@ -122,22 +127,22 @@ class KVCache:
         """
         from pytest_kvcache.plan.planner import name_cases  # noqa: PLC0415  see plugin.py
 
-        options = self._override(overrides) if overrides else self._bench.options
+        options = self._override(overrides) if overrides else self._session.options
         try:
-            names = name_cases(options, self._bench.registry)
+            names = name_cases(options, self._session.registry)
             if len(names) != 1:
                 listed = ", ".join(map(str, names))
                 raise OptionError(f"kvcache.run() runs one case, the options ask for {listed}")
             if options.wait:
-                self._bench.reserve(names)
+                self._session.reserve(names)
             name = replace(names[0], label=label)
-            case = self._bench.plan(name, options)
-            self._bench.controller.note_launcher()
-            self._bench.controller.check(options, case.plan)
+            case = self._session.plan(name, options)
+            self._session.controller.note_launcher()
+            self._session.controller.check(options, case.plan)
         except KVCacheError as error:
             _fail(str(error))
-        self._bench.asked.note(overrides)
-        return Run(self._finished(self._bench.run(name, options)))
+        self._session.asked.note(overrides)
+        return Run(self._finished(self._session.run(name, options)))
 
     def record(self, name: CaseName, metric: str) -> None:
         """Run the case (once for all of its metrics) and record one metric.
@@ -146,20 +151,20 @@ class KVCache:
         than in the run file.
         """
         spec = METRICS[metric]
-        impossible = spec.impossible(self._bench.options.phase)
+        impossible = why_impossible(metric, self._session.plan(name).plan)
         if impossible is not None:
             pytest.skip(f"{metric}: {impossible}")
         benchmark = _recorder(self._request)
-        self._bench.asked.note(())
-        result = self._finished(self._bench.run(name))
+        self._session.asked.note(())
+        result = self._finished(self._session.run(name))
         series = result.series(metric)
         if series is None:
             _fail(f"{why_absent(result, metric)} ({metric} of {result.name})")
         if benchmark is None:
             return
-        evidence = self._bench.controller.run.evidence(result)
+        provenance = self._session.controller.run.provenance(result)
         compared = compared_by_benchmark(self._request.config)
-        refusal = self._bench.stock_refusal(compared, f"{result.name}-{metric}", evidence)
+        refusal = self._session.stock_refusal(compared, f"{result.name}-{metric}", provenance)
         if refusal is not None:
             _fail(refusal)
         benchmark.name = f"{result.name}-{spec.round_name}"
@@ -169,7 +174,7 @@ class KVCache:
             case=result.name,
             metric=metric,
             plan_digest=result.plan_digest,
-            **evidence.to_json(),
+            **provenance.to_json(),
             **series.to_json(),
         )
         try:
@@ -182,7 +187,7 @@ class KVCache:
             stock.judge(benchmark.fullname, benchmark.stats)
 
     def _override(self, overrides: dict[str, Any]) -> Options:
-        given = dict(self._bench.options.texts)
+        given = dict(self._session.options.texts)
         known = {spec.name: spec for spec in OPTIONS}
         try:
             for name, value in overrides.items():
@@ -202,7 +207,7 @@ class KVCache:
             _fail(str(error))
 
     def _finished(self, result: CaseResult) -> CaseResult:
-        """The result of a case that may be used; a fault is told in full once."""
+        """The result of a case that may be used; a fault is reported in full once."""
         if result.error is not None:
             faults = self._request.config.stash[FAULTS_KEY]
             _fail(faults.text(result, self._request.node.nodeid))
@@ -259,4 +264,4 @@ def kvcache(request: pytest.FixtureRequest) -> KVCache:
     """Run KV-cache benchmark cases from a test: ``kvcache.run(np=2).metric("read.p95_ms")``."""
     if is_xdist_worker(request.config):
         pytest.fail("a benchmark runs alone; drop xdist's -n (or use -n 0)", pytrace=False)
-    return KVCache(request, bench_of(request.config))
+    return KVCache(request, benchmark_session_of(request.config))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from pytest_kvcache.fixture import (
-    BENCH_KEY,
+    BENCHMARK_SESSION_KEY,
     COMPARED_KEY,
     OPTIONS_KEY,
     STOCK_GATE_KEY,
@@ -105,13 +105,13 @@ class GateItem(pytest.Item):
     def repr_failure(
         self, excinfo: pytest.ExceptionInfo[BaseException], *args: Any, **kwargs: Any
     ) -> Any:
-        """The verdict instead of a traceback."""
+        """A closed gate's verdict instead of a traceback."""
         if isinstance(excinfo.value, ClosedGateError):
             return _Verdict(excinfo.value, self.path)
         return super().repr_failure(excinfo, *args, **kwargs)
 
     def reportinfo(self) -> tuple[Path, int | None, str]:
-        """Where it is: in no file."""
+        """The place of a gate in reports: no file."""
         return self.path, None, self.name
 
 
@@ -150,19 +150,19 @@ class RuleItem(GateItem):
 
     def runtest(self) -> None:
         """Judge; raises ClosedGateError for every case that closes the gate."""
-        bench = self.config.stash[BENCH_KEY]
+        benchmark_session = self.config.stash[BENCHMARK_SESSION_KEY]
         found = [
             judgement
-            for judgement in bench.judge()
+            for judgement in benchmark_session.judge()
             if judgement.rule == self.rule and self._is_asked_about(judgement.case)
         ]
         if self.has_none:
-            found = [bench.missing(self.rule, "no case", _NOTHING_SELECTED)]
+            found = [benchmark_session.missing(self.rule, "no case", _NOTHING_SELECTED)]
         elif not found:
             if self.others or not self.session.stash.get(_RAN_KEY, False):
                 pytest.skip("no case ran that it could judge")
-            found = [bench.missing(self.rule, self.case or "any case", _NEVER_RAN)]
-        allowed = bench.options.allow_inconclusive
+            found = [benchmark_session.missing(self.rule, self.case or "any case", _NEVER_RAN)]
+        allowed = benchmark_session.options.allow_inconclusive
         closed = [j for j in found if j.closes(allow_inconclusive=allowed)]
         if closed:
             raise _closed_by(closed)
@@ -245,11 +245,11 @@ class Gates:
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """No green end with a closed gate, whatever became of its item."""
-        bench = session.config.stash.get(BENCH_KEY, None)
-        if bench is None or is_xdist_worker(session.config):
+        benchmark_session = session.config.stash.get(BENCHMARK_SESSION_KEY, None)
+        if benchmark_session is None or is_xdist_worker(session.config):
             return
-        allowed = bench.options.allow_inconclusive
-        closed = any(j.closes(allow_inconclusive=allowed) for j in bench.judge())
+        allowed = benchmark_session.options.allow_inconclusive
+        closed = any(j.closes(allow_inconclusive=allowed) for j in benchmark_session.judge())
         stock = session.config.stash.get(STOCK_GATE_KEY, None)
         closed = closed or (stock is not None and bool(stock.broken()))
         if closed and session.exitstatus == pytest.ExitCode.OK:

@@ -115,8 +115,8 @@ class StockGate:
             for entry in data["benchmarks"]:
                 if entry["fullname"] == name:
                     before = {**entry, **entry["stats"]}
-                    told = (limit.fails(stats, before) for limit in self._limits)
-                    lines = [f"{entry['name']}: {text}" for text in told if text]
+                    failed = (limit.fails(stats, before) for limit in self._limits)
+                    lines = [f"{entry['name']}: {text}" for text in failed if text]
                     found = self.judged.setdefault(name, [])
                     found += [line for line in lines if line not in found]
 
@@ -133,11 +133,11 @@ class _ForOthers:
         self._ours = ours
 
     def fails(self, current: Any, compared: Any) -> str | None:
-        """As pytest-benchmark asks: why the limit is exceeded."""
+        """Why the limit is exceeded, asked as pytest-benchmark asks."""
         if compared["fullname"] in self._ours:
             return None
-        told: str | None = self._limit.fails(current, compared)
-        return told
+        failed: str | None = self._limit.fails(current, compared)
+        return failed
 
 
 def _outputs(config: pytest.Config) -> Iterator[tuple[str, Path, bool]]:

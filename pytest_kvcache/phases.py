@@ -19,7 +19,7 @@ class Phase:
 
     @property
     def is_whole(self) -> bool:
-        """Whether one machine does both."""
+        """Whether one machine does both prefill and decode."""
         return self.loads and self.stores
 
     def makes(self, kind: str) -> bool:

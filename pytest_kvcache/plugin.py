@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,19 +19,19 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from pytest_kvcache import benchmarktables, newhooks, otherplugins, typos
-from pytest_kvcache.closing import tell, tell_the_rest
+from pytest_kvcache.closing import write_report, write_the_rest
 from pytest_kvcache.errors import OptionError, PreflightError, UnavailableError
 from pytest_kvcache.faultledger import FaultLedger
 from pytest_kvcache.fixture import (
-    BENCH_KEY,
+    BENCHMARK_SESSION_KEY,
     FAULTS_KEY,
-    MAKE_BENCH_KEY,
+    MAKE_BENCHMARK_SESSION_KEY,
     OPTIONS_KEY,
     REPLAY_CLOCK_KEY,
     SELECTED_KEY,
     ReplayClock,
     Selected,
-    bench_of,
+    benchmark_session_of,
     compared_by_benchmark,
     is_xdist_worker,
     kvcache,
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.options.options import Options
     from pytest_kvcache.plan.plan import Plan
     from pytest_kvcache.plan.planner import CaseName
-    from pytest_kvcache.session import Bench
+    from pytest_kvcache.session import BenchmarkSession
 
 __all__ = ["kvcache"]  # the fixture is found in this module
 
@@ -170,7 +171,7 @@ def read_options(config: pytest.Config) -> Options:
     return build_options({name: value for name, value in given.items() if value is not None})
 
 
-def _refuse_xdist(config: pytest.Config, options: Options) -> None:
+def refuse_xdist(config: pytest.Config, options: Options) -> None:
     """Parallel workers would launch at the same time and measure each other.
 
     A worker need not refuse: its controller has, and the fixture does.
@@ -233,9 +234,10 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
         options = read_options(config)
         if not options.datasize:
             return None
-        from pytest_kvcache.report.datasize import datasize_report  # noqa: PLC0415  likewise
+        from pytest_kvcache.report.datasize import Screen, datasize_report  # noqa: PLC0415  likewise
 
-        report = showable(datasize_report(options), encoding_of(sys.stdout))
+        screen = Screen.of(sys.stdout, os.environ)
+        report = showable(datasize_report(options, screen), encoding_of(sys.stdout))
         sys.stdout.write(report + "\n")
     return int(pytest.ExitCode.OK)
 
@@ -251,26 +253,26 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     with usage_errors():
         options = read_options(config)
-        _refuse_xdist(config, options)
+        refuse_xdist(config, options)
         _refuse_stolen_root(config)
         if typed_flags(options):  # what is refused here leaves the other plugins' ends alone
             otherplugins.check_outputs(config)
         config.stash[OPTIONS_KEY] = options
-        config.stash[MAKE_BENCH_KEY] = lambda: _make_bench(config, options)
+        config.stash[MAKE_BENCHMARK_SESSION_KEY] = lambda: _make_benchmark_session(config, options)
         config.pluginmanager.register(Gates(config), "pytest_kvcache.gateitems")
         if options.texts and not is_xdist_worker(config):
-            bench_of(config)  # unknown names are an error of usage, not of collection
+            benchmark_session_of(config)  # unknown names are an error of usage, not of collection
 
 
-def _make_bench(config: pytest.Config, options: Options) -> Bench:
-    from pytest_kvcache.session import Bench  # noqa: PLC0415  see the module's docstring
+def _make_benchmark_session(config: pytest.Config, options: Options) -> BenchmarkSession:
+    from pytest_kvcache.session import BenchmarkSession  # noqa: PLC0415  see the module's docstring
     from pytest_kvcache.terminal import TerminalProgress  # noqa: PLC0415  likewise
 
     def modify_plan(plan: Plan) -> Plan:
         changed = config.hook.pytest_kvcache_modify_plan(config=config, plan=plan)
         return plan if changed is None else changed
 
-    return Bench(
+    return BenchmarkSession(
         options,
         command=("pytest", *config.invocation_params.args),
         progress=TerminalProgress(config),
@@ -280,19 +282,25 @@ def _make_bench(config: pytest.Config, options: Options) -> Bench:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str] | None:
-    """What was given, and where."""
+    """The header: what was given, and where."""
     options = config.stash[OPTIONS_KEY]
     if not options.texts:
         return None
-    bench = config.stash.get(BENCH_KEY, None)
-    return describe_given(options, str if bench is None else bench.secrets.mask)
+    benchmark_session = config.stash.get(BENCHMARK_SESSION_KEY, None)
+    return describe_given(
+        options, str if benchmark_session is None else benchmark_session.secrets.mask
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One item per (case, metric)."""
     if {"kv_case", "kv_metric"} <= set(metafunc.fixturenames):
-        bench = bench_of(metafunc.config)
-        pairs = [(name, metric) for name in bench.names for metric in bench.options.metrics]
+        benchmark_session = benchmark_session_of(metafunc.config)
+        pairs = [
+            (name, metric)
+            for name in benchmark_session.names
+            for metric in benchmark_session.options.metrics
+        ]
         ids = [f"{name}-{metric}" for name, metric in pairs]
         metafunc.parametrize(("kv_case", "kv_metric"), pairs, ids=ids)
 
@@ -370,29 +378,32 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     dry_run = config.stash[OPTIONS_KEY].dry_run
     if not running and not dry_run:
         return None
-    bench = bench_of(config)
+    benchmark_session = benchmark_session_of(config)
     cases = _cases(running)
     with usage_errors():
         compared = compared_by_benchmark(config)
         otherplugins.check_outputs(config)
         otherplugins.check_comparison(config, compared)
-        bench.check(cases, compared)
+        benchmark_session.check(cases, compared)
     if dry_run:
-        _write(config, _dry_lines(config, bench, running, cases))
+        _write(config, _dry_lines(config, benchmark_session, running, cases))
         return True
     for item in running:
         if "kv_case" in _fixtures(item):
             (name,) = _cases([item])
-            otherplugins.give_time(config, item, bench.limit_s(name))
+            otherplugins.give_time(config, item, benchmark_session.limit_s(name))
     return None
 
 
 def _dry_lines(
-    config: pytest.Config, bench: Bench, running: Sequence[pytest.Item], cases: Sequence[CaseName]
+    config: pytest.Config,
+    benchmark_session: BenchmarkSession,
+    running: Sequence[pytest.Item],
+    cases: Sequence[CaseName],
 ) -> Iterator[str]:
     for name in cases:
         yield ""
-        yield from bench.dry_run(name, whole=verbosity_of(config) > 0)
+        yield from benchmark_session.dry_run(name, whole=verbosity_of(config) > 0)
     own = sum("kv_case" not in _fixtures(item) for item in running)
     if own:
         yield (
@@ -419,27 +430,27 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, obj
         _finish(session)
         return (yield)
     finally:
-        tell_the_rest(session.config)
+        write_the_rest(session.config)
 
 
 def _finish(session: pytest.Session) -> None:
-    bench = session.config.stash.get(BENCH_KEY, None)
-    if bench is None or is_xdist_worker(session.config):
+    benchmark_session = session.config.stash.get(BENCHMARK_SESSION_KEY, None)
+    if benchmark_session is None or is_xdist_worker(session.config):
         return
-    bench.controller.close()
-    if bench.refused and session.exitstatus == pytest.ExitCode.OK:
+    benchmark_session.controller.close()
+    if benchmark_session.refused and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-    run = bench.controller.run
+    run = benchmark_session.controller.run
     if run.cases:
         session.config.hook.pytest_kvcache_run_finished(config=session.config, run=run)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """The last chance: another plugin's end of the session may have come before ours."""
-    bench = config.stash.get(BENCH_KEY, None)
-    if bench is not None:
-        bench.controller.close()
-    tell_the_rest(config)
+    benchmark_session = config.stash.get(BENCHMARK_SESSION_KEY, None)
+    if benchmark_session is not None:
+        benchmark_session.controller.close()
+    write_the_rest(config)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -447,7 +458,7 @@ def pytest_benchmark_update_machine_info(
     config: pytest.Config, machine_info: dict[str, Any]
 ) -> None:
     """Drop the clock rate of the moment, by which no machine would be the same twice."""
-    if BENCH_KEY in config.stash:
+    if BENCHMARK_SESSION_KEY in config.stash:
         for name in ("hz_actual", "hz_actual_friendly"):
             machine_info.get("cpu", {}).pop(name, None)
 
@@ -477,4 +488,4 @@ def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     """Our own table, the gates, and where the run file is: before others may fail."""
-    tell(terminalreporter, config)
+    write_report(terminalreporter, config)

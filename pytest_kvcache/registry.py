@@ -7,6 +7,7 @@ pytest nor MPI.
 from __future__ import annotations
 
 import importlib
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,15 +18,16 @@ from pytest_kvcache.backends.memory import MemoryBackend
 from pytest_kvcache.backends.null import NullBackend
 from pytest_kvcache.backends.posix.backend import StoreBackend
 from pytest_kvcache.backends.traits import BackendTraits
-from pytest_kvcache.errors import OptionError, UnavailableError, UnknownNameError
+from pytest_kvcache.errors import OptionError, UnknownNameError
 from pytest_kvcache.launchers.families import FAMILIES
-from pytest_kvcache.models import MODELS, ModelSpec, load_models
+from pytest_kvcache.models import MODELS, ModelSpec, is_config, load_config, load_models
+from pytest_kvcache.workloads.mlperf import FAMILIES as MLPERF
 from pytest_kvcache.workloads.replay import ReplayFamily
-from pytest_kvcache.workloads.scenarios import LATER, SYNTHETIC, TRACE
+from pytest_kvcache.workloads.scenarios import SYNTHETIC, TRACE
 from pytest_kvcache.workloads.synthetic import SyntheticFamily
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from types import ModuleType
 
     from pytest_kvcache.backends.protocol import BackendFactory
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 ENTRY_POINTS = "pytest_kvcache"
-_OTHER_FILES = (".json", ".yaml", ".yml", ".safetensors", ".gguf")  # what people have of a model
+_OTHER_FILES = (".yaml", ".yml", ".safetensors", ".gguf")  # what people have of a model
 
 
 BACKENDS: Mapping[str, BackendFactory] = {
@@ -61,11 +63,9 @@ class _BuiltIns:
 
     @hookspecs.hookimpl
     def kvcache_workloads(self) -> Mapping[str, WorkloadFamily]:
-        families: dict[str, WorkloadFamily] = {
-            name: SyntheticFamily(weights) for name, weights in SYNTHETIC.items()
-        }
+        families: dict[str, WorkloadFamily] = {name: SyntheticFamily() for name in SYNTHETIC}
         families[TRACE] = ReplayFamily()
-        return families
+        return {**families, **MLPERF}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,36 +81,42 @@ class Registry:
         """What makes the backend and states its traits; UnknownNameError lists the known ones."""
         return _find("backend", name, self.backends)
 
-    def workload(self, name: str) -> WorkloadFamily:
-        """The scenario's family; a name that comes later is refused as such."""
-        if name in LATER and name not in self.workloads:
-            known = ", ".join(sorted(self.workloads))
-            raise UnavailableError("--kv-scenario", name, f"use one of {known}")
-        return _find("scenario", name, self.workloads)
+    def workload(self, name: str, synthetic: Collection[str] = ()) -> WorkloadFamily:
+        """The scenario's family.
 
-    def models_of(self, names: Sequence[str]) -> tuple[ModelSpec, ...]:
-        """The models behind ``--kv-model``: names, or TOML files with all they define."""
+        ``synthetic`` are those of the table of distributions, to which a file may add.
+        """
+        families = {**dict.fromkeys(synthetic, SyntheticFamily()), **self.workloads}
+        return _find("scenario", name, families)
+
+    def models_of(self, names: Sequence[str], kv_dtype: str | None = None) -> tuple[ModelSpec, ...]:
+        """The models behind ``--kv-model``, their KV stored as ``kv_dtype`` if that is given.
+
+        Names, TOML files with all they define, and ``config.json`` files or directories that
+        hold one.
+        """
         chosen: dict[str, ModelSpec] = {}
         for name in names:
             if name.endswith(".toml"):
                 found = load_models(name)
             elif name.endswith(_OTHER_FILES):
                 raise OptionError(_how_a_model_is_described(name))
+            elif name not in self.models and (is_config(name) or os.sep in name):
+                model = load_config(name, kv_dtype)
+                found = {model.name: model}
             else:
                 found = {name: _find("model", name, self.models)}
             for key, spec in found.items():
                 if key in chosen:
                     raise OptionError(f"--kv-model names {key!r} twice; every model may come once")
-                chosen[key] = spec
+                chosen[key] = spec.with_kv_dtype(kv_dtype)
         return tuple(chosen.values())
 
 
 def _how_a_model_is_described(path: str) -> str:
     return (
-        f"--kv-model is {path!r}; a file of models must be TOML (NAME.toml): a table [my-model]"
-        " with layers, hidden, q_heads, kv_heads, head_dim and dtype, which a config.json calls"
-        " num_hidden_layers, hidden_size, num_attention_heads, num_key_value_heads, head_dim (where"
-        " null: leave it out) and torch_dtype"
+        f"--kv-model is {path!r}; a file must be the model's config.json, or a TOML file"
+        " (NAME.toml) with a table [my-model] of layers, kv_heads, head_dim and dtype"
     )
 
 

@@ -11,6 +11,7 @@ import platform
 import secrets
 import socket
 import sys
+import time
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -21,24 +22,29 @@ from pytest_kvcache.gates.baseline import Baseline, load_baseline
 from pytest_kvcache.gates.compare import Comparison, Found, Judgement, compare, judge, judge_slo
 from pytest_kvcache.hosts.localhost import is_local
 from pytest_kvcache.launch.runner import Controller, Progress
-from pytest_kvcache.measure.metrics import METRICS, possible
+from pytest_kvcache.launch.usersearch import SearchForUsers
+from pytest_kvcache.measure.metrics import METRICS
 from pytest_kvcache.options.asked import Asked
+from pytest_kvcache.options.closed import CLOSED_PAUSE_S
 from pytest_kvcache.options.options import DEFAULT_TRIALS
 from pytest_kvcache.options.rules import CLOSING, FailRule, SloRule, check_rule
 from pytest_kvcache.plan.backendrules import secrets_of
 from pytest_kvcache.plan.forecast import forecast
 from pytest_kvcache.plan.planner import Case, CaseName, Planner, name_cases
+from pytest_kvcache.plan.possible import possible
+from pytest_kvcache.plan.usersearch import MAX_STEPS
 from pytest_kvcache.registry import build_registry
 from pytest_kvcache.report.dryrun import DryRun, describe_dry_run
+from pytest_kvcache.report.service import short_classes
 from pytest_kvcache.results.absence import why_absent
 from pytest_kvcache.results.provenance import (
-    UNTOLD,
-    Evidence,
+    UNKNOWN,
     PlannedRank,
+    Provenance,
+    describe_differences,
     differences,
     facts_of,
     incomparable,
-    told_differences,
 )
 from pytest_kvcache.results.run import RunResult
 from pytest_kvcache.system.filesystem import probe_filesystem
@@ -62,7 +68,7 @@ _AROUND_A_LAUNCH_S = 60.0  # hosts are asked, what a launch left is cleared away
 _PYTESTS_OWN = frozenset({"PYTEST_ADDOPTS"})
 
 
-class Bench:
+class BenchmarkSession:
     """Lazy: a session that never asks for a case creates and touches nothing."""
 
     def __init__(
@@ -85,6 +91,7 @@ class Bench:
         self.refused = False
         """Whether a dry run found hosts that can't run a case."""
         self._cases: dict[tuple[CaseName, int], tuple[Options, Case]] = {}
+        self._searches: dict[tuple[CaseName, int], tuple[Options, CaseResult]] = {}
         self.asked = Asked()
         self._baseline = _baseline_of(options)
         self.controller = Controller(
@@ -101,7 +108,7 @@ class Bench:
             environ={name: v for name, v in os.environ.items() if name not in _PYTESTS_OWN},
             progress=progress,
             max_trials=max_trials,
-            gates_can_tell=self._gates_can_tell,
+            gates_can_decide=self._gates_can_decide,
         )
 
     def plan(self, name: CaseName, options: Options | None = None) -> Case:
@@ -109,9 +116,7 @@ class Bench:
         options = options or self.options
         key = (name, id(options))  # the options are kept with it, or the id would be used again
         if key not in self._cases:
-            survey = self.controller.survey(options, name.layout)
-            case = self._planner.plan(options, name, survey)
-            self._cases[key] = options, replace(case, plan=self._modify_plan(case.plan))
+            self._cases[key] = options, self._planned(options, name)
         return self._cases[key][1]
 
     def check(self, names: Sequence[CaseName], compared: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -139,22 +144,57 @@ class Bench:
     def run(self, name: CaseName, options: Options | None = None) -> CaseResult:
         """All trials of a case, launched at most once."""
         chosen = options or self.options
-        return self.controller.run_case(chosen, self.plan(name, options))
+        if chosen.enable_autoscaling:
+            return self._searched(name, chosen)
+        case = self.plan(name, options)
+        if chosen.closed:
+            self._rest(case.plan.case)
+        return self.controller.run_case(chosen, case)
+
+    def _searched(self, name: CaseName, options: Options) -> CaseResult:
+        """The case with the users that a search finds, and the path to them; launched once."""
+        key = (name, id(options))
+        if key not in self._searches:
+            largest = self.plan(name, options)
+            plan = self._planned_and_checked
+            search = SearchForUsers(self.controller, plan, options, name, largest)
+            self._searches[key] = options, search.run()
+        return self._searches[key][1]
+
+    def _planned(self, options: Options, name: CaseName) -> Case:
+        survey = self.controller.survey(options, name.layout)
+        case = self._planner.plan(options, name, survey)
+        return replace(case, plan=self._modify_plan(case.plan))
+
+    def _planned_and_checked(self, options: Options, name: CaseName) -> Case:
+        """A load of a search; what it asks for was not known when the session was checked."""
+        case = self._planned(options, name)
+        self.controller.check(options, case.plan)
+        return case
+
+    def _rest(self, case: str) -> None:
+        """By closed rules the storage has a rest before the next workload."""
+        before = {each.name for each in self.controller.run.cases}
+        if before and case not in before:
+            time.sleep(CLOSED_PAUSE_S)
 
     def limit_s(self, name: CaseName) -> float:
         """Longer than all trials of the case can take: each launch has a deadline of its own."""
         deadline_s = self.plan(name).plan.deadline_s
-        return self.options.trials.high * (deadline_s + _AROUND_A_LAUNCH_S)
+        rest_s = CLOSED_PAUSE_S if self.options.closed else 0.0
+        steps = MAX_STEPS if self.options.enable_autoscaling else 0
+        return rest_s + (steps + self.options.trials.high) * (deadline_s + _AROUND_A_LAUNCH_S)
 
     def dry_run(self, name: CaseName, *, whole: bool) -> Iterator[str]:
         """What the case would do, its values and the exact launcher command, line by line."""
         case = self.plan(name)
         plan = case.plan
         directory = self.controller.directory / plan.case / "trial-1"
+        family = self.registry.workload(plan.scenario, plan.scenarios_of_its_own)
         found = DryRun(
             plan=plan,
             options=self.options,
-            forecast=forecast(plan, case.trace, self.registry.workload(plan.scenario)),
+            forecast=forecast(plan, case.trace, family),
             storage=self._storage(plan, name),
             argv=self.controller.argv(self.options, plan, directory),
         )
@@ -194,13 +234,13 @@ class Bench:
     def namesakes(self) -> list[str]:
         """One line on each name under which cases of different plans ran."""
         lines = []
-        cases = {(case.name, case.plan_digest): case for case in self.controller.run.cases}
+        cases = {(case.name, case.plan_digest): case for case in self.controller.run.asked}
         for name in dict.fromkeys(name for name, _digest in cases):
             first, *others = (case for (n, _digest), case in cases.items() if n == name)
             texts = {
                 str(difference)
                 for other in others
-                for difference in differences(*map(self.controller.run.evidence, (first, other)))
+                for difference in differences(*map(self.controller.run.provenance, (first, other)))
                 if difference.kind == "plan"
             }
             if others:
@@ -213,10 +253,10 @@ class Bench:
 
     def judge(self) -> list[Judgement]:
         """Every gate on every case that ran."""
-        return [judgement for case in self.controller.run.cases for judgement in self._judge(case)]
+        return [judgement for case in self.controller.run.asked for judgement in self._judge(case)]
 
     def _judge(self, case: CaseResult) -> Iterator[Judgement]:
-        evidence = self.controller.run.evidence(case)
+        provenance = self.controller.run.provenance(case)
         options = self.options
         for rule in options.fail:
             before = self._found(case.name, case.plan_digest, rule.metric)
@@ -225,7 +265,7 @@ class Bench:
                 before,
                 case.series(rule.metric),
                 case=case.name,
-                evidence=evidence,
+                provenance=provenance,
                 across=options.compare_across,
             )
             yield _explained(judgement, case)
@@ -234,7 +274,7 @@ class Bench:
                 slo,
                 case.series(slo.metric),
                 case=case.name,
-                evidence=evidence,
+                provenance=provenance,
                 allow_invalid=options.allow_invalid,
             )
             yield _explained(judgement, case)
@@ -243,7 +283,7 @@ class Bench:
         """What a gate says of a case that never came to run."""
         return Judgement(rule=rule, case=case, status="missing", reason=reason)
 
-    def _gates_can_tell(self, case: CaseResult) -> bool:
+    def _gates_can_decide(self, case: CaseResult) -> bool:
         """Whether no gate on the case would be helped by more trials."""
         return not any(judgement.needs_trials for judgement in self._judge(case))
 
@@ -257,27 +297,29 @@ class Bench:
                 self._found(case.name, case.plan_digest, metric),
                 case.series(metric),
                 case=case.name,
-                evidence=self.controller.run.evidence(case),
+                provenance=self.controller.run.provenance(case),
             )
-            for case in self.controller.run.cases
-            for metric in possible(self.options.metrics, case.plan.phase)
+            for case in self.controller.run.asked
+            for metric in possible(self.options.metrics, case.plan)
         ]
 
     def differing(self) -> dict[str, list[str]]:
         """What differs from the baseline, by case."""
         found: dict[str, list[str]] = {}
         for case, before in self._baselines():
-            lines = list(told_differences(before.evidence, self.controller.run.evidence(case)))
-            if before.other_plan and before.evidence.facts is None:
+            lines = list(
+                describe_differences(before.provenance, self.controller.run.provenance(case))
+            )
+            if before.other_plan and before.provenance.facts is None:
                 lines.append("plan: the baseline does not tell in what (plan_digest)")
             if lines:
                 found.setdefault(case.name, []).extend(lines)
         return {case: list(dict.fromkeys(lines)) for case, lines in found.items()}
 
-    def untold(self) -> tuple[str, ...]:
+    def unknown(self) -> tuple[str, ...]:
         """Cases of which the baseline does not tell what stands behind its values."""
         return tuple(
-            dict.fromkeys(c.name for c, found in self._baselines() if not found.evidence.is_told)
+            dict.fromkeys(c.name for c, found in self._baselines() if not found.provenance.is_known)
         )
 
     @property
@@ -288,10 +330,10 @@ class Bench:
         return self._baseline.recorded_at or "at an unknown time"
 
     def stock_refusal(
-        self, compared: Sequence[Mapping[str, Any]], name: str, now: Evidence
+        self, compared: Sequence[Mapping[str, Any]], name: str, now: Provenance
     ) -> str | None:
         """Why pytest-benchmark must not compare an entry with what it has under that name."""
-        for before in _stock_evidence(compared, name):
+        for before in _stock_provenance(compared, name):
             obstacle = incomparable(before, now, CLOSING)
             if obstacle is not None:
                 return f"--benchmark-compare has {name}, but {obstacle}"
@@ -300,11 +342,11 @@ class Bench:
     def stock_differences(self, compared: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
         """What differs from what pytest-benchmark compares with, by case."""
         found: dict[str, list[str]] = {}
-        for case in self.controller.run.cases:
-            now = self.controller.run.evidence(case)
+        for case in self.controller.run.asked:
+            now = self.controller.run.provenance(case)
             for metric in self.options.metrics:
-                for before in _stock_evidence(compared, f"{case.name}-{metric}"):
-                    found.setdefault(case.name, []).extend(told_differences(before, now))
+                for before in _stock_provenance(compared, f"{case.name}-{metric}"):
+                    found.setdefault(case.name, []).extend(describe_differences(before, now))
         return {case: list(dict.fromkeys(lines)) for case, lines in found.items() if lines}
 
     def _baselines(self) -> Iterator[tuple[CaseResult, Found]]:
@@ -312,7 +354,7 @@ class Bench:
         if self._baseline is None:
             return
         metrics = [rule.metric for rule in self.options.fail] or self.options.metrics
-        for case, metric in itertools.product(self.controller.run.cases, metrics):
+        for case, metric in itertools.product(self.controller.run.asked, metrics):
             found = self._found(case.name, case.plan_digest, metric)
             if found.series is not None:
                 yield case, found
@@ -331,8 +373,8 @@ class Bench:
                     f"--kv-compare={self.options.compare} has no {rule.metric} of {plan.case} for"
                     f" its gate: {found.reason}, or drop the --kv-fail"
                 )
-            expected = _expected_evidence(plan, found.evidence)
-            obstacle = incomparable(found.evidence, expected, self.options.compare_across)
+            expected = _expected_provenance(plan, found.provenance)
+            obstacle = incomparable(found.provenance, expected, self.options.compare_across)
             if obstacle is not None:
                 raise OptionError(
                     f"--kv-compare={self.options.compare} can't be the baseline of a gate on"
@@ -367,14 +409,17 @@ class Bench:
     def check_stock(self, plans: Sequence[Plan], compared: Sequence[Mapping[str, Any]]) -> None:
         """Refuse what pytest-benchmark must not compare, as far as it is known before."""
         for plan, metric in itertools.product(plans, self.options.metrics):
-            expected = _expected_evidence(plan, UNTOLD)
+            expected = _expected_provenance(plan, UNKNOWN)
             refusal = self.stock_refusal(compared, f"{plan.case}-{metric}", expected)
             if refusal is not None:
                 raise OptionError(refusal)
 
 
 def _explained(judgement: Judgement, case: CaseResult) -> Judgement:
-    """With the reason why a case has no value."""
+    """The judgement with the reason why a case has no value, or which class of service it is of."""
+    short = short_classes(judgement.rule, case)
+    if short and judgement.status in ("worse", "inconclusive"):
+        return replace(judgement, reason=f"{judgement.reason}; {short}")
     if judgement.status != "missing" or judgement.now is not None:
         return judgement
     if case.error is not None:
@@ -382,15 +427,15 @@ def _explained(judgement: Judgement, case: CaseResult) -> Judgement:
     return replace(judgement, reason=why_absent(case, judgement.rule.metric))
 
 
-def _stock_evidence(compared: Sequence[Mapping[str, Any]], name: str) -> Iterator[Evidence]:
+def _stock_provenance(compared: Sequence[Mapping[str, Any]], name: str) -> Iterator[Provenance]:
     """What stands behind the entries of that name that pytest-benchmark has loaded."""
     for data in compared:
         for benchmark in data.get("benchmarks", ()):
             if benchmark.get("fullname") == name and "plan_digest" in benchmark["extra_info"]:
-                yield Evidence.from_json(benchmark["extra_info"])
+                yield Provenance.from_json(benchmark["extra_info"])
 
 
-def _expected_evidence(plan: Plan, before: Evidence) -> Evidence:
+def _expected_provenance(plan: Plan, before: Provenance) -> Provenance:
     """What will stand behind a case's values, as far as its plan tells.
 
     How files can really be opened and synced is found out by the ranks.
@@ -404,7 +449,7 @@ def _expected_evidence(plan: Plan, before: Evidence) -> Evidence:
         for rank in range(count)
     ]
     facts = facts_of({**plan.workload, **opened}, {}, ranks)
-    return Evidence(is_storage=plan.traits.is_storage, facts=facts)
+    return Provenance(is_storage=plan.traits.is_storage, facts=facts)
 
 
 def _on_what(cache_dir: str, below: str, memory: str | None) -> str:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from pytest_kvcache.fixture import OPTIONS_KEY, verbosity_of
 from pytest_kvcache.launch.runner import Progress
 from pytest_kvcache.report.progress import MARK, MOST_COLUMNS, Outlook, progress_line
-from pytest_kvcache.report.tables import describe_survey, wrapped
+from pytest_kvcache.report.tables import describe_survey
+from pytest_kvcache.report.text import wrapped
 from pytest_kvcache.showable import encoding_of, showable
 
 if TYPE_CHECKING:
@@ -84,11 +85,11 @@ class TerminalProgress(Progress):
         self._wrote_s = 0.0
 
     def noted(self, text: str) -> None:
-        """Show it whole."""
+        """Show a note whole."""
         self._reporter_write("\n" + "\n".join(wrapped(MARK + text, indent="    ")) + "\n")
 
     def trial_finished(self, case: CaseResult, trial: TrialResult) -> None:
-        """A launch is over; tell the plugins."""
+        """A launch is over; report that to the plugins."""
         if self._outlook is not None:
             self._outlook.end(time.monotonic())
         self._wipe()

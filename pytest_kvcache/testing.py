@@ -135,7 +135,7 @@ class BackendContract:
             objects.check(_OTHER_KEY, _OTHER_TAG)
 
     def test_chunks_may_be_put_in_any_order(self, tmp_path: Path) -> None:
-        """The last chunk first."""
+        """An object whose last chunk is put first reads back whole."""
         with self.storing(tmp_path, 5 * CHUNK_BYTES, by_parts=True) as objects:
             for offset in reversed(objects.offsets):
                 objects.put_chunk(_KEY, _TAG, offset)
@@ -185,7 +185,7 @@ class BackendContract:
             self._assert_absent(objects, _KEY)
 
     def test_a_deleted_object_is_gone(self, tmp_path: Path) -> None:
-        """Whole objects as well."""
+        """A deleted object can't be read, nor any part of it."""
         with self.storing(tmp_path, PAGE_BYTES) as objects:
             objects.put(_KEY, _TAG)
             objects.backend.delete(_KEY)
@@ -212,7 +212,7 @@ class BackendContract:
                 objects.backend.delete(_KEY)
 
     def test_sync_of_a_missing_object_raises(self, tmp_path: Path) -> None:
-        """And creates nothing."""
+        """A sync of an object that is not there raises, and creates nothing."""
         with self.storing(tmp_path, PAGE_BYTES) as objects:
             with pytest.raises(StorageError, match=self.host):
                 objects.backend.sync(_KEY)

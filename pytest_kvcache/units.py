@@ -150,6 +150,11 @@ def format_count(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
+def format_short(value: float) -> str:
+    """Return "1,234", "12.3", "0.0123": three digits, or as many as there are before the point."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"  # noqa: PLR2004
+
+
 def ratio(part: float, whole: float) -> float | None:
     """``part / whole``; None where there is no whole."""
     return part / whole if whole else None

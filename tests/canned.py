@@ -72,7 +72,7 @@ def section_of(count: int, censored: int = 0, value_ns: int = 1_000_000) -> Sect
 
 @dataclass(frozen=True, slots=True)
 class ReadSeries:
-    """A series that read so much in each second, with these p99; it stands in for a Series."""
+    """A series that read so much in each second, with these p99; it stands in for a TimeSeries."""
 
     reads: Sequence[int]
     read_bytes: Sequence[int]

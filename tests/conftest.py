@@ -16,6 +16,7 @@ import pytest
 import pytest_kvcache.session  # noqa: F401  numpy can't be imported twice, so before pytester drops it
 from pytest_kvcache.hosts.lock import HostLock
 from pytest_kvcache.hosts.processes import LaunchProcesses
+from tests.desk import Desk
 from tests.neighbours import Neighbours
 from tests.site import PLUGINS, Site, machine_to_oneself
 
@@ -27,14 +28,14 @@ sys.path.append(str(Path(__file__).parents[1]))  # for benchmarks, behind an ins
 
 
 # How many examples a law is tried with: "few" for an interpreter that is not the first one
-# to try it, "many" in CI. Always the same ones, for a gate that is red by chance helps
-# nobody; hypothesis's own profile, "default", looks for others (tox -e thorough). How long a
-# busy machine takes to find an example says nothing about the law.
+# to try it. Always the same ones, for a gate that is red by chance helps nobody; hypothesis's
+# own profile, "default", looks for others (tox -e thorough). How long a busy machine takes
+# to find an example says nothing about the law.
 # The main job of the checkout loads this file as well, and works without the tests' extra.
 if importlib.util.find_spec("hypothesis") is not None:
     from hypothesis import HealthCheck, settings
 
-    for profile, examples in (("few", 10), ("plain", 25), ("many", 100)):
+    for profile, examples in (("few", 10), ("plain", 25)):
         settings.register_profile(
             profile,
             max_examples=examples,
@@ -60,25 +61,30 @@ _ONCE = frozenset(
         "backends/posix/test_slab",
         "backends/test_contract",
         "cache/test_index",
+        "cache/test_tiers",
         "containers/test_init",
-        "containers/test_outside",
+        "containers/test_relay",
         "engine/test_corruption",
         "engine/test_engine",
         "gates/test_compare",
         "hosts/test_agent",
         "hosts/test_cluster",
         "hosts/test_links",
+        "ioengines/test_contract",
         "launch/test_runner",
         "launch/test_supervise",
         "launch/test_trial",
+        "measure/test_steadiness",
         "measure/test_series",
         "ranks/test_calibration",
         "ranks/test_rank",
         "report/test_picture",
         "results/test_invariants",
+        "results/test_verdicts",
         "results/test_verify",
         "system/test_clocks",
         "test_bad_input",
+        "test_capabilities",
         "test_docs",
         "test_gates",
         "test_github_actions",
@@ -89,8 +95,12 @@ _ONCE = frozenset(
 _MINUTES = ("cluster", "containers", "lengthy", "thorough")
 # A session of pytest or a launch is a second or more. Those of plain pytest: one of each kind.
 _FIRST = frozenset({"test_fixture", "test_plugin", "test_run_mpi"})
+# What sees most of pytest and pytest-benchmark, and so of what differs between their versions.
+_OF_VERSIONS = frozenset(
+    {"test_benchmark_options", "test_fixture", "test_otherplugins", "test_plugin", "test_selection"}
+)
 _THOROUGH = frozenset(
-    {"test_faults_mpi", "results/test_verify"}
+    {"test_faults_mpi", "launch/test_runner", "results/test_verify"}
 )  # every number of a file; every fault
 
 
@@ -98,16 +108,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Mark what is tested once; what takes minutes runs where somebody asks for it."""
     left_out = []
     for item in items:
-        if _place(item) in _ONCE or item.get_closest_marker("thorough"):  # a law
+        calls_pytest = isinstance(item, pytest.Function) and "site" in item.fixturenames
+        is_law = item.get_closest_marker("thorough") and not calls_pytest
+        if _place(item) in _ONCE or is_law:
             item.add_marker("once")
-        if _place(item) in _THOROUGH or _calls_pytest(item):
+        if _place(item) in _THOROUGH or (calls_pytest and _place(item) not in _FIRST):
             item.add_marker("thorough")
+        if _place(item) in _OF_VERSIONS:
+            item.add_marker("versions")
         if isinstance(item, pytest.Function) and hasattr(item.obj, "is_hypothesis_test"):
             item.add_marker("law")
-        slow = next((name for name in _MINUTES if item.get_closest_marker(name)), None)
-        if slow in {"containers", "lengthy"}:  # each waits for itself, not for the other
-            item.add_marker(pytest.mark.xdist_group(slow))
-        if slow is not None and not _is_asked(config):
+        if any(map(item.get_closest_marker, _MINUTES)) and not _is_asked(config):
             left_out.append(item)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
@@ -136,11 +147,6 @@ def _is_asked(config: pytest.Config) -> bool:
     """Whether somebody chose tests by a marker or a path."""
     by_path = config.args_source is pytest.Config.ArgsSource.ARGS
     return bool(config.option.markexpr) or by_path
-
-
-def _calls_pytest(item: pytest.Item) -> bool:
-    uses_site = isinstance(item, pytest.Function) and "site" in item.fixturenames
-    return uses_site and _place(item) not in _FIRST
 
 
 ANSWER = "mpi-library: Open MPI v5.0.11, package: of a test"
@@ -176,6 +182,17 @@ def site(
     monkeypatch.setenv("KVCACHE_TEST_HOST", name)  # for canned ranks in other processes
     yield Site(pytester, fake_python)
     HostLock(name, run_id="").path.unlink(missing_ok=True)  # of a session that was killed
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_python: str) -> Iterator[Desk]:
+    """An empty directory in which options are checked as before a launch, by no session."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(PLUGINS)
+    name = f"host-{uuid.uuid4().hex[:12]}"
+    monkeypatch.setattr(socket, "gethostname", lambda: name)
+    yield Desk(tmp_path, fake_python)
+    HostLock(name, run_id="").path.unlink(missing_ok=True)
 
 
 def _python_path() -> list[str]:

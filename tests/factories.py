@@ -20,6 +20,7 @@ import numpy as np
 
 from pytest_kvcache.backends.protocol import BackendFacts
 from pytest_kvcache.backends.traits import BackendTraits
+from pytest_kvcache.engine.load import LoadChange
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.hosts.cluster import Survey
 from pytest_kvcache.hosts.facts import HostFacts
@@ -27,10 +28,18 @@ from pytest_kvcache.hosts.hostlist import HostRanks, RankLayout
 from pytest_kvcache.measure.counters import nothing_counted
 from pytest_kvcache.measure.histogram import Histogram
 from pytest_kvcache.measure.sections import SECTIONS
-from pytest_kvcache.measure.series import KINDS, Cut, Series, SeriesLedger, coarse_index
+from pytest_kvcache.measure.series import (
+    KINDS,
+    CommonRange,
+    TimeSeries,
+    TimeSeriesLedger,
+    coarse_index,
+)
+from pytest_kvcache.measure.steps import StepHistograms, StepLedger, histograms_of
 from pytest_kvcache.models import MODELS, ModelSpec
 from pytest_kvcache.options.options import build_options
 from pytest_kvcache.plan.plan import Plan, TracePlan
+from pytest_kvcache.plan.tiers import MemoryTier
 from pytest_kvcache.ranks.rank import Rank
 from pytest_kvcache.registry import BACKENDS, Registry
 from pytest_kvcache.results.record import RankResult, TrialRecord
@@ -39,14 +48,16 @@ from pytest_kvcache.system.clocks import ClockRecord
 from pytest_kvcache.system.filesystem import FilesystemFacts
 from pytest_kvcache.system.surroundings import Surroundings
 from pytest_kvcache.workloads.protocol import Need, Request
-from pytest_kvcache.workloads.scenarios import SYNTHETIC
+from pytest_kvcache.workloads.scenarios import SYNTHETIC, TABLE
 from pytest_kvcache.workloads.synthetic import SyntheticFamily
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pytest_kvcache.backends.protocol import Backend, BackendPlan
+    from pytest_kvcache.backends.tiers import TierKind
     from pytest_kvcache.options.options import Options
+    from pytest_kvcache.plan.tiers import TierName
     from pytest_kvcache.traces.read import Trace
     from pytest_kvcache.workloads.protocol import Workload, WorkloadContext, WorkloadFamily
 
@@ -76,8 +87,10 @@ def make_plan(**changes: Any) -> Plan:
         "trial": 0,
         "seed": 42,
         "users": 4,
+        "load_steps": (),
         "duration_s": 0.2,
         "ramp_s": 0.0,
+        "requests": None,
         "context_scale": 0.05,
         "block_tokens": 4,
         "tensor_parallel": 1,
@@ -101,12 +114,16 @@ def make_plan(**changes: Any) -> Plan:
         "cores": "shared",
         "verify": "full",
         "data": "normal",
+        "reread_factor": 0,
         "keep": False,
         "deadline_s": 60.0,
         "plugins": (),
         "trace": None,
     }
-    return Plan(**values | changes)
+    values |= changes
+    if values["scenario"] in SYNTHETIC:
+        values.setdefault("dialogues", TABLE.dialogues(values["scenario"]))
+    return Plan(**values)
 
 
 OBJECTS = BackendTraits(
@@ -142,11 +159,14 @@ def make_trace_plan(**changes: Any) -> TracePlan:
         "time_unit": "ms",
         "span_s": 1.0,
         "ids": "prefix",
+        "left_out": 0,
+        "tokens_by": "",
         "speedup": 0.0,
         "cycles": 1,
         "limit": None,
         "one_rank_hit_ratio": 0.0,
-        "dealt_hit_ratio": 0.0,
+        "overwrites": None,
+        "partitioned_hit_ratio": 0.0,
     }
     return TracePlan(**values | changes)
 
@@ -297,7 +317,7 @@ class Tireless:
 
 def tireless_scenarios(turns: int | None = None) -> dict[str, WorkloadFamily]:
     """The known synthetic scenarios, without think time."""
-    return {name: Tireless(SyntheticFamily(w), turns) for name, w in SYNTHETIC.items()}
+    return {name: Tireless(SyntheticFamily(), turns) for name in SYNTHETIC}
 
 
 def registry_of(
@@ -475,8 +495,15 @@ def run_rank(
     tick: Callable[[], bool] = lambda: False,
     calibrates: bool = False,
 ) -> Finished:
-    """Do what a worker does, without MPI."""
+    """Do what a worker does, without MPI; at its first tick it hears of all load steps."""
     one = Rank(plan, rank, HOST, trace)
+    orders: list[LoadChange] = []
+
+    def obey_and_tick() -> bool:
+        while orders:
+            one.change_load(orders.pop(0))
+        return tick()
+
     with unchanged_interpreter():
         try:
             one.set_up(registry)
@@ -486,7 +513,10 @@ def run_rank(
             one.look_around()
             gc.freeze()  # what the tests hold is much, and would be collected in the window
             origin_ns = time.monotonic_ns()
-            one.run(origin_ns, tick)
+            begin_ns = origin_ns + int(plan.ramp_s * 1e9)
+            later = plan.load_schedule[1:]
+            orders += [LoadChange(begin_ns + step.begin_ns, step.users) for step in later]
+            one.run(origin_ns, obey_and_tick, plan.load_steps[0] if plan.load_steps else None)
             one.look_back()
             one.look_again()
             one.read_back(tick)
@@ -512,21 +542,31 @@ def record_of(plan: Plan, ranks: Sequence[Finished]) -> TrialRecord:
         ranks=tuple(rank.result_in(window_ns) for rank in ranks),
         histograms=histograms,
         series=series_of(window_ns, [rank.rank.recorder.series for rank in ranks]),
+        load_steps=steps_of([rank.rank.recorder.steps for rank in ranks]),
         clock=clock_record(),
     )
 
 
-def series_of(window_ns: int, ledgers: Sequence[SeriesLedger]) -> Series:
+def series_of(window_ns: int, ledgers: Sequence[TimeSeriesLedger]) -> TimeSeries:
     """What the coordinator makes of ranks that have booked this."""
-    cut = Cut.common(window_ns, [ledger.extent() for ledger in ledgers])
+    cut = CommonRange.of(window_ns, [ledger.used_range() for ledger in ledgers])
     dense = [ledger.dense(cut) for ledger in ledgers]
-    return Series.from_dense(sum(dense[1:], start=dense[0]), cut)
+    return TimeSeries.from_dense(sum(dense[1:], start=dense[0]), cut)
 
 
-def even_series(window_s: float, operations: Sequence[int], moved_bytes: Sequence[int]) -> Series:
+def steps_of(ledgers: Sequence[StepLedger]) -> tuple[StepHistograms, ...]:
+    """What the coordinator makes of ranks that have booked these load steps."""
+    steps = max(len(ledger) for ledger in ledgers)
+    dense = np.sum([ledger.dense(steps) for ledger in ledgers], axis=0)
+    return histograms_of(dense, [ledger.extremes() for ledger in ledgers])
+
+
+def even_series(
+    window_s: float, operations: Sequence[int], moved_bytes: Sequence[int]
+) -> TimeSeries:
     """A trial's series of so many reads and writes of 1 ms, evenly over the window."""
     window_ns = round(window_s * 1e9)
-    ledger = SeriesLedger(0, window_ns)
+    ledger = TimeSeriesLedger(0, window_ns)
     for kind, wanted, total_bytes in zip(KINDS, operations, moved_bytes, strict=True):
         count = min(wanted, total_bytes)
         if count:
@@ -645,7 +685,9 @@ def clock_record(**changes: Any) -> ClockRecord:
 def rank_result(rank: int = 0, **changes: Any) -> RankResult:
     """A rank without fault: a minute at full depth on a disk of its own."""
     values: dict[str, Any] = {
-        **nothing_counted(),
+        **{
+            name: count for name, count in nothing_counted().items() if name != "storage_hit_blocks"
+        },
         "rank": rank,
         "host": HOST,
         "pid": 100 + rank,
@@ -680,11 +722,14 @@ def rank_result(rank: int = 0, **changes: Any) -> RankResult:
         "cached_bytes": 500 * 64 * 1024,
         "populated_blocks": 100,
         "population_s": 1.0,
-        "mean_depth": 4.0,
+        "average_queue_depth": 4.0,
         "longest_pause_s": 0.1,
         "reap_lag_mean_ms": 0.01,
         "reap_lag_p99_ms": 0.05,
         "stalls": (),
+        "load_steps": (),
+        "service_classes": (),
+        "load_lengths": (),
         "io_mode": "direct",
         "io_note": None,
         "io_engine": "io_uring",
@@ -694,12 +739,16 @@ def rank_result(rank: int = 0, **changes: Any) -> RankResult:
         "is_storage": True,
         "filesystem": {**FILESYSTEM, "host": changes.get("host", HOST)},
         "device": None,
+        "io_trace": None,
         "requested_read_bytes": 1_000 * PAGE,
         "requested_write_bytes": 500 * PAGE,
+        "requested_transfers": 1_500,
+        "requested_writes": 500,
         "device_read_bytes": 1_000 * PAGE,
         "device_write_bytes": 500 * PAGE,
         "checked": 1_000,
         "distinct_read_bytes": 100 * PAGE,
+        "distinct_reads": 100,
         "cpu_s": 1.0,
         "peak_rss_bytes": 1 << 26,
         "cores": 1,
@@ -710,10 +759,20 @@ def rank_result(rank: int = 0, **changes: Any) -> RankResult:
         "surroundings": surroundings(),
     }
     values |= changes
+    values.setdefault("storage_hit_blocks", values["hit_blocks"])
     for name, kind in (("filesystem", FilesystemFacts), ("device", DeviceReport)):
         if isinstance(values[name], dict):
             values[name] = kind.from_json(values[name])
     return RankResult(**values)
+
+
+def memory_tiers(*names: TierName, kind: TierKind | None = None, blocks: int = 8) -> Any:
+    """Tiers in front of the storage, by their names, of so many pages each."""
+    usual: dict[TierName, TierKind] = {"gpu": "simulated", "cpu": "memory"}
+    return tuple(
+        MemoryTier(name=name, capacity_bytes=blocks * PAGE, kind=kind or usual[name])
+        for name in names
+    )
 
 
 def sound_plan(**changes: Any) -> Plan:
@@ -735,11 +794,10 @@ def sound_record(plan: Plan, ranks: Sequence[RankResult], **changes: Any) -> Tri
         "device": (1_500_000, sum(rank.read_count + rank.write_count for rank in ranks)),
         "load": (4_000_000, sum(rank.completed for rank in ranks)),
         "request": (5_000_000, sum(rank.completed for rank in ranks)),
-        "wakeup": (100_000, plan.open_loop * sum(rank.offered for rank in ranks)),
+        "scheduling_lag": (100_000, plan.open_loop * sum(rank.offered for rank in ranks)),
     }
-    histograms = {}
+    histograms = {name: Histogram() for name in SECTIONS}
     for name, (value_ns, count) in counts.items():
-        histograms[name] = Histogram()
         histograms[name].record(np.full(count, value_ns, dtype=np.int64))
     return replace(
         TrialRecord(
@@ -749,6 +807,7 @@ def sound_record(plan: Plan, ranks: Sequence[RankResult], **changes: Any) -> Tri
             ranks=watched(ranks),
             histograms=histograms,
             series=even_series(window_s, counted, moved),
+            load_steps=(),
             clock=clock_record(),
         ),
         **changes,
@@ -773,6 +832,7 @@ def host_facts(name: str = "n1", **changes: Any) -> HostFacts:
         "open_files": 1024,
         "filesystem": {**FILESYSTEM, "available_bytes": 100 << 30, "available_inodes": 1 << 20},
         "direct": True,
+        "gpus": None,
         "wall_clock_s": 0.0,
         "problems": (),
     }

@@ -116,7 +116,7 @@ class AgentProcess:
         answer: dict[str, Any] = json.loads(text.removeprefix(REPLY_MARK))
         return answer
 
-    def tell(self, do: str, **what: Any) -> int:
+    def send(self, do: str, **what: Any) -> int:
         """Say something; return its number."""
         self._number += 1
         self._stdin.write(f"{json.dumps({'id': self._number, 'do': do, **what})}\n".encode())
@@ -125,7 +125,7 @@ class AgentProcess:
 
     def ask(self, do: str, **what: Any) -> dict[str, Any]:
         """Say something, and wait for the answer to that."""
-        number = self.tell(do, **what)
+        number = self.send(do, **what)
         answer = self.reply()
         assert answer["id"] == number
         return answer

@@ -7,12 +7,11 @@ those of that folder's README.md, computed there by two other programs.
 
 from __future__ import annotations
 
-import json
-import lzma
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ import pytest
 from pytest_kvcache.traces.read import Trace, read_trace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 MOONCAKE = "mooncake/synthetic_trace.jsonl"
 SHAREGPT = "sharegpt-derived/sharegpt_llama31-8b_300.jsonl"
@@ -121,6 +120,28 @@ REFERENCE = {
     ),
 }
 
+# Of two tiers: blocks of memory and storage, policy, hits in each, blocks stored behind memory.
+TWO_TIERS: tuple[tuple[str, tuple[int, int | None], str, tuple[int, int], int], ...] = (
+    (MOONCAKE, (439, 4_392), "write-through", (4_644, 27_343), 89_890),
+    (MOONCAKE, (439, 4_392), "demote", (4_083, 29_623), 87_732),
+    (MOONCAKE, (1_000, 10_000), "write-through", (10_252, 41_412), 70_213),
+    (MOONCAKE, (1_000, 10_000), "demote", (6_488, 47_380), 67_008),
+    (MOONCAKE, (2_196, 21_962), "write-through", (19_087, 52_677), 50_113),
+    (MOONCAKE, (2_196, 21_962), "demote", (8_553, 64_369), 46_759),
+    (MOONCAKE, (439, None), "write-through", (4_644, 73_309), 43_924),
+    (MOONCAKE, (439, None), "demote", (1_548, 76_405), 43_485),
+    (MOONCAKE, (4_392, 4_392), "write-through", (31_973, 1_535), 88_369),
+    (MOONCAKE, (4_392, 4_392), "demote", (24_631, 22_593), 70_260),
+    (AGENTS, (1_000, 5_000), "write-through", (119_973, 145_861), 50_070),
+    (AGENTS, (1_000, 5_000), "demote", (105_401, 170_375), 39_979),
+    (AGENTS, (3_000, 10_000), "write-through", (234_176, 48_199), 36_050),
+    (AGENTS, (3_000, 10_000), "demote", (190_371, 94_599), 29_894),
+    (AGENTS, (1_000, None), "write-through", (119_973, 171_989), 26_463),
+    (AGENTS, (1_000, None), "demote", (100_576, 191_386), 25_463),
+    (AGENTS, (5_000, 20_000), "write-through", (268_621, 19_508), 30_296),
+    (AGENTS, (5_000, 20_000), "demote", (195_204, 96_758), 21_463),
+)
+
 
 def trace_path(name: str) -> Path:
     """Return where a real trace lies; skips the test if it is not here."""
@@ -131,10 +152,18 @@ def trace_path(name: str) -> Path:
     return path
 
 
-def real_trace(name: str) -> Trace:
+def real_trace(name: str, block_tokens: int | None = None) -> Trace:
     """Return a real trace; skips the test if it is not here."""
-    path = trace_path(name)
-    return _agent_sessions(path) if name == AGENTS else read_trace(path, block_tokens=None)
+    return _read(trace_path(name), block_tokens)
+
+
+@functools.cache
+def _read(path: Path, block_tokens: int | None) -> Trace:
+    """Read once for all tests, which can't write to it."""
+    trace = read_trace(path, block_tokens=block_tokens)
+    for column in ("arrival_ns", "input_tokens", "output_tokens", "offsets", "block_ids"):
+        getattr(trace, column).setflags(write=False)
+    return trace
 
 
 def small_trace(
@@ -157,32 +186,3 @@ def small_trace(
         offsets=np.cumsum([0, *counts], dtype=np.int64),
         block_ids=np.array([i for ids in prompts for i in ids], dtype=np.int64),
     )
-
-
-def _agent_sessions(path: Path) -> Trace:
-    """All sessions started together, merged by time; ids made unique over sessions."""
-    rows: list[tuple[float, int, int, dict[str, Any]]] = []
-    with lzma.open(path, "rt") as lines:
-        for session, line in enumerate(lines):
-            recorded = _flat(json.loads(line)["requests"], 0.0)
-            rows += [(t, session, i, request) for i, (t, request) in enumerate(recorded)]
-    rows.sort(key=lambda row: row[:3])
-    prompts = [[session << 32 | i for i in r["hash_ids"]] for _, session, _, r in rows]
-    return Trace(
-        name=path.name,
-        format="agent sessions",
-        block_tokens=64,
-        arrival_ns=np.array([round(t * 1e9) for t, *_ in rows], dtype=np.int64),
-        input_tokens=np.array([r["in"] for *_, r in rows], dtype=np.int64),
-        output_tokens=np.array([r["out"] for *_, r in rows], dtype=np.int64),
-        offsets=np.cumsum([0, *map(len, prompts)], dtype=np.int64),
-        block_ids=np.array([i for ids in prompts for i in ids], dtype=np.int64),
-    )
-
-
-def _flat(requests: list[dict[str, Any]], start_s: float) -> Iterator[tuple[float, dict[str, Any]]]:
-    for request in requests:
-        if request["type"] == "subagent":
-            yield from _flat(request["requests"], start_s + request["t"])
-        else:
-            yield start_s + request["t"], request

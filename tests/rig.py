@@ -14,21 +14,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.cache.index import CacheIndex
+from pytest_kvcache.cache.tiers import Tier, TierStack
 from pytest_kvcache.engine.loop import Loop
 from pytest_kvcache.engine.operations import TransferSettings
+from pytest_kvcache.engine.tiered import Tiers
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.ioengines.inline import call_backend
 from pytest_kvcache.ioengines.protocol import DELETE, READ, SYNC, WRITE
 from pytest_kvcache.measure.recorder import Recorder, Window
+from pytest_kvcache.measure.worth import WorthBook
 from tests.factories import HOST, PAGE, PATIENCE_S, FakeClock, S, name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from pytest_kvcache.backends.protocol import Backend
+    from pytest_kvcache.cache.tiers import TierPolicy
     from pytest_kvcache.engine.payload import Payload
     from pytest_kvcache.ioengines.protocol import Completion, IoEngine, IoEngineName
     from pytest_kvcache.measure.histogram import Histogram
+    from pytest_kvcache.measure.service import ServiceBook
     from pytest_kvcache.workloads.protocol import Workload
 
 KINDS = {READ: "get", WRITE: "put", DELETE: "delete", SYNC: "sync"}
@@ -295,18 +300,36 @@ def settings_of(**changes: Any) -> TransferSettings:
 
 def index_of(capacity_blocks: int | None, settings: TransferSettings) -> CacheIndex:
     """An index for so many blocks of objects as these."""
-    block_bytes = settings.objects_per_block * settings.stored_bytes
     return CacheIndex(
-        None if capacity_blocks is None else capacity_blocks * block_bytes,
+        None if capacity_blocks is None else capacity_blocks * settings.stored_block_bytes,
         page_bytes=PAGE,
         objects_per_block=settings.objects_per_block,
+        part_bytes=[part.object_bytes for part in settings.parts],
     )
+
+
+def stack_of(
+    policy: TierPolicy, settings: TransferSettings, capacities: Mapping[str, int | None]
+) -> TierStack:
+    """Tiers by their names for so many blocks each."""
+    block_bytes = settings.objects_per_block * settings.stored_bytes
+    tiers = [
+        Tier(
+            name=name,
+            capacity_bytes=None if blocks is None else blocks * block_bytes,
+            page_bytes=PAGE,
+            objects_per_block=settings.objects_per_block,
+        )
+        for name, blocks in capacities.items()
+    ]
+    return TierStack(tiers, policy)
 
 
 class Rig:
     """A loop in a thread of its own, on a clock and a stage that the test moves.
 
-    Or on a backend, whose calls are made in an order that ``seed`` stands for.
+    Or on a backend, whose calls are made in an order that ``seed`` stands for. ``memory`` has
+    the tiers before the storage: name → blocks, and the backend (None: index only).
     """
 
     def __init__(
@@ -319,8 +342,12 @@ class Rig:
         payload: Payload | None = None,
         block_tokens: int = 1,
         generation_s_per_token: float = 0.0,
+        prefill_tokens_per_s: float | None = None,
         phase: str = "both",
         seed: int = 0,
+        memory: Mapping[str, tuple[int, Backend | None]] | None = None,
+        policy: TierPolicy = "write-through",
+        service: ServiceBook | None = None,
         **changes: Any,
     ) -> None:
         self.settings = settings_of(**changes)
@@ -332,15 +359,25 @@ class Rig:
         else:
             self.io = Shuffled(storage, depth, random.Random(seed))
         self.clock = clock
-        self.recorder = Recorder()
+        worth = None if prefill_tokens_per_s is None else WorthBook(prefill_tokens_per_s)
+        self.recorder = Recorder(service, worth)
         self.index = index_of(capacity_blocks, self.settings)
+        cache: CacheIndex | Tiers = self.index
+        if memory is not None:
+            blocks = {name: most for name, (most, _backend) in memory.items()}
+            capacities = {**blocks, "storage": capacity_blocks}
+            self.stack = stack_of(policy, self.settings, capacities)
+            self.index = self.stack.indices[-1]
+            backends = tuple(backend for _most, backend in memory.values())
+            cache = Tiers(stack=self.stack, memories=backends, payload=payload)
         self.loop = Loop(
             settings=self.settings,
             block_tokens=block_tokens,
             generation_s_per_token=generation_s_per_token,
+            prefill_tokens_per_s=prefill_tokens_per_s,
             phase=phase,
             io=self.io,
-            index=self.index,
+            cache=cache,
             workload=workload,
             payload=payload,
             recorder=self.recorder,

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from pytest_kvcache.results.provenance import KINDS, Evidence
+from pytest_kvcache.results.provenance import KINDS, Provenance
 from pytest_kvcache.results.summary import MetricSeries
 
 SERIES = "read.p99_ms"
 CASE = "mixed-llama3.1-8b-np2"
-STORAGE = Evidence(is_storage=True, verdicts=())
-NO_STORAGE = Evidence(is_storage=False, verdicts=("NOT_STORAGE",))
-IN_MEMORY = Evidence(is_storage=True, verdicts=("SHORT_WINDOW", "TMPFS"))
+STORAGE = Provenance(is_storage=True, verdicts=())
+NO_STORAGE = Provenance(is_storage=False, verdicts=("NOT_STORAGE",))
+IN_MEMORY = Provenance(is_storage=True, verdicts=("SHORT_WINDOW", "TMPFS"))
 
 
-def told(**facts: dict[str, Any]) -> Evidence:
-    """Evidence of a run on storage, with these facts and no others."""
+def reported(**facts: dict[str, Any]) -> Provenance:
+    """Provenance of a run on storage, with these facts and no others."""
     every = {kind: facts.get(kind, {}) for kind in KINDS}
-    return Evidence(is_storage=True, verdicts=(), facts=every)
+    return Provenance(is_storage=True, verdicts=(), facts=every)
 
 
 def latency(*values: float) -> MetricSeries:

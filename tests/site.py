@@ -187,13 +187,13 @@ class Site:
 
 
 @contextmanager
-def machine_to_oneself(*, own_locks: bool = True) -> Iterator[None]:
-    """Wait for the tests of other sessions, at most so long; they would only be slow together.
+def machine_to_oneself(among: str = "ranks", *, own_locks: bool = True) -> Iterator[None]:
+    """Wait for the tests of that kind in other sessions, at most so long: they'd all be slow.
 
     Benchmarks that others run on this machine are no concern of ours, nor are our locks of
     theirs: they lie in a directory of the tests, which what is started here inherits.
     """
-    name = f"pytest-kvcache-tests.{os.uname().nodename}.{os.getuid()}"
+    name = f"pytest-kvcache-tests.{among}.{os.uname().nodename}.{os.getuid()}"
     path = Path(tempfile.gettempdir(), f"{name}.lock")
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:

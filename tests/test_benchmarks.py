@@ -82,7 +82,7 @@ def raw_figures() -> dict[str, dict[str, list[Any]]]:
         "unverified": {row_name("read", 64 * KIB, (1, 16)): both},
         "writes": {row_name("write", MIB, (2, 8)): both},
         "null": {"s": [{"ops_per_s": 500_000.0}]},
-        "blind": {"s": [{"null_ops_per_s": 200_000.0}]},
+        "checked": {"s": [{"null_ops_per_s": 200_000.0}]},
         "start": {"s": [1.0, 1.2]},
         "gather": {"s": [0.4]},
     }  # fmt: skip
@@ -146,6 +146,7 @@ def test_fio_has_huge_pages_if_enough_are_in_reserve(meminfo: str, memory: str) 
     assert f"--iomem={memory}" in job(memory=memory).argv(Path("d"))
 
 
+@pytest.mark.thorough
 def test_without_fio_the_script_says_how_to_install_it(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.storage"],

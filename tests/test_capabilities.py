@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,17 +27,23 @@ KINDS: dict[str, tuple[set[str], str]] = {
 }
 
 
+@cache
+def nodes(source: str) -> list[ast.Compare | ast.Call]:
+    """Where something may be decided."""
+    return [n for n in ast.walk(ast.parse(source)) if isinstance(n, (ast.Compare, ast.Call))]
+
+
 def decisions(source: str, kind: str) -> Iterator[int]:
     """The lines that compare a thing of this kind with one of its names, or look one up."""
     names = KINDS[kind][0]
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes(source):
         if isinstance(node, ast.Compare):
             sides = [node.left, *node.comparators]
             if any(_is_called(side, kind) for side in sides) and any(
                 _holds(side, names) for side in sides
             ):
                 yield node.lineno
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        elif isinstance(node.func, ast.Attribute):
             table = node.func.value
             if isinstance(table, ast.Dict) and any(_is_called(arg, kind) for arg in node.args):
                 yield node.lineno

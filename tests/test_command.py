@@ -235,6 +235,16 @@ def test_a_reader_that_stops_early_is_no_error(run_file: Path) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("command", ["show", "verify"])
+def test_whoever_reads_nothing_changes_no_answer(run_file: Path, command: str) -> None:
+    ours = f"{sys.executable} -m pytest_kvcache {command} {run_file}"
+    done = subprocess.run(
+        ["sh", "-c", f"({ours}; echo $? >&2) | true"], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == "0\n"
+
+
+@pytest.mark.thorough
 def test_of_several_files_each_is_judged(
     run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -308,8 +318,8 @@ def test_a_file_that_was_changed_afterwards_is_named(
     path = beside(left_behind, name)
     path.write_bytes(path.read_bytes() + b" ")
     assert main(["verify", str(left_behind)]) == 1
-    told = f"trial 2: mixed-tiny-1b-np2/trial-2/{name} is not the file that it was made of"
-    assert told in capsys.readouterr().err
+    reported = f"trial 2: mixed-tiny-1b-np2/trial-2/{name} is not the file that it was made of"
+    assert reported in capsys.readouterr().err
 
 
 def test_a_run_file_whose_facts_were_made_up_consistently_contradicts_its_records(
@@ -323,7 +333,7 @@ def test_a_run_file_whose_facts_were_made_up_consistently_contradicts_its_record
     assert "trial-2/trial.json: ranks[0].pid is" in capsys.readouterr().err
 
 
-def told_of(run_file: Path, data: Any, capsys: pytest.CaptureFixture[str]) -> str:
+def reported_of(run_file: Path, data: Any, capsys: pytest.CaptureFixture[str]) -> str:
     """What `verify` says of a run file that was made these."""
     capsys.readouterr()
     assert verify(run_file, data) == 1
@@ -341,7 +351,7 @@ def test_files_are_compared_whatever_the_run_file_says_it_was_made_of(
     trial["sources"] = {
         path: digest for path, digest in trial["sources"].items() if path.endswith(kept or "-")
     }
-    found = told_of(left_behind, data, capsys)
+    found = reported_of(left_behind, data, capsys)
     assert "trial-2/trial.json lies beside the run file, but its sources have no such" in found
     assert "trial-2/trial.json: ranks[0].pid is" in found
 
@@ -352,7 +362,7 @@ def test_files_of_a_case_without_any_sources_are_compared(
     data = json.loads(left_behind.read_text())
     for trial in data["cases"][0]["trials"]:
         trial["sources"] = {}
-    found = told_of(left_behind, data, capsys)
+    found = reported_of(left_behind, data, capsys)
     for number in (1, 2):
         assert f"trial {number}: mixed-tiny-1b-np2/trial-{number}/trial.json lies beside" in found
 
@@ -370,13 +380,13 @@ def test_a_trial_that_was_left_out_is_named(
     left_behind: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = without_the_last(json.loads(left_behind.read_text()))
-    found = told_of(left_behind, data, capsys)
+    found = reported_of(left_behind, data, capsys)
     assert "mixed-tiny-1b-np2/trial-2 lies beside the run file, which has no such trial" in found
     assert "looks are [1]; when it ran they were [2]" in found
     with pytest.raises(OptionError, match="trial-2 lies beside the run file"):
         load_baseline(left_behind)
     shutil.rmtree(left_behind.parent / "mixed-tiny-1b-np2" / "trial-2")
-    assert "when it ran they were [2]" in told_of(left_behind, data, capsys)
+    assert "when it ran they were [2]" in reported_of(left_behind, data, capsys)
 
 
 def test_what_the_controllers_clock_saw_can_not_be_emptied(
@@ -390,11 +400,11 @@ def test_what_the_controllers_clock_saw_can_not_be_emptied(
     path.write_text(json.dumps(json.loads(path.read_text()) | seen))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     trial["sources"]["mixed-tiny-1b-np2/trial-2/controller.json"] = digest
-    found = told_of(left_behind, data, capsys)
+    found = reported_of(left_behind, data, capsys)
     assert "trial-2/trial.json: clock.controller_most_s is None; computed from" in found
     assert "clock.controller_least_s is None" in found
     beside(left_behind, "controller.json").unlink()
-    assert "trial-2/trial.json lies beside the run file without its" in told_of(
+    assert "trial-2/trial.json lies beside the run file without its" in reported_of(
         left_behind, data, capsys
     )
 
@@ -412,7 +422,7 @@ def test_cases_of_one_name_have_directories_of_their_own(
     assert verify(site.run_file(), data) == 0
     assert "as the records of 2 trials say" in capsys.readouterr().out
     data["cases"][1]["trials"][0]["sources"] = {}
-    found = told_of(site.run_file(), data, capsys)
+    found = reported_of(site.run_file(), data, capsys)
     assert "mixed-tiny-1b-np2-2/trial-1/trial.json lies beside" in found
     assert "can't be read" not in found
 
@@ -433,7 +443,7 @@ def test_a_run_that_was_killed_is_shown_and_not_sound(
     data["cases"] = data["cases"][:1]
     run = RunResult.from_json(data)
     killed = replace(run, cases=(replace(run.cases[0], looks=(3,)),)).to_json()
-    found = told_of(run_file, killed, capsys)
+    found = reported_of(run_file, killed, capsys)
     assert "it ends with trial 2, which is sound; by its looks it ends after 3" in found
     assert main(["show", str(run_file)]) == 0
 

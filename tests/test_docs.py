@@ -17,6 +17,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from pytest_kvcache.measure.metrics import METRICS, PERCENTILES
+from pytest_kvcache.measure.steps import StepCounts
 from pytest_kvcache.options.options import Options, build_options
 from pytest_kvcache.options.table import OPTIONS
 from pytest_kvcache.plan.forecast import forecast
@@ -25,7 +26,9 @@ from pytest_kvcache.plan.planner import Planner, name_cases
 from pytest_kvcache.registry import ENTRY_POINTS, build_registry
 from pytest_kvcache.results.record import RankResult
 from pytest_kvcache.results.summary import MetricSeries
+from pytest_kvcache.results.trial import StepFigures
 from pytest_kvcache.results.verdictcodes import SEVERITIES
+from pytest_kvcache.traces import ioformat
 from pytest_kvcache.units import GIB, KIB
 from pytest_kvcache.version import VERSION
 from tests.objectserver import object_server
@@ -305,7 +308,8 @@ def test_every_field_of_a_run_file_is_documented(site: Site) -> None:
     documented = words_of(RESULTS.read_text(encoding="utf-8"))
     for name in ("histogram.md", "counters.md"):
         documented |= words_of((DOCS / name).read_text(encoding="utf-8"))
-    free = frozenset({"summary", "origins", "filesystem", "sources"})
+    names = {"weights", "class_shares", "profiles", "classes"}
+    free = frozenset({"summary", "origins", "filesystem", "sources", *names})
     assert set(keys_of(site.run(), free)) - documented == set()
 
 
@@ -323,9 +327,18 @@ def test_every_field_of_a_rank_is_documented() -> None:
     assert set(RankResult.__dataclass_fields__) - words_of(rows) - counted == set()
 
 
+def test_every_field_of_a_load_step_is_documented_and_no_other() -> None:
+    documented: set[str] = set()
+    for first, *_rest in [*cells(RESULTS, "### The load steps of a trial")]:
+        documented |= words_of(first)
+    assert documented == set(StepFigures.__dataclass_fields__)
+    (row,) = [row for row in cells(RESULTS, "### A rank") if row[0] == "`load_steps`"]
+    assert words_of(row[1]) >= set(StepCounts.__dataclass_fields__)
+
+
 def test_every_verdict_is_documented_with_its_severity() -> None:
-    told = {(row[0].strip("`"), row[1]) for row in [*cells(RESULTS, "## Verdicts")][1:]}
-    assert told == set(SEVERITIES.items())
+    reported = {(row[0].strip("`"), row[1]) for row in [*cells(RESULTS, "## Verdicts")][1:]}
+    assert reported == set(SEVERITIES.items())
 
 
 def test_every_verdict_of_the_table_is_given_somewhere_and_no_other() -> None:
@@ -492,3 +505,24 @@ def test_pytest_benchmarks_own_comparison_catches_it_too(
     slower.stdout.fnmatch_lines(
         ["*Field 'mean'*", "FAILED kvcache::gate[[]--benchmark-compare-fail] *"]
     )
+
+
+# --- docs/iotrace.md ---------------------------------------------------------------------------
+
+
+def test_every_column_and_release_of_an_io_trace_is_documented() -> None:
+    page = DOCS / "iotrace.md"
+    (columns, releases) = (
+        [word for first, *_rest in cells(page, heading) for word in re.findall(r"`(\w+)`", first)]
+        for heading in ("## What is written", "## What waits for what")
+    )
+    assert columns == list(ioformat.COLUMNS)
+    assert releases[1:] == list(ioformat.RELEASES)  # below the name of the column
+    phases, operations = (
+        next(row[1] for row in cells(page, "## What is written") if row[0] == f"`{name}`")
+        for name in ("phase", "operation")
+    )
+    assert set(ioformat.PHASES) <= words_of(phases)
+    assert set(ioformat.OPERATIONS) == words_of(operations)
+    assert f"`{ioformat.FIRST_LINE}{ioformat.VERSION}: `" in page.read_text(encoding="utf-8")
+    assert f"`{ioformat.LAST_LINE}1234 operations`" in page.read_text(encoding="utf-8")

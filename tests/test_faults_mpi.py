@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.aftermath import is_alive, leaving_nothing, the_cause
 from tests.filesystems import small_filesystem
+from tests.leftovers import is_alive, leaving_nothing, the_cause
 from tests.site import PATIENCE_S, output, refusal, wait_for
 
 if TYPE_CHECKING:
@@ -74,13 +74,13 @@ def test_corrupt_data_is_called_so_and_named(real_site: Site) -> None:
 def test_one_flipped_bit_fails_the_case_and_its_object_is_named(real_site: Site, data: str) -> None:
     options = ("--kv-backend=flipped-bit", "--kv-verify=full", f"--kv-data={data}")
     cause = the_cause(failed(real_site, *options))
-    told = re.fullmatch(
+    reported = re.fullmatch(
         rf"({RANK_1}): 1 failed operation, the first: object ([0-9a-f]{{32}}\.\d+) read back"
         r" wrong at byte \d+: page \d+ of object \2 differs in 1 bytes, the first at byte"
         r" 3096 of the page",
         cause,
     )
-    assert told, cause
+    assert reported, cause
     (trial,) = real_site.case()["trials"]
     assert (trial["integrity"]["failed"], trial["read"]["failed"]) == (1, 1)
     assert trial["integrity"]["checked"] > 1
@@ -116,7 +116,7 @@ def test_a_rank_that_ends_before_it_joined_fails_the_case(
 def test_the_other_cases_still_run(real_site: Site) -> None:
     # With one rank there is no rank 1 that could go wrong.
     with leaving_nothing(real_site):
-        result = real_site.real("--kv-backend=raising", "--kv-np=2,1",
+        result = real_site.real("--kv-backend=raising", "--kv-np=2,1", "--kv-allow-invalid",
                                 "--kv-metrics=read.gib_per_s")  # fmt: skip
     result.assert_outcomes(failed=1, passed=1)
     assert [case["np"] for case in real_site.run()["cases"]] == [2, 1]
@@ -184,7 +184,7 @@ BALLAST = """
 """
 
 
-def test_a_full_disk_is_told_with_host_and_directory(real_site: Site) -> None:
+def test_a_full_disk_is_reported_with_host_and_directory(real_site: Site) -> None:
     # Planned while there was room, which somebody else then took.
     real_site.pytester.makeconftest(BALLAST.format(left=4 << 20))
     with small_filesystem(real_site.cache_dir, "size=64m"):
@@ -278,6 +278,6 @@ def test_a_finished_trial_outlives_the_killing_of_pytest(real_site: Site) -> Non
     (trial,) = real_site.case()["trials"]
     assert trial["ok"]
     command = [sys.executable, "-m", "pytest_kvcache", "verify", str(real_site.run_file())]
-    told = subprocess.run(command, check=False, capture_output=True, text=True).stderr
-    (fault,) = told.splitlines()  # the figures are right, and that they are not all is told
+    reported = subprocess.run(command, check=False, capture_output=True, text=True).stderr
+    (fault,) = reported.splitlines()  # the figures are right, and that they are not all is told
     assert "trials are missing, or the run was killed or goes on" in fault

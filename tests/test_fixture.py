@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_kvcache.fixture import ReplayClock, Run
-from pytest_kvcache.launch.runner import Progress
-from pytest_kvcache.options.options import build_options, describe_value
+from pytest_kvcache.fixture import KVCache, ReplayClock, Run
+from pytest_kvcache.options.options import describe_value
 from pytest_kvcache.results.absence import why_absent
-from pytest_kvcache.session import Bench
 from tests.canned import case_of, measuring, section_of, trial_of
 from tests.factories import make_plan, make_trace_plan
 from tests.site import output
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.desk import Desk
     from tests.site import Site
+
+    KVCacheOf = Callable[..., KVCache]
+
+
+@pytest.fixture
+def kvcache_of(desk: Desk, request: pytest.FixtureRequest) -> Iterator[KVCacheOf]:
+    """Makes what a test of a session with these options has in its hand."""
+    with ExitStack() as stack:
+        yield lambda *words: KVCache(request, stack.enter_context(desk.benchmark_session(*words)))
 
 
 def test_the_example_of_the_contract_works(site: Site) -> None:
@@ -53,30 +65,70 @@ def test_a_metric_is_the_median_over_trials() -> None:
     assert run.metric("read.p95_ms") == sorted(values, key=lambda v: v or 0)[1] == values[2]
 
 
+def reported(kvcache: KVCache, **arguments: Any) -> str:
+    """What a test that calls it like that fails with: a text alone, no traceback."""
+    with pytest.raises(pytest.fail.Exception) as failed:
+        kvcache.run(**arguments)
+    assert failed.value.pytrace is False
+    assert failed.value.__suppress_context__
+    return str(failed.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"nump": 3}, "kvcache.run(nump=…) is no option (did you mean 'np'"),
+        ({"scenarios": "chat"}, "is no option (did you mean 'scenario'?); names are"),
+        ({"scenario": "chatt"}, "--kv-scenario is 'chatt' (did you mean 'chat'?); it"),
+        ({"np": 0}, "--kv-np is 0; it must be at least 1"),
+        ({"np": "two"}, "--kv-np is 'two'; it must be a whole number"),
+        ({"np": None}, "--kv-np"),
+        ({"scenario": "nope"}, "--kv-scenario is 'nope'; it must name a known scenario"),
+        ({"model": "nope"}, "--kv-model is 'nope'; it must name a known model"),
+        ({"backend": "nope"}, "--kv-backend is 'nope'; it must name a known backend"),
+        ({"layout": "layers"}, "--kv-layout is 'layers'; it must be"),
+        ({"html": "a.html"}, "--kv-html is a.html; this is not available yet"),
+        ({"np": [1, 2]}, "kvcache.run() runs one case, the options ask for"),
+        ({"model": ["tiny-1b", "qwen3-32b"]}, "kvcache.run() runs one case"),
+        ({"scenario": "chat,agent"}, "kvcache.run() runs one case"),
+        ({"backend": "file", "cache_dir": "/etc"}, "--kv-cache-dir is /etc"),
+        *(({"label": label}, f"label is {label!r}; it must be")
+          for label in ("", "a b", "../up", "-x", "x" * 41)),
+    ],
+)  # fmt: skip
+def test_a_wrong_call_is_reported_in_one_sentence(
+    kvcache_of: KVCacheOf, desk: Desk, arguments: dict[str, Any], sentence: str
+) -> None:
+    text = reported(kvcache_of(), **arguments)
+    assert sentence in text
+    assert "\n" not in text
+    assert desk.launches() == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "sentence"),
+    [
+        ("read.p96_ms", "'read.p96_ms' is no metric (did you mean 'read."),
+        ("read.p95", "'read.p95' is no metric (did you mean 'read.p95_ms'"),
+        ("read.p999_ms", "FEW_SAMPLES, p99.9 needs 10000 operations"),
+    ],
+)
+def test_a_metric_that_can_not_be_had_is_reported_in_one_sentence(
+    metric: str, sentence: str
+) -> None:
+    with pytest.raises(pytest.fail.Exception) as failed:
+        Run(case_of(make_plan())).metric(metric)
+    assert sentence in str(failed.value)
+    assert failed.value.pytrace is False
+
+
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        ("kvcache.run(nump=3)", "kvcache.run(nump=…) is no option (did you mean 'np'"),
-        ("kvcache.run(scenarios='chat')", "is no option (did you mean 'scenario'?); names are"),
         ("kvcache.run(scenario='chatt')", "--kv-scenario is 'chatt' (did you mean 'chat'?); it"),
-        ("kvcache.run(np=0)", "--kv-np is 0; it must be at least 1"),
-        ("kvcache.run(np='two')", "--kv-np is 'two'; it must be a whole number"),
-        ("kvcache.run(np=None)", "--kv-np"),
-        ("kvcache.run(scenario='nope')", "--kv-scenario is 'nope'; it must name a known scenario"),
-        ("kvcache.run(model='nope')", "--kv-model is 'nope'; it must name a known model"),
-        ("kvcache.run(backend='nope')", "--kv-backend is 'nope'; it must name a known backend"),
-        ("kvcache.run(layout='layers')", "--kv-layout is 'layers'; it must be"),
-        ("kvcache.run(html='a.html')", "--kv-html is a.html; this is not available yet"),
-        ("kvcache.run(np=[1, 2])", "kvcache.run() runs one case, the options ask for"),
-        ("kvcache.run(model=['tiny-1b', 'qwen3-32b'])", "kvcache.run() runs one case"),
-        ("kvcache.run(scenario='chat,agent')", "kvcache.run() runs one case"),
-        ("kvcache.run(backend='file', cache_dir='/etc')", "--kv-cache-dir is /etc"),
-        ("kvcache.run().metric('read.p96_ms')", "'read.p96_ms' is no metric (did you mean 'read."),
         ("kvcache.run().metric('read.p95')", "'read.p95' is no metric (did you mean 'read.p95_ms'"),
-        ("kvcache.run().metric('read.p999_ms')", "FEW_SAMPLES, p99.9 needs 10000 operations"),
     ],
 )
-@pytest.mark.once
 def test_a_wrong_call_fails_the_test_in_one_sentence(site: Site, call: str, sentence: str) -> None:
     result = site.canned_tests(f"def test_one(kvcache): {call}")
     result.assert_outcomes(failed=1)
@@ -90,26 +142,40 @@ def test_a_wrong_call_fails_the_test_in_one_sentence(site: Site, call: str, sent
 
 
 @pytest.mark.parametrize(
-    ("arguments", "launches"),
+    ("first", "second", "launches"),
     [
-        (("", ""), 1),
-        (("np=2", ""), 1),  # which the command line says as well
-        (("num_users=3, seed=1", "seed=1, num_users=3"), 1),
-        (("np=1", "np=2"), 2),
-        (("seed=1", "seed=2"), 2),
+        ({}, {}, 1),
+        ({"np": 2}, {}, 1),  # which the command line says as well
+        ({"num_users": 3, "seed": 1}, {"seed": 1, "num_users": 3}, 1),
+        ({"np": 1}, {"np": 2}, 2),
+        ({"seed": 1}, {"seed": 2}, 2),
+        ({"np": 1}, {"np": 1, "mpi_params": "--map-by slot"}, 2),
+        ({"np": 1}, {"np": 1, "oversubscribe": False}, 2),
+        ({"np": 1}, {"np": 1, "allow_run_as_root": True}, 2),
     ],
 )
-def test_tests_that_ask_for_the_same_share_a_launch(
-    site: Site, arguments: tuple[str, str], launches: int
+def test_who_asks_for_the_same_shares_a_launch(
+    kvcache_of: KVCacheOf,
+    desk: Desk,
+    first: dict[str, Any],
+    second: dict[str, Any],
+    launches: int,
 ) -> None:
-    first, second = arguments
-    source = f"""
-        def test_first(kvcache): kvcache.run({first})
-        def test_second(kvcache): kvcache.run({second})
+    kvcache = kvcache_of()
+    results = {id(kvcache.run(**arguments).result) for arguments in (first, second)}
+    assert len(results) == launches
+    assert len(desk.launches()) == launches
+
+
+def test_tests_that_ask_for_the_same_share_a_launch(site: Site) -> None:
+    source = """
+        def test_first(kvcache): kvcache.run(np=2)
+        def test_second(kvcache): kvcache.run()
+        def test_third(kvcache): kvcache.run(seed=1)
     """
-    site.canned_tests(source).assert_outcomes(passed=2)
-    assert len(site.launches()) == launches
-    assert len(site.run()["cases"]) == launches
+    site.canned_tests(source).assert_outcomes(passed=3)
+    assert len(site.launches()) == 2
+    assert len(site.run()["cases"]) == 2
 
 
 def test_the_shipped_suite_and_an_own_test_share_a_launch(site: Site) -> None:
@@ -118,12 +184,10 @@ def test_the_shipped_suite_and_an_own_test_share_a_launch(site: Site) -> None:
     assert len(site.launches()) == 1
 
 
-def test_more_trials_asked_for_later_are_made(site: Site) -> None:
-    source = """
-        def test_one(kvcache): assert len(kvcache.run(trials=1).result.trials) == 1
-        def test_three(kvcache): assert len(kvcache.run(trials=3).result.trials) == 3
-    """
-    site.canned_tests(source).assert_outcomes(passed=2)
+def test_more_trials_asked_for_later_are_made(kvcache_of: KVCacheOf) -> None:
+    kvcache = kvcache_of()
+    assert len(kvcache.run(trials=1).result.trials) == 1
+    assert len(kvcache.run(trials=3).result.trials) == 3
 
 
 def test_a_trial_is_judged_by_the_options_of_the_test_that_asks(
@@ -140,70 +204,54 @@ def test_a_trial_is_judged_by_the_options_of_the_test_that_asks(
     assert [case["trials"][0]["ok"] for case in site.run()["cases"]] == [True, False]
 
 
-@pytest.mark.parametrize(
-    "difference", ["mpi_params='--map-by slot'", "oversubscribe=False", "allow_run_as_root=True"]
-)
-@pytest.mark.once
-def test_what_decides_the_launch_is_part_of_the_question(site: Site, difference: str) -> None:
-    source = f"""
-        def test_first(kvcache): kvcache.run(np=1)
-        def test_second(kvcache): kvcache.run(np=1, {difference})
-    """
-    site.canned_tests(source).assert_outcomes(passed=2)
-    assert len(site.launches()) == len(site.run()["cases"]) == 2
+def test_fewer_trials_asked_for_later_do_not_push_out_those_that_were_made(
+    kvcache_of: KVCacheOf, desk: Desk
+) -> None:
+    kvcache = kvcache_of()
+    kvcache.run(trials=2)
+    kvcache.run(trials=1)
+    (run_file,) = desk.path.glob("results/*/run.json")
+    cases = json.loads(run_file.read_text())["cases"]
+    assert [len(case["trials"]) for case in cases] == [2, 1]
 
 
-def test_fewer_trials_asked_for_later_do_not_push_out_those_that_were_made(site: Site) -> None:
-    source = """
-        def test_two(kvcache): kvcache.run(trials=2)
-        def test_one(kvcache): kvcache.run(trials=1)
-    """
-    site.canned_tests(source).assert_outcomes(passed=2)
-    assert [len(case["trials"]) for case in site.run()["cases"]] == [2, 1]
-
-
-def test_a_plan_is_never_that_of_other_options(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(site.path)
-    options = build_options({"backend": ("null", "ini"), "model": ("tiny-1b", "ini")})
-    bench = Bench(
-        options, command=(), progress=Progress(), modify_plan=lambda plan: plan, max_trials=None
-    )
-    for users in range(1, 50):  # options that are gone leave their place in memory to others
-        asked = replace(options, num_users=users)
-        assert bench.plan(bench.names[0], asked).plan.users == users
-
-
-def test_values_may_be_given_as_python_has_them(site: Site) -> None:
-    source = """
-        import pathlib
-        import pytest
-
-        @pytest.mark.parametrize("value", [
-            {"hosts": "127.0.0.1"}, {"hosts": ["127.0.0.1"]}, {"np": (2,)}, {"trials": 1},
-            {"model": ["tiny-1b"]}, {"mpi_params": "--map-by slot"},
-            {"mpi_params": ["--map-by slot"]}, {"duration": 1.0}, {"oversubscribe": True},
-            {"cache_dir": pathlib.Path("/var/tmp")},
-        ])
-        def test_one(kvcache, value): kvcache.run(**value)
-    """
-    site.canned_tests(source).assert_outcomes(passed=10)
+def test_a_plan_is_never_that_of_other_options(desk: Desk) -> None:
+    with desk.benchmark_session() as benchmark_session:
+        for users in range(1, 50):  # options that are gone leave their place in memory to others
+            asked = replace(benchmark_session.options, num_users=users)
+            assert benchmark_session.plan(benchmark_session.names[0], asked).plan.users == users
 
 
 @pytest.mark.parametrize(
-    "call",
+    "given",
     [
-        "results_dir='elsewhere'", "mpi_bin='elsewhere'", "python='/elsewhere'",
-        "plugin=['kvcache_test_backends']", "compare='base.json'", "slo=['read.p95_ms<1']",
-        "datasize=True", "dry_run=True",
+        {"hosts": "127.0.0.1"}, {"hosts": ["127.0.0.1"]}, {"np": (2,)}, {"trials": 1},
+        {"model": ["tiny-1b"]}, {"mpi_params": "--map-by slot"},
+        {"mpi_params": ["--map-by slot"]}, {"duration": 1.0}, {"oversubscribe": True},
+        {"cache_dir": Path("/var/tmp")},
     ],
 )  # fmt: skip
-@pytest.mark.once
-def test_what_is_decided_for_the_whole_session_is_no_override(site: Site, call: str) -> None:
-    (site.path / "base.json").write_text('{"benchmarks": []}')
-    source = f"def test_one(kvcache): kvcache.run({call})"
-    result = site.canned_tests(source)
-    result.assert_outcomes(failed=1)
-    assert f"--kv-{call.partition('=')[0].replace('_', '-')}" in output(result)
+def test_values_may_be_given_as_python_has_them(
+    kvcache_of: KVCacheOf, given: dict[str, Any]
+) -> None:
+    assert kvcache_of().run(**given).metric("read.p95_ms") > 0
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"results_dir": "elsewhere"}, {"mpi_bin": "elsewhere"}, {"python": "/elsewhere"},
+        {"plugin": ["kvcache_test_backends"]}, {"compare": "base.json"},
+        {"slo": ["read.p95_ms<1"]}, {"datasize": True}, {"dry_run": True},
+    ],
+)  # fmt: skip
+def test_what_is_decided_for_the_whole_session_is_no_override(
+    kvcache_of: KVCacheOf, desk: Desk, given: dict[str, Any]
+) -> None:
+    (name,) = given
+    flag = "--kv-" + name.replace("_", "-")
+    assert reported(kvcache_of(), **given).startswith(f"{flag} is decided for the whole session")
+    assert desk.launches() == []
 
 
 @pytest.mark.parametrize("value", [True, False, 3, 0.25, "text", ("a", "b")])
@@ -216,7 +264,7 @@ def test_python_values_become_the_texts_of_options(value: object) -> None:
 # --- failures -------------------------------------------------------------------------------
 
 
-def test_a_failed_case_fails_every_test_that_asks_for_it_and_is_told_once(
+def test_a_failed_case_fails_every_test_that_asks_for_it_and_is_reported_once(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KVCACHE_TEST_FAULT", "exit-3")
@@ -305,7 +353,13 @@ def test_the_clock_stands_still_when_it_is_set_and_runs_otherwise() -> None:
         ("load.p95_ms", 66, 8, "FEW_SAMPLES, p95 needs 200 operations"),
         ("load.max_ms", 0, 0, "the trials have no such value"),
         ("load.p50_ms", 12, 802, "had not ended at the end of the window to tell (load: 802 of 8"),
-        ("wakeup.p50_ms", 0, 0, "only an open loop has wakeup; add --kv-request-rate"),
+        (
+            "scheduling_lag.p50_ms",
+            0,
+            0,
+            "only an open loop has scheduling_lag; add --kv-request-rate",
+        ),
+        ("run.s", 66, 0, "only a fixed amount of work that was done has it; add --kv-requests"),
     ],
 )
 def test_an_absent_metric_says_what_it_lacked(
@@ -314,6 +368,13 @@ def test_an_absent_metric_says_what_it_lacked(
     trial = measuring(trial_of(make_plan(np=2)), load=section_of(count, censored))
     case = case_of(make_plan(np=2), trial)
     assert why in why_absent(case, metric)
+
+
+def test_operations_that_nobody_made_are_named_with_what_makes_some() -> None:
+    plan = make_plan(np=2, requests=10, duration_s=None)
+    trial = measuring(trial_of(plan), write=section_of(0))
+    reason = "no write was completed in the window of a trial; raise --kv-requests"
+    assert why_absent(case_of(plan, trial), "write.gib_per_s") == reason
 
 
 @pytest.mark.parametrize(
@@ -347,6 +408,7 @@ TWO_DEPTHS = """
 """
 
 
+@pytest.mark.thorough
 def test_a_label_gives_a_case_a_name_and_a_baseline_of_its_own(site: Site) -> None:
     site.canned_tests(TWO_DEPTHS).assert_outcomes(passed=2)
     names = [case["name"] for case in site.run()["cases"]]
@@ -359,16 +421,10 @@ def test_a_label_gives_a_case_a_name_and_a_baseline_of_its_own(site: Site) -> No
     again.stdout.fnmatch_lines(["mixed-tiny-1b-np2-shallow", "read.p95_ms * ok"])
 
 
+@pytest.mark.thorough
 def test_cases_of_one_name_are_said_to_be_several(site: Site) -> None:
     source = TWO_DEPTHS.replace('label="shallow", ', "").replace('label="deep", ', "")
     text = " ".join(output(site.canned_tests(source)).split())
     assert "mixed-tiny-1b-np2 is the name of 2 cases that differ in queue_depth 1 -> 16" in text
     assert "kvcache.run(label=...)" in text
     assert "is the name of" not in output(site.canned_tests(TWO_DEPTHS))
-
-
-@pytest.mark.parametrize("label", ["", "a b", "../up", "-x", "x" * 41])
-def test_a_label_that_can_be_no_part_of_a_name_is_refused(site: Site, label: str) -> None:
-    result = site.canned_tests(f"def test_one(kvcache): kvcache.run(label={label!r})")
-    result.assert_outcomes(failed=1)
-    assert f"label is {label!r}; it must be" in output(result)

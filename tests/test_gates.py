@@ -16,6 +16,7 @@ from tests.site import SUITE, output, refusal
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.desk import Desk
     from tests.site import Site
 
 METRICS = "--kv-metrics=read.p95_ms,read.gib_per_s"
@@ -42,8 +43,22 @@ def baseline(site: Site, recorded: dict[str, str]) -> None:
         (site.path / name).write_text(text)
 
 
+@pytest.fixture
+def old(request: pytest.FixtureRequest, recorded: dict[str, str]) -> Desk:
+    """A desk on which these baselines lie; where there are none yet, a session makes them."""
+    if not recorded:
+        request.getfixturevalue("baseline")
+    desk: Desk = request.getfixturevalue("desk")
+    for name, text in recorded.items():
+        (desk.path / name).write_text(text)
+    return desk
+
+
+TWO_TRIALS = (METRICS, "--kv-trials=2")
+
+
 def gated(site: Site, *args: str) -> pytest.RunResult:
-    return site.canned(METRICS, "--kv-trials=2", *args)
+    return site.canned(*TWO_TRIALS, *args)
 
 
 def slos(site: Site, *args: str) -> pytest.RunResult:
@@ -125,13 +140,12 @@ def test_what_differs_from_the_baselines_plan_is_said(site: Site, kind: str) -> 
     assert all(part in output(allowed) for part in PLAN)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", [BASE, "benchmarks.json"])
-@pytest.mark.usefixtures("baseline")
-def test_a_gate_against_another_plan_is_refused_before_the_run(site: Site, kind: str) -> None:
-    sentence = refusal(gated(site, f"--kv-compare={kind}", GATE, *DEEPER))
+def test_a_gate_against_another_plan_is_refused_before_the_run(old: Desk, kind: str) -> None:
+    sentence = old.refusal(*TWO_TRIALS, f"--kv-compare={kind}", GATE, *DEEPER)
     assert "plan differs from the baseline's (users 100 -> 7;" in sentence
     assert "--kv-compare-across=plan" in sentence
-    assert site.launches() == []
 
 
 @pytest.mark.usefixtures("baseline")
@@ -215,29 +229,27 @@ def test_an_older_baseline_is_compared_and_said_to_tell_too_little(site: Site) -
         ),
     ],
 )
-@pytest.mark.usefixtures("baseline")
+@pytest.mark.thorough
 def test_a_missing_baseline_is_found_before_the_run(
-    site: Site, args: tuple[str, ...], missing: str
+    old: Desk, args: tuple[str, ...], missing: str
 ) -> None:
-    sentence = refusal(gated(site, f"--kv-compare={BASE}", *args))
+    sentence = old.refusal(*TWO_TRIALS, f"--kv-compare={BASE}", *args)
     assert sentence.startswith(f"--kv-compare={BASE} has no ")
     assert missing in sentence
-    assert site.launches() == []
 
 
-@pytest.mark.usefixtures("baseline")
-def test_a_gate_that_can_never_close_is_found_before_the_run(site: Site) -> None:
-    result = gated(site, f"--kv-compare={BASE}", "--kv-fail=read.gib_per_s:100%")
-    assert "the gate would never close" in refusal(result)
-    assert site.launches() == []
+@pytest.mark.thorough
+def test_a_gate_that_can_never_close_is_found_before_the_run(old: Desk) -> None:
+    gate = (f"--kv-compare={BASE}", "--kv-fail=read.gib_per_s:100%")
+    assert "the gate would never close" in old.refusal(*TWO_TRIALS, *gate)
 
 
-@pytest.mark.usefixtures("baseline")
-def test_a_baseline_in_another_unit_is_found_before_the_run(site: Site) -> None:
-    path = site.path / BASE
+@pytest.mark.thorough
+def test_a_baseline_in_another_unit_is_found_before_the_run(old: Desk) -> None:
+    path = old.path / BASE
     path.write_text(path.read_text().replace('"unit":"ms"', '"unit":"s"'))
-    refusal(gated(site, f"--kv-compare={BASE}", "--kv-fail=read.p95_ms:5%"))
-    assert site.launches() == []
+    sentence = old.refusal(*TWO_TRIALS, f"--kv-compare={BASE}", "--kv-fail=read.p95_ms:5%")
+    assert sentence.startswith(f"--kv-compare is {BASE}")
 
 
 OWN = "def test_one(kvcache): kvcache.run(trials=2)"
@@ -416,11 +428,11 @@ def test_a_gate_on_several_cases_of_own_tests_names_each_that_closed_it(site: Si
     """
     result = site.canned_tests(source, LIMIT, "--kv-allow-invalid", "--junitxml=j.xml")
     result.assert_outcomes(passed=2, failed=1)
-    told = [f"mixed-tiny-1b-np{ranks}: {VERDICT}" for ranks in (1, 2)]
-    assert f"FAILED {NODE} - {told[0][:20]}" in output(result)  # 80 columns
-    result.stdout.fnmatch_lines(told)
+    reported = [f"mixed-tiny-1b-np{ranks}: {VERDICT}" for ranks in (1, 2)]
+    assert f"FAILED {NODE} - {reported[0][:20]}" in output(result)  # 80 columns
+    result.stdout.fnmatch_lines(reported)
     (failure,) = ET.parse(site.path / "j.xml").getroot().iter("failure")
-    assert failure.get("message") == "; ".join(told)
+    assert failure.get("message") == "; ".join(reported)
 
 
 def test_the_suite_and_own_tests_are_judged_once_each(site: Site) -> None:
@@ -491,10 +503,10 @@ FEW = "FEW_SAMPLES, p99.9 needs 10000 operations per trial (10 beyond it), the t
 
 
 def test_a_gate_on_too_few_samples_says_how_many_it_takes(site: Site) -> None:
-    told = f"read.p999_ms of mixed-tiny-1b-np2 is missing: {FEW}; lengthen --kv-duration"
+    reported = f"read.p999_ms of mixed-tiny-1b-np2 is missing: {FEW}; lengthen --kv-duration"
     result = slos(site, "--kv-slo=read.p999_ms<9")
     result.assert_outcomes(passed=1, failed=1)
-    assert told in " ".join(output(result).split())
+    assert reported in " ".join(output(result).split())
     assert "this run has no such entry" not in output(result)
 
 
@@ -574,8 +586,10 @@ def test_an_slo_on_no_storage_is_refused_before_the_run(site: Site) -> None:
 # --- a baseline is verified -----------------------------------------------------------------
 
 
-def altered(site: Site, change: Callable[[dict[str, Any]], object], name: str = BASE) -> None:
-    path = site.path / name
+def altered(
+    place: Site | Desk, change: Callable[[dict[str, Any]], object], name: str = BASE
+) -> None:
+    path = place.path / name
     data = json.loads(path.read_text())
     change(data)
     path.write_text(json.dumps(data))
@@ -620,16 +634,22 @@ def slow_values(data: dict[str, Any]) -> None:
          "stands under the name"),
     ],
 )  # fmt: skip
-@pytest.mark.usefixtures("baseline")
-def test_an_altered_baseline_is_refused_before_the_run(
-    site: Site, name: str, change: Callable[[dict[str, Any]], object], sentence: str
+@pytest.mark.thorough
+def test_an_altered_baseline_is_refused(
+    old: Desk, name: str, change: Callable[[dict[str, Any]], object], sentence: str
 ) -> None:
-    assert gated(site, f"--kv-compare={name}", GATE).ret == pytest.ExitCode.OK
-    shutil.rmtree(site.path / "results")
-    altered(site, change, name)
-    told = refusal(gated(site, f"--kv-compare={name}", GATE))
-    assert told.startswith(f"--kv-compare is {name}; it must be an intact")
-    assert sentence in told
+    gate = (*TWO_TRIALS, f"--kv-compare={name}", GATE)
+    old.accept(*gate)
+    altered(old, change, name)
+    reported = old.refusal(*gate)
+    assert reported.startswith(f"--kv-compare is {name}; it must be an intact")
+    assert sentence in reported
+
+
+@pytest.mark.usefixtures("baseline")
+def test_an_altered_baseline_is_refused_before_the_run(site: Site) -> None:
+    altered(site, slow_summary)
+    assert "it must be an intact" in refusal(gated(site, f"--kv-compare={BASE}", GATE))
     assert site.launches() == []
 
 

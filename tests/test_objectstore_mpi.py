@@ -30,7 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def told_by(server: Path, secret: str = SECRET) -> tuple[str, ...]:
+def reported_by(server: Path, secret: str = SECRET) -> tuple[str, ...]:
     """What a user types for it."""
     return (*PLUGIN, "--kv-allow-invalid", f"--kv-backend-option=endpoint={server}",
             "--kv-backend-option", f"secret_key={secret}")  # fmt: skip
@@ -46,7 +46,7 @@ def test_an_object_store_of_a_plugin_runs_and_leaves_nothing_behind(
 ) -> None:
     monkeypatch.setenv("PYTEST_ADDOPTS", f"-o kv_backend_option=secret_key={SECRET}")
     result = real_site.real(
-        *told_by(server), "--kv-trials=2", "--junitxml=junit.xml", "--benchmark-json=bench.json"
+        *reported_by(server), "--kv-trials=2", "--junitxml=junit.xml", "--benchmark-json=bench.json"
     )
     assert result.ret == pytest.ExitCode.OK, output(result)
     case = real_site.case()
@@ -69,7 +69,7 @@ def test_the_secret_is_nowhere_but_where_it_is_needed(
 ) -> None:
     monkeypatch.setenv("PYTEST_ADDOPTS", f"-o kv_backend_option=secret_key={SECRET}")
     result = real_site.real(
-        *told_by(server), "-v", "-l", "--junitxml=junit.xml", "--benchmark-json=bench.json"
+        *reported_by(server), "-v", "-l", "--junitxml=junit.xml", "--benchmark-json=bench.json"
     )
     assert result.ret == pytest.ExitCode.OK, output(result)
     assert SECRET not in output(result)
@@ -87,7 +87,7 @@ def test_the_secret_is_nowhere_but_where_it_is_needed(
 
 def test_a_secret_that_is_wrong_is_not_told_either(real_site: Site, server: Path) -> None:
     wrong = "a-wrong-key-that-is-as-secret"
-    result = real_site.real(*told_by(server, wrong), "--junitxml=junit.xml")
+    result = real_site.real(*reported_by(server, wrong), "--junitxml=junit.xml")
     assert result.ret == pytest.ExitCode.TESTS_FAILED, output(result)
     assert f"the server does not know the key '{MASK}'" in output(result)
     assert wrong not in output(result)
@@ -98,7 +98,7 @@ def test_a_bug_in_a_backend_does_not_tell_the_secret(
     real_site: Site, server: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KVCACHE_TEST_BUG", "1")
-    result = real_site.real(*told_by(server))
+    result = real_site.real(*reported_by(server))
     assert result.ret == pytest.ExitCode.TESTS_FAILED, output(result)
     assert f"RuntimeError: a bug that tells {MASK}" in output(result)
     (log,) = real_site.path.glob("results/*/*/trial-1/mpirun.log")
@@ -109,7 +109,7 @@ def test_a_bug_in_a_backend_does_not_tell_the_secret(
 
 
 def test_a_dry_run_shows_the_settings_without_the_secret(real_site: Site, server: Path) -> None:
-    result = real_site.real(*told_by(server), "--kv-dry-run", "-v")
+    result = real_site.real(*reported_by(server), "--kv-dry-run", "-v")
     assert result.ret == pytest.ExitCode.OK, output(result)
     assert SECRET not in output(result)
     result.stdout.fnmatch_lines([f"*backend_option *endpoint={server} secret_key={MASK} (command*"])

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import re
 import sys
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from pytest_kvcache.errors import OptionError
+from pytest_kvcache.otherplugins import check_outputs
 from tests.site import output, refusal, runs_as_root
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.site import Site
 
 ONE = "--kv-metrics=read.p95_ms"
@@ -20,29 +25,77 @@ ONE = "--kv-metrics=read.p95_ms"
 # --- outputs --------------------------------------------------------------------------------
 
 
+class Outputs:
+    """What pytest's configuration says of the files that plugins are going to write."""
+
+    def __init__(self, **options: object) -> None:
+        self._options = options
+        self.pluginmanager = SimpleNamespace(get_plugins=set)
+
+    def getoption(self, name: str, default: object = None) -> object:
+        return self._options.get(name, default)
+
+
 @pytest.mark.parametrize(
-    ("option", "problem"),
+    ("options", "flag", "problem"),
     [
-        ("--benchmark-json=no/such/dir/x.json", "no/such/dir does not exist, so make it"),
-        ("--benchmark-json=file/x.json", "file is no directory, so make it"),
-        ("--benchmark-json=folder", "it is a directory; give it the name of a file"),
-        ("--benchmark-histogram=file/deep/x", "file is no directory"),
-        ("--benchmark-storage=file:///dev/null/deep", "/dev/null is no directory"),
-        ("--junitxml=file/deep/j.xml", "file is no directory"),
+        ({"benchmark_json": "no/such/dir/x.json"}, "--benchmark-json",
+         "no/such/dir does not exist, so make it"),
+        ({"benchmark_json": "file/x.json"}, "--benchmark-json",
+         "file is no directory, so make it"),
+        ({"benchmark_json": "folder"}, "--benchmark-json",
+         "it is a directory; give it the name of a file"),
+        ({"benchmark_histogram": ["file/deep/x"]}, "--benchmark-histogram",
+         "file is no directory"),
+        ({"benchmark_autosave": True, "benchmark_storage": "file:///dev/null/deep"},
+         "--benchmark-storage", "/dev/null is no directory"),
+        ({"xmlpath": "file/deep/j.xml"}, "--junit-xml", "file is no directory"),
     ],
+)  # fmt: skip
+def test_an_output_that_can_not_be_written_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, object],
+    flag: str,
+    problem: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OptionError) as refused:
+        check_outputs(cast("pytest.Config", Outputs(**options)))
+    assert str(refused.value).startswith(f"{flag} is ")
+    assert problem in str(refused.value)
+
+
+def test_an_output_that_can_be_written_is_not_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    good = Outputs(
+        benchmark_json="x.json", benchmark_histogram=["deep/down/x"], xmlpath="more/j.xml",
+        benchmark_storage="elsewhere/no", htmlpath=None,
+    )  # fmt: skip
+    check_outputs(cast("pytest.Config", good))
+
+
+@pytest.mark.parametrize(
+    "option", ["--benchmark-json=no/x.json", "--benchmark-histogram=file/deep/x"]
 )
-@pytest.mark.parametrize("dry", [(), ("--kv-dry-run",)])
 def test_an_output_that_can_not_be_written_is_refused_before_the_launch(
-    site: Site, option: str, problem: str, dry: tuple[str, ...]
+    site: Site, option: str
 ) -> None:
     (site.path / "file").touch()
-    (site.path / "folder").mkdir()
-    sentence = refusal(site.canned_apart(ONE, option, "--benchmark-autosave", *dry))
-    flag = option.partition("=")[0].replace("junitxml", "junit-xml")
+    sentence = refusal(site.canned_apart(ONE, option))
     assert site.launches() == []
     if "can't open" not in sentence:  # older versions of pytest-benchmark say so themselves
-        assert sentence.startswith(f"{flag} is ")
-        assert problem in sentence
+        assert sentence.startswith(f"{option.partition('=')[0]} is ")
+
+
+def test_a_dry_run_refuses_an_output_as_well(site: Site) -> None:
+    (site.path / "file").touch()
+    sentence = refusal(site.canned(ONE, "--junitxml=file/deep/j.xml", "--kv-dry-run"))
+    assert sentence.startswith("--junit-xml is ")
 
 
 @pytest.mark.skipif(runs_as_root(), reason="root may write everywhere")
@@ -115,11 +168,11 @@ def test_an_entry_beyond_a_limit_of_pytest_benchmark_is_a_failed_gate(site: Site
 
 
 @pytest.mark.usefixtures("slower")
-def test_without_a_summary_a_limit_of_pytest_benchmark_is_told_too(site: Site) -> None:
+def test_without_a_summary_a_limit_of_pytest_benchmark_is_reported_too(site: Site) -> None:
     result = site.canned_apart(ONE, *COMPARED, "-p", "no:terminal")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    told = "gate closed: --benchmark-compare-fail: mixed-tiny-1b-np2-read.p95_ms: Field 'mean'"
-    assert told in output(result)
+    reported = "gate closed: --benchmark-compare-fail: mixed-tiny-1b-np2-read.p95_ms: Field 'mean'"
+    assert reported in output(result)
 
 
 def test_an_entry_within_the_limits_of_pytest_benchmark_passes_its_gate(site: Site) -> None:
@@ -327,7 +380,7 @@ def test_another_plugins_broken_end_costs_no_report(site: Site, kind: str) -> No
 
 
 @pytest.mark.parametrize("quiet", [("--no-summary",), ("-p", "no:terminal")])
-def test_without_a_summary_the_run_file_and_closed_gates_are_told(
+def test_without_a_summary_the_run_file_and_closed_gates_are_reported(
     site: Site, quiet: tuple[str, ...]
 ) -> None:
     result = site.canned_apart(ONE, "--kv-slo=read.p95_ms<0.1", "--kv-allow-invalid", *quiet)
@@ -337,7 +390,7 @@ def test_without_a_summary_the_run_file_and_closed_gates_are_told(
     assert "read.p95_ms 1.449 ms, limit < 0.1 ms" in text
 
 
-def test_nothing_selected_is_told_without_a_terminal_too(site: Site) -> None:
+def test_nothing_selected_is_reported_without_a_terminal_too(site: Site) -> None:
     result = site.pytester.runpytest_subprocess("-p", "no:terminal", "--kv-np=2")
     assert "no benchmark was selected" in result.stderr.str()
 

@@ -67,6 +67,7 @@ def test_the_fixture_is_listed_with_what_it_is_for(site: Site) -> None:
     assert "Run KV-cache benchmark cases from a test" in text
 
 
+@pytest.mark.thorough
 def test_named_in_a_conftest_and_an_ini_and_beside_xdist_it_disturbs_nothing(
     site: Site,
 ) -> None:
@@ -76,6 +77,7 @@ def test_named_in_a_conftest_and_an_ini_and_beside_xdist_it_disturbs_nothing(
     site.pytester.runpytest_subprocess(*PYTEST, "-n1", timeout=PATIENCE_S).assert_outcomes(passed=1)
 
 
+@pytest.mark.thorough
 def test_in_an_xdist_worker_the_fixture_fails_in_one_sentence_and_launches_nothing(
     site: Site,
 ) -> None:
@@ -121,6 +123,7 @@ def test_a_dry_run_of_two_cases_prints_both_once(site: Site) -> None:
     assert heads == ["mixed-tiny-1b-np1", "mixed-tiny-1b-np2"]
 
 
+@pytest.mark.thorough
 def test_a_dry_run_plans_other_hosts_and_tells_of_those_it_can_not_reach(
     site: Site, fake: str
 ) -> None:
@@ -154,6 +157,7 @@ def test_a_path_that_moves_the_root_of_the_tests_is_refused(
 # --- gates: test_gates.py has the rest --------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_baseline_of_either_kind_passes_the_same_speed_and_no_slower_one(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,6 +276,7 @@ def test_a_collection_error_launches_nothing(site: Site) -> None:
     assert site.launches() == []
 
 
+@pytest.mark.thorough
 def test_a_run_that_goes_on_after_a_collection_error_is_checked_all_the_same(site: Site) -> None:
     site.pytester.makepyfile(test_mine="def broken(:")
     goes_on = ("--continue-on-collection-errors", "test_mine.py")
@@ -284,6 +289,7 @@ def test_nothing_selected_is_pytests_own_exit_code(site: Site) -> None:
     assert site.canned("-k", "nothing_like_it").ret == pytest.ExitCode.NO_TESTS_COLLECTED
 
 
+@pytest.mark.thorough
 def test_a_timeout_in_the_middle_of_a_launch_ends_it(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -235,7 +235,7 @@ def neighbour(directory: Path) -> Iterator[None]:
             reader.kill()
 
 
-def test_a_neighbour_on_the_disk_is_told_with_numbers(real_site: Site, disk_dir: Path) -> None:
+def test_a_neighbour_on_the_disk_is_reported_with_numbers(real_site: Site, disk_dir: Path) -> None:
     with neighbour(disk_dir):
         trial = trial_of(real_site, f"--kv-cache-dir={disk_dir}", "--kv-num-users=1")
     (group,) = trial["proof"]["devices"]

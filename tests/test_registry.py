@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_kvcache.backends.posix.backend import StoreBackend
-from pytest_kvcache.errors import OptionError, UnavailableError, UnknownNameError
+from pytest_kvcache.errors import OptionError, UnknownNameError
 from pytest_kvcache.models import MODELS
 from pytest_kvcache.registry import Registry, build_registry
-from pytest_kvcache.workloads.scenarios import LATER, SYNTHETIC
+from pytest_kvcache.workloads.scenarios import SYNTHETIC
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,7 +53,7 @@ def built_in() -> Registry:
 def test_the_built_ins_are_there(built_in: Registry) -> None:
     assert dict(built_in.models) == dict(MODELS)
     assert set(built_in.backends) == {"file", "memory", "null"}
-    assert set(built_in.workloads) == {*SYNTHETIC, "trace"}
+    assert set(built_in.workloads) == {*SYNTHETIC, "trace", "mlperf-1", "mlperf-2", "mlperf-3"}
     assert set(built_in.launchers) == {"openmpi", "hydra", "srun", "pals"}
 
 
@@ -66,12 +66,6 @@ def test_a_backend_is_made_anew_each_time(built_in: Registry) -> None:
     factory = built_in.backend("file")
     assert isinstance(factory(), StoreBackend)
     assert factory() is not factory()
-
-
-@pytest.mark.parametrize("name", sorted(LATER))
-def test_a_scenario_that_comes_later_is_refused_as_such(built_in: Registry, name: str) -> None:
-    with pytest.raises(UnavailableError, match=f"--kv-scenario is {name}; .*use one of agent"):
-        built_in.workload(name)
 
 
 @pytest.mark.parametrize("kind", ["backend", "workload"])
@@ -149,22 +143,9 @@ def test_a_backend_that_does_not_say_what_it_is_like_is_refused_by_name(
     )
     with pytest.raises(OptionError) as error:
         build_registry([write_plugin("kvp_stateless", source)])
-    told = str(error.value)
-    assert told.startswith("the backend 'mine' (")
-    assert f"states {shown} as its traits; they must be a BackendTraits, as a class" in told
-
-
-def test_a_plugin_may_bring_what_comes_later(write_plugin: Callable[[str, str], str]) -> None:
-    source = (
-        "from pytest_kvcache.workloads.replay import ReplayFamily\n"
-        "@pytest_kvcache.hookimpl\n"
-        "def kvcache_workloads():\n"
-        "    return {'rag': ReplayFamily()}\n"
-    )
-    registry = build_registry([write_plugin("kvp_later", source)])
-    assert registry.workload("rag").needs_trace
-    with pytest.raises(UnavailableError, match="mlperf-1"):
-        registry.workload("mlperf-1")
+    reported = str(error.value)
+    assert reported.startswith("the backend 'mine' (")
+    assert f"states {shown} as its traits; they must be a BackendTraits, as a class" in reported
 
 
 def test_a_plugin_that_is_named_twice_counts_once(write_plugin: Callable[[str, str], str]) -> None:
@@ -215,7 +196,24 @@ def test_a_module_without_hooks_is_refused(write_plugin: Callable[[str, str], st
         build_registry([write_plugin("kvp_bare", source)])
 
 
-@pytest.mark.parametrize("name", ["mistral.json", "/models/m/config.json", "m.yaml"])
-def test_a_file_of_models_that_is_no_toml_is_told_what_to_become(name: str) -> None:
-    with pytest.raises(OptionError, match=r"must be TOML .* dtype, which a config.json calls"):
+@pytest.mark.parametrize("name", ["m.yaml", "m.safetensors"])
+def test_a_file_of_models_that_is_neither_json_nor_toml_is_told_what_to_become(name: str) -> None:
+    with pytest.raises(OptionError, match=r"must be the model's config.json, or a TOML file"):
         build_registry(()).models_of([name])
+
+
+@pytest.mark.parametrize("name", ["mistral.json", "/models/m/config.json", "models/absent"])
+def test_a_configuration_that_is_not_there_is_told(name: str) -> None:
+    with pytest.raises(OptionError, match=r"can't be read: No such file .* config.json"):
+        build_registry(()).models_of([name])
+
+
+def test_a_configuration_is_a_model_and_the_stored_type_is_of_all_of_them(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "llama", "num_hidden_layers": 3, "num_attention_heads": 4,'
+        ' "hidden_size": 64}'
+    )
+    models = build_registry(()).models_of(["tiny-1b", str(tmp_path)], "fp8")
+    assert [model.bytes_per_token for model in models] == [12_288, 3 * 64 * 2]
+    with pytest.raises(OptionError, match="lacks torch_dtype"):
+        build_registry(()).models_of([str(tmp_path)])

@@ -13,7 +13,7 @@ import pytest
 
 import pytest_kvcache
 from pytest_kvcache.workloads.protocol import WorkloadContext
-from pytest_kvcache.workloads.scenarios import PROFILES, SYNTHETIC
+from pytest_kvcache.workloads.scenarios import PROFILES, SYNTHETIC, TABLE
 from pytest_kvcache.workloads.synthetic import SyntheticWorkload
 from tests.site import SUITE, output, refusal
 
@@ -150,10 +150,10 @@ def test_the_checkout_refuses_misspelt_ini_names(checkout: Site) -> None:
 def test_the_checkout_keeps_the_working_set_below_two_gigabytes(checkout: Site) -> None:
     result = checkout.call("--kv-np=2", "--kv-dry-run", "-v", f"--kv-python={checkout.python}",
                            "--kv-plugin=kvcache_test_launcher", "--kv-mpi-bin=canned")  # fmt: skip
-    (told,) = re.findall(r"storage_capacity_gb +.* per rank, ([\d,]+) blocks", output(result))
+    (reported,) = re.findall(r"storage_capacity_gb +.* per rank, ([\d,]+) blocks", output(result))
     (tokens,) = re.findall(r"block_tokens +(\d+) tokens", output(result))
     assert (
-        2 * int(told.replace(",", "")) * 131_072 * int(tokens) < 2e9
+        2 * int(reported.replace(",", "")) * 131_072 * int(tokens) < 2e9
     )  # what is needed, if there is room for it
 
 
@@ -163,9 +163,9 @@ def test_the_checkout_gives_load_p95_its_samples_on_a_slow_disk() -> None:
     spec = WorkloadContext(
         users=int(ini["kv_num_users"]), block_tokens=int(ini["kv_block_tokens"]),
         context_scale=float(ini["kv_context_scale"]), seed=1, trial=0, rank=0, trace=None,
-        trace_speedup=0.0, trace_cycles=1,
+        trace_speedup=0.0, trace_cycles=1, dialogues=TABLE.dialogues("mixed"),
     )  # fmt: skip
-    workload = SyntheticWorkload(SYNTHETIC["mixed"], spec)
+    workload = SyntheticWorkload(spec)
     turns = [workload.next_request(user) for _ in range(20) for user in range(workload.users)]
     blocks = [turn.prompt_blocks for turn in turns if turn is not None]
     mean_bytes = sum(blocks) / len(blocks) * spec.block_tokens * 131_072  # of llama3.1-8b

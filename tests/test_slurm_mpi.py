@@ -20,7 +20,7 @@ import pytest
 
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.hosts.mpilibrary import mpi_library
-from pytest_kvcache.launch.postmortem import cause_of_death
+from pytest_kvcache.launch.diagnosis import cause_of_death
 from pytest_kvcache.launchers.detect import find_launcher, identify
 from pytest_kvcache.launchers.families import FAMILIES
 from pytest_kvcache.launchers.protocol import LaunchJob

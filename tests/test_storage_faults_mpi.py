@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_kvcache.__main__ import main
-from tests.aftermath import leaving_nothing, the_cause
 from tests.filesystems import MIB, fill, loop_disk, small_filesystem
+from tests.leftovers import leaving_nothing, the_cause
 from tests.site import PATIENCE_S, output, wait_for
 
 if TYPE_CHECKING:
@@ -294,7 +294,7 @@ def test_a_measuring_clock_that_runs_backwards_fails_the_trial(
     assert real_site.case()["summary"] == {}
 
 
-def test_a_rank_that_was_stopped_for_a_while_is_told(real_site: Site) -> None:
+def test_a_rank_that_was_stopped_for_a_while_is_reported(real_site: Site) -> None:
     with measuring(real_site, "--kv-duration=5", ONE_METRIC, "--kv-allow-invalid") as process:
         *_others, rank = real_site.wait_for_window(process)
         time.sleep(0.3)
@@ -306,10 +306,10 @@ def test_a_rank_that_was_stopped_for_a_while_is_told(real_site: Site) -> None:
     assert trial["harness"]["longest_pause_s"] >= 1.9
     (verdict,) = (verdict for verdict in trial["verdicts"] if verdict["code"] == "PAUSED")
     assert verdict["severity"] == "warning"
-    assert re.match(rf"rank \d on host {HOST} stood still for \d", verdict["text"])
+    assert re.match(rf"rank \d on host {HOST} was paused for \d", verdict["text"])
 
 
-# --- a storage that stands still, or changes ------------------------------------------------
+# --- a storage that stalls, or changes ------------------------------------------------------
 
 
 def test_a_stall_of_one_rank_is_found_named_and_verified(
@@ -317,7 +317,7 @@ def test_a_stall_of_one_rank_is_found_named_and_verified(
 ) -> None:
     monkeypatch.setenv("KVCACHE_TEST_STALL", "get,put,delete 1.0 2.2 1")
     result = real_site.real("--kv-backend=stalling", "--kv-duration=3", "--kv-allow-invalid")
-    result.stdout.fnmatch_lines(["*STALL warning: the storage stood still *"])
+    result.stdout.fnmatch_lines(["*STALL warning: the storage stalled *"])
     (trial,) = real_site.case()["trials"]
     stalls = trial["ranks"][1]["stalls"]
     assert any(s["kind"] == "every" and s["end_s"] - s["begin_s"] > 1.0 for s in stalls)

@@ -11,7 +11,7 @@ import pytest
 
 from pytest_kvcache.__main__ import main
 from pytest_kvcache.results.verdictcodes import INVALIDATING
-from tests.aftermath import leaving_nothing, the_cause
+from tests.leftovers import leaving_nothing, the_cause
 from tests.shims import FSYNC, HALF_SPEED, MALLOC, library, needs_compiler
 from tests.site import output, refusal, runs_as_root
 
@@ -48,9 +48,9 @@ def test_what_is_preloaded_here_is_refused_before_the_launch(
     monkeypatch.setenv("LD_PRELOAD", str(shim))
     result = real_site.real("--kv-dry-run")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    told = refusal(result)
-    assert f"{shim} (LD_PRELOAD), which wraps fsync" in told
-    assert "--kv-allow-preload" in told
+    reported = refusal(result)
+    assert f"{shim} (LD_PRELOAD), which wraps fsync" in reported
+    assert "--kv-allow-preload" in reported
 
 
 @needs_compiler
@@ -124,7 +124,7 @@ def quota_group(cores: float) -> Iterator[Path]:
 
 
 @pytest.mark.skipif(not runs_as_root(), reason="makes a control group")
-def test_a_cpu_quota_that_stops_ranks_is_told_with_its_numbers(real_site: Site) -> None:
+def test_a_cpu_quota_that_stops_ranks_is_reported_with_its_numbers(real_site: Site) -> None:
     with quota_group(0.3) as group, leaving_nothing(real_site):
         (group / "cgroup.procs").write_text(str(os.getpid()))
         result = real_site.real(ALLOWED[1], "--kv-allow-invalid")

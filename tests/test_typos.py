@@ -54,13 +54,18 @@ def test_other_unknown_options_are_pytests_business(site: Site) -> None:
         ("pyproject.toml", '[tool.pytest.ini_options]\n"kv-numusers" = "4"\n'),
     ],
 )
-@pytest.mark.parametrize("args", [(), ("--kv-dry-run",), ("--kv-datasize",), ("--strict-config",)])
 def test_an_unknown_key_of_a_file_is_refused_with_the_one_that_was_meant(
-    site: Site, name: str, text: str, args: tuple[str, ...]
+    site: Site, name: str, text: str
 ) -> None:
     (site.path / name).write_text(text)
-    sentence = refusal(site.call(*args))
+    sentence = refusal(site.call())
     assert f"{name} is no option (did you mean kv_num_users" in sentence
+
+
+@pytest.mark.parametrize("word", ["--kv-dry-run", "--kv-datasize", "--strict-config"])
+def test_an_unknown_key_is_refused_whatever_is_asked_for(site: Site, word: str) -> None:
+    site.pytester.makeini("[pytest]\nkv_numusers = 4\n")
+    assert "is no option (did you mean kv_num_users" in refusal(site.call(word))
 
 
 def test_an_unknown_key_given_with_o_is_refused(site: Site) -> None:

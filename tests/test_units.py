@@ -11,6 +11,7 @@ from pytest_kvcache.units import (
     MIB,
     format_bytes,
     format_count,
+    format_short,
     parse_duration_s,
     parse_flag,
     parse_float,
@@ -257,3 +258,12 @@ def test_any_text_is_read_or_refused_in_one_sentence(text: str) -> None:
             assert str(error).startswith("--kv-x is ")  # noqa: PT017  # most texts are refused
         else:
             assert value >= 0
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1234.4, "1,234"), (99.96, "100"), (100.4, "100"), (12.34, "12.3"), (0.01234, "0.0123"),
+     (-1234.4, "-1,234"), (0.0, "0")],
+)  # fmt: skip
+def test_a_figure_in_a_sentence_has_three_digits(value: float, text: str) -> None:
+    assert format_short(value) == text

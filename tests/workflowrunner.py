@@ -65,9 +65,9 @@ class Runner:
     def run(self, *, without: tuple[str, ...] = (), **changes: str) -> Job:
         """The job, with more changes of its ``env``; steps may be left out."""
         job = Job()
-        told = {name: str(value) for name, value in self._job["env"].items()}
-        told["RECORD"] = ""  # as the expression is in a nightly run
-        environment = {**os.environ, **self._environment, **told, **self._env, **changes}
+        reported = {name: str(value) for name, value in self._job["env"].items()}
+        reported["RECORD"] = ""  # as the expression is in a nightly run
+        environment = {**os.environ, **self._environment, **reported, **self._env, **changes}
         environment |= {
             "GITHUB_OUTPUT": str(self._outputs),
             "GITHUB_STEP_SUMMARY": str(self._summary),

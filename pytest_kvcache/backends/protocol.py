@@ -33,7 +33,7 @@ class BackendPlan:
 
     ``directory`` is the rank's own, empty and existing (None where the traits want none);
     ``namespace`` a name that no other rank of any run has, for keys of a store that all
-    ranks share; ``object_bytes`` the size of an object as stored, ``chunk_bytes`` the
+    ranks share; ``object_bytes`` the size of the largest object as stored, ``chunk_bytes`` the
     largest transfer (the object, where the traits say that objects move whole); with
     ``io="direct"`` both are multiples of 4096. ``host`` names this machine in messages.
     ``capacity_objects`` is how many objects will ever be stored at the same time (None:

@@ -35,22 +35,23 @@ _MOST_REMEMBERED = 16  # transfers whose remains one buffer may hold, each longe
 
 
 class _Memory:
-    """What one read buffer may still hold: objects' keys and first pages, and how much of them.
+    """What one read buffer may still hold: objects' tags and first pages, and how much of them.
 
+    By tags, for copies of an object in several tiers are the same data under other keys.
     A transfer hides what is no longer than itself; of a longer one before it, the end is
     still there. Set when a read is staged, never cleared, whatever becomes of it.
     """
 
-    __slots__ = ("key", "length", "longer", "page", "unknown")
+    __slots__ = ("length", "longer", "page", "tag", "unknown")
 
     def __init__(self) -> None:
-        self.key = ""
+        self.tag = -1
         self.page = -1
         self.length = 0
-        self.longer: list[tuple[str, int, int]] = []
+        self.longer: list[tuple[int, int, int]] = []
         self.unknown = False  # a read failed: it may hold anything
 
-    def replace(self, key: str, page: int, length: int) -> int:
+    def replace(self, tag: int, page: int, length: int) -> int:
         """Remember a read instead; how many bytes may already hold what it asks for.
 
         All there are, -1, where nobody knows.
@@ -58,18 +59,18 @@ class _Memory:
         if self.unknown:
             self.unknown = False
             self.longer.clear()
-            self.key, self.page, self.length = key, page, length
+            self.tag, self.page, self.length = tag, page, length
             return -1
-        same = (self.page == page and self.key == key) or (
-            bool(self.longer) and any(k == key and p == page for k, p, _n in self.longer)
+        same = (self.page == page and self.tag == tag) or (
+            bool(self.longer) and any(t == tag and p == page for t, p, _n in self.longer)
         )
         if length < self.length:
-            self.longer.append((self.key, self.page, self.length))
+            self.longer.append((self.tag, self.page, self.length))
             if len(self.longer) > _MOST_REMEMBERED:
                 self.unknown = True
         elif self.longer:
             self.longer = [one for one in self.longer if one[2] > length]
-        self.key, self.page, self.length = key, page, length
+        self.tag, self.page, self.length = tag, page, length
         return length if same else 0
 
 
@@ -82,7 +83,7 @@ class Contents:
         self.checked = 0
         self.corrupt = 0
         self._payload = payload
-        self._blind = settings.blind
+        self._discards = settings.discards_findings
         self._verifies = settings.verify != "off"
         self._full = settings.verify == "full"
         self._every = _PIECES_PER_CHECK.get(settings.verify, 0)
@@ -97,6 +98,7 @@ class Contents:
         self._buffers += [
             payload.write_buffer(arena.take(settings.transfer_bytes)) for _ in range(writes)
         ]
+        self._cuts = [buffer.cut(settings.transfer_bytes) for buffer in self._buffers[:reads]]
         self._memories = [_Memory() for _ in range(reads)]
         self._chosen: list[list[int]] = [[] for _ in range(reads)]
 
@@ -119,16 +121,25 @@ class Contents:
 
     def to_read(self, slot: int, operation: Operation, offset: int, length: int) -> memoryview:
         """Where a part of an object may be read into."""
-        buffer = self._buffers[slot]
+        cut = self._cuts[slot]
+        if cut.length != length:
+            cut = self._cuts[slot] = self._buffers[slot].cut(length)
         if self._verifies:
-            memory = self._memories[slot]
-            stale = memory.replace(operation.object_key, offset // PAGE_BYTES, length)
-            if stale:
-                self._payload.poison(buffer, stale if stale > 0 else len(buffer.view))
+            memory, tag, page = self._memories[slot], operation.tag, offset // PAGE_BYTES
+            if memory.length != length or memory.tag == tag or memory.unknown or memory.longer:
+                self._spoil(slot, memory.replace(tag, page, length))
+            else:  # as mostly: another object of the same length
+                memory.tag, memory.page = tag, page
             self._pieces += (length + PIECE_BYTES - 1) // PIECE_BYTES
             if self._pieces > self._thorough_at:
                 self._choose(slot, length)
-        return buffer.cut(length).view
+        return cut.view
+
+    def _spoil(self, slot: int, stale_bytes: int) -> None:
+        """So many leading bytes of a buffer; -1: all."""
+        if stale_bytes:
+            buffer = self._buffers[slot]
+            self._payload.poison(buffer, stale_bytes if stale_bytes > 0 else len(buffer.view))
 
     def _choose(self, slot: int, length: int) -> None:
         """Which pieces of this transfer are compared byte by byte: spoil them."""
@@ -151,13 +162,26 @@ class Contents:
         """What is wrong with the data just read; None: nothing, or not looked at."""
         if not self._verifies:
             return None
-        payload, buffer, page = self._payload, self._buffers[slot], offset // PAGE_BYTES
-        identity, object_bytes = operation.identity, operation.stored_bytes
-        if self._blind:  # make the buffer what is checked, as if the object had been read
-            payload.mark(buffer, length, identity, page, object_bytes)
         self.checked += 1
+        cut, page = self._cuts[slot], offset // PAGE_BYTES
+        if self._discards:  # make the buffer what is checked, as if the object had been read
+            self._payload.mark(cut, operation.tag, page)
+        if self._payload.holds(cut, operation.tag, page) and not self._chosen[slot]:
+            return None
+        problem = self._problem(slot, operation, page, length)
+        if problem is None:
+            return None
+        self.corrupt += 1
+        self._memories[slot].unknown = True
+        if self._discards:
+            return None
+        return f"object {operation.object_key} read back wrong at byte {offset}: {problem}"
+
+    def _problem(self, slot: int, operation: Operation, page: int, length: int) -> str | None:
+        """Look again, at every byte of the chosen pieces too, and say what is wrong."""
+        payload, buffer, chosen = self._payload, self._buffers[slot], self._chosen[slot]
+        identity, object_bytes = operation.identity, operation.stored_bytes
         problem = payload.verify(buffer, length, identity, page, object_bytes)
-        chosen = self._chosen[slot]
         if chosen:
             for begin in chosen:
                 if problem is None:
@@ -167,13 +191,7 @@ class Contents:
                         buffer, piece, identity, page, object_bytes, begin=max(0, begin)
                     )
             chosen.clear()
-        if problem is None:
-            return None
-        self.corrupt += 1
-        self._memories[slot].unknown = True
-        if self._blind:
-            return None
-        return f"object {operation.object_key} read back wrong at byte {offset}: {problem}"
+        return problem
 
     def failed(self, slot: int) -> None:
         """A read into the slot did not end well."""

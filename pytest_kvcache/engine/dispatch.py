@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.backends.buffers import slot_counts
 from pytest_kvcache.engine.contents import Contents
-from pytest_kvcache.engine.operations import Operation
+from pytest_kvcache.engine.operations import Operation, all_parts
 from pytest_kvcache.ioengines.protocol import DELETE, READ, SYNC, WRITE
 from pytest_kvcache.measure.recorder import TRANSFER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from pytest_kvcache.cache.index import Slot
+    from pytest_kvcache.cache.index import BlockEntry
     from pytest_kvcache.engine.operations import TransferSettings
     from pytest_kvcache.engine.payload import Payload
     from pytest_kvcache.ioengines.protocol import Completion, IoEngine
-    from pytest_kvcache.measure.recorder import Log
+    from pytest_kvcache.measure.recorder import TakesRows
 
 _NOTHING = memoryview(b"")
 
@@ -48,7 +48,7 @@ class Dispatcher:
         settings: TransferSettings,
         io: IoEngine,
         payload: Payload | None,
-        log: Log,
+        log: TakesRows,
         clock: Callable[[], int] = time.monotonic_ns,
         on_complete: Callable[[Operation], None],
     ) -> None:
@@ -88,6 +88,7 @@ class Dispatcher:
         self._todo: deque[Completion] = deque()
         several = settings.objects_per_block > 1
         self._parts = tuple(range(settings.objects_per_block)) if several else (None,)
+        self._unlike = settings.parts
 
     @property
     def checked(self) -> int:
@@ -105,19 +106,56 @@ class Dispatcher:
         held = len(self._free_reads) + len(self._free_writes) + len(self._free_calls)
         return bool(self._ready or self._to_sync or held < self._slots)
 
-    def submit(self, kind: int, slots: Sequence[Slot], owner: Any) -> int:
-        """Queue a get, put or delete of each object of the slots; return how many those are."""
+    def submit(
+        self, kind: int, entries: Sequence[BlockEntry], owner: Any, row: int | None = None
+    ) -> int:
+        """Queue a get, put or delete of each object of the entries; return how many those are.
+
+        Each is noted by a row of its kind, or of the kind ``row``.
+        """
+        if self._unlike:
+            return self.submit_objects(kind, all_parts(entries, self._unlike), owner, row)
+        if row is None:
+            row = kind
         now, ready, parts, largest = self._clock(), self._ready, self._parts, self._transfer_bytes
         count, transfers = len(parts), 1
-        for slot in slots:
-            object_bytes, stored_bytes = slot.block_bytes // count, slot.stored_bytes // count
+        for entry in entries:
+            object_bytes, stored_bytes = entry.block_bytes // count, entry.stored_bytes // count
             if kind != DELETE:
                 transfers = -(-stored_bytes // largest)
             for part in parts:
                 ready.append(
-                    Operation(kind, slot, part, owner, now, object_bytes, stored_bytes, transfers)
+                    Operation(
+                        kind, entry, part, owner, now, object_bytes, stored_bytes, transfers, row
+                    )
                 )
-        return len(slots) * len(parts)
+        return len(entries) * len(parts)
+
+    def submit_objects(
+        self,
+        kind: int,
+        objects: Iterable[tuple[BlockEntry, int]],
+        owner: Any,
+        row: int | None = None,
+    ) -> int:
+        """Queue an operation of each object, an entry's by number; return how many those are.
+
+        Where objects are unlike each other: all those of an entry need not be asked for.
+        """
+        if row is None:
+            row = kind
+        now, ready, before = self._clock(), self._ready, len(self._ready)
+        several = len(self._unlike) > 1
+        for entry, number in objects:
+            part = self._unlike[number]
+            transfers = 1 if kind == DELETE else -(-part.stored_bytes // self._transfer_bytes)
+            ready.append(
+                Operation(
+                    kind, entry, number if several else None, owner, now, part.object_bytes,
+                    part.stored_bytes, transfers, row,
+                )
+            )  # fmt: skip
+        return len(ready) - before
 
     def keep_only(self, kind: int | None) -> list[Operation]:
         """Forget operations of other kinds (None: of all) that have not begun; return them."""
@@ -136,7 +174,9 @@ class Dispatcher:
                 self._give_up(slot, operation.kind)
             else:
                 self._stage_again(slot, operation)
-        self._ready = deque(operation for operation in self._ready if operation not in forgotten)
+        kept = [operation for operation in self._ready if operation not in forgotten]
+        self._ready.clear()
+        self._ready.extend(kept)
         return list(forgotten)
 
     def _at(self, slot: int) -> Operation:
@@ -152,7 +192,7 @@ class Dispatcher:
         return staged > waiting or not operation.left
 
     def _stage_again(self, slot: int, operation: Operation) -> None:
-        """With all that was prepared for it."""
+        """Stage a transfer again, with all that was prepared for it."""
         length, kind, view = self._lengths[slot], operation.kind, _NOTHING
         if not length and kind == WRITE:
             kind = SYNC
@@ -174,7 +214,9 @@ class Dispatcher:
     def turn(self, wait_until_ns: int) -> None:
         """Stage what there is room for, submit, check what has ended; sleep if that is nothing.
 
-        Returns when there is more to submit, or when nothing is left to be checked.
+        When the device is through with all it had while some of it are still to be checked, it
+        gets as many again as soon as there are slots for them: else it would be idle meanwhile.
+        Not fewer: a system call costs as much as a third of checking 64 KiB.
         """
         io, todo, depth = self._io, self._todo, self._depth
         if self._ready or self._to_sync:
@@ -188,14 +230,20 @@ class Dispatcher:
             todo.extend(io.reap())
             if self._staged:  # before anything is checked
                 self._staged -= io.submit(depth - io.in_flight)
-        enough = depth // 4 or 1
         look, end = self._look, self._end
-        while todo:
+        for _ in range(len(todo)):
             end(todo.popleft())
             if look():
                 todo.extend(io.reap())
-            if self._staged and depth - io.in_flight >= enough:
-                return
+            if not io.in_flight:
+                self._submit_batch()
+
+    def _submit_batch(self) -> None:
+        """Submit as much as may be in flight, if there is so much, and room for it."""
+        if self._ready and len(self._free[self._ready[0].kind]) >= self._depth:
+            self._fill_slots()
+        if self._staged >= self._depth:
+            self._staged -= self._io.submit(self._depth)
 
     def _fill_slots(self) -> None:
         """Get as many transfers ready as there are free slots, in the order of their coming."""
@@ -274,42 +322,42 @@ class Dispatcher:
             self._free_calls.append(slot)
             self._end_call(operation, started_ns, done_ns, problem)
             return
-        fault = self._fault(slot, operation, length, problem)
-        if fault is not None:
-            self._fail(operation, fault)
+        kind = operation.kind
+        self._free[kind].append(slot)
+        if problem is not None:
+            self._fail(operation, str(problem))
+            if self._contents is not None:
+                self._contents.failed(slot)
+        elif kind == READ and self._contents is not None:
+            fault = self._contents.fault(slot, operation, self._offsets[slot], length)
+            if fault is not None:
+                self._fail(operation, fault)
         if started_ns < operation.started_ns or not operation.started_ns:
             operation.started_ns = started_ns
         if done_ns > operation.done_ns:  # noqa: PLR1730  a call less, per transfer
             operation.done_ns = done_ns
         operation.left -= 1
-        syncs = self._syncs and operation.kind == WRITE
-        if (operation.transfers > 1 or syncs) and not operation.failed:
-            moved = min(length, operation.object_bytes - self._offsets[slot])
+        if (operation.transfers > 1 or self._syncs) and not operation.failed:
+            self._note_transfer(operation, self._offsets[slot], length, started_ns, done_ns)
+        if not operation.left:
+            self._end_transfers(operation)
+
+    def _note_transfer(
+        self, operation: Operation, offset: int, length: int, started_ns: int, done_ns: int
+    ) -> None:
+        """Book a transfer that is not its operation's only call."""
+        if operation.transfers > 1 or operation.kind == WRITE:
+            moved = min(length, operation.object_bytes - offset)
             self._add(TRANSFER, 0, started_ns, done_ns, moved, 0)
-        if operation.left:
-            return
+
+    def _end_transfers(self, operation: Operation) -> None:
+        """Sync what is to be synced first; note it, and say that it is done."""
         if not operation.failed:
-            if syncs:
+            if self._syncs and operation.kind == WRITE:
                 self._to_sync.append(operation)
                 return
             self._note(operation, operation.transfers)
         self._on_complete(operation)
-
-    def _fault(
-        self, slot: int, operation: Operation, length: int, problem: Exception | None
-    ) -> str | None:
-        """What is wrong with a transfer that has ended; None: nothing. Frees the slot."""
-        if operation.kind == WRITE:
-            self._free_writes.append(slot)
-            return None if problem is None else str(problem)
-        self._free_reads.append(slot)
-        contents = self._contents
-        if contents is None:
-            return None if problem is None else str(problem)
-        if problem is not None:
-            contents.failed(slot)
-            return str(problem)
-        return contents.fault(slot, operation, self._offsets[slot], length)
 
     def _end_call(
         self, operation: Operation, started_ns: int, done_ns: int, problem: Exception | None
@@ -318,6 +366,7 @@ class Dispatcher:
         if problem is not None:
             self._fail(operation, str(problem))
         elif operation.kind == DELETE:
+            operation.started_ns = started_ns
             self._add(DELETE, operation.submitted_ns, started_ns, done_ns, 0, 0)
         else:
             self._add(SYNC, 0, started_ns, done_ns, 0, 0)
@@ -327,7 +376,7 @@ class Dispatcher:
     def _note(self, operation: Operation, calls: int) -> None:
         """One row per operation; queueing excludes the stamping of its first transfer."""
         self._add(
-            operation.kind, operation.submitted_ns + operation.stamping_ns,
+            operation.row, operation.submitted_ns + operation.stamping_ns,
             operation.started_ns, operation.done_ns, operation.object_bytes, calls,
         )  # fmt: skip
 

@@ -18,6 +18,7 @@ from pytest_kvcache.errors import StalledError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pytest_kvcache.engine.load import LoadChange
     from pytest_kvcache.engine.operations import TransferSettings
     from pytest_kvcache.ioengines.protocol import IoEngine
     from pytest_kvcache.measure.counters import Tally
@@ -61,8 +62,9 @@ class Engine:
         return self.loop.first_error
 
     def longest_wait_ns(self) -> int:
-        """How long the oldest call under way has been waiting for the storage; 0: none is."""
-        return self.io.longest_wait_ns(self._clock())
+        """How long the oldest call under way has been waited for, in any tier; 0: none is."""
+        now = self._clock()
+        return max(io.longest_wait_ns(now) for io in self.loop.blocks.io_engines)
 
     def populate(self, tick: Callable[[], bool]) -> None:
         """Store every user's context until all are in or the cache is full.
@@ -74,7 +76,7 @@ class Engine:
     def run(
         self, *, start_ns: int, end_ns: int | None, drain_s: float, tick: Callable[[], bool]
     ) -> int:
-        """As `Loop.run`. Raises StalledError if what is in flight does not end."""
+        """Run the loop (`Loop.run`). Raises StalledError if what is in flight does not end."""
 
         def work() -> None:
             self.loop.run(start_ns=start_ns, end_ns=end_ns, drain_s=drain_s)
@@ -82,15 +84,18 @@ class Engine:
         self._beside(work, tick, end_ns, drain_s)
         return self.loop.stopped_ns
 
-    def set_active(self, users: int) -> None:
-        """From now on so many users take turns, those with the lowest numbers.
+    def set_active(self, change: LoadChange) -> None:
+        """From a moment to come on so many users take turns, those with the lowest numbers.
 
-        Raises ValueError for more than the workload has, and where no users take turns.
+        Raises ValueError for more than the workload has, where no users take turns, and for a
+        moment before that of another change to come.
         """
-        most = self.loop.users
-        if not 0 <= users <= most:
-            raise ValueError(f"active users are {users}; they must be 0 to {most}")
-        self.loop.active_users = users
+        most, changes = self.loop.users, self.loop.changes
+        if not 0 <= change.users <= most:
+            raise ValueError(f"active users are {change.users}; they must be 0 to {most}")
+        if changes and change.at_ns < changes[-1].at_ns:
+            raise ValueError(f"{change} comes before {changes[-1]}; order it first")
+        changes.append(change)
 
     def close(self) -> None:
         """Let what is in flight end."""

@@ -2,7 +2,7 @@
 
 Off the timed path on both sides. Rank side: imports neither pytest nor MPI.
 
-The tag of an object is its own (`identity`), XORed with the origin: a number that stands
+The tag of an object is its own (`identity`), XORed with the seed id: a number that stands
 for the random base of a rank, trial and run, so that even an equal object of another one
 is other content. The first page begins with a head (`identity`).
 
@@ -104,16 +104,16 @@ def _memory(size_bytes: int) -> mmap.mmap:
 class Cut:
     """Some bytes of a `ChunkBuffer`, mostly a transfer's: made once, used for each.
 
-    ``view`` is what backends transfer, ``words`` the same memory as little-endian uint64,
-    ``stamps`` those of its units, each an item, for stamps lie in cache lines that all
-    compete for a few places in the caches: each is touched once. ``head`` are the bytes
-    where an object has its head. ``right`` has room for what the stamps should be, and
+    ``length`` is how many. ``view`` is what backends transfer, ``words`` the same memory as
+    little-endian uint64, ``stamps`` those of its units, each an item, for stamps lie in cache
+    lines that all compete for a few places in the caches: each is touched once. ``head`` are the
+    bytes where an object has its head. ``right`` has room for what the stamps should be, and
     ``right_words`` are the words of them, a row per stamp. ``key`` has room for one.
     """
 
     __slots__ = (
-        "begin", "first_page", "head", "key", "right", "right_tags", "right_words", "stamps", "tag",
-        "units", "view", "words",
+        "begin", "first_page", "head", "key", "length", "right", "right_tags", "right_words",
+        "stamps", "tag", "units", "view", "words",
     )  # fmt: skip
 
     def __init__(
@@ -131,6 +131,7 @@ class Cut:
             )
         self.units = length // unit_bytes
         self.begin = begin
+        self.length = length
         self.view = buffer.view[begin : begin + length]
         self.head = self.view[:HEAD_BYTES]
         self.words = buffer.words[begin // _WORD_BYTES : (begin + length) // _WORD_BYTES]
@@ -221,7 +222,7 @@ class Payload:
             raise ValueError(f"chunk_bytes is {chunk_bytes}; it must be a multiple of 4096")
         self._chunk_bytes = chunk_bytes
         self._object_bytes = chunk_bytes if object_bytes is None else object_bytes
-        self._origin = _mixed(seed)
+        self._seed_id = _mixed(seed)
         self._units_per_page = PAGE_BYTES // self._unit_bytes
         words = np.random.Philox(seed).random_raw(self._base_bytes() // _WORD_BYTES)
         self._base = words.astype("<u8")
@@ -265,21 +266,15 @@ class Payload:
         """Make the first ``length`` bytes those of the object from ``first_page`` on."""
         self._make(buffer, buffer.cut(length), identity, first_page, object_bytes)
 
-    def mark(
-        self,
-        buffer: ChunkBuffer,
-        length: int,
-        identity: Identity,
-        first_page: int,
-        object_bytes: int | None = None,
-    ) -> None:
-        """Make of a read buffer what passes the check that is not thorough: stamps and head."""
-        cut = buffer.cut(length)
-        tag = self._tag(identity)
-        self._compute(cut, tag, first_page)
+    def mark(self, cut: Cut, tag: int, first_page: int) -> None:
+        """Make of some bytes what `holds`."""
+        self._compute(cut, tag ^ self._seed_id, first_page)
         cut.stamps[:] = cut.right
-        if not first_page:
-            cut.head[:] = self._head(tag, identity, object_bytes)
+
+    def holds(self, cut: Cut, tag: int, first_page: int) -> bool:
+        """Whether all stamps are those of the object with that tag, from ``first_page`` on."""
+        self._compute(cut, tag ^ self._seed_id, first_page)
+        return cut.stamps.tobytes() == cut.right.tobytes()
 
     def poison(
         self, buffer: ChunkBuffer, length: int, *, begin: int = 0, thorough: bool = False
@@ -306,16 +301,13 @@ class Payload:
     ) -> str | None:
         """None if ``buffer`` holds what `stamp` made, else a sentence about what is wrong.
 
-        The head, if the first page is there, and all stamps; thorough: every byte, of a
-        buffer that begins where one that was put did.
+        All stamps, which with the head's two first words are those of every page; thorough:
+        every byte, of a buffer that begins where one that was put did.
         """
         cut = buffer.cut(length)
-        tag = self._tag(identity)
-        if not first_page and cut.head.tobytes() != self._head(tag, identity, object_bytes):
-            return self._head_fault(buffer, identity, object_bytes)
-        self._compute(cut, tag, first_page)
-        if cut.stamps.tobytes() != cut.right.tobytes():
-            return self._stamp_fault(cut, identity, first_page)
+        if not self.holds(cut, identity.tag, first_page):
+            head = None if first_page else self._head_fault(buffer, identity, object_bytes)
+            return head or self._stamp_fault(cut, identity, first_page)
         if not thorough:
             return None
         return self.difference(buffer, length, identity, first_page, object_bytes)
@@ -346,10 +338,10 @@ class Payload:
         cut.stamps[:] = cut.right
 
     def _tag(self, identity: Identity) -> int:
-        """The first word of its stamps."""
+        """The first word of an object's stamps."""
         last, tag = self._tag_of
         if identity is not last:
-            tag = identity.tag ^ self._origin
+            tag = identity.tag ^ self._seed_id
             self._tag_of = identity, tag
         return tag
 
@@ -364,19 +356,19 @@ class Payload:
 
     def _head(self, tag: int, identity: Identity, object_bytes: int | None) -> bytes:
         """The first bytes of the object, as they are stored."""
-        return pack_head(tag, identity, object_bytes or self._object_bytes, self._origin)
+        return pack_head(tag, identity, object_bytes or self._object_bytes, self._seed_id)
 
     def _whose_stamp(self, found: tuple[int, ...], unit: int, identity: Identity) -> str:
         """Where a stamp belongs that stands at a unit of ``identity`` where it should not."""
         del unit
         tag, page = found
-        wanted = identity.tag ^ self._origin
+        wanted = identity.tag ^ self._seed_id
         return f"{self._place(page)} of {self._owner(tag, wanted, identity)}"
 
     def _owner(self, tag: int, wanted: int, identity: Identity) -> str:
         if tag == wanted:
             return "the same object"
-        older = identity.older_of_tag(tag ^ self._origin)
+        older = identity.older_of_tag(tag ^ self._seed_id)
         return "another object" if older is None else _whose(identity, older)
 
     # --- what is wrong ----------------------------------------------------------------------
@@ -403,6 +395,8 @@ class Payload:
         wrong_words = cut.words != right.words
         if not wrong_words.any():
             return None
+        if not first_page and (problem := self._head_fault(buffer, identity, object_bytes)):
+            return problem
         page = int(np.argmax(wrong_words)) // _PAGE_WORDS
         place = slice(page * PAGE_BYTES, (page + 1) * PAGE_BYTES)
         wrong = np.frombuffer(cut.view[place], "u1") != np.frombuffer(right.view[place], "u1")
@@ -411,9 +405,14 @@ class Payload:
             f" bytes, the first at byte {int(np.argmax(wrong))} of the page"
         )
 
-    def _head_fault(self, buffer: ChunkBuffer, identity: Identity, object_bytes: int | None) -> str:
-        """Whose head it is, since it is not the right one."""
-        head = parse_head(bytes(buffer.view[:HEAD_BYTES]))
+    def _head_fault(
+        self, buffer: ChunkBuffer, identity: Identity, object_bytes: int | None
+    ) -> str | None:
+        """Whose head it is, if it is not the right one."""
+        found = bytes(buffer.view[:HEAD_BYTES])
+        if found == self._head(self._tag(identity), identity, object_bytes):
+            return None
+        head = parse_head(found)
         if head is None:
             stamp = self._stamp_fault(buffer.cut(PAGE_BYTES), identity, 0)
             return stamp or (
@@ -421,7 +420,7 @@ class Payload:
                 " what it says"
             )
         other = head.identity
-        if head.origin != self._origin:
+        if head.seed_id != self._seed_id:
             whose = f"object {other} of another rank, trial or run"
         elif other == identity:
             wanted = object_bytes or self._object_bytes
@@ -432,7 +431,7 @@ class Payload:
 
     def _stamp_fault(self, cut: Cut, identity: Identity, first_page: int) -> str | None:
         """Whose stamp the first wrong one is; None: all are right."""
-        self._compute(cut, identity.tag ^ self._origin, first_page)
+        self._compute(cut, identity.tag ^ self._seed_id, first_page)
         wrong = cut.first_wrong()
         if wrong is None:
             return None
@@ -451,7 +450,7 @@ class Payload:
 
 
 class StrictPayload(Payload):
-    """As `Payload`, with other bytes everywhere in every object: see the module's text.
+    """A `Payload` with other bytes everywhere in every object: see the module's text.
 
     The key of piece n of an object with tag t is a bijection of t + n * C modulo 2**64, C
     odd: behind the head all words of two objects differ at equal places, and so do those of
@@ -505,17 +504,17 @@ class StrictPayload(Payload):
             np.bitwise_xor(base[: len(out) - done], keys[-1], out=out[done:])
 
     def _keys(self, tag: int, first: int, count: int) -> WordArray:
-        """Of so many pieces, a row each."""
+        """The keys of so many pieces, a row each."""
         pieces = np.arange(first, first + count, dtype="<u8").reshape(-1, 1)
         keys: WordArray = _all_mixed(pieces * np.uint64(self._SPREAD) + np.uint64(tag))
         return keys
 
     def _head(self, tag: int, identity: Identity, object_bytes: int | None) -> bytes:
-        """As it is, but with the stamp of the first sector where the tag would be."""
+        """The head of an object, with the stamp of its first sector where the tag would be."""
         return super()._head(int(self._sectors[0]) ^ _mixed(tag), identity, object_bytes)
 
     def _whose_stamp(self, found: tuple[int, ...], unit: int, identity: Identity) -> str:
-        wanted = identity.tag ^ self._origin
+        wanted = identity.tag ^ self._seed_id
         for sector, word in enumerate(self._sectors.tolist()):
             apart = _unmixed(found[0] ^ word) - wanted
             piece = apart * self._SPREAD_INVERSE & _WORD_MASK
@@ -539,7 +538,7 @@ def _whose(wanted: Identity, other: Identity) -> str:
         return f"object {other}: it was swapped for another one"
     if other.part != wanted.part:
         return f"object {other}: it is another part of the block"
-    return f"object {other}: it is stale, an older generation of the key"
+    return f"object {other}: it is stale, an older version of the key"
 
 
 def _mixed(number: int) -> int:

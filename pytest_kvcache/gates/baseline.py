@@ -21,7 +21,7 @@ from pytest_kvcache.errors import OptionError, ResultError
 from pytest_kvcache.gates.compare import Found
 from pytest_kvcache.measure.metrics import METRICS
 from pytest_kvcache.results.leftbehind import LeftBehind
-from pytest_kvcache.results.provenance import UNTOLD, Evidence
+from pytest_kvcache.results.provenance import UNKNOWN, Provenance
 from pytest_kvcache.results.run import RunResult
 from pytest_kvcache.results.summary import MetricSeries
 from pytest_kvcache.results.verify import source_faults, verify_run
@@ -37,7 +37,7 @@ _ROUNDING: Final = 1e-9  # what another Python may round otherwise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class BaselineEntry:
     """What a baseline holds of one case under one plan."""
 
     case: str
@@ -46,7 +46,7 @@ class Entry:
     """The digest of its plan; None where the file states none."""
     metrics: Mapping[str, MetricSeries]
     """Metric name to its values; at least one."""
-    evidence: Evidence = UNTOLD
+    provenance: Provenance = UNKNOWN
     """What stands behind the values."""
 
     def trials_of(self, metric: str) -> int:
@@ -60,7 +60,7 @@ class Baseline:
 
     source: str
     """The file, as the user gave it."""
-    entries: tuple[Entry, ...]
+    entries: tuple[BaselineEntry, ...]
     """In the file's order; cases without any value are left out."""
     recorded_at: str = ""
     """When the session began that it is of."""
@@ -88,7 +88,9 @@ class Baseline:
                 " it"
             )
         return Found(
-            series=best.metrics[metric], evidence=best.evidence, other_plan=best.digest != digest
+            series=best.metrics[metric],
+            provenance=best.provenance,
+            other_plan=best.digest != digest,
         )
 
     def _described(self) -> str:
@@ -98,7 +100,7 @@ class Baseline:
         return f"only {', '.join(names[:_NAMED])}{more}: compare runs that both have it"
 
     def all_series(self) -> Iterator[MetricSeries]:
-        """Everything it holds."""
+        """Every series that the baseline holds."""
         for entry in self.entries:
             yield from entry.metrics.values()
 
@@ -128,7 +130,7 @@ def load_baseline(path: str | PathLike[str]) -> Baseline:
     return Baseline(source=str(path), entries=entries, recorded_at=str(recorded_at))
 
 
-def _entries(data: object, left: LeftBehind) -> tuple[Entry, ...]:
+def _entries(data: object, left: LeftBehind) -> tuple[BaselineEntry, ...]:
     """Return what either kind of file holds; ResultError if it is neither, or holds nothing."""
     if isinstance(data, Mapping) and data.get("schema") == RUN_SCHEMA:
         found = list(_run_entries(data, left))
@@ -144,7 +146,7 @@ def _entries(data: object, left: LeftBehind) -> tuple[Entry, ...]:
     return entries
 
 
-def _run_entries(data: Mapping[str, Any], left: LeftBehind) -> Iterator[Entry]:
+def _run_entries(data: Mapping[str, Any], left: LeftBehind) -> Iterator[BaselineEntry]:
     """Yield an entry per case; ResultError with the first contradictions in the file.
 
     Where what its trials left lies beside it, that counts as well.
@@ -156,14 +158,16 @@ def _run_entries(data: Mapping[str, Any], left: LeftBehind) -> Iterator[Entry]:
         other = "" if version == VERSION else f"; version {version} wrote it, this is {VERSION}"
         raise ResultError(f"{problems[0]}{more}{other}")
     run = RunResult.from_json(data)
-    for case in run.cases:
+    for case in run.asked:
         found = {metric: case.series(metric) for metric in METRICS}
         metrics = {metric: series for metric, series in found.items() if series is not None}
-        evidence = run.evidence(case)
-        yield Entry(case=case.name, digest=case.plan_digest, metrics=metrics, evidence=evidence)
+        provenance = run.provenance(case)
+        yield BaselineEntry(
+            case=case.name, digest=case.plan_digest, metrics=metrics, provenance=provenance
+        )
 
 
-def benchmark_entries(data: Mapping[str, object]) -> Iterator[Entry]:
+def benchmark_entries(data: Mapping[str, object]) -> Iterator[BaselineEntry]:
     """Yield an entry per metric of ours; ResultError for one that contradicts itself."""
     for benchmark in _objects(data, "benchmarks"):
         info = benchmark.get("extra_info")
@@ -173,8 +177,8 @@ def benchmark_entries(data: Mapping[str, object]) -> Iterator[Entry]:
             raise ResultError(f"its metric {info['metric']!r} is none of this version's")
         series = MetricSeries.from_json(info["metric"], info)
         _check_rounds(series, benchmark)
-        evidence = Evidence.from_json(info)
-        entry = _entry(info["case"], info["plan_digest"], {series.name: series}, evidence)
+        provenance = Provenance.from_json(info)
+        entry = _entry(info["case"], info["plan_digest"], {series.name: series}, provenance)
         if benchmark.get("fullname") != f"{entry.case}-{series.name}":
             raise ResultError(
                 f"{series.name} of {entry.case} stands under the name {benchmark.get('fullname')!r}"
@@ -220,18 +224,18 @@ def _is_close(stated: object, value: float) -> bool:
 
 
 def _entry(
-    case: object, digest: object, metrics: Mapping[str, MetricSeries], evidence: Evidence
-) -> Entry:
+    case: object, digest: object, metrics: Mapping[str, MetricSeries], provenance: Provenance
+) -> BaselineEntry:
     if not isinstance(case, str) or not (digest is None or isinstance(digest, str)):
         raise ResultError(f"a case has name {case!r} and plan_digest {digest!r}")
-    return Entry(case=case, digest=digest, metrics=metrics, evidence=evidence)
+    return BaselineEntry(case=case, digest=digest, metrics=metrics, provenance=provenance)
 
 
-def _joined(entries: Iterable[Entry]) -> list[Entry]:
+def _joined(entries: Iterable[BaselineEntry]) -> list[BaselineEntry]:
     """Join the metrics of one case and plan; ResultError when one is there twice."""
-    known: dict[tuple[object, ...], Entry] = {}
+    known: dict[tuple[object, ...], BaselineEntry] = {}
     for entry in entries:
-        kind = (entry.case, entry.digest, entry.evidence)
+        kind = (entry.case, entry.digest, entry.provenance)
         before = known[kind].metrics if kind in known else {}
         if twice := before.keys() & entry.metrics.keys():
             raise ResultError(f"case {entry.case!r} has {', '.join(sorted(twice))} twice")

@@ -11,13 +11,14 @@ decides:
 =====================================================  ============
 what holds                                             verdict
 =====================================================  ============
-the sides are not of one kind (``evidence``)           incomparable
+the sides are not of one kind (``provenance``)           incomparable
 a side has fewer than 2 trials                         inconclusive
 a change is above the limit, and the interval is
 wholly on the bad side of zero                         worse
 only one side has a verdict that makes figures
-uncertain, STALL, BUSY_DEVICE, NOT_STEADY, PAUSED,
-THROTTLED or UNPROVEN (``evidence``)                   inconclusive
+uncertain, STALL, BUSY_DEVICE, LATE_REPLAY,
+LATE_STAMPS, NOT_STEADY, PAUSED, THROTTLED, UNPROVEN, or
+(but for ``run`` and ``cache``) UNEVEN (``provenance``)  inconclusive
 a clear improvement                                    ok
 both changes are up to the limit, and the interval
 ends below the limit or the noise is up to it          ok
@@ -28,7 +29,7 @@ Where both sides have such a verdict, they may be alike in that: the verdict sta
 table says with what (``note``), as of verdicts under which the figures may be of something
 else than the storage (UNPROVEN, and each that is allowed by an option: TMPFS, CACHED_READS,
 CLOCK, …). The same goes for an SLO that such a run keeps. But what is ``ok`` on a latency
-while the storage or a rank stood still in this run (STALL, PAUSED) is ``inconclusive``, by
+while the storage stalled or a rank paused in this run (STALL, PAUSED) is ``inconclusive``, by
 a gate of either kind and whatever the baseline had: in a closed loop few operations wait,
 however long it takes, and a percentile hardly moves, so that a short stall of the baseline
 would license long ones. The maximum of loads and requests has the stall in it, as have the
@@ -77,8 +78,8 @@ from pytest_kvcache.errors import OptionError, ResultError
 from pytest_kvcache.measure.metrics import METRICS
 from pytest_kvcache.options.rules import CLOSING, check_rule
 from pytest_kvcache.results.provenance import (
-    UNTOLD,
-    Evidence,
+    UNKNOWN,
+    Provenance,
     both_cautions,
     cautions,
     incomparable,
@@ -110,7 +111,10 @@ _OTHER_PLAN: Final = (
     " (--kv-compare-across=plan)"
 )
 _HAVE_STALLS_IN_THEM: Final = frozenset({"load.max_ms", "request.max_ms"})
-_STANDSTILLS: Final[Mapping[str, str]] = {"STALL": "the storage", "PAUSED": "a rank"}
+_STANDSTILLS: Final[Mapping[str, str]] = {
+    "STALL": "the storage stalled",
+    "PAUSED": "a rank was paused",
+}
 _BY_CHANCE: Final = 0.05  # how often an order of trials may come about if nothing changed
 
 
@@ -121,7 +125,7 @@ class Found:
     series: MetricSeries | None = None
     reason: str = _NO_ENTRY
     """Used where there is no series."""
-    evidence: Evidence = UNTOLD
+    provenance: Provenance = UNKNOWN
     """What stands behind the series."""
     other_plan: bool = False
     """Whether it is of another plan, or can't be shown to be of the same."""
@@ -186,7 +190,7 @@ def judge(
     now: MetricSeries | None,
     *,
     case: str = "",
-    evidence: Evidence = UNTOLD,
+    provenance: Provenance = UNKNOWN,
     across: frozenset[str] = frozenset(),
 ) -> Judgement:
     """Apply the table of the module's docstring to the baseline's entry and this run's.
@@ -211,18 +215,19 @@ def judge(
         baseline=baseline.median,
         now=now.median,
     )
-    obstacle = incomparable(found.evidence, evidence, across)
-    if obstacle is None and found.other_plan and found.evidence.facts is None:
+    before, provenance = (_bearing_on(rule.metric, p) for p in (found.provenance, provenance))
+    obstacle = incomparable(before, provenance, across)
+    if obstacle is None and found.other_plan and found.provenance.facts is None:
         obstacle = None if "plan" in across else _OTHER_PLAN
     if obstacle is not None:
         return replace(judgement, reason=obstacle)
     change = _change_of(baseline, now)
     status, reason = _verdict(rule, change, baseline, now)
-    doubt = uncertain(found.evidence, evidence)
+    doubt = uncertain(before, provenance)
     needs_trials = status == "inconclusive" and len(baseline.values) > 1
-    doubt = doubt or _hidden_standstill(rule.metric, evidence)
+    doubt = doubt or _hidden_standstill(rule.metric, provenance)
     if doubt and status == "ok":
-        status, reason = "inconclusive", f"{change.told(rule.limit_ratio)}, but {doubt}"
+        status, reason = "inconclusive", f"{change.describe(rule.limit_ratio)}, but {doubt}"
     return replace(
         judgement,
         status=status,
@@ -231,7 +236,7 @@ def judge(
         change_ratio=change.median,
         mean_change_ratio=change.mean,
         noise_ratio=change.noise,
-        note=both_cautions(found.evidence, evidence),
+        note=both_cautions(before, provenance),
     )
 
 
@@ -241,11 +246,11 @@ def compare(
     now: MetricSeries | None,
     *,
     case: str = "",
-    evidence: Evidence = UNTOLD,
+    provenance: Provenance = UNKNOWN,
 ) -> Comparison:
     """Say how the metric stands, without a limit; the sides must have one unit, as for a gate.
 
-    Another device or plan stands in nobody's way here: the differences are told beside it.
+    Another device or plan stands in nobody's way here: the differences are reported beside it.
     """
     before = found.series
     sides = Comparison(
@@ -259,11 +264,12 @@ def compare(
     if before is None or now is None:
         return sides
     _check_sides(before, now)
-    if obstacle := incomparable(found.evidence, evidence, CLOSING):
+    of_before, provenance = (_bearing_on(metric, p) for p in (found.provenance, provenance))
+    if obstacle := incomparable(of_before, provenance, CLOSING):
         return replace(sides, standing="incomparable", reason=obstacle)
     change = _change_of(before, now)
-    doubt = uncertain(found.evidence, evidence)
-    sides = replace(sides, note=both_cautions(found.evidence, evidence))
+    doubt = uncertain(of_before, provenance)
+    sides = replace(sides, note=both_cautions(of_before, provenance))
     standing = _standing(change)
     if doubt and standing == "better":
         return replace(sides, standing="noise", reason=doubt, change_ratio=change.median)
@@ -275,7 +281,7 @@ def judge_slo(
     now: MetricSeries | None,
     *,
     case: str = "",
-    evidence: Evidence = UNTOLD,
+    provenance: Provenance = UNKNOWN,
     allow_invalid: bool = False,
 ) -> Judgement:
     """Judge the run alone, by the median and the mean over its trials.
@@ -289,44 +295,54 @@ def judge_slo(
         reason = "this run has no such entry: judge a metric that it measures"
         return Judgement(rule=rule, case=case, status="missing", reason=reason)
     _check_name(rule, now)
-    told = Judgement(
+    provenance = _bearing_on(rule.metric, provenance)
+    judgement = Judgement(
         rule=rule, case=case, status="incomparable", reason="", unit=now.unit, now=now.median
     )
-    if evidence.is_storage is False and not allow_invalid:
+    if provenance.is_storage is False and not allow_invalid:
         reason = (
             "this run was not measured on storage (NOT_STORAGE), so it says nothing about any: use"
             " --kv-backend=file, or --kv-allow-invalid to judge it all the same"
         )
-        return replace(told, reason=reason)
+        return replace(judgement, reason=reason)
     interval = now.ci95 or (-math.inf, math.inf)
     kept = [rule.keeps(value) for value in (now.median, now.mean)]
     sides = {rule.keeps(value) for value in interval}
-    told = replace(told, needs_trials=len(sides) > 1, note=cautions(evidence))
+    judgement = replace(judgement, needs_trials=len(sides) > 1, note=cautions(provenance))
     reason = f"the median over {_trials(now)} is {now.median:.6g} {now.unit}"
     if kept[0] == kept[1]:
         reason += f", which {'keeps' if kept[0] else 'breaks'} {rule}"
-        hidden = _hidden_standstill(rule.metric, evidence)
+        hidden = _hidden_standstill(rule.metric, provenance)
         if kept[0] and hidden:
             reason += f", but {hidden}"
-            return replace(told, status="inconclusive", reason=reason, needs_trials=False)
-        return replace(told, status="ok" if kept[0] else "worse", reason=reason)
+            return replace(judgement, status="inconclusive", reason=reason, needs_trials=False)
+        return replace(judgement, status="ok" if kept[0] else "worse", reason=reason)
     one, other = ("keeps", "breaks") if kept[0] else ("breaks", "keeps")
     reason += f", which {one} {rule}, and the mean {now.mean:.6g} {now.unit}, which {other} it"
     reason += ": the trials differ too much, look for the odd one or add trials (--kv-trials)"
-    return replace(told, status="inconclusive", reason=reason)
+    return replace(judgement, status="inconclusive", reason=reason)
 
 
-def _hidden_standstill(metric: str, evidence: Evidence) -> str | None:
-    """Why a metric looks better than what users would have met while something stood still."""
-    codes = [code for code in _STANDSTILLS if code in (evidence.verdicts or ())]
+def _bearing_on(metric: str, provenance: Provenance) -> Provenance:
+    """Without the verdict that says nothing against figures of the whole work."""
+    if provenance.verdicts is None or not METRICS[metric].of_the_whole:
+        return provenance
+    return replace(
+        provenance, verdicts=tuple(code for code in provenance.verdicts if code != "UNEVEN")
+    )
+
+
+def _hidden_standstill(metric: str, provenance: Provenance) -> str | None:
+    """Why a metric looks better than what users would have met while something stalled."""
+    codes = [code for code in _STANDSTILLS if code in (provenance.verdicts or ())]
     if not codes or metric in _HAVE_STALLS_IN_THEM:
         return None
-    plan = {} if evidence.facts is None else evidence.facts["plan"]
+    plan = {} if provenance.facts is None else provenance.facts["plan"]
     is_open = plan.get("request_rate") is not None or plan.get("trace.speedup")
     if (is_open and metric.startswith("request.")) or not METRICS[metric].latency:
         return None
     return (
-        f"{_STANDSTILLS[codes[0]]} stood still ({codes[0]}), and few operations had to wait for it:"
+        f"{_STANDSTILLS[codes[0]]} ({codes[0]}), and few operations had to wait for it:"
         " judge load.max_ms or request.max_ms, or repeat the run"
     )
 
@@ -356,8 +372,8 @@ class _Change:
     """The least worsening that is told from none."""
     is_clear_improvement: bool
 
-    def told(self, limit: float) -> str:
-        """The figures in words."""
+    def describe(self, limit: float) -> str:
+        """The change's figures in words."""
         noise = "unknown" if self.noise is None else _percent(self.noise)
         return (
             f"it is {change_words(self.median)} (mean {change_words(self.mean)}, noise {noise},"
@@ -411,22 +427,22 @@ def _verdict(
     limit = rule.limit_ratio
     if change.low is None or change.high is None or change.noise is None:
         return _too_few(baseline, now)
-    told = change.told(limit)
+    described = change.describe(limit)
     # Not for the rounding of 1.1 / 1.0.
     above = [ratio > limit * (1 + 1e-9) for ratio in (change.median, change.mean)]
     if any(above) and change.low > 0:
-        return "worse", f"{told}: the difference is beyond the noise of the trials"
+        return "worse", f"{described}: the difference is beyond the noise of the trials"
     quiet = min(change.high, change.noise) <= limit * (1 + 1e-9)
     if change.is_clear_improvement or (quiet and not any(above)):
-        return "ok", told
+        return "ok", described
     if quiet:
         one = "the median" if above[0] else "the mean"
         return "inconclusive", (
-            f"{told}: only {one} got worse by more than the limit; look for the odd trial, or"
+            f"{described}: only {one} got worse by more than the limit; look for the odd trial, or"
             " add trials (--kv-trials)"
         )
     why = "this may be noise" if any(above) else "a worsening by the limit would be lost in it"
-    return "inconclusive", f"{told}: {why}; {_what_it_takes(limit, baseline, now)}"
+    return "inconclusive", f"{described}: {why}; {_what_it_takes(limit, baseline, now)}"
 
 
 def _what_it_takes(limit: float, baseline: MetricSeries, now: MetricSeries) -> str:
@@ -499,5 +515,5 @@ def _percent(ratio: float) -> str:
 
 
 def limit_words(ratio: float) -> str:
-    """Of a ``--kv-fail``; at most 11 characters of one that anybody gives."""
+    """The limit of a ``--kv-fail``; at most 11 characters of one that anybody gives."""
     return f"{ratio * 100:.4g}%"

@@ -43,7 +43,7 @@ def gate_table(
     judgements: Sequence[Judgement | Comparison],
     *,
     differences: Mapping[str, Sequence[str]] | None = None,
-    untold: Sequence[str] = (),
+    unknown: Sequence[str] = (),
     session: str = "",
 ) -> str:
     """Return the verdicts as text of at most 80 columns, "" when there is nothing to say.
@@ -63,13 +63,13 @@ def gate_table(
                 lines += _rows(judgement)
     for judgement in judgements:
         lines += _why(judgement)
-    for told in dict.fromkeys(f"{j.case}: {j.note}" for j in judgements if j.note):
-        lines += _paragraph(told.removeprefix(": "))
+    for note in dict.fromkeys(f"{j.case}: {j.note}" for j in judgements if j.note):
+        lines += _paragraph(note.removeprefix(": "))
     lines += _difference_lines(differences or {}, "the baseline")
-    if untold:
+    if unknown:
         lines += _paragraph(
             "the baseline does not tell whether its values are of storage, which verdicts they"
-            f" had, or of which settings they are; record it anew: {', '.join(untold)}"
+            f" had, or of which settings they are; record it anew: {', '.join(unknown)}"
         )
     if session and judgements:
         lines += _paragraph(
@@ -130,7 +130,7 @@ def _difference_lines(differences: Mapping[str, Sequence[str]], other: str) -> I
 
 
 def _row(cells: Mapping[str, str]) -> str:
-    """Text left, figures right."""
+    """A line of the table: text left, figures right."""
     texts = [
         cells[name].ljust(width) if name in ("metric", "verdict") else cells[name].rjust(width)
         for name, width in _COLUMNS.items()
@@ -143,7 +143,7 @@ def _paragraph(text: str) -> list[str]:
 
 
 def _figure(value: float | None) -> str:
-    """At most 9 characters."""
+    """A figure in at most 9 characters."""
     if value is None:
         return "-"
     if 1000 <= abs(value) < 1e8:  # noqa: PLR2004  # what fits without an exponent

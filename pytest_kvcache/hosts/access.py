@@ -42,7 +42,7 @@ class _ToOtherMachines:
         self._local: dict[str, bool] = {}  # asking a name server takes time
 
     def is_linked(self, host: str) -> bool:
-        """Whether it is another machine."""
+        """Whether the host is another machine."""
         if host not in self._local:
             self._local[host] = is_local(host)
         return not self._local[host]
@@ -73,7 +73,7 @@ class SshAccess(_ToOtherMachines):
         return self.shell([host]).argv(host, program, env)
 
     def explain(self, host: str, exit_code: int, errors: str) -> str | None:
-        """Nothing beyond what any connection can tell."""
+        """Explain nothing beyond what any connection can."""
         del host, exit_code, errors
         return None
 
@@ -86,7 +86,7 @@ class LauncherAccess(_ToOtherMachines):
         super().__init__()
 
     def prepare(self, hosts: Sequence[str], cache_dir: str | None) -> dict[str, str]:
-        """Nothing to do: the launcher knows its hosts."""
+        """Prepare nothing: the launcher knows its hosts."""
         del hosts, cache_dir
         return {}
 

@@ -1,7 +1,7 @@
 """The agent on a host: ``python -m pytest_kvcache.hosts.agent``, started over ssh or by srun.
 
 It answers what the controller asks, one JSON object per line, holds the host's lock, and
-is the host's guard: when the controller is gone or can't be heard, it ends what the run
+cleans up: when the controller is gone or silent, it ends what the run
 has left here, so that a host that is cut off cleans itself up. Runs for the whole run,
 asleep between two lines. Imports neither pytest nor MPI.
 """
@@ -46,7 +46,7 @@ _PREDECESSOR_S = 5.0
 
 
 @dataclass(slots=True)
-class Guard:
+class HostCleanup:
     """What the run owns on this host, and how it is ended."""
 
     run_id: str
@@ -68,7 +68,7 @@ class Guard:
         sees_ranks: bool = True,
         locks: bool = True,
         leaves: Leftovers = BUILT_IN_LEFTOVERS,
-    ) -> Guard:
+    ) -> HostCleanup:
         """Take the host's lock, unless the controller itself has it; PreflightError names who has.
 
         In a container (``sees_ranks`` is false) pids mean nothing to others, nor theirs here.
@@ -90,7 +90,8 @@ class Guard:
             left = LaunchProcesses(marker=self.run_id, leaves=self.leaves).kill()
             self.segments.remove_new()
             self.sessions.remove_new()
-        # What is stuck in the storage would be joined by us; the ranks' janitor removes it then.
+        # What is stuck in the storage would be joined by us; the ranks' cleanup helper removes it
+        # then.
         if self.cache_dir is not None and not self.keep and not left:
             remove_run_dir(self.cache_dir, self.run_id)
         return [describe_process(pid) for pid in left]
@@ -112,7 +113,7 @@ def _acquire(lock: HostLock, run_id: str, *, kills: bool) -> None:
             if kills:
                 with suppress(ProcessLookupError, PermissionError):
                     os.kill(int(holder["pid"]), signal.SIGKILL)
-                LaunchProcesses(marker=run_id).kill()  # and what it guarded
+                LaunchProcesses(marker=run_id).kill()  # and what it was to clean up
             time.sleep(_RETRY_S)
         else:
             return
@@ -123,12 +124,12 @@ class Agent:
 
     def __init__(self, reply: Callable[[Mapping[str, Any]], None]) -> None:
         self._reply = reply
-        self._guard: Guard | None = None
+        self._cleanup: HostCleanup | None = None
         self._stage = "starting"
         self._marks: list[str] = []
         self._actions: dict[str, Callable[[Mapping[str, Any]], Any]] = {
             "facts": self._facts,
-            "guard": self._take_guard,
+            "claim": self._claim,
             "mark": self._mark,
             "see": lambda what: see_marks(what["directory"], what["names"]),
             "unmark": lambda _what: self._unmark(),
@@ -136,10 +137,10 @@ class Agent:
             "memory kills": lambda _what: asdict(MemoryKills.now(Groups.of_process())),
             "orphans": lambda what: self._processes(what).orphans(),
             "watch": self._watch,
-            "clean up": lambda _what: self._guard.clean_up() if self._guard else [],
+            "clean up": lambda _what: self._cleanup.clean_up() if self._cleanup else [],
         }
 
-    def hear(self, line: str) -> None:
+    def receive(self, line: str) -> None:
         """One line of the controller; a ping is answered at once."""
         request = json.loads(line)
         if request["do"] == "ping":
@@ -161,10 +162,10 @@ class Agent:
     def _note(self, stage: str) -> None:
         self._stage = stage
 
-    def _take_guard(self, what: Mapping[str, Any]) -> None:
-        """Guard a run: once per agent, the directory and what is kept may change."""
-        if self._guard is None:
-            self._guard = Guard.begin(
+    def _claim(self, what: Mapping[str, Any]) -> None:
+        """Claim the host for a run, once per agent; the directory and what is kept may change."""
+        if self._cleanup is None:
+            self._cleanup = HostCleanup.begin(
                 run_id=what["run_id"],
                 cache_dir=what["cache_dir"],
                 keep=what["keep"],
@@ -172,15 +173,15 @@ class Agent:
                 locks=what.get("locks", True),
                 leaves=Leftovers.from_json(what["leaves"]),
             )
-        self._guard.cache_dir, self._guard.keep = what["cache_dir"], what["keep"]
+        self._cleanup.cache_dir, self._cleanup.keep = what["cache_dir"], what["keep"]
 
     def _processes(self, what: Mapping[str, Any]) -> LaunchProcesses:
-        """Those of a launch, with daemons as the guarded run's launchers call them."""
-        leaves = BUILT_IN_LEFTOVERS if self._guard is None else self._guard.leaves
+        """The processes of a launch, with daemons as the claiming run's launchers call them."""
+        leaves = BUILT_IN_LEFTOVERS if self._cleanup is None else self._cleanup.leaves
         return LaunchProcesses(marker=what["run_id"], leaves=leaves)
 
     def _watch(self, what: Mapping[str, Any]) -> None:
-        """Tell of the end of each of these processes, in the order in which they end."""
+        """Report the end of each of these processes, in the order in which they end."""
         waiting = select.poll()
         pids = {}
         for pid in what["pids"]:
@@ -209,21 +210,21 @@ class Agent:
     def leave(self) -> None:
         """The controller has gone: clean up, and give the host back."""
         self._unmark()
-        if self._guard is None:
+        if self._cleanup is None:
             return
         until_s = time.monotonic() + _LAST_CLEAN_UP_S
         while time.monotonic() < until_s:
             try:
-                self._guard.clean_up()
+                self._cleanup.clean_up()
             except StorageError:  # a rank that is dying has just written something more
                 time.sleep(_RETRY_S)
             else:
                 break
-        self._guard.lock.release()
+        self._cleanup.lock.release()
 
 
 def _serve(agent: Agent, fd: int) -> None:
-    """Until the controller closes the connection, or has not been heard for too long."""
+    """Until the controller closes the connection, or has been silent for too long."""
     pending = b""
     while select.select([fd], [], [], SILENCE_S)[0]:
         chunk = os.read(fd, _READ_BYTES)
@@ -231,7 +232,7 @@ def _serve(agent: Agent, fd: int) -> None:
             return
         *lines, pending = (pending + chunk).split(b"\n")
         for line in lines:
-            agent.hear(line.decode())
+            agent.receive(line.decode())
 
 
 def _hang_up(*_: object) -> None:
@@ -240,7 +241,7 @@ def _hang_up(*_: object) -> None:
 
 
 def main() -> None:
-    """The agent's whole life."""
+    """Serve the controller until it goes, then clean up."""
     signal.signal(signal.SIGTERM, _hang_up)  # Slurm's, some seconds before it kills
     writing = threading.Lock()
 

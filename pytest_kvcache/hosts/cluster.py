@@ -18,6 +18,7 @@ from pytest_kvcache.hosts.localhost import is_local
 from pytest_kvcache.hosts.lock import Patience, is_taken
 from pytest_kvcache.launchers.families import BUILT_IN_LEFTOVERS
 from pytest_kvcache.system.cgroups import MemoryKills
+from pytest_kvcache.system.gpus import TIMEOUT_S
 from pytest_kvcache.units import format_count
 from pytest_kvcache.version import VERSION
 
@@ -57,7 +58,7 @@ class Survey:
         return time.monotonic() - self.made_s > _FRESH_S
 
     def with_problems(self, more: Mapping[str, Sequence[str]]) -> Survey:
-        """The same with more problems."""
+        """The survey with more problems."""
         hosts = dict.fromkeys([*self.problems, *more])
         merged = {h: (*self.problems.get(h, ()), *more.get(h, ())) for h in hosts}
         return replace(self, problems=merged)
@@ -82,8 +83,8 @@ class Survey:
 
 
 @dataclass(slots=True)
-class _Findings:
-    """A survey while it is made."""
+class _PartialSurvey:
+    """What a survey has found so far."""
 
     facts: dict[str, HostFacts] = field(default_factory=dict)
     problems: dict[str, list[str]] = field(default_factory=dict)
@@ -130,16 +131,16 @@ class Cluster:
         self._question: HostQuestion | None = None
         self._commands: dict[str, Sequence[str]] = {}
         self._hostnames: dict[str, str] = {}
-        self._guard: Mapping[str, Any] = {}
+        self._claim: Mapping[str, Any] = {}
 
     @property
     def sees_ranks(self) -> bool:
-        """Whether ``ranks``, ``watch`` and ``gone`` tell anything."""
+        """Whether ``ranks``, ``watch`` and ``gone`` know anything."""
         return self._access.sees_ranks
 
     def survey(self, names: Sequence[str], question: HostQuestion, *, keep: bool) -> Survey:
         """Ask every host; those that can be used are held for this run from then on."""
-        began_s, found = time.monotonic(), _Findings()
+        began_s, found = time.monotonic(), _PartialSurvey()
         self._question = question
         program = [self._python, *_AGENT]
         others = self._others(names)
@@ -153,24 +154,25 @@ class Cluster:
         self._commands |= commands
         self._links.open(commands, program)
         request = {"do": "facts", "question": question.to_json()}
-        answers = self._ask(names, request, _FACTS_S)
+        facts_s = _FACTS_S + TIMEOUT_S * question.gpus
+        answers = self._ask(names, request, facts_s)
         self._refuse_other_versions(answers)
         for host, value in found.sort(answers).items():
             self._take_facts(found, host, value)
         self._hostnames |= {host: facts.hostname for host, facts in found.facts.items()}
         self._find_doubles(found)
-        guard = {
-            "do": "guard", "run_id": self._run_id, "cache_dir": question.cache_dir, "keep": keep,
+        claim = {
+            "do": "claim", "run_id": self._run_id, "cache_dir": question.cache_dir, "keep": keep,
             "sees_ranks": self.sees_ranks, "leaves": self._leaves.to_json(),
         }  # fmt: skip
-        self._guard = guard
+        self._claim = claim
         waited_s = self._patience.waited_s
-        found.sort(self._guarded(self._others(found.sound()), guard))
+        found.sort(self._claimed(self._others(found.sound()), claim))
         if self._patience.waited_s > waited_s:  # what another run has left is free now
-            answers = self._ask(found.sound(), request, _FACTS_S)
+            answers = self._ask(found.sound(), request, facts_s)
             for host, value in found.sort(answers).items():
                 self._take_facts(found, host, value)
-        self._guard_here(guard)
+        self._claim_here(claim)
         groups: tuple[frozenset[str], ...] = ()
         if question.cache_dir is not None:
             groups = self._sharing(found, question.cache_dir)
@@ -183,22 +185,22 @@ class Cluster:
             made_s=time.monotonic(),
         )
 
-    def _guarded(self, names: Sequence[str], guard: Mapping[str, Any]) -> dict[str, Answer]:
+    def _claimed(self, names: Sequence[str], claim: Mapping[str, Any]) -> dict[str, Answer]:
         """Have the hosts' agents take their locks, as long as there is patience."""
-        answers = self._ask(names, guard, _ANSWER_S)
+        answers = self._ask(names, claim, _ANSWER_S)
         while True:
             taken = {host: a.problem for host, a in answers.items() if is_taken(a.problem)}
             first = next((problem for problem in taken.values() if problem is not None), None)
             if first is None or not self._patience.wait(first):
                 return answers
-            answers |= self._ask(taken, guard, _ANSWER_S)
+            answers |= self._ask(taken, claim, _ANSWER_S)
 
-    def _guard_here(self, guard: Mapping[str, Any]) -> None:
+    def _claim_here(self, claim: Mapping[str, Any]) -> None:
         """If this process is killed, an agent beside it ends what is left on its own host."""
         if self.sees_ranks:
             program = [sys.executable, *_AGENT]
             self._links.open({_BESIDE: program}, program)
-            self._links.ask({_BESIDE: {**guard, "locks": False}}, _ANSWER_S)
+            self._links.ask({_BESIDE: {**claim, "locks": False}}, _ANSWER_S)
 
     def lost(self, names: Sequence[str]) -> dict[str, str]:
         """Hosts that are not there any more, and why."""
@@ -222,26 +224,27 @@ class Cluster:
         }
 
     def watch(self, pids: Mapping[str, Sequence[int]]) -> None:
-        """Hear of the end of these processes from their hosts, without asking again."""
+        """Have their hosts report the end of these processes, without asking again."""
         if not self.sees_ranks:
             return
         self._links.forget_ends()
         self._links.answer_here(filter(self.is_own, pids))
         for host, numbers in pids.items():
-            self._links.tell(host, {"do": "watch", "pids": list(numbers)})
+            self._links.send(host, {"do": "watch", "pids": list(numbers)})
 
     def gone(self) -> list[tuple[str, int]]:
-        """(host, pid) of watched processes that have ended, in the order we heard of it."""
+        """(host, pid) of watched processes that have ended, as it was reported."""
         return [(host, pid) for _at_s, host, pid in sorted(self._links.ends())]
 
     def diagnose(self, names: Sequence[str]) -> list[str]:
         """What the other hosts can say of a launch that ended for no known reason."""
         others = [host for host in self._others(names) if host not in self.lost(names)]
-        found = _Findings()
+        found = _PartialSurvey()
         orphans = {"do": "orphans", "run_id": self._run_id}
         left_alone = found.sort(self._ask(others if self.sees_ranks else (), orphans, _ANSWER_S))
         if self._question is not None:
-            request = {"do": "facts", "question": self._question.to_json()}
+            question = replace(self._question, gpus=False)  # seconds, and they are still there
+            request = {"do": "facts", "question": question.to_json()}
             for host, value in found.sort(self._ask(others, request, _ANSWER_S)).items():
                 self._take_facts(found, host, value)
         lines = [f"host {host}: {text}" for host, texts in found.problems.items() for text in texts]
@@ -255,7 +258,7 @@ class Cluster:
     def clean_up(self, names: Sequence[str]) -> list[str]:
         """End what a launch left on the other hosts; a sentence on each thing that stays.
 
-        A host that can't be reached cleans itself up and is told of elsewhere.
+        A host that can't be reached cleans itself up and is reported elsewhere.
         """
         there = [host for host in self._others(names) if host not in self.lost(names)]
         answers = self._ask(there, {"do": "clean up"}, _CLEAN_UP_S)
@@ -281,7 +284,7 @@ class Cluster:
             return
         again = HostLinks(self._access.explain)
         again.open({host: self._commands[host] for host in left}, [self._python, *_AGENT])
-        again.ask(dict.fromkeys(left, self._guard), _ANSWER_S)
+        again.ask(dict.fromkeys(left, self._claim), _ANSWER_S)
         again.close()
 
     def _ask(
@@ -308,7 +311,7 @@ class Cluster:
                     f" {VERSION}; install the same version there"
                 )
 
-    def _take_facts(self, found: _Findings, host: str, value: Mapping[str, Any]) -> None:
+    def _take_facts(self, found: _PartialSurvey, host: str, value: Mapping[str, Any]) -> None:
         try:
             facts = HostFacts.from_json(value)
         except KVCacheError as error:
@@ -318,7 +321,7 @@ class Cluster:
         if facts.problems:
             found.problems.setdefault(host, []).extend(facts.problems)
 
-    def _find_doubles(self, found: _Findings) -> None:
+    def _find_doubles(self, found: _PartialSurvey) -> None:
         """Two names of one host have one disk and one set of cores, and rob each other."""
         _find_namesakes(found)
         known = {machine_identity(): "this machine"}
@@ -329,7 +332,7 @@ class Cluster:
                     f"is the same machine as {first}; name it once, with its ranks as {host}:2"
                 )
 
-    def _sharing(self, found: _Findings, directory: str) -> tuple[frozenset[str], ...]:
+    def _sharing(self, found: _PartialSurvey, directory: str) -> tuple[frozenset[str], ...]:
         """Which hosts see the files of which: not asked but tried."""
         token = secrets.token_hex(8)
         mark = {"do": "mark", "directory": directory, "token": token}
@@ -343,7 +346,7 @@ class Cluster:
         return tuple(frozenset(group) for group in groups.values())
 
 
-def _find_namesakes(found: _Findings) -> None:
+def _find_namesakes(found: _PartialSurvey) -> None:
     """Files, ranks and locks of hosts are told apart by what they call themselves."""
     names: dict[str, tuple[str, str]] = {}
     for host, facts in found.facts.items():

@@ -24,6 +24,7 @@ from pytest_kvcache.hosts.localhost import available_memory, quota_cores, usable
 from pytest_kvcache.hosts.mpilibrary import mpi_library
 from pytest_kvcache.system.blockstat import machine_id
 from pytest_kvcache.system.filesystem import probe_filesystem
+from pytest_kvcache.system.gpus import find_devices
 from pytest_kvcache.version import VERSION
 
 if TYPE_CHECKING:
@@ -34,11 +35,13 @@ if TYPE_CHECKING:
 class HostQuestion:
     """What the controller wants to know; ``cache_dir`` None: ranks own no directory.
 
-    ``programs`` are absolute paths of what the launcher starts there.
+    ``programs`` are absolute paths of what the launcher starts there; ``gpus``: whether ranks
+    want any.
     """
 
     cache_dir: str | None
     programs: tuple[str, ...]
+    gpus: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict; ``from_json`` gives the same question back."""
@@ -47,7 +50,8 @@ class HostQuestion:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> HostQuestion:
         """The inverse of ``to_json``."""
-        return cls(cache_dir=data["cache_dir"], programs=tuple(data["programs"]))
+        programs = tuple(data["programs"])
+        return cls(cache_dir=data["cache_dir"], programs=programs, gpus=data["gpus"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +62,9 @@ class HostFacts:
     whether it takes O_DIRECT; both are None without a directory. ``open_files`` is the
     soft limit, ``None``: unlimited. ``wall_clock_s`` is the time of day there. ``cores`` and
     ``memory_bytes`` are what ranks can have: of a control group with limits, which are
-    ``cpu_quota_cores`` and, where that is what leaves least, ``memory_limit_bytes``.
+    ``cpu_quota_cores`` and, where that is what leaves least, ``memory_limit_bytes``. ``gpus``
+    are the devices of each library that could copy to them, or why it has none; None: nobody
+    has asked.
     ``problems`` are sentences on what is missing there.
     """
 
@@ -74,6 +80,7 @@ class HostFacts:
     open_files: int | None
     filesystem: dict[str, Any] | None
     direct: bool | None
+    gpus: dict[str, int | str] | None
     wall_clock_s: float
     problems: tuple[str, ...]
 
@@ -107,6 +114,8 @@ def collect(question: HostQuestion, stage: Callable[[str], None] = lambda _text:
         stage(f"looking at {path}")
         filesystem = _or_problem(lambda: _filesystem(path), problems)
         direct = None if filesystem is None else takes_direct(path)
+    if question.gpus:
+        stage("loading torch and CuPy")
     memory = available_memory()
     return HostFacts(
         hostname=socket.gethostname(),
@@ -121,6 +130,7 @@ def collect(question: HostQuestion, stage: Callable[[str], None] = lambda _text:
         open_files=_open_files(),
         filesystem=filesystem,
         direct=direct,
+        gpus=find_devices(sys.executable) if question.gpus else None,
         wall_clock_s=time.time(),
         problems=tuple(problems),
     )

@@ -242,7 +242,7 @@ class _Token(NamedTuple):
     where: str
 
 
-class _Entry(NamedTuple):
+class _HostEntry(NamedTuple):
     host: str
     slots: str | None
     where: str
@@ -285,16 +285,16 @@ def _file_tokens(path: str, option: str, read: Callable[[str], str]) -> list[_To
     return tokens
 
 
-def _entries(tokens: Iterable[_Token]) -> list[_Entry]:
+def _entries(tokens: Iterable[_Token]) -> list[_HostEntry]:
     """Join each ``slots=N`` and ``max_slots=N`` to the host before it."""
-    entries: list[_Entry] = []
+    entries: list[_HostEntry] = []
     for text, where in tokens:
         key, equals, value = text.partition("=")
         name = key.casefold().replace("-", "_") if equals else ""
         last = entries[-1] if entries and entries[-1].where == where else None
         if not equals:
             _check_number(text, where, last)
-            entries.append(_Entry(text, None, where))
+            entries.append(_HostEntry(text, None, where))
         elif name not in _SLOT_KEYS | _LIMIT_KEYS:
             raise OptionError(_unknown_key(text, name, where, last))
         elif last is not None and name in _SLOT_KEYS and last.slots is None:
@@ -306,7 +306,7 @@ def _entries(tokens: Iterable[_Token]) -> list[_Entry]:
     return entries
 
 
-def _check_number(text: str, where: str, last: _Entry | None) -> None:
+def _check_number(text: str, where: str, last: _HostEntry | None) -> None:
     """Refuse a bare number as the one behind a host, which is how batch systems write slots."""
     if text.isdigit() and last is not None:
         raise OptionError(
@@ -315,7 +315,7 @@ def _check_number(text: str, where: str, last: _Entry | None) -> None:
         )
 
 
-def _unknown_key(text: str, name: str, where: str, last: _Entry | None) -> str:
+def _unknown_key(text: str, name: str, where: str, last: _HostEntry | None) -> str:
     of = "" if last is None else f" for {last.host}"
     if name in _SSH_KEYS:
         value = text.partition("=")[2]
@@ -325,7 +325,7 @@ def _unknown_key(text: str, name: str, where: str, last: _Entry | None) -> str:
     return f"{where} has {text!r}{of}; of a host only slots=N and max_slots=N are known here, {fix}"
 
 
-def _host_spec(entry: _Entry) -> HostSpec:
+def _host_spec(entry: _HostEntry) -> HostSpec:
     match = _HOST.fullmatch(entry.host)
     if match is None or (match["slots"] is not None and entry.slots is not None):
         raise OptionError(f"{entry.where} has {entry.host!r}; {_how_written(entry.host)}")
@@ -344,7 +344,7 @@ def _host_spec(entry: _Entry) -> HostSpec:
     return HostSpec(name=name, slots=limit if slots is None else slots)
 
 
-def _slots(entry: _Entry, text: str | None) -> int | None:
+def _slots(entry: _HostEntry, text: str | None) -> int | None:
     if text is None:
         return None
     if not _SLOTS.fullmatch(text):

@@ -1,7 +1,7 @@
 """The controller's connections to the agents of a run's hosts, one ssh or srun each.
 
 A host that is this machine is answered for by an agent in this process, without one.
-A thread of its own reads what they answer and lets them hear from us every second,
+A thread of its own reads what they answer and sends them a sign of life every second,
 whatever the controller is busy with. Controller side; imports neither pytest nor MPI.
 """
 
@@ -62,7 +62,7 @@ class HostLink:
     explain: Explain = _no_explanation
     agent: Agent | None = None
     """Of this process, which answers in place of one that is reached by ``process``."""
-    heard_s: float = field(default_factory=time.monotonic)
+    last_received_s: float = field(default_factory=time.monotonic)
     version: str | None = None
     lost: str | None = None
     stage: str = "starting"
@@ -71,7 +71,7 @@ class HostLink:
     output: bytes = b""
     errors: bytes = b""
 
-    def hear(self, line: bytes) -> None:
+    def receive(self, line: bytes) -> None:
         """One line of the host's standard output; only the agent's own count."""
         text = line.decode(errors="replace")
         if not text.startswith(REPLY_MARK):
@@ -93,10 +93,10 @@ class HostLink:
         elif answer["id"] > 0:
             self.answers[answer["id"]] = answer
 
-    def say(self, request: Mapping[str, Any]) -> None:
+    def send(self, request: Mapping[str, Any]) -> None:
         """Write one line; a host that does not read is noticed by its silence."""
         if self.agent is not None:
-            self.agent.hear(json.dumps(request))
+            self.agent.receive(json.dumps(request))
         if self.process is None or self.lost is not None:
             return
         assert self.process.stdin is not None
@@ -123,7 +123,7 @@ class HostLink:
             self.process.stdin.close()
 
     def kill(self) -> None:
-        """End our side at once."""
+        """Kill the connection's process at once."""
         if self.process is not None:
             self.process.kill()
 
@@ -151,30 +151,36 @@ class HostLink:
 
     def why_ended(self, exit_code: int) -> str:
         """What the end of the connection means, with what helps."""
-        told, python = self.last_error(), self.program[0]
+        message, python = self.last_error(), self.program[0]
         known = self.explain(self.host, exit_code, self.errors.decode(errors="replace"))
         if known is not None and self.version is None:
             return known
         if exit_code == SSH_FAILED_EXIT and self.version is None:
-            return unreachable(self.host, told)
+            return unreachable(self.host, message)
         if self.version:
-            return f"the connection to it broke (exit code {exit_code}: {told})"
-        return self._why_not_begun(exit_code, told, python)
+            return f"the connection to it broke (exit code {exit_code}: {message})"
+        return self._why_not_begun(exit_code, message, python)
 
-    def _why_not_begun(self, exit_code: int, told: str, python: str) -> str:
+    def _why_not_begun(self, exit_code: int, message: str, python: str) -> str:
         if not exit_code:
             return (
-                f"nothing was run there, and no error told ({told}); --kv-ssh must run the command"
+                f"nothing was run there, and no error told ({message}); --kv-ssh must run the"
+                " command"
                 " it is given and pass standard input on"
             )
-        if "No module named" in told:
-            return f"has no fitting pytest-kvcache in {python} ({told}); install this version there"
+        if "No module named" in message:
+            return (
+                f"has no fitting pytest-kvcache in {python} ({message}); install this version there"
+            )
         if exit_code in NOT_FOUND_EXITS:
             return (
-                f"has no {python} ({told}); install Python and pytest-kvcache at the same path on"
+                f"has no {python} ({message}); install Python and pytest-kvcache at the same path"
+                " on"
                 " every host, or name the path by --kv-python"
             )
-        return f"its agent ended with exit code {exit_code} ({told}); see what {python} lacks there"
+        return (
+            f"its agent ended with exit code {exit_code} ({message}); see what {python} lacks there"
+        )
 
 
 def _allow_files(hosts: int) -> None:
@@ -193,7 +199,7 @@ def _start(host: str, command: Sequence[str], program: Sequence[str], explain: E
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the controller, who tells them
+            start_new_session=True,  # Ctrl-C is for the controller, who ends them
         )
     except OSError as error:
         why = f"can't be reached: {command[0]} can't be started ({error.strerror})"
@@ -284,7 +290,7 @@ class HostLinks:
         link.discard()
 
     def version(self, host: str) -> str | None:
-        """Of the package there, as its agent said when it came up; None: it did not."""
+        """The package's version there, as its agent said when it came up; None: it did not."""
         return self._links[host].version
 
     def ask(self, requests: Mapping[str, Mapping[str, Any]], timeout_s: float) -> dict[str, Answer]:
@@ -294,7 +300,7 @@ class HostLinks:
         with self._changed:
             for host, request in requests.items():
                 waiting[host] = self._next_id
-                self._links[host].say({"id": self._next_id, **request})
+                self._links[host].send({"id": self._next_id, **request})
                 self._next_id += 1
             self._changed.wait_for(
                 lambda: all(self._is_settled(host, number) for host, number in waiting.items()),
@@ -321,25 +327,25 @@ class HostLinks:
         )
 
     def lost(self, hosts: Sequence[str]) -> dict[str, str]:
-        """Of these, the hosts whose connection has ended, and why."""
+        """The hosts, of these, whose connection has ended, and why."""
         with self._changed:
             found = {host: self._links[host].lost for host in hosts if host in self._links}
         return {host: why for host, why in found.items() if why is not None}
 
-    def tell(self, host: str, request: Mapping[str, Any]) -> None:
-        """Say something that needs no answer."""
+    def send(self, host: str, request: Mapping[str, Any]) -> None:
+        """Send a request that needs no answer."""
         with self._changed:
-            self._links[host].say({"id": -1, **request})
+            self._links[host].send({"id": -1, **request})
 
     def ends(self) -> list[tuple[float, str, int]]:
-        """(when we heard of it, host, pid) of watched processes that have ended."""
+        """(when it was reported, host, pid) of watched processes that have ended."""
         with self._changed:
             return [
                 (at_s, link.host, pid) for link in self._links.values() for at_s, pid in link.ends
             ]
 
     def forget_ends(self) -> None:
-        """Another launch begins."""
+        """Forget the ends of processes: another launch begins."""
         with self._changed:
             for link in self._links.values():
                 link.ends.clear()
@@ -384,10 +390,10 @@ class HostLinks:
         if kind == "errors":
             link.errors = (link.errors + chunk)[-_TAIL_BYTES:]
             return
-        link.heard_s = time.monotonic()
+        link.last_received_s = time.monotonic()
         *lines, link.output = (link.output + chunk).split(b"\n")
         for line in lines:
-            link.hear(line)
+            link.receive(line)
 
     def _end(self, link: HostLink) -> None:
         """The host has closed its side: its exit code and last words say why."""
@@ -407,15 +413,15 @@ class HostLinks:
         now_s = time.monotonic()
         if now_s - self._looked_s > _AWAY_S:  # this process was stopped, not the hosts
             for link in self._links.values():
-                link.heard_s = now_s
+                link.last_received_s = now_s
         self._looked_s = now_s
         pings = now_s - self._pinged_s >= _PING_S
         if pings:
             self._pinged_s = now_s
         for link in self._links.values():
             limit_s = _SILENT_S if link.version else _START_S
-            if link.lost is None and link.process and now_s - link.heard_s > limit_s:
+            if link.lost is None and link.process and now_s - link.last_received_s > limit_s:
                 link.lost = f"has not answered for {limit_s:g} s; look at its network"
                 link.kill()
             elif pings and link.version and link.lost is None:
-                link.say({"id": -1, "do": "ping"})
+                link.send({"id": -1, "do": "ping"})

@@ -58,11 +58,11 @@ class Patience:
     """How long a run waits, in all, for the benchmarks of others to end."""
 
     def __init__(
-        self, limit_s: float, tell: Callable[[str, float, float], None] | None = None
+        self, limit_s: float, report: Callable[[str, float, float], None] | None = None
     ) -> None:
-        """``tell`` is called while waiting: for whom, how long so far, and at most."""
+        """``report`` is called while waiting: for whom, how long so far, and at most."""
         self._limit_s = limit_s
-        self._tell = tell
+        self._report = report
         self.waited_s = 0.0
 
     def wait(self, problem: str) -> bool:
@@ -70,8 +70,8 @@ class Patience:
         left_s = self._limit_s - self.waited_s
         if left_s <= 0:
             return False
-        if self._tell is not None:
-            self._tell(problem.partition(";")[0], self.waited_s, self._limit_s)
+        if self._report is not None:
+            self._report(problem.partition(";")[0], self.waited_s, self._limit_s)
         began_s = time.monotonic()
         time.sleep(min(_LOOK_EVERY_S, left_s))
         self.waited_s += time.monotonic() - began_s

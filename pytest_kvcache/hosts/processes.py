@@ -50,7 +50,7 @@ class _Stat:
 
     @classmethod
     def of(cls, pid: int) -> _Stat | None:
-        """None: gone, or dead."""
+        """The stat of a process; None: it is gone, or dead."""
         first = cls._of_task(str(pid))
         if first is None or first.state not in _DEAD:
             return first
@@ -111,7 +111,7 @@ class LaunchProcesses:
         return len(self._ranks())
 
     def ranks_begun(self) -> int | None:
-        """The same; None where there is neither a rank nor a daemon that could start one."""
+        """How many ranks run; None where there is neither one nor a daemon that could start one."""
         found = self.ranks()
         begun = found or any(self._is_daemon(stat) for stat in _all().values())
         return found if begun else None

@@ -70,10 +70,10 @@ class RemoteShell:
         return [*self.words, host, f"cd / && exec {shlex.join(['env', *variables, *program])}"]
 
 
-def unreachable(host: str, told: str) -> str:
+def unreachable(host: str, message: str) -> str:
     """Why ssh ended with ``SSH_FAILED_EXIT``, to stand behind the host's name, and what helps."""
     return (
-        f"can't be reached over ssh ({told}); see to it that 'ssh {host} true' works without a"
+        f"can't be reached over ssh ({message}); see to it that 'ssh {host} true' works without a"
         " question, or name another command by --kv-ssh"
     )
 

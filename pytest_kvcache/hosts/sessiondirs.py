@@ -71,7 +71,7 @@ class SessionDirs:
     def now(
         cls, directory: Path | None = None, kinds: tuple[Leftover, ...] = BUILT_IN_LEFTOVERS.files
     ) -> SessionDirs:
-        """Those that are there now, of launchers that leave these kinds."""
+        """The directories that are there now, of launchers that leave these kinds."""
         directory = directory or Path(tempfile.gettempdir())
         found = {path for kind in kinds for path in directory.glob(kind.glob)}
         return cls(frozenset(path for path in found if _is_own(path)), directory, kinds)

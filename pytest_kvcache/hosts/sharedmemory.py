@@ -23,7 +23,7 @@ class Segments:
     def now(
         cls, directory: Path = _DIRECTORY, patterns: tuple[str, ...] = BUILT_IN_LEFTOVERS.segments
     ) -> Segments:
-        """Those that are there now, of launchers that name theirs by these patterns."""
+        """The segments that are there now, of launchers that name theirs by these patterns."""
         found = {path.name for pattern in patterns for path in directory.glob(pattern)}
         own = frozenset(name for name in found if _is_own(directory / name))
         return cls(own, directory, patterns)

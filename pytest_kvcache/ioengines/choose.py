@@ -18,7 +18,7 @@ from pytest_kvcache.ioengines.ringfiles import FileEngine
 from pytest_kvcache.ioengines.ringslabs import SlabEngine
 from pytest_kvcache.ioengines.threads import ThreadsEngine
 from pytest_kvcache.ioengines.uring import Ring
-from pytest_kvcache.system.kernelqueues import KERNEL_ENGINES, refusal, system_call, told
+from pytest_kvcache.system.kernelqueues import KERNEL_ENGINES, explained, refusal, system_call
 
 if TYPE_CHECKING:
     from pytest_kvcache.backends.protocol import Backend
@@ -124,7 +124,7 @@ def _try(name: KernelEngine, situation: Situation, call: SystemCall) -> tuple[bo
     try:
         queue = open_queue(name, plan.transfers, plan.transfers, call)
     except OSError as error:
-        return False, told(name, error)
+        return False, explained(name, error)
     try:
         found = probe(queue, plan)
     except OSError as error:

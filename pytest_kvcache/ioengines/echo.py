@@ -43,7 +43,7 @@ class EchoQueue:
         self._answers[slot] = length if operation <= WRITE else 0
 
     def prepare_path(self, slot: int, operation: int, path: bytes, flags: int = 0) -> None:  # noqa: ARG002
-        """Note that it goes well."""
+        """Note that the call goes well."""
         self._answers[slot] = 0
 
     def enter(self, slots: Sequence[int], timeout_ns: int | None) -> int:  # noqa: ARG002
@@ -57,7 +57,7 @@ class EchoQueue:
         return bool(self._ended)
 
     def harvest(self) -> Sequence[tuple[int, int]]:
-        """Take them."""
+        """Take the answers."""
         ended, self._ended = self._ended, []
         return ended
 
@@ -78,10 +78,10 @@ class _Nowhere:
         return -1, 0, 0
 
     def wrote(self, key: str, offset: int, length: int) -> None:
-        """Nothing is noted."""
+        """Note nothing of a write."""
 
     def delete(self, key: str) -> None:
-        """Nothing is freed."""
+        """Free nothing of an object."""
 
     def failure(self, action: str, key: str, error: OSError) -> StorageError:
         return StorageError(f"can't {action} {key}: {error.strerror}")

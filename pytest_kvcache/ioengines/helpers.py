@@ -19,7 +19,7 @@ _ONE = (1).to_bytes(8, "little")
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One such call of a slot."""
+    """A call that blocks, for one slot."""
 
     slot: int
     operation: int
@@ -60,7 +60,7 @@ class Helpers:
         self._threads: list[threading.Thread] = []
 
     def do(self, job: Job) -> None:
-        """Hand a job over."""
+        """Hand a job to the helpers."""
         if len(self._threads) < self._count:
             thread = threading.Thread(target=self._run, name="kvcache-files", daemon=True)
             self._threads.append(thread)

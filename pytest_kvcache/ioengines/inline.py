@@ -52,16 +52,16 @@ class InlineEngine:
 
     @property
     def in_flight(self) -> int:
-        """None that anybody waits for: what has begun has ended."""
+        """No transfer is in flight: what has begun has ended."""
         return 0
 
     def register(self, buffers: Sequence[memoryview]) -> None:
-        """Nothing to prepare: calls get their memory each."""
+        """Prepare nothing: each call gets its own memory."""
 
     def stage(  # noqa: PLR0917  as the protocol has it
         self, slot: int, kind: int, key: str, offset: int, view: memoryview, transfers: int
     ) -> None:
-        """Keep it for ``submit``."""
+        """Keep a transfer for ``submit``."""
         del transfers
         self._staged.append((slot, kind, key, offset, view))
 
@@ -94,7 +94,7 @@ class InlineEngine:
         self._began_ns = 0
 
     def look(self) -> int:
-        """All have their stamps already."""
+        """Look for nothing: all completions have their times already."""
         return len(self._done)
 
     def reap(self) -> Sequence[Completion]:
@@ -115,3 +115,22 @@ class InlineEngine:
     def close(self) -> None:
         """Forget what is staged."""
         self._staged.clear()
+
+
+class PacedEngine(InlineEngine):
+    """Makes one call each time that it is `allow`ed to, so that a loop never waits for two."""
+
+    def __init__(self, backend: Backend, clock: Callable[[], int] = time.monotonic_ns) -> None:
+        super().__init__(backend, 1, clock)
+        self._allowed = 0
+
+    def allow(self) -> None:
+        """Let the next ``submit`` make a call."""
+        self._allowed = 1
+
+    def submit(self, limit: int, wait_until_ns: int | None = None) -> int:
+        """Make the call that is allowed; never sleep."""
+        del wait_until_ns
+        made = super().submit(min(limit, self._allowed))
+        self._allowed -= made
+        return made

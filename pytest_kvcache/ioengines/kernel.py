@@ -65,7 +65,7 @@ class Queue(Protocol):
         ...
 
     def harvest(self) -> Sequence[tuple[int, int]]:
-        """Of what `peek` has seen, each slot that is through with its call, and the answer."""
+        """Each slot that is through with its call, and the answer, of what `peek` has seen."""
         ...
 
     def close(self) -> None:

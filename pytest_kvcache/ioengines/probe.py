@@ -56,7 +56,7 @@ class ProbePlan:
     def of(
         cls, *, directory: str, direct: bool, one_file: bool, depth: int, transfer_bytes: int
     ) -> ProbePlan:
-        """As many and as large ones as the run has, as long as that is no burden."""
+        """Plan as many and as large transfers as the run has, as long as that is no burden."""
         status = os.statvfs(directory)
         room = min(_MOST_BYTES, status.f_bavail * status.f_frsize // _ROOM_SHARE)
         size = min(transfer_bytes, _LARGEST_BYTES, max(PAGE_BYTES, room // 2))
@@ -98,7 +98,7 @@ class ProbeResult:
 
     @property
     def share(self) -> str:
-        """As part of a sentence: ``16 of 16 reads``."""
+        """The share as part of a sentence: ``16 of 16 reads``."""
         pairs = "" if self.pairs is None else f" (submitted two by two, both {self.pairs} times of"
         pairs += "" if self.pairs is None else f" {_PAIRS})"
         return f"{self.under_way} of {self.transfers} {self.kind}{pairs}"

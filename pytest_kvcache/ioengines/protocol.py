@@ -31,14 +31,14 @@ class IoEngine(Protocol):
     """Carries out transfers and calls; at most ``depth`` are in flight at any time.
 
     ``in_flight`` counts what has begun and was not yet seen to have ended (``look``).
-    ``lags_ns`` gets, for each look that found something, the time since the look before it
-    (or since the submit, if that came later): so much earlier than its stamp can an end have
+    ``lags_ns`` gets, for each end that a look found, the time since the look before it (or
+    since the submit, if that came later): so much earlier than its stamp can the end have
     been. The loop empties it. It stays empty where whoever makes a call stamps its end.
     """
 
     @property
     def name(self) -> IoEngineName:
-        """Which engine it is."""
+        """The name of the engine."""
 
     @property
     def depth(self) -> int:

@@ -30,6 +30,7 @@ MOVES = {READ: kernel.READ, WRITE: kernel.WRITE}
 _INTERRUPTED = (-errno.EINTR, -errno.EAGAIN)
 # A kernel that has no memory for a call now may have some a moment later.
 _PATIENCE_S, _MOST_REFUSALS = 0.001, 10_000
+_FEW = 4  # calls that are begun in so short a time that nobody need look meanwhile
 _A_SECOND_NS = 1_000_000_000
 _NOTHING = -1  # no answer of the kernel: an ended call was not all of its transfer
 
@@ -129,23 +130,36 @@ class RingEngine(Generic[Files]):
         if wait_until_ns is not None and not self._ended and not self._peek():
             timeout_ns = max(0, wait_until_ns - now)
         if calls or timeout_ns is not None:
-            begun = self._enter(calls, timeout_ns)
+            many = timeout_ns is not None and len(calls) > _FEW
+            begun = self._enter(calls, None if many else timeout_ns)
             if begun != len(calls):
                 self._more = calls[begun:first] + self._more
                 count -= self._put_back(calls[max(begun, first) :])
                 self._wait_after_refusal(begun, timeout_ns)
+            elif many:
+                if self._peek():
+                    return count  # it ended while others were begun: seen late, by all of that
+                self._looked_ns = self._clock()
+                assert wait_until_ns is not None
+                self._enter((), max(0, wait_until_ns - self._looked_ns))
             if timeout_ns is not None:
                 self._looked_ns = self._clock()
         return count
 
     def look(self) -> int:
         """Stamp what has ended, and begin what follows in the slots that are not through."""
-        if self._peek():
-            assert self._queue is not None
+        queue = self._queue
+        assert queue is not None
+        try:
+            some = queue.peek()
+        except OSError as error:
+            raise self._refusal(error) from error
+        if some:
             now = self._clock()
-            self.lags_ns.append(now - self._looked_ns)
             whole, since = self._whole, self._waits_since
-            for slot, answer in self._queue.harvest():
+            answers = queue.harvest()
+            self.lags_ns += [now - self._looked_ns] * len(answers)
+            for slot, answer in answers:
                 if answer == whole[slot]:
                     since[slot] = 0
                     self.in_flight -= 1
@@ -189,7 +203,7 @@ class RingEngine(Generic[Files]):
         finally:
             queue, self._queue = self._queue, None
             queue.close()
-            self._let_go()
+            self._close_files()
 
     # --- what the kernel is asked ---------------------------------------------------------------
 
@@ -254,7 +268,7 @@ class RingEngine(Generic[Files]):
         """Forget a slot that was staged and has not begun."""
         raise NotImplementedError
 
-    def _let_go(self) -> None:
+    def _close_files(self) -> None:
         """Close what is open, at the end."""
         raise NotImplementedError
 

@@ -194,7 +194,7 @@ class FileEngine(RingEngine[ObjectFiles]):
         if len(idle) >= MAX_IDLE_FILES:
             _close(idle[0])
 
-    def _let_go(self) -> None:
+    def _close_files(self) -> None:
         for files in self._open:
             for file in files.values():
                 _close(file)

@@ -5,7 +5,7 @@ Rank side: imports neither pytest nor MPI.
 
 from __future__ import annotations
 
-from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from pytest_kvcache.backends.posix.infiles import Slabs
 from pytest_kvcache.errors import StorageError
@@ -13,21 +13,41 @@ from pytest_kvcache.ioengines import kernel
 from pytest_kvcache.ioengines.protocol import DELETE, READ, SYNC, WRITE
 from pytest_kvcache.ioengines.ring import RingEngine
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 
 class SlabEngine(RingEngine[Slabs]):
     """Objects in files that stay open: a transfer is one call."""
 
+    def register(self, buffers: Sequence[memoryview]) -> None:
+        """Open the queue; what is asked per transfer is looked up once."""
+        super().register(buffers)
+        assert self._queue is not None
+        self._fill = self._queue.prepare
+        self._find = self._files.locate
+        self._direct = not self._files.buffered
+
     def _arrive(self, slot: int, transfers: int) -> None:  # noqa: ARG002 - all files are open
-        if self._kind[slot] == READ:
-            with suppress(StorageError):  # found again, and told, when it begins
-                self._locate(slot)
-                self._ready[slot] = True
+        if self._kind[slot] != READ:
+            return
+        length = self._length[slot]
+        try:
+            fd, position = self._find(self._key[slot], self._offset[slot], length, write=False)
+        except StorageError:  # found again, and reported, when it begins
+            return
+        if self._direct:
+            self._whole[slot] = length
+        self._fd[slot] = fd
+        self._position[slot] = position
+        self._call[slot] = kernel.READ
+        self._fill(slot, kernel.READ, fd, position, length)
+        self._ready[slot] = True
 
     def _locate(self, slot: int) -> None:
+        """Find where a write goes, or say why a read can't be made."""
         length, writes = self._length[slot], self._kind[slot] == WRITE
-        fd, position = self._files.locate(self._key[slot], self._offset[slot], length, write=writes)
-        if not writes and not self._files.buffered:
-            self._whole[slot] = length
+        fd, position = self._find(self._key[slot], self._offset[slot], length, write=writes)
         self._move(slot, fd, position)
 
     def _first_call(self, slot: int) -> bool:
@@ -74,5 +94,5 @@ class SlabEngine(RingEngine[Slabs]):
     def _take_back(self, slot: int) -> None:
         """A write takes its room when it begins."""
 
-    def _let_go(self) -> None:
-        """The slabs are the backend's."""
+    def _close_files(self) -> None:
+        """Close nothing: the slabs are the backend's."""

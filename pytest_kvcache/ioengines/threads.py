@@ -59,12 +59,12 @@ class ThreadsEngine:
             thread.start()
 
     def register(self, buffers: Sequence[memoryview]) -> None:
-        """Nothing to prepare: calls get their memory each."""
+        """Prepare nothing: each call gets its own memory."""
 
     def stage(  # noqa: PLR0917  as the protocol has it
         self, slot: int, kind: int, key: str, offset: int, view: memoryview, transfers: int
     ) -> None:
-        """Keep it for ``submit``."""
+        """Keep a transfer for ``submit``."""
         del transfers
         self._staged.append((slot, kind, key, offset, view))
 
@@ -127,7 +127,7 @@ class ThreadsEngine:
         self._threads.clear()
 
     def _run(self, number: int) -> None:
-        """One thread's life: take calls, make them, tell."""
+        """One thread's life: take calls, make them, report their ends."""
         try:
             while (items := self._todo.get()) is not None:
                 for item in items:

@@ -97,7 +97,7 @@ class Ring:
         self._seen = self._known = self._words[self._cq_head]
 
     def _mapped(self, offset: int, size: int, code: Literal["I", "Q"]) -> memoryview:
-        flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
+        flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
         area = mmap.mmap(self._fd, size, flags=flags, offset=offset)
         self._maps.append(area)
         whole = memoryview(area)
@@ -201,7 +201,7 @@ class Ring:
         return self._known != self._seen
 
     def harvest(self) -> list[tuple[int, int]]:
-        """Take the answers there were."""
+        """Take the answers that are there."""
         words, base, mask = self._words, self._answers, self._answer_mask
         seen, known = self._seen, self._known
         found = []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pytest_kvcache.hosts.access import HostAccess, LauncherAccess, SshAccess
 from pytest_kvcache.hosts.localhost import is_local
 from pytest_kvcache.launch.preflight import find_setup
-from pytest_kvcache.launch.trial import Aftermath
+from pytest_kvcache.launch.trial import FailureCleanup
 from pytest_kvcache.launchers.protocol import remote_shell_script
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ SHELL_SCRIPT = "remote-shell"
 
 
 class Execution(Protocol):
-    """From the launcher's command to what is started, and what is left of it."""
+    """A way to execute ranks: from the launcher's command to what is started, and left."""
 
     @property
     def access(self) -> HostAccess:
@@ -41,7 +41,7 @@ class Execution(Protocol):
     def prepare(self, command: Sequence[str], plan: Plan, directory: Path) -> list[str]:
         """Write what the launch needs into ``directory``; return what is to be supervised."""
 
-    def aftermath(self, plan: Plan, directory: Path) -> Aftermath:
+    def cleanup(self, plan: Plan, directory: Path) -> FailureCleanup:
         """What to do after a launch that failed."""
 
 
@@ -57,22 +57,22 @@ class BareExecution:
 
     @property
     def access(self) -> HostAccess:
-        """By what the launcher brings, once ``setup`` has found it, unless the user says how."""
+        """Hosts are reached by what the launcher brings, once ``setup`` has found it, or by ssh."""
         return self._own or self._ssh
 
     def setup(self) -> LaunchSetup:
-        """Those of this machine."""
+        """Launcher, interpreter and MPI library of this machine."""
         found = find_setup(self._options, self._registry, self._environ)
         if found.reach is not None and not self._options.given("ssh"):
             self._own = LauncherAccess(found.reach)
         return found
 
     def remote_shell(self, others: Sequence[str]) -> tuple[str, ...]:
-        """Ours, or none: for this host alone, or where the launcher has its own."""
+        """Our remote shell, or none: for this host alone, or where the launcher has its own."""
         return self._ssh.shell(others).words if others and self._own is None else ()
 
     def shown(self, command: Sequence[str], plan: Plan, directory: Path) -> list[str]:
-        """As it is."""
+        """The command as it is."""
         del plan, directory
         return list(command)
 
@@ -85,10 +85,10 @@ class BareExecution:
             script.chmod(0o755)
         return list(command)
 
-    def aftermath(self, plan: Plan, directory: Path) -> Aftermath:
-        """Nothing: the processes are known by their marker."""
+    def cleanup(self, plan: Plan, directory: Path) -> FailureCleanup:
+        """Nothing is left but processes, which are known by their marker."""
         del plan, directory
-        return Aftermath()
+        return FailureCleanup()
 
 
 def facts_of(setup: LaunchSetup) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from pytest_kvcache.launchers.detect import (
     found_launcher,
     identify,
 )
-from pytest_kvcache.plan.plan import FREE_SHARE
+from pytest_kvcache.plan.building import FREE_SHARE
 from pytest_kvcache.system.filesystem import probe_filesystem
 from pytest_kvcache.system.kernelqueues import KERNEL_ENGINES, refusal
 from pytest_kvcache.system.preloads import check_preloads, inherited_preloads
@@ -190,10 +190,10 @@ def _own_problems(options: Options, plan: Plan, host: HostRanks, facts: HostFact
         )
     wanted = host.ranks * plan.memory_bytes
     if facts.memory_bytes is not None and wanted > facts.memory_bytes:
+        taken, fix = _memory_advice(plan, host.ranks)
         yield (
             f"has {memory_words(facts.memory_bytes, facts.memory_limit_bytes)} for"
-            f" {format_count(host.ranks, 'rank')} that need {format_bytes(wanted)}; lower --kv-np,"
-            " --kv-queue-depth or the capacity"
+            f" {format_count(host.ranks, 'rank')} that need {format_bytes(wanted)}{taken}; {fix}"
         )
     files = _OPEN_FILES + 2 * plan.queue_depth + plan.slab_files
     if plan.needs_directory and facts.open_files is not None and facts.open_files < files:
@@ -227,7 +227,8 @@ def _space_problems(plan: Plan, facts: HostFacts, ranks: int) -> Iterator[str]:
             " free some or lower --kv-storage-capacity-gb"
         )
     if inodes is not None and plan.store != "slab" and files > inodes:
-        each = "a file each" if plan.objects_per_block == 1 else "a file for each layer"
+        of = "layer" if plan.object_layout == "layer" else "group of layers"
+        each = "a file each" if plan.objects_per_block == 1 else f"a file for each {of}"
         instead = "use --kv-store=slab, " if plan.store == "file" else ""
         yield (
             f"has {inodes:,} inodes free in {plan.cache_dir} for {format_count(blocks, 'block')}"
@@ -350,8 +351,19 @@ def _check_memory(plan: Plan, ranks: int) -> None:
     free = available_memory()
     wanted = ranks * plan.memory_bytes
     if free is not None and wanted > free.free_bytes:
+        taken, fix = _memory_advice(plan, ranks)
         raise PreflightError(
-            f"{format_count(ranks, 'rank')} need{'s' * (ranks == 1)} {format_bytes(wanted)} on"
-            f" one host, which has {memory_words(free.free_bytes, free.limit_bytes)}; lower"
-            " --kv-np, --kv-queue-depth or the capacity"
+            f"{format_count(ranks, 'rank')} need{'s' * (ranks == 1)} {format_bytes(wanted)}{taken}"
+            f" on one host, which has {memory_words(free.free_bytes, free.limit_bytes)}; {fix}"
         )
+
+
+def _memory_advice(plan: Plan, ranks: int) -> tuple[str, str]:
+    """What of the need memory tiers take, and what to lower."""
+    held = {tier: ranks * tier.host_bytes for tier in plan.tiers if tier.host_bytes}
+    if not held:
+        return "", "lower --kv-np, --kv-queue-depth or the capacity"
+    taken = " and ".join(f"{format_bytes(size)} for the {t.name} tier" for t, size in held.items())
+    index = ", or take --kv-cpu-tier=index, which needs none"
+    lower = f"lower {', '.join(tier.flag for tier in held)} or --kv-np"
+    return f" ({taken})", lower + index * any(tier.kind == "memory" for tier in held)

@@ -22,6 +22,7 @@ from pytest_kvcache.hosts.lock import DIRECTORY_VARIABLE, HostLock, Patience
 from pytest_kvcache.hosts.processes import MARKER_VARIABLE
 from pytest_kvcache.launch.containers.execution import ContainerExecution
 from pytest_kvcache.launch.execution import SHELL_SCRIPT, BareExecution, facts_of
+from pytest_kvcache.launch.iotrace import IoTraceFile, IoTraceFiles
 from pytest_kvcache.launch.preflight import (
     check_plan,
     check_results_dir,
@@ -31,14 +32,15 @@ from pytest_kvcache.launch.preflight import (
     library_problems,
 )
 from pytest_kvcache.launch.trial import Launch
-from pytest_kvcache.launchers.families import leftovers_of
-from pytest_kvcache.launchers.family import MPICH, OPEN_MPI
+from pytest_kvcache.launchers.families import leftovers_of, libraries_of
 from pytest_kvcache.launchers.protocol import LaunchJob
-from pytest_kvcache.measure.metrics import possible
+from pytest_kvcache.measure.iospool import spool_name
 from pytest_kvcache.options.stopping import planned_looks
+from pytest_kvcache.plan.possible import possible
 from pytest_kvcache.plan.secretfile import take_secrets, write_secrets
+from pytest_kvcache.plan.tiers import wants_devices
 from pytest_kvcache.results.case import CaseResult
-from pytest_kvcache.results.outcome import TrialResult
+from pytest_kvcache.results.outcome import TrialResult, withholds
 from pytest_kvcache.results.record import SOURCES, ControllerRecord
 from pytest_kvcache.results.verdicts.noise import evaluate_case
 from pytest_kvcache.results.verdicts.trial import evaluate_trial, idle_error
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.registry import Registry
     from pytest_kvcache.results.record import RankResult, TrialRecord
     from pytest_kvcache.results.run import RunResult
+    from pytest_kvcache.results.usersearch import PathOfSearch
 
 _RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _PYTESTS_EXIT = "Exit"  # what pytest.exit() raises; pytest itself is not known here
@@ -76,7 +79,7 @@ class Progress:
         """Another benchmark has a host, and is waited for."""
 
     def waited(self) -> None:
-        """It has ended, or patience has."""
+        """Waiting is over: the other benchmark has ended, or patience has."""
 
     def noted(self, text: str) -> None:
         """Something was done in another way than usual."""
@@ -85,7 +88,7 @@ class Progress:
         """The hosts have been asked what they are."""
 
     def trial_finished(self, case: CaseResult, trial: TrialResult) -> None:
-        """A launch is over."""
+        """A trial's launch is over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +104,7 @@ class _Question:
     oversubscribe: bool
     allow_run_as_root: bool
     secrets: Secrets
+    io_trace: str | None
 
     @classmethod
     def of(cls, options: Options, case: Case) -> _Question:
@@ -108,6 +112,7 @@ class _Question:
         return cls(
             identity=case.plan.identity,
             secrets=case.secrets,
+            io_trace=options.io_trace,
             trials=options.trials,
             target_ci=options.target_ci,
             allow_invalid=options.allow_invalid,
@@ -130,10 +135,10 @@ class Controller:
         environ: Mapping[str, str],
         progress: Progress,
         max_trials: int | None = None,
-        gates_can_tell: Callable[[CaseResult], bool] = lambda _case: True,
+        gates_can_decide: Callable[[CaseResult], bool] = lambda _case: True,
     ) -> None:
         self.run = run
-        self._gates_can_tell = gates_can_tell
+        self._gates_can_decide = gates_can_decide
         self._options = options
         self._registry = registry
         self._environ = environ
@@ -147,6 +152,7 @@ class Controller:
         self._cluster: Cluster | None = None
         self._surveys: dict[tuple[object, ...], Survey] = {}
         self._done: dict[_Question, CaseResult] = {}
+        self._io_traces = IoTraceFiles()
 
     @property
     def directory(self) -> Path:
@@ -172,6 +178,7 @@ class Controller:
     def check(self, options: Options, plan: Plan) -> None:
         """Refuse what this machine can't run, before anything is started."""
         check_results_dir(options.results_dir)
+        self._io_traces.claim(options, plan)
         self._find_temporary_directory(options)
         check_plan(options, plan, self.setup(), self._environ)
         self.argv(options, plan, self.directory)  # refuses launcher parameters that contradict it
@@ -212,11 +219,12 @@ class Controller:
         question = HostQuestion(
             cache_dir=options.cache_dir if needs_directory else None,
             programs=() if setup.daemon is None else (setup.daemon,),
+            gpus=wants_devices(options),
         )
         key = (names, question, options.keep)
         known = self._surveys.get(key)
         if known is None or (known.is_old() and (again or self._cluster.lost(names))):
-            with self._telling_waits():
+            with self._reporting_waits():
                 found = self._cluster.survey(names, question, keep=options.keep)
             found = found.with_problems(library_problems(setup.mpi_library, found))
             self._surveys[key] = found
@@ -275,23 +283,28 @@ class Controller:
         )  # fmt: skip
         return setup.launcher.argv(job)
 
-    def run_case(self, options: Options, case: Case) -> CaseResult:
+    def run_case(
+        self, options: Options, case: Case, path: PathOfSearch | None = None
+    ) -> CaseResult:
         """All trials of a case, once: asked again, it gives the same result.
 
-        An interruption is remembered as the case's failure before it goes on.
+        ``path`` is how its users were searched for. An interruption is remembered as the case's
+        failure before it goes on.
         """
         question = _Question.of(options, case)
         if question in self._done:
             return self._done[question]
         looks = self._looks(options)
-        result = CaseResult(plan=case.plan, looks=looks, metrics=options.metrics)
+        result = CaseResult(plan=case.plan, looks=looks, metrics=options.metrics, path=path)
+        traced = self._io_traces.claim(options, case.plan)
+        io_trace = None if traced is None else IoTraceFile(traced, case.plan)
         directory = self._new_directory(case.plan)
         try:
             trials = looks[-1]
             for index in range(trials):
                 self._check_hosts(options, case.plan, again=index == 0)
                 self._progress.trial_started(result, index, trials)
-                trial = self._run_trial(options, case, index, directory)
+                trial = self._run_trial(options, case, index, directory, io_trace)
                 result = self._keep(question, result.with_trial(trial))
                 self._progress.trial_finished(result, trial)
                 if not trial.ok or (index + 1 in looks and self._is_settled(options, result)):
@@ -301,7 +314,17 @@ class Controller:
             result = self._keep(question, result.with_trial(trial))
             if not isinstance(error, KVCacheError):
                 raise
+        finally:
+            if io_trace is not None:
+                result = self._keep(question, _with_trace(result, io_trace))
         return result
+
+    def fail_case(self, options: Options, case: Case, path: PathOfSearch, error: str) -> CaseResult:
+        """A case that is not launched, for the search for its users found none."""
+        looks = self._looks(options)
+        result = CaseResult(plan=case.plan, looks=looks, metrics=options.metrics, path=path)
+        trial = TrialResult(index=0, error=error)
+        return self._keep(_Question.of(options, case), result.with_trial(trial))
 
     def _check_hosts(self, options: Options, plan: Plan, *, again: bool) -> None:
         """Have all hosts for this run alone; PreflightError if one can't be used."""
@@ -350,12 +373,11 @@ class Controller:
         return self._library_choice() | ({DIRECTORY_VARIABLE: given} if given else {})
 
     def _mpi_settings(self) -> dict[str, str]:
-        """Of the MPI library that the ranks load, unless the user has made his own."""
-        libraries = [found for found in (OPEN_MPI, MPICH)
-                     if found.pattern.search(self.setup().mpi_library)]  # fmt: skip
+        """Settings of the MPI library that the ranks load, unless the user has made his own."""
         return {
             name: value
-            for library in libraries
+            for library in libraries_of(self._registry.launchers.values())
+            if library.pattern.search(self.setup().mpi_library)
             for name, value in library.settings.items()
             if name not in self._environ
         }
@@ -371,7 +393,7 @@ class Controller:
         """Whether all is known that was asked for: by the gates, and by the interval."""
         target_ci = options.target_ci
         narrow = target_ci is None or _is_narrow(case, options.metrics, target_ci)
-        return narrow and self._gates_can_tell(case)
+        return narrow and self._gates_can_decide(case)
 
     def take_lock(self) -> None:
         """Have this host for the run alone; PreflightError names who has it.
@@ -380,12 +402,12 @@ class Controller:
         """
         if self._lock is None and not self._execution.access.is_linked(socket.gethostname()):
             lock = HostLock(socket.gethostname(), run_id=self.run.run_id)
-            with self._telling_waits():
+            with self._reporting_waits():
                 lock.acquire_patiently(self._patience)
             self._lock = lock
 
     @contextmanager
-    def _telling_waits(self) -> Iterator[None]:
+    def _reporting_waits(self) -> Iterator[None]:
         """Say that it is over, if there was something to wait for."""
         waited_s = self._patience.waited_s
         try:
@@ -404,7 +426,12 @@ class Controller:
         return case
 
     def _run_trial(
-        self, options: Options, case: Case, index: int, case_directory: Path
+        self,
+        options: Options,
+        case: Case,
+        index: int,
+        case_directory: Path,
+        io_trace: IoTraceFile | None,
     ) -> TrialResult:
         plan = case.plan.for_trial(index)
         directory = case_directory / f"trial-{index + 1}"  # as people count
@@ -419,7 +446,7 @@ class Controller:
             self._execution.prepare(command, plan, directory),
             plan,
             directory,
-            aftermath=self._execution.aftermath(plan, directory),
+            cleanup=self._execution.cleanup(plan, directory),
             families=tuple(self._registry.launchers.values()),
             cluster=None if self.survey(options, plan.layout) is None else self._cluster,
             on_event=self._progress.event,
@@ -433,10 +460,14 @@ class Controller:
             )
             write_json(directory / "controller.json", seen.to_json())
             trial = _judged(plan, record)
+            if io_trace is not None and _storage_error(record) is None:
+                io_trace.add(plan, directory)
         except (LaunchError, ResultError) as error:
             trial = TrialResult(index=index, error=str(error))
         finally:
             (directory / "trace.npz").unlink(missing_ok=True)
+            for rank in range(plan.np):
+                (directory / spool_name(rank)).unlink(missing_ok=True)
             take_secrets(directory)  # the ranks may never have come to that
         return replace(trial, sources=self._sources(directory))
 
@@ -450,6 +481,17 @@ class Controller:
             for path in paths
             if path.is_file()
         }
+
+
+def _with_trace(result: CaseResult, io_trace: IoTraceFile) -> CaseResult:
+    """The case when its I/O trace has its name; where that fails, so does the last trial."""
+    try:
+        io_trace.finish()
+    except ResultError as error:
+        *before, last = result.trials
+        failed = replace(last, error=last.error or str(error))
+        return replace(result, trials=(*before, failed))
+    return result
 
 
 def _cut_short(error: BaseException, done: int, trials: Trials) -> TrialResult:
@@ -487,7 +529,7 @@ def _execution(
 
 def _is_narrow(case: CaseResult, metrics: Sequence[str], target_ci: float) -> bool:
     """Whether the interval of every metric is within ``target_ci`` of its mean."""
-    for series in map(case.series, possible(metrics, case.plan.phase)):
+    for series in map(case.series, possible(metrics, case.plan)):
         interval = None if series is None else series.ci95
         if series is None or interval is None:
             return False
@@ -504,7 +546,10 @@ def _judged(plan: Plan, record: TrialRecord) -> TrialResult:
     if error is None and invalid:
         first = invalid[0]
         error = f"{first.code}: {first.text} (--kv-allow-invalid reports it all the same)"
-    return TrialResult(index=plan.trial, error=error, verdicts=verdicts, measured=trial)
+    return TrialResult(
+        index=plan.trial, error=error, verdicts=verdicts, measured=trial,
+        withholds=withholds(verdicts, plan),
+    )  # fmt: skip
 
 
 def _storage_error(record: TrialRecord) -> str | None:

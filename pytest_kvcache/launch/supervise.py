@@ -162,7 +162,7 @@ def _watch(
     on_poll: Callable[[], None],
     poll_s: float,
 ) -> tuple[EndedBy, str]:
-    pause_s = _FIRST_POLL_S  # grows to poll_s: a launch that fails at once is told at once
+    pause_s = _FIRST_POLL_S  # grows to poll_s: a launch that fails at once is reported at once
     while not _has_ended(process):
         try:
             on_poll()

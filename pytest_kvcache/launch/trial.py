@@ -17,7 +17,7 @@ from pytest_kvcache.errors import LaunchError, ResultError, StorageError
 from pytest_kvcache.hosts.processes import LaunchProcesses, describe_process
 from pytest_kvcache.hosts.sessiondirs import SessionDirs, temporary_directory
 from pytest_kvcache.hosts.sharedmemory import Segments
-from pytest_kvcache.launch.postmortem import cause_of_death, explanation, telling_lines
+from pytest_kvcache.launch.diagnosis import cause_of_death, explanation, relevant_lines
 from pytest_kvcache.launch.supervise import LaunchExit, StopLaunch, supervise, tail_lines
 from pytest_kvcache.launchers.families import FAMILIES, leftovers_of
 from pytest_kvcache.results.events import EventTail
@@ -61,7 +61,7 @@ class HostWatch:
         """Why the launch can't count: a rank on another host than planned."""
 
     def ranks_together(self, ranks: Sequence[Mapping[str, Any]]) -> None:
-        """From here on the hosts tell which process of a rank ends, and when."""
+        """Have the hosts report which process of a rank ends, and when, from here on."""
         self._ranks = list(ranks)
         if self._cluster is not None:
             layout = self._plan.layout
@@ -119,7 +119,7 @@ class HostWatch:
         return f"host {host} with {shown} is lost: {why}"
 
     def _count(self) -> None:
-        """Twice short of the same ranks: they have not just not begun yet."""
+        """Stop a launch that is twice short of the same ranks: they are not just late."""
         short = self._missing()
         if short is not None and short == self._short:
             raise StopLaunch(short)
@@ -159,7 +159,7 @@ class HostWatch:
 
     def killed_for_memory(self) -> list[str]:
         """What the kernels of the hosts have done since the launch began, a phrase each."""
-        told = {
+        killed = {
             host: kills.since(self._killed_before[host])
             for host, kills in self._memory_kills().items()
             if host in self._killed_before
@@ -167,7 +167,7 @@ class HostWatch:
         return [
             f"the kernel of host {host} {text} meanwhile; give the ranks more, or lower --kv-np,"
             " --kv-queue-depth or the capacity"
-            for host, text in told.items()
+            for host, text in killed.items()
             if text
         ]
 
@@ -180,7 +180,7 @@ class HostWatch:
         return [] if self._cluster is None else self._cluster.clean_up(self._names)
 
 
-class Aftermath:
+class FailureCleanup:
     """What follows a launch that failed; here nothing beyond the processes themselves."""
 
     def cause(self, exit_code: int, lines: Sequence[str]) -> str | None:
@@ -205,7 +205,7 @@ class Launch:
         *,
         cluster: Cluster | None,
         on_event: Callable[[Mapping[str, Any]], None],
-        aftermath: Aftermath | None = None,
+        cleanup: FailureCleanup | None = None,
         families: Sequence[LauncherFamily] = tuple(FAMILIES.values()),
     ) -> None:
         self._families = families
@@ -217,7 +217,7 @@ class Launch:
         self._on_event = on_event
         self._tail = EventTail(directory / "events.jsonl")
         self._watch = HostWatch(plan, cluster)
-        self._aftermath = aftermath or Aftermath()
+        self._cleanup = cleanup or FailureCleanup()
         self._failed: Mapping[str, Any] | None = None
         self._waiting: Mapping[str, Any] | None = None
         self._ranks: list[Mapping[str, Any]] = []
@@ -263,7 +263,7 @@ class Launch:
         self._span.look()
         for event in self._tail.poll():
             if event["event"] == "phase":
-                self._span.hear(event["phase"])
+                self._span.receive(event["phase"])
             elif event["event"] == "failed" and self._failed is None:
                 self._failed = event
             elif event["event"] == "ranks":
@@ -274,10 +274,10 @@ class Launch:
             self._on_event(event)
 
     def _tidy(self, before: tuple[Segments, SessionDirs]) -> list[str]:
-        """Remove what a launch that went wrong may leave behind; what stays is told."""
+        """Remove what a launch that went wrong may leave behind; what stays is reported."""
         for things in before:
             things.remove_new()
-        left = self._aftermath.clean_up(tail_lines(self._log, _LOG_LINES))
+        left = self._cleanup.clean_up(tail_lines(self._log, _LOG_LINES))
         left += self._watch.clean_up()
         if self._plan.needs_directory and not self._plan.keep:
             left += self._remove_data()
@@ -303,7 +303,7 @@ class Launch:
         cause = self._cause(ended)
         if cause is None:
             return None
-        tail = telling_lines(tail_lines(self._log, _LOG_LINES), _TAIL_LINES)
+        tail = relevant_lines(tail_lines(self._log, _LOG_LINES), _TAIL_LINES, self._families)
         shown = "".join(f"\n    {line}" for line in tail)
         return f"{cause}\n  last lines of {self._log}:{shown or ' (empty)'}"
 
@@ -335,8 +335,10 @@ class Launch:
         lines = tail_lines(self._log, _LOG_LINES)
         died = cause_of_death(lines, self._ranks, self._families)
         if died is None or died.startswith("the coordinator"):
-            ended = None if exit_code is None else self._aftermath.cause(exit_code, lines)
-            return ended or self._explained(died or _ending(exit_code, explanation(lines)))
+            ended = None if exit_code is None else self._cleanup.cause(exit_code, lines)
+            return ended or self._explained(
+                died or _ending(exit_code, explanation(lines, self._families))
+            )
         first = self._watch.first_gone()
         if first is None or first.partition("(")[0] == died.partition("(")[0]:
             return died

@@ -65,9 +65,9 @@ def identify(
     repair = REPAIR if called is None else called.repair
     output = _answer(path, "--version", repair, run)
     for name, family in families.items():
-        told = family.recognise(output)
-        if told is not None:
-            flavour, version = told
+        recognised = family.recognise(output)
+        if recognised is not None:
+            flavour, version = recognised
             _check_version(path, family, flavour, version)
             return name, found_launcher(
                 path, flavour, version, library=library, environ=environ, repair=family.repair,

@@ -10,38 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 if TYPE_CHECKING:
+    from pytest_kvcache.launchers.libraries import MpiLibrary
     from pytest_kvcache.launchers.protocol import Launcher
 
 REPAIR: Final = "it must be a launcher that works here"
 
 Ranks: TypeAlias = Sequence[Mapping[str, Any]]
 """The ranks' identities ({"host", "pid"}) by number; empty if they never got together."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MpiLibrary:
-    """A family of MPI libraries, by what ``MPI_Get_library_version`` returns."""
-
-    name: str
-    pattern: re.Pattern[str]
-    settings: Mapping[str, str] = field(default_factory=dict, hash=False)
-    """What the ranks' environment gets, unless the user has it in his own."""
-
-
-# Waiting ranks leave the core to others; a rank that goes down with another one waits a
-# second, so that the daemons can first say which one it was and which signal killed it.
-OPEN_MPI = MpiLibrary(
-    name="Open MPI",
-    pattern=re.compile(r"\AOpen MPI\b"),
-    settings=MappingProxyType(
-        {"OMPI_MCA_mpi_yield_when_idle": "1", "OMPI_MCA_mpi_abort_delay": "1"}
-    ),
-)
-MPICH = MpiLibrary(name="MPICH", pattern=re.compile(r"MPICH|MVAPICH|Intel\(R\) MPI Library"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +133,7 @@ class LauncherFamily:
     """By flavour: the program that must be beside the launcher, at the same path everywhere."""
     leaves: Leftovers = Leftovers()
     last_words: Callable[[str, Ranks], str | None] = lambda _text, _ranks: None
-    """Which rank died of what, in what the launcher printed; None: it does not tell."""
+    """Which rank died of what, in what the launcher printed; None: it does not say."""
     root_variables: tuple[str, ...] = ()
     """Environment variables, all of which let root run it; empty: root needs no permission."""
     directory_variables: tuple[str, ...] = ()

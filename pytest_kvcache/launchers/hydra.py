@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from pytest_kvcache.launchers.batch import batch_systems
 from pytest_kvcache.launchers.family import (
-    MPICH,
     FoundLauncher,
     LauncherFamily,
     Leftover,
@@ -20,6 +19,7 @@ from pytest_kvcache.launchers.family import (
     Ranks,
     rank_name,
 )
+from pytest_kvcache.launchers.libraries import MPICH
 from pytest_kvcache.launchers.protocol import (
     INTEL_PINNING,
     binds_ranks,

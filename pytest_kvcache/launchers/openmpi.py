@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.launchers.batch import batch_systems
 from pytest_kvcache.launchers.family import (
-    OPEN_MPI,
     FoundLauncher,
     LauncherFamily,
     Leftover,
@@ -22,6 +21,7 @@ from pytest_kvcache.launchers.family import (
     Ranks,
     rank_name,
 )
+from pytest_kvcache.launchers.libraries import OPEN_MPI
 from pytest_kvcache.launchers.protocol import (
     binds_ranks,
     directory_option,

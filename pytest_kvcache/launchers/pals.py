@@ -13,12 +13,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from pytest_kvcache.launchers.family import (
-    MPICH,
     FoundLauncher,
     LauncherFamily,
     Ranks,
     rank_name,
 )
+from pytest_kvcache.launchers.libraries import MPICH
 from pytest_kvcache.launchers.protocol import is_loopback, option_names, refuse_params
 
 if TYPE_CHECKING:

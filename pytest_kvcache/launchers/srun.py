@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 
 from pytest_kvcache.errors import OptionError, PreflightError
 from pytest_kvcache.launchers.family import (
-    MPICH,
-    OPEN_MPI,
     FoundLauncher,
     LauncherFamily,
     Leftovers,
     Ranks,
     rank_name,
 )
+from pytest_kvcache.launchers.libraries import MPICH, OPEN_MPI
 from pytest_kvcache.launchers.protocol import directory_option, option_names, refuse_params
 
 if TYPE_CHECKING:
@@ -166,9 +165,9 @@ class SrunReach:
 
     def explain(self, host: str, errors: str) -> str | None:
         """What srun itself says; None where the agent's own last words count."""
-        told = _SAYS.findall(errors)
+        messages = _SAYS.findall(errors)
         node = node_of_host(host, self._nodes)
-        if not told:
+        if not messages:
             return None
         if node is None:
             return (
@@ -177,11 +176,12 @@ class SrunReach:
             )
         if _NO_ANSWER.search(errors):
             return (
-                f"does not answer Slurm ({told[-1]}); see 'scontrol show node {node}', and leave"
+                f"does not answer Slurm ({messages[-1]}); see 'scontrol show node {node}', and"
+                " leave"
                 " it out or ask for another allocation"
             )
         return (
-            f"can't be reached by srun ({told[-1]}); see to it that 'srun --overlap -N1 -n1"
+            f"can't be reached by srun ({messages[-1]}); see to it that 'srun --overlap -N1 -n1"
             f" -w {node} true' works in this allocation, or name another way there by --kv-ssh"
         )
 

@@ -89,6 +89,34 @@ def _row(
     return {_ROW: Row(meaning=meaning, unit=unit, merge=merge, place=places, laws=laws)}
 
 
+_OF_A_TIER: Final[Mapping[str, tuple[Unit, str]]] = MappingProxyType(
+    {
+        "hit_blocks": ("blocks", "of `hit_blocks` that the {} tier served"),
+        "stored_blocks": ("blocks", "written or moved into the {} tier in the run, and there"),
+        "demoted_in_bytes": ("bytes", "of those that had left a faster tier"),
+        "promoted_in_bytes": ("bytes", "of those that are copies of what a slower tier served"),
+        "blocks": ("blocks", "in the {} tier at the end"),
+        "bytes": ("bytes", "that they take, padded to pages"),
+        "failed": ("operations", "of the {} tier that failed; `null` where it holds no bytes"),
+    }
+)
+
+
+def _tier(name: str, *laws: Law) -> dict[str, Row]:
+    """A counter of a tier, by its name: ``cpu_hit_blocks``."""
+    tier, _, what = name.partition("_")
+    unit, meaning = _OF_A_TIER[what]
+    absent = "" if tier == "storage" else "; `null` where there is no such tier"
+    meaning = f"{meaning.format(tier)}{'' if 'null' in meaning else absent}"
+    return _row(unit, meaning, *laws, place=f"cache.tiers.{tier}.{what}")
+
+
+def _memory(section: str) -> dict[str, Row]:
+    """The bytes of a section of a memory tier."""
+    meaning = f"of the operations that the latencies of `{section}` are of"
+    return _row("bytes", meaning, place=f"{section}.bytes")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counters:
     """What one rank counted in a trial, or all ranks together (``merged``); null: not known."""
@@ -112,7 +140,7 @@ class Counters:
         "operations", "writes that failed", place="write.failed"))
     write_bytes: int = field(metadata=_row(
         "bytes", "of writes completed in the common window",
-        AtMost(whole="requested_write_bytes"), place="write.bytes"))
+        AtMost(whole="requested_write_bytes", beside=("demote_bytes",)), place="write.bytes"))
     write_p95_ms: float | None = field(metadata=_row(
         "ms", "p95 of the rank's writes", merge="own"))
     delete_count: int = field(metadata=_row(
@@ -121,13 +149,24 @@ class Counters:
         "operations", "deletes that failed", place="delete.failed"))
     delete_p95_ms: float | None = field(metadata=_row(
         "ms", "p95 of the rank's deletes", merge="own"))
+    demote_count: int = field(metadata=_row(
+        "operations", "writes into the storage of blocks that had left a faster tier, that began"
+        " in the window", CountOf(section="demote")))
+    demote_failed: int = field(metadata=_row(
+        "operations", "of them that failed", place="demote.failed"))
+    demote_bytes: int = field(metadata=_row(
+        "bytes", "of those completed in the common window", place="demote.bytes"))
+    demote_p95_ms: float | None = field(metadata=_row(
+        "ms", "p95 of the rank's demotions", merge="own"))
     device_bytes: int = field(metadata=_row(
         "bytes", "of the transfers that the latencies of `device` are of", place="device.bytes"))
     read_op_bytes: int = field(metadata=_row(
         "bytes", "of the reads that the latencies are of", AtMost(whole="requested_read_bytes")))
     write_op_bytes: int = field(metadata=_row(
         "bytes", "of the writes that the latencies are of",
-        AtMost(whole="requested_write_bytes")))
+        AtMost(whole="requested_write_bytes", beside=("demote_op_bytes",))))
+    demote_op_bytes: int = field(metadata=_row(
+        "bytes", "of the demotions that the latencies are of"))
     # --- requests, from the start of the run until issuing stopped ---
     offered: int = field(metadata=_row(
         "requests", "that arrived, or that a user made", place="requests.offered"))
@@ -137,6 +176,10 @@ class Counters:
     completed_in_window: int = field(metadata=_row(
         "requests", "answered in the common window",
         AtMost(whole="offered", beside=("dropped",)), place="requests.completed_in_window"))
+    good_in_window: int | None = field(metadata=_row(
+        "requests", "of those answered in the common window, within what their class of service"
+        " expects; `null` without `--kv-performance-profile=latency`",
+        AtMost(whole="completed_in_window"), place="requests.good_in_window"))
     dropped: int = field(metadata=_row(
         "requests", "of an open loop that too many were under way for", place="requests.dropped"))
     backlog: int = field(metadata=_row(
@@ -159,10 +202,28 @@ class Counters:
     hit_blocks: int = field(metadata=_row(
         "blocks", "of those that were found", AtMost(whole="prompt_blocks"),
         place="cache.hit_blocks"))
+    beside_blocks: int = field(metadata=_row(
+        "blocks", "that requests which arrived in the window had beside their prefixes, to be read"
+        " where they are there: in `prompt_blocks` and hit ratios they are not; 0 in replays and"
+        " where no user of a synthetic scenario retrieves",
+        place="cache.beside_blocks"))
+    beside_hit_blocks: int = field(metadata=_row(
+        "blocks", "of those that were there", AtMost(whole="beside_blocks"),
+        place="cache.beside_hit_blocks"))
+    reread_count: int = field(metadata=_row(
+        "operations", "of the reads of the storage (`read.count`), those of what the request itself"
+        " had just stored; 0 without `--kv-reread-factor` in replays and synthetic scenarios",
+        AtMost(whole="read_count"), place="cache.reread_count"))
     arrived_tokens: int = field(metadata=_row(
         "tokens", "of the prompts of requests that arrived in the window"))
     hit_tokens: int = field(metadata=_row(
         "tokens", "of those that were found", AtMost(whole="arrived_tokens")))
+    loaded_tokens: int | None = field(metadata=_row(
+        "tokens", "of the loads that began in the window and ended: prefixes, and blocks beside"
+        " them; `null` without `--kv-prefill-rate`", place="worth.loaded_tokens"))
+    useful_tokens: int | None = field(metadata=_row(
+        "tokens", "of those, of loads that took less time than recomputing their tokens does",
+        AtMost(whole="loaded_tokens"), place="worth.useful_tokens"))
     first_half_blocks: int = field(metadata=_row(
         "blocks", "looked up in the first half of the common window",
         AtMost(whole="prompt_blocks", beside=("second_half_blocks",))))
@@ -185,16 +246,50 @@ class Counters:
     cached_bytes: int = field(metadata=_row(
         "bytes", "that they take, padded to pages", AtMostPlanned(limit="capacity_bytes"),
         place="cache.tiers.storage.bytes"))
+    # --- its tiers, and what is done in memory ---
+    gpu_hit_blocks: int | None = field(metadata=_tier("gpu_hit_blocks", AtMost(whole="hit_blocks")))
+    gpu_stored_blocks: int | None = field(metadata=_tier("gpu_stored_blocks"))
+    gpu_demoted_in_bytes: int | None = field(metadata=_tier("gpu_demoted_in_bytes"))
+    gpu_promoted_in_bytes: int | None = field(metadata=_tier("gpu_promoted_in_bytes"))
+    gpu_blocks: int | None = field(metadata=_tier("gpu_blocks", AtMost(whole="gpu_bytes")))
+    gpu_bytes: int | None = field(metadata=_tier("gpu_bytes"))
+    gpu_failed: int | None = field(metadata=_tier("gpu_failed"))
+    cpu_hit_blocks: int | None = field(metadata=_tier("cpu_hit_blocks", AtMost(whole="hit_blocks")))
+    cpu_stored_blocks: int | None = field(metadata=_tier("cpu_stored_blocks"))
+    cpu_demoted_in_bytes: int | None = field(metadata=_tier("cpu_demoted_in_bytes"))
+    cpu_promoted_in_bytes: int | None = field(metadata=_tier("cpu_promoted_in_bytes"))
+    cpu_blocks: int | None = field(metadata=_tier("cpu_blocks", AtMost(whole="cpu_bytes")))
+    cpu_bytes: int | None = field(metadata=_tier("cpu_bytes"))
+    cpu_failed: int | None = field(metadata=_tier("cpu_failed"))
+    storage_hit_blocks: int = field(
+        metadata=_tier("storage_hit_blocks", AtMost(whole="hit_blocks")))
+    storage_stored_blocks: int = field(metadata=_tier("storage_stored_blocks"))
+    storage_demoted_in_bytes: int = field(metadata=_tier("storage_demoted_in_bytes"))
+    gpu_read_bytes: int | None = field(metadata=_memory("gpu_read"))
+    gpu_write_bytes: int | None = field(metadata=_memory("gpu_write"))
+    gpu_promote_bytes: int | None = field(metadata=_memory("gpu_promote"))
+    cpu_read_bytes: int | None = field(metadata=_memory("cpu_read"))
+    cpu_write_bytes: int | None = field(metadata=_memory("cpu_write"))
+    cpu_promote_bytes: int | None = field(metadata=_memory("cpu_promote"))
+    cpu_demote_bytes: int | None = field(metadata=_memory("cpu_demote"))
+    # --- what was there before, and what waited ---
     populated_blocks: int = field(metadata=_row(
         "blocks", "stored before the window", place="cache.populated_blocks"))
     population_s: float = field(metadata=_row("s", "that it took to store them", merge="largest"))
+    precondition_bytes: int = field(metadata=_row(
+        "bytes", "that `--kv-precondition` wrote before that, padded to pages; they are no other"
+        " counter's", place="cache.precondition_bytes"))
+    precondition_s: float = field(metadata=_row("s", "that it took to write them", merge="largest"))
+    precondition_arrived_bytes: int | None = field(metadata=_row(
+        "bytes", "that the kernel gave to devices meanwhile; `null`: nothing was written, or it"
+        " does not count them"))
     store_stall_s: float = field(metadata=_row(
         "s", "users were held back by a full store queue, summed over users"))
     load_censored: int = field(metadata=_row(
         "requests", "whose load had not ended when the drain did", place="load.censored"))
     request_censored: int = field(metadata=_row(
         "requests", "whose answer had not come when the drain ended", place="request.censored"))
-    mean_depth: float | None = field(metadata=_row(
+    average_queue_depth: float | None = field(metadata=_row(
         "operations", "calls of the backend (transfers, syncs, deletes) in flight on average, in"
         " the window", AtMostPlanned(limit="queue_depth"), merge="mean"))
     longest_pause_s: float | None = field(metadata=_row(
@@ -203,8 +298,9 @@ class Counters:
         " Suspension of the machine counts. `null` if the rank stopped before the window began",
         place="harness.longest_pause_s", merge="largest"))
     reap_lag_mean_ms: float | None = field(metadata=_row(
-        "ms", "between two looks at what has ended of which the later one found something, on"
-        " average from the start of the run to its end: so much later than the end a stamp can be."
+        "ms", "between the look at what has ended that found an end and the look before it, on"
+        " average over ends, from the start of the run to its end: so much later than the end a"
+        " stamp can be."
         " `null` where each call's end is stamped by the thread that made it",
         place="harness.reap_lag_mean_ms", merge="largest"))
     reap_lag_p99_ms: float | None = field(metadata=_row(
@@ -215,8 +311,13 @@ class Counters:
     requested_read_bytes: int = field(metadata=_row(
         "bytes", "of all completed reads, padded to pages", place="proof.requested_read_bytes"))
     requested_write_bytes: int = field(metadata=_row(
-        "bytes", "of all completed writes, padded to pages",
+        "bytes", "of all completed writes, demotions included, padded to pages",
         place="proof.requested_write_bytes"))
+    requested_transfers: int = field(metadata=_row(
+        "transfers", "that all completed reads and writes took"))
+    requested_writes: int = field(metadata=_row(
+        "operations", "all completed writes, demotions included, each of an object",
+        AtMost(whole="requested_transfers"), AtMost(whole="requested_write_bytes")))
     device_read_bytes: int | None = field(metadata=_row(
         "bytes", "that the kernel read from devices for the process",
         place="proof.device_read_bytes"))
@@ -232,11 +333,18 @@ class Counters:
         place="integrity.read_back"))
     distinct_read_bytes: int = field(metadata=_row(
         "bytes", "of the blocks that were read, each once", place="proof.distinct_read_bytes"))
+    distinct_reads: int = field(metadata=_row(
+        "operations", "of their objects, the first read of each",
+        AtMost(whole="distinct_read_bytes")))
     # --- the rank as a process ---
     cpu_s: float = field(metadata=_row(
         "s", "of CPU time from the start of the run to its end", place="harness.cpu_s"))
     peak_rss_bytes: int = field(metadata=_row(
         "bytes", "of memory that the process ever had", merge="largest"))
+    memory_tiers_s: float | None = field(metadata=_row(
+        "s", "of the run that the rank's loop spent on memory tiers (copying, preparing and"
+        " checking data), in which it did nothing for the storage; `null` without a tier that"
+        " holds bytes", place="harness.memory_tiers_s"))
     cores: int = field(metadata=_row(
         "cores", "that the rank might use"))
     null_ops_per_s: float | None = field(metadata=_row(
@@ -253,6 +361,11 @@ TABLE: Final[Mapping[str, Row]] = MappingProxyType(
     {counter.name: counter.metadata[_ROW] for counter in fields(Counters)}
 )
 """Name of a counter → its row, in the order of a rank's record."""
+
+TIER_COUNTERS: Final = tuple(
+    name for name in TABLE if name.startswith(("gpu_", "cpu_", "storage_")) and name != "cpu_s"
+)
+"""Those of single tiers, and of what is done in memory."""
 
 MAY_BE_UNKNOWN: Final = frozenset(
     counter.name for counter in fields(Counters) if str(counter.type).endswith("| None")
@@ -297,15 +410,19 @@ _MERGED: Final[Mapping[str, Any]] = MappingProxyType(
 class Tally:
     """What the engine counts beside its log, from the start of the run on.
 
-    Every field is a counter of the table; one in ``_ns`` is told in seconds there.
+    Every field is a counter of the table; one in ``_ns`` is reported in seconds there.
     """
 
     read_failed: int = 0
     write_failed: int = 0
     delete_failed: int = 0
+    demote_failed: int = 0
     requested_read_bytes: int = 0
     requested_write_bytes: int = 0
+    requested_transfers: int = 0
+    requested_writes: int = 0
     distinct_read_bytes: int = 0
+    distinct_reads: int = 0
     offered: int = 0
     completed: int = 0
     dropped: int = 0
@@ -316,11 +433,11 @@ class Tally:
 
     def counted(self) -> dict[str, Any]:
         """The counters that it is about, by their names in the table."""
-        told: dict[str, Any] = {}
+        counted: dict[str, Any] = {}
         for counter in fields(self):
             value = getattr(self, counter.name)
             if counter.name.endswith("_ns"):
-                told[counter.name.removesuffix("_ns") + "_s"] = value / 1e9
+                counted[counter.name.removesuffix("_ns") + "_s"] = value / 1e9
             else:
-                told[counter.name] = value
-        return told
+                counted[counter.name] = value
+        return counted

@@ -298,20 +298,20 @@ def _total(counts: IntArray) -> int:
 def _check_extremes(counts: IntArray, sum_ns: int, min_ns: int | None, max_ns: int | None) -> None:
     """Raise ResultError unless values with these counts can have this sum and extremes."""
     used = np.flatnonzero(counts)
-    told = f"sum_ns {sum_ns}, min_ns {min_ns} and max_ns {max_ns}"
+    stated = f"sum_ns {sum_ns}, min_ns {min_ns} and max_ns {max_ns}"
     if min_ns is None or max_ns is None or not used.size:
         if used.size or sum_ns or min_ns is not None or max_ns is not None:
             raise ResultError(
-                f"a histogram of {_total(counts)} values has {told}; "
+                f"a histogram of {_total(counts)} values has {stated}; "
                 "an empty one must have 0, null and null, any other one numbers"
             )
         return
     if not 0 <= min_ns <= max_ns < 2**63:
-        raise ResultError(f"a histogram has {told}; it must be 0 <= min_ns <= max_ns < 2**63")
+        raise ResultError(f"a histogram has {stated}; it must be 0 <= min_ns <= max_ns < 2**63")
     ends = BINS.index(np.array([min_ns, max_ns]))
     if list(ends) != [used[0], used[-1]]:
         raise ResultError(
-            f"a histogram has {told}; min_ns and max_ns must lie in its first and last used bin"
+            f"a histogram has {stated}; min_ns and max_ns must lie in its first and last used bin"
         )
     low, high = BINS.low_ns(used), BINS.low_ns(used + 1)
     low[0], high[-1] = min_ns, max_ns  # these two bins may hold values beyond their edges
@@ -319,7 +319,7 @@ def _check_extremes(counts: IntArray, sum_ns: int, min_ns: int | None, max_ns: i
     rounding = 1e-9 * float(high @ weights)
     if not low @ weights - rounding <= sum_ns <= high @ weights + rounding:
         raise ResultError(
-            f"a histogram has {told}; its bins allow a sum between "
+            f"a histogram has {stated}; its bins allow a sum between "
             f"{low @ weights:.0f} and {high @ weights:.0f} only"
         )
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_kvcache.measure.series import BIN_COUNT, KINDS, p99_ms
+from pytest_kvcache.measure.series import BIN_COUNT, p99_ms
 from pytest_kvcache.units import GIB
 
 if TYPE_CHECKING:
@@ -34,17 +34,21 @@ class Recent:
     """
 
     def __init__(self) -> None:
-        self._sums = np.zeros(1 + len(KINDS), dtype=np.int64)  # operations, bytes of each kind
+        self._sums = np.zeros(3, dtype=np.int64)  # operations, bytes read, bytes written
         self._reads = np.zeros(BIN_COUNT, dtype=np.int64)
         self._published = self._taken = (0, self._sums.copy(), self._reads.copy())
 
     def add(self, kind: str, bins: IntArray, moved_bytes: IntArray) -> None:
-        """Count completed operations of a kind; ``bins``: ``coarse_index`` of their times."""
+        """Count completed operations of a kind; ``bins``: ``coarse_index`` of their times.
+
+        A demotion is a write.
+        """
         if not bins.size:
             return
+        is_read = kind == "read"
         self._sums[0] += len(bins)
-        self._sums[1 + KINDS.index(kind)] += int(moved_bytes.sum())
-        if kind == "read":
+        self._sums[1 if is_read else 2] += int(moved_bytes.sum())
+        if is_read:
             self._reads += np.bincount(bins, minlength=BIN_COUNT)
 
     def publish(self, now_ns: int) -> None:
@@ -86,7 +90,7 @@ class LiveFigures:
         self._sums: dict[int, IntArray] = {}  # rank → operations, bytes read, bytes written
         self._reads = np.zeros(BIN_COUNT, dtype=np.int64)
 
-    def hear(self, rank: int, recent: dict[str, Any]) -> None:
+    def receive(self, rank: int, recent: dict[str, Any]) -> None:
         """Add a rank's report; of the first one only the time counts."""
         if rank not in self._since_ns:
             self._since_ns[rank] = self._until_ns[rank] = recent["t_ns"]
@@ -97,9 +101,9 @@ class LiveFigures:
         self._reads += np.frombuffer(recent["reads"], dtype=_WIRE)
 
     def take(self) -> dict[str, float | None] | None:
-        """The rates since the last figures; None until every rank has told of a span.
+        """The rates since the last figures; None until every rank has reported a span.
 
-        What has been heard stays in that case, and counts in the next figures. The p99 is
+        What has been received stays in that case, and counts in the next figures. The p99 is
         null where fewer than MIN_OPERATIONS reads stand behind it.
         """
         spans_ns = {r: self._until_ns[r] - since for r, since in self._since_ns.items()}

@@ -2,13 +2,13 @@
 
 An operation belongs to the second in which it was *done*, counted from the window's begin
 on its rank's clock. Each interval has the operations, their bytes and a coarse histogram
-of their service times, for reads and for writes, so that ranks add up exactly. Intervals
+of their service times, for reads, writes and demotions, so that ranks add up exactly. Intervals
 are 1 s wide and double (2 s, 4 s …) when there would be more than MAX_POINTS of them. Only
 whole intervals of the window that all ranks share are kept: what was done in the rest of
 it, less than one interval, is in the trial's sections but not in here.
 
 The bins are those of histogram.py with 3 mantissa bits: 8 per power of two, so the middle of
-one is within 1/16 (6.25 %) of every value in it. docs/histogram.md tells how to read them.
+one is within 1/16 (6.25 %) of every value in it. docs/histogram.md says how to read them.
 
 Runs on ranks and on the controller; imports numpy, the error tree and histogram.py.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -36,8 +37,10 @@ SCHEME: Final = "loglinear-3/1"
 """Name of the bins and of their serialised form; another layout gets another name."""
 MANTISSA_BITS: Final = 3
 """Bits of the mantissa that choose the bin: 2**3 bins per power of two."""
-KINDS: Final = ("read", "write")
+KINDS: Final = ("read", "write", "demote")
 """The rows of an interval, in this order."""
+DONE: Final = MappingProxyType({"read": "read", "write": "written", "demote": "demoted"})
+"""What bytes of each kind have been, for people."""
 MAX_POINTS: Final = 1024
 """More intervals than this make each of them twice as wide."""
 MIN_OPERATIONS: Final = 100
@@ -86,47 +89,50 @@ def _percentile_ms(counts: IntArray, percent: int, least: int) -> float | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Extent:
-    """What a rank has: the width of its intervals, and its used bins as a half-open range."""
+class UsedRange:
+    """A rank's width of intervals, how many of the kinds, and which bins (half-open) it used."""
 
     interval_ns: int
+    kinds: int
     first_bin: int
     end_bin: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cut:
-    """What all ranks send: so many intervals of this width, these bins (half-open)."""
+class CommonRange:
+    """What all ranks send: so many intervals of this width, kinds, and bins (half-open)."""
 
     interval_ns: int
     points: int
+    kinds: int
     first_bin: int
     end_bin: int
 
     @classmethod
-    def common(cls, window_ns: int, extents: Iterable[Extent]) -> Cut:
+    def of(cls, window_ns: int, used: Iterable[UsedRange]) -> CommonRange:
         """The whole intervals of the common window, as wide as the widest; all used bins."""
-        known = list(extents)
-        interval_ns = max(extent.interval_ns for extent in known)
+        known = list(used)
+        interval_ns = max(used_range.interval_ns for used_range in known)
         while window_ns // interval_ns > MAX_POINTS:  # no rank has done anything for long
             interval_ns *= 2
-        first_bin = min(extent.first_bin for extent in known)
+        first_bin = min(used_range.first_bin for used_range in known)
         return cls(
             interval_ns=interval_ns,
             points=window_ns // interval_ns,
+            kinds=max(used_range.kinds for used_range in known),
             first_bin=first_bin,
-            end_bin=max(first_bin, *(extent.end_bin for extent in known)),
+            end_bin=max(first_bin, *(used_range.end_bin for used_range in known)),
         )
 
 
-class SeriesLedger:
+class TimeSeriesLedger:
     """One rank's intervals; what is done outside its window is not booked."""
 
     def __init__(self, begin_ns: int, end_ns: int | None) -> None:
         self.interval_ns = _SECOND_NS
         self._begin_ns = begin_ns
         self._end_ns = end_ns
-        # 4.4 MB of untouched zeros: a page becomes real in the second that uses it.
+        # 6.6 MB of untouched zeros: a page becomes real in the second that uses it.
         self._bytes = np.zeros((MAX_POINTS, len(KINDS)), dtype=np.int64)
         self._counts = np.zeros((MAX_POINTS, len(KINDS), BIN_COUNT), dtype=np.int64)
 
@@ -160,22 +166,29 @@ class SeriesLedger:
                 array[len(half) :] = 0
             self.interval_ns *= 2
 
-    def extent(self) -> Extent:
+    def used_range(self) -> UsedRange:
         """What there is to send; without operations a range without bins."""
         used = np.flatnonzero(self._counts.any(axis=(0, 1)))
         first, end = (int(used[0]), int(used[-1]) + 1) if used.size else (BIN_COUNT, 0)
-        return Extent(interval_ns=self.interval_ns, first_bin=first, end_bin=end)
+        kinds = np.flatnonzero(self._bytes.any(axis=0))
+        return UsedRange(
+            interval_ns=self.interval_ns,
+            kinds=int(kinds[-1]) + 1 if kinds.size else 0,
+            first_bin=first,
+            end_bin=end,
+        )
 
-    def dense(self, cut: Cut) -> IntArray:
-        """Per interval and kind the bytes, then the counts of the cut's bins; adds up."""
-        self.coarsen(cut.interval_ns)
-        counts = self._counts[: cut.points, :, cut.first_bin : cut.end_bin]
-        return np.concatenate([self._bytes[: cut.points, :, np.newaxis], counts], axis=2)
+    def dense(self, common: CommonRange) -> IntArray:
+        """Per interval and kind the bytes, then the counts of the range's bins; adds up."""
+        self.coarsen(common.interval_ns)
+        points, kinds = common.points, common.kinds
+        counts = self._counts[:points, :kinds, common.first_bin : common.end_bin]
+        return np.concatenate([self._bytes[:points, :kinds, np.newaxis], counts], axis=2)
 
 
-def empty_dense(cut: Cut) -> IntArray:
+def empty_dense(common: CommonRange) -> IntArray:
     """What a rank without operations sends."""
-    shape = (cut.points, len(KINDS), 1 + cut.end_bin - cut.first_bin)
+    shape = (common.points, common.kinds, 1 + common.end_bin - common.first_bin)
     return np.zeros(shape, dtype=np.int64)
 
 
@@ -183,7 +196,7 @@ def empty_dense(cut: Cut) -> IntArray:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Series:
+class TimeSeries:
     """The intervals of a trial: ``moved_bytes[point, kind]``, ``counts[point, kind, bin]``.
 
     Raises ResultError where the arrays can't belong together.
@@ -214,7 +227,7 @@ class Series:
 
     @property
     def points(self) -> int:
-        """How many intervals."""
+        """How many intervals there are."""
         return len(self.counts)
 
     @property
@@ -225,7 +238,7 @@ class Series:
 
     def __eq__(self, other: object) -> bool:
         return (
-            isinstance(other, Series)
+            isinstance(other, TimeSeries)
             and self.interval_ns == other.interval_ns
             and np.array_equal(self.moved_bytes, other.moved_bytes)
             and np.array_equal(self.counts, other.counts)
@@ -256,25 +269,27 @@ class Series:
         return [p50_ms(counts[begin:end].sum(axis=0)) for begin, end in spans]
 
     @classmethod
-    def from_dense(cls, dense: IntArray, cut: Cut) -> Series:
-        """From the sum of what the ranks have sent."""
-        counts = np.zeros((cut.points, len(KINDS), BIN_COUNT), dtype=np.int64)
-        counts[:, :, cut.first_bin : cut.end_bin] = dense[:, :, 1:]
-        return cls(interval_ns=cut.interval_ns, moved_bytes=dense[:, :, 0].copy(), counts=counts)
+    def from_dense(cls, dense: IntArray, common: CommonRange) -> TimeSeries:
+        """The series whose ranks have sent parts of this sum."""
+        moved_bytes = np.zeros((common.points, len(KINDS)), dtype=np.int64)
+        moved_bytes[:, : common.kinds] = dense[:, :, 0]
+        counts = np.zeros((common.points, len(KINDS), BIN_COUNT), dtype=np.int64)
+        counts[:, : common.kinds, common.first_bin : common.end_bin] = dense[:, :, 1:]
+        return cls(interval_ns=common.interval_ns, moved_bytes=moved_bytes, counts=counts)
 
     def to_json(self) -> dict[str, Any]:
-        """As in the run file, p99 included; docs/results.md describes it."""
-        told: dict[str, Any] = {"interval_s": self.interval_s}
+        """The series as it stands in the run file, p99 included; docs/results.md describes it."""
+        fields: dict[str, Any] = {"interval_s": self.interval_s}
         for column, kind in enumerate(KINDS):
-            told[f"{kind}s"] = self.done(kind)
-            told[f"{kind}_bytes"] = self.moved(kind)
-            told[f"{kind}_p50_ms"] = [p50_ms(point) for point in self.counts[:, column]]
-            told[f"{kind}_p99_ms"] = self.p99s_ms(kind)
+            fields[f"{kind}s"] = self.done(kind)
+            fields[f"{kind}_bytes"] = self.moved(kind)
+            fields[f"{kind}_p50_ms"] = [p50_ms(point) for point in self.counts[:, column]]
+            fields[f"{kind}_p99_ms"] = self.p99s_ms(kind)
         packed = {k: pack_bins(self.counts[:, c].ravel()) for c, k in enumerate(KINDS)}
-        return {**told, "histograms": {"scheme": SCHEME, **packed}}
+        return {**fields, "histograms": {"scheme": SCHEME, **packed}}
 
     @classmethod
-    def from_json(cls, data: object) -> Series:
+    def from_json(cls, data: object) -> TimeSeries:
         """The inverse of ``to_json``; what is derived (percentiles) is not believed.
 
         Raises ResultError for what is missing, damaged or of unequal length.
@@ -288,10 +303,10 @@ class Series:
             raise ResultError(
                 f"a series has scheme {histograms['scheme']!r}; this version reads {SCHEME!r} only"
             )
-        told = {name: _integers(data[name], name) for name in _told_names()}
-        points = len(told["reads"])
-        if points > MAX_POINTS or any(len(values) != points for values in told.values()):
-            lengths = ", ".join(f"{len(values)} {name}" for name, values in told.items())
+        fields = {name: _integers(data[name], name) for name in _field_names()}
+        points = len(fields["reads"])
+        if points > MAX_POINTS or any(len(values) != points for values in fields.values()):
+            lengths = ", ".join(f"{len(values)} {name}" for name, values in fields.items())
             raise ResultError(
                 f"a series has {lengths}; they must be equally many, at most {MAX_POINTS}"
             )
@@ -300,16 +315,16 @@ class Series:
             for kind in KINDS
         ]
         for kind, of_kind in zip(KINDS, counts, strict=True):
-            if not np.array_equal(of_kind.sum(axis=1), told[f"{kind}s"]):
+            if not np.array_equal(of_kind.sum(axis=1), fields[f"{kind}s"]):
                 raise ResultError(f"a series' {kind}s are not those of its histograms")
         return cls(
             interval_ns=_interval_ns(data["interval_s"]),
-            moved_bytes=np.stack([told[f"{kind}_bytes"] for kind in KINDS], axis=1),
+            moved_bytes=np.stack([fields[f"{kind}_bytes"] for kind in KINDS], axis=1),
             counts=np.stack(counts, axis=1),
         )
 
 
-def _told_names() -> list[str]:
+def _field_names() -> list[str]:
     return [f"{kind}{what}" for kind in KINDS for what in ("s", "_bytes")]
 
 

@@ -10,7 +10,7 @@ become ten times as slow for less than half of their number, each of the slow on
 stall: as long as it lasts, nothing is completed.
 
 Looked for on each rank, over all its operations, and over each kind by itself: writes that
-stand still while reads go on are a stall of the writes, if there are several.
+are stuck while reads go on are a stall of the writes, if there are several.
 
 A rank that is stopped itself completes nothing either, so each stall says for how much of it
 its rank did not run. Where that is nearly all of it, the storage is not to blame.
@@ -52,7 +52,7 @@ USUALLY: Final = 10
 MOST: Final = 1000
 """So many are kept of a rank, the longest."""
 
-_SEVERAL: Final = 2  # operations of a kind that stand still together while others go on
+_SEVERAL: Final = 2  # operations of a kind that are stuck together while others go on
 _SLICE_NS: Final = 100_000_000
 _MAX_SLICES: Final = 1 << 16
 _NEVER: Final = np.iinfo(np.int64).max
@@ -96,7 +96,7 @@ class Stall:
 
     @property
     def length_s(self) -> float:
-        """How long it lasted."""
+        """How long the stall lasted."""
         return self.end_s - self.begin_s
 
     @classmethod
@@ -161,7 +161,7 @@ class StallWatch:
     ) -> tuple[Stall, ...]:
         """All stalls that begin in the window, in their order.
 
-        ``pauses_ns`` are the times in which the rank itself stood still, apart from each other.
+        ``pauses_ns`` are the times in which the rank itself was paused, apart from each other.
         ``usual_ns`` is what an operation of each kind usually takes; None: there was none.
         """
         if not self._long:
@@ -215,7 +215,7 @@ def _overlap(span: tuple[int, int], others: Iterable[tuple[int, int]]) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StallSummary:
-    """The stalls of all ranks of a trial: what stood still at once on several is one of them.
+    """The stalls of all ranks of a trial: what stalled at once on several is one of them.
 
     ``longest_begin_s`` is when the longest one began, in seconds of the window.
     """

@@ -78,7 +78,7 @@ class Change:
 
     @property
     def size(self) -> float:
-        """Of the larger median, so much lies between the two."""
+        """What lies between the two medians, as a part of the larger one."""
         return abs(self.after - self.before) / max(self.after, self.before)
 
 
@@ -110,10 +110,10 @@ def largest_change(
 def _rank(found: tuple[Change, float]) -> tuple[float, int, float]:
     """The largest one; of these one that leaves no interval out, and the clearest of those."""
     change, clear = found
-    told = 0  # a stretch in the middle; of stretches equally different one at an end is plainer
+    length = 0  # a stretch in the middle; of stretches equally different one at an end is plainer
     if change.first is not None:
-        told = sum(end - begin for begin, end in (change.first, change.second))
-    return change.size, told, round(clear, 9)
+        length = sum(end - begin for begin, end in (change.first, change.second))
+    return change.size, length, round(clear, 9)
 
 
 def _changes(

@@ -36,8 +36,8 @@ class Asked:
     def ignored(self, options: Options) -> list[str]:
         """A line for each typed option that no test let through, and for slots nobody used."""
         slots = unused_slots(options) if self._replaced.get("np", 0) < self._calls else None
-        told = [] if slots is None else [slots]
-        return told + [
+        lines = [] if slots is None else [slots]
+        return lines + [
             f"{spec.flag} had no effect: every kvcache.run() of these tests gives its own"
             f" {spec.name}"
             for spec in OPTIONS

@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from pytest_kvcache.errors import OptionError, UnavailableError, did_you_mean
 from pytest_kvcache.hosts.hostlist import HostSpec
-from pytest_kvcache.measure.metrics import METRICS, possible
-from pytest_kvcache.options.table import OPTIONS, OptionSpec, Trials
+from pytest_kvcache.measure.metrics import METRICS
+from pytest_kvcache.measure.sections import TIER_SECTIONS, tier_sections
+from pytest_kvcache.options.closed import CLOSED_SCENARIOS, check_closed
+from pytest_kvcache.options.rules import SloRule
+from pytest_kvcache.options.table import OPTIONS, OptionSpec, Trials, flag_of
+from pytest_kvcache.phases import PHASES
+from pytest_kvcache.workloads.scenarios import TABLE, WorkloadTable
+from pytest_kvcache.workloads.workloadfile import check_used
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from pytest_kvcache.options.rules import FailRule, SloRule
+    from pytest_kvcache.cache.tiers import TierPolicy
+    from pytest_kvcache.options.rules import FailRule
 
 __all__ = ["OPTIONS", "OptionSpec", "Options", "Origin", "Trials", "build_options"]
 
@@ -49,13 +57,19 @@ class Options:
     ssh: tuple[str, ...] = ("ssh",)
     scenario: tuple[str, ...] = ("mixed",)
     model: tuple[str, ...] = ("llama3.1-8b",)
+    kv_dtype: str = "auto"
     num_users: int = 100
+    load_steps: tuple[int, ...] | None = None
     duration: float = 60.0
     ramp: float | None = None
+    requests: int | None = None
     trials: Trials = DEFAULT_TRIALS
     context_scale: float = 1.0
     gpu_mem_gb: int = 0
     cpu_mem_gb: int = 0
+    tier_policy: TierPolicy = "write-through"
+    cpu_tier: Literal["memory", "index"] = "memory"
+    gpu_backend: Literal["torch", "cupy", "simulated"] | None = None
     storage_capacity_gb: int = 0
     cache_dir: str = "/var/tmp"  # noqa: S108  on disk by convention; every run owns a directory in it
     backend: str = "file"
@@ -77,14 +91,16 @@ class Options:
     trace_cycles: int = 1
     trace_limit: int | None = None
     trace_time_unit: str | None = None
-    trace_ids: str = "prefix"
+    trace_ids: str | None = None
     request_rate: float | None = None
     arrival: str | None = None
-    precondition: str | None = None
-    reread_factor: float | None = None
-    workload: str | None = None
+    precondition: int | None = None
+    prefill_rate: float | None = None
+    cost: float | None = None
+    power: float | None = None
+    reread_factor: int = 0
+    workload: WorkloadTable = TABLE
     io_trace: str | None = None
-    gpu_backend: str | None = None
     disable_multi_turn: bool = False
     disable_prefix_caching: bool = False
     enable_rag: bool = False
@@ -105,6 +121,8 @@ class Options:
     allow_inconclusive: bool = False
     html: str | None = None
     datasize: bool = False
+    datasize_json: str | None = None
+    datasize_write_gib_per_s: float | None = None
     dry_run: bool = False
     allow_invalid: bool = False
     allow_preload: bool = False
@@ -134,7 +152,7 @@ class Options:
         return name in self.texts
 
     def overrides(self, name: str) -> bool:
-        """Whether it beats a scenario's own value: typed or called, not from an ini.
+        """Whether an option beats a scenario's own value: typed or called, not from an ini.
 
         An ini serves all scenarios of a checkout; what one of them fixes for itself
         stands until somebody says otherwise for this run.
@@ -168,12 +186,36 @@ def build_options(given: Mapping[str, tuple[str | Sequence[str], Origin]]) -> Op
             )
         values[name] = _parse_one(by_name[name], raw, origin)
     options = Options(**values, texts=dict(given))
+    if options.enable_autoscaling and "metrics" not in given:
+        options = replace(options, metrics=(USERS_METRIC, *options.metrics))
     _check_together(options)
+    options = replace(options, slo=tuple(dict.fromkeys([*options.slo, *_of_profile(options)])))
+    _check_autoscaling(options)
     return options
+
+
+def _of_profile(options: Options) -> Iterator[SloRule]:
+    """The gates of the performance profile: of throughput only where somebody names it."""
+    if options.performance_profile == "latency":
+        least = options.workload.service.compliance_ratio
+        yield SloRule(metric="requests.compliance_ratio", op=">=", value=least)
+    elif options.given("performance_profile"):
+        for kind in ("read", "write"):
+            if PHASES[options.phase].makes(kind):
+                yield SloRule(metric=f"{kind}.gib_per_s", op=">", value=0.0)
+
+
+def objectives_of(options: Options) -> tuple[SloRule, ...]:
+    """What the number of users is searched by; none: it is given."""
+    if not options.enable_autoscaling:
+        return ()
+    return tuple(rule for rule in options.slo if METRICS[rule.metric].limits_a_load)
 
 
 def _check_together(options: Options) -> None:
     """The rules that tie several options together."""
+    if options.closed:
+        check_closed(options)
     gated = options.fail or options.slo
     if options.trials.low != options.trials.high and options.target_ci is None and not gated:
         raise OptionError(
@@ -189,6 +231,13 @@ def _check_together(options: Options) -> None:
     _check_phase(options)
     _check_containers(options)
     _check_trace(options)
+    _check_requests(options)
+    _check_dialogues(options)
+    _check_tiers(options)
+    _check_tier_metrics(options)
+    _check_profile(options)
+    _check_needs(options)
+    _check_datasize(options)
     if options.overrides("arrival") and options.request_rate is None:
         raise OptionError(
             f"--kv-arrival is {options.arrival}; it belongs to an open loop, so add"
@@ -196,8 +245,43 @@ def _check_together(options: Options) -> None:
         )
 
 
+def _check_datasize(options: Options) -> None:
+    """What says how sizes are calculated belongs to that; an ini may hold it for later."""
+    for name in ("datasize_json", "datasize_write_gib_per_s"):
+        if options.overrides(name) and not options.datasize:
+            flag = "--kv-" + name.replace("_", "-")
+            raise OptionError(
+                f"{flag} is {getattr(options, name)}; it belongs to a calculation of sizes, so add"
+                " --kv-datasize or leave it out"
+            )
+    if options.overrides("dry_run") and options.overrides("datasize"):
+        raise OptionError(
+            "--kv-dry-run is given together with --kv-datasize, each of which is done instead of a"
+            " run; leave one of them out"
+        )
+
+
+def _check_comparable(options: Options) -> None:
+    """A change of these tells no change of the storage."""
+    for rule in options.fail:
+        needs = METRICS[rule.metric].needs
+        if needs == "enable_autoscaling":
+            raise OptionError(
+                f"--kv-fail judges {rule.metric}, whose noise one search does not tell, and which"
+                " is a bound where the range ended; give what is good enough with"
+                f" --kv-slo='{rule.metric}>=N'"
+            )
+        if needs in {"cost", "power"}:
+            raise OptionError(
+                f"--kv-fail judges {rule.metric}, which changes with {flag_of(needs)} as with the"
+                " storage; give its limit with --kv-slo, or compare cache.hit_token_ratio and"
+                " tokens.per_s"
+            )
+
+
 def _check_gates(options: Options) -> None:
     """A gate needs something that it can judge."""
+    _check_comparable(options)
     if options.fail and options.compare is None:
         raise OptionError("--kv-fail needs a baseline; name its file with --kv-compare=FILE")
     if options.overrides("compare_across") and options.compare is None:
@@ -208,7 +292,7 @@ def _check_phase(options: Options) -> None:
     """A gate on what can't be there would never open."""
     for flag, rules in (("--kv-fail", options.fail), ("--kv-slo", options.slo)):
         for rule in rules:
-            impossible = METRICS[rule.metric].impossible(options.phase)
+            impossible = _never_there(options, rule.metric)
             if impossible is not None:
                 raise OptionError(
                     f"{flag} judges {rule.metric}, but {impossible}; leave one of them out"
@@ -219,21 +303,39 @@ def _check_phase(options: Options) -> None:
 
 def _check_metrics(options: Options) -> None:
     """Typed metrics that can't be there would leave nothing but skipped tests."""
-    if not possible(options.metrics, options.phase):
-        why = METRICS[options.metrics[0]].impossible(options.phase)
+    why = [_never_there(options, name) for name in options.metrics]
+    if None not in why:
         raise OptionError(
-            f"--kv-metrics is {','.join(options.metrics)}, but {why}; name a metric that this phase"
-            " has (requests.per_s), or leave one of them out"
+            f"--kv-metrics is {','.join(options.metrics)}, but {why[0]}; name a metric that this"
+            " run has (requests.per_s), or leave one of them out"
         )
 
 
+_OF_PREFIXES = ("cache.hit_ratio", "cache.hit_token_ratio")
+
+
+def why_impossible(metric: str, phase: str, scenario: str) -> str | None:
+    """Why no case of a scenario can have a metric in ``phase``; None: it can."""
+    of_prefixes = metric in _OF_PREFIXES or METRICS[metric].tells_of_loads
+    if of_prefixes and scenario in CLOSED_SCENARIOS:
+        return f"{scenario} stores each context as an object of its own, and hits no prefix"
+    return METRICS[metric].impossible(phase)
+
+
+def _never_there(options: Options, metric: str) -> str | None:
+    """Why none of the scenarios can have a metric; None: some can."""
+    why = [why_impossible(metric, options.phase, name) for name in scenario_names(options)]
+    return None if None in why else why[0]
+
+
 def impossible_metrics(options: Options) -> list[str]:
-    """A line for each reason why metrics can't be there in this phase, and will be skipped."""
+    """A line for each reason why metrics can't be there in this run, and will be skipped."""
     found: dict[str, list[str]] = {}
-    for name in options.metrics:
-        why = METRICS[name].impossible(options.phase)
-        if why is not None:
-            found.setdefault(why, []).append(name)
+    for scenario in scenario_names(options):
+        for name in options.metrics:
+            why = why_impossible(name, options.phase, scenario)
+            if why is not None and name not in found.setdefault(why, []):
+                found[why].append(name)
     return [
         f"{', '.join(names)} {'are' if len(names) > 1 else 'is'} skipped: {why}"
         for why, names in found.items()
@@ -266,6 +368,117 @@ def _check_containers(options: Options) -> None:
             )
 
 
+def _check_tiers(options: Options) -> None:
+    """What a tier is made of belongs to that tier; an ini may name it for other runs."""
+    tiers = {"--kv-gpu-mem-gb": options.gpu_mem_gb, "--kv-cpu-mem-gb": options.cpu_mem_gb}
+    for name, sizes in (
+        ("tier_policy", tuple(tiers)),
+        ("cpu_tier", ("--kv-cpu-mem-gb",)),
+        ("gpu_backend", ("--kv-gpu-mem-gb",)),
+    ):
+        if options.overrides(name) and not any(tiers[size] for size in sizes):
+            flag = "--kv-" + name.replace("_", "-")
+            what = "a memory tier" if len(sizes) > 1 else f"the {sizes[0][5:8]} tier"
+            raise OptionError(
+                f"{flag} is {getattr(options, name)}; it belongs to {what}, so add"
+                f" {' or '.join(sizes)}, or leave it out"
+            )
+
+
+class _AskedTier(NamedTuple):
+    name: str
+    holds_bytes: bool
+
+
+def _check_profile(options: Options) -> None:
+    """Objectives judge answers that wait for reads."""
+    if options.performance_profile == "latency" and not PHASES[options.phase].loads:
+        raise OptionError(
+            "--kv-performance-profile is latency, which judges answers by the reads that they"
+            f" wait for, and --kv-phase={options.phase} makes none; leave one of them out"
+        )
+
+
+_NEEDED: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "performance_profile": "requests with objectives; add --kv-performance-profile=latency",
+        "prefill_rate": "what one of your GPUs prefills; add --kv-prefill-rate=TOKENS_PER_S",
+        "cost": "what the storage costs; add --kv-cost=PER_HOUR",
+        "power": "what the storage draws; add --kv-power=WATTS",
+        "enable_autoscaling": "a search for users; add --kv-enable-autoscaling and an objective"
+        " (--kv-slo)",
+    }
+)
+"""Option that a metric needs → what that brings."""
+
+
+def _check_needs(options: Options) -> None:
+    """A metric is there with what it is of only; a test of its own may bring that."""
+    there = {name for name in _NEEDED if getattr(options, name)}
+    if options.performance_profile != "latency":
+        there.discard("performance_profile")
+    asked = [("--kv-metrics", name) for name in options.metrics if options.overrides("metrics")]
+    asked += [("--kv-fail", rule.metric) for rule in options.fail]
+    asked += [("--kv-slo", rule.metric) for rule in options.slo]
+    for flag, name in asked:
+        needs = METRICS[name].needs
+        if needs is not None and needs not in there:
+            raise OptionError(f"{flag} names {name}, which needs {_NEEDED[needs]}, or leave it out")
+
+
+def _check_tier_metrics(options: Options) -> None:
+    """Typed metrics of tiers that are not asked for would be absent when all is over."""
+    names = ("gpu_mem_gb", "cpu_mem_gb", "cpu_tier", "tier_policy")
+    if not options.overrides("metrics") or "call" in map(options.origins.get, names):
+        return
+    tiers = [_AskedTier("gpu", holds_bytes=True)] if options.gpu_mem_gb else []
+    if options.cpu_mem_gb:
+        tiers.append(_AskedTier("cpu", holds_bytes=options.cpu_tier == "memory"))
+    there = tier_sections(tiers, options.tier_policy)
+    shares = ["storage", *(tier.name for tier in tiers)]
+    for name in options.metrics:
+        section, *rest = METRICS[name].path
+        share = rest[1] if rest[:1] == ["tiers"] else "storage"
+        if (section in TIER_SECTIONS and section not in there) or share not in shares:
+            shown = f"{' and '.join(shares[1:])}, {options.tier_policy}" if tiers else "none"
+            raise OptionError(
+                f"--kv-metrics names {name}, which these memory tiers do not have ({shown}); see"
+                " --kv-gpu-mem-gb, --kv-cpu-mem-gb, --kv-cpu-tier and --kv-tier-policy, or leave it"
+                " out"
+            )
+
+
+USERS_METRIC: Final = "users.per_rank"
+
+
+def _check_autoscaling(options: Options) -> None:
+    """A search changes users who take turns, and goes by an objective."""
+    if not options.enable_autoscaling:
+        if options.overrides("autoscaler_mode"):
+            raise OptionError(
+                f"--kv-autoscaler-mode is {options.autoscaler_mode}; it belongs to a search for"
+                " users, so add --kv-enable-autoscaling or leave it out"
+            )
+        return
+    told = "--kv-enable-autoscaling is given, which searches for a number of users who take turns"
+    for name in ("load_steps", "request_rate", "requests", "trace", "closed", "io_trace"):
+        if options.given(name):
+            raise OptionError(
+                f"{told}, and {flag_of(name)} has its own load; leave one of them out"
+            )
+    fixed = [name for name in scenario_names(options) if name in CLOSED_SCENARIOS]
+    if fixed:
+        raise OptionError(
+            f"{told}, and {fixed[0]} has those of the benchmark that it reproduces; name another"
+            " --kv-scenario"
+        )
+    if not objectives_of(options):
+        raise OptionError(
+            f"{told}, and nothing says which load is too much; add an objective of a latency or a"
+            " ratio, such as --kv-slo='load.p95_ms<200', or --kv-performance-profile=latency"
+        )
+
+
 def _check_trace(options: Options) -> None:
     names = scenario_names(options)
     if options.trace is not None and "trace" not in names and not _outdone(options, "trace"):
@@ -283,6 +496,80 @@ def _check_trace(options: Options) -> None:
                 raise OptionError(f"{spec.flag} needs a trace; name the file with --kv-trace=FILE")
 
 
+def _check_requests(options: Options) -> None:
+    """A fixed amount of work has no time; what an ini says of that is for other runs."""
+    if options.requests is None:
+        return
+    strength = _STRENGTH[options.origins["requests"]]
+    for name in ("duration", "ramp", "request_rate", "load_steps"):
+        if options.given(name) and _STRENGTH[options.origins[name]] >= strength:
+            flag = "--kv-" + name.replace("_", "-")
+            raise OptionError(
+                f"--kv-requests is {options.requests} and {flag} is {options.texts[name][0]}; a"
+                " fixed amount of work ends when it is done, without a ramp and a schedule, so"
+                " leave one of them out"
+            )
+
+
+_OF_DIALOGUES = ("disable_multi_turn", "disable_prefix_caching", "enable_rag", "rag_num_docs")
+"""Options that change the users of the synthetic scenarios."""
+
+
+def _check_dialogues(options: Options) -> None:
+    """Refuse what no scenario of this run would heed, where somebody asked for it."""
+    table, names = options.workload, scenario_names(options)
+    if options.overrides("workload") and not _outdone(options, "workload"):
+        latency = options.performance_profile == "latency"
+        check_used(table, names, latency=latency, enable_rag=options.enable_rag)
+    asked = [n for n in _OF_DIALOGUES if options.overrides(n) and getattr(options, n)]
+    asked = [n for n in asked if not _outdone(options, n)]
+    if asked and not any(name in table.scenarios for name in names):
+        raise OptionError(
+            f"{flag_of(asked[0])} changes the users of synthetic scenarios, and --kv-scenario is"
+            f" {','.join(names)}; leave it out, or run one of {', '.join(table.scenarios)}"
+        )
+    mixes = [table.dialogues(name) for name in names if name in table.scenarios]
+    profiles = [each for mix in mixes for each in mix.profiles.values()]
+    _check_retrieves(options, names)
+    if "enable_rag" in asked:
+        if all(each.retrieval_ratio for each in profiles):
+            raise OptionError(
+                f"--kv-enable-rag is given, and all users of the scenario {','.join(names)}"
+                " retrieve already; leave it out"
+            )
+        if not PHASES[options.phase].loads:
+            raise OptionError(
+                f"--kv-enable-rag reads chunks of documents, and --kv-phase={options.phase} makes"
+                " no reads; leave one of them out"
+            )
+    if "rag_num_docs" in asked and not (
+        options.enable_rag or any(each.retrieval_ratio for each in profiles)
+    ):
+        raise OptionError(
+            f"--kv-rag-num-docs is {options.rag_num_docs}, and nobody of the scenario"
+            f" {','.join(names)} retrieves; add --kv-enable-rag or leave it out"
+        )
+    if "disable_prefix_caching" in asked and not PHASES[options.phase].stores:
+        raise OptionError(
+            f"--kv-disable-prefix-caching lets no request find what was stored before it, and"
+            f" --kv-phase={options.phase} loads nothing else; leave one of them out"
+        )
+
+
+def _check_retrieves(options: Options, names: Sequence[str]) -> None:
+    """A scenario of which every user retrieves is nothing without reads."""
+    if PHASES[options.phase].loads:
+        return
+    for name in names:
+        is_synthetic = name in options.workload.scenarios
+        profiles = options.workload.dialogues(name).profiles if is_synthetic else {}
+        if profiles and all(each.retrieval_ratio for each in profiles.values()):
+            raise OptionError(
+                f"--kv-scenario is {name}, which reads chunks of documents, and"
+                f" --kv-phase={options.phase} makes no reads; leave one of them out"
+            )
+
+
 def _check_replay(options: Options) -> None:
     """Refuse what a replay would ignore, where somebody asked for it for this very run."""
     if options.overrides("context_scale"):
@@ -297,6 +584,16 @@ def _check_replay(options: Options) -> None:
                 f"{flag} is {options.texts[name][0]}; a trace has times of its own, so leave it"
                 " out and use --kv-trace-speedup"
             )
+    if options.overrides("requests"):
+        raise OptionError(
+            f"--kv-requests is {options.requests}; a trace ends with its last request, so leave it"
+            " out and use --kv-trace-limit"
+        )
+    if options.overrides("load_steps"):
+        raise OptionError(
+            f"--kv-load-steps is {options.texts['load_steps'][0]}; a trace is replayed by those who"
+            " are in it, so leave it out"
+        )
     if options.trace_speedup > 0 and options.overrides("num_users"):
         raise OptionError(
             f"--kv-num-users is {options.num_users}; a trace that is replayed at its recorded"
@@ -316,12 +613,17 @@ def _outdone(options: Options, name: str) -> bool:
 
 
 def scenario_names(options: Options) -> tuple[str, ...]:
-    """The scenarios to run: a trace alone, or given in a stronger place, selects ``trace``."""
+    """The scenarios to run: a trace alone, or given in a stronger place, selects ``trace``.
+
+    Closed rules select those that they are about.
+    """
     origins = options.origins
     if options.trace is not None and (
         _STRENGTH[origins.get("scenario", "default")] < _STRENGTH[origins["trace"]]
     ):
         return ("trace",)
+    if options.closed and not options.given("scenario"):
+        return CLOSED_SCENARIOS
     return options.scenario
 
 
@@ -345,11 +647,11 @@ def describe_given(options: Options, mask: Callable[[str], str] = str) -> list[s
     for name, (text, origin) in options.texts.items():
         shown = text if isinstance(text, str) else ",".join(text)
         words.append(f"{name}={mask(shown)} ({origin})")
-    told = ["; ".join(words), *impossible_metrics(options)]
+    texts = ["; ".join(words), *impossible_metrics(options)]
     slots = unused_slots(options)
     return [
         line
-        for text in (told if slots is None else [*told, slots])
+        for text in (texts if slots is None else [*texts, slots])
         for line in textwrap.wrap(
             "kvcache: " + text, 79, subsequent_indent="  ",
             break_long_words=False, break_on_hyphens=False,

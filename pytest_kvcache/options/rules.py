@@ -70,9 +70,9 @@ class SloRule:
     def __str__(self) -> str:
         return f"{self.metric}{self.op}{repr(self.value).removesuffix('.0')}"
 
-    def keeps(self, value: float) -> bool:
-        """Whether a value satisfies it."""
-        return bool(_COMPARE[self.op](value, self.value))
+    def keeps(self, value: float | None) -> bool:
+        """Whether a value satisfies the rule; one that is not there does not."""
+        return value is not None and bool(_COMPARE[self.op](value, self.value))
 
 
 def parse_fail(text: str) -> FailRule:

@@ -16,6 +16,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_kvcache.backends.protocol import PAGE_BYTES
+from pytest_kvcache.cache.tiers import TIER_POLICIES
+from pytest_kvcache.dtypes import KV_DTYPES
 from pytest_kvcache.errors import OptionError, UnknownNameError
 from pytest_kvcache.hosts.hostlist import HostSpec, parse_hosts, read_hostfile
 from pytest_kvcache.measure.metrics import METRICS
@@ -29,6 +31,7 @@ from pytest_kvcache.options.rules import (
 )
 from pytest_kvcache.phases import PHASES
 from pytest_kvcache.units import parse_duration_s, parse_flag, parse_float, parse_gib, parse_int
+from pytest_kvcache.workloads.workloadfile import MAX_DOCUMENTS, read_workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -37,10 +40,18 @@ Kind = Literal["value", "flag", "hosts", "repeat"]
 Parser = Any  # Callable[[str, str], T] for values, Callable[[Sequence[str], str], T] else
 
 MAX_USERS = 100_000
+MAX_LOAD_STEPS = 16  # each costs a rank half a megabyte of memory, and a run file some 10 kB
 MAX_DURATION_S = 86_400.0
+MAX_REREADS = 10_000
+MAX_REQUESTS = 1_000_000_000
 WHOLE_OBJECT = "object"
 """The transfer size that is the object's."""
 MAX_TRANSFER_BYTES = 4 << 30
+
+
+def flag_of(name: str) -> str:
+    """An option's name on the command line."""
+    return "--kv-" + name.replace("_", "-")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +89,7 @@ class OptionSpec:
     @property
     def flag(self) -> str:
         """The name on the command line."""
-        return "--kv-" + self.name.replace("_", "-")
+        return flag_of(self.name)
 
     @property
     def takes_list(self) -> bool:
@@ -130,11 +141,29 @@ def _transfer_size(text: str, option: str) -> int | str:
     """Bytes, or ``object``. A plain number would be bytes to some and GiB to others."""
     if text.strip() == WHOLE_OBJECT:
         return WHOLE_OBJECT
-    size = None if text.strip().isdecimal() else parse_gib(text, option=option)
+    try:
+        size = None if text.strip().isdecimal() else parse_gib(text, option=option)
+    except OptionError:  # its rule is another one
+        size = None
     if size is None or size % PAGE_BYTES or not PAGE_BYTES <= size <= MAX_TRANSFER_BYTES:
         raise OptionError(
             f"{option} is {text!r}; it must be a multiple of 4 KiB with its unit, from 4KiB to"
             f" 4GiB, or {WHOLE_OBJECT}"
+        )
+    return size
+
+
+def _explicit_size(text: str, option: str) -> int:
+    """Bytes; a plain number would be bytes to some and GiB to others."""
+    try:
+        size = (
+            None if text.strip().replace(".", "", 1).isdecimal() else parse_gib(text, option=option)
+        )
+    except OptionError:  # its rule is another one
+        size = None
+    if not size:
+        raise OptionError(
+            f"{option} is {text!r}; it must be a size above 0 with its unit, such as 64GiB"
         )
     return size
 
@@ -149,6 +178,16 @@ def _counts(text: str, option: str) -> tuple[int, ...]:
     if len(set(values)) != len(values):
         raise OptionError(f"{option} is {text!r}; every count must be named once, drop the repeats")
     return values
+
+
+def _load_steps(text: str, option: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts) or not 1 < len(parts) <= MAX_LOAD_STEPS:
+        raise OptionError(
+            f"{option} is {text!r}; it must be 2 to {MAX_LOAD_STEPS} numbers of users divided by"
+            " single commas, such as 8,16,32"
+        )
+    return tuple(parse_int(part, option=option, minimum=1) for part in parts)
 
 
 def _above(low: float, maximum: float | None = None) -> Parser:
@@ -303,8 +342,6 @@ def _is(*values: object) -> Callable[[Any], bool]:
     return lambda value: value in values
 
 
-_TIERS = "only the storage tier exists so far, use 0"
-
 OPTIONS: tuple[OptionSpec, ...] = (
     # where and how ranks run
     OptionSpec(name="hosts", kind="hosts", metavar="H", parse=_hosts, distributed=True,
@@ -361,11 +398,21 @@ OPTIONS: tuple[OptionSpec, ...] = (
                help="scenarios, one case each (default: mixed)"),
     OptionSpec(name="model", is_verbatim=False,
                metavar="NAME[,NAME]", parse=_names, selects=True,
-               help="models, one case each; a TOML file brings its own"
+               help="models, one case each: names, config.json files of Hugging Face models or"
+               " directories that hold one, or a TOML file with models of your own"
                " (default: llama3.1-8b)"),
+    OptionSpec(name="kv_dtype", is_verbatim=False,
+               metavar="{" + ",".join(KV_DTYPES) + "}", parse=_choice(*KV_DTYPES),
+               help="type of the stored KV (default: auto, the model's own); states of"
+               " linear-attention and state-space layers keep theirs"),
     OptionSpec(name="num_users", decides="users",
                metavar="N", parse=_count(1, MAX_USERS),
                help="users per rank (default: 100)"),
+    OptionSpec(name="load_steps", is_verbatim=False, trace_has_own=True,
+               metavar="N,N[,N]", parse=_load_steps,
+               help="active users per rank in each of so many equally long parts of the"
+               " measured window, of which each has figures of its own; not with"
+               " --kv-request-rate or a trace (default: all users all the time)"),
     OptionSpec(name="duration", decides="duration_s", trace_has_own=True,
                metavar="S", parse=_seconds(zero=False),
                help="measured window (default: 60; a trace ends with its last request)"),
@@ -373,6 +420,12 @@ OPTIONS: tuple[OptionSpec, ...] = (
                metavar="S", parse=_seconds(zero=True),
                help="unmeasured lead-in (default: 10%% of the duration, at most 30;"
                " 0 for a trace)"),
+    OptionSpec(name="requests", trace_has_own=True,
+               metavar="N", parse=_count(1, MAX_REQUESTS),
+               help="a fixed amount of work instead of a duration: N requests per rank, users in"
+               " rotation and without thinking, the same in the same order on any storage; how"
+               " long they take is run.s; not with --kv-duration, --kv-ramp, --kv-request-rate,"
+               " --kv-load-steps or a trace, whose amount is --kv-trace-limit"),
     OptionSpec(name="trials", metavar="N|N..M", parse=_trials,
                help="launches per case; 3..20 goes on until the gates can tell and"
                " --kv-target-ci, if given, is met (default: 3)"),
@@ -391,17 +444,19 @@ OPTIONS: tuple[OptionSpec, ...] = (
     OptionSpec(name="generation_mode", metavar="{none,fast,realistic}",
                parse=_choice("none", "fast", "realistic"),
                help="simulated token generation: 0, 2 or 30 ms per token (default: none)"),
-    OptionSpec(name="performance_profile", metavar="{latency,throughput}",
-               parse=_choice("latency", "throughput"), is_available=_is("throughput"),
-               later="judge latency with --kv-slo='read.p95_ms<200'",
-               help="which SLO set judges the run (default: throughput)"),
+    OptionSpec(name="performance_profile", decides="service", is_verbatim=False,
+               metavar="{latency,throughput}", parse=_choice("latency", "throughput"),
+               help="what judges the run. latency: each request has an objective by its class of"
+               " service and its bytes, and 95%% of each class must keep it; throughput, if given:"
+               " bytes are read and written (default: throughput)"),
     OptionSpec(name="phase", metavar="{both,prefill,decode}",
                parse=_choice(*PHASES),
                help="disaggregated serving: prefill only stores, decode only loads what was"
                " stored before the window (default: both)"),
     OptionSpec(name="trace", is_verbatim=False,
                metavar="FILE", parse=_text, selects=True,
-               help="trace to replay (Mooncake JSONL); selects --kv-scenario=trace"),
+               help="trace to replay, of any format of docs/traces.md, plain or packed; selects"
+               " --kv-scenario=trace"),
     OptionSpec(name="trace_speedup", decides="trace.speedup",
                metavar="X",
                parse=lambda text, option: parse_float(text, option=option, minimum=0),
@@ -413,15 +468,16 @@ OPTIONS: tuple[OptionSpec, ...] = (
     OptionSpec(name="trace_limit", decides="trace.limit",
                metavar="N", parse=_count(1),
                help="replay the first N requests only"),
-    OptionSpec(name="trace_time_unit", decides="trace.time_unit",
+    OptionSpec(name="trace_time_unit", decides="trace.time_unit", is_verbatim=False,
                metavar="{s,ms,us,ns}", parse=_choice("s", "ms", "us", "ns"),
-               help="what a trace's timestamps are in (default: ms as in Mooncake's own, s where"
-               " fractions and chat ids show it; where they look like something else, it has to"
-               " be given)"),
-    OptionSpec(name="trace_ids", decides="trace.ids",
+               help="what the timestamps of a trace with hash_ids are in (default: s in"
+               " Qwen-Bailian's, ms as in Mooncake's own; where those look like something else,"
+               " it has to be given)"),
+    OptionSpec(name="trace_ids", decides="trace.ids", is_verbatim=False,
                metavar="{prefix,content}", parse=_choice("prefix", "content"),
                help="what equal hash_ids of a trace mean: equal prompts up to there, or equal"
-               " contents of single blocks, which are then chained (default: prefix)"),
+               " contents of single blocks, which are then chained (default: content in"
+               " Qwen-Bailian's, prefix in others)"),
     OptionSpec(name="request_rate", trace_has_own=True,
                metavar="R", parse=_above(0.0),
                help="open loop: R requests per second, of all ranks together, each of them"
@@ -431,34 +487,72 @@ OPTIONS: tuple[OptionSpec, ...] = (
                metavar="{poisson,gamma}", parse=_choice("poisson", "gamma"),
                help="times between those requests: exponential, or in bursts (coefficient of"
                " variation 2), with --kv-request-rate (default: poisson)"),
-    OptionSpec(name="precondition", metavar="SIZE", parse=_text, help="overwrite in place first",
-               later="leave it out; population before the window fills the cache"),
-    OptionSpec(name="reread_factor", metavar="N", is_available=_is(0.0),
-               parse=lambda text, option: parse_float(text, option=option, minimum=0),
-               later="every hit block is read once", help="extra reads of every object"),
-    OptionSpec(name="workload", metavar="FILE", parse=_text, help="workload from a file",
-               later="choose a --kv-scenario or a --kv-trace"),
-    OptionSpec(name="io_trace", metavar="FILE", parse=_text, help="record every operation",
-               later="leave it out"),
-    OptionSpec(name="disable_multi_turn", kind="flag", parse=_flag, is_available=_is(False),
-               later="leave it out", help="conversations of one turn"),
+    OptionSpec(name="precondition", decides="precondition_bytes", is_verbatim=False,
+               metavar="SIZE", parse=_explicit_size,
+               help="before the cache is filled, each rank overwrites objects in place until it"
+               " has written SIZE, with its unit (64GiB); nothing of it is measured (default:"
+               " nothing)"),
+    OptionSpec(name="reread_factor", metavar="N", parse=_count(0, MAX_REREADS),
+               help="every block is read so many times again as soon as it is stored, one reading"
+               " after the other, and the answer waits for that; what a scenario reads again by"
+               " itself comes on top (default: 0)"),
+    OptionSpec(name="prefill_rate", decides="prefill_tokens_per_s",
+               metavar="TOKENS_PER_S", parse=_above(0.0),
+               help="tokens that one GPU of yours prefills per second: what is not loaded then"
+               " takes that long to compute, and results say which loads were sooner than that, and"
+               " how many GPUs they save (default: computing takes no time)"),
+    OptionSpec(name="cost", decides="cost_per_hour", is_measured=False,
+               metavar="PER_HOUR", parse=_above(0.0),
+               help="what the storage of all ranks costs in an hour, in your currency, for the cost"
+               " of a million hit tokens (default: not known)"),
+    OptionSpec(name="power", decides="power_w", is_measured=False,
+               metavar="WATTS", parse=_above(0.0),
+               help="what the storage of all ranks draws, for the energy of a million hit tokens"
+               " (default: not known)"),
+    OptionSpec(name="workload", decides="dialogues", is_verbatim=False,
+               metavar="FILE", parse=read_workload,
+               help="a TOML file that changes the distributions of the synthetic scenarios, or"
+               " brings scenarios of its own (docs/scenarios.md)"),
+    OptionSpec(name="io_trace", is_verbatim=False,
+               metavar="FILE", parse=_text,
+               help="write what the storage was asked for and when, an operation a line, packed if"
+               " the name ends in .gz: another storage can replay it with --kv-trace"),
+    OptionSpec(name="disable_multi_turn", kind="flag", parse=_flag,
+               help="conversations of one turn: of the synthetic scenarios, only shared prompts are"
+               " read again"),
     OptionSpec(name="disable_prefix_caching", kind="flag", parse=_flag,
-               is_available=_is(False), later="leave it out", help="no shared prompts"),
-    OptionSpec(name="enable_rag", kind="flag", parse=_flag, is_available=_is(False),
-               later="leave it out", help="retrieval-augmented requests"),
-    OptionSpec(name="rag_num_docs", metavar="N", parse=_count(1), later="leave it out",
-               help="documents per user"),
-    OptionSpec(name="enable_autoscaling", kind="flag", parse=_flag, is_available=_is(False),
-               later="use a list: --kv-np=1,2,4", help="start and stop users by load"),
-    OptionSpec(name="autoscaler_mode", metavar="{qos,capacity,predictive}", help="its aim",
-               parse=_choice("qos", "capacity", "predictive"), later="leave it out"),
+               help="no request of the synthetic scenarios finds what another one has stored: no"
+               " shared prompts, and no history"),
+    OptionSpec(name="enable_rag", kind="flag", parse=_flag,
+               help="users of the synthetic scenarios retrieve chunks of documents in a tenth of"
+               " their requests; those of rag do so in each"),
+    OptionSpec(name="rag_num_docs", metavar="N", parse=_count(1, MAX_DOCUMENTS),
+               help="documents of each user that retrieves (default: 10)"),
+    OptionSpec(name="enable_autoscaling", kind="flag", parse=_flag, decides="search",
+               is_verbatim=False,
+               help="search for the most users per rank, up to --kv-num-users, that keep every"
+               " --kv-slo of a latency or a ratio; each load that is tried is a launch of its own,"
+               " and the trials are of the answer"),
+    OptionSpec(name="autoscaler_mode", metavar="{qos,capacity,predictive}",
+               parse=_choice("qos", "capacity", "predictive"), is_available=_is("qos"),
+               later="use qos, or --kv-load-steps to see where throughput ends",
+               help="its aim. qos: the most users that keep the objectives (default: qos)"),
     # the cache and its storage
-    OptionSpec(name="gpu_mem_gb", metavar="X", parse=_gib, later=_TIERS, is_available=_is(0),
-               help="gpu tier per rank, GiB (default: 0)"),
-    OptionSpec(name="cpu_mem_gb", metavar="X", parse=_gib, later=_TIERS, is_available=_is(0),
-               help="cpu tier per rank, GiB (default: 0)"),
-    OptionSpec(name="gpu_backend", metavar="NAME", parse=_text, later=_TIERS,
-               help="what the gpu tier is made of"),
+    OptionSpec(name="gpu_mem_gb", metavar="X", parse=_gib,
+               help="gpu tier per rank, GiB, in front of the others (default: 0 = none)"),
+    OptionSpec(name="cpu_mem_gb", metavar="X", parse=_gib,
+               help="cpu tier per rank, GiB, in front of the storage (default: 0 = none)"),
+    OptionSpec(name="tier_policy", metavar="{write-through,demote}", parse=_choice(*TIER_POLICIES),
+               help="how tiers fill. write-through: every tier gets what is stored, and a copy of"
+               " what a slower one serves; demote: a block is in one tier, and what one evicts"
+               " moves to the next (default: write-through)"),
+    OptionSpec(name="cpu_tier", metavar="{memory,index}", parse=_choice("memory", "index"),
+               help="whether the cpu tier holds bytes, or only decides which requests reach the"
+               " storage behind it, and takes no memory (default: memory)"),
+    OptionSpec(name="gpu_backend", metavar="{torch,cupy,simulated}",
+               parse=_choice("torch", "cupy", "simulated"),
+               help="what copies to and from the gpu tier; simulated: it is host memory, and the"
+               " results say so (default: the first of torch, cupy that has a device)"),
     OptionSpec(name="storage_capacity_gb", decides="capacity_blocks", is_verbatim=False,
                metavar="X", parse=_gib,
                help="hard cap on disk per rank, GiB (default: 0 = the need, or 90%% of the"
@@ -543,15 +637,23 @@ OPTIONS: tuple[OptionSpec, ...] = (
     OptionSpec(name="slo", of_session=True,
                kind="repeat", metavar="'METRIC<VALUE'", parse=_slo_rules,
                help="gate on this run alone; repeatable"),
-    OptionSpec(name="closed", kind="flag", parse=_flag, selects=True, is_available=_is(False),
-               later="the mlperf scenarios come with a later version",
-               help="MLPerf closed rules"),
+    OptionSpec(name="closed", kind="flag", parse=_flag, selects=True, of_session=True,
+               is_measured=False, help="the rules of MLPerf Storage for closed submissions: runs"
+               " mlperf-1, -2 and -3, and refuses every option that they fix; no submission comes"
+               " of it"),
     OptionSpec(name="html", metavar="FILE", parse=_text, later="read the table or the run file",
                help="report as a page"),
     # instead of a run
     OptionSpec(name="datasize", of_session=True,
                kind="flag", parse=_flag,
                help="calculate the sizes, print them and exit"),
+    OptionSpec(name="datasize_json", of_session=True,
+               metavar="FILE", parse=_text,
+               help="write the sizes there as well, as JSON; with --kv-datasize"),
+    OptionSpec(name="datasize_write_gib_per_s", of_session=True,
+               metavar="X", parse=_above(0.0),
+               help="what a rank is taken to write, in GiB/s, for the time to fill its storage;"
+               " with --kv-datasize"),
     OptionSpec(name="dry_run", of_session=True,
                kind="flag", parse=_flag,
                help="check, say how long a run takes, what it writes and hits, print the plan (with"

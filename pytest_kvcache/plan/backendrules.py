@@ -82,12 +82,12 @@ def _check_settings(options: Options, traits: BackendTraits) -> None:
     """Only settings that the backend knows, and all that it needs."""
     known = {option.name: option for option in traits.options}
     flag = "kv_backend_option" if options.origins.get("backend_option") == "ini" else _FLAG
-    told = "; ".join(f"{name}: {option.meaning}" for name, option in known.items())
+    described = "; ".join(f"{name}: {option.meaning}" for name, option in known.items())
     for name in options.backend_option:
         if name not in known:
             raise OptionError(
                 f"{flag} has {name!r}{did_you_mean(name, known)}, which the backend"
-                f" {options.backend} does not know; it knows {told or 'none, so leave it out'}"
+                f" {options.backend} does not know; it knows {described or 'none, so leave it out'}"
             )
     for name, option in known.items():
         if option.required and name not in options.backend_option:

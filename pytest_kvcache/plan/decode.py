@@ -24,7 +24,7 @@ def check_contexts_fit(plan: Plan, family: WorkloadFamily, trials: int) -> None:
 
     The contexts are those that the ranks will store, drawn with the same seed.
     """
-    if PHASES[plan.phase].stores or family.needs_trace or plan.capacity_blocks >= plan.need_blocks:
+    if PHASES[plan.phase].stores or family.needs_trace or plan.room_blocks >= plan.need_blocks:
         return
     looked_at = 0
     for trial, rank in product(range(trials), range(plan.np)):
@@ -37,8 +37,8 @@ def check_contexts_fit(plan: Plan, family: WorkloadFamily, trials: int) -> None:
 def _stored_blocks(plan: Plan, family: WorkloadFamily, context: WorkloadContext) -> int:
     index, held, fits = CacheIndex(None, page_bytes=1), 0, True
     for request in family.build(context).population():
-        index.admit(request.keys, 0, 1)
-        fits = fits and index.used_blocks <= plan.capacity_blocks
+        index.admit(request.stored_keys, 0, 1)
+        fits = fits and index.used_blocks <= plan.room_blocks
         held += fits
     if fits:
         return index.used_blocks
@@ -46,6 +46,7 @@ def _stored_blocks(plan: Plan, family: WorkloadFamily, context: WorkloadContext)
         f"--kv-phase is decode, which loads stored contexts, and those of the"
         f" {context.users} users of rank {context.rank} take"
         f" {format_bytes(index.used_blocks * plan.stored_bytes)} in trial {context.trial + 1},"
-        f" of which the {format_bytes(plan.capacity_bytes)} of its cache hold those of"
+        f" of which the {format_bytes(plan.room_blocks * plan.stored_bytes)} of its"
+        f" {'cache' if plan.room_blocks == plan.capacity_blocks else 'tiers'} hold those of"
         f" {held}; lower --kv-num-users, or give more room with --kv-storage-capacity-gb"
     )

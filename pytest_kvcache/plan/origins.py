@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from pytest_kvcache.options.options import Options
     from pytest_kvcache.options.table import OptionSpec
-    from pytest_kvcache.plan.plan import CaseFacts
+    from pytest_kvcache.plan.building import CaseFacts
 
 
 def decided_by(fields: Collection[str], path: str = "") -> Mapping[str, OptionSpec]:
@@ -36,6 +36,9 @@ def origins_of(
     for name, spec in deciding.items() if facts.trace is not None else ():
         if spec.trace_has_own and not options.overrides(spec.name):
             found[name] = "scenario"
+    if options.requests is not None and facts.trace is None:
+        timed = ("duration_s", "ramp_s", "request_rate", "load_steps")
+        found |= dict.fromkeys(timed, "requests")
     if facts.block_why and found["block_tokens"] == "scenario":
         found["block_tokens"] = facts.block_why
     if options.data is None and facts.on_network:
@@ -44,13 +47,34 @@ def origins_of(
         found["arrival"] = "default"
     if not options.storage_capacity_gb:  # 0 leaves it to us, whoever has typed it
         found["capacity_blocks"] = "default"
-    if facts.trace is not None and found["scenario"] == "default":
-        found["scenario"] = given.get("trace", "default")
-    return found | _beside(options, facts)
+    for name in ("trace", "closed"):  # either selects scenarios
+        if getattr(options, name) and found["scenario"] == "default":
+            found["scenario"] = given.get(name, "default")
+    return found | _of_tiers(options) | _of_whole_objects(facts) | _beside(options, facts)
+
+
+def _of_tiers(options: Options) -> dict[str, str]:
+    """Two options size the tiers; an ini's policy is for runs that have some."""
+    given = options.origins
+    sizes = [given[name] for name in ("gpu_mem_gb", "cpu_mem_gb") if name in given]
+    found: dict[str, str] = {"tiers": " and ".join(dict.fromkeys(sizes)) or "default"}
+    return (
+        found if options.gpu_mem_gb or options.cpu_mem_gb else {**found, "tier_policy": "default"}
+    )
+
+
+def _of_whole_objects(facts: CaseFacts) -> dict[str, str]:
+    """A scenario that stores whole turns decides how large objects are, and how many wait."""
+    if facts.most_stores is None:
+        return {"most_stores": "default"}
+    return {"most_stores": "scenario", "block_tokens": "scenario"}
 
 
 def _beside(options: Options, facts: CaseFacts) -> dict[str, str]:
-    """Of what is no field of the plan, but must be known where it is read."""
+    """Origins of what is no field of the plan, but must be known with it."""
     found: dict[str, str] = {"trace_time_unit": "assumed"} if facts.unit_is_assumed else {}
+    beside = ("disable_multi_turn", "disable_prefix_caching", "enable_rag", "rag_num_docs")
+    given = options.origins
+    found |= {n: given[n] for n in beside if n in given and getattr(options, n)}
     allowing = [spec.name for spec in OPTIONS if spec.allows and getattr(options, spec.name)]
     return found | {name: options.origins[name] for name in allowing}

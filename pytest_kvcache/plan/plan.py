@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
@@ -21,28 +20,24 @@ from pytest_kvcache.backends.traits import BackendTraits
 from pytest_kvcache.cache.identity import MAX_PARTS
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.hosts.hostlist import RankLayout
-from pytest_kvcache.launchers.protocol import binds_ranks
-from pytest_kvcache.models import ModelSpec
-from pytest_kvcache.options.table import WHOLE_OBJECT
-from pytest_kvcache.plan.backendrules import shown_settings
-from pytest_kvcache.plan.origins import decided_by, origins_of
+from pytest_kvcache.models import BlockPart, ModelSpec, block_parts
+from pytest_kvcache.phases import PHASES
+from pytest_kvcache.plan.loadsteps import check_load_steps, schedule_of
+from pytest_kvcache.plan.origins import decided_by
+from pytest_kvcache.plan.tiers import MemoryTier
 from pytest_kvcache.units import MIB, format_bytes
-from pytest_kvcache.workloads.openloop import DEFAULT_ARRIVAL, MAX_ARRIVALS
-from pytest_kvcache.workloads.protocol import Need, WorkloadContext
+from pytest_kvcache.workloads.openloop import MAX_ARRIVALS
+from pytest_kvcache.workloads.protocol import WorkloadContext
+from pytest_kvcache.workloads.scenarios import Dialogues, Service
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pytest_kvcache.backends.protocol import Store
-    from pytest_kvcache.options.options import Options
+    from pytest_kvcache.cache.tiers import TierPolicy
+    from pytest_kvcache.plan.loadsteps import LoadStep
     from pytest_kvcache.traces.read import Trace
 
-DEFAULT_BLOCK_TOKENS = 256
-# Objects up to this size, as stored, go into slabs. Measured on ext4 (docs/why.md, "Two
-# stores"): at 64 KiB a file per object costs 2.5 times an overwrite in a slab, at 1 MiB
-# 2.1 times (2.6 with a sync), at 32 MiB nothing; between the two nothing was measured.
-SLAB_UP_TO_BYTES = MIB
-FREE_SHARE = 0.9  # of the free space that a run may fill
 GENERATION_S_PER_TOKEN = {"none": 0.0, "fast": 0.002, "realistic": 0.030}
 # What a storage that reduces data can't reduce of each kind of it.
 WITHSTANDS = MappingProxyType(
@@ -52,9 +47,6 @@ WITHSTANDS = MappingProxyType(
         "strict": "deduplication by 512 bytes and more, and compression with any window",
     }
 )
-_SLOWEST_BYTES_PER_S = 20e6  # of a whole host, for the default deadline
-_SLOWEST_OBJECTS_PER_S = 200.0  # likewise: made and removed, read or overwritten
-_START_S = 120.0  # for the default deadline: start of the ranks and their end
 _MIN_DRAIN_S = 30.0
 # Of a rank's memory, without pages that ranks share: interpreter, numpy, MPI and histograms
 # (31 MiB were measured), logs, and the 32 MiB that calibration copies back and forth.
@@ -66,10 +58,14 @@ _BLOCK_MEMORY_BYTES = 640
 # Of each further object of a block: its place in the slabs (210 bytes were measured) and,
 # while it is asked for, in the queue.
 _OBJECT_MEMORY_BYTES = 640
+# Of a rank with a tier on a device: importing torch took 480 MiB; as much again for the driver.
+_DEVICE_MEMORY_BYTES = 1024 * MIB
 
 # What a plan says of one run of it: neither an option decides it, nor does it change what
 # is measured.
-_OF_THE_RUN = frozenset({"run_id", "version", "trial", "need_blocks", "origins", "label"})
+_OF_THE_RUN = frozenset(
+    {"run_id", "version", "trial", "need_blocks", "origins", "label", "search_step"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +73,13 @@ class TracePlan:
     """The trace of a replay; ``digest`` is of its columns after ``limit``.
 
     ``time_unit`` is what its timestamps were taken to be in, ``span_s`` how long it was
-    recorded, ``ids`` what equal ones mean: equal ``prefix`` or equal ``content``.
+    recorded (``date`` and ``none`` are no units), ``ids`` where equal blocks come from: ids of
+    ``prefix`` or of ``content``, lengths of ``cached`` prefixes, keys of ``objects``, or ``none``:
+    no reuse.
+    ``left_out`` requests of the file are not replayed; ``tokens_by`` counted the tokens of
+    texts, empty where the file has their numbers. ``overwrites``, of an I/O trace, store an
+    object that is there, which is deleted first; such a trace tells of no prompts, and its hit
+    ratios are None.
     """
 
     name: str
@@ -87,18 +89,27 @@ class TracePlan:
     time_unit: str
     span_s: float
     ids: str
+    left_out: int
+    tokens_by: str
     speedup: float
     cycles: int
     limit: int | None
-    one_rank_hit_ratio: float
-    dealt_hit_ratio: float
+    one_rank_hit_ratio: float | None
+    partitioned_hit_ratio: float | None
+    overwrites: int | None
+
+    @property
+    def shares_nothing(self) -> bool:
+        """Whether no prompt has what another one had: a later cycle would."""
+        return self.ids == "none" and self.cycles == 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """One case, ready to be launched; ``trial`` counts from 0.
 
-    ``duration_s`` None: until the trace ends. ``capacity_blocks`` is per rank.
+    ``duration_s`` None: until the trace ends, or ``requests`` of each rank are done, where that
+    is given. ``capacity_blocks`` is per rank.
     ``object_layout`` is ``block`` (a block is one object) or ``layer`` (one per layer);
     ``layout`` is where the ranks are.
     ``traits`` are what the backend is like, ``backend_options`` the settings that were given
@@ -109,7 +120,22 @@ class Plan:
     ``io_engine`` is what was asked for: which one that is on a rank, its result says.
     ``transfer_size`` is the largest transfer asked for, None: one call per object.
     ``request_rate`` is that of all ranks together, per second; None, and no ``arrival``:
-    a closed loop, or the times of a trace. ``label`` is what a test calls its case.
+    a closed loop, or the times of a trace. ``tiers`` lie in front of the storage, fastest
+    first, and fill by ``tier_policy``. ``load_steps`` are the active users of each rank in
+    equally long parts of the window; none: all of them, all the time. Every block that a
+    request stores is read again ``reread_factor`` times. ``most_stores`` is how many objects of a
+    rank wait to be stored before its users wait, None: what the queue depth gives; ``closed``: by
+    the rules of closed MLPerf submissions. ``label`` is what a test calls its case.
+    ``io_trace``: every operation on the storage is noted, which costs something.
+    ``own_block_bytes``: blocks have sizes of their own, and that is the largest; None: all are as
+    large as the model says.
+    ``dialogues`` are how the users of a synthetic scenario talk; None elsewhere.
+    Each rank writes ``precondition_bytes`` before it fills the cache.
+    ``service`` are the objectives of requests with --kv-performance-profile=latency.
+    ``prefill_tokens_per_s`` is what one GPU computes, None: computing takes no time;
+    ``cost_per_hour`` and ``power_w`` are those of the storage of all ranks. None: nobody says.
+    ``search`` are the objectives by which the number of users is searched for, none: it is given.
+    ``search_step``: the case tries one number of them.
     """
 
     version: str
@@ -120,8 +146,10 @@ class Plan:
     trial: int
     seed: int
     users: int
+    load_steps: tuple[int, ...]
     duration_s: float | None
     ramp_s: float
+    requests: int | None
     context_scale: float
     block_tokens: int
     tensor_parallel: int
@@ -145,12 +173,27 @@ class Plan:
     cores: str
     verify: str
     data: str
+    reread_factor: int
     keep: bool
     deadline_s: float
     plugins: tuple[str, ...]
     trace: TracePlan | None
+    tiers: tuple[MemoryTier, ...] = ()
+    tier_policy: TierPolicy = "write-through"
+    most_stores: int | None = None
+    closed: bool = False
     origins: Mapping[str, str] = field(default_factory=dict)
     label: str | None = None
+    io_trace: bool = False
+    own_block_bytes: int | None = None
+    dialogues: Dialogues | None = None
+    service: Service | None = None
+    precondition_bytes: int = 0
+    prefill_tokens_per_s: float | None = None
+    cost_per_hour: float | None = None
+    power_w: float | None = None
+    search: tuple[str, ...] = ()
+    search_step: bool = False
 
     def __post_init__(self) -> None:
         if not os.path.isabs(self.cache_dir):  # noqa: PTH117  as text, whatever is there
@@ -166,15 +209,62 @@ class Plan:
             )
         if self.objects_per_block > MAX_PARTS:
             raise OptionError(
-                f"--kv-layout is layer and {self.model.name} has {self.model.layers} layers; a"
+                f"--kv-layout is layer and {self.model.name} has {self.objects_per_block} layers; a"
                 f" block can be at most {MAX_PARTS} objects, use --kv-layout=block"
             )
+        self._check_tiers()
+        self._check_unlike_parts()
         self._check_parts()
         self._check_arrivals()
+        self._check_rereads()
+        self._check_requests()
+        self._check_precondition()
+        check_load_steps(self)
+
+    def _check_tiers(self) -> None:
+        names = [tier.name for tier in self.tiers]
+        if names not in ([], ["cpu"], ["gpu"], ["gpu", "cpu"]):
+            raise OptionError(f"tiers are {', '.join(names)}; they must be gpu, cpu or gpu, cpu")
+        for tier in self.tiers:
+            if tier.capacity_bytes < self.stored_bytes:
+                raise OptionError(
+                    f"{tier.flag} is {format_bytes(tier.capacity_bytes)} per rank, which holds no"
+                    f" block of {format_bytes(self.stored_bytes)}; raise it, or lower"
+                    " --kv-block-tokens"
+                )
+
+    def _check_unlike_parts(self) -> None:
+        """What takes all objects of a block for equal, or reads a block whole, can't have others.
+
+        Layers with a window or a state are read of the last blocks of a prefix alone.
+        """
+        if not self.unlike_parts:
+            return
+        kinds = ", ".join(dict.fromkeys(group.kind for group in self.model.layer_groups))
+        why = f"{self.model.name} has groups of layers ({kinds}) that are stored and read apart"
+        if self.tiers:
+            raise OptionError(
+                f"{self.tiers[0].flag} is {format_bytes(self.tiers[0].capacity_bytes)}; {why},"
+                " which memory tiers can't do yet, so leave it out"
+            )
+        if len(set(self._stored_sizes)) == 1:
+            return
+        if self.store == "slab":
+            raise OptionError(
+                f"--kv-store is slab; {why}, in objects of several sizes, and a slab has one; use"
+                " --kv-store=file"
+            )
+        if self.traits.bounded_by == "memory":
+            raise OptionError(
+                f"--kv-backend is {self.backend}; {why}, in objects of several sizes, and it keeps"
+                " as much memory for each; use --kv-backend=file or null"
+            )
 
     def _check_parts(self) -> None:
         """A backend that takes whole objects must take those of this plan."""
-        traits, size = self.traits, self.object_stored_bytes
+        traits = self.traits
+        sizes = self._stored_sizes
+        size = min(sizes) if min(sizes) < traits.smallest_part_bytes else max(sizes)
         if traits.unit != "object":
             return
         most = traits.largest_part_bytes
@@ -210,6 +300,38 @@ class Plan:
                 " ranks, or shorten --kv-duration"
             )
 
+    def _check_requests(self) -> None:
+        ends_itself = self.trace is None and self.request_rate is None and not self.load_steps
+        if self.requests is not None and not (
+            ends_itself and self.duration_s is None and not self.ramp_s
+        ):
+            raise OptionError(
+                f"--kv-requests is {self.requests}; it can't go with a trace, a duration, a ramp, a"
+                " request rate or load steps, leave them out"
+            )
+
+    def _check_rereads(self) -> None:
+        if self.reread_factor and not PHASES[self.phase].is_whole:
+            kind = "reads" if PHASES[self.phase].stores else "stores"
+            raise OptionError(
+                f"--kv-reread-factor is {self.reread_factor}, which reads what was stored, and"
+                f" --kv-phase={self.phase} {kind} nothing; leave one of them out"
+            )
+
+    def _check_precondition(self) -> None:
+        """What it writes must come to a storage."""
+        shown = f"--kv-precondition is {format_bytes(self.precondition_bytes)}"
+        if self.precondition_bytes and not self.traits.is_storage:
+            raise OptionError(
+                f"{shown}, and --kv-backend={self.backend} is no storage that it could be written"
+                " to; leave it out or use --kv-backend=file"
+            )
+        if self.precondition_bytes and self.io == "buffered" and self.sync == "none":
+            raise OptionError(
+                f"{shown}, which must reach the storage, and --kv-io is buffered without a sync;"
+                " use --kv-io=direct or --kv-sync=data"
+            )
+
     @property
     def np(self) -> int:
         """Ranks that do I/O."""
@@ -227,32 +349,60 @@ class Plan:
 
     @property
     def block_bytes(self) -> int:
-        """Logical bytes of a block on one rank."""
+        """Logical bytes of a block on one rank, of the largest one where they differ."""
+        if self.own_block_bytes is not None:
+            return self.own_block_bytes
         return self.model.block_bytes(self.block_tokens, self.tensor_parallel)
+
+    @property
+    def parts(self) -> tuple[BlockPart, ...]:
+        """The objects that a block is stored as: what a group of layers, or one, keeps of it."""
+        return block_parts(
+            self.model, self.object_layout, self.block_tokens, self.tensor_parallel, self.page_bytes
+        )
 
     @property
     def objects_per_block(self) -> int:
         """How many objects a block is stored as."""
-        return objects_per_block(self.object_layout, self.model)
+        return 1 if self.own_block_bytes is not None else len(self.parts)
+
+    @property
+    def unlike_parts(self) -> tuple[BlockPart, ...]:
+        """The objects of a block where they are not all read for every block; else none."""
+        has_own = self.own_block_bytes is not None
+        return () if has_own or self.model.keeps_all else self.parts
 
     @property
     def object_bytes(self) -> int:
-        """Logical bytes of an object: a block's, or those of one layer of it."""
-        return self.block_bytes // self.objects_per_block
+        """Logical bytes of the largest object of a block, which most often is like all others."""
+        if self.own_block_bytes is not None:
+            return self.own_block_bytes
+        return max(part.object_bytes for part in self.parts)
 
     @property
     def object_stored_bytes(self) -> int:
-        """The same padded to whole pages, or to what the backend wants: what is transferred."""
-        return _padded(self.object_bytes, self.traits)
+        """Its bytes as they are transferred: in whole pages, or as the backend wants."""
+        return max(self._stored_sizes)
+
+    @property
+    def _stored_sizes(self) -> list[int]:
+        if self.own_block_bytes is not None:
+            return [padded(self.own_block_bytes, self.traits)]
+        return [part.stored_bytes for part in self.parts]
+
+    @property
+    def page_bytes(self) -> int:
+        """What every object is padded to on the storage, and every transfer a multiple of."""
+        return unit_bytes(self.traits)
 
     @property
     def stored_bytes(self) -> int:
         """What a block takes on the storage: all its objects, each padded."""
-        return self.objects_per_block * self.object_stored_bytes
+        return sum(self._stored_sizes)
 
     @property
     def chunk_bytes(self) -> int:
-        """The largest transfer."""
+        """The bytes of the largest transfer."""
         wanted = self.object_stored_bytes if self.transfer_size is None else self.transfer_size
         return _transfer_bytes(self.traits, self.object_stored_bytes, wanted)
 
@@ -260,6 +410,17 @@ class Plan:
     def capacity_bytes(self) -> int:
         """The hard cap on disk of one rank."""
         return self.capacity_blocks * self.stored_bytes
+
+    @property
+    def tier_blocks(self) -> tuple[int, ...]:
+        """Blocks that each memory tier of one rank holds."""
+        return tuple(tier.capacity_bytes // self.stored_bytes for tier in self.tiers)
+
+    @property
+    def room_blocks(self) -> int:
+        """Different blocks that one rank holds, wherever: the slowest tier has all, or its part."""
+        through = self.tier_policy == "write-through"
+        return self.capacity_blocks + (0 if through else sum(self.tier_blocks))
 
     @property
     def capacity_objects(self) -> int:
@@ -284,17 +445,22 @@ class Plan:
 
     @property
     def buffer_bytes(self) -> int:
-        """Buffers of one rank."""
-        return buffer_bytes(self.queue_depth, self.chunk_bytes) if self.traits.stores_data else 0
+        """Buffers of one rank; a memory tier has a transfer under way at a time."""
+        depths = [self.queue_depth] if self.traits.stores_data else []
+        depths += [1 for tier in self.tiers if tier.holds_bytes]
+        return sum(buffer_bytes(depth, self.chunk_bytes) for depth in depths)
 
     @property
     def memory_bytes(self) -> int:
         """What one rank takes of its host at most, shared libraries apart: the forecast."""
         held = self.capacity_bytes if self.traits.bounded_by == "memory" else 0
+        held += sum(tier.host_bytes for tier in self.tiers)
         if self.traits.is_storage:  # the others are not calibrated
             held += max(0, self.chunk_bytes - _ARENA_BYTES)
+        held += sum(_DEVICE_MEMORY_BYTES for tier in self.tiers if tier.is_on_device)
         of_block = _BLOCK_MEMORY_BYTES + _OBJECT_MEMORY_BYTES * (self.objects_per_block - 1)
-        known = of_block * min(self.capacity_blocks, self.need_blocks)
+        rooms = (self.capacity_blocks, *self.tier_blocks)
+        known = of_block * sum(min(room, self.need_blocks) for room in rooms)
         return _RANK_BYTES + self.buffer_bytes + known + held
 
     @property
@@ -313,30 +479,51 @@ class Plan:
         return self.request_rate is not None or bool(self.trace and self.trace.speedup > 0)
 
     @property
+    def phases_before_window(self) -> tuple[str, ...]:
+        """What ranks do together before they run, once the storage is open."""
+        return ("calibration", *["precondition"] * bool(self.precondition_bytes), "population")
+
+    @property
+    def scenarios_of_its_own(self) -> tuple[str, ...]:
+        """The scenario, where the table of distributions has it: a workload file may bring it."""
+        return () if self.dialogues is None else (self.scenario,)
+
+    @property
+    def load_schedule(self) -> tuple[LoadStep, ...]:
+        """When how many users are active; none: all of them, all the time."""
+        return schedule_of(self)
+
+    @property
     def drain_s(self) -> float:
         """How long operations in flight may take after the window."""
         return max(_MIN_DRAIN_S, self.duration_s or 0.0)
 
     @property
     def generation_s_per_token(self) -> float:
-        """Simulated generation."""
+        """Seconds of simulated generation per token."""
         return GENERATION_S_PER_TOKEN[self.generation_mode]
 
     @property
+    def recompute_tokens_per_s(self) -> float | None:
+        """What computes a rank's tokens: the GPUs that share its model. None: nobody says."""
+        rate = self.prefill_tokens_per_s
+        return None if rate is None else rate * self.tensor_parallel
+
+    @property
     def digest(self) -> str:
-        """Of the whole plan: ranks check that they run the same one."""
+        """The digest of the whole plan: ranks check that they run the same one."""
         return _digest(self.to_json())
 
     @property
     def identity(self) -> str:
-        """Of what is launched, wherever its values come from: asked for twice, run once."""
+        """The digest of what is launched, wherever values come from: asked for twice, run once."""
         data = self.to_json()
         del data["origins"], data["trial"]
         return _digest(data)
 
     @property
     def workload_digest(self) -> str:
-        """Of what is measured: equal in two runs that may be compared."""
+        """The digest of what is measured: equal in two runs that may be compared."""
         return _digest(self.workload)
 
     @property
@@ -346,7 +533,17 @@ class Plan:
         data["traits"] = {k: v for k, v in data["traits"].items() if k != "options"}
         if data["trace"] is not None:
             data["trace"] = {k: v for k, v in data["trace"].items() if k != "name"}
+        if data["dialogues"] is not None:
+            data["dialogues"] = {k: v for k, v in data["dialogues"].items() if k != "file"}
+        data["tiers"] = {tier["name"]: tier for tier in data["tiers"]}
+        data["model"] = {k: v for k, v in data["model"].items() if k not in ("note", "source")}
         return {**data, "np": self.np}
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The fields that somebody gave an option for."""
+        places = ("command line", "ini", "call")
+        return frozenset(name for name, place in self.origins.items() if place in places)
 
     def context(self, rank: int, trace: Trace | None) -> WorkloadContext:
         """What a rank's workload is made from; ``trace`` is the rank's part."""
@@ -360,7 +557,19 @@ class Plan:
             trace=trace,
             trace_speedup=self.trace.speedup if self.trace else 0.0,
             trace_cycles=self.trace.cycles if self.trace else 1,
+            token_bytes=self.model.shard_bytes_per_token(self.tensor_parallel),
+            dialogues=self.dialogues,
         )
+
+    @property
+    def ends_by_itself(self) -> bool:
+        """Whether a rank is done when its work is, which may be more than another's."""
+        return self.duration_s is None and (self.requests is not None or self.trace is not None)
+
+    @property
+    def replays_operations(self) -> bool:
+        """Whether it replays an I/O trace: once, as it was recorded."""
+        return self.trace is not None and self.trace.ids == "objects"
 
     def allows(self, code: str) -> bool:
         """Whether a trial with this invalidating verdict is reported instead of failed."""
@@ -369,7 +578,7 @@ class Plan:
         )
 
     def for_trial(self, trial: int) -> Plan:
-        """The same case, another launch."""
+        """The plan of another launch of the same case."""
         return replace(self, trial=trial)
 
     def to_json(self) -> dict[str, Any]:
@@ -380,21 +589,34 @@ class Plan:
         data["traits"] = self.traits.to_json()
         data["backend_options"] = dict(self.backend_options)
         data["trace"] = None if self.trace is None else asdict(self.trace)
+        data["tiers"] = [tier.to_json() for tier in self.tiers]
         data["plugins"] = list(self.plugins)
+        data["load_steps"] = list(self.load_steps)
+        data["search"] = list(self.search)
         data["origins"] = dict(self.origins)
+        data["service"] = None if self.service is None else self.service.to_json()
+        data["dialogues"] = None if self.dialogues is None else self.dialogues.to_json()
         return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """The inverse of ``to_json``."""
-        values = dict(data)
+        """The inverse of ``to_json``; KeyError where a field is left out."""
+        values = {name: data[name] for name in cls.__dataclass_fields__}
+        if more := data.keys() - values.keys():
+            raise TypeError(f"a plan has no {', '.join(sorted(more))}")
         values["model"] = ModelSpec.from_json(values["model"])
         values["layout"] = RankLayout.from_json(values["layout"])
         values["traits"] = BackendTraits.from_json(values["traits"])
+        values["tiers"] = tuple(map(MemoryTier.from_json, data["tiers"]))
         values["plugins"] = tuple(values["plugins"])
-        values["label"] = data["label"]  # null, but there
+        values["load_steps"] = tuple(values["load_steps"])
+        values["search"] = tuple(values["search"])
         if values["trace"] is not None:
             values["trace"] = TracePlan(**values["trace"])
+        if data["service"] is not None:
+            values["service"] = Service.from_json(data["service"])
+        if data["dialogues"] is not None:
+            values["dialogues"] = Dialogues.from_json(data["dialogues"])
         return cls(**values)
 
 
@@ -411,18 +633,14 @@ _NOT_MEASURED: Final = _OF_THE_RUN | {
 }
 
 
-def objects_per_block(object_layout: str, model: ModelSpec) -> int:
-    """How many objects a block is stored as: 1, or one per layer."""
-    return model.layers if object_layout == "layer" else 1
-
-
-def _unit_bytes(traits: BackendTraits) -> int:
+def unit_bytes(traits: BackendTraits) -> int:
     """What every transfer is a multiple of: pages are verified, whatever a backend takes."""
     return max(PAGE_BYTES, traits.alignment_bytes)
 
 
-def _padded(size_bytes: int, traits: BackendTraits) -> int:
-    unit = _unit_bytes(traits)
+def padded(size_bytes: int, traits: BackendTraits) -> int:
+    """A size in whole units of what the backend transfers."""
+    unit = unit_bytes(traits)
     return -(-size_bytes // unit) * unit
 
 
@@ -430,158 +648,12 @@ def _transfer_bytes(traits: BackendTraits, object_bytes: int, wanted_bytes: int)
     """The object where it moves whole; else what is wanted, as far as the backend takes it."""
     if traits.unit == "object":
         return object_bytes
-    unit = _unit_bytes(traits)
+    unit = unit_bytes(traits)
     most = wanted_bytes if traits.largest_part_bytes is None else traits.largest_part_bytes
-    least = _padded(traits.smallest_part_bytes, traits)
+    least = padded(traits.smallest_part_bytes, traits)
     return min(max(min(wanted_bytes, most) // unit * unit, least), object_bytes)
 
 
 def _digest(data: Mapping[str, Any]) -> str:
     text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CaseFacts:
-    """What planning needs beside the options; ``available_bytes`` None: unknown or endless.
-
-    ``available_bytes`` is the space free for users where the blocks go, ``sharers`` how
-    many ranks share it; ``on_network`` whether that is a network filesystem. ``block_why``
-    says how the block size was derived from a trace, if it was; ``unit_is_assumed``, that
-    nobody gave the unit of its timestamps and nothing in it shows one.
-    """
-
-    run_id: str
-    version: str
-    need: Need
-    available_bytes: int | None
-    sharers: int
-    trace: TracePlan | None
-    on_network: bool = False
-    block_why: str = ""
-    unit_is_assumed: bool = False
-
-
-def effective_block_tokens(options: Options, trace: Trace | None) -> int:
-    """The user's, else a trace's own, else 256."""
-    if trace is not None:
-        return trace.block_tokens
-    return options.block_tokens or DEFAULT_BLOCK_TOKENS
-
-
-def effective_store(asked: str, traits: BackendTraits, stored_bytes: int) -> Store | None:
-    """``file`` or ``slab``, by an object's size where ``auto``; None where there is no choice."""
-    if not traits.stores:
-        return None
-    if asked == "auto":
-        return "slab" if stored_bytes <= SLAB_UP_TO_BYTES else "file"
-    return "slab" if asked == "slab" else "file"
-
-
-def build_plan(
-    options: Options,
-    *,
-    scenario: str,
-    model: ModelSpec,
-    layout: RankLayout,
-    block_tokens: int,
-    traits: BackendTraits,
-    facts: CaseFacts,
-) -> Plan:
-    """Everything of one case decided; raises OptionError where that is impossible."""
-    replays = facts.trace is not None
-    duration_s = options.duration if options.overrides("duration") or not replays else None
-    ramp_s = options.ramp if options.overrides("ramp") or not replays else 0.0
-    if ramp_s is None:
-        ramp_s = min(30.0, (duration_s or 0.0) / 10)
-    asked_rate = options.overrides("request_rate") or not replays
-    request_rate = options.request_rate if asked_rate else None
-    objects = objects_per_block(options.layout, model)
-    stored = _padded(model.block_bytes(block_tokens, options.tensor_parallel) // objects, traits)
-    plan = Plan(
-        version=facts.version,
-        run_id=facts.run_id,
-        scenario=scenario,
-        model=model,
-        layout=layout,
-        trial=0,
-        seed=options.seed,
-        users=options.num_users,
-        duration_s=duration_s,
-        ramp_s=ramp_s,
-        context_scale=1.0 if replays else options.context_scale,
-        block_tokens=block_tokens,
-        tensor_parallel=options.tensor_parallel,
-        generation_mode=options.generation_mode,
-        phase=options.phase,
-        request_rate=request_rate,
-        arrival=None if request_rate is None else options.arrival or DEFAULT_ARRIVAL,
-        backend=options.backend,
-        traits=traits,
-        backend_options=shown_settings(options, traits),
-        object_layout=options.layout,
-        store=effective_store(options.store, traits, stored),
-        io=options.io,
-        sync=options.sync or ("none" if options.io == "direct" else "data"),
-        cache_dir=options.cache_dir,
-        capacity_blocks=_capacity_blocks(options, traits, objects * stored, facts),
-        need_blocks=facts.need.working_set_blocks,
-        queue_depth=options.queue_depth,
-        io_engine=options.io_engine,
-        transfer_size=None if options.transfer_size == WHOLE_OBJECT else int(options.transfer_size),
-        cores="shared" if binds_ranks(options.mpi_params) else "split",
-        verify=options.verify,
-        data=options.data or ("strict" if facts.on_network else "normal"),
-        keep=options.keep,
-        deadline_s=options.deadline or 1.0,
-        plugins=options.plugin,
-        trace=facts.trace,
-        origins=origins_of(DECIDED_BY, options, facts),
-    )
-    return (
-        plan if options.deadline else replace(plan, deadline_s=default_deadline_s(plan, facts.need))
-    )
-
-
-def _capacity_blocks(
-    options: Options, traits: BackendTraits, stored_bytes: int, facts: CaseFacts
-) -> int:
-    """The user's cap; else the need, or 90 % of the rank's share of the free space."""
-    if options.storage_capacity_gb:
-        return options.storage_capacity_gb // stored_bytes
-    need = max(1, facts.need.working_set_blocks)
-    if facts.available_bytes is None:
-        return need
-    share = FREE_SHARE * facts.available_bytes / facts.sharers
-    if share < stored_bytes:
-        raise OptionError(_no_room(options, traits, stored_bytes, facts))
-    return min(need, math.floor(share / stored_bytes))
-
-
-def _no_room(options: Options, traits: BackendTraits, stored_bytes: int, facts: CaseFacts) -> str:
-    """Where the need decides the capacity, raising it makes no room."""
-    ranks = f" divided by the {facts.sharers} ranks on it" if facts.sharers > 1 else ""
-    free = format_bytes(facts.available_bytes or 0)
-    where = f"--kv-cache-dir is {options.cache_dir}, where"
-    fix = "free some space, name another directory,"
-    if traits.bounded_by == "memory":
-        where, fix = f"--kv-backend is {options.backend}, for which of the memory", "free some,"
-    return (
-        f"{where} {free} are free; {FREE_SHARE:.0%} of it{ranks} hold no"
-        f" block of {format_bytes(stored_bytes)}, so {fix} or lower --kv-block-tokens"
-    )
-
-
-def default_deadline_s(plan: Plan, need: Need) -> float:
-    """A wall limit that only a stuck launch exceeds.
-
-    Start and end, the window with its drain, and, at 20 MB/s and 200 objects per second of a
-    host, everything that is stored before the window or, in a replay, read and written in it.
-    """
-    ranks_per_host = max(host.ranks for host in plan.layout.hosts)
-    blocks = need.accessed_blocks or min(plan.capacity_blocks, need.working_set_blocks)
-    bytes_s = plan.stored_bytes / _SLOWEST_BYTES_PER_S
-    objects_s = plan.objects_per_block / _SLOWEST_OBJECTS_PER_S
-    moved_s = blocks * ranks_per_host * (bytes_s + objects_s)
-    window_s = need.span_s if plan.duration_s is None else plan.duration_s
-    return _START_S + plan.ramp_s + window_s + plan.drain_s + moved_s

@@ -3,8 +3,8 @@
 Rank-side; imports neither pytest nor MPI. The same requests run once against a backend
 that does nothing and once against memory, without thinking and without an open loop's
 schedule, and with everything that a measured run does in between: stamping, verifying,
-booking. Only what verification says is not heard, for what is read was never stored
-(``TransferSettings.blind``).
+booking. Only what verification finds is discarded, for what is read was never stored
+(``TransferSettings.discards_findings``).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class ArenaBackend(NullBackend):
 
 
 class _Unthinking(WrappedWorkload):
-    """The same requests, each as soon as the last one is answered."""
+    """A workload's requests, each as soon as the last one is answered."""
 
     open_loop = False
 
@@ -106,7 +106,7 @@ def _operations_by_part(recorder: Recorder) -> list[int]:
 
 
 def fastest_per_s(parts: Sequence[int], part_s: float, span_s: float) -> float | None:
-    """Of operations in equal parts of a span; the mean where they are too few to compare."""
+    """The most in equal parts of a span; the mean where they are too few to compare."""
     if min(parts) >= _ENOUGH_OPERATIONS:
         return max(parts) / part_s
     return sum(parts) / span_s if sum(parts) and span_s > 0 else None

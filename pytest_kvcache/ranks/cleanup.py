@@ -1,9 +1,9 @@
 """Cleans up on a host after ranks that could not do it themselves.
 
 A rank that is killed has no time to delete its data, and the controller may be dead or
-cut off. So the first rank of a host hires a janitor before it stores anything: a process
-of its own session, asleep in a shell until the rank dismisses it or is gone. Rank-side;
-imports neither pytest nor MPI.
+cut off. So the first rank of a host starts a cleanup helper before it stores anything: a
+process of its own session, asleep in a shell until the rank stops it or is gone.
+Rank-side; imports neither pytest nor MPI.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pytest_kvcache.errors import StorageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_DISMISSED = b"dismissed\n"
+_STOP = b"stop\n"
 _PATIENCE_S = 60.0  # other ranks of the host may still be writing while they are killed
 _RETRY_S = 0.5
 # Sleeps in `read`, which ends without a line when the last holder of the pipe is gone.
@@ -29,17 +29,17 @@ _SCRIPT = 'read -r line && exit 0; exec "$@"'
 _LAUNCH_VARIABLES = ("PYTEST_KVCACHE_", "OMPI_", "PMIX_", "PRTE_", "PMI_")
 
 
-class Janitor:
-    """The rank's handle on its janitor."""
+class CleanupHelper:
+    """A rank's handle on the process that cleans up after it."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
 
     @classmethod
-    def hire(cls, cache_dir: str, run_id: str, environ: Mapping[str, str]) -> Janitor:
-        """Start one for the run's directory as it is now, marker and all."""
+    def start(cls, cache_dir: str, run_id: str, environ: Mapping[str, str]) -> CleanupHelper:
+        """Start a helper for the run's directory as it is now, marker and all."""
         command = [
-            "/bin/sh", "-c", _SCRIPT, "kvcache-janitor",
+            "/bin/sh", "-c", _SCRIPT, "kvcache-cleanup",
             sys.executable, "-m", "pytest_kvcache.ranks.cleanup",
             cache_dir, run_id, str(_marker_inode(cache_dir, run_id)),
         ]  # fmt: skip
@@ -55,9 +55,9 @@ class Janitor:
         )
         return cls(process)
 
-    def dismiss(self) -> None:
-        """Send it home: everything has been cleaned up."""
-        self._process.communicate(_DISMISSED)
+    def stop(self) -> None:
+        """Stop the helper: everything has been cleaned up."""
+        self._process.communicate(_STOP)
 
 
 def _marker_inode(cache_dir: str, run_id: str) -> int:

@@ -20,11 +20,14 @@ if TYPE_CHECKING:
     from mpi4py import MPI
     from numpy.typing import NDArray
 
+    from pytest_kvcache.engine.load import LoadChange
+
 COORDINATOR = 0  # the world rank that does no I/O; worker ranks of the results start behind it
 PROGRESS_TAG = 11
-STOP_TAG = 12
+ORDER_TAG = 12
 CLOCK_TAG = 13
 PART_TAG = 14
+TRACE_TAG = 15
 _POLL_S = 0.002
 _PINGS = 64
 _LAST_WORDS_NS = 300_000_000
@@ -93,7 +96,7 @@ class Comm:
         self.send_progress({"phase": "dying", "error": error})
         until = clock_ns() + _LAST_WORDS_NS
         while clock_ns() < until:  # MPI moves messages only while it is called
-            self._world.Iprobe(source=COORDINATOR, tag=STOP_TAG)
+            self._world.Iprobe(source=COORDINATOR, tag=ORDER_TAG)
             time.sleep(_POLL_S)
 
     def progress_reports(self) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -105,15 +108,20 @@ class Comm:
 
     def order_stop(self) -> None:
         """Coordinator → all workers: stop early."""
-        for rank in range(1, self.size):
-            self._sending.append(self._world.isend(None, dest=rank, tag=STOP_TAG))
+        self._order([None] * (self.size - 1))
 
-    def stop_ordered(self) -> bool:
-        """Worker: whether the coordinator has ordered to stop."""
-        if not self._world.Iprobe(source=COORDINATOR, tag=STOP_TAG):
-            return False
-        self._world.recv(source=COORDINATOR, tag=STOP_TAG)
-        return True
+    def order_change(self, changes: Sequence[LoadChange]) -> None:
+        """Coordinator → each worker: another number of users, from a moment of its own clock on."""
+        self._order(changes)
+
+    def _order(self, orders: Sequence[LoadChange | None]) -> None:
+        for rank, order in enumerate(orders, start=1):
+            self._sending.append(self._world.isend(order, dest=rank, tag=ORDER_TAG))
+
+    def orders(self) -> Iterator[LoadChange | None]:
+        """Worker: what the coordinator has ordered and is not obeyed yet; None: to stop."""
+        while self._world.Iprobe(source=COORDINATOR, tag=ORDER_TAG):
+            yield self._world.recv(source=COORDINATOR, tag=ORDER_TAG)
 
     def drain_messages(self) -> None:
         """Receive what is still under way, so that MPI can end. All ranks, after a barrier."""
@@ -121,7 +129,8 @@ class Comm:
             for _report in self.progress_reports():
                 pass
         else:
-            self.stop_ordered()
+            for _order in self.orders():
+                pass
 
     def measure_offsets_ns(self, leaders: Sequence[int]) -> list[int]:
         """Coordinator: each world rank's clock minus its own, by ping-pong.
@@ -161,6 +170,15 @@ class Comm:
     def receive_part(self) -> Any:
         """Worker: the value sent by ``send_part``."""
         return self._world.recv(source=COORDINATOR, tag=PART_TAG)
+
+    def send_trace(self, records: bytes) -> None:
+        """Worker → coordinator: some of the I/O trace's records; none: that was all."""
+        self._world.send(records, dest=COORDINATOR, tag=TRACE_TAG)
+
+    def receive_trace(self, rank: int) -> Iterator[bytes]:
+        """Coordinator: the records that a rank sends by ``send_trace``."""
+        while records := self._world.recv(source=rank, tag=TRACE_TAG):
+            yield records
 
     def abort(self, code: int) -> None:
         """End all ranks at once."""

@@ -19,16 +19,19 @@ import numpy as np
 from pytest_kvcache.atomic import write_json
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.measure.histogram import Histogram
+from pytest_kvcache.measure.iospool import spool_name
 from pytest_kvcache.measure.live import LiveFigures
 from pytest_kvcache.measure.sections import SECTIONS
-from pytest_kvcache.measure.series import Cut, Series, empty_dense
+from pytest_kvcache.measure.series import CommonRange, TimeSeries, empty_dense
+from pytest_kvcache.measure.steps import StepLedger, histograms_of
 from pytest_kvcache.plan.plan import Plan
 from pytest_kvcache.plan.secretfile import take_secrets
 from pytest_kvcache.ranks.comm import Comm, clock_ns
+from pytest_kvcache.ranks.load import FixedSchedule, LoadConductor
 from pytest_kvcache.results.events import EventWriter
 from pytest_kvcache.results.record import TrialRecord
 from pytest_kvcache.system.clocks import ClockRecord
-from pytest_kvcache.traces.partition import deal
+from pytest_kvcache.traces.partition import partition
 from pytest_kvcache.traces.read import Trace
 from pytest_kvcache.version import VERSION
 
@@ -46,7 +49,7 @@ _SELF_KILL_GRACE_S = 60.0
 
 
 class _Watch:
-    """Reads the ranks' heartbeats, tells the controller, and notices who is silent."""
+    """Receives the ranks' heartbeats, reports to the controller, and notices who is silent."""
 
     def __init__(self, comm: Comm, plan: Plan, events: EventWriter, hosts: list[str]) -> None:
         self._comm = comm
@@ -54,17 +57,18 @@ class _Watch:
         self._events = events
         self._hosts = hosts
         self._began = time.monotonic()
-        self._told = 0.0
+        self._last_report = 0.0
         self._stopped = False
         self._reports: dict[int, dict[str, Any]] = {}
-        self._heard: dict[int, float] = {}
+        self._last_received: dict[int, float] = {}
         self._live = LiveFigures(comm.size - 1)
         self._interval = LiveFigures(comm.size - 1)
         self._interval_began = self._began
         self.phase = "set-up"
+        self.load: LoadConductor | None = None
 
     def elapsed_s(self) -> float:
-        """Since the ranks were together."""
+        """Seconds since the ranks were together."""
         return time.monotonic() - self._began
 
     def enter(self, phase: str, **facts: int) -> float:
@@ -73,7 +77,7 @@ class _Watch:
         self._live.restart()
         self._interval.restart()
         self._interval_began = time.monotonic()
-        self._heard = dict.fromkeys(range(1, self._comm.size), time.monotonic())
+        self._last_received = dict.fromkeys(range(1, self._comm.size), time.monotonic())
         t_s = self.elapsed_s()
         self._events.write("phase", t_s=t_s, phase=phase, **facts)
         return t_s
@@ -82,35 +86,39 @@ class _Watch:
         """Read what has arrived; stop everyone if a rank failed; abort if one is silent."""
         now = time.monotonic()
         for rank, report in self._comm.progress_reports():
-            self._heard[rank] = now
+            self._last_received[rank] = now
             self._reports[rank] = report
             if report["phase"] == self.phase and report.get("recent") is not None:
-                self._live.hear(rank, report["recent"])
-                self._interval.hear(rank, report["recent"])
+                self._live.receive(rank, report["recent"])
+                self._interval.receive(rank, report["recent"])
+                if self.load is not None:
+                    self.load.receive(rank, report["recent"])
             if report["phase"] == "dying":
                 self.fail(rank - 1, report["error"])
             elif report["error"] is not None and not self._stopped:
                 self._stopped = True
                 self._comm.order_stop()
-        if now - self._told >= _PROGRESS_S:
-            self._told = now
-            self._tell()
+        if now - self._last_report >= _PROGRESS_S:
+            self._last_report = now
+            self._report_progress()
+        if self.load is not None and self.phase == "window" and not self._stopped:
+            self.load.tick(clock_ns())
         self._notice_silence(now)
 
     def _notice_silence(self, now: float) -> None:
-        if self.phase not in ("population", "window"):
+        if self.phase not in ("precondition", "population", "window"):
             return
-        for rank, heard in self._heard.items():
-            if now - heard > _SILENCE_S:
+        for rank, received in self._last_received.items():
+            if now - received > _SILENCE_S:
                 self.fail(rank - 1, f"has not reported for {_SILENCE_S:g} s")
                 self._comm.abort(STALLED_EXIT)
 
     def fail(self, rank: int, error: str) -> None:
-        """Tell the controller why this trial can't succeed."""
+        """Report to the controller why this trial can't succeed."""
         host = self._hosts[rank]
         self._events.write("failed", t_s=self.elapsed_s(), rank=rank, host=host, error=error)
 
-    def _tell(self) -> None:
+    def _report_progress(self) -> None:
         # A report of the phase before would count what was stored in it as not found.
         reports = [
             report
@@ -131,17 +139,17 @@ class _Watch:
 
     def _averaged(self) -> dict[str, float | None] | None:
         """The figures of a whole interval, when one is over; one that lacks a rank goes on."""
-        if self._told - self._interval_began < _INTERVAL_S:
+        if self._last_report - self._interval_began < _INTERVAL_S:
             return None
         figures = self._interval.take()
         if figures is not None:
-            self._interval_began = self._told
+            self._interval_began = self._last_report
         return figures
 
     def _free_bytes(self) -> int | None:
-        """Of the host with the least; None: a host does not know, or nothing is stored."""
-        told = [r["free_bytes"] for r in self._reports.values() if "free_bytes" in r]
-        return min(told) if told and None not in told else None
+        """Free bytes of the host with the least; None: one does not know, or nothing is stored."""
+        known = [r["free_bytes"] for r in self._reports.values() if "free_bytes" in r]
+        return min(known) if known and None not in known else None
 
     def _waiting(self) -> dict[str, Any] | None:
         """The rank whose storage has not answered for longest, if that is long."""
@@ -173,7 +181,7 @@ def coordinate(comm: Comm, run_dir: Path) -> int:
         if problem is not None:
             return 1
         if plan.trace is not None:
-            _deal_trace(comm, plan, run_dir)
+            _send_shards(comm, plan, run_dir)
         return _conduct(comm, plan, run_dir, watch)
     finally:
         events.close()
@@ -228,14 +236,14 @@ def _mismatch(plan: Plan, ranks: list[dict[str, Any]]) -> tuple[int, str] | None
     return _misplaced(plan, [rank["host"] for rank in ranks])
 
 
-def _deal_trace(comm: Comm, plan: Plan, run_dir: Path) -> None:
+def _send_shards(comm: Comm, plan: Plan, run_dir: Path) -> None:
     trace = Trace.load(run_dir / "trace.npz")
-    for number, indices in enumerate(deal(trace, plan.np)):
+    for number, indices in enumerate(partition(trace, plan.np)):
         comm.send_part(number + 1, trace.select(indices))
 
 
 def _agreed(comm: Comm, watch: _Watch, deadline_s: float) -> bool:
-    """Wait for all ranks to end a phase; tell the controller of the first error."""
+    """Wait for all ranks to end a phase; report the first error to the controller."""
     comm.wait_all(what=watch.phase, deadline_s=deadline_s, tick=watch.tick)
     errors = comm.gather(None)
     assert errors is not None
@@ -247,7 +255,7 @@ def _agreed(comm: Comm, watch: _Watch, deadline_s: float) -> bool:
 
 
 def _conduct(comm: Comm, plan: Plan, run_dir: Path, watch: _Watch) -> int:
-    for phase in ("set-up", "calibration", "population"):
+    for phase in ("set-up", *plan.phases_before_window):
         watch.enter(phase)
         if not _agreed(comm, watch, plan.deadline_s):
             _leave(comm, watch, plan)
@@ -255,17 +263,50 @@ def _conduct(comm: Comm, plan: Plan, run_dir: Path, watch: _Watch) -> int:
     leaders = [1 + plan.layout.first_on_host(r) for r in range(plan.np)]
     offsets_ns = comm.measure_offsets_ns(leaders)
     start_ns = clock_ns() + _LEAD_NS
+    begin_ns = start_ns + int(plan.ramp_s * 1e9)
+    if plan.load_steps:
+        control = FixedSchedule(plan.load_schedule)
+        watch.load = LoadConductor(control, begin_ns, offsets_ns[1:], comm.order_change)
     began_s = watch.enter("window", start_ns=start_ns)
-    comm.scatter([start_ns + offset for offset in offsets_ns])
+    users = None if watch.load is None else watch.load.first_users
+    comm.scatter([(start_ns + offset, users) for offset in offsets_ns])
     comm.wait_all(what="drain", deadline_s=plan.deadline_s, tick=watch.tick)
     span_s = watch.enter("clean-up") - began_s
     clock = _clock(offsets_ns, comm.measure_offsets_ns(leaders), span_s)
     comm.wait_all(what="read-back", deadline_s=plan.deadline_s, tick=watch.tick)
     comm.wait_all(what="clean-up", deadline_s=plan.deadline_s, tick=watch.tick)
     record = _gather(comm, plan, clock)
+    fault = _keep_io_trace(comm, plan, run_dir) if plan.io_trace else None
     _leave(comm, watch, plan)
+    if fault is not None:
+        watch.fail(*fault)
+        return 1
     write_json(run_dir / "trial.json", record.to_json())
     return 0
+
+
+def _keep_io_trace(comm: Comm, plan: Plan, run_dir: Path) -> tuple[int, str] | None:
+    """Write what each rank has of the I/O trace; return a rank and why its part is not whole.
+
+    Ranks send all of it even so: they would wait for ever.
+    """
+    fault: tuple[int, str] | None = None
+    for rank in range(plan.np):
+        chunks = comm.receive_trace(rank + 1)
+        try:
+            with (run_dir / spool_name(rank)).open("wb") as file:
+                for records in chunks:
+                    file.write(records)
+        except OSError as error:
+            why = (
+                f"its part of the I/O trace can't be written into {run_dir} on"
+                f" {socket.gethostname()} ({error.strerror or error}); make room there, or name"
+                " another --kv-results-dir"
+            )
+            fault = fault or (rank, why)
+            for _rest in chunks:
+                pass
+    return fault
 
 
 def _clock(before_ns: Sequence[int], after_ns: Sequence[int], span_s: float) -> ClockRecord:
@@ -285,31 +326,39 @@ def _gather(comm: Comm, plan: Plan, clock: ClockRecord) -> TrialRecord:
     """The common window ends where the first rank stopped; then everything is summed."""
     spans = comm.gather(None)
     assert spans is not None
-    slice_ns = max(slice_ns for _span, slice_ns, _extent in spans[1:])
-    span_ns = min(span for span, _slice, _extent in spans[1:])
+    slice_ns = max(slice_ns for _span, slice_ns, _used, _steps in spans[1:])
+    span_ns = min(span for span, _slice, _used, _steps in spans[1:])
+    steps = max(steps for _span, _slice, _used, steps in spans[1:])
     if plan.duration_s is not None:
         span_ns = min(span_ns, int(plan.duration_s * 1e9))
     window_ns = max(0, span_ns // slice_ns * slice_ns)
-    cut = Cut.common(window_ns, [extent for _span, _slice, extent in spans[1:]])
-    comm.broadcast((window_ns, slice_ns, cut))
+    common = CommonRange.of(window_ns, [used for _span, _slice, used, _steps in spans[1:]])
+    comm.broadcast((window_ns, slice_ns, common, steps))
     empty = np.stack([Histogram().counts for _name in SECTIONS])
     counts = comm.sum_arrays(empty)
-    series = comm.sum_arrays(empty_dense(cut))
+    series = comm.sum_arrays(empty_dense(common))
+    stepwise = comm.sum_arrays(StepLedger().dense(steps))
     gathered = comm.gather(None)
     assert counts is not None
     assert series is not None
+    assert stepwise is not None
     assert gathered is not None
-    results = [result for result, _parts in gathered[1:]]
+    results = [result for result, _parts, _steps in gathered[1:]]
     return TrialRecord(
         plan_digest=plan.digest,
         trial=plan.trial,
         window_s=window_ns / 1e9,
         ranks=tuple(results),
         histograms={
-            name: Histogram.added(counts[row], [parts[row] for _result, parts in gathered[1:]])
+            name: Histogram.added(
+                counts[row], [parts[row] for _result, parts, _steps in gathered[1:]]
+            )
             for row, name in enumerate(SECTIONS)
         },
-        series=Series.from_dense(series, cut),
+        series=TimeSeries.from_dense(series, common),
+        load_steps=histograms_of(
+            stepwise, [of_steps for _result, _parts, of_steps in gathered[1:]]
+        ),
         clock=clock,
     )
 

@@ -13,6 +13,7 @@ import mmap
 import os
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,7 +77,9 @@ class DeviceWatch:
             self._commit()
         began_ns, before = time.monotonic_ns(), self._sample()  # the span holds all it counts
         time.sleep(for_s)
-        return _difference(self._sample(), before), (time.monotonic_ns() - began_ns) / 1e9
+        moved = _difference(self._sample(), before)
+        span_s = (time.monotonic_ns() - began_ns) / 1e9
+        return _within(span_s, moved), span_s
 
     def _commit(self) -> None:
         """The journal writes now what it would else write while others are looked for."""
@@ -107,31 +110,32 @@ class DeviceWatch:
                 path.unlink(missing_ok=True)
                 return
             raise StorageError(f"can't probe the sync with {path}: {error.strerror}") from error
-        told = self._is_told(moved)
+        is_known = self._is_known(moved)
         self._sync_probe = SyncProbe(
             bytes=PROBE_BYTES,
-            device_write_bytes=sum(c.write_bytes for c in moved.values()) if told else None,
+            device_write_bytes=sum(c.write_bytes for c in moved.values()) if is_known else None,
             unsynced_bytes=unsynced,
         )
 
     def begin(self) -> None:
-        """The run starts."""
+        """Begin to count: the run starts."""
         self._began_ns, self._before = time.monotonic_ns(), self._sample()  # likewise
 
     def end(self) -> None:
-        """All ranks have drained."""
-        self._run = _difference(self._sample(), self._before)
+        """Count no further: all ranks have drained."""
+        moved = _difference(self._sample(), self._before)
         self._run_s = (time.monotonic_ns() - self._began_ns) / 1e9
+        self._run = _within(self._run_s, moved)
 
     def report(self) -> DeviceReport:
         """What was seen; no disks where not all that matter are counted."""
-        told = all(map(self._is_told, (self._quiet, self._run, self._after)))
+        is_known = all(map(self._is_known, (self._quiet, self._run, self._after)))
         return DeviceReport(
             machine=machine_id(),
             quiet_s=self._quiet_s,
             run_s=self._run_s,
             after_s=self._after_s,
-            disks=tuple(map(self._disk, self._chain.disks)) if told else (),
+            disks=tuple(map(self._disk, self._chain.disks)) if is_known else (),
             sync_probe=self._sync_probe,
         )
 
@@ -144,7 +148,7 @@ class DeviceWatch:
             after=self._after[name],
         )
 
-    def _is_told(self, counters: Mapping[str, BlockCounters]) -> bool:
+    def _is_known(self, counters: Mapping[str, BlockCounters]) -> bool:
         """Whether these are the counters of all that keeps the bytes."""
         chain = self._chain
         known = bool(chain.disks) and chain.unseen is None and not chain.memory
@@ -166,6 +170,16 @@ def unsynced_bytes(fd: int, length: int) -> int | None:
     if libc.syscall(ctypes.c_long(_CACHESTAT), fd, span, answer, 0):
         return None
     return int(answer[_DIRTY] + answer[_WRITEBACK]) * mmap.PAGESIZE
+
+
+def _within(span_s: float, moved: Mapping[str, BlockCounters]) -> dict[str, BlockCounters]:
+    """Nothing is busy for longer than there was time.
+
+    Where two processors begin a request in the same moment, the kernel may count all the time
+    that the device was idle before as busy (update_io_ticks in block/blk-core.c: it looks for
+    requests in flight after it has taken the time since the last one, and finds the other's).
+    """
+    return {name: replace(of, busy_s=min(of.busy_s, span_s)) for name, of in moved.items()}
 
 
 def _difference(

@@ -29,11 +29,11 @@ class Inventory:
         self._doubtful: set[str] = set()
 
     def open(self, plan: BackendPlan) -> BackendFacts:
-        """As the backend does."""
+        """Do as the backend does."""
         return self._backend.open(plan)
 
     def put_from(self, key: str, offset: int, buffer: memoryview) -> None:
-        """As the backend does; of an object whose put failed, nobody knows whether it is there."""
+        """Put an object; of one whose put failed, nobody knows whether it is there."""
         self._stored.add(key)
         try:
             self._backend.put_from(key, offset, buffer)
@@ -42,20 +42,20 @@ class Inventory:
             raise
 
     def get_into(self, key: str, offset: int, buffer: memoryview) -> None:
-        """As the backend does."""
+        """Do as the backend does."""
         self._backend.get_into(key, offset, buffer)
 
     def delete(self, key: str) -> None:
-        """As the backend does."""
+        """Do as the backend does."""
         self._backend.delete(key)
         self._stored.discard(key)
 
     def sync(self, key: str) -> None:
-        """As the backend does."""
+        """Do as the backend does."""
         self._backend.sync(key)
 
     def close(self) -> None:
-        """As the backend does."""
+        """Do as the backend does."""
         self._backend.close()
 
     def clear(self, at_once: int) -> None:

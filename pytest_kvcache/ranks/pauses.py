@@ -1,6 +1,6 @@
-"""How long a rank stood still (stopped, paused, kept from a core), and whether its clock did.
+"""How long a rank was paused (stopped, kept from a core), and whether its clock was.
 
-Rank-side; imports neither pytest nor MPI. A rank that stands still measures on: its
+Rank-side; imports neither pytest nor MPI. A rank that is paused measures on: its
 latencies contain the pause, and nothing else tells it from a slow storage. The main
 thread looks around ten times a second, so that two looks far apart are a pause. While a
 machine is suspended the clock of all measurements stands still, and its ranks' window is
@@ -88,5 +88,5 @@ class PauseWatch:
 
     @property
     def longest_s(self) -> float | None:
-        """None if nobody has looked since the window began."""
+        """The longest pause; None if nobody has looked since the window began."""
         return None if self._longest_ns is None else self._longest_ns / 1e9

@@ -12,49 +12,60 @@ import resource
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import replace
 from hashlib import blake2b
+from tempfile import gettempdir
 from typing import TYPE_CHECKING
 
 from pytest_kvcache.backends.null import NullBackend
 from pytest_kvcache.backends.posix.cachedir import (
-    claim_rank_dir,
-    remove_rank_dir,
-    remove_run_dir,
     run_dir,
-    run_name,
 )
-from pytest_kvcache.backends.posix.freespace import FreeSpace
-from pytest_kvcache.backends.protocol import PAGE_BYTES, BackendFacts, BackendPlan
+from pytest_kvcache.backends.protocol import PAGE_BYTES
 from pytest_kvcache.cache.index import CacheIndex
+from pytest_kvcache.cache.tiers import Tier, TierStack
 from pytest_kvcache.engine.engine import Engine
+from pytest_kvcache.engine.iotracer import IoTracer, untraced
+from pytest_kvcache.engine.load import NOTICE_NS, LoadChange
 from pytest_kvcache.engine.operations import TransferSettings
 from pytest_kvcache.engine.payload import make_payload
-from pytest_kvcache.errors import StorageError
+from pytest_kvcache.engine.tiered import Tiers
+from pytest_kvcache.errors import StalledError, StorageError
 from pytest_kvcache.ioengines.choose import EngineChoice, Situation, choose_engine, make_engine
 from pytest_kvcache.ioengines.echo import echo_engine
 from pytest_kvcache.masking import Secrets
+from pytest_kvcache.measure.iospool import Spool
 from pytest_kvcache.measure.recorder import Recorder, Window
+from pytest_kvcache.measure.service import Limits, ServiceBook
+from pytest_kvcache.measure.worth import WorthBook
+from pytest_kvcache.phases import PHASES
 from pytest_kvcache.ranks.calibration import ArenaBackend, closed_loop, operations_per_s
-from pytest_kvcache.ranks.cleanup import Janitor
 from pytest_kvcache.ranks.devicewatch import DeviceWatch
-from pytest_kvcache.ranks.inventory import Inventory
 from pytest_kvcache.ranks.pauses import PauseWatch
+from pytest_kvcache.ranks.precondition import Precondition
 from pytest_kvcache.ranks.readback import ReadBack
-from pytest_kvcache.ranks.report import mean_depth, recorded, window_sums
-from pytest_kvcache.results.record import RankResult
-from pytest_kvcache.system.filesystem import IoCounters, Place, probe_filesystem, sample_io
+from pytest_kvcache.ranks.report import average_queue_depth, recorded, tier_counts, window_sums
+from pytest_kvcache.ranks.storage import RankStorage
+from pytest_kvcache.results.record import IoTraceFacts, RankResult
+from pytest_kvcache.system.filesystem import (
+    IoCounters,
+    probe_filesystem,
+    sample_io,
+)
 from pytest_kvcache.system.kernelqueues import KERNEL_ENGINES
 from pytest_kvcache.system.preloads import check_preloads
 from pytest_kvcache.system.surroundings import SurroundingsWatch
+from pytest_kvcache.units import GIB
+from pytest_kvcache.workloads.fixedwork import FixedWork
 from pytest_kvcache.workloads.openloop import OpenLoop, arrival_offsets_ns
 from pytest_kvcache.workloads.phases import ChecksPopulation, build_workload
+from pytest_kvcache.workloads.scenarios import LIMITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
     from pytest_kvcache.backends.protocol import Backend
+    from pytest_kvcache.engine.iotracer import Traced
     from pytest_kvcache.engine.payload import Payload
     from pytest_kvcache.ioengines.protocol import IoEngine, IoEngineName
     from pytest_kvcache.plan.plan import Plan
@@ -62,6 +73,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.system.filesystem import FilesystemFacts
     from pytest_kvcache.traces.read import Trace
     from pytest_kvcache.workloads.protocol import Workload, WorkloadContext, WorkloadFamily
+    from pytest_kvcache.workloads.scenarios import Service
 
 # The stop stamp of a transfer waits for the GIL; with the default of 5 ms a thread that
 # computes holds it for so long that p99 of 16 KiB reads was measured at over 1 ms.
@@ -79,29 +91,25 @@ class Rank:
         self.rank = rank
         self.host = host
         self._trace = trace
-        self._sync = plan.sync
-        self._owns_directory = False
-        self._place: Place | None = None
-        self._directory: str | None = None
-        self._place_fault: str | None = None
+        self._storage = RankStorage(plan, rank, host, self.secrets)
         self._clock_fault: str | None = None
         self._probe_fault: str | None = None
         self._pauses = PauseWatch()
         self._surroundings = SurroundingsWatch()
-        self._janitor: Janitor | None = None
-        self._space: FreeSpace | None = None
-        self._backend: Backend | None = None
         self._family: WorkloadFamily | None = None
         self._workload: Workload | None = None
         self._null_ops_per_s: float | None = None
         self._memory_ops_per_s: float | None = None
-        self._facts: BackendFacts | None = None
         self._choice = EngineChoice(name="inline", reason="nothing was opened")
         self._filesystem: FilesystemFacts | None = None
         self._watch: DeviceWatch | None = None
+        self._spool: Spool | None = None
+        self._tracer: IoTracer | None = None
         self._read_back = ReadBack()
+        self._precondition: Precondition | None = None
+        self._populates = False
         self._payload_used: Payload | None = None
-        self._stored_before = 0  # generations of blocks, when the run began
+        self._stored_before = 0  # versions of blocks, when the run began
         self._population_s = 0.0
         self._populated_blocks = 0
         self._admitted_blocks = (0, 0)  # by the population: asked for, found
@@ -110,8 +118,12 @@ class Rank:
         self.start_ns = 0
         self.stopped_ns = 0
         self.drained_ns = 0
-        self.recorder = Recorder()
-        self.index = _empty_index(plan)
+        self.recorder = Recorder(
+            service=None if plan.service is None else _service_book(plan.service),
+            worth=_worth_book(plan.recompute_tokens_per_s),
+        )
+        self.stack = _empty_stack(plan) if plan.tiers else None
+        self.index = _empty_index(plan) if self.stack is None else self.stack.indices[-1]
         self.engine: Engine | None = None
 
     def set_up(self, registry: Registry) -> None:
@@ -121,16 +133,15 @@ class Rank:
         self._surroundings.find_preloads()
         if not plan.allows("PRELOADED"):
             check_preloads(self._surroundings.preloads)
-        self._backend, facts = self._opened(registry.backend(plan.backend))
-        self._facts = facts
-        self._choice = choose_engine(plan.io_engine, self._situation(self._backend))
+        self._storage.open(registry.backend(plan.backend))
+        self._choice = choose_engine(plan.io_engine, self._situation(self._storage.backend))
         if plan.traits.kernel_counts:
             filesystem = probe_filesystem(plan.cache_dir, self.host)
             self._filesystem = filesystem
             if not plan.layout.local_index(self.rank):
                 own = f"{run_dir(plan.cache_dir, plan.run_id)}/rank-{self.rank}"
                 self._watch = DeviceWatch(filesystem.chain, own)
-        self._family = registry.workload(plan.scenario)
+        self._family = registry.workload(plan.scenario, plan.scenarios_of_its_own)
 
     def calibrate(self, tick: Callable[[], bool]) -> None:
         """Find out what the engine could do without the storage, which is not touched."""
@@ -166,7 +177,7 @@ class Rank:
             self._payload(),
             recorder,
             generation_s_per_token=0.0,
-            blind=True,
+            discards_findings=True,
         )
         with _undisturbed():
             return operations_per_s(engine, recorder, tick)
@@ -177,18 +188,20 @@ class Rank:
 
     def _build_workload(self, context: WorkloadContext) -> Workload:
         assert self._family is not None
-        return build_workload(self._family, context, self.plan.phase)
+        return build_workload(self._family, context, self.plan.phase, self.plan.reread_factor)
 
     def _make_engine(
         self,
         io: IoEngine,
-        index: CacheIndex,
+        cache: CacheIndex | Tiers,
         workload: Workload,
         payload: Payload | None,
         recorder: Recorder,
         *,
         generation_s_per_token: float,
-        blind: bool = False,
+        prefill_tokens_per_s: float | None = None,
+        discards_findings: bool = False,
+        traced: Traced = untraced,
     ) -> Engine:
         plan = self.plan
         return Engine(
@@ -197,39 +210,74 @@ class Rank:
                 object_bytes=plan.object_bytes,
                 stored_bytes=plan.object_stored_bytes,
                 transfer_bytes=plan.chunk_bytes,
-                sync=self._sync == "data",
+                sync=self._storage.sync == "data",
                 verify=plan.verify,
-                blind=blind,
+                discards_findings=discards_findings,
                 objects_per_block=plan.objects_per_block,
+                parts=plan.unlike_parts,
+                most_stores=plan.most_stores,
             ),
             block_tokens=plan.block_tokens,
             generation_s_per_token=generation_s_per_token,
+            prefill_tokens_per_s=prefill_tokens_per_s,
             phase=plan.phase,
             io=io,
-            index=index,
+            cache=cache,
             workload=workload,
             payload=payload,
             recorder=recorder,
+            traced=traced,
         )
 
     def _ready_engine(self) -> Engine:
         """The engine of the run; all buffers are touched."""
-        plan = self.plan
-        assert self._backend is not None
+        plan, backend = self.plan, self._storage.backend
         self._workload = self._build_workload(plan.context(self.rank, self._trace))
-        self._payload_used = self._payload() if plan.traits.stores_data else None
+        payload = self._payload()
+        self._payload_used = payload if plan.traits.stores_data else None
+        cache: CacheIndex | Tiers = self.index
+        if self.stack is not None:
+            cache = Tiers(stack=self.stack, memories=tuple(self._storage.memories), payload=payload)
         return self._make_engine(
-            make_engine(self._choice.name, self._backend, self._situation(self._backend)),
-            self.index,
-            self._at_its_rate(self._workload),
+            make_engine(self._choice.name, backend, self._situation(backend)),
+            cache,
+            self._as_issued(self._workload),
             self._payload_used,
             self.recorder,
             generation_s_per_token=plan.generation_s_per_token,
+            prefill_tokens_per_s=plan.recompute_tokens_per_s,
+            traced=self._traced(),
         )
 
-    def _at_its_rate(self, workload: Workload) -> Workload:
-        """At a declared rate a rank issues its share of the requests."""
+    def _traced(self) -> Traced:
+        """What notes operations for the I/O trace, if there is to be one."""
+        if not self.plan.io_trace:
+            return untraced
+        try:
+            self._spool = Spool(self.host)
+        except OSError as error:
+            raise StorageError(
+                f"{self.host}: the I/O trace can't be kept in {gettempdir()} while the ranks run"
+                f" ({error.strerror or error}); name a directory for temporary files (TMPDIR), or"
+                " leave out --kv-io-trace"
+            ) from error
+        self._tracer = IoTracer(self._spool)
+        return self._tracer.traced
+
+    @property
+    def _trace_fault(self) -> str | None:
+        return None if self._spool is None else self._spool.fault
+
+    def io_trace(self, origin_ns: int) -> Iterator[bytes]:
+        """The operations of the I/O trace, many at a time; ``origin_ns`` as in ``result``."""
+        if self._spool is not None:
+            yield from self._spool.chunks(origin_ns)
+
+    def _as_issued(self, workload: Workload) -> Workload:
+        """At a declared rate a rank issues its share of the requests; or a fixed number of them."""
         plan = self.plan
+        if plan.requests is not None:
+            return FixedWork(workload, plan.requests)
         if plan.request_rate is None or plan.arrival is None:
             return workload
         identity = f"{plan.seed}/{plan.trial}/{self.rank}"
@@ -241,34 +289,13 @@ class Rank:
         )
         return OpenLoop(workload, offsets_ns, f"{identity}/turns")
 
-    def _opened(self, factory: Callable[[], Backend]) -> tuple[Backend, BackendFacts]:
-        """Open the storage; a fallback from direct to buffered brings its default sync.
-
-        Unsynced, what was just written would be read back from the page cache.
-        """
-        backend, asked = self._made(factory), self._backend_plan()
-        facts = backend.open(asked)
-        fell_back = asked.io == "direct" and facts.io_mode == "buffered"
-        if not (fell_back and asked.sync == "none" and self.plan.origins["sync"] == "default"):
-            return backend, facts
-        backend.close()
-        backend = self._made(factory)
-        self._sync = "data"
-        buffered = backend.open(replace(asked, io="buffered", sync="data"))
-        return backend, replace(buffered, io_note=facts.io_note)
-
-    def _made(self, factory: Callable[[], Backend]) -> Backend:
-        """A backend that is not open; without a directory, what is in it is kept account of."""
-        traits = self.plan.traits
-        return Inventory(factory()) if traits.is_storage and not traits.directory else factory()
-
     def _situation(self, backend: Backend) -> Situation:
         """What the choice of an I/O engine depends on."""
         plan = self.plan
         return Situation(
             host=self.host,
             files=getattr(backend, "in_files", None),
-            directory=self._directory,
+            directory=self._storage.directory,
             depth=plan.queue_depth,
             transfer_bytes=plan.chunk_bytes,
             never_waits=plan.traits.never_waits,
@@ -283,57 +310,37 @@ class Rank:
         identity = f"{plan.run_id}/{plan.seed}/{plan.trial}/{self.rank}".encode()
         return int.from_bytes(blake2b(identity, digest_size=8).digest(), "big")
 
-    def _backend_plan(self) -> BackendPlan:
-        plan = self.plan
-        directory = None
-        if plan.needs_directory:
-            directory = claim_rank_dir(plan.cache_dir, plan.run_id, self.rank, self.host)
-            self._owns_directory = True
-            self._place = Place(directory, self.host)
-            self._directory = directory
-            if not plan.keep and not plan.layout.local_index(self.rank):
-                self._janitor = Janitor.hire(plan.cache_dir, plan.run_id, os.environ)
-            if not plan.layout.local_index(self.rank):  # one of a host is enough
-                self._space = FreeSpace(plan.cache_dir)
-        return BackendPlan(
-            directory=directory,
-            object_bytes=plan.object_stored_bytes,
-            chunk_bytes=plan.chunk_bytes,
-            io="direct" if plan.io == "direct" else "buffered",
-            sync="data" if plan.sync == "data" else "none",
-            host=self.host,
-            namespace=f"{run_name(plan.run_id)}/trial-{plan.trial + 1}/rank-{self.rank}",
-            capacity_objects=plan.capacity_objects,
-            store=plan.store,
-            options={**plan.backend_options, **self._given_secrets()},
-        )
-
-    def _given_secrets(self) -> dict[str, str]:
-        """What the plan has a mask of; StorageError if a value did not come."""
-        found = self.secrets.reveal()
-        missing = self.plan.secret_options.difference(found)
-        if missing:
-            raise StorageError(
-                f"{self.host}: the value of {', '.join(sorted(missing))} (--kv-backend-option) did"
-                " not reach this rank, and the plan does not hold it"
-            )
-        return found
-
     def make_ready(self) -> None:
         """Build what the run needs and touch its buffers: maybe seconds without a tick."""
         if self.engine is None:
             self.engine = self._ready_engine()
 
+    def precondition(self, tick: Callable[[], bool]) -> None:
+        """Overwrite objects in place. Raises StorageError if that fails or does not arrive."""
+        assert self.engine is not None
+        plan, backend = self.plan, self._storage.backend
+        self._precondition = Precondition(
+            plan.precondition_bytes, plan.capacity_blocks, self.engine.settings
+        )
+        self._precondition.run(
+            make_engine(self._choice.name, backend, self._situation(backend)),
+            self._payload(),
+            tick,
+            must_arrive=plan.traits.kernel_counts and self._storage.is_durable,
+        )
+
     def populate(self, tick: Callable[[], bool]) -> None:
         """Fill the cache. Raises StorageError with the first failed operation."""
         self.make_ready()
         assert self.engine is not None
+        self._populates = True
         began = time.monotonic()
         self.engine.populate(tick)
         self._population_s = time.monotonic() - began
         self._populated_blocks = self.index.present_blocks
-        if self.engine.first_error is not None:
-            self._look_at_the_place()
+        fault = self.engine.first_error or self._trace_fault
+        if fault is not None:
+            self._storage.look_at_the_directory()
             raise StorageError(self._with_its_cause(self.engine.first_error))
         if isinstance(self._workload, ChecksPopulation):
             self._workload.check_population()
@@ -341,7 +348,7 @@ class Rank:
     def look_around(self) -> None:
         """While no rank does I/O: what others do to this host's disks, and whether sync syncs.
 
-        From here on the disks are watched. A probe that fails is told with the result: here
+        From here on the disks are watched. A probe that fails is reported with the result: here
         nobody listens.
         """
         if self._watch is not None:
@@ -349,23 +356,28 @@ class Rank:
         self._surroundings.begin()
 
     def _look_at_the_disks(self, watch: DeviceWatch) -> None:
-        watch.look(durable=self._is_durable)
+        watch.look(durable=self._storage.is_durable)
         try:
-            if self._sync == "data":
+            if self._storage.sync == "data":
                 watch.probe_sync()
         except StorageError as error:
             self._probe_fault = str(error)
         watch.begin()
 
-    def run(self, start_ns: int, tick: Callable[[], bool]) -> None:
-        """Ramp, window and drain, from ``start_ns`` on this host's clock."""
+    def run(self, start_ns: int, tick: Callable[[], bool], active_users: int | None = None) -> None:
+        """Ramp, window and drain, from ``start_ns`` on this host's clock.
+
+        So many users are active until ``change_load`` says otherwise; None: all of them.
+        """
         assert self.engine is not None
+        if active_users is not None:
+            self.engine.set_active(LoadChange(start_ns, active_users))
         plan = self.plan
         begin_ns = start_ns + int(plan.ramp_s * 1e9)
         end_ns = None if plan.duration_s is None else begin_ns + int(plan.duration_s * 1e9)
         self.recorder.open_window(Window(begin_ns, end_ns))
-        self._admitted_blocks = (self.index.prompt_blocks, self.index.hit_blocks)
-        self._stored_before = self.index.generation
+        self._admitted_blocks = self.engine.loop.blocks.looked_up
+        self._stored_before = self.index.last_version
         with _undisturbed():
             counters, cpu_s = sample_io(), _cpu_s()
             self._pauses.begin(begin_ns - time.monotonic_ns())
@@ -381,21 +393,31 @@ class Rank:
         self._clock_fault = self._pauses.clock_fault()
         self.start_ns = self.engine.began_ns
 
+    def change_load(self, change: LoadChange) -> None:
+        """From a moment of this host's clock on another number of users is active.
+
+        Raises StalledError if the moment is over, or so near that the loop may sleep through it.
+        """
+        assert self.engine is not None
+        late_ns = time.monotonic_ns() + NOTICE_NS - change.at_ns
+        if late_ns > 0:
+            raise StalledError(
+                f"rank {self.rank} on host {self.host} was to change its load to {change.users}"
+                f" users, and heard of it {late_ns / 1e9:.3f} s too late to do it with the others;"
+                " look for what kept it from looking around (an overloaded or suspended host, a CPU"
+                " quota), or leave out --kv-load-steps"
+            )
+        self.engine.set_active(change)
+
     def look_back(self) -> None:
         """When all ranks have drained, and before any of them does anything else."""
         if self._watch is not None:
             self._watch.end()
 
-    @property
-    def _is_durable(self) -> bool:
-        """Whether what was stored is said to have left the page cache."""
-        assert self._facts is not None
-        return self._sync == "data" or self._facts.io_mode == "direct"
-
     def look_again(self) -> None:
         """While no rank does I/O: whether others began on the disks during the run."""
         if self._watch is not None:
-            self._watch.look_again(durable=self._is_durable)
+            self._watch.look_again(durable=self._storage.is_durable)
 
     def read_back(self, tick: Callable[[], object]) -> None:
         """Outside every span: read some of what the run has stored, and compare all of it.
@@ -403,12 +425,11 @@ class Rank:
         Where nothing is ever read (prefill), only this finds what never arrived.
         """
         assert self.engine is not None
-        assert self._backend is not None
         if self._payload_used is None or self.plan.verify == "off" or self.engine.first_error:
             return
         self._read_back.examine(
-            [slot for slot in self.index.stored() if slot.generation > self._stored_before],
-            backend=self._backend,
+            [entry for entry in self.index.stored() if entry.object_version > self._stored_before],
+            backend=self._storage.backend,
             payload=self._payload_used,
             settings=self.engine.settings,
             seed=self._payload_seed(),
@@ -416,7 +437,7 @@ class Rank:
         )
 
     def _looking(self, tick: Callable[[], bool]) -> Callable[[], bool]:
-        """The tick, by which this rank also sees whether it stood still, and what held it up."""
+        """The tick, by which this rank also sees whether it was paused, and what held it up."""
 
         def look_and_tick() -> bool:
             self._pauses.look()
@@ -429,20 +450,31 @@ class Rank:
         """Counts for the people who wait; since the start of the run, not of its window."""
         if self.engine is None:
             return {"error": None}
-        counters, index, error = self.engine.counters, self.index, self.engine.first_error
-        space = {} if self._space is None else {"free_bytes": self._space.available_bytes}
+        counters = self.engine.counters
+        error = self.engine.first_error or self._trace_fault
+        (prompt_blocks, hit_blocks), before = (
+            self.engine.loop.blocks.looked_up, self._admitted_blocks,
+        )  # fmt: skip
+        space = self._storage.space
+        free = {} if space is None else {"free_bytes": space.available_bytes}
         return {
-            **space,
+            **free,
             "error": error and self.secrets.mask(error),
             "read_bytes": counters.requested_read_bytes,
-            "write_bytes": counters.requested_write_bytes,
+            "write_bytes": counters.requested_write_bytes
+            if self._populates
+            else self._preconditioned_bytes,
             "completed": counters.completed,
-            "prompt_blocks": index.prompt_blocks - self._admitted_blocks[0],
-            "hit_blocks": index.hit_blocks - self._admitted_blocks[1],
-            "cached_bytes": index.present_bytes,
+            "prompt_blocks": prompt_blocks - before[0],
+            "hit_blocks": hit_blocks - before[1],
+            "cached_bytes": self.index.present_bytes,
             "waiting_s": self.engine.longest_wait_ns() / 1e9,
             "recent": self.recorder.take_recent(time.monotonic_ns()),
         }
+
+    @property
+    def _preconditioned_bytes(self) -> int:
+        return 0 if self._precondition is None else self._precondition.written_bytes
 
     @property
     def window_begin_ns(self) -> int:
@@ -454,55 +486,36 @@ class Rank:
         if self.engine is not None:
             self.engine.close()
             self.recorder.finish()
-        self._look_at_the_place()
-        return self._clean_up()
+        if self._spool is not None and self._tracer is not None:
+            self._tracer.finish()
+            self._spool.finish()
+        self._storage.look_at_the_directory()
+        return self._storage.clean_up()
 
-    def _look_at_the_place(self) -> None:
-        """Find out whether paths still lead to the directory that this rank was given.
+    def leave(self) -> None:
+        """After all ranks have closed: the first one of a host removes the run's directory.
 
-        Asked only when nothing is measured any more: a storage that hangs would stop the rank.
+        Raises StorageError, with what went wrong before that: it may be the reason.
         """
-        if self._place is not None:
-            self._place_fault = self._place_fault or self._place.fault()
+        if self._spool is not None:
+            self._spool.close()
+        try:
+            self._storage.leave()
+        except StorageError as error:
+            before = None if self.engine is None else self.engine.first_error
+            cause = self._with_its_cause(before)
+            raise StorageError(f"{cause}; {error}" if cause else str(error)) from error
 
     def _with_its_cause(self, error: str | None) -> str | None:
         """The first failed operation, and why none of them can be trusted."""
-        faults = (error, self._probe_fault, self._place_fault, self._clock_fault)
+        faults = (
+            error,
+            self._trace_fault,
+            self._probe_fault,
+            self._storage.directory_fault,
+            self._clock_fault,
+        )
         return self.secrets.mask("; ".join(filter(None, faults))) or None
-
-    def leave(self) -> None:
-        """After all ranks have closed: the first one of a host removes the run's directory."""
-        if self._janitor is not None:
-            self._remove_run_dir()
-            self._janitor.dismiss()
-            self._janitor = None
-
-    def _remove_run_dir(self) -> None:
-        """Raises StorageError, with what went wrong before that: it may be the reason."""
-        try:
-            remove_run_dir(self.plan.cache_dir, self.plan.run_id, self.host)
-        except StorageError as error:
-            before = None if self.engine is None else self.engine.first_error
-            told = self._with_its_cause(before)
-            raise StorageError(f"{told}; {error}" if told else str(error)) from error
-
-    def _clean_up(self) -> str | None:
-        """Close the backend and remove what the rank has stored, unless it is to be kept."""
-        if self._space is not None:
-            self._space.close()
-        if self._place is not None:
-            self._place.close()
-        try:
-            if self._backend is not None:
-                if isinstance(self._backend, Inventory) and not self.plan.keep:
-                    self._backend.clear(self.plan.queue_depth)
-                self._backend.close()
-            if self._owns_directory and not self.plan.keep:
-                remove_rank_dir(self.plan.cache_dir, self.plan.run_id, self.rank, self.host)
-                self._owns_directory = False
-        except StorageError as error:
-            return self.secrets.mask(str(error))
-        return None
 
     def result(
         self, *, origin_ns: int, window_ns: int, slice_ns: int, cleanup_error: str | None
@@ -522,7 +535,14 @@ class Rank:
             drained_s=(self.drained_ns - origin_ns) / 1e9,
             population_s=self._population_s,
             populated_blocks=self._populated_blocks,
-            mean_depth=mean_depth(self.recorder, self.window_begin_ns, self.drained_ns),
+            precondition_bytes=self._preconditioned_bytes,
+            precondition_s=0.0 if self._precondition is None else self._precondition.span_s,
+            precondition_arrived_bytes=None
+            if self._precondition is None
+            else self._precondition.arrived_bytes,
+            average_queue_depth=average_queue_depth(
+                self.recorder, self.window_begin_ns, self.drained_ns
+            ),
             longest_pause_s=self._pauses.longest_s,
             stalls=self.recorder.found_stalls(window_ns, self._pauses.spans_ns),
             cpu_s=self._cpu_s,
@@ -531,11 +551,46 @@ class Rank:
             null_ops_per_s=self._null_ops_per_s,
             memory_ops_per_s=self._memory_ops_per_s,
             cleanup_error=cleanup_error,
+            io_trace=self._traced_facts(),
             surroundings=self._surroundings.facts(),
+            load_steps=self.recorder.steps.counted(self.window_begin_ns),
+            **self._service_counts(window_ns, slice_ns),
+            **self._worth_counts(),
             **window_sums(self.recorder.ledger, window_ns, slice_ns),
             **self._operation_counts(),
             **self._io_facts(),
         )
+
+    def _traced_facts(self) -> IoTraceFacts | None:
+        """What the I/O trace took of this host while it was measured."""
+        spool = self._spool
+        if spool is None:
+            return None
+        return IoTraceFacts(
+            operations=spool.operations,
+            spooled_bytes=spool.spooled_bytes,
+            directory=spool.directory,
+            on_measured_filesystem=self._storage.is_on(spool.device),
+        )
+
+    def _service_counts(self, window_ns: int, slice_ns: int) -> dict[str, Any]:
+        """What was answered within its objective; not known where there are none."""
+        if self.recorder.service is None:
+            return {"service_classes": (), "good_in_window": None}
+        classes = self.recorder.service.counted(window_ns, slice_ns)
+        good = sum(each.good_in_window for each in classes)
+        return {"service_classes": classes, "good_in_window": good}
+
+    def _worth_counts(self) -> dict[str, Any]:
+        """Which loads paid; not known where nobody says what recomputing takes."""
+        worth = self.recorder.worth
+        if worth is None:
+            return {"load_lengths": (), "loaded_tokens": None, "useful_tokens": None}
+        return {
+            "load_lengths": worth.counted(),
+            "loaded_tokens": worth.loaded_tokens,
+            "useful_tokens": worth.useful_tokens,
+        }
 
     def _operation_counts(self) -> dict[str, Any]:
         """What the engine, its log and its index counted."""
@@ -544,6 +599,7 @@ class Rank:
         return {
             **self.engine.counters.counted(),
             **recorded(self.recorder),
+            **tier_counts(self.plan, self.recorder, loop.blocks.counted()),
             "evictions": self.index.evictions,
             "cached_blocks": self.index.present_blocks,
             "cached_bytes": self.index.present_bytes,
@@ -556,15 +612,15 @@ class Rank:
     def _io_facts(self) -> dict[str, Any]:
         """How the storage was used, and what the kernel counted meanwhile."""
         assert self.engine is not None
-        assert self._facts is not None
         assert self._io is not None
+        facts = self._storage.facts
         return {
-            "io_mode": self._facts.io_mode,
+            "io_mode": facts.io_mode,
             "io_engine": self._choice.name,
             "io_engine_reason": self._choice.reason,
             "io_engine_asynchronous": self._choice.asynchronous,
-            "io_note": self._facts.io_note and self.secrets.mask(self._facts.io_note),
-            "sync": self._sync,
+            "io_note": facts.io_note and self.secrets.mask(facts.io_note),
+            "sync": self._storage.sync,
             "is_storage": self.plan.traits.is_storage,
             "filesystem": self._filesystem,
             "device": None if self._watch is None else self._watch.report(),
@@ -586,10 +642,45 @@ def _undisturbed() -> Iterator[None]:
         gc.unfreeze()  # what is frozen is never freed: calibration's buffers, for one
 
 
+def _service_book(service: Service) -> ServiceBook:
+    limits = {
+        name: tuple(getattr(each, limit) for limit in LIMITS)
+        for name, each in service.classes.items()
+    }
+    ns_per_byte = 1e9 / (service.load_gib_per_s * GIB)
+    return ServiceBook(
+        Limits(of_class=limits, ns_per_byte=ns_per_byte, unclassed=service.unclassed)
+    )
+
+
+def _worth_book(recompute_tokens_per_s: float | None) -> WorthBook | None:
+    return None if recompute_tokens_per_s is None else WorthBook(recompute_tokens_per_s)
+
+
 def _empty_index(plan: Plan) -> CacheIndex:
     return CacheIndex(
-        plan.capacity_bytes, page_bytes=PAGE_BYTES, objects_per_block=plan.objects_per_block
+        plan.capacity_bytes,
+        page_bytes=plan.page_bytes,
+        objects_per_block=plan.objects_per_block,
+        part_bytes=[part.object_bytes for part in plan.unlike_parts],
     )
+
+
+def _empty_stack(plan: Plan) -> TierStack:
+    """The plan's tiers; memory is given in whole pages, the storage pads as its backend wants."""
+    tiers = [
+        Tier(
+            name=name,
+            capacity_bytes=capacity_bytes,
+            page_bytes=page_bytes,
+            objects_per_block=plan.objects_per_block,
+        )
+        for name, capacity_bytes, page_bytes in (
+            *((tier.name, tier.capacity_bytes, PAGE_BYTES) for tier in plan.tiers),
+            ("storage", plan.capacity_bytes, plan.page_bytes),
+        )
+    ]
+    return TierStack(tiers, plan.tier_policy, promotes=PHASES[plan.phase].loads)
 
 
 def _cpu_s() -> float:

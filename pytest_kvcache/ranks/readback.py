@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pytest_kvcache.backends.protocol import Backend
-    from pytest_kvcache.cache.index import Slot
+    from pytest_kvcache.cache.index import BlockEntry
     from pytest_kvcache.engine.operations import TransferSettings
     from pytest_kvcache.engine.payload import Payload
 
@@ -33,7 +33,7 @@ class ReadBack:
 
     def examine(
         self,
-        slots: Sequence[Slot],
+        entries: Sequence[BlockEntry],
         *,
         backend: Backend,
         payload: Payload,
@@ -41,17 +41,19 @@ class ReadBack:
         seed: int,
         tick: Callable[[], object],
     ) -> None:
-        """Read a transfer each of some slots, chosen by the seed; the first fault ends it."""
+        """Read a transfer each of some entries, chosen by the seed; the first fault ends it."""
         dice = random.Random(seed)
         buffer = payload.read_buffer()
-        for slot in dice.sample(slots, min(len(slots), _TRANSFERS)):
+        for entry in dice.sample(entries, min(len(entries), _TRANSFERS)):
             tick()
-            offset = settings.transfer_bytes * dice.randrange(settings.transfers)
-            length = min(settings.transfer_bytes, settings.stored_bytes - offset)
             several = settings.objects_per_block > 1
             part = dice.randrange(settings.objects_per_block) if several else None
-            identity = slot.identity if part is None else slot.identity._replace(part=part)
-            key, page = object_key_of(slot, part), offset // PAGE_BYTES
+            stored_bytes = settings.stored_bytes_of(entry, part)
+            transfers = -(-stored_bytes // settings.transfer_bytes)
+            offset = settings.transfer_bytes * dice.randrange(transfers)
+            length = min(settings.transfer_bytes, stored_bytes - offset)
+            identity = entry.identity if part is None else entry.identity._replace(part=part)
+            key, page = object_key_of(entry, part), offset // PAGE_BYTES
             view = buffer.cut(length).view
             payload.poison(buffer, length, thorough=True)
             try:
@@ -60,7 +62,7 @@ class ReadBack:
                 self.error = f"what the run has stored can't be read back: {error}"
                 return
             self.checked += 1
-            problem = payload.verify(buffer, length, identity, page, thorough=True)
+            problem = payload.verify(buffer, length, identity, page, stored_bytes, thorough=True)
             if problem is not None:
                 self.corrupt += 1
                 self.error = (

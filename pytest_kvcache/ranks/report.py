@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pytest_kvcache.measure.counters import TIER_COUNTERS
 from pytest_kvcache.measure.latencies import Latencies
-from pytest_kvcache.measure.sections import OPERATIONS
+from pytest_kvcache.measure.sections import MEMORY_SECTIONS, OPERATIONS, tier_sections
 from pytest_kvcache.units import ratio
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
     from pytest_kvcache.measure.recorder import Ledger, Recorder
+    from pytest_kvcache.plan.plan import Plan
 
 
 def window_sums(ledger: Ledger, window_ns: int, slice_ns: int) -> dict[str, Any]:
@@ -28,11 +31,14 @@ def window_sums(ledger: Ledger, window_ns: int, slice_ns: int) -> dict[str, Any]
     return {
         "read_bytes": sums["read_bytes"],
         "write_bytes": sums["write_bytes"],
+        "demote_bytes": sums["demote_bytes"],
         "completed_in_window": sums["requests"],
         "prompt_tokens": sums["prompt_tokens"],
         "generated_tokens": sums["output_tokens"],
         "prompt_blocks": arrived["prompt_blocks"],
         "hit_blocks": arrived["hit_blocks"],
+        "beside_blocks": arrived["beside_blocks"],
+        "beside_hit_blocks": arrived["beside_hit_blocks"],
         "arrived_tokens": arrived["arrived_tokens"],
         "hit_tokens": arrived["hit_tokens"],
         "first_half_blocks": first["prompt_blocks"],
@@ -46,12 +52,31 @@ def window_sums(ledger: Ledger, window_ns: int, slice_ns: int) -> dict[str, Any]
     }
 
 
+def tier_counts(
+    plan: Plan, recorder: Recorder, counted: Mapping[str, float | None]
+) -> dict[str, Any]:
+    """What each tier served and was given, and the bytes moved in memory; null: not there.
+
+    ``counted`` is what the engine counted.
+    """
+    names = [tier.name for tier in plan.tiers]
+    sections = tier_sections(plan.tiers, plan.tier_policy)
+    hits = recorder.ledger.sums(0, recorder.ledger.end_ns)
+    found = dict.fromkeys(TIER_COUNTERS) | dict(counted)
+    if not names:
+        return found | {"storage_hit_blocks": hits["hit_blocks"]}
+    found |= {f"{name}_hit_blocks": hits[f"{name}_hit_blocks"] for name in (*names, "storage")}
+    moved = {s: recorder.section_bytes[s] for s in MEMORY_SECTIONS if s in sections}
+    return found | {f"{section}_bytes": size for section, size in moved.items()}
+
+
 def recorded(recorder: Recorder) -> dict[str, Any]:
     """Operations that began in the window, what was cut off, and how late stamps can be."""
     lag = recorder.reap_lag
     mean_ns, p99_ns = lag.mean_ns(), lag.percentile_ns(99)
     found: dict[str, Any] = {
         "device_bytes": recorder.section_bytes["device"],
+        "reread_count": recorder.rereads,
         "load_censored": recorder.censored["load"],
         "request_censored": recorder.censored["request"],
         "reap_lag_mean_ms": None if mean_ns is None else mean_ns / 1e6,
@@ -66,7 +91,7 @@ def recorded(recorder: Recorder) -> dict[str, Any]:
     return found
 
 
-def mean_depth(recorder: Recorder, begin_ns: int, drained_ns: int) -> float | None:
+def average_queue_depth(recorder: Recorder, begin_ns: int, drained_ns: int) -> float | None:
     """Calls in flight on average (transfers, syncs, deletes): their time over the span.
 
     From the window's begin to its end, or to that of the last call if there is none then.

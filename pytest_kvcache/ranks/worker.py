@@ -41,7 +41,7 @@ _SELF_KILL_GRACE_S = 60.0
 
 
 class Terminated(BaseException):
-    """SIGTERM: go; the janitor cleans up."""
+    """SIGTERM came: the rank ends, and its cleanup helper cleans up."""
 
 
 def _terminate(_signum: int, _frame: FrameType | None) -> None:
@@ -60,7 +60,7 @@ def _take_cores(plan: Plan, rank: int) -> None:
 
 
 class _Heartbeat:
-    """Reports to the coordinator twice a second and listens for its stop order."""
+    """Reports to the coordinator twice a second and hears its orders."""
 
     def __init__(self, comm: Comm, rank: Rank) -> None:
         self._comm = comm
@@ -70,12 +70,16 @@ class _Heartbeat:
         self.phase = "set-up"
 
     def tick(self) -> bool:
-        """True: stop early."""
+        """Report and obey; true: stop early. Raises StalledError for an order that came late."""
         now = time.monotonic_ns()
         if now - self._sent_ns >= _BEAT_NS:
             self._sent_ns = now
             self._comm.send_progress(self._report())
-        self._stop = self._stop or self._comm.stop_ordered()
+        for change in self._comm.orders():
+            if change is None:
+                self._stop = True
+            else:
+                self._rank.change_load(change)
         return self._stop
 
     def wait(self) -> None:
@@ -87,7 +91,7 @@ class _Heartbeat:
 
 
 def _attempt(rank: Rank, step: Callable[[], None]) -> str | None:
-    """Run a step whose failure all ranks have to hear of; returns the error's text."""
+    """Run a step whose failure all ranks have to know; returns the error's text."""
     try:
         step()
     except KVCacheError as error:
@@ -147,7 +151,13 @@ def _measure(comm: Comm, rank: Rank) -> int:
     error = _attempt(rank, lambda: _set_up(rank, registry))
     if not _agree(comm, heart, error, plan.deadline_s):
         return _give_up(comm, heart, rank)
-    for phase, step in (("calibration", partial(_calibrate, rank)), ("population", rank.populate)):
+    steps: dict[str, Callable[[Callable[[], bool]], None]] = {
+        "calibration": partial(_calibrate, rank),
+        "precondition": rank.precondition,
+        "population": rank.populate,
+    }
+    for phase in plan.phases_before_window:
+        step = steps[phase]
         heart.phase = phase
         error = _attempt(rank, partial(step, heart.tick))
         if not _agree(comm, heart, error, plan.deadline_s):
@@ -157,8 +167,8 @@ def _measure(comm: Comm, rank: Rank) -> int:
     answers = plan.layout.first_on_host(rank.rank) == rank.rank
     if answers:
         comm.answer_clock()
-    origin_ns: int = comm.scatter(None)
-    rank.run(origin_ns, heart.tick)
+    origin_ns, users = comm.scatter(None)
+    rank.run(origin_ns, heart.tick, users)
     heart.phase = "clean-up"
     comm.wait_all(what="drain", deadline_s=plan.deadline_s, tick=heart.wait)
     rank.look_back()
@@ -179,16 +189,22 @@ def _report(comm: Comm, heart: _Heartbeat, rank: Rank, origin_ns: int) -> None:
     comm.wait_all(what="clean-up", deadline_s=rank.plan.deadline_s, tick=heart.wait)
     recorder = rank.recorder
     span_ns = rank.stopped_ns - rank.window_begin_ns
-    comm.gather((span_ns, recorder.ledger.slice_ns, recorder.series.extent()))
-    window_ns, slice_ns, cut = comm.broadcast(None)
+    used = recorder.series.used_range()
+    comm.gather((span_ns, recorder.ledger.slice_ns, used, len(recorder.steps)))
+    window_ns, slice_ns, common, steps = comm.broadcast(None)
     result = rank.result(
         origin_ns=origin_ns, window_ns=window_ns, slice_ns=slice_ns, cleanup_error=cleanup_error
     )
     histograms = [recorder.histograms[name] for name in SECTIONS]
     comm.sum_arrays(np.stack([histogram.counts for histogram in histograms]))
-    comm.sum_arrays(recorder.series.dense(cut))
+    comm.sum_arrays(recorder.series.dense(common))
+    comm.sum_arrays(recorder.steps.dense(steps))
     extremes = [histogram.extremes for histogram in histograms]
-    comm.gather((result, extremes))
+    comm.gather((result, extremes, recorder.steps.extremes()))
+    if rank.plan.io_trace:
+        for records in rank.io_trace(origin_ns):
+            comm.send_trace(records)
+        comm.send_trace(b"")
     _leave(comm, heart, rank)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_kvcache.backends.posix.cachedir import run_dir, run_name
-from pytest_kvcache.measure.metrics import METRICS, possible
-from pytest_kvcache.report.tables import figure
+from pytest_kvcache.measure.metrics import METRICS
+from pytest_kvcache.plan.possible import possible
+from pytest_kvcache.report.text import figure
 from pytest_kvcache.results.absence import why_absent
 
 if TYPE_CHECKING:
@@ -17,20 +18,20 @@ if TYPE_CHECKING:
 
 def brief_case(case: CaseResult, metrics: Sequence[str]) -> str:
     """Name, medians (or why there are none), and what stands against them."""
-    parts = [_median(case, metric) for metric in possible(metrics, case.plan.phase)]
-    told = ", ".join(part for part in parts if part)
+    parts = [_median(case, metric) for metric in possible(metrics, case.plan)]
+    text = ", ".join(part for part in parts if part)
     if case.error is not None:
-        told = f"{told}; {case.error.splitlines()[0]}" if told else case.error.splitlines()[0]
+        text = f"{text}; {case.error.splitlines()[0]}" if text else case.error.splitlines()[0]
     of_trials = [verdict for trial in case.trials if trial.ok for verdict in trial.verdicts]
     codes = dict.fromkeys(verdict.code for verdict in (*of_trials, *case.verdicts))
     doubts = f" ({', '.join(codes)})" if codes else ""
-    return f"{case.name}: {told}{doubts}"
+    return f"{case.name}: {text}{doubts}"
 
 
 def absent_values(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
     """A line for each metric that a sound case has no value of, with the reason."""
     if case.error is None:
-        for metric in possible(metrics, case.plan.phase):
+        for metric in possible(metrics, case.plan):
             if case.series(metric) is None:
                 yield f"{case.name}: no {metric}: {why_absent(case, metric)}"
 

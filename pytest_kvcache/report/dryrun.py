@@ -10,10 +10,13 @@ import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_kvcache.plan.forecast import describe_forecast
+from pytest_kvcache.phases import PHASES
+from pytest_kvcache.plan.forecast import describe_forecast, preconditioned_bytes
 from pytest_kvcache.plan.plan import WITHSTANDS
+from pytest_kvcache.plan.tiers import describe_tiers
+from pytest_kvcache.plan.usersearch import MAX_STEPS
 from pytest_kvcache.report.progress import short_duration
-from pytest_kvcache.report.tables import describe_block, describe_plan
+from pytest_kvcache.report.tables import describe_block, describe_plan, describe_window
 from pytest_kvcache.showable import COLUMNS
 from pytest_kvcache.units import GIB, format_bytes, format_count
 
@@ -23,11 +26,12 @@ if TYPE_CHECKING:
     from pytest_kvcache.options.options import Options
     from pytest_kvcache.plan.forecast import Forecast
     from pytest_kvcache.plan.plan import Plan
+    from pytest_kvcache.workloads.scenarios import Dialogues
 
 _START_S = 8.0  # until ranks are together, and until everything is cleared away
 _BYTES_PER_S = GIB  # assumed of what is stored before the window, and said
 _LABEL = 11  # columns of a fact's name
-_NAME = 21  # columns of an option's name
+_NAME = 24  # columns of an option's name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +71,7 @@ def describe_dry_run(found: DryRun, *, whole: bool) -> Iterator[str]:
 
 def _facts(found: DryRun) -> Iterator[str]:
     plan = found.plan
-    yield from _fact("takes", time_needed(found.forecast, found.options))
+    yield from _fact("takes", time_needed(plan, found.forecast, found.options))
     for sentence in describe_forecast(found.forecast, plan, found.options.trials.high):
         label = next((label for label in ("writes", "hit ratio") if sentence.startswith(label)), "")
         yield from _fact(label, sentence.removeprefix(label).lstrip(": "))
@@ -77,13 +81,25 @@ def _facts(found: DryRun) -> Iterator[str]:
         yield from _fact("data", f"{plan.data}, withstands {WITHSTANDS[plan.data]}")
     if not _has_own_users(plan):
         yield from _fact("users", f"{plan.users:,} per rank, {plan.users * plan.np:,} in total")
+    if plan.tiers:
+        yield from _fact("tiers", describe_tiers(plan.tiers, plan.tier_policy))
+        yield from _fact("", f"on a host they take at most {_tiers_of_a_host(plan)}")
     memory = format_bytes(plan.memory_bytes)
     yield from _fact("memory", f"{memory} per rank, {format_bytes(plan.memory_bytes * plan.np)}"
                      " in total, at most")  # fmt: skip
 
 
+def _tiers_of_a_host(plan: Plan) -> str:
+    """The bytes of all ranks of the fullest host, where they are bytes at all."""
+    ranks = max(host.ranks for host in plan.layout.hosts)
+    device = ranks * sum(tier.capacity_bytes for tier in plan.tiers if tier.is_on_device)
+    memory = ranks * sum(tier.host_bytes for tier in plan.tiers)
+    taken = f"{format_bytes(memory) if memory else 'nothing'} of its memory"
+    return f"{taken} and {format_bytes(device)} of its GPUs'" if device else taken
+
+
 def _has_own_users(plan: Plan) -> bool:
-    """A trace at its recorded times."""
+    """Whether the users are those of a trace at its recorded times."""
     return plan.trace is not None and plan.trace.speedup > 0
 
 
@@ -95,15 +111,22 @@ def _fact(label: str, text: str) -> list[str]:
     )  # fmt: skip
 
 
-def time_needed(found: Forecast, options: Options) -> str:
+def time_needed(plan: Plan, found: Forecast, options: Options) -> str:
     """How long all trials take, and what that is made of."""
     low, high = options.trials.low, options.trials.high
     many = f"{low} to {high} trials" if low != high else format_count(high, "trial")
+    if plan.search:
+        low, high = low + 1, high + MAX_STEPS
+        many = f"a search of up to {MAX_STEPS} loads, and {many}"
     storing_s = found.population_bytes / _BYTES_PER_S
     storing = ""
     if found.population_bytes:
         stored = format_bytes(found.population_bytes)
         storing = f", {short_duration(storing_s)} to store {stored} at 1 GiB/s"
+    if before_bytes := preconditioned_bytes(plan):
+        before_s = before_bytes / _BYTES_PER_S
+        written = f"{short_duration(before_s)} to precondition by {format_bytes(before_bytes)}"
+        storing_s, storing = storing_s + before_s, f"{storing}, {written} at 1 GiB/s"
     if found.window_s is None:
         before = short_duration(_START_S + storing_s)
         return f"as long as the storage needs for it: {many}, each with {before} before it{storing}"
@@ -146,7 +169,7 @@ def _groups(found: DryRun) -> Iterator[tuple[str, list[_Value]]]:
 
 
 def _value(found: DryRun, name: str, text: object, field: str | None = None) -> _Value:
-    """Of an option, and of the plan's field that it becomes; a session's has none."""
+    """The value of an option, or of the plan's field that it becomes; a session's has none."""
     origins = found.options.origins
     origin: str = origins.get(name, "default")
     if field is not None:
@@ -159,26 +182,68 @@ def _load(found: DryRun) -> Iterator[_Value]:
     plan, options = found.plan, found.options
     yield _value(found, "scenario", plan.scenario, "scenario")
     yield _value(found, "model", plan.model.name, "model")
+    yield _value(found, "kv_dtype", plan.model.dtype)
     if not _has_own_users(plan):
         yield _value(found, "num_users", f"{plan.users:,} per rank", "users")
+    if plan.load_steps:
+        steps = ", ".join(f"{users:,}" for users in plan.load_steps)
+        yield _value(found, "load_steps", f"{steps} users per rank", "load_steps")
     if plan.trace is None:
         yield _value(found, "context_scale", f"{plan.context_scale:g}", "context_scale")
     else:
         trace = plan.trace
-        yield _value(found, "trace", f"{trace.name}, {format_count(trace.requests, 'request')}")
+        yield _value(
+            found,
+            "trace",
+            f"{trace.name} ({trace.format}), {format_count(trace.requests, 'request')}",
+        )
         yield _value(found, "trace_speedup", f"{trace.speedup:g}")
         yield _value(found, "trace_cycles", trace.cycles)
         yield _value(found, "trace_limit", trace.limit or "none")
     if plan.request_rate is not None:
         yield _value(found, "request_rate", f"{plan.request_rate:g} per s", "request_rate")
         yield _value(found, "arrival", plan.arrival, "arrival")
-    window = "until the trace ends" if plan.duration_s is None else f"{plan.duration_s:g} s"
-    yield _value(found, "duration", window, "duration_s")
+    if plan.requests is not None:
+        yield _value(found, "requests", f"{plan.requests:,} per rank", "requests")
+    yield _value(found, "duration", describe_window(plan), "duration_s")
     yield _value(found, "ramp", f"{plan.ramp_s:g} s", "ramp_s")
     yield _value(found, "trials", options.trials)
     yield _value(found, "phase", plan.phase, "phase")
     yield _value(found, "generation_mode", plan.generation_mode, "generation_mode")
+    yield from _of_worth(found)
+    if PHASES[plan.phase].is_whole:
+        yield _value(found, "reread_factor", plan.reread_factor, "reread_factor")
+    if plan.precondition_bytes:
+        size = f"{format_bytes(plan.precondition_bytes)} per rank"
+        yield _value(found, "precondition", size, "precondition_bytes")
+    yield _value(found, "performance_profile", options.performance_profile)
+    if plan.dialogues is not None:
+        yield from _of_dialogues(found, plan.dialogues)
     yield _value(found, "seed", plan.seed, "seed")
+
+
+def _of_worth(found: DryRun) -> Iterator[_Value]:
+    """What computing takes, and what the storage costs and draws, as far as somebody says."""
+    plan, rate = found.plan, found.plan.prefill_tokens_per_s
+    shown = "none: computing takes no time" if rate is None else f"{rate:,.6g} tokens/s"
+    yield _value(found, "prefill_rate", shown, "prefill_tokens_per_s")
+    if plan.cost_per_hour is not None:
+        yield _value(found, "cost", f"{plan.cost_per_hour:g} per hour", "cost_per_hour")
+    if plan.power_w is not None:
+        yield _value(found, "power", f"{plan.power_w:g} W", "power_w")
+    if plan.search:
+        aim = f"the most users that keep {' and '.join(plan.search)}"
+        yield _value(found, "enable_autoscaling", aim, "search")
+
+
+def _of_dialogues(found: DryRun, dialogues: Dialogues) -> Iterator[_Value]:
+    """What an option changes of the users of a synthetic scenario."""
+    yield _value(found, "workload", dialogues.file or "as shipped")
+    yield _value(found, "disable_multi_turn", not dialogues.multi_turn)
+    yield _value(found, "disable_prefix_caching", not dialogues.prefix_caching)
+    yield _value(found, "enable_rag", found.options.enable_rag)
+    if dialogues.retrieval is not None:
+        yield _value(found, "rag_num_docs", dialogues.retrieval.documents)
 
 
 def _storage(found: DryRun) -> Iterator[_Value]:
@@ -189,6 +254,7 @@ def _storage(found: DryRun) -> Iterator[_Value]:
         yield _value(found, "backend_option", settings, "backend_options")
     if plan.needs_directory:
         yield _value(found, "cache_dir", plan.cache_dir, "cache_dir")
+    yield from _tier_values(found)
     blocks = format_count(plan.capacity_blocks, "block")
     capacity = f"{format_bytes(plan.capacity_bytes)} per rank, {blocks}"
     decided = _value(found, "storage_capacity_gb", capacity, "capacity_blocks")
@@ -213,6 +279,20 @@ def _storage(found: DryRun) -> Iterator[_Value]:
         "keep",
     ):
         yield _value(found, name, getattr(plan, name), name)
+
+
+def _tier_values(found: DryRun) -> Iterator[_Value]:
+    """What an option says of a tier that is not there is nobody's value."""
+    plan, options = found.plan, found.options
+    tiers = {tier.name: tier for tier in plan.tiers}
+    for name, size in (("gpu", options.gpu_mem_gb), ("cpu", options.cpu_mem_gb)):
+        yield _value(found, f"{name}_mem_gb", f"{format_bytes(size)} per rank")
+    if "gpu" in tiers:
+        yield _value(found, "gpu_backend", tiers["gpu"].kind)
+    if "cpu" in tiers:
+        yield _value(found, "cpu_tier", tiers["cpu"].kind)
+    if tiers:
+        yield _value(found, "tier_policy", plan.tier_policy, "tier_policy")
 
 
 def _launch(found: DryRun) -> Iterator[_Value]:

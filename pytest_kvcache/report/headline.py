@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     Median = Callable[[str], str | None]
 
 
+_MOVED = {"read": "read", "write": "written", "demote": "demoted to the storage"}
+
+
 def sum_up(plan: Plan, verdicts: Sequence[Verdict], median: Median) -> str:
     """The sentence, under ``verdicts``: those on the trials, and on the case as a whole.
 
@@ -30,9 +33,16 @@ def sum_up(plan: Plan, verdicts: Sequence[Verdict], median: Median) -> str:
 
 
 def describe_users(plan: Plan) -> str:
-    """Users per rank, and in all where there are several ranks."""
+    """Users per rank, and in all where there are several ranks; an I/O trace's may be uneven."""
     users = f"{format_count(plan.users, 'user')} per rank"
-    return users if plan.np == 1 else f"{users} ({plan.users * plan.np:,} in all)"
+    if plan.np > 1 and plan.replays_operations:
+        users = f"at most {users}"
+    elif plan.np > 1:
+        users = f"{users} ({plan.users * plan.np:,} in all)"
+    if plan.load_steps:
+        active = ", ".join(f"{count:,}" for count in plan.load_steps)
+        users += f", of which {active} are active per rank in equally long parts of the window"
+    return users
 
 
 def _asked(plan: Plan) -> str:
@@ -40,6 +50,9 @@ def _asked(plan: Plan) -> str:
     users = format_count(plan.users * plan.np, "user")
     if plan.request_rate is not None:
         return f"{plan.request_rate:g} requests/s asked for by {users} ({model})"
+    if plan.load_steps:
+        low, high = (f"{of(plan.load_steps) * plan.np:,}" for of in (min, max))
+        return f"{low} to {high} users ({model})"
     if plan.trace is not None:
         requests = format_count(plan.trace.requests, "request")
         return f"{requests} of {plan.trace.name} ({plan.model.name})"
@@ -48,12 +61,10 @@ def _asked(plan: Plan) -> str:
 
 def _reached(median: Median, *, asked_less: bool) -> Iterator[str]:
     requests, load = median("requests.per_s"), median("load.p95_ms")
-    read, written = median("read.gib_per_s"), median("write.gib_per_s")
     if requests is not None:
         yield f"{requests} requests/s answered"
-    moved = [
-        f"{rate} GiB/s {verb}" for rate, verb in ((read, "read"), (written, "written")) if rate
-    ]
+    rates = {verb: median(f"{kind}.gib_per_s") for kind, verb in _MOVED.items()}
+    moved = [f"{rate} GiB/s {verb}" for verb, rate in rates.items() if rate]
     if moved:
         limit = " (at most what is asked for)" if asked_less else ""
         yield " and ".join(moved) + limit

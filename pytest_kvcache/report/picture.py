@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pytest_kvcache.measure.series import KINDS
+from pytest_kvcache.measure.series import DONE, KINDS
 from pytest_kvcache.report.scales import (
     Scale,
     scale_from_zero,
@@ -161,12 +161,12 @@ def _lines(text: str, size: str, kind: str, y: float) -> _Part:
     """Text as wide as the picture, in as many lines as it takes."""
     line_px = _LINE_PX + 5 if size == "title" else _LINE_PX
     room = int((WIDTH_PX - 2 * _MARGIN_PX) / LETTER_PX[size])
-    told = textwrap.wrap(text, room, break_on_hyphens=False)
+    lines = textwrap.wrap(text, room, break_on_hyphens=False)
     svg = [
         words("text", line, class_=f"{size} {kind}", x=_MARGIN_PX, y=y + line_px * (number + 0.8))
-        for number, line in enumerate(told)
+        for number, line in enumerate(lines)
     ]
-    return _Part(svg="".join(svg), end_px=y + line_px * len(told))
+    return _Part(svg="".join(svg), end_px=y + line_px * len(lines))
 
 
 def _legend(trials: Sequence[TrialResult], y: float) -> _Part:
@@ -208,12 +208,12 @@ def _verdicts(case: CaseResult) -> str:
     for trial in case.trials:
         for verdict in trial.verdicts:
             given.setdefault(_judgement(verdict), set()).add(trial.index + 1)
-    told = [
+    lines = [
         code if len(trials) == len(case.trials) else f"{code} of trial {_listed(sorted(trials))}"
         for code, trials in given.items()
     ]
-    told += [_judgement(verdict) for verdict in case.verdicts]
-    return f"verdicts: {'; '.join(told)}" if told else ""
+    lines += [_judgement(verdict) for verdict in case.verdicts]
+    return f"verdicts: {'; '.join(lines)}" if lines else ""
 
 
 def _judgement(verdict: Verdict) -> str:
@@ -254,7 +254,7 @@ def _across(trials: Sequence[TrialResult]) -> Scale:
 
 
 def _measured(trials: Sequence[TrialResult]) -> dict[int, Trial]:
-    """By index, those that left a record."""
+    """The trials that left a record, by index."""
     return {trial.index: trial.measured for trial in trials if trial.measured is not None}
 
 
@@ -271,8 +271,7 @@ def _quantities(trials: Sequence[TrialResult]) -> Iterator[_Quantity]:
             index: [moved_bytes / s.interval_s / GIB for moved_bytes in s.moved(kind)]
             for index, s in series.items()
         }
-        heading = "read, GiB/s" if kind == "read" else "written, GiB/s"
-        yield _Quantity(heading=heading, values=rates, logarithmic=False)
+        yield _Quantity(heading=f"{DONE[kind]}, GiB/s", values=rates, logarithmic=False)
     for kind in moved[:1]:
         times = {index: s.p99s_ms(kind) for index, s in series.items()}
         heading = f"p99 of the {kind}s' service times, ms"
@@ -301,7 +300,7 @@ def _panel(quantity: _Quantity, trials: Sequence[TrialResult], across: Scale, y:
 
 
 def _ground(trials: Sequence[TrialResult], across: Scale, top: float) -> str:
-    """The ramp, and when some rank of some trial stood still."""
+    """The ramp, and when some rank of some trial was stalled."""
     begin = across(across.low)
     bands = [("ramp", begin, across(0.0) - begin)] if across.low else []
     for from_s, to_s in _united(s for trial in trials for s in _stalls(trial, across.high)):
@@ -313,14 +312,14 @@ def _ground(trials: Sequence[TrialResult], across: Scale, top: float) -> str:
 
 
 def _stalls(trial: TrialResult, end_s: float) -> list[tuple[float, float]]:
-    """From and to, in seconds of the window until ``end_s``, of every rank."""
+    """The stalls of every rank: from and to, in seconds of the window until ``end_s``."""
     ranks = () if trial.measured is None else trial.measured.ranks
     found = [stall for rank in ranks for stall in rank.stalls]
     return [(min(s.begin_s, end_s), min(s.end_s, end_s)) for s in found if not s.is_a_pause]
 
 
 def _united(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The same times as spans that do not touch."""
+    """The times as spans that do not touch."""
     united: list[tuple[float, float]] = []
     for begin, end in sorted(spans):
         if united and begin <= united[-1][1]:

@@ -67,8 +67,8 @@ class Outlook:
         return f"window {elapsed_s:.0f}/{self.plan.duration_s:.0f} s"
 
     def widths(self) -> dict[str, int]:
-        """Of all columns that a line of this case can have."""
-        where = len("calibration 0 s")
+        """The widths of all columns that a line of this case can have."""
+        where = len("precondition 0 s" if self.plan.precondition_bytes else "calibration 0 s")
         if self.plan.duration_s is not None:
             where = max(where, len("window / s") + 2 * len(f"{self.plan.duration_s:.0f}"))
         left = len("≤ 59m59s left" if self.at_most else "59m59s left")
@@ -77,7 +77,7 @@ class Outlook:
         return found | ({"free": 13} if self.plan.traits.bounded_by == "disk" else {})
 
     def left_s(self, event: Mapping[str, Any], now_s: float) -> float | None:
-        """Of all trials together; None: nothing tells yet."""
+        """Seconds left of all trials together; None: not known yet."""
         this_s = self._this_trial_s(event, now_s)
         if this_s is None:
             return None
@@ -115,7 +115,7 @@ def progress_line(
 ) -> str:
     """The line of an event, shorter than ``width``.
 
-    ``averaged``: its figures are those of the interval since such a line was last told,
+    ``averaged``: its figures are those of the interval since such a line was last written,
     and not of the last second.
     """
     texts = dict(_texts(outlook, event, now_s=now_s, averaged=averaged))
@@ -145,6 +145,8 @@ def _texts(
         return
     if event["phase"] == _STORED:
         yield "rates", f"{format_bytes(event['cached_bytes'])} stored"
+    elif event["phase"] == "precondition":
+        yield "rates", f"{format_bytes(event['write_bytes'])} written"
     elif event["phase"] == "window":
         yield from _figures(event["interval" if averaged else "recent"])
         asked = event["prompt_blocks"]
@@ -157,7 +159,7 @@ def _texts(
 
 
 def _figures(figures: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
-    """Dashes where a rank has not told of the whole time yet."""
+    """Dashes where a rank has not reported the whole time yet."""
     read = write = operations = p99 = "—"
     if figures is not None:
         read, write = _short(figures["read_gib_per_s"]), _short(figures["write_gib_per_s"])

@@ -31,7 +31,7 @@ class Scale:
 
 
 def scale_from_zero(highest: float, begin_px: float, end_px: float, most_ticks: int) -> Scale:
-    """From 0 to the first tick at or above ``highest``; to 1 where all is 0."""
+    """A scale from 0 to the first tick at or above ``highest``; to 1 where all is 0."""
     step = _step(highest, most_ticks)
     count = max(1, math.ceil(highest / step * (1 - 4 * _SAME)))  # _step may have rounded down
     ticks = tuple(number * step for number in range(count + 1))
@@ -41,7 +41,7 @@ def scale_from_zero(highest: float, begin_px: float, end_px: float, most_ticks: 
 def scale_of_span(
     before: float, length: float, begin_px: float, end_px: float, most_ticks: int
 ) -> Scale:
-    """From ``-before`` to exactly ``length``; ticks from 0 on."""
+    """A scale from ``-before`` to exactly ``length``; ticks from 0 on."""
     step = _step(length, most_ticks)
     ticks = tuple(number * step for number in range(int(length / step + 1e-9) + 1))
     return Scale(low=-before, high=length, begin_px=begin_px, end_px=end_px, ticks=ticks)
@@ -50,7 +50,7 @@ def scale_of_span(
 def scale_of_times(
     lowest: float, highest: float, begin_px: float, end_px: float, most_ticks: int
 ) -> Scale:
-    """From 0, or logarithmic where the highest is more than 20 times the lowest (above 0)."""
+    """A scale from 0, or logarithmic where the highest is over 20 times the lowest (above 0)."""
     if highest <= _LOG_FROM * lowest:
         return scale_from_zero(highest, begin_px, end_px, most_ticks)
     low, high = _round_down(lowest), _round_up(highest)

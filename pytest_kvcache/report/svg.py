@@ -14,11 +14,11 @@ def element(tag: str, *content: str, **attributes: object) -> str:
     ``class_`` is the attribute ``class``, other underscores are dashes; None is left out.
     """
     given = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
-    told = "".join(
+    attached = "".join(
         f" {name}={quoteattr(_plain(value))}" for name, value in given.items() if value is not None
     )
     inner = "".join(content)
-    return f"<{tag}{told}>{inner}</{tag}>" if inner else f"<{tag}{told}/>"
+    return f"<{tag}{attached}>{inner}</{tag}>" if inner else f"<{tag}{attached}/>"
 
 
 def words(tag: str, text: str, **attributes: object) -> str:

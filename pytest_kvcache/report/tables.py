@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import itertools
 import math
-import textwrap
+from statistics import median
 from typing import TYPE_CHECKING
 
-from pytest_kvcache.measure.metrics import ALWAYS_SHOWN, METRICS, possible
-from pytest_kvcache.measure.sections import OPERATIONS
-from pytest_kvcache.measure.series import KINDS
+from pytest_kvcache.measure.metrics import ALWAYS_SHOWN, METRICS
+from pytest_kvcache.measure.sections import OPERATIONS, TIERS
+from pytest_kvcache.measure.series import DONE, KINDS
 from pytest_kvcache.phases import PHASES
+from pytest_kvcache.plan.possible import possible
+from pytest_kvcache.plan.tiers import describe_tiers
 from pytest_kvcache.report.headline import describe_users, sum_up
+from pytest_kvcache.report.load import describe_changes, describe_room
+from pytest_kvcache.report.service import class_lines
+from pytest_kvcache.report.text import figure, row, wrapped
+from pytest_kvcache.report.usersearch import path_lines
+from pytest_kvcache.report.worth import describe_worth
 from pytest_kvcache.results.absence import absent_in_brief
 from pytest_kvcache.results.prooftext import describe_io, describe_proof
 from pytest_kvcache.results.summary import MetricSeries
 from pytest_kvcache.results.verdicts.sizes import size_of
 from pytest_kvcache.showable import COLUMNS
 from pytest_kvcache.system.mountoptions import asks_for_flushes
+from pytest_kvcache.traces.recorded import reading_notes
 from pytest_kvcache.traces.times import TimeUnit
 from pytest_kvcache.units import GIB, format_bytes, format_count
 
@@ -25,23 +33,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pytest_kvcache.hosts.cluster import Survey
+    from pytest_kvcache.measure.counters import Counters
     from pytest_kvcache.plan.plan import Plan, TracePlan
     from pytest_kvcache.results.case import CaseResult
     from pytest_kvcache.results.outcome import TrialResult
     from pytest_kvcache.results.run import RunResult
-    from pytest_kvcache.results.trial import Section, Trial
+    from pytest_kvcache.results.trial import Section, TierFigures, Trial
     from pytest_kvcache.results.verdictcodes import Verdict
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _ASCII_BARS = " .:-=+*#@"
-_DONE = {"read": "read", "write": "written"}
 _HOST_WIDTH = 17
+_NAME_WIDTH = 22  # of a metric
+_LATE_S = 0.1  # a rank that changes its load so late is told of
 _SHARED_WIDTH = 13  # what the other columns leave
 
 
 def report_run(run: RunResult, metrics: Sequence[str]) -> str:
     """All cases of a run, one table each."""
-    return "\n\n".join("\n".join(_case(case, metrics)) for case in run.cases)
+    return "\n\n".join("\n".join(_case(case, metrics)) for case in run.shown)
 
 
 def report_series(case: CaseResult, *, ascii_only: bool) -> Iterator[str]:
@@ -56,7 +66,7 @@ def report_series(case: CaseResult, *, ascii_only: bool) -> Iterator[str]:
     }
     if highest:
         full = (_ASCII_BARS if ascii_only else _BARS)[-1]
-        scale = ", ".join(f"{_DONE[kind]} {figure(top)}" for kind, top in highest.items())
+        scale = ", ".join(f"{DONE[kind]} {figure(top)}" for kind, top in highest.items())
         yield f"{case.name}, GiB/s over time"
         yield f"  from 0 (blank) to {full} = {scale}"
     for trial, kind in itertools.product(case.trials, highest):
@@ -103,9 +113,16 @@ def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
         verdicts = [*(v for trial in judged for v in trial.verdicts), *case.verdicts]
         yield from wrapped(sum_up(case.plan, verdicts, _median_of(judged)), indent="  ")
         yield ""
-        shown = possible(metrics, case.plan.phase)
-        yield from _table(case, judged, [*shown, *(m for m in ALWAYS_SHOWN if m not in shown)])
+        shown = possible(metrics, case.plan)
+        always = ALWAYS_SHOWN if case.plan.requests is None else ("run.s", *ALWAYS_SHOWN)
+        yield from _table(case, judged, [*shown, *(m for m in always if m not in shown)])
+        yield from class_lines(case.plan, judged)
+        worth = describe_worth(case.plan, judged)
+        yield from ["", *wrapped(worth, indent="  ")] if worth else []
+        yield from _tier_lines(case.plan, judged[-1])
+        yield from _load_step_lines(judged)
         yield from _proof_lines(judged)
+    yield from path_lines(case)
     for trial in case.trials:
         if trial.error is not None:
             first = trial.error.splitlines()[0]
@@ -136,13 +153,20 @@ def describe_case(case: CaseResult) -> str:
     )
 
 
+def describe_window(plan: Plan) -> str:
+    """How long it is, or what ends it."""
+    if plan.requests is not None:
+        return f"until {format_count(plan.requests, 'request')} of each rank are done"
+    return "until the trace ends" if plan.duration_s is None else f"{plan.duration_s:g} s"
+
+
 def describe_plan(plan: Plan, *, in_memory: bool = False, flushes: bool = True) -> str:
     """One sentence on what runs, where.
 
     ``in_memory``: the cache directory's files are; ``flushes``: a sync empties the device's cache.
     """
     hosts = ", ".join(f"{host.name}:{host.ranks}" for host in plan.layout.hosts)
-    window = "until the trace ends" if plan.duration_s is None else f"{plan.duration_s:g} s"
+    window = describe_window(plan)
     how = " as slabs" if plan.store == "slab" else ""
     where = f"{how} in {plan.cache_dir}" if plan.needs_directory else ""
     lasts = plan.sync == "data" and plan.needs_directory and not in_memory
@@ -152,15 +176,25 @@ def describe_plan(plan: Plan, *, in_memory: bool = False, flushes: bool = True) 
     derived = "" if plan.trace is None else _how_derived(plan.origins.get("block_tokens", ""))
     data = ", strict data" if plan.data == "strict" and plan.traits.stores_data else ""
     users = describe_users(plan)
+    tiers = describe_tiers(plan.tiers, plan.tier_policy)
+    before = f"; in front of it {tiers}" if tiers else ""
+    tokens = format_count(plan.block_tokens, "token")
+    blocks = f"blocks of {tokens}{derived} = {describe_block(plan)}"
+    if plan.own_block_bytes is not None:
+        blocks = f"objects of up to {format_bytes(plan.own_block_bytes)}"
     phase = "" if PHASES[plan.phase].is_whole else f"{plan.phase} only; "
+    changes = "".join(f"; {change}" for change in describe_changes(plan))
     if plan.request_rate is not None:
         users = f"{plan.request_rate:g} requests/s ({plan.arrival}) by {users}"
     elif plan.trace is not None and plan.trace.speedup:
         users = _replayed(plan.trace, is_assumed="trace_time_unit" in plan.origins)
+    if plan.trace is not None:
+        notes = reading_notes(plan.trace.ids, plan.trace.left_out, plan.trace.tokens_by)
+        users = "; ".join((users, *notes))
     return (
-        f"{format_count(plan.np, 'rank')} on {hosts}; {phase}{users}; blocks of"
-        f" {format_count(plan.block_tokens, 'token')}{derived} = {describe_block(plan)};"
-        f" {plan.backend}{where}, {durable}{data}; depth {plan.queue_depth}; window {window}"
+        f"{format_count(plan.np, 'rank')} on {hosts}; {phase}{users}{changes}; {blocks};"
+        f" {plan.backend}{where}, {durable}{data}{describe_room(plan)}{before};"
+        f" depth {plan.queue_depth}; window {window}"
     )
 
 
@@ -184,10 +218,21 @@ def _how_derived(origin: str) -> str:
 def describe_block(plan: Plan) -> str:
     """The size of a block, and how many objects of which size it is if it is several."""
     size = format_bytes(plan.block_bytes)
+    if plan.unlike_parts:
+        parts = ", ".join(_describe_parts(plan))
+        return f"{size} in {format_count(plan.objects_per_block, 'object')}: {parts}"
     if plan.object_layout == "block":
         return size
     objects = format_count(plan.objects_per_block, "object")
     return f"{size} in {objects} of {format_bytes(plan.object_bytes)} (a layer each)"
+
+
+def _describe_parts(plan: Plan) -> Iterator[str]:
+    """What each group of layers keeps of a block."""
+    for part, alike in itertools.groupby(plan.parts):
+        count = len(list(alike))
+        times = f"{count} × " if count > 1 else ""
+        yield f"{part.group.kind} {times}{format_bytes(part.object_bytes)}"
 
 
 def describe_survey(survey: Survey) -> list[str]:
@@ -245,8 +290,8 @@ def _table(
     """A row per metric; the service times of reads and writes with the depth they are of."""
     if not all(trial.ok for trial in trials):
         yield "  INVALID: what was reached all the same, for no comparison"
-    head = f"  {'metric':<22}{'unit':<11}{'median':>10}{'95 % CI of the mean':>23}"
-    yield f"{head}{'CV':>7}{'n':>4}"
+    head = f"{'unit':<11}{'median':>10}{'95 % CI of the mean':>23}{'CV':>7}{'n':>4}"
+    yield from row("metric", _NAME_WIDTH, head)
     depth = f"@{case.plan.queue_depth}"
     of_depth = [name for name in metrics if _depends_on_depth(name)]
     for name in metrics:
@@ -254,9 +299,44 @@ def _table(
         looks = max(1, len(case.looks))
         series = _series_of(name, trials, looks)
         absent = "" if series else absent_in_brief(trials, name)
-        yield _row(label, METRICS[name].unit, series, absent)
+        yield from row(label, _NAME_WIDTH, _cells(METRICS[name].unit, series, absent))
     if of_depth:
         yield f"  {depth}: service time with up to {case.plan.queue_depth} in flight per rank"
+
+
+def _load_step_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
+    """A line per load step: medians over the trials, of what began in it."""
+    by_step = [*zip(*(t.measured.load_steps for t in trials if t.measured), strict=True)]
+    if not by_step:
+        return
+    yield ""
+    yield _step_row("load step", "users", "read GiB/s", "write GiB/s", "requests/s", "load p95 ms")
+    for steps in by_step:
+        yield _step_row(
+            f"{steps[0].begin_s:.5g} to {steps[0].end_s:.5g} s",
+            f"{steps[0].users_in_all:,}",
+            _median_figure([step.read.gib_per_s for step in steps]),
+            _median_figure([step.write.gib_per_s for step in steps]),
+            _median_figure([step.requests_per_s for step in steps]),
+            _median_figure([step.load.ms.p95 for step in steps]),
+        )
+    late_s = max(step.late_s for steps in by_step for step in steps)
+    if late_s >= _LATE_S:
+        yield from wrapped(
+            f"a rank changed its load up to {late_s:.1f} s late: its loop was held up then",
+            indent="  ",
+        )
+
+
+def _step_row(span: str, *cells: str) -> str:
+    users, read, write, requests, load = cells
+    return f"  {span:<17}{users:>11}{read:>11}{write:>12}{requests:>12}{load:>13}"
+
+
+def _median_figure(values: Sequence[float | None]) -> str:
+    """The median of a figure that every trial has."""
+    known = [value for value in values if value is not None]
+    return figure(median(known)) if len(known) == len(values) else "—"
 
 
 def _series_of(metric: str, trials: Sequence[TrialResult], looks: int = 1) -> MetricSeries | None:
@@ -269,29 +349,51 @@ def _series_of(metric: str, trials: Sequence[TrialResult], looks: int = 1) -> Me
 
 
 def _depends_on_depth(metric: str) -> bool:
-    """Whether it is the time of an operation beside others, without its wait for them."""
+    """Whether a metric is the time of an operation beside others, without its wait for them."""
     return METRICS[metric].latency and METRICS[metric].section in ("read", "write", "device")
 
 
-def _row(label: str, unit: str, series: MetricSeries | None, absent: str) -> str:
+def _cells(unit: str, series: MetricSeries | None, absent: str) -> str:
     if series is None:
-        return f"  {label:<22}{unit:<11}{'—':>10}   {absent}"
+        return f"{unit:<11}{'—':>10}   {absent}"
     interval = series.ci95
     spread = "—" if interval is None else f"{figure(interval[0])} … {figure(interval[1])}"
     cv = "—" if series.cv is None else f"{series.cv:.0%}"
-    count = len(series.values)
-    return f"  {label:<22}{unit:<11}{figure(series.median):>10}{spread:>23}{cv:>7}{count:>4}"
+    return f"{unit:<11}{figure(series.median):>10}{spread:>23}{cv:>7}{len(series.values):>4}"
 
 
-def figure(value: float) -> str:
-    """Four significant digits, without exponents."""
-    magnitude = abs(value)
-    if magnitude >= 1000:  # noqa: PLR2004  from here on digits behind the point say nothing
-        return f"{value:,.0f}"
-    for limit, digits in ((100, 1), (10, 2), (1, 3)):
-        if magnitude >= limit:
-            return f"{value:.{digits}f}"
-    return f"{value:.4f}"
+def _tier_lines(plan: Plan, trial: TrialResult) -> Iterator[str]:
+    """Which tier served how much, and what came into it, of the last trial; none: nothing."""
+    measured = trial.measured
+    if not plan.tiers or measured is None:
+        return
+    yield ""
+    yield _tier_row(f"tier, {plan.tier_policy}", "capacity", "of prompts", "stored", "moved in")
+    for name in TIERS:
+        tier: TierFigures | None = getattr(measured.cache.tiers, name)
+        if tier is None:
+            continue
+        stored, demoted, promoted = (
+            getattr(measured.counters, f"{name}_{what}", 0) or 0
+            for what in ("stored_blocks", "demoted_in_bytes", "promoted_in_bytes")
+        )
+        made_of = "index only: holds no bytes" if tier.kind == "index" else tier.kind
+        yield _tier_row(
+            f"{name} ({made_of})",
+            format_bytes(tier.capacity_bytes),
+            "—" if tier.hit_ratio is None else f"{tier.hit_ratio:.2%}",
+            f"{stored:,}",
+            format_bytes(demoted + promoted),
+        )
+    yield from wrapped(
+        "of prompts: share of all prompt blocks, in the window; stored: blocks, and moved in: those"
+        " that came from another tier, in the whole run; last trial",
+        indent="  ",
+    )
+
+
+def _tier_row(tier: str, *cells: str) -> str:
+    return f"  {tier:<32}" + "".join(f"{cell:>11}" for cell in cells)
 
 
 def _proof_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
@@ -299,15 +401,18 @@ def _proof_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
     trial = trials[-1].measured
     assert trial is not None
     counted = trial.counters
-    done = [format_count(getattr(trial, kind).count, kind) for kind in OPERATIONS]
+    sections = {kind: getattr(trial, kind) for kind in OPERATIONS}
+    done = [format_count(s.count, kind) for kind, s in sections.items() if s is not None]
     answered = format_count(counted.completed_in_window, "request")
     checked = format_count(counted.checked, "transfer")
     yield ""
     yield from wrapped(
         f"last trial, in the window: {', '.join(done)}, {answered} answered;"
-        f" {describe_io(trial)}. In the whole run: {describe_proof(trial)}; {checked}"
-        f" verified, {counted.corrupt:,} wrong; {_cpu(trial)}; at most"
-        f" {format_bytes(counted.peak_rss_bytes)} of memory per rank{_wakeup(trial.wakeup)}",
+        f"{''.join(_beside_prefixes(counted))} {describe_io(trial)}. In the"
+        f" whole run: {describe_proof(trial)};{_preconditioned(counted)} {checked} verified,"
+        f" {counted.corrupt:,} wrong; {_cpu(trial)}; at most"
+        f" {format_bytes(counted.peak_rss_bytes)} of memory per rank"
+        f"{_scheduling_lag(trial.scheduling_lag)}",
         indent="  ",
     )
     for engine in dict.fromkeys(rank.io_engine for rank in trial.ranks):
@@ -319,15 +424,39 @@ def _proof_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
         yield from wrapped(f"note: {note}", indent="  ")
 
 
+def _preconditioned(counted: Counters) -> str:
+    """What was written before the cache was filled, and who saw it; empty: nothing was."""
+    wrote, arrived = counted.precondition_bytes, counted.precondition_arrived_bytes
+    if not wrote:
+        return ""
+    seen = "which no kernel counted"
+    if arrived is not None:
+        seen = f"of which the kernel gave {arrived / wrote:.0%} to devices"
+    took = f"{figure(counted.precondition_s)} s"
+    return f" preconditioned by {format_bytes(wrote)} before in {took}, {seen};"
+
+
+def _beside_prefixes(counted: Counters) -> Iterator[str]:
+    """What the hit ratio does not count: blocks beside prefixes, and reads after a store."""
+    if counted.beside_blocks:
+        found = counted.beside_hit_blocks / counted.beside_blocks
+        yield (
+            f" {counted.beside_hit_blocks:,} of"
+            f" {format_count(counted.beside_blocks, 'block')} beside prefixes found ({found:.2%});"
+        )
+    if counted.reread_count:
+        yield f" {counted.reread_count:,} of the reads were rereads of what was just stored;"
+
+
 def _cpu(trial: Trial) -> str:
     per_gib = trial.harness.cpu_s_per_gib
     return "no CPU figure" if per_gib is None else f"{per_gib:.2f} CPU s per GiB"
 
 
-def _wakeup(section: Section | None) -> str:
+def _scheduling_lag(section: Section | None) -> str:
     """How late the harness was for the requests of an open loop."""
     p99_ms = None if section is None else section.ms.p99
-    return "" if p99_ms is None else f"; p99 of the wake-up lag {figure(p99_ms)} ms"
+    return "" if p99_ms is None else f"; p99 of the scheduling lag {figure(p99_ms)} ms"
 
 
 def _verdict_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
@@ -337,8 +466,8 @@ def _verdict_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
     """
     given: dict[str, dict[int, list[Verdict]]] = {}
     for place, trial in enumerate(trials):
-        told = trial.error or ""
-        for verdict in (v for v in trial.verdicts if v.text not in told):
+        error = trial.error or ""
+        for verdict in (v for v in trial.verdicts if v.text not in error):
             given.setdefault(verdict.code, {}).setdefault(place, []).append(verdict)
     for code, by_place in given.items():
         measured = {place: trials[place].measured for place in by_place}
@@ -366,11 +495,3 @@ def _which(
         return "" if everywhere else f" (trial {', '.join(numbers)})"
     which = f"all {len(trials)} trials" if everywhere else f"trial {', '.join(numbers)}"
     return f" ({which}; {how} trial {trials[shown].index + 1})"
-
-
-def wrapped(text: str, *, indent: str) -> list[str]:
-    """``text`` in lines that fit, the second and later ones a little further in."""
-    return textwrap.wrap(
-        text, COLUMNS - 1, initial_indent=indent, subsequent_indent=indent + "  ",
-        break_long_words=False, break_on_hyphens=False,
-    )  # fmt: skip

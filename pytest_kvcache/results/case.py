@@ -9,6 +9,7 @@ from pytest_kvcache.measure.metrics import METRICS
 from pytest_kvcache.plan.plan import Plan
 from pytest_kvcache.results.outcome import TrialResult
 from pytest_kvcache.results.summary import MetricSeries
+from pytest_kvcache.results.usersearch import PathOfSearch
 from pytest_kvcache.results.verdictcodes import Verdict
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ class CaseResult:
     """All trials of one case.
 
     ``looks`` are the numbers of trials after which it may end (`stopping.planned_looks`),
-    ``metrics`` those that were asked for.
+    ``metrics`` those that were asked for. ``path`` is how its number of users was searched for;
+    None: it was given, or the case is a step of a search.
     """
 
     plan: Plan
@@ -30,6 +32,7 @@ class CaseResult:
     looks: tuple[int, ...] = ()
     metrics: tuple[str, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
+    path: PathOfSearch | None = None
 
     @property
     def name(self) -> str:
@@ -100,6 +103,7 @@ class CaseResult:
             looks=tuple(data["looks"]),
             metrics=tuple(data["metrics"]),
             verdicts=tuple(Verdict(**verdict) for verdict in data["verdicts"]),
+            path=None if data["search"] is None else PathOfSearch.from_json(data["search"]),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -115,6 +119,7 @@ class CaseResult:
             "plan": plan.to_json(),
             "looks": list(self.looks),
             "metrics": list(self.metrics),
+            "search": None if self.path is None else self.path.to_json(),
             "trials": [trial.to_json() for trial in self.trials],
             "verdicts": [asdict(verdict) for verdict in self.verdicts],
             "summary": self.summary(),

@@ -185,9 +185,8 @@ def _most_bytes(ranks: Sequence[RankResult], plan: Plan) -> tuple[int, int]:
         changed = _changed_objects(rank, plan)
         data_bytes = rank.requested_write_bytes
         if not is_durable(rank):  # the population may not have left the page cache before
-            populated = rank.populated_blocks * plan.objects_per_block
-            data_bytes += populated * plan.object_stored_bytes
-            changed += populated
+            data_bytes += rank.populated_blocks * plan.stored_bytes
+            changed += rank.populated_blocks * plan.objects_per_block
         beside = SYNCED_METADATA_BLOCKS if rank.sync == "data" else METADATA_BLOCKS
         written += copies * (data_bytes + changed * beside * _BLOCK_BYTES)
         if copies > 1:  # parity: old data is read to write new
@@ -271,8 +270,7 @@ def _knows_reads(rank: RankResult) -> bool:
 
 def _changed_objects(rank: RankResult, plan: Plan) -> int:
     """Objects that the rank stored or removed during the run."""
-    stored = rank.requested_write_bytes // plan.object_stored_bytes
-    return stored + rank.evictions * plan.objects_per_block
+    return rank.requested_writes + rank.evictions * plan.objects_per_block
 
 
 def _most_operations(ranks: Sequence[RankResult], plan: Plan, piece_bytes: int) -> int:
@@ -282,14 +280,13 @@ def _most_operations(ranks: Sequence[RankResult], plan: Plan, piece_bytes: int) 
     which no page does. What it knows not of an object's place it reads once.
     """
     size = min(plan.chunk_bytes, plan.object_stored_bytes)
-    pieces = -(-size // piece_bytes) + (size > _BLOCK_BYTES)
-    transfers = -(-plan.object_stored_bytes // plan.chunk_bytes)
+    transfers = sum(rank.requested_transfers for rank in ranks)
     moved = sum(rank.requested_read_bytes + rank.requested_write_bytes for rank in ranks)
-    distinct = sum(rank.distinct_read_bytes for rank in ranks)
+    pieces = min(transfers * -(-size // piece_bytes), transfers + moved // piece_bytes)
+    extents = transfers if size > _BLOCK_BYTES else 0
     beside = sum(
         _changed_objects(rank, plan)
         * (_SYNCED_METADATA_OPERATIONS if rank.sync == "data" else _METADATA_OPERATIONS)
         for rank in ranks
     )
-    objects = -(-moved // plan.object_stored_bytes)
-    return objects * transfers * pieces + -(-distinct // plan.object_stored_bytes) + beside
+    return pieces + extents + sum(rank.distinct_reads for rank in ranks) + beside

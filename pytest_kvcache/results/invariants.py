@@ -16,15 +16,20 @@ from pytest_kvcache.masking import MASK
 from pytest_kvcache.measure.counters import (
     MAY_BE_UNKNOWN,
     TABLE,
+    TIER_COUNTERS,
     AtMost,
     AtMostPlanned,
     CountOf,
     merged,
 )
-from pytest_kvcache.measure.metrics import never_makes
+from pytest_kvcache.measure.histogram import Histogram
+from pytest_kvcache.measure.metrics import has_answers, never_makes
 from pytest_kvcache.measure.recorder import widest_slice_s
+from pytest_kvcache.measure.sections import MEMORY_SECTIONS, tier_sections
 from pytest_kvcache.measure.series import KINDS, MAX_POINTS
 from pytest_kvcache.measure.stalls import EVERY
+from pytest_kvcache.measure.steps import STEP_SECTIONS, SUMMED
+from pytest_kvcache.measure.worth import LENGTH_STEP
 from pytest_kvcache.plan.origins import decided_by
 from pytest_kvcache.plan.plan import DECIDED_BY, TracePlan
 from pytest_kvcache.registry import BACKENDS
@@ -32,11 +37,13 @@ from pytest_kvcache.system.devicechain import end_of_type, may_be_disk
 from pytest_kvcache.system.filesystem import FilesystemFacts
 from pytest_kvcache.system.kernelqueues import KERNEL_ENGINES
 from pytest_kvcache.system.surroundings import Surroundings
+from pytest_kvcache.workloads.scenarios import TRACE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_kvcache.measure.counters import Law
+    from pytest_kvcache.measure.steps import StepCounts
     from pytest_kvcache.options.table import OptionSpec
     from pytest_kvcache.plan.plan import Plan
     from pytest_kvcache.results.record import RankResult, TrialRecord
@@ -44,12 +51,19 @@ if TYPE_CHECKING:
 
 _CLOCK_S = 1e-6  # what seconds as floats may be off
 _ROUNDING = 1e-9  # of a quotient
-_BUSY_ROUNDING_S = 0.1  # the kernel counts busy time in its own ticks
 
 # Of the filesystem that ranks of a host share: what is taken and freed (ZFS's size is what is
 # free and what it holds) while one rank after the other looks.
 _CHANGES_IN_TIME = frozenset({"total_bytes", "available_bytes", "available_inodes"})
 
+_SERVICE_LAWS = (
+    ("within_p95", "within_p99"),
+    ("within_p99", "within_p999"),
+    ("within_p999", "within_p9999"),
+    ("within_p9999", "judged"),
+    ("good_in_window", "completed_in_window"),
+)
+_FAILED = tuple(name for name in TABLE if name.endswith("_failed"))
 _ORDERED = ("start_s", "stop_s", "drained_s")
 _AROUND = tuple(
     fact.name for fact in fields(Surroundings) if str(fact.type).startswith(("int", "float"))
@@ -62,11 +76,16 @@ def record_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
         for fault in _rank_faults(rank, plan):
             yield f"rank {rank.rank} on host {rank.host}: {fault}"
     yield from _count_faults(record)
+    yield from _memory_faults(record, plan)
     yield from _clock_faults(record)
     yield from _device_faults(record)
     yield from _window_faults(record, plan)
     yield from _series_faults(record, plan)
     yield from _arrival_faults(record, plan)
+    yield from _judged_faults(record, plan)
+    yield from _length_faults(record, plan)
+    yield from _work_faults(record, plan)
+    yield from _load_step_faults(record, plan)
 
 
 def check_record(record: TrialRecord, plan: Plan) -> None:
@@ -90,6 +109,11 @@ def _rank_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
     for name, row in TABLE.items():
         for law in row.laws:
             yield from _law_faults(name, law, rank, plan)
+    yield from _tier_faults(rank, plan)
+    yield from _service_faults(rank, plan)
+    yield from _worth_faults(rank, plan)
+    yield from _request_faults(rank, plan)
+    yield from _precondition_faults(rank, plan)
     yield from _surroundings_faults(rank.surroundings)
     yield from _place_faults(rank, plan)
     yield from _engine_faults(rank, plan)
@@ -104,12 +128,142 @@ def _rank_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
         yield f"a stall has paused_s; longest_pause_s is {rank.longest_pause_s}, so it must have 0"
 
 
+def tier_counters(plan: Plan) -> frozenset[str]:
+    """The counters of single tiers that ranks of this plan have; the others are null."""
+    moved = {f"{section}_bytes" for section in tier_sections(plan.tiers, plan.tier_policy)}
+    kinds: dict[str, str] = {tier.name: tier.kind for tier in plan.tiers}
+    found = {name for name in TIER_COUNTERS if name in moved or name.startswith("storage_")}
+    for name in set(TIER_COUNTERS) - {f"{section}_bytes" for section in MEMORY_SECTIONS}:
+        kind = kinds.get(name.partition("_")[0])
+        if kind is not None and (kind != "index" or not name.endswith("_failed")):
+            found.add(name)
+    return frozenset(found)
+
+
+def _tier_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
+    """Each tier of the plan has its counters, no other one; together they serve all hits."""
+    there = tier_counters(plan)
+    for name in TIER_COUNTERS:
+        value = getattr(rank, name)
+        if (value is not None) != (name in there):
+            not_null = "not " if name in there else ""
+            yield f"{name} is {value}; by the plan's tiers it must {not_null}be null"
+    holds = any(tier.holds_bytes for tier in plan.tiers)
+    if (rank.memory_tiers_s is not None) != holds:
+        not_null = "not " if holds else ""
+        yield f"memory_tiers_s is {rank.memory_tiers_s}; by the plan it must {not_null}be null"
+    if (rank.memory_tiers_s or 0.0) > rank.drained_s - rank.start_s + _CLOCK_S:
+        yield f"memory_tiers_s is {rank.memory_tiers_s}; the rank ran shorter than that"
+    names = [tier.name for tier in plan.tiers]
+    served = {name: getattr(rank, f"{name}_hit_blocks") or 0 for name in (*names, "storage")}
+    if sum(served.values()) != rank.hit_blocks:
+        stated = " + ".join(f"{count} ({name})" for name, count in served.items())
+        yield (
+            f"the tiers served {stated} blocks; together that must be hit_blocks, {rank.hit_blocks}"
+        )
+    for each in plan.tiers:
+        used = getattr(rank, f"{each.name}_bytes") or 0
+        if used > each.capacity_bytes:
+            yield (
+                f"{each.name}_bytes is {used}; it must be at most the tier's capacity_bytes, which"
+                f" is {each.capacity_bytes}"
+            )
+    for what in ("count", "failed", "bytes"):
+        value = getattr(rank, f"demote_{what}")
+        if value and "demote" not in tier_sections(plan.tiers, plan.tier_policy):
+            yield f"demote_{what} is {value}; it must be 0, as the plan has no tier to demote from"
+
+
+def _service_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
+    """The classes are the plan's; who is within a limit is within the next one, too."""
+    names = [] if plan.service is None else list(plan.service.classes)
+    found = [each.name for each in rank.service_classes]
+    if found != names:
+        yield f"service_classes are {found}; by the plan they must be {names}"
+        return
+    if (rank.good_in_window is None) != (plan.service is None):
+        not_null = "" if plan.service is None else "not "
+        yield f"good_in_window is {rank.good_in_window}; by the plan it must {not_null}be null"
+    for each in rank.service_classes:
+        for part, whole in _SERVICE_LAWS:
+            least, most = getattr(each, part), getattr(each, whole)
+            if not 0 <= least <= most:
+                yield (
+                    f"service class {each.name}: {part} is {least}; it must be at least 0 and at"
+                    f" most {whole}, which is {most}"
+                )
+    for name in ("completed_in_window", "good_in_window") if names else ():
+        total = sum(getattr(each, name) for each in rank.service_classes)
+        if total != getattr(rank, name):
+            yield (
+                f"{name} of its service classes is {total} in all; it must be"
+                f" {getattr(rank, name)}, its own"
+            )
+
+
+def _worth_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
+    """What loads were worth is known with a rate of prefill alone; the lengths hold the tokens."""
+    known = plan.prefill_tokens_per_s is not None
+    for name in ("loaded_tokens", "useful_tokens"):
+        if (getattr(rank, name) is not None) != known:
+            not_null = "not " if known else ""
+            yield f"{name} is {getattr(rank, name)}; by the plan it must {not_null}be null"
+            return
+    lengths = rank.load_lengths
+    if any(later.tokens <= each.tokens for each, later in itertools.pairwise(lengths)):
+        yield "load_lengths are not in the order of their tokens, each once"
+    for each in lengths:
+        if not (0 <= each.useful <= each.loads and each.loads > 0 and each.tokens >= 0):
+            yield (
+                f"load_lengths: of {each.loads} loads of {each.tokens} tokens {each.useful} are"
+                " useful; these must be at most the loads, and no number below 0"
+            )
+    for name, counts in (
+        ("loaded_tokens", [each.loads * each.tokens for each in lengths]),
+        ("useful_tokens", [each.useful * each.tokens for each in lengths]),
+    ):
+        value, least = getattr(rank, name) or 0, sum(counts)
+        if not least <= value <= least * (1 + LENGTH_STEP):
+            yield (
+                f"{name} is {value}; by its load_lengths it must be at least {least}, and at most"
+                f" {LENGTH_STEP:.2%} more"
+            )
+
+
+def _request_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
+    """Nothing is read again or beside prefixes by requests of ours that don't ask for it."""
+    dialogues = plan.dialogues
+    if dialogues is None and plan.scenario != TRACE:
+        return  # what a plugin's requests ask for, and those of whole objects, no plan tells
+    if rank.reread_count and not plan.reread_factor:
+        yield f"reread_count is {rank.reread_count}; without a reread_factor it must be 0"
+    if rank.beside_blocks and (dialogues is None or dialogues.retrieval is None):
+        yield f"beside_blocks is {rank.beside_blocks}; no user retrieves, so it must be 0"
+
+
+def _precondition_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
+    """Each rank wrote what the plan asks for, in some time; nothing where it asks for nothing."""
+    wanted, wrote = plan.precondition_bytes, rank.precondition_bytes
+    if not wanted <= wrote < wanted + plan.stored_bytes and (wanted or wrote):
+        yield (
+            f"precondition_bytes is {wrote}; by the plan it must be {wanted}, in whole blocks of"
+            f" {plan.stored_bytes}"
+        )
+    if (rank.precondition_s > 0) != (wrote > 0):
+        yield f"precondition_s is {rank.precondition_s}; precondition_bytes is {wrote}"
+    if rank.precondition_arrived_bytes is not None and not wanted:
+        yield (
+            f"precondition_arrived_bytes is {rank.precondition_arrived_bytes}; by the plan it must"
+            " be null"
+        )
+
+
 def _law_faults(name: str, law: Law, rank: RankResult, plan: Plan) -> Iterator[str]:
     """What breaks a law of the table of counters, as far as it is about one rank."""
     value = getattr(rank, name)
     if isinstance(law, AtMost):
         names = (name, *law.beside)
-        part, whole = sum(getattr(rank, each) for each in names), getattr(rank, law.whole)
+        part, whole = sum(getattr(rank, each) or 0 for each in names), getattr(rank, law.whole) or 0
         if part > whole:
             yield f"{' + '.join(names)} is {part}; it must be at most {law.whole}, which is {whole}"
     elif isinstance(law, AtMostPlanned):
@@ -131,6 +285,18 @@ def _count_faults(record: TrialRecord) -> Iterator[str]:
                     yield (
                         f"its ranks counted {counted} {law.section}s; the histogram holds {held}"
                     )
+
+
+def _memory_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
+    """Nothing is timed in memory that the plan's tiers can't do; what is timed moves bytes."""
+    sections = tier_sections(plan.tiers, plan.tier_policy)
+    for name in MEMORY_SECTIONS:
+        timed = record.histograms[name].count
+        moved = sum(getattr(rank, f"{name}_bytes") or 0 for rank in record.ranks)
+        if timed and name not in sections:
+            yield f"{name} has {timed} operations; the plan has no tier for them"
+        elif (timed > 0) != (moved > 0):
+            yield f"{name} has {timed} operations of {moved} bytes; each moves some"
 
 
 def _place_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
@@ -175,8 +341,8 @@ def _surroundings_faults(around: Surroundings) -> Iterator[str]:
         value = getattr(around, name)
         if value is not None and not value >= 0:
             yield f"surroundings.{name} is {value}; it must be at least 0"
-    told = (around.cpu_periods, around.throttled_periods, around.throttled_s)
-    if len({value is None for value in told}) > 1:
+    stated = (around.cpu_periods, around.throttled_periods, around.throttled_s)
+    if len({value is None for value in stated}) > 1:
         yield "surroundings has some of a quota's counters only; the kernel tells all or none"
     periods, throttled = around.cpu_periods or 0, around.throttled_periods or 0
     if throttled > periods:
@@ -280,7 +446,7 @@ def _watch_faults(ranks: Sequence[RankResult]) -> Iterator[str]:
             for name, value in asdict(moved).items():
                 if not value >= 0:
                     yield f"device {disk.name}: {span}.{name} is {value}; it must be at least 0"
-            if not moved.busy_s <= span_s + _BUSY_ROUNDING_S:
+            if not moved.busy_s <= span_s:
                 yield f"device {disk.name}: {span}.busy_s is more than the time there was"
     if watch.sync_probe is not None and first.sync != "data":
         yield "device.sync_probe is there; without --kv-sync=data there is none"
@@ -321,20 +487,21 @@ def _series_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
 def _series_bytes_faults(record: TrialRecord, plan: Plan, kind: str) -> Iterator[str]:
     """No bytes that the window lacks; where objects are of one size, so much of each."""
     series, window_ns = record.series, round(record.window_s * 1e9)
-    told = series.moved(kind)
+    stated = series.moved(kind)
     moved_bytes, op_bytes, count = (
         sum(getattr(rank, f"{kind}_{what}") for rank in record.ranks)
         for what in ("bytes", "op_bytes", "count")
     )
     whole = series.points * series.interval_ns == window_ns
-    if sum(told) > moved_bytes or (whole and sum(told) != moved_bytes):
+    if sum(stated) > moved_bytes or (whole and sum(stated) != moved_bytes):
         yield (
-            f"the series has {sum(told)} bytes of {kind}s; it must be {'' if whole else 'at most '}"
+            f"the series has {sum(stated)} bytes of {kind}s; it must be"
+            f" {'' if whole else 'at most '}"
             f"those of the window, which are {moved_bytes}"
         )
     if count and op_bytes == count * plan.object_bytes:
         operations = series.done(kind)
-        for point, (found, moved) in enumerate(zip(operations, told, strict=True)):
+        for point, (found, moved) in enumerate(zip(operations, stated, strict=True)):
             if moved != found * plan.object_bytes:
                 yield (
                     f"the series has {moved} bytes of {found} {kind}s in interval {point}; each"
@@ -343,7 +510,7 @@ def _series_bytes_faults(record: TrialRecord, plan: Plan, kind: str) -> Iterator
 
 
 def _stall_faults(record: TrialRecord, kind: str) -> Iterator[str]:
-    """A stall begins in the window; nothing was completed where all ranks stood still."""
+    """A stall begins in the window; nothing was completed where all ranks were stalled."""
     series, spans = record.series, []
     for rank in record.ranks:
         late = [stall for stall in rank.stalls if stall.begin_s >= record.window_s + _CLOCK_S]
@@ -356,13 +523,14 @@ def _stall_faults(record: TrialRecord, kind: str) -> Iterator[str]:
         stood = all(any(b < begin_s and end_s <= e for b, e in of_rank) for of_rank in spans)
         if done and stood:
             yield (
-                f"the series has {done} {kind}s in interval {point}, in which all ranks stood still"
+                f"the series has {done} {kind}s in interval {point}, in which all ranks were"
+                " stalled"
             )
 
 
 def _arrival_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
-    """In an open loop whatever has an answer, or waits for one, has arrived."""
-    arrived = record.histograms["wakeup"].count
+    """Whatever has an answer in an open loop, or waits for one, has arrived."""
+    arrived = record.histograms["scheduling_lag"].count
     if not (plan.open_loop or arrived):
         return
     answered = record.histograms["request"].count
@@ -370,9 +538,127 @@ def _arrival_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
     offered = sum(rank.offered for rank in record.ranks)
     if not waited <= arrived <= offered:
         yield (
-            f"wakeup.count is {arrived}; it must be between the {waited} requests of the window"
+            f"scheduling_lag.count is {arrived}; it must be between the {waited} requests of the"
+            " window"
             f" and all {offered} that were offered"
         )
+
+
+def _judged_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
+    """Each request of the window is judged once: answered, or not, or one with a failure."""
+    if plan.service is None or not has_answers(plan.phase):
+        return
+    if any(rank.error for rank in record.ranks):
+        return
+    judged = sum(each.judged for rank in record.ranks for each in rank.service_classes)
+    answered = record.histograms["request"].count
+    censored = sum(rank.request_censored for rank in record.ranks)
+    failed = sum(getattr(rank, name) or 0 for rank in record.ranks for name in _FAILED)
+    if not 0 <= judged - answered - censored <= failed:
+        more = f" and at most {failed} more, for operations that failed" if failed else ""
+        yield (
+            f"judged of its service classes is {judged} in all; it must be request.count,"
+            f" which is {answered}, and request.censored, which is {censored}{more}"
+        )
+
+
+def _length_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
+    """Each load of the window has its length."""
+    if plan.prefill_tokens_per_s is None:
+        return
+    told = sum(each.loads for rank in record.ranks for each in rank.load_lengths)
+    if told != record.histograms["load"].count:
+        yield (
+            f"load_lengths are those of {told} loads; they must be those of load.count, which is"
+            f" {record.histograms['load'].count}"
+        )
+
+
+def _work_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
+    """A fixed number of requests is what every rank made, and none is left."""
+    if plan.requests is None or any(rank.error for rank in record.ranks):
+        return
+    for rank in record.ranks:
+        for name in ("offered", "completed"):
+            found = getattr(rank, name)
+            if found != plan.requests:
+                yield (
+                    f"rank {rank.rank} on host {rank.host}: {name} is {found}; by the plan it must"
+                    f" be {plan.requests}"
+                )
+
+
+def _load_step_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
+    """The load changed when and as planned; the steps add up to the window."""
+    whole = not any(rank.error for rank in record.ranks)
+    for rank in record.ranks:
+        for fault in _rank_step_faults(rank, plan, whole=whole):
+            yield f"rank {rank.rank} on host {rank.host}: {fault}"
+    steps = max(len(rank.load_steps) for rank in record.ranks)
+    if len(record.load_steps) != steps:
+        yield f"it has histograms of {len(record.load_steps)} load steps; its ranks had {steps}"
+        return
+    answered = [0] * steps
+    for rank in record.ranks:
+        for number, step in enumerate(rank.load_steps):
+            answered[number] += step.answered
+    for number, (histograms, count) in enumerate(zip(record.load_steps, answered, strict=True)):
+        held = histograms["request"].count
+        if has_answers(plan.phase) and held != count:
+            yield (
+                f"its ranks answered {count} requests of load step {number + 1}; the histogram"
+                f" holds {held}"
+            )
+    for section in STEP_SECTIONS if steps else ():
+        parts = [histograms[section] for histograms in record.load_steps]
+        counts = sum((part.counts for part in parts[1:]), start=parts[0].counts)
+        if Histogram.added(counts, [part.extremes for part in parts]) != record.histograms[section]:
+            yield f"the {section}s of its load steps are not those of its window"
+
+
+def _rank_step_faults(rank: RankResult, plan: Plan, *, whole: bool) -> Iterator[str]:
+    """What a rank's load steps can't be: they are the plan's, obeyed before they were over.
+
+    A trial that is not ``whole``, for a rank had an error, may lack those at its end.
+    """
+    steps, planned = rank.load_steps, plan.load_schedule
+    if len(steps) > len(planned) or (whole and len(steps) < len(planned)):
+        yield f"it had {len(steps)} load steps; the plan has {len(planned)}"
+        return
+    for number, (step, due) in enumerate(zip(steps, planned, strict=False), 1):
+        stated, begin_s, end_s = f"load step {number}", due.begin_ns / 1e9, due.end_ns / 1e9
+        if step.users != due.users or abs(step.begin_s - begin_s) > _CLOCK_S:
+            yield (
+                f"{stated} has {step.users} users from {step.begin_s} s on; by the plan it is"
+                f" {due.users} from {begin_s} s on"
+            )
+        early = number > 1 and step.obeyed_s < begin_s - _CLOCK_S
+        if early or (whole and step.obeyed_s > end_s):
+            lasts = f"it lasts from {begin_s} to {end_s} s"
+            yield f"{stated} is obeyed from {step.obeyed_s} s on; {lasts}"
+        yield from (f"{stated}: {fault}" for fault in _step_count_faults(step))
+    for name in SUMMED if steps else ():
+        total, own = sum(getattr(step, name) for step in steps), getattr(rank, name)
+        if total != own:
+            yield f"{name} of its load steps is {total} in all; it must be {own}, its own"
+
+
+def _step_count_faults(step: StepCounts) -> Iterator[str]:
+    """Each active user has one request under way at most, at any moment."""
+    for name, value in asdict(step).items():
+        if name != "obeyed_s" and not value >= 0:
+            yield f"{name} is {value}; it must be at least 0"
+    for part, whole in (
+        ("answered_users", "users"),
+        ("answered_users", "answered"),
+        ("answered_later", "answered_users"),
+        ("hit_blocks", "prompt_blocks"),
+    ):
+        if getattr(step, part) > getattr(step, whole):
+            yield (
+                f"{part} is {getattr(step, part)}; it must be at most {whole}, which is"
+                f" {getattr(step, whole)}"
+            )
 
 
 # --- the plan ---------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pytest_kvcache.results.record import TrialRecord
 from pytest_kvcache.results.verdictcodes import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from pytest_kvcache.plan.plan import Plan
     from pytest_kvcache.results.trial import Trial
@@ -21,12 +21,19 @@ HEAD = frozenset({"index", "ok", "interrupted", "error", "verdicts", "sources"})
 """What the run file has of every trial; all else is what it measured, if it did."""
 
 
+def withholds(verdicts: Sequence[Verdict], plan: Plan) -> bool:
+    """Whether a trial with these verdicts has no metrics but those of the whole work."""
+    return any(v.code == "UNEVEN" for v in verdicts) and not plan.allows("UNEVEN")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialResult:
     """One launch. ``measured`` is what its ranks measured; None if they left no record.
 
     ``sources`` are the files it was made of: path beside the run file → SHA-256.
-    ``interrupted`` by the user: it neither counts nor stands against those that ended.
+    ``withholds``: its ranks ended apart (UNEVEN), so that only metrics of the whole work are
+    values of it. ``interrupted`` by the user: it neither counts nor stands against those that
+    ended.
     """
 
     index: int
@@ -35,6 +42,7 @@ class TrialResult:
     measured: Trial | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
     interrupted: bool = False
+    withholds: bool = False
 
     def __post_init__(self) -> None:
         if self.interrupted and (self.error is None or self.measured is not None):
@@ -47,13 +55,15 @@ class TrialResult:
 
     @property
     def invalidated(self) -> bool:
-        """Whether it failed by a verdict alone: what it measured is there, and is no result."""
+        """Whether a trial failed by a verdict alone: what it measured is there, but no result."""
         codes = [verdict.code for verdict in self.verdicts if verdict.severity == "invalid"]
         return self.error is not None and self.error.startswith(tuple(f"{c}: " for c in codes))
 
     def value(self, metric: str) -> float | None:
-        """The metric's value, None if the trial has none."""
-        return None if self.measured is None else METRICS[metric].of(self.measured)
+        """The metric's value, None if the trial has none, or withholds it."""
+        if self.measured is None or (self.withholds and not METRICS[metric].of_the_whole):
+            return None
+        return METRICS[metric].of(self.measured)
 
     def to_json(self) -> dict[str, Any]:
         """The trial as in the run file."""
@@ -74,12 +84,14 @@ class TrialResult:
             raise ResultError(f"trial {data['index']} is interrupted or not: true or false")
         if data["ok"] != (data["error"] is None):
             raise ResultError(f"trial {data['index']} is ok and has an error, or neither")
+        verdicts = tuple(Verdict(**verdict) for verdict in data["verdicts"])
         has_data = not data.keys() <= HEAD
         return cls(
             index=data["index"],
             error=data["error"],
             interrupted=data["interrupted"],
-            verdicts=tuple(Verdict(**verdict) for verdict in data["verdicts"]),
+            verdicts=verdicts,
+            withholds=withholds(verdicts, plan),
             measured=trial_of(TrialRecord.of_run_file(data, plan), plan) if has_data else None,
             sources=data["sources"],
         )

@@ -36,15 +36,15 @@ def describe_proof(trial: Trial) -> str:
 
 def _directions(trial: Trial) -> Iterator[str]:
     counted, proof = trial.counters, trial.proof
-    for kind, asked, told in (
+    for kind, asked, direction in (
         ("read", counted.requested_read_bytes, proof.reads),
         ("write", counted.requested_write_bytes, proof.writes),
     ):
         if asked:
-            compared = " and ".join(_shares(kind, told, proof)) or "nobody counted any"
+            compared = " and ".join(_shares(kind, direction, proof)) or "nobody counted any"
             yield (
                 f"{kind}s: {format_bytes(asked)}{_distinct(kind, counted)}, {compared}:"
-                f" {told.verdict}"
+                f" {direction.verdict}"
             )
 
 
@@ -53,18 +53,18 @@ def _distinct(kind: str, counted: Counters) -> str:
     return f" ({format_bytes(distinct)} of them distinct)" if kind == "read" and distinct else ""
 
 
-def _shares(kind: str, told: Direction, proof: Proof) -> Iterator[str]:
-    """Of several ranks or groups of disks, the least."""
-    beyond = _beyond(kind, told.device_share, proof)
+def _shares(kind: str, direction: Direction, proof: Proof) -> Iterator[str]:
+    """The shares that were counted; of several ranks or groups of disks, the least."""
+    beyond = _beyond(kind, direction.device_share, proof)
     # Where a disk did others' work too, its own count is no proof of direct writes.
     is_witness = kind == "read" or (beyond and proof.io_mode == "direct")
-    if told.process_share is not None and is_witness:
-        yield f"the kernel counted {told.process_share:.0%} for the ranks"
-    if told.device_share is not None:
+    if direction.process_share is not None and is_witness:
+        yield f"the kernel counted {direction.process_share:.0%} for the ranks"
+    if direction.device_share is not None:
         names = dict.fromkeys(name for group in proof.devices for name in group.disks)
         first, more = next(iter(names)), len(names) - 1
         disks = f"{first} and {more} more disks" if more > 1 else "+".join(names)
-        yield f"{disks} {_VERBS[kind]} {beyond or format(told.device_share, '.0%')}"
+        yield f"{disks} {_VERBS[kind]} {beyond or format(direction.device_share, '.0%')}"
 
 
 def _beyond(kind: str, share: float | None, proof: Proof) -> str:

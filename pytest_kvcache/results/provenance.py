@@ -20,7 +20,7 @@ another load, or another storage, and no regression of this one. A device is kno
 name *and* its model, and the filesystem on it by its type *and* its size: names can
 change between two boots, and then the user has to say that it is the same disk; to take
 another disk for the same one would be worse. The hit ratio is no setting, but decides how
-much is read: where it moved, that is told.
+much is read: where it moved, that is reported.
 """
 
 from __future__ import annotations
@@ -46,25 +46,45 @@ if TYPE_CHECKING:
     Facts = Mapping[str, Mapping[str, Any]]
 
 KINDS: Final = ("plan", "placement", "device", "filesystem", "software", "hosts")
-_DISTURBED: Final = frozenset({"BUSY_DEVICE", "NOT_STEADY", "PAUSED", "STALL", "THROTTLED"})
+_DISTURBED: Final = frozenset(
+    {
+        "BUSY_DEVICE",
+        "LATE_REPLAY",
+        "LATE_STAMPS",
+        "NOT_STEADY",
+        "PAUSED",
+        "STALL",
+        "THROTTLED",
+        "UNEVEN",
+    }
+)
 """Verdicts under which figures may look better than the storage is, or worse."""
 _NOT_SHOWN: Final = INVALIDATING | {"NOT_STORAGE", "UNPROVEN"}
 """Verdicts under which figures may be those of something else: a cache, the harness, a clock.
 
-Whoever allows them, or can't help them, judges the figures all the same, and is told.
+Whoever allows them, or can't help them, judges the figures all the same, and is warned.
 """
 _UNCERTAIN: Final = _DISTURBED | {"UNPROVEN"}
 """Verdicts that leave nothing ``ok`` where only one side has them."""
-_TOLD_ONE_SIDED: Final = _UNCERTAIN | {"SATURATED", "UNSATURATED"}
+_SHOWN_ONE_SIDED: Final = _UNCERTAIN | {"SATURATED", "UNSATURATED"}
 _OPTIONS: Final = "mount options"
-_HITS_MOVED: Final = 0.01  # of the hit ratio: as much as a percent of all blocks
+HITS_MOVED: Final = 0.01  # of the hit ratio: as much as a percent of all blocks
+LEAVES_REQUESTS: Final = frozenset(
+    {
+        "backend", "traits", "backend_options", "object_layout", "store", "io", "sync",
+        "capacity_blocks", "queue_depth", "io_engine", "transfer_size", "cores", "verify", "data",
+        "tiers", "tier_policy", "most_stores", "io_trace", "precondition_bytes", "service",
+    }
+)  # fmt: skip
+"""Of the plan, what decides how blocks are kept and judged: whatever else differs, and whatever
+a later version adds, may make other requests."""
 _ABSENT: Final = object()
 _LONG: Final = 60  # characters of a value that are shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """What stands behind a case's values; None is what an older file does not tell."""
+class Provenance:
+    """What a case's values were measured on; None is what an older file does not have."""
 
     is_storage: bool | None = None
     """Whether every rank of every trial wrote to storage, not to memory or nowhere."""
@@ -90,12 +110,12 @@ class Evidence:
             raise ResultError(f"hit_ratio is {self.hit_ratio!r}; it must be a number")
 
     @property
-    def is_told(self) -> bool:
-        """Whether nothing is unknown."""
+    def is_known(self) -> bool:
+        """Whether nothing of the provenance is unknown."""
         return None not in (self.is_storage, self.verdicts, self.facts)
 
     def to_json(self) -> dict[str, Any]:
-        """As in a benchmark entry's ``extra_info``."""
+        """The provenance as it stands in a benchmark entry's ``extra_info``."""
         return {
             "is_storage": self.is_storage,
             "verdicts": None if self.verdicts is None else list(self.verdicts),
@@ -104,8 +124,8 @@ class Evidence:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, object]) -> Evidence:
-        """The inverse of ``to_json``; what is not there is not told."""
+    def from_json(cls, data: Mapping[str, object]) -> Provenance:
+        """The inverse of ``to_json``; what is not there is unknown."""
         verdicts = data.get("verdicts")
         if not (verdicts is None or isinstance(verdicts, list)):
             raise ResultError(f"verdicts are {verdicts!r}; they must be a list of codes")
@@ -115,7 +135,7 @@ class Evidence:
         return cls(verdicts=None if verdicts is None else tuple(verdicts), **rest)
 
 
-UNTOLD: Final = Evidence()
+UNKNOWN: Final = Provenance()
 """Nothing is known."""
 
 
@@ -144,7 +164,7 @@ class Placed(Protocol):
 
     @property
     def rank(self) -> int:
-        """Its number."""
+        """The rank's number."""
 
     @property
     def filesystem(self) -> FilesystemFacts | None:
@@ -170,12 +190,12 @@ class PlannedRank:
     io_engine: str | None = None
 
 
-def evidence_of(
+def provenance_of(
     trials: Iterable[TrialResult],
     plan: Mapping[str, Any] | None = None,
     environment: Mapping[str, Any] | None = None,
-) -> Evidence:
-    """The evidence of a case from its trials.
+) -> Provenance:
+    """The provenance of a case from its trials.
 
     ``plan`` is what of the plan decides what is measured (`Plan.workload`); without it
     and the run's ``environment`` there are no facts. A trial that left no record has no
@@ -188,7 +208,7 @@ def evidence_of(
     facts = None
     if plan is not None and environment is not None:
         facts = facts_of(plan, environment, ranks)
-    return Evidence(
+    return Provenance(
         is_storage=all(rank.is_storage for rank in ranks) if ranks else None,
         verdicts=tuple(sorted({verdict.code for trial in trials for verdict in trial.verdicts})),
         facts=facts,
@@ -226,8 +246,8 @@ def facts_of(
     }
 
 
-def differences(baseline: Evidence, now: Evidence) -> list[Difference]:
-    """Every fact that both sides tell, and tell differently, by kind."""
+def differences(baseline: Provenance, now: Provenance) -> list[Difference]:
+    """Every fact that both sides have, and have differently, by kind."""
     if baseline.facts is None or now.facts is None:
         return []
     found = []
@@ -235,27 +255,27 @@ def differences(baseline: Evidence, now: Evidence) -> list[Difference]:
         before, after = baseline.facts[kind], now.facts[kind]
         for name in dict.fromkeys([*before, *after]):
             pair = before.get(name, _ABSENT), after.get(name, _ABSENT)
-            is_told = kind == "plan" or not any(side is None or side is _ABSENT for side in pair)
-            if is_told and pair[0] != pair[1]:
+            is_known = kind == "plan" or not any(side is None or side is _ABSENT for side in pair)
+            if is_known and pair[0] != pair[1]:
                 found.append(Difference(kind, name, *pair))
     return found
 
 
-def _untold_facts(baseline: Evidence, now: Evidence) -> Iterator[str]:
+def _unknown_facts(baseline: Provenance, now: Provenance) -> Iterator[str]:
     """What only this run tells, as its version looks for more: not known to be the same."""
     if baseline.facts is None or now.facts is None:
         return
     for kind in KINDS:
-        known, told = baseline.facts[kind], now.facts[kind]
-        names = [name for name, value in told.items() if value is not None and name not in known]
+        known, stated = baseline.facts[kind], now.facts[kind]
+        names = [name for name, value in stated.items() if value is not None and name not in known]
         if kind != "plan" and names:
             yield f"{kind}: the baseline does not tell its {', '.join(names)}; record it anew"
 
 
 def incomparable(
-    baseline: Evidence, now: Evidence, across: frozenset[str] = frozenset()
+    baseline: Provenance, now: Provenance, across: frozenset[str] = frozenset()
 ) -> str | None:
-    """Why the two must not be compared; None: nothing that is told stands against it.
+    """Why the two must not be compared; None: nothing that is known stands against it.
 
     ``across`` are the kinds of facts that may differ.
     """
@@ -274,7 +294,7 @@ def incomparable(
     return other_settings(baseline, now, across)
 
 
-def other_settings(baseline: Evidence, now: Evidence, across: frozenset[str]) -> str | None:
+def other_settings(baseline: Provenance, now: Provenance, across: frozenset[str]) -> str | None:
     """What of the settings differs that the user has not allowed to."""
     closing = [d for d in differences(baseline, now) if d.kind in CLOSING - across]
     if not closing:
@@ -286,7 +306,7 @@ def other_settings(baseline: Evidence, now: Evidence, across: frozenset[str]) ->
     )
 
 
-def uncertain(baseline: Evidence, now: Evidence) -> str | None:
+def uncertain(baseline: Provenance, now: Provenance) -> str | None:
     """Why a better figure may be none: one side was disturbed or unproven, the other was not."""
     for side, codes in _one_sided(baseline, now, _UNCERTAIN):
         if disturbances := codes & _DISTURBED:
@@ -301,12 +321,12 @@ def uncertain(baseline: Evidence, now: Evidence) -> str | None:
     return None
 
 
-def cautions(now: Evidence) -> str:
+def cautions(now: Provenance) -> str:
     """Which verdicts a reader must know of a run that is judged alone; empty: none."""
     return "; ".join(_had("this run", frozenset(now.verdicts or ())))
 
 
-def both_cautions(baseline: Evidence, now: Evidence) -> str:
+def both_cautions(baseline: Provenance, now: Provenance) -> str:
     """What no side can be preferred for: both have such a verdict, or who has is not known."""
     if baseline.verdicts is None or now.verdicts is None:
         side, known = ("this run", now) if now.verdicts is not None else ("the baseline", baseline)
@@ -328,24 +348,39 @@ def _had(who: str, codes: frozenset[str]) -> Iterator[str]:
         yield f"{who} had {shown}: {what} may not be the storage's"
 
 
-def told_differences(baseline: Evidence, now: Evidence) -> Iterator[str]:
+def describe_differences(baseline: Provenance, now: Provenance) -> Iterator[str]:
     """What a reader of a comparison must know of its sides, a line per kind."""
     by_kind: dict[str, list[str]] = {}
     for difference in differences(baseline, now):
         by_kind.setdefault(difference.kind, []).append(str(difference))
     for kind, texts in by_kind.items():
         yield f"{kind}: {'; '.join(texts)}"
-    yield from _untold_facts(baseline, now)
+    yield from _unknown_facts(baseline, now)
     hits = (baseline.hit_ratio, now.hit_ratio)
-    if hits[0] is not None and hits[1] is not None and abs(hits[1] - hits[0]) >= _HITS_MOVED:
+    if hits[0] is not None and hits[1] is not None and abs(hits[1] - hits[0]) >= HITS_MOVED:
         yield f"hit ratio: {hits[0]:.3f} -> {hits[1]:.3f}, so another share of the blocks is read"
-    for side, codes in _one_sided(baseline, now, _TOLD_ONE_SIDED):
+    elif hits[0] is not None and hits[0] == hits[1] and _same_work(baseline, now):
+        yield f"hit ratio: {hits[0]:.3f} on both sides, which did the same requests"
+    for side, codes in _one_sided(baseline, now, _SHOWN_ONE_SIDED):
         if codes:
             yield f"verdicts: only {side} has {', '.join(sorted(codes))}"
 
 
+def _same_work(baseline: Provenance, now: Provenance) -> bool:
+    """Whether both had a fixed number of requests, the same ones as far as the plans tell."""
+    one, other = (
+        {
+            name: value
+            for name, value in ({} if side.facts is None else side.facts["plan"]).items()
+            if name.partition(".")[0] not in LEAVES_REQUESTS
+        }
+        for side in (baseline, now)
+    )
+    return one.get("requests") is not None and one == other
+
+
 def _one_sided(
-    baseline: Evidence, now: Evidence, codes: frozenset[str]
+    baseline: Provenance, now: Provenance, codes: frozenset[str]
 ) -> Iterator[tuple[str, frozenset[str]]]:
     """Which of these codes only one side has; nothing where a side does not tell."""
     if baseline.verdicts is not None and now.verdicts is not None:
@@ -368,7 +403,7 @@ def _filesystem(filesystem: FilesystemFacts) -> str:
 
 
 def _layers(filesystem: FilesystemFacts) -> str | None:
-    """The kinds of links below the filesystem: ``dm on partition on disk``; None: not told.
+    """The kinds of links below the filesystem: ``dm on partition on disk``; None: not known.
 
     Of filesystems and block devices of a storage, names are another fact: a filesystem that
     lies below (of a loop device's file, or an overlay's directory) is named by its type.
@@ -388,17 +423,17 @@ def _layers(filesystem: FilesystemFacts) -> str | None:
 
 
 def _mount_options(ranks: Iterable[Placed]) -> list[str] | None:
-    """Those that matter; of one that not every host has, how many have it."""
-    told: dict[str, set[str]] = {}
+    """The mount options that matter; of one that not every host has, how many have it."""
+    stated: dict[str, set[str]] = {}
     for rank in ranks:
         if rank.filesystem is not None:
-            told.setdefault(rank.host, set()).update(normalised(rank.filesystem.options))
-    counts = Counter(option for options in told.values() for option in options)
+            stated.setdefault(rank.host, set()).update(normalised(rank.filesystem.options))
+    counts = Counter(option for options in stated.values() for option in options)
     shown = [
-        option if count == len(told) else f"{option} ({count} of {len(told)} hosts)"
+        option if count == len(stated) else f"{option} ({count} of {len(stated)} hosts)"
         for option, count in sorted(counts.items())
     ]
-    return shown if told else None
+    return shown if stated else None
 
 
 def _only(here: Sequence[str], there: Sequence[str]) -> str:

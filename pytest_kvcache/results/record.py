@@ -14,8 +14,11 @@ from pytest_kvcache.errors import ResultError
 from pytest_kvcache.measure.counters import TABLE, Counters
 from pytest_kvcache.measure.histogram import Histogram
 from pytest_kvcache.measure.sections import SECTIONS
-from pytest_kvcache.measure.series import Series
+from pytest_kvcache.measure.series import TimeSeries
+from pytest_kvcache.measure.service import ServiceCounts
 from pytest_kvcache.measure.stalls import Stall
+from pytest_kvcache.measure.steps import STEP_SECTIONS, StepCounts, StepHistograms
+from pytest_kvcache.measure.worth import LengthCounts
 from pytest_kvcache.system.blockstat import DeviceReport
 from pytest_kvcache.system.clocks import ClockRecord
 from pytest_kvcache.system.filesystem import FilesystemFacts
@@ -66,13 +69,27 @@ class ControllerRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IoTraceFacts:
+    """What an I/O trace took of a rank while it was measured.
+
+    ``operations`` of the whole trial, population included, as ``spooled_bytes`` in ``directory``
+    of the rank's host; ``on_measured_filesystem``: the cache directory is on the same one.
+    """
+
+    operations: int
+    spooled_bytes: int
+    directory: str
+    on_measured_filesystem: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RankResult(Counters):
     """One rank's record of one trial: what it counted, who it is, and what it found.
 
     ``start_s``, ``stop_s`` and ``drained_s`` are on the coordinator's clock, counted from the
     agreed start: when the rank began, stopped issuing, and had nothing in flight any more.
     ``device`` is what the first rank of each host with a directory saw of its disks
-    (devicewatch.py).
+    (devicewatch.py). ``io_trace`` is None where none was written.
     """
 
     rank: int
@@ -82,6 +99,9 @@ class RankResult(Counters):
     stop_s: float
     drained_s: float
     stalls: tuple[Stall, ...]
+    load_steps: tuple[StepCounts, ...]
+    service_classes: tuple[ServiceCounts, ...]
+    load_lengths: tuple[LengthCounts, ...]
     io_mode: str
     io_note: str | None
     io_engine: str
@@ -91,18 +111,21 @@ class RankResult(Counters):
     is_storage: bool
     filesystem: FilesystemFacts | None
     device: DeviceReport | None
+    io_trace: IoTraceFacts | None
     error: str | None
     cleanup_error: str | None
     surroundings: Surroundings
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict; ``from_json`` gives the same result back."""
-        told = {name: getattr(self, name) for name in _FIELDS}
-        told["stalls"] = [asdict(stall) for stall in self.stalls]
-        told["surroundings"] = self.surroundings.to_json()
+        data = {name: getattr(self, name) for name in _FIELDS}
+        for name in _LISTS:
+            data[name] = [asdict(part) for part in data[name]]
+        data["surroundings"] = self.surroundings.to_json()
         for name in ("filesystem", "device"):
-            told[name] = None if told[name] is None else told[name].to_json()
-        return told
+            data[name] = None if data[name] is None else data[name].to_json()
+        data["io_trace"] = None if self.io_trace is None else asdict(self.io_trace)
+        return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RankResult:
@@ -110,18 +133,24 @@ class RankResult(Counters):
         if set(data) != set(_FIELDS):
             odd = ", ".join(sorted(set(_FIELDS).symmetric_difference(data)))
             raise ResultError(f"a rank's record has other fields than this version's: {odd}")
-        if not isinstance(data["stalls"], (list, tuple)):
-            raise ResultError(f"a rank's stalls are {data['stalls']!r}; they must be a list")
-        found, seen = data["filesystem"], data["device"]
+        for name in _LISTS:
+            if not isinstance(data[name], (list, tuple)):
+                raise ResultError(f"a rank's {name} are {data[name]!r}; they must be a list")
+        found, seen, traced = data["filesystem"], data["device"], data["io_trace"]
         parts = {
             "stalls": tuple(map(Stall.from_json, data["stalls"])),
+            "load_steps": tuple(StepCounts(**step) for step in data["load_steps"]),
+            "service_classes": tuple(ServiceCounts(**each) for each in data["service_classes"]),
+            "load_lengths": tuple(LengthCounts(**each) for each in data["load_lengths"]),
             "surroundings": Surroundings.from_json(data["surroundings"]),
             "filesystem": None if found is None else FilesystemFacts.from_json(found),
             "device": None if seen is None else DeviceReport.from_json(seen),
+            "io_trace": None if traced is None else IoTraceFacts(**traced),
         }
         return cls(**{**data, **parts})
 
 
+_LISTS = ("stalls", "load_steps", "service_classes", "load_lengths")
 _WHO = ("rank", "host", "pid", "start_s", "stop_s", "drained_s")
 _FIELDS = (
     *_WHO,
@@ -133,18 +162,23 @@ _FIELDS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRecord:
-    """What the coordinator wrote: all ranks' scalars, the summed histograms and series."""
+    """What the coordinator wrote: all ranks' scalars, the summed histograms and series.
+
+    ``load_steps`` are the histograms of each part of the window in which the load was constant;
+    none: it never changed.
+    """
 
     plan_digest: str
     trial: int
     window_s: float
     ranks: tuple[RankResult, ...]
     histograms: Mapping[str, Histogram]
-    series: Series
+    series: TimeSeries
+    load_steps: tuple[StepHistograms, ...]
     clock: ClockRecord
 
     def to_json(self) -> dict[str, Any]:
-        """As written into ``trial.json``."""
+        """The record as it is written into ``trial.json``."""
         return {
             "schema": TRIAL_SCHEMA,
             "plan_digest": self.plan_digest,
@@ -153,14 +187,16 @@ class TrialRecord:
             "ranks": [rank.to_json() for rank in self.ranks],
             "histograms": {name: h.to_json() for name, h in self.histograms.items()},
             "series": self.series.to_json(),
+            "load_steps": [
+                {name: h.to_json() for name, h in step.items()} for step in self.load_steps
+            ],
             "clock": self.clock.to_json(),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], plan: Plan) -> TrialRecord:
         """Read and check against the plan; ResultError says what is missing."""
-        parts = {"plan_digest", "trial", "window_s", "ranks", "histograms", "series", "clock"}
-        missing = parts - set(data)
+        missing = {part.name for part in fields(cls)} - set(data)
         if missing:
             raise ResultError(f"the trial's record lacks {', '.join(sorted(missing))}")
         if data.get("schema") != TRIAL_SCHEMA:
@@ -191,7 +227,8 @@ class TrialRecord:
             window_s=data["window_s"],
             ranks=ranks,
             histograms=histograms,
-            series=Series.from_json(data["series"]),
+            series=TimeSeries.from_json(data["series"]),
+            load_steps=tuple(map(_step_histograms, data["load_steps"])),
             clock=ClockRecord.from_json(data["clock"]),
         )
 
@@ -204,10 +241,23 @@ class TrialRecord:
             trial=plan.trial,
             window_s=data["window_s"],
             ranks=tuple(RankResult.from_json(rank) for rank in data["ranks"]),
-            histograms={
-                name: Histogram() if s is None else Histogram.from_json(s["histogram"])
-                for name, s in sections.items()
-            },
-            series=Series.from_json(data["series"]),
+            histograms={name: _histogram_of(section) for name, section in sections.items()},
+            series=TimeSeries.from_json(data["series"]),
+            load_steps=tuple(
+                {name: _histogram_of(step[name]) for name in STEP_SECTIONS}
+                for step in data["load_steps"]
+            ),
             clock=ClockRecord.from_json(data["clock"]),
         )
+
+
+def _histogram_of(section: Mapping[str, Any] | None) -> Histogram:
+    """That of a section of the run file; one that a trial lacks was empty."""
+    return Histogram() if section is None else Histogram.from_json(section["histogram"])
+
+
+def _step_histograms(data: Mapping[str, Any]) -> StepHistograms:
+    """Those of a load step, of which each has the same sections."""
+    if set(data) != set(STEP_SECTIONS):
+        raise ResultError(f"a load step of the trial's record has histograms {sorted(data)}")
+    return {name: Histogram.from_json(data[name]) for name in STEP_SECTIONS}

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.results.case import CaseResult
-from pytest_kvcache.results.provenance import evidence_of
+from pytest_kvcache.results.provenance import provenance_of
 from pytest_kvcache.results.record import check_finite
 from pytest_kvcache.version import RUN_SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pytest_kvcache.results.provenance import Evidence
+    from pytest_kvcache.results.provenance import Provenance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +32,25 @@ class RunResult:
     environment: Mapping[str, Any]
     cases: tuple[CaseResult, ...] = field(default=())
 
-    def evidence(self, case: CaseResult) -> Evidence:
+    @property
+    def asked(self) -> tuple[CaseResult, ...]:
+        """The cases that were asked for: steps of a search are on the way to one."""
+        return tuple(case for case in self.cases if not case.plan.search_step)
+
+    @property
+    def shown(self) -> tuple[CaseResult, ...]:
+        """What is to be seen: these, and steps that no path of a search has, for it was cut off."""
+        on_the_way = {
+            (step.case, step.digest)
+            for case in self.cases
+            if case.path is not None
+            for step in case.path.steps
+        }
+        return tuple(c for c in self.cases if (c.name, c.plan_digest) not in on_the_way)
+
+    def provenance(self, case: CaseResult) -> Provenance:
         """What stands behind the values of one of its cases."""
-        return evidence_of(
+        return provenance_of(
             case.trials,
             case.effective_plan.workload,
             {**self.environment, "version": self.version},
@@ -59,7 +75,11 @@ class RunResult:
                 cases=tuple(CaseResult.from_json(case) for case in data["cases"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ResultError(f"a part of the run file is missing or odd: {error!r}") from error
+            raise ResultError(
+                f"a part of the run file is missing or odd: {error!r}; {_writer(data)}"
+            ) from error
+        except ResultError as error:
+            raise ResultError(f"{error}; {_writer(data)}") from error
 
     def to_json(self) -> dict[str, Any]:
         """The run file."""
@@ -73,3 +93,10 @@ class RunResult:
             "environment": dict(self.environment),
             "cases": [case.to_json() for case in self.cases],
         }
+
+
+def _writer(data: Mapping[str, Any]) -> str:
+    """What wrote a run file, and reads it unless somebody has changed it."""
+    commit = f", commit {str(data['commit'])[:12]}," if data.get("commit") else ""
+    version = data.get("version", "of an unknown version")
+    return f"pytest-kvcache {version}{commit} wrote it, and reads it unless it was changed"

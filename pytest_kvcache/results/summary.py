@@ -127,7 +127,7 @@ class MetricSeries:
 
     @property
     def standard_error(self) -> float:
-        """Of the mean; needs 2 trials."""
+        """The standard error of the mean; needs 2 trials."""
         return math.sqrt(float(statistics.variance(self.values)) / len(self.values))
 
     def to_json(self) -> dict[str, Any]:

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.measure.metrics import METRICS
+from pytest_kvcache.measure.sections import OPERATIONS, TIERS
 from pytest_kvcache.options.stopping import planned_looks
 from pytest_kvcache.results.figures import trial_of
 from pytest_kvcache.results.invariants import plan_faults, record_faults
 from pytest_kvcache.results.outcome import HEAD
 from pytest_kvcache.results.record import ControllerRecord, TrialRecord
 from pytest_kvcache.results.run import RunResult
+from pytest_kvcache.results.usersearch import path_faults
 from pytest_kvcache.results.verdicts.noise import evaluate_case
 from pytest_kvcache.results.verdicts.trial import idle_error, verdicts_on
 
@@ -70,7 +72,7 @@ def source_faults(data: Mapping[str, Any], beside: Beside) -> tuple[list[str], i
             read = {path: beside.read(path) for path in dict.fromkeys([*trial.sources, *paths])}
             contents = {path: content for path, content in read.items() if content is not None}
             compared += any(PurePosixPath(path).name == _RECORD for path in contents)
-            problems += [where + told for told in _source_faults(case, trial, contents)]
+            problems += [where + fault for fault in _source_faults(case, trial, contents)]
     return problems, compared
 
 
@@ -107,12 +109,12 @@ def _source_faults(
     case: CaseResult, trial: TrialResult, contents: Mapping[str, bytes]
 ) -> Iterator[str]:
     """What a trial has otherwise than the files that lie beside the run file."""
-    told_nothing = trial.measured is None and not trial.sources  # it ended before it was read
+    left_nothing = trial.measured is None and not trial.sources  # it ended before it was read
     for path, content in contents.items():
         if path in trial.sources:
             if hashlib.sha256(content).hexdigest() != trial.sources[path]:
                 yield f"{path} is not the file that it was made of"
-        elif not told_nothing:
+        elif not left_nothing:
             yield f"{path} lies beside the run file, but its sources have no such file"
     by_name = {PurePosixPath(path).name: path for path in contents}
     if _RECORD in by_name and trial.measured is not None:
@@ -121,8 +123,8 @@ def _source_faults(
         if seen is None:
             yield f"{path} lies beside the run file without its {_SEEN}"
         else:
-            for told in _record_faults(trial, case, contents[path], seen):
-                yield f"{path}: {told}"
+            for fault in _record_faults(trial, case, contents[path], seen):
+                yield f"{path}: {fault}"
 
 
 def _record_faults(
@@ -156,10 +158,12 @@ def verify_run(data: Mapping[str, Any], *, ended: bool = True) -> list[str]:
     """
     run = RunResult.from_json(data)
     problems = [] if run.cases else ["the run has no case; a run file has at least one"]
+    known = {(case.name, case.plan_digest): case for case in run.cases}
     try:
         for case, written in zip(run.cases, data["cases"], strict=True):
             problems += [f"{case.name}: {problem}" for problem in _case(case, written)]
             problems += [f"{case.name}: {problem}" for problem in _ending_faults(case) if ended]
+            problems += [f"{case.name}: {problem}" for problem in path_faults(case, known)]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ResultError(f"a part of the run file is missing or odd: {error!r}") from error
     return problems
@@ -201,7 +205,7 @@ def _design_faults(case: CaseResult) -> Iterator[str]:
 
 
 def _ending_faults(case: CaseResult) -> Iterator[str]:
-    """It ends where it may: after a look, or with a trial that failed or was interrupted."""
+    """A case ends where it may: after a look, or with a trial that failed or was interrupted."""
     count = len(case.trials)
     if count and case.trials[-1].ok and count not in case.looks:
         yield (
@@ -219,8 +223,8 @@ def _trial(trial: TrialResult, written: Mapping[str, Any], plan: Plan) -> Iterat
             yield "it is ok, but has no data"
         return
     record = TrialRecord.of_run_file(written, plan)
-    told = {name: value for name, value in written.items() if name not in HEAD}
-    yield from _differences(found.to_json(), told, "")
+    stated = {name: value for name, value in written.items() if name not in HEAD}
+    yield from _differences(found.to_json(), stated, "")
     yield from record_faults(record, plan)
     verdicts = verdicts_on(found, plan)
     if verdicts != trial.verdicts:
@@ -235,7 +239,10 @@ def _trial(trial: TrialResult, written: Mapping[str, Any], plan: Plan) -> Iterat
 def _why_not_ok(trial: Trial, plan: Plan, verdicts: Sequence[Verdict]) -> Iterator[str]:
     """What a trial that calls itself ok must not have."""
     counted = trial.counters
-    failed = counted.read_failed + counted.write_failed + counted.delete_failed + counted.corrupt
+    failed = (
+        sum(getattr(counted, f"{what}_failed") or 0 for what in (*OPERATIONS, *TIERS[:-1]))
+        + counted.corrupt
+    )
     if failed or any(rank.error for rank in trial.ranks):
         yield f"it is ok, but {failed} operations failed"
     if any(rank.cleanup_error for rank in trial.ranks):

@@ -61,7 +61,7 @@ class DiskCounters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncProbe:
-    """What a sync of so many bytes, written through the page cache, did; None: not told."""
+    """What a sync of so many bytes, written through the page cache, did; None: not known."""
 
     bytes: int
     device_write_bytes: int | None
@@ -83,9 +83,9 @@ class DeviceReport:
     sync_probe: SyncProbe | None
 
     def to_json(self) -> dict[str, Any]:
-        """As in a rank's record."""
-        told = asdict(self)
-        return {**told, "disks": list(told["disks"])}
+        """The report as it stands in a rank's record."""
+        data = asdict(self)
+        return {**data, "disks": list(data["disks"])}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> DeviceReport:

@@ -48,7 +48,7 @@ class Groups:
 
     @classmethod
     def of_process(cls, proc: str = "/proc/self") -> Groups:
-        """Those of the process, as far as they can be seen from where it is."""
+        """The groups of the process, as far as they can be seen from where it is."""
         try:
             membership = (Path(proc) / "cgroup").read_text(encoding="utf-8")
             mounts = (Path(proc) / "mountinfo").read_text(encoding="utf-8")
@@ -86,7 +86,7 @@ def _mounted(mountinfo: str) -> Iterator[tuple[set[str] | None, str, Path]]:
 
 
 def _upwards(path: str, root: str, mount_point: Path) -> tuple[Path, ...]:
-    """From the group up to the mount point; a group that is not below it is its root to us.
+    """Directories from the group to the mount point; a group not below it is its root to us.
 
     In a container the hierarchy may be mounted from the container's own group on, or the
     path may be told as seen from outside.
@@ -207,7 +207,7 @@ def _v2_io(groups: Groups) -> Iterator[tuple[str, str, int]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Throttling:
-    """Of one group with a quota: periods so far, those in which it was stopped, and for how long.
+    """A group's quota: periods so far, those in which it was stopped, and for how long.
 
     ``throttled_s`` is summed over the cores on which the group was stopped.
     """
@@ -218,7 +218,7 @@ class Throttling:
 
 
 def cpu_throttling(groups: Groups) -> tuple[Throttling, ...]:
-    """Of every group along the path that can be throttled, its own first."""
+    """The throttling of every group along the path that can be, its own first."""
     paths = (*groups.v1.get("cpu", ()), *groups.v2)
     return tuple(_throttling(counts) for counts in (_fields(path / "cpu.stat") for path in paths)
                  if "nr_throttled" in counts)  # fmt: skip
@@ -248,7 +248,7 @@ def _v1_hits(group: Path) -> int | None:
 
 
 def _v2_hits(group: Path) -> int | None:
-    """Of the group's own limits; memory.events counts those of all groups below as well."""
+    """Hits of the group's own limits; memory.events counts those of all groups below as well."""
     if kernel_number(group / "memory.max") is None and kernel_number(group / "memory.high") is None:
         return None
     counts = _fields(group / "memory.events.local") or _fields(group / "memory.events")
@@ -269,7 +269,7 @@ class MemoryKills:
 
     @classmethod
     def now(cls, groups: Groups, vmstat: str = "/proc/vmstat") -> MemoryKills:
-        """As the kernel counts at this moment."""
+        """What the kernel has counted at this moment."""
         own = [
             *(_fields(group / "memory.oom_control") for group in groups.v1.get("memory", ())[:1]),
             *(_fields(group / "memory.events") for group in groups.v2[:1]),
@@ -306,12 +306,12 @@ def _processes(count: int) -> str:
 
 
 def memory_pressure_s(groups: Groups) -> float | None:
-    """How long some process of the group has waited for memory so far; None: not told."""
+    """How long some process of the group has waited for memory so far; None: not known."""
     return next((pressure_s(str(group / "memory.pressure")) for group in groups.v2), None)
 
 
 def pressure_s(path: str = "/proc/pressure/memory") -> float | None:
-    """The same of the machine: ``some``, in the kernel's Documentation/accounting/psi.rst."""
+    """The machine's pressure: ``some``, in the kernel's Documentation/accounting/psi.rst."""
     for line in (kernel_text(path) or "").splitlines():
         if line.startswith("some "):
             return int(line.rpartition("total=")[2]) / 1e6

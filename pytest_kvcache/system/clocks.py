@@ -64,7 +64,7 @@ class TwoClocks:
         return cls(ns, raw_ns)
 
     def since_s(self, earlier: TwoClocks) -> tuple[float, float | None]:
-        """The span between by both."""
+        """The span between two readings, by both clocks."""
         raw_s = None
         if self.raw_ns is not None and earlier.raw_ns is not None:
             raw_s = (self.raw_ns - earlier.raw_ns) / 1e9
@@ -115,7 +115,7 @@ class SpanWatch:
         """The controller is about to read what has come."""
         self._looked_ns, self._looking_ns = self._looking_ns, self._now_ns()
 
-    def hear(self, phase: str) -> None:
+    def receive(self, phase: str) -> None:
         """A phase has begun between the look before this one and now."""
         if phase == "window":
             self._began_ns = (self._looked_ns, self._now_ns())

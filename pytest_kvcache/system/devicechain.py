@@ -161,7 +161,7 @@ class DeviceChain:
         return " on ".join(reversed(names))
 
     def to_json(self) -> list[dict[str, Any]]:
-        """As in the run file."""
+        """The chain as it stands in the run file."""
         return [asdict(link) for link in self.links]
 
     @classmethod
@@ -398,7 +398,7 @@ class _Walk:
 
 
 def loop_identity(device: str) -> tuple[str, int] | None:
-    """Device (``major:minor``) and inode of the file behind a loop device; None: not told.
+    """Device (``major:minor``) and inode of the file behind a loop device; None: not known.
 
     Its path alone is a name in the mount namespace of whoever asks, where another file may
     be by now.

@@ -1,4 +1,4 @@
-"""Evidence of what a benchmark touched: bytes the device moved, and which filesystem it was.
+"""What a benchmark touched: bytes the device moved, and which filesystem it was.
 
 Reads /proc and /sys only; parsing is pure. Imports neither pytest nor MPI.
 """
@@ -145,7 +145,7 @@ class FilesystemFacts:
         return cls(**{**plain, "chain": chain, "virtual": virtual})
 
 
-class Place:
+class WatchedDirectory:
     """A directory that a rank on ``host`` uses by its path, and where that path once led.
 
     Once a filesystem is mounted above it, or unmounted (umount -l asks nobody), the same

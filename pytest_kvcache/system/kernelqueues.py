@@ -125,13 +125,13 @@ def refusal(engine: KernelEngine, depth: int, call: SystemCall = system_call) ->
         else:
             call(aio_numbers()[1], set_up_aio(depth, call))
     except OSError as error:
-        return told(engine, error)
+        return explained(engine, error)
     if engine == "io_uring" and not ordered_memory():
         return f"its rings are not proven right on a {platform.machine()}; take libaio or threads"
     return None
 
 
-def told(engine: KernelEngine, error: OSError) -> str:
+def explained(engine: KernelEngine, error: OSError) -> str:
     """What the kernel said, with the fix where there is one."""
     fix = _FIXES.get((engine, error.errno or 0))
     return f"{error.strerror}" if fix is None else f"{error.strerror}; {fix}"

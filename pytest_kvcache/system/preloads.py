@@ -101,7 +101,7 @@ class Preloads:
 
 
 def find_preloads() -> Preloads:
-    """Look at this process."""
+    """Look for preloads in this process."""
     try:
         objects = _Objects()
         wrappers = (*_wrappers(objects), *_in_python())
@@ -134,10 +134,12 @@ def offence(preloads: Preloads) -> str | None:
     if preloads.wrappers is None:
         named = [f"{preload.name} ({preload.source})" for preload in preloads.preloaded]
         return f"{_listed(named)}, of which can't be told what it wraps" if named else None
-    return _listed([_told(wrapper, preloads.preloaded) for wrapper in preloads.wrappers]) or None
+    return (
+        _listed([_described(wrapper, preloads.preloaded) for wrapper in preloads.wrappers]) or None
+    )
 
 
-def _told(wrapper: Wrapper, preloaded: tuple[Preload, ...]) -> str:
+def _described(wrapper: Wrapper, preloaded: tuple[Preload, ...]) -> str:
     """``libeatmydata.so (LD_PRELOAD), which wraps fsync, fdatasync and 3 more``."""
     sources = [preload.source for preload in preloaded if preload.path == wrapper.library]
     source = f" ({sources[0]})" if sources else ""
@@ -145,7 +147,7 @@ def _told(wrapper: Wrapper, preloaded: tuple[Preload, ...]) -> str:
 
 
 def _listed(names: list[str]) -> str:
-    """All of a few, the first of many."""
+    """All names of a few, the first of many."""
     shown = ", ".join(names[:_SHOWN])
     return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
 
@@ -175,7 +177,7 @@ def _asked(loaded: tuple[str, ...]) -> Iterator[Preload]:
 
 
 def _environment() -> Iterator[tuple[str, str]]:
-    """As the process began: a library may have hidden its own trace since."""
+    """The environment as the process began: a library may have hidden its own trace since."""
     try:
         text = Path("/proc/self/environ").read_bytes().decode(errors="replace")
     except OSError:
@@ -264,8 +266,8 @@ class _Objects:
             if header.type == _PT_DYNAMIC and "vdso" not in os.fsdecode(info.name or b""):
                 self.dynamic.append((base, base + header.address))
             elif header.type == _PT_INTERP:
-                told = ctypes.string_at(base + header.address)
-                self._beside.add(_directory(os.path.realpath(os.fsdecode(told))))
+                interpreter = ctypes.string_at(base + header.address)
+                self._beside.add(_directory(os.path.realpath(os.fsdecode(interpreter))))
 
     def _address_of(self, name: str) -> int:
         return ctypes.cast(getattr(self.library, name), ctypes.c_void_p).value or 0
@@ -274,10 +276,32 @@ class _Objects:
         """Each function and where the dynamic linker's answer lies, where it knows it."""
         for name in _FUNCTIONS:
             with suppress(AttributeError):
-                yield name, self._address_of(name)
+                address = self._address_of(name)
+                yield name, address
+                if self.object_at(address) == _executable():
+                    behind = self._behind_the_program(name)
+                    if behind is not None:
+                        yield name, behind
+
+    def _behind_the_program(self, name: str) -> int | None:
+        """Where a call leads that the program itself seems to answer.
+
+        A program that is linked to fixed addresses (Debian's Python) has a stub of its own for
+        each function whose address it takes, and the dynamic linker's answer is the stub. It
+        leads to the first object behind the program that has the function.
+        """
+        for path in self.names:
+            try:
+                library = ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_LAZY) if path else None
+                address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
+            except (OSError, AttributeError):
+                continue
+            if self.object_at(address) == os.path.realpath(path):
+                return address
+        return None
 
     def mapping_at(self, address: int) -> _Mapping | None:
-        """What lies there."""
+        """The mapping that lies at an address."""
         number = bisect.bisect_right(self._begins, address) - 1
         if number < 0 or address >= self._maps[number].end:
             return None
@@ -297,7 +321,7 @@ class _Objects:
 
 
 def _directory(path: str) -> str:
-    """With the slash that no other directory's name goes on after."""
+    """A directory with the slash that no other directory's name goes on after."""
     return f"{os.path.dirname(path)}/"  # noqa: PTH120  as text
 
 
@@ -440,9 +464,9 @@ def _is_changed(mapping: _Mapping | None, address: int) -> bool:
 
 def _code_bytes(address: int) -> int:
     """How long the function at an address is, as far as it is looked at."""
-    told = ctypes.POINTER(_Symbol)()
+    symbol = ctypes.POINTER(_Symbol)()
     info = (ctypes.c_void_p * 4)()  # Dl_info
     look = getattr(ctypes.CDLL(None), "dladdr1", None)  # of glibc only
-    found = look and look(ctypes.c_void_p(address), info, ctypes.byref(told), 1)  # RTLD_DL_SYMENT
-    size: int = told.contents.bytes if found and told else 0
+    found = look and look(ctypes.c_void_p(address), info, ctypes.byref(symbol), 1)  # RTLD_DL_SYMENT
+    size: int = symbol.contents.bytes if found and symbol else 0
     return min(size or 16, _LONGEST_CODE_BYTES)

@@ -36,7 +36,7 @@ _STEAL_FIELD = 8  # of a core's line in /proc/stat, proc_stat(5)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """Of one rank, from before the ramp to the window's end; None: the kernel does not tell.
+    """A rank's surroundings, from before the ramp to the window's end; None: not known.
 
     ``raw_span_s`` is ``span_s`` by a clock that no library can change. Of a quota
     ``throttled_s`` is summed over cores; ``steal_s`` is summed over the rank's cores.
@@ -131,7 +131,7 @@ class SurroundingsWatch:
             self.end()
 
     def end(self) -> None:
-        """Nothing is issued any more."""
+        """Count no further: nothing is issued any more."""
         self._ended = self._ended or self._count()
 
     def _count(self) -> _Counters:
@@ -174,7 +174,7 @@ class SurroundingsWatch:
 def _most_throttled(
     began: tuple[Throttling, ...], ended: tuple[Throttling, ...]
 ) -> Throttling | None:
-    """Of the group along the path that was stopped for longest; None: no group tells."""
+    """The group along the path that was stopped for longest; None: no group counts."""
     if len(began) != len(ended):  # a controller was switched on or off meanwhile
         return None
     grown = [
@@ -197,7 +197,7 @@ def _grown_count(before: int | None, after: int | None) -> int | None:
 
 
 def steal_s(cores: set[int], path: str = "/proc/stat") -> float | None:
-    """How long the hypervisor has run others on these cores so far; None: not told."""
+    """How long the hypervisor has run others on these cores so far; None: not known."""
     text = kernel_text(path) or ""
     names = {f"cpu{core}" for core in cores}
     lines = [line.split() for line in text.splitlines() if line.startswith("cpu")]

@@ -5,85 +5,47 @@ Rank-side: imports numpy, the errors and the parsers; never pytest, never MPI.
 
 from __future__ import annotations
 
-import codecs
-import gzip
 import hashlib
-import itertools
 import os
 import zipfile
-import zlib
-from array import array
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from pytest_kvcache.atomic import writing
-from pytest_kvcache.errors import TraceError, UnavailableError
-from pytest_kvcache.traces import mooncake
-from pytest_kvcache.traces.ids import IDS
-from pytest_kvcache.traces.times import OPTION, Timestamps, TimeUnit, time_unit
-
-try:
-    import lzma
-except ImportError:  # a Python that was built without liblzma reads everything but .xz
-    lzma = None  # type: ignore[assignment]
+from pytest_kvcache.errors import TraceError
+from pytest_kvcache.traces import formats
+from pytest_kvcache.traces.operations import Operations
+from pytest_kvcache.traces.recorded import Asked, Reading
+from pytest_kvcache.traces.source import READ_ERRORS, opened
 
 if TYPE_CHECKING:
-    import io
-    from collections.abc import Iterable, Iterator
-
     import numpy.typing as npt
 
     IntArray = npt.NDArray[np.int64]
-    _Stream = io.BufferedReader | gzip.GzipFile | lzma.LZMAFile
 
-_COLUMNS = ("arrival_ns", "input_tokens", "output_tokens", "offsets", "block_ids")
-
-_READ_ERRORS = (OSError, EOFError, zlib.error, *((lzma.LZMAError,) if lzma else ()))
-
-_BINARY = "it is binary; name a text file, plain or packed by gzip or xz"
-
-_HEAD_BYTES = 1 << 20  # as much of a first line as it takes to tell what the file is
-
-# (how the file begins, what its first line holds, lower case, the format)
-_SIGNS = (
-    (b"{", b'"requests"', "agent-session JSONL"),
-    (b"{", b'"conversations"', "ShareGPT JSON"),
-    (b"[", b'"conversations"', "ShareGPT JSON"),
-    (b"{", b'"hash_ids"', "mooncake"),
-    (b"{", b'"input_length"', "mooncake"),
-    (b"timestamp,", b",request tokens,", "BurstGPT CSV"),
-    (b"timestamp,", b"contexttokens,generatedtokens", "Azure LLM CSV"),
-    (b"timestamp,", b"operation,object_size_bytes", "I/O trace CSV"),
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
-    """How a file was read, where its own fields leave that open.
-
-    ``block_why`` says how the block size was derived, empty where it was not; ``ids`` what
-    they stand for, ``prefix`` or ``content``.
-    """
-
-    unit: TimeUnit
-    ids: str
-    block_why: str
+_COLUMNS = ("arrival_ns", "input_tokens", "output_tokens", "offsets", "block_ids", "conversations")
+_OF_RECORDED = (*_COLUMNS, "block_tokens", "reading", "operations")
+_MAX_ID = 2**31 - 1
+_SLICE = 1 << 18  # block ids that are looked at at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Trace:
-    """Requests in the order in which they are decided, as read-only int64 columns.
+    """Requests in the order in which they are decided, as read-only columns of integers.
 
     ``arrival_ns``, ``input_tokens`` and ``output_tokens`` have one entry per request
     (arrivals need not be sorted); the block ids of request i, distinct, are
-    ``block_ids[offsets[i]:offsets[i + 1]]``: equal ids mean equal whole prefixes.
+    ``block_ids[offsets[i]:offsets[i + 1]]`` (int32, the others are int64): equal ids mean
+    equal whole prefixes. ``conversations`` numbers each request's conversation where the
+    format names one, None: it does not.
     ``name`` is the file's name, ``format`` what was read, ``block_tokens`` the trace's
     own block size. ``part_of_ns`` is the timeline of the trace that this is a part of:
     the parts of several ranks keep their distance in time. ``reading`` is how the file was
-    read, None for a trace that comes from elsewhere. Raises TraceError if the columns
+    read, None for a trace that comes from elsewhere. ``operations``: it is an I/O trace, whose
+    requests are single operations. Raises TraceError if the columns
     contradict each other, TypeError if they are not integers.
     """
 
@@ -94,14 +56,21 @@ class Trace:
     input_tokens: IntArray
     output_tokens: IntArray
     offsets: IntArray
-    block_ids: IntArray
+    block_ids: npt.NDArray[np.int32]
+    conversations: IntArray | None = None
     part_of_ns: tuple[int, int] | None = None
     reading: Reading | None = None
+    operations: Operations | None = None
 
     def __post_init__(self) -> None:
-        for column in _COLUMNS:
+        for column in self._columns:
             values = np.asarray(getattr(self, column))
-            frozen = values.astype(np.int64, casting="safe", copy=False).view()
+            if column == "block_ids" and int(values.max(initial=0)) > _MAX_ID:
+                raise TraceError(self.name, 0, f"a block id is beyond {_MAX_ID}; number them anew")
+            is_ids = column == "block_ids" and values.dtype.kind in "iu"
+            kind: np.dtype[np.signedinteger[Any]] = np.dtype(np.int32 if is_ids else np.int64)
+            casting: Literal["same_kind", "safe"] = "same_kind" if is_ids else "safe"
+            frozen = values.astype(kind, casting=casting, copy=False).view()
             frozen.flags.writeable = False
             object.__setattr__(self, column, frozen)
         problem = _contradiction(self)
@@ -111,7 +80,12 @@ class Trace:
     def __len__(self) -> int:
         return len(self.arrival_ns)
 
-    def blocks(self, index: int) -> IntArray:
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        """The names of the columns that are there."""
+        return _COLUMNS if self.conversations is not None else _COLUMNS[:-1]
+
+    def blocks(self, index: int) -> npt.NDArray[np.int32]:
         """Return the block ids of one request, head first."""
         if not 0 <= index < len(self):
             raise IndexError(f"request {index} is not in a trace of {len(self)}")
@@ -134,7 +108,9 @@ class Trace:
             raise IndexError(f"requests {chosen} are not all in a trace of {len(self)}")
         counts = np.diff(self.offsets)[chosen]
         offsets = np.concatenate(([0], np.cumsum(counts)))
-        shift = np.repeat(self.offsets[:-1][chosen] - offsets[:-1], counts)
+        begins, ends = self.offsets[chosen], self.offsets[chosen + 1]
+        pieces = zip(begins.tolist(), ends.tolist(), strict=True)
+        is_all = len(chosen) == len(self) and bool((np.diff(chosen) == 1).all())
         return Trace(
             name=self.name,
             format=self.format,
@@ -143,9 +119,13 @@ class Trace:
             input_tokens=self.input_tokens[chosen],
             output_tokens=self.output_tokens[chosen],
             offsets=offsets,
-            block_ids=self.block_ids[shift + np.arange(len(shift))],
+            block_ids=self.block_ids[: offsets[-1]]
+            if is_all or not len(chosen)
+            else np.concatenate([self.block_ids[begin:end] for begin, end in pieces]),
+            conversations=None if self.conversations is None else self.conversations[chosen],
             part_of_ns=self.timeline_ns,
             reading=self.reading,
+            operations=self.operations and self.operations.select(chosen, self.block_ids),
         )
 
     def limit(self, count: int) -> Trace:
@@ -158,10 +138,16 @@ class Trace:
     @property
     def digest(self) -> str:
         """SHA-256, in hex, of the block size and the columns; the name does not count."""
-        sha = hashlib.sha256(b"pytest-kvcache/trace/1")
+        sha = hashlib.sha256(b"pytest-kvcache/trace/2")
         sha.update(f" {self.block_tokens} {len(self)} {len(self.block_ids)} ".encode())
-        for column in _COLUMNS:
-            sha.update(getattr(self, column).astype("<i8").tobytes())
+        for column in self._columns:
+            values = getattr(self, column)
+            sha.update(column.encode())
+            for start in range(0, len(values), _SLICE):
+                sha.update(values[start : start + _SLICE].astype("<i8").tobytes())
+        if self.operations is not None:
+            for values in self.operations.to_columns().values():
+                sha.update(values.tobytes())
         return sha.hexdigest()
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -172,11 +158,8 @@ class Trace:
                 name=np.array(self.name),
                 format=np.array(self.format),
                 block_tokens=np.array(self.block_tokens),
-                arrival_ns=self.arrival_ns,
-                input_tokens=self.input_tokens,
-                output_tokens=self.output_tokens,
-                offsets=self.offsets,
-                block_ids=self.block_ids,
+                **{column: getattr(self, column) for column in self._columns},
+                **({} if self.operations is None else self.operations.to_columns()),
             )
 
     @classmethod
@@ -191,9 +174,10 @@ class Trace:
                     name=str(columns["name"]),
                     format=str(columns["format"]),
                     block_tokens=int(columns["block_tokens"]),
-                    **{column: columns[column] for column in _COLUMNS},
+                    **{column: columns[column] for column in _COLUMNS if column in columns},
+                    operations=Operations.from_columns(columns),
                 )
-        except (*_READ_ERRORS, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except (*READ_ERRORS, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             problem = f"it is no saved trace ({error}); read the trace file again"
             raise TraceError(file, 0, problem) from error
 
@@ -202,25 +186,36 @@ def _contradiction(trace: Trace) -> str:
     """Return what is wrong with the columns, "" if nothing is."""
     if trace.block_tokens < 1:
         return f"block_tokens is {trace.block_tokens}, not at least 1"
-    if any(getattr(trace, column).ndim != 1 for column in _COLUMNS):
+    columns = [getattr(trace, column) for column in _COLUMNS]
+    columns = [column for column in columns if column is not None]
+    if any(column.ndim != 1 for column in columns):
         return "a column is not one-dimensional"
     rows = {len(trace.arrival_ns), len(trace.input_tokens), len(trace.output_tokens)}
+    if trace.conversations is not None:
+        rows.add(len(trace.conversations))
     if rows != {len(trace.offsets) - 1}:
         return "the columns have different lengths"
     bounds = trace.offsets
     if bounds[0] != 0 or bounds[-1] != len(trace.block_ids) or (np.diff(bounds) < 0).any():
         return "the offsets don't divide the block ids"
-    if any(getattr(trace, column).min(initial=0) < 0 for column in _COLUMNS):
+    if any(column.min(initial=0) < 0 for column in columns):
         return "a value is negative"
     return "a request repeats a block id" if _repeats(trace) else ""
 
 
 def _repeats(trace: Trace) -> bool:
     """Return whether a request has a block id twice."""
-    owner = np.repeat(np.arange(len(trace)), np.diff(trace.offsets))
-    order = np.argsort(trace.block_ids, kind="stable")  # equal ids stay in request order
-    same_id = np.diff(trace.block_ids[order]) == 0
-    return bool((same_id & (np.diff(owner[order]) == 0)).any())
+    first = 0
+    while first < len(trace):
+        last = int(np.searchsorted(trace.offsets, trace.offsets[first] + _SLICE, side="right"))
+        last = max(first + 1, last - 1)
+        owner = np.repeat(np.arange(last - first), np.diff(trace.offsets[first : last + 1]))
+        ids = trace.block_ids[trace.offsets[first] : trace.offsets[last]]
+        keys = np.sort(owner << 31 | ids)
+        if (keys[1:] == keys[:-1]).any():
+            return True
+        first = last
+    return False
 
 
 def read_trace(
@@ -228,103 +223,34 @@ def read_trace(
     *,
     block_tokens: int | None,
     unit: str | None = None,
-    ids: str = "prefix",
+    ids: str | None = None,
+    default_block_tokens: int = 256,
 ) -> Trace:
-    """Read a trace file, plain or packed by gzip or xz, whatever its name says.
+    """Read a trace file, plain or packed by gzip, xz or zstd, whatever its name says.
 
-    ``block_tokens`` None means the trace's own, ``unit`` None the one that its timestamps
-    seem to be in; ``ids`` is what equal ids mean: equal prefixes, or equal contents of
-    single blocks. Raises UnavailableError for a known format that can't be read yet,
-    TraceError (with the line) for anything else.
+    ``block_tokens`` None means the trace's own, and ``default_block_tokens`` where it has none;
+    ``unit`` None the one that its timestamps seem to be in; ``ids`` is what equal ids mean:
+    equal prefixes, or equal contents of single blocks, None what the format says. Raises
+    TraceError, with the line where there is one, and OptionError for what has no say in the
+    file's format.
     """
     name = os.fspath(path)
-    try:
-        with Path(path).open("rb") as raw, _unpacked(raw, name) as stream:
-            lines = _recognised(stream, name)
-            return _columns(mooncake.requests(lines, name), name, block_tokens, unit, ids)
-    except _READ_ERRORS as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        problem = f"it can't be read ({reason}); name a readable, complete trace file"
-        raise TraceError(name, 0, problem) from error
-
-
-def _columns(
-    requests: Iterable[mooncake.Recorded], path: str, asked: int | None, unit: str | None, ids: str
-) -> Trace:
-    rows, rest, block_ids = array("q"), array("d"), array("q")
-    numbers = IDS[ids]()
-    has_chats = False
-    for line, request in enumerate(requests, start=1):
-        whole = int(request.timestamp)
-        rows.extend((whole, request.input_tokens, request.output_tokens, len(request.ids)))
-        rest.append(request.timestamp - whole)
-        has_chats |= request.has_chats
-        try:
-            block_ids.extend(numbers.number(request.ids, line))
-        except ValueError as error:
-            raise TraceError(path, line, str(error)) from error
-    times, prompt, output, counts = np.array(rows, dtype=np.int64).reshape(-1, 4).T.copy()
-    stamps = Timestamps(whole=times, rest=np.array(rest, dtype=np.float64))
-    found = time_unit(stamps, unit, has_chats=has_chats)
-    late = stamps.too_late(found.name) if unit is not None else None
-    if late is not None:
-        problem = f"the timestamp is {times[late]}, and {OPTION} is {unit}, which is beyond year"
-        raise TraceError(path, late + 1, f"{problem} 2262; use a shorter unit")
-    size, block_why = mooncake.block_tokens(prompt, counts, asked, path)
+    asked = Asked(
+        block_tokens=block_tokens, unit=unit, ids=ids, default_block_tokens=default_block_tokens
+    )
+    with opened(name) as source:
+        found = formats.recognised(source)
+        formats.check_asked(found, asked, name)
+        columns = found.read(source, asked)
+    if not len(columns.block_ids):
+        longest = int(columns.input_tokens.max(initial=0))
+        problem = (
+            f"its longest prompt has {longest:,} tokens, and a block {columns.block_tokens:,}, so"
+            " nothing would be stored; give a smaller --kv-block-tokens"
+        )
+        raise TraceError(name, 0, problem)
     return Trace(
         name=Path(path).name,
-        format="mooncake",
-        block_tokens=size,
-        arrival_ns=stamps.in_ns(found.name),
-        input_tokens=prompt,
-        output_tokens=output,
-        offsets=np.concatenate(([0], np.cumsum(counts))),
-        block_ids=np.array(block_ids, dtype=np.int64),
-        reading=Reading(unit=found, ids=ids, block_why=block_why),
-    )
-
-
-def _unpacked(raw: io.BufferedReader, path: str) -> _Stream:
-    """Return the file's plain content; told by its first bytes."""
-    magic = raw.peek(6)[:6]
-    if magic.startswith(b"\x1f\x8b"):
-        return gzip.open(raw)
-    if magic != b"\xfd7zXZ\x00":
-        return raw
-    if lzma is None:
-        raise TraceError(path, 0, "it is packed by xz, which this Python can't read; unpack it")
-    return lzma.open(raw)
-
-
-def _recognised(stream: _Stream, path: str) -> Iterator[bytes]:
-    """Return all lines of a Mooncake trace; raise for any other content."""
-    head = stream.readline(_HEAD_BYTES).removeprefix(codecs.BOM_UTF8)
-    if not head.strip():
-        if any(line.strip() for line in stream):
-            raise TraceError(path, 1, "the line is blank; remove it")
-        raise TraceError(path, 0, "it is empty; name a trace with at least one request")
-    rest = stream.read(_HEAD_BYTES) if head.startswith(b"[") else b""
-    found = _format(head + rest, path)
-    if found != "mooncake":
-        hint = "convert it to Mooncake JSONL, one object a line with "
-        fields = ", ".join(mooncake.FIELDS)
-        raise UnavailableError("--kv-trace", f"{path}, a file of {found}", hint + fields)
-    first = head if head.endswith(b"\n") else head + stream.readline()
-    return itertools.chain([first], stream)
-
-
-def _format(head: bytes, path: str) -> str:
-    try:
-        codecs.utf_8_decode(head, "strict", False)  # a character cut off at the end is fine
-    except UnicodeDecodeError as error:
-        raise TraceError(path, 0, _BINARY) from error
-    if b"\0" in head:
-        raise TraceError(path, 0, _BINARY)
-    text = head.lstrip().lower()
-    for start, sign, found in _SIGNS:
-        if text.startswith(start) and sign in text:
-            return found
-    fields = ", ".join(mooncake.FIELDS)
-    raise TraceError(
-        path, 1, f"it is no Mooncake JSONL trace, an object a line with {fields}; check the path"
+        format=found.name,
+        **{field: getattr(columns, field) for field in _OF_RECORDED},
     )

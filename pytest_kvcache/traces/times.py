@@ -26,7 +26,9 @@ UNIT_NS: Mapping[str, int] = MappingProxyType(
     {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 )
 MAX_TIMESTAMP = 2**63 - 1
+MAX_SECONDS = MAX_TIMESTAMP // 10**9 - 1  # that are a time in ns
 OPTION = "--kv-trace-time-unit"
+_NO_UNITS: Mapping[str, str] = MappingProxyType({"date": "given as dates", "none": "absent"})
 
 _NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 _MOST_PER_S = 50  # requests of a whole trace: no public one of these fields comes near
@@ -51,7 +53,7 @@ class Timestamps:
     rest: FloatArray
 
     def in_ns(self, unit: str) -> IntArray:
-        """All of them, in ns; those beyond 63 bits stop there."""
+        """All timestamps in ns; those beyond 63 bits stop there."""
         per_unit = UNIT_NS[unit]
         whole = np.minimum(self.whole, MAX_TIMESTAMP // per_unit - 1) * per_unit
         found: IntArray = whole + np.rint(self.rest * per_unit).astype(np.int64)
@@ -65,7 +67,7 @@ class Timestamps:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeUnit:
-    """The unit that timestamps are taken to be in.
+    """The unit that timestamps are taken to be in; `DATES` and `NO_TIMES` have none.
 
     ``doubt`` is a sentence on what speaks against it and what to do; empty: nothing does.
     Where times play no part, neither does a doubt. ``is_assumed``: nobody gave the unit, and
@@ -77,22 +79,26 @@ class TimeUnit:
     is_assumed: bool = False
 
     def __str__(self) -> str:
-        """As in a sentence on its trace."""
+        """The unit as it stands in a sentence on its trace."""
+        if self.name in _NO_UNITS:
+            return _NO_UNITS[self.name]
         return f"taken for {self.name} ({OPTION})" if self.is_assumed else f"in {self.name}"
 
 
-def time_unit(stamps: Timestamps, asked: str | None, *, has_chats: bool) -> TimeUnit:
-    """Find the unit of a trace of Mooncake's fields.
+DATES = TimeUnit(name="date")
+NO_TIMES = TimeUnit(
+    name="none",
+    doubt="it has no times, so its requests have none to come at; replay it as fast as the"
+    " storage allows with --kv-trace-speedup=0",
+)
 
-    ``has_chats``: its lines name a chat and its parent, as Alibaba's Qwen-Bailian traces
-    do, which are in seconds; Mooncake's do not.
-    """
+
+def time_unit(stamps: Timestamps, asked: str | None) -> TimeUnit:
+    """Find the unit of a trace of Mooncake's fields."""
     if asked is not None:
         return TimeUnit(name=asked)
     fractions = np.flatnonzero(stamps.rest)
-    if has_chats and len(fractions):
-        return TimeUnit(name="s")
-    likely, sign = _other_unit(stamps, fractions, has_chats=has_chats)
+    likely, sign = _other_unit(stamps, fractions)
     if not sign:
         return TimeUnit(name="ms", is_assumed=True)
     guess = f"; {likely} ({_NAMES[likely]}) is likely" if likely else ""
@@ -100,7 +106,7 @@ def time_unit(stamps: Timestamps, asked: str | None, *, has_chats: bool) -> Time
     return TimeUnit(name=likely or "ms", doubt=doubt, is_assumed=True)
 
 
-def _other_unit(stamps: Timestamps, fractions: IntArray, *, has_chats: bool) -> tuple[str, str]:
+def _other_unit(stamps: Timestamps, fractions: IntArray) -> tuple[str, str]:
     """The unit that they are likely in, and what speaks against milliseconds."""
     if not len(stamps.whole):
         return "", ""
@@ -108,8 +114,6 @@ def _other_unit(stamps: Timestamps, fractions: IntArray, *, has_chats: bool) -> 
     for unit, per_s in (("s", 1), ("us", 10**6), ("ns", 10**9)):
         if _EPOCH_S[0] * per_s <= first <= _EPOCH_S[1] * per_s:
             return unit, f"timestamps begin at {first}, which are {_NAMES[unit]} since 1970"
-    if has_chats:
-        return "", "its lines have a chat_id, which is no field of Mooncake's"
     if len(fractions):
         span = float(np.ptp(stamps.whole + stamps.rest))
         return _by_rate(len(stamps.whole), span, fractions=True)
@@ -118,7 +122,7 @@ def _other_unit(stamps: Timestamps, fractions: IntArray, *, has_chats: bool) -> 
 
 
 def _by_rate(requests: int, span: float, *, fractions: bool) -> tuple[str, str]:
-    """The same by how many requests come per second, were they milliseconds."""
+    """Another unit by how many requests come per second, were they milliseconds."""
     pauses, span_s = requests - 1, span / 1e3
     most_per_s = _MOST_PER_S
     if fractions:
@@ -139,7 +143,7 @@ def _by_rate(requests: int, span: float, *, fractions: bool) -> tuple[str, str]:
 
 
 def _by_common_factor(whole: IntArray) -> tuple[str, str]:
-    """The same by what all of them are multiples of."""
+    """Another unit by what all timestamps are multiples of."""
     factor = int(np.gcd.reduce(whole))
     if factor % _MINUTE or factor % _SECOND_IN_MS == 0 or len(np.unique(whole)) < _ENOUGH_TIMES:
         return "", ""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pytest_kvcache.errors import OptionError
+from pytest_kvcache.workloads.protocol import NEVER_NS
 from pytest_kvcache.workloads.wrapped import WrappedWorkload
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ ARRIVAL_SHAPES: Mapping[str, float] = MappingProxyType({"poisson": 1.0, "gamma":
 DEFAULT_ARRIVAL = "poisson"
 MAX_ARRIVALS = 50_000_000  # per rank: 400 MB of schedule
 
-_NEVER_NS = float(1 << 62)  # later than any run; it can still be added to a clock
 _DRAWS = 8192  # at once; another number would give another schedule
 
 
@@ -63,7 +63,7 @@ def arrival_offsets_ns(*, per_s: float, arrival: str, span_s: float, identity: s
     offsets = np.concatenate(parts)
     offsets = offsets[: np.searchsorted(offsets, span) + 1]
     with np.errstate(over="ignore"):  # a rate may be so low that nothing ever comes
-        offsets_ns: IntArray = np.minimum(offsets / per_s * 1e9, _NEVER_NS).astype(np.int64)
+        offsets_ns: IntArray = np.minimum(offsets / per_s * 1e9, float(NEVER_NS)).astype(np.int64)
     return offsets_ns
 
 

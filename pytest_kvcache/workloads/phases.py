@@ -32,11 +32,13 @@ class ChecksPopulation(Workload, Protocol):
         """Raise StorageError where the population is not what the requests need."""
 
 
-def build_workload(family: WorkloadFamily, context: WorkloadContext, phase: str) -> Workload:
-    """A rank's requests in a phase of serving, by its name."""
+def build_workload(
+    family: WorkloadFamily, context: WorkloadContext, phase: str, reread_factor: int = 0
+) -> Workload:
+    """A rank's requests in a phase of serving, by its name; each reads so often more again."""
     workload, does = family.build(context), PHASES[phase]
     if does.is_whole:
-        return workload
+        return RereadingWorkload(workload, reread_factor) if reread_factor else workload
     if not does.loads:
         return PrefillWorkload(workload)
     if family.needs_trace:
@@ -44,10 +46,26 @@ def build_workload(family: WorkloadFamily, context: WorkloadContext, phase: str)
     return DecodeWorkload(workload)
 
 
+class RereadingWorkload(WrappedWorkload):
+    """Every request reads what it has stored so often more again."""
+
+    def __init__(self, workload: Workload, reread_factor: int) -> None:
+        super().__init__(workload)
+        self._reread_factor = reread_factor
+
+    def next_request(self, user: int) -> Request | None:
+        """The next request, with more rereads."""
+        request = self._workload.next_request(user)
+        if request is None:
+            return None
+        return request._replace(rereads=request.rereads + self._reread_factor)
+
+
 class PrefillWorkload(WrappedWorkload):
     """Prompts are computed, nothing is generated; the cache begins in the middle of its life.
 
-    What a conversation's answer adds is stored with its next prompt.
+    What a conversation's answer adds is stored with its next prompt. Nothing is read, nor read
+    again.
     """
 
     def next_request(self, user: int) -> Request | None:
@@ -55,11 +73,14 @@ class PrefillWorkload(WrappedWorkload):
         request = self._workload.next_request(user)
         if request is None:
             return None
-        return request._replace(keys=request.keys[: request.prompt_blocks], output_tokens=0)
+        sizes = None if request.sizes is None else request.sizes[: request.prompt_blocks]
+        return request._replace(
+            keys=request.keys[: request.prompt_blocks], sizes=sizes, output_tokens=0, rereads=0
+        )
 
 
 class DecodeWorkload(WrappedWorkload):
-    """Every request loads the stored context of its user, whole.
+    """Every request loads the stored context of its user, whole, and what it retrieves.
 
     Contexts do not grow, for nothing is stored; think times and answers are those of
     the dialogue that goes on.
@@ -73,7 +94,8 @@ class DecodeWorkload(WrappedWorkload):
         """Every user's context; whoever asks for the next one has stored this one."""
         for request in self._workload.population():
             yield request
-            self._stored[request.user] = request
+            if request.prompt_tokens:  # what has none is a document
+                self._stored[request.user] = request
 
     def check_population(self) -> None:
         """Raise StorageError unless every user has a context to load."""
@@ -92,12 +114,18 @@ class DecodeWorkload(WrappedWorkload):
         stored = self._stored.get(turn.user)
         if stored is None:
             return None
+        own = set(stored.keys)
+        beside = [place for place, key in enumerate(turn.beside) if key not in own]
+        sizes = turn.beside_sizes
         return stored._replace(
+            beside=[turn.beside[place] for place in beside],
+            beside_sizes=None if sizes is None else [sizes[place] for place in beside],
             prompt_blocks=len(stored.keys),
             prompt_tokens=stored.prompt_tokens + stored.output_tokens,
             output_tokens=turn.output_tokens,
             think_s=turn.think_s,
             arrival_ns=turn.arrival_ns,
+            service_class=turn.service_class,
         )
 
 

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pytest_kvcache.errors import OptionError
-from pytest_kvcache.workloads.protocol import Need, Request, Workload, WorkloadContext
+from pytest_kvcache.traces.reuse import distinct_blocks
+from pytest_kvcache.workloads.ioreplay import IoReplayWorkload
+from pytest_kvcache.workloads.protocol import Need, Request, Workload, WorkloadContext, at_speed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from pytest_kvcache.traces.read import Trace
 
 _KEY = struct.Struct(">qq")
-_NEVER_NS = 1 << 62  # later than any run; as int64 it can still be added to a clock
 
 
 class ReplayWorkload:
@@ -65,6 +66,7 @@ class ReplayWorkload:
         index = int(self._order[position])
         self._next += 1
         trace = self._trace
+        recorded_ns = int(trace.arrival_ns[index]) - self._origin_ns + cycle * self._cycle_ns
         keys = tuple(_KEY.pack(0, block) for block in trace.blocks(index).tolist())
         return Request(
             user=user,
@@ -72,14 +74,8 @@ class ReplayWorkload:
             prompt_blocks=len(keys),
             prompt_tokens=int(trace.input_tokens[index]),
             output_tokens=int(trace.output_tokens[index]),
-            arrival_ns=self._arrival_ns(cycle, index),
+            arrival_ns=at_speed(recorded_ns, self._speedup),
         )
-
-    def _arrival_ns(self, cycle: int, index: int) -> int | None:
-        if not self.open_loop:
-            return None
-        recorded = int(self._trace.arrival_ns[index]) - self._origin_ns + cycle * self._cycle_ns
-        return int(min(recorded / self._speedup, _NEVER_NS))  # before int: it may be infinite
 
 
 class ReplayFamily:
@@ -90,9 +86,11 @@ class ReplayFamily:
     def need(self, context: WorkloadContext) -> Need:
         """Every distinct block once: what an infinite cache would hold at the end."""
         trace, cycles = _trace_of(context), context.trace_cycles
-        span_s = recorded_span_s(trace, cycles)
+        span_s, asked_for = recorded_span_s(trace, cycles), trace.operations
         return Need(
-            working_set_blocks=len(np.unique(trace.block_ids)),
+            working_set_blocks=distinct_blocks(trace)
+            if asked_for is None
+            else asked_for.need_blocks(in_time=context.trace_speedup > 0),
             requests=len(trace) * cycles,
             accessed_blocks=len(trace.block_ids) * cycles,
             span_s=span_s / context.trace_speedup if context.trace_speedup else 0.0,
@@ -100,8 +98,13 @@ class ReplayFamily:
 
     def build(self, context: WorkloadContext) -> Workload:
         """This rank's part of the trace."""
+        trace = _trace_of(context)
+        if trace.operations is not None:
+            return IoReplayWorkload(
+                trace, trace.operations, users=context.users, speedup=context.trace_speedup
+            )
         return ReplayWorkload(
-            _trace_of(context),
+            trace,
             users=context.users,
             speedup=context.trace_speedup,
             cycles=context.trace_cycles,
@@ -109,7 +112,7 @@ class ReplayFamily:
 
 
 def recorded_span_s(trace: Trace, cycles: int) -> float:
-    """From the first arrival to the last one of all cycles, at recorded speed."""
+    """Seconds from the first arrival to the last one of all cycles, at recorded speed."""
     origin_ns, cycle_ns = trace.timeline_ns
     last_ns = int(trace.arrival_ns.max(initial=origin_ns)) + (cycles - 1) * cycle_ns
     return (last_ns - origin_ns) / 1e9

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pytest_kvcache.workloads.protocol import HoldsUsers
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -18,13 +20,18 @@ class WrappedWorkload:
 
     @property
     def users(self) -> int:
-        """As many as the wrapped workload has."""
+        """As many users as the wrapped workload has."""
         return self._workload.users
 
     @property
     def open_loop(self) -> bool:
         """Whether the wrapped workload has a schedule."""
         return self._workload.open_loop
+
+    @property
+    def holds_users(self) -> bool:
+        """Whether users of the wrapped workload may have to wait for others."""
+        return isinstance(self._workload, HoldsUsers) and self._workload.holds_users
 
     def population(self) -> Iterator[Request]:
         """The contexts that the wrapped workload starts with."""

@@ -51,7 +51,7 @@ def test_threads_that_put_an_objects_first_chunks_at_once_get_one_object() -> No
     assert backend._allocate("a") is backend._allocate("a")
 
 
-def test_a_machine_without_the_memory_is_told() -> None:
+def test_a_machine_without_the_memory_is_reported() -> None:
     backend = opened(2**62)
     with pytest.raises(StorageError, match=r"n1: no memory for the 46.* lower --kv-storage"):
         backend.put_from("a", 0, memoryview(b"x"))

@@ -11,7 +11,7 @@ KEY, OTHER = bytes(range(16)), bytes(range(1, 17))
 identities = st.builds(
     Identity,
     key=st.binary(min_size=16, max_size=16),
-    generation=st.integers(0, 2**48 - 1),
+    version=st.integers(0, 2**48 - 1),
     part=st.integers(0, 2**15 - 1),
 )
 words = st.integers(0, 2**64 - 1)
@@ -19,11 +19,11 @@ words = st.integers(0, 2**64 - 1)
 
 @given(words, identities, words, words)
 def test_a_head_says_what_it_was_packed_from(
-    tag: int, identity: Identity, object_bytes: int, origin: int
+    tag: int, identity: Identity, object_bytes: int, seed_id: int
 ) -> None:
-    head = pack_head(tag, identity, object_bytes, origin)
+    head = pack_head(tag, identity, object_bytes, seed_id)
     assert len(head) == HEAD_BYTES
-    assert parse_head(head) == Head(tag, identity, object_bytes, origin)
+    assert parse_head(head) == Head(tag, identity, object_bytes, seed_id)
 
 
 @given(identities, st.integers(0, HEAD_BYTES * 8 - 1))
@@ -35,16 +35,16 @@ def test_a_head_with_a_flipped_bit_says_nothing(identity: Identity, bit: int) ->
 
 @given(identities, st.integers(0, 2**48 - 1), st.integers(0, 2**15 - 1))
 def test_generations_and_parts_of_a_key_never_share_a_tag(
-    one: Identity, generation: int, part: int
+    one: Identity, version: int, part: int
 ) -> None:
-    other = Identity(one.key, generation, part)
+    other = Identity(one.key, version, part)
     assert (one.tag == other.tag) == (one == other)
     assert 0 <= one.tag < 2**64
 
 
 @given(identities, st.data())
 def test_an_older_generation_is_known_by_its_tag(identity: Identity, data: st.DataObject) -> None:
-    older = identity._replace(generation=data.draw(st.integers(0, identity.generation)))
+    older = identity._replace(version=data.draw(st.integers(0, identity.version)))
     assert identity.older_of_tag(older.tag) == (None if older == identity else older)
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 )
 
 from pytest_kvcache.cache.identity import Identity
-from pytest_kvcache.cache.index import Admission, Blocked, CacheIndex, Slot
+from pytest_kvcache.cache.index import Admission, Blocked, BlockEntry, CacheIndex
 from tests.cache.literal import LiteralCache, fitting, requests, size_of
 from tests.recordings import AGENTS, MOONCAKE, REFERENCE, SHAREGPT, real_trace
 
@@ -54,20 +54,20 @@ def serve(
     """Admit one request and finish it at once."""
     admission = admit(index, keys, prompt_blocks, sizes)
     index.deleted(admission)
-    for slot in admission.inserts:
+    for entry in admission.inserts:
         for _ in range(index.objects_per_block):
-            index.commit(slot)
+            index.commit(entry)
     index.release(admission)
     return admission
 
 
-def keys_of(slots: Sequence[Slot]) -> list[bytes]:
-    return [slot.key for slot in slots]
+def keys_of(entries: Sequence[BlockEntry]) -> list[bytes]:
+    return [entry.key for entry in entries]
 
 
 def content(index: CacheIndex) -> list[bytes]:
     """Return the keys, least recently used first."""
-    return list(index._slots)
+    return list(index._entries)
 
 
 @pytest.mark.thorough
@@ -170,7 +170,7 @@ def test_a_request_reads_its_leading_run_and_stores_the_rest_in_prompt_order() -
 def test_blocks_after_a_gap_are_touched_but_not_read() -> None:
     index = index_of(3)
     serve(index, [A, B, C])
-    index.drop(index._slots[B])
+    index.drop(index._entries[B])
     admission = serve(index, [A, B, C])
     assert keys_of(admission.hits) == [A]
     assert keys_of(admission.inserts) == [B]
@@ -263,26 +263,26 @@ def test_a_victim_that_is_being_stored_blocks_until_it_is_committed() -> None:
 def test_a_block_of_several_objects_is_present_when_the_last_of_them_is_stored() -> None:
     index = index_of(2, objects_per_block=3)
     admission = admit(index, [A])
-    (slot,) = admission.inserts
+    (entry,) = admission.inserts
     for left in (2, 1, 0):
-        assert not slot.present
+        assert not entry.present
         assert index.present_blocks == 0
-        index.commit(slot)
-        assert slot.unwritten == left
-    assert slot.present
-    with pytest.raises(ValueError, match="only a reserved slot can be"):
-        index.commit(slot)
+        index.commit(entry)
+        assert entry.unwritten == left
+    assert entry.present
+    with pytest.raises(ValueError, match="only a reserved entry can be"):
+        index.commit(entry)
 
 
 def test_a_block_that_lost_one_object_is_never_present() -> None:
     index = index_of(2, objects_per_block=3)
     admission = admit(index, [A])
-    (slot,) = admission.inserts
-    index.commit(slot)
-    index.roll_back(slot)
-    index.commit(slot)  # the other one was under way
-    index.roll_back(slot)
-    assert not slot.present
+    (entry,) = admission.inserts
+    index.commit(entry)
+    index.roll_back(entry)
+    index.commit(entry)  # the other one was under way
+    index.roll_back(entry)
+    assert not entry.present
     assert (index.used_blocks, index.present_blocks, index.present_bytes) == (0, 0, 0)
 
 
@@ -318,11 +318,11 @@ def test_a_slot_is_committed_or_rolled_back_only_while_it_is_reserved() -> None:
     stored, given_up = admit(index, [A, B]).inserts
     index.commit(stored)
     index.roll_back(given_up)
-    with pytest.raises(ValueError, match="only a reserved slot"):
+    with pytest.raises(ValueError, match="only a reserved entry"):
         index.commit(stored)
-    with pytest.raises(ValueError, match="only a reserved slot"):
+    with pytest.raises(ValueError, match="only a reserved entry"):
         index.commit(given_up)
-    with pytest.raises(ValueError, match="only a reserved slot"):
+    with pytest.raises(ValueError, match="only a reserved entry"):
         index.roll_back(stored)
     assert (index.used_blocks, index.present_blocks) == (1, 1)
 
@@ -330,12 +330,13 @@ def test_a_slot_is_committed_or_rolled_back_only_while_it_is_reserved() -> None:
 def test_every_stored_object_has_a_name_and_a_tag_of_its_own() -> None:
     index = index_of(1)
     keys = [number.to_bytes(16, "big") for number in (0, 1, 2, 2**64, 2**127)] * 50
-    slots = [serve(index, [key]).inserts[0] for key in keys]
-    assert len({slot.object_key for slot in slots}) == len(slots)
-    assert len({slot.identity.tag for slot in slots}) == len(slots)
-    assert all(0 <= slot.identity.tag < 2**64 for slot in slots)
+    entries = [serve(index, [key]).inserts[0] for key in keys]
+    assert len({entry.object_key for entry in entries}) == len(entries)
+    assert len({entry.identity.tag for entry in entries}) == len(entries)
+    assert all(0 <= entry.identity.tag < 2**64 for entry in entries)
     assert all(
-        slot.object_key.startswith(key.hex() + ".") for slot, key in zip(slots, keys, strict=True)
+        entry.object_key.startswith(key.hex() + ".")
+        for entry, key in zip(entries, keys, strict=True)
     )
 
 
@@ -379,7 +380,7 @@ def test_sizes_of_equal_blocks_are_one_number_or_one_for_each() -> None:
         assert keys_of(found[0].inserts) == keys_of(found[1].inserts)
         assert content(one) == content(each)
     assert one.used_bytes == each.used_bytes == 3 * 12
-    assert {slot.block_bytes for slot in one.stored()} == {9}
+    assert {entry.block_bytes for entry in one.stored()} == {9}
 
 
 def test_a_block_that_is_asked_for_in_another_size_is_refused() -> None:
@@ -409,9 +410,9 @@ def test_sizes_that_are_none_are_refused(sizes: int | list[int], why: str) -> No
 
 
 def test_a_slot_names_its_objects_once() -> None:
-    (slot,) = serve(index_of(1), [A]).inserts
-    assert slot.object_key is slot.object_key == f"{A.hex()}.1"
-    assert slot.identity is slot.identity == Identity(A, 1)
+    (entry,) = serve(index_of(1), [A]).inserts
+    assert entry.object_key is entry.object_key == f"{A.hex()}.1"
+    assert entry.identity is entry.identity == Identity(A, 1)
 
 
 def test_repeated_keys_are_refused() -> None:
@@ -431,11 +432,11 @@ def test_a_negative_capacity_is_refused() -> None:
 
 
 @dataclass
-class Flight:
-    """One request under way, and how far it is; ``unwritten``: slots and parts of them."""
+class InFlightRequest:
+    """One request under way, and how far it is; ``unwritten``: entries and parts of them."""
 
     admission: Admission
-    unwritten: list[tuple[Slot, int]]
+    unwritten: list[tuple[BlockEntry, int]]
     reading: bool = True
     deleted: bool = False
 
@@ -453,7 +454,7 @@ class RequestsInFlight(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.storage = Storage()
-        self.flights: list[Flight] = []
+        self.in_flight: list[InFlightRequest] = []
 
     @initialize(capacity_bytes=st.integers(1, 40), parts=st.integers(1, 2), most=st.integers(1, 12))
     def start(self, capacity_bytes: int, parts: int, most: int) -> None:
@@ -462,20 +463,20 @@ class RequestsInFlight(RuleBasedStateMachine):
         self.parts = range(parts)
         self.index = CacheIndex(capacity_bytes, page_bytes=2, objects_per_block=parts)
 
-    def objects_of(self, slots: Iterable[Slot]) -> set[tuple[str, int]]:
-        return {(slot.object_key, part) for slot in slots for part in self.parts}
+    def objects_of(self, entries: Iterable[BlockEntry]) -> set[tuple[str, int]]:
+        return {(entry.object_key, part) for entry in entries for part in self.parts}
 
-    def delete(self, slots: Iterable[Slot]) -> None:
-        for name in self.objects_of(slots):
+    def delete(self, entries: Iterable[BlockEntry]) -> None:
+        for name in self.objects_of(entries):
             self.storage.objects.pop(name, None)
 
-    def state(self) -> tuple[object, ...]:
+    def state(self) -> tuple[Any, ...]:
         index = self.index
-        slots = [(s.object_key, s.present, s.pins) for s in index._slots.values()]
-        return slots, index.prompt_blocks, index.hit_blocks, index.evictions, index.used_bytes
+        entries = [(s.object_key, s.present, s.pins) for s in index._entries.values()]
+        return entries, index.prompt_blocks, index.hit_blocks, index.evictions, index.used_bytes
 
-    def undeleted(self) -> list[Slot]:
-        return [slot for f in self.flights if not f.deleted for slot in f.admission.victims]
+    def undeleted(self) -> list[BlockEntry]:
+        return [entry for f in self.in_flight if not f.deleted for entry in f.admission.victims]
 
     @rule(request=st.one_of(requests(), requests(2)))
     def arrive(self, request: tuple[list[bytes], int]) -> None:
@@ -483,124 +484,142 @@ class RequestsInFlight(RuleBasedStateMachine):
         sizes = [len(self.parts) * size_of(key, self.most) for key in request[0]]
         admission = self.index.admit(*request, sizes)
         if isinstance(admission, Blocked):
-            slot = admission.slot
+            entry = admission.entry
             assert self.state() == before
-            assert slot.pins or not slot.present or slot in self.undeleted()
+            assert entry.pins or not entry.present or entry in self.undeleted()
             return
         assert self.objects_of(admission.hits) <= self.storage.objects.keys()
-        assert all(slot.pins > 0 for slot in admission.hits)
-        unwritten = [(slot, part) for slot in admission.inserts for part in self.parts]
-        self.flights.append(Flight(admission, unwritten, deleted=not admission.victims))
+        assert all(entry.pins > 0 for entry in admission.hits)
+        unwritten = [(entry, part) for entry in admission.inserts for part in self.parts]
+        self.in_flight.append(InFlightRequest(admission, unwritten, deleted=not admission.victims))
 
-    @precondition(lambda self: any(not f.deleted for f in self.flights))
+    @precondition(lambda self: self.index.used_blocks)
+    @rule(request=st.one_of(requests(), requests(2)), data=st.data())
+    def arrive_after_deletes(self, request: tuple[list[bytes], int], data: st.DataObject) -> None:
+        names = sorted(self.index._entries)
+        deletes = data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=4, unique=True))
+        before, there = self.state(), self.index.find(deletes)
+        sizes = [len(self.parts) * size_of(key, self.most) for key in request[0]]
+        admission = self.index.admit_after_deletes(deletes, *request, sizes)
+        if isinstance(admission, Blocked):
+            entries, *counts = self.state()
+            assert (sorted(entries), *counts) == (sorted(before[0]), *before[1:])
+            return
+        assert set(there) <= set(admission.victims)
+        assert not set(admission.victims) & set(self.index._entries.values())
+        assert len(set(admission.victims)) == self.index.evictions - before[3]
+        unwritten = [(entry, part) for entry in admission.inserts for part in self.parts]
+        self.in_flight.append(InFlightRequest(admission, unwritten, deleted=False))
+
+    @precondition(lambda self: any(not f.deleted for f in self.in_flight))
     @rule(data=st.data())
     def delete_victims(self, data: st.DataObject) -> None:
-        flight = data.draw(st.sampled_from([f for f in self.flights if not f.deleted]))
-        self.delete(flight.admission.victims)
-        self.index.deleted(flight.admission)
-        flight.deleted = True
+        inflight = data.draw(st.sampled_from([f for f in self.in_flight if not f.deleted]))
+        self.delete(inflight.admission.victims)
+        self.index.deleted(inflight.admission)
+        inflight.deleted = True
 
-    @precondition(lambda self: any(f.deleted and f.unwritten for f in self.flights))
+    @precondition(lambda self: any(f.deleted and f.unwritten for f in self.in_flight))
     @rule(data=st.data(), fails=st.booleans())
     def write(self, data: st.DataObject, fails: bool) -> None:  # noqa: FBT001 - drawn
-        ready = [f for f in self.flights if f.deleted and f.unwritten]
-        flight = data.draw(st.sampled_from(ready))
-        slot, part = data.draw(st.sampled_from(flight.unwritten))
+        ready = [f for f in self.in_flight if f.deleted and f.unwritten]
+        inflight = data.draw(st.sampled_from(ready))
+        entry, part = data.draw(st.sampled_from(inflight.unwritten))
         if fails:  # the engine stops, and nothing else of the block is written
-            flight.unwritten = [other for other in flight.unwritten if other[0] is not slot]
-            self.delete([slot])
-            self.index.roll_back(slot)
+            inflight.unwritten = [other for other in inflight.unwritten if other[0] is not entry]
+            self.delete([entry])
+            self.index.roll_back(entry)
         else:
-            self.write_one(flight, slot, part)
+            self.write_one(inflight, entry, part)
 
-    def write_one(self, flight: Flight, slot: Slot, part: int) -> None:
-        flight.unwritten.remove((slot, part))
-        padded = -(-size_of(slot.key, self.most) // 2) * 2
-        self.storage.objects[slot.object_key, part] = padded
-        self.index.commit(slot)
+    def write_one(self, inflight: InFlightRequest, entry: BlockEntry, part: int) -> None:
+        inflight.unwritten.remove((entry, part))
+        padded = -(-size_of(entry.key, self.most) // 2) * 2
+        self.storage.objects[entry.object_key, part] = padded
+        self.index.commit(entry)
 
-    @precondition(lambda self: any(f.deleted and f.unwritten for f in self.flights))
+    @precondition(lambda self: any(f.deleted and f.unwritten for f in self.in_flight))
     @rule()
     def write_all_that_may_be(self) -> None:
-        for flight in self.flights:
-            while flight.deleted and flight.unwritten:
-                self.write_one(flight, *flight.unwritten[0])
+        for inflight in self.in_flight:
+            while inflight.deleted and inflight.unwritten:
+                self.write_one(inflight, *inflight.unwritten[0])
 
-    @precondition(lambda self: any(f.reading and f.admission.hits for f in self.flights))
+    @precondition(lambda self: any(f.reading and f.admission.hits for f in self.in_flight))
     @rule(data=st.data())
     def fail_to_read(self, data: st.DataObject) -> None:
-        readers = [f for f in self.flights if f.reading and f.admission.hits]
-        flight = data.draw(st.sampled_from(readers))
-        slot = data.draw(st.sampled_from(flight.admission.hits))
-        self.delete([slot])
-        self.index.drop(slot)
+        readers = [f for f in self.in_flight if f.reading and f.admission.hits]
+        inflight = data.draw(st.sampled_from(readers))
+        entry = data.draw(st.sampled_from(inflight.admission.hits))
+        self.delete([entry])
+        self.index.drop(entry)
 
-    @precondition(lambda self: any(f.reading for f in self.flights))
+    @precondition(lambda self: any(f.reading for f in self.in_flight))
     @rule(data=st.data())
     def finish_reading(self, data: st.DataObject) -> None:
-        flight = data.draw(st.sampled_from([f for f in self.flights if f.reading]))
-        self.index.release(flight.admission)
-        flight.reading = False
+        inflight = data.draw(st.sampled_from([f for f in self.in_flight if f.reading]))
+        self.index.release(inflight.admission)
+        inflight.reading = False
 
     @invariant()
     def storage_never_holds_more_than_the_capacity(self) -> None:
         if hasattr(self, "index"):
             assert sum(self.storage.objects.values()) <= self.capacity_bytes
-            slots = self.index._slots.values()
-            assert self.index.used_bytes == sum(slot.stored_bytes for slot in slots)
+            entries = self.index._entries.values()
+            assert self.index.used_bytes == sum(entry.stored_bytes for entry in entries)
             assert self.index.used_bytes <= self.capacity_bytes
 
     @invariant()
     def what_the_index_calls_present_is_stored(self) -> None:
         if hasattr(self, "index"):
-            present = [s for s in self.index._slots.values() if s.present]
+            present = [s for s in self.index._entries.values() if s.present]
             assert self.objects_of(present) <= self.storage.objects.keys()
             assert self.index.present_blocks == len(present)
 
     @invariant()
     def pins_are_the_readers(self) -> None:
-        for flight in self.flights:
-            for slot in flight.admission.hits:
-                readers = [f for f in self.flights if f.reading and slot in f.admission.hits]
-                assert slot.pins == len(readers)
+        for inflight in self.in_flight:
+            for entry in inflight.admission.hits:
+                readers = [f for f in self.in_flight if f.reading and entry in f.admission.hits]
+                assert entry.pins == len(readers)
 
     def teardown(self) -> None:
-        for flight in self.flights:
-            if not flight.deleted:
-                self.index.deleted(flight.admission)
-            for slot, _part in flight.unwritten:
-                self.index.roll_back(slot)
-            if flight.reading:
-                self.index.release(flight.admission)
+        for inflight in self.in_flight:
+            if not inflight.deleted:
+                self.index.deleted(inflight.admission)
+            for entry, _part in inflight.unwritten:
+                self.index.roll_back(entry)
+            if inflight.reading:
+                self.index.release(inflight.admission)
         if hasattr(self, "index"):
             assert isinstance(self.index.admit([b"last"], 1, len(self.parts)), Admission)
 
 
-TestRequestsInFlight = RequestsInFlight.TestCase
+TestRequestsInFlight = pytest.mark.thorough(RequestsInFlight.TestCase)
 TestRequestsInFlight.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
 
 
 def test_a_look_up_pins_its_hits_and_changes_nothing_else() -> None:
     index = index_of(4)
-    for slot in admit(index, [A, B, C]).inserts:
-        index.commit(slot)
+    for entry in admit(index, [A, B, C]).inserts:
+        index.commit(entry)
     found = index.look_up([A, B, D], 3)
     assert isinstance(found, Admission)
-    assert [slot.key for slot in found.hits] == [A, B]
+    assert [entry.key for entry in found.hits] == [A, B]
     assert found.inserts == found.victims == []
-    assert [slot.pins for slot in found.hits] == [1, 1]
+    assert [entry.pins for entry in found.hits] == [1, 1]
     assert (index.prompt_blocks, index.hit_blocks) == (3 + 3, 2)
     assert index.used_blocks == index.present_blocks == 3
     index.release(found)
-    assert [slot.pins for slot in found.hits] == [0, 0]
+    assert [entry.pins for entry in found.hits] == [0, 0]
 
 
 def test_a_look_up_reads_no_blocks_of_the_output_and_none_that_are_being_stored() -> None:
     index = index_of(None)
     first = admit(index, [A, B])
     assert isinstance(index.look_up([A, B], 2), Blocked)
-    for slot in first.inserts:
-        index.commit(slot)
+    for entry in first.inserts:
+        index.commit(entry)
     found = index.look_up([A, B], 1)
     assert isinstance(found, Admission)
-    assert [slot.key for slot in found.hits] == [A]
+    assert [entry.key for entry in found.hits] == [A]

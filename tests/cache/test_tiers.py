@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -16,20 +17,25 @@ from hypothesis.stateful import (
 )
 
 from pytest_kvcache.cache.identity import Identity
-from pytest_kvcache.cache.index import Admission, Blocked, CacheIndex, Slot
+from pytest_kvcache.cache.index import Admission, Blocked, BlockEntry, CacheIndex
 from pytest_kvcache.cache.tiers import TIER_POLICIES, Tier, TierAdmission, TierPolicy, TierStack
-from tests.cache.literal import LiteralCache, fitting, requests, size_of
-from tests.recordings import AGENTS, MOONCAKE, real_trace
+from tests.cache.literal import LITERAL, requests, size_of
+from tests.recordings import TWO_TIERS, real_trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 A, B, C, D = (bytes([letter]) for letter in b"abcd")
+WRITE_THROUGH, DEMOTE = TIER_POLICIES
 both_policies = st.sampled_from(TIER_POLICIES)
 
 
 def stack_of(
-    policy: TierPolicy, *capacities: int | None, page_bytes: int = 1, objects: int = 1
+    policy: TierPolicy,
+    *capacities: int | None,
+    page_bytes: int = 1,
+    objects: int = 1,
+    promotes: bool = True,
 ) -> TierStack:
     return TierStack(
         [
@@ -42,6 +48,7 @@ def stack_of(
             for number, capacity in enumerate(capacities)
         ],
         policy,
+        promotes=promotes,
     )
 
 
@@ -57,53 +64,23 @@ def admit(
 
 
 def finish(stack: TierStack, found: TierAdmission) -> TierAdmission:
-    """Carry it out at once."""
-    stack.release(found)
-    for tier in reversed(range(len(stack.tiers))):
-        stack.left(tier, found)
-        for move in found.moves:
-            if move.target_tier == tier:
-                stack.commit(tier, move.target)
-                stack.end_move(move)
-        for slot in found.writes[tier]:
-            stack.commit(tier, slot)
+    stack.settle(found)
     return found
 
 
 def content(index: CacheIndex) -> list[bytes]:
     """Return the keys, most recently used first."""
-    return list(index._slots)[::-1]
+    return list(index._entries)[::-1]
 
 
-def keys_of(slots: Sequence[Slot]) -> list[bytes]:
-    return [slot.key for slot in slots]
+def keys_of(entries: Sequence[BlockEntry]) -> list[bytes]:
+    return [entry.key for entry in entries]
 
 
 # --- the tables of the traces' README -------------------------------------------------------
 
-WRITE_THROUGH, DEMOTE = TIER_POLICIES
-TABLE: tuple[tuple[str, tuple[int, int | None], TierPolicy, tuple[int, int], int], ...] = (
-    (MOONCAKE, (439, 4_392), WRITE_THROUGH, (4_644, 27_343), 89_890),
-    (MOONCAKE, (439, 4_392), DEMOTE, (4_083, 29_623), 87_732),
-    (MOONCAKE, (1_000, 10_000), WRITE_THROUGH, (10_252, 41_412), 70_213),
-    (MOONCAKE, (1_000, 10_000), DEMOTE, (6_488, 47_380), 67_008),
-    (MOONCAKE, (2_196, 21_962), WRITE_THROUGH, (19_087, 52_677), 50_113),
-    (MOONCAKE, (2_196, 21_962), DEMOTE, (8_553, 64_369), 46_759),
-    (MOONCAKE, (439, None), WRITE_THROUGH, (4_644, 73_309), 43_924),
-    (MOONCAKE, (439, None), DEMOTE, (1_548, 76_405), 43_485),
-    (MOONCAKE, (4_392, 4_392), WRITE_THROUGH, (31_973, 1_535), 88_369),
-    (MOONCAKE, (4_392, 4_392), DEMOTE, (24_631, 22_593), 70_260),
-    (AGENTS, (1_000, 5_000), WRITE_THROUGH, (119_973, 145_861), 50_070),
-    (AGENTS, (1_000, 5_000), DEMOTE, (105_401, 170_375), 39_979),
-    (AGENTS, (3_000, 10_000), WRITE_THROUGH, (234_176, 48_199), 36_050),
-    (AGENTS, (3_000, 10_000), DEMOTE, (190_371, 94_599), 29_894),
-    (AGENTS, (1_000, None), WRITE_THROUGH, (119_973, 171_989), 26_463),
-    (AGENTS, (1_000, None), DEMOTE, (100_576, 191_386), 25_463),
-    (AGENTS, (5_000, 20_000), WRITE_THROUGH, (268_621, 19_508), 30_296),
-    (AGENTS, (5_000, 20_000), DEMOTE, (195_204, 96_758), 21_463),
-)
 
-
+@functools.cache
 def prompts_of(name: str) -> list[list[bytes]]:
     trace = real_trace(name)
     ids = [block.to_bytes(16, "big") for block in trace.block_ids.tolist()]
@@ -111,7 +88,7 @@ def prompts_of(name: str) -> list[list[bytes]]:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(("name", "capacities", "policy", "hits", "stored"), TABLE)
+@pytest.mark.parametrize(("name", "capacities", "policy", "hits", "stored"), TWO_TIERS)
 def test_a_recorded_trace_hits_and_stores_in_two_tiers_what_its_table_says(
     name: str,
     capacities: tuple[int, int | None],
@@ -143,71 +120,6 @@ def test_a_recorded_trace_hits_and_stores_in_two_tiers_what_its_table_says(
 
 
 # --- the laws, against lists ----------------------------------------------------------------
-
-
-class LiteralThrough:
-    """write-through by the words of the README: every tier its own literal LRU."""
-
-    def __init__(self, capacities: Sequence[int]) -> None:
-        self.tiers = [LiteralCache(capacity) for capacity in capacities]
-        self.hits = [0] * len(capacities)
-        self.stored = [0] * len(capacities)
-
-    def content(self, tier: int) -> list[bytes]:
-        return list(self.tiers[tier].sizes)[::-1]
-
-    def serve(self, keys: Sequence[bytes], prompt_blocks: int, most: int) -> None:
-        served: list[int] = []
-        for key in keys[:prompt_blocks]:
-            having = [number for number, tier in enumerate(self.tiers) if key in tier.sizes]
-            if not having:
-                break
-            served.append(having[0])
-            self.hits[having[0]] += 1
-        for number, tier in enumerate(self.tiers):
-            reached = [
-                key
-                for place, key in enumerate(keys)
-                if place >= len(served) or served[place] >= number
-            ]
-            own = fitting(reached, tier.capacity_bytes, most)
-            self.stored[number] += sum(key not in tier.sizes for key in own)
-            tier.serve(own, 0, [size_of(key, most) for key in own])
-
-
-class LiteralDemote:
-    """demote as stacks of keys, the most recent first, each cut once."""
-
-    def __init__(self, capacities: Sequence[int]) -> None:
-        self.capacities = capacities
-        self.tiers: list[list[bytes]] = [[] for _ in capacities]
-        self.hits = [0] * len(capacities)
-        self.stored = [0] * len(capacities)
-
-    def content(self, tier: int) -> list[bytes]:
-        return self.tiers[tier]
-
-    def serve(self, keys: Sequence[bytes], prompt_blocks: int, most: int) -> None:
-        everywhere = {key: number for number, tier in enumerate(self.tiers) for key in tier}
-        for key in keys[:prompt_blocks]:
-            if key not in everywhere:
-                break
-            self.hits[everywhere[key]] += 1
-        arriving = [key for key in keys if everywhere.get(key, 0) == 0]
-        for number, old in enumerate(self.tiers):
-            taken = fitting(arriving, self.capacities[number], most)
-            self.stored[number] += sum(key not in old for key in taken)
-            beyond = [key for key in arriving[len(taken) :] if key not in old]
-            own = [key for key in keys if number and key in old]
-            stack = taken + own + [key for key in old if key not in (*taken, *own)]
-            self.tiers[number] = fitting(stack, self.capacities[number], most)
-            arriving = beyond + stack[len(self.tiers[number]) :]
-
-
-LITERAL: dict[TierPolicy, type[LiteralThrough | LiteralDemote]] = {
-    WRITE_THROUGH: LiteralThrough,
-    DEMOTE: LiteralDemote,
-}
 
 
 @pytest.mark.thorough
@@ -263,7 +175,7 @@ def test_one_tier_decides_as_an_index_does_to_the_last_decision(
         if isinstance(one, Blocked) or isinstance(other, Blocked):
             assert isinstance(one, Blocked)
             assert isinstance(other, Blocked)
-            assert one.slot.object_key == other.slot.object_key
+            assert one.entry.object_key == other.entry.object_key
         else:
             assert same(one.reads[0], other.hits)
             assert same(one.writes[0], other.inserts)
@@ -276,13 +188,13 @@ def test_one_tier_decides_as_an_index_does_to_the_last_decision(
             finish(stack, tiered)
             index.release(plain)
             index.deleted(plain)
-            for slot in plain.inserts:
-                index.commit(slot)
+            for entry in plain.inserts:
+                index.commit(entry)
         assert content(stack.indices[0]) == content(index)
 
 
-def same(one: Sequence[Slot], other: Sequence[Slot]) -> bool:
-    return [slot.object_key for slot in one] == [slot.object_key for slot in other]
+def same(one: Sequence[BlockEntry], other: Sequence[BlockEntry]) -> bool:
+    return [entry.object_key for entry in one] == [entry.object_key for entry in other]
 
 
 # --- what a reader of the docs would try ----------------------------------------------------
@@ -291,10 +203,10 @@ def same(one: Sequence[Slot], other: Sequence[Slot]) -> bool:
 def test_write_through_promotes_what_is_served_below_and_spares_what_is_served_above() -> None:
     stack = stack_of(WRITE_THROUGH, 2, 10)
     first = finish(stack, admit(stack, [A, B]))
-    assert [keys_of(slots) for slots in first.writes] == [[A, B], [A, B]]
+    assert [keys_of(entries) for entries in first.writes] == [[A, B], [A, B]]
     finish(stack, admit(stack, [C]))
     found = finish(stack, admit(stack, [A, B]))
-    assert [keys_of(slots) for slots in found.reads] == [[A], [B]]
+    assert [keys_of(entries) for entries in found.reads] == [[A], [B]]
     ((move),) = found.moves
     assert (move.source_tier, move.target_tier, move.target.key, move.copies) == (1, 0, B, True)
     assert move.target.identity == move.source.identity
@@ -302,12 +214,34 @@ def test_write_through_promotes_what_is_served_below_and_spares_what_is_served_a
     assert content(stack.indices[1]) == [B, C, A]
 
 
+def test_where_nothing_is_loaded_nothing_is_promoted() -> None:
+    stack = stack_of(WRITE_THROUGH, 2, 10, promotes=False)
+    finish(stack, admit(stack, [A, B]))
+    finish(stack, admit(stack, [C]))
+    found = finish(stack, admit(stack, [A, B, D]))
+    assert [keys_of(entries) for entries in found.reads] == [[A], [B]]
+    assert found.moves == []
+    assert [keys_of(entries) for entries in found.writes] == [[D], [D]]
+    assert content(stack.indices[0]) == [A, D]
+
+
 def test_a_block_that_is_written_to_several_tiers_says_the_same_of_itself_in_each() -> None:
     stack = stack_of(WRITE_THROUGH, 2, 2, 2)
     found = admit(stack, [A])
-    slots = [slots[0] for slots in found.writes]
-    assert len({slot.identity for slot in slots}) == 1
-    assert len({slot.object_key for slot in slots}) == 3
+    entries = [entries[0] for entries in found.writes]
+    assert len({entry.identity for entry in entries}) == 1
+    assert len({entry.object_key for entry in entries}) == 3
+
+
+def test_there_is_room_in_the_storage_or_where_blocks_are_demoted_in_all_tiers() -> None:
+    keys = [bytes([number]) for number in range(9)]
+    through, demoting = stack_of(WRITE_THROUGH, 2, 4), stack_of(DEMOTE, 2, 4)
+    assert [through.has_room_for(keys[:count], 1) for count in (4, 5)] == [True, False]
+    assert [demoting.has_room_for(keys[:count], 1) for count in (6, 7)] == [True, False]
+    finish(demoting, admit(demoting, keys[:5]))
+    assert demoting.has_room_for(keys[:6], 1)  # five of them are there
+    assert not demoting.has_room_for(keys[3:7], 1)
+    assert stack_of(DEMOTE, 2, None).has_room_for(keys, 100)
 
 
 def test_demote_moves_what_overflows_and_promotes_nothing() -> None:
@@ -319,17 +253,17 @@ def test_demote_moves_what_overflows_and_promotes_nothing() -> None:
     assert move.target.identity == move.source.identity == Identity(A, 1)
     assert found.deletes == ([], [])
     again = finish(stack, admit(stack, [A]))
-    assert [keys_of(slots) for slots in again.reads] == [[], [A]]
+    assert [keys_of(entries) for entries in again.reads] == [[], [A]]
     assert again.moves == []
     last = finish(stack, admit(stack, [C]))
-    assert [keys_of(slots) for slots in last.deletes] == [[], [A]]
+    assert [keys_of(entries) for entries in last.deletes] == [[], [A]]
     assert keys_of([move.target for move in last.moves]) == [B]
 
 
 def test_new_blocks_beyond_the_fastest_tier_are_written_where_they_end_up() -> None:
     stack = stack_of(DEMOTE, 1, 1, 1)
     found = finish(stack, admit(stack, [A, B, C, D]))
-    assert [keys_of(slots) for slots in found.writes] == [[A], [B], [C]]
+    assert [keys_of(entries) for entries in found.writes] == [[A], [B], [C]]
     assert found.moves == []
 
 
@@ -347,7 +281,7 @@ def test_a_block_on_its_way_blocks_who_needs_it_until_it_has_arrived() -> None:
 def test_what_is_promoted_from_stays_until_the_promotion_has_ended() -> None:
     stack = stack_of(WRITE_THROUGH, 1, 1)
     finish(stack, admit(stack, [A]))
-    stack.drop(0, stack.indices[0]._slots[A])
+    stack.drop(0, stack.indices[0]._entries[A])
     found = admit(stack, [A])
     stack.release(found)
     (move,) = found.moves
@@ -367,7 +301,7 @@ def test_a_look_up_reads_from_the_fastest_tier_that_has_it_and_changes_nothing()
     before = [content(index) for index in stack.indices]
     found = stack.look_up([A, B, C], 3)
     assert isinstance(found, TierAdmission)
-    assert [keys_of(slots) for slots in found.reads] == [[A], [B]]
+    assert [keys_of(entries) for entries in found.reads] == [[A], [B]]
     assert (found.hit_blocks, found.moves, found.victims) == (2, [], ([], []))
     stack.release(found)
     assert [content(index) for index in stack.indices] == before
@@ -403,7 +337,7 @@ def test_a_request_that_is_none_is_refused_and_changes_nothing(
 
 
 @dataclass
-class Flight:
+class InFlightRequest:
     """A decision that is carried out step by step, in the documented order."""
 
     found: TierAdmission
@@ -423,7 +357,7 @@ class ManyInTiers(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.flights: list[Flight] = []
+        self.in_flight: list[InFlightRequest] = []
 
     @initialize(
         policy=both_policies,
@@ -435,19 +369,19 @@ class ManyInTiers(RuleBasedStateMachine):
         self.stack = stack_of(policy, *capacities)
         self.storage = [Storage() for _ in capacities]
 
-    def store(self, tier: int, slot: Slot) -> None:
-        self.storage[tier].objects[slot.object_key] = (slot.identity, slot.stored_bytes)
+    def store(self, tier: int, entry: BlockEntry) -> None:
+        self.storage[tier].objects[entry.object_key] = (entry.identity, entry.stored_bytes)
 
     def carry_out(self, found: TierAdmission, failing: Sequence[bytes]) -> Iterator[None]:
         stack, storage = self.stack, self.storage
-        for tier, slots in enumerate(found.reads):
-            for slot in slots:
-                assert storage[tier].objects[slot.object_key][0] == slot.identity
+        for tier, entries in enumerate(found.reads):
+            for entry in entries:
+                assert storage[tier].objects[entry.object_key][0] == entry.identity
         yield
         stack.release(found)
         for tier in reversed(range(len(storage))):
-            for slot in found.deletes[tier]:
-                del storage[tier].objects[slot.object_key]
+            for entry in found.deletes[tier]:
+                del storage[tier].objects[entry.object_key]
                 yield
             stack.left(tier, found)
             for move in (move for move in found.moves if move.target_tier == tier):
@@ -462,13 +396,13 @@ class ManyInTiers(RuleBasedStateMachine):
                 if not move.copies:
                     del storage[move.source_tier].objects[move.source.object_key]
                 stack.end_move(move)
-            for slot in found.writes[tier]:
+            for entry in found.writes[tier]:
                 yield
-                if slot.key in failing:
-                    stack.roll_back(tier, slot)
+                if entry.key in failing:
+                    stack.roll_back(tier, entry)
                 else:
-                    self.store(tier, slot)
-                    stack.commit(tier, slot)
+                    self.store(tier, entry)
+                    stack.commit(tier, entry)
 
     @rule(request=st.one_of(requests(), requests(2)), fails=st.booleans())
     def arrive(self, request: tuple[list[bytes], int], fails: bool) -> None:  # noqa: FBT001 - drawn
@@ -477,27 +411,27 @@ class ManyInTiers(RuleBasedStateMachine):
         found = self.stack.admit(keys, prompt_blocks, [size_of(key, self.most) for key in keys])
         if isinstance(found, Blocked):
             assert self.state() == before
-            assert any(not flight.done for flight in self.flights)
+            assert any(not inflight.done for inflight in self.in_flight)
             return
         steps = self.carry_out(found, keys[-1:] if fails else ())
-        self.flights.append(Flight(found, steps))
+        self.in_flight.append(InFlightRequest(found, steps))
 
     def state(self) -> tuple[object, ...]:
-        slots = [
-            [(s.object_key, s.present, s.pins) for s in index._slots.values()]
+        entries = [
+            [(s.object_key, s.present, s.pins) for s in index._entries.values()]
             for index in self.stack.indices
         ]
         used = [index.used_bytes for index in self.stack.indices]
-        return slots, used, self.stack.prompt_blocks, repr(self.stack.counts)
+        return entries, used, self.stack.prompt_blocks, repr(self.stack.counts)
 
-    @precondition(lambda self: any(not flight.done for flight in self.flights))
+    @precondition(lambda self: any(not inflight.done for inflight in self.in_flight))
     @rule(data=st.data(), steps=st.integers(1, 30))
     def go_on(self, data: st.DataObject, steps: int) -> None:
-        flight = data.draw(st.sampled_from([f for f in self.flights if not f.done]))
+        inflight = data.draw(st.sampled_from([f for f in self.in_flight if not f.done]))
         for _ in range(steps):
             self.no_tier_holds_more_than_its_capacity()
-            if next(flight.steps, flight) is flight:
-                flight.done = True
+            if next(inflight.steps, inflight) is inflight:
+                inflight.done = True
                 return
 
     @invariant()
@@ -512,24 +446,24 @@ class ManyInTiers(RuleBasedStateMachine):
     def what_a_tier_calls_present_is_there_as_a_whole(self) -> None:
         if hasattr(self, "stack"):
             for index, storage in zip(self.stack.indices, self.storage, strict=True):
-                for slot in index.stored():
-                    assert storage.objects[slot.object_key][0] == slot.identity
+                for entry in index.stored():
+                    assert storage.objects[entry.object_key][0] == entry.identity
 
     @invariant()
     def a_demoted_block_is_in_one_tier(self) -> None:
         if hasattr(self, "stack") and self.stack.policy == DEMOTE:
-            keys = [key for index in self.stack.indices for key in index._slots]
+            keys = [key for index in self.stack.indices for key in index._entries]
             assert len(keys) == len(set(keys))
 
     def teardown(self) -> None:
-        for flight in self.flights:
-            for _ in flight.steps:
+        for inflight in self.in_flight:
+            for _ in inflight.steps:
                 self.no_tier_holds_more_than_its_capacity()
         if hasattr(self, "stack"):
             for index, storage in zip(self.stack.indices, self.storage, strict=True):
-                assert {slot.object_key for slot in index.stored()} == set(storage.objects)
-                assert all(slot.pins == 0 and slot.present for slot in index._slots.values())
+                assert {entry.object_key for entry in index.stored()} == set(storage.objects)
+                assert all(entry.pins == 0 and entry.present for entry in index._entries.values())
 
 
-TestManyInTiers = ManyInTiers.TestCase
+TestManyInTiers = pytest.mark.thorough(ManyInTiers.TestCase)
 TestManyInTiers.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)

@@ -14,7 +14,6 @@ import pytest_kvcache
 from tests.cluster.cluster import Cluster, why_unavailable
 from tests.cluster.faulttable import FaultTable
 from tests.cluster.launchers import COLUMNS
-from tests.site import machine_to_oneself
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,13 +68,6 @@ def new_cluster(tmp_path: Path, cluster_share: tuple[Path, ...]) -> Iterator[New
 def cluster(new_cluster: NewCluster) -> Cluster:
     """n0, from which to launch, n1 and n2; up in less than a second, so each test has its own."""
     return new_cluster()
-
-
-@pytest.fixture
-def quiet_cluster(cluster: Cluster) -> Iterator[Cluster]:
-    """The same with the machine to oneself, for tests whose ranks measure."""
-    with machine_to_oneself(own_locks=False):  # the hosts have a /tmp each, and locks by name
-        yield cluster
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from tests.cluster.session import Session
 
+DEADLINE_S = 20  # of what only a deadline ends; the trial before it must be over by then
 BAD = "n2"  # the host where everything goes wrong; ranks 1 of 2 and 2 of 3 run there
 
 
@@ -25,6 +26,7 @@ class Fault:
 
     ``said`` is a regular expression on the first line of the failed trial's error.
     ``hangs``: nobody but the deadline can notice it. ``cut``: the host can't be reached.
+    ``lasts``: it is there until it is mended, which may be after the next case has begun.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Fault:
     args: tuple[str, ...] = ()
     hangs: bool = False
     cut: bool = False
+    lasts: bool = False
 
 
 def _switch(word: str) -> Callable[[Session], None]:
@@ -119,7 +122,7 @@ FAULTS = (
         inject=_switch("hang"),
         mend=_unswitch,
         said="not over after|not all ranks",
-        args=(*FAULTY, "--kv-deadline=12"),
+        args=(*FAULTY, f"--kv-deadline={DEADLINE_S}"),
         hangs=True,
     ),
     Fault(
@@ -152,5 +155,6 @@ FAULTS = (
         mend=_empty,
         said=rf"{RANK}: .*No space left on device",
         args=("--kv-duration=6", "--kv-storage-capacity-gb=0.02", "--kv-store=file"),
+        lasts=True,
     ),
 )

@@ -25,7 +25,7 @@ CACHE_DIR = "/mnt/kv"  # private to each host
 RESULTS = "/tmp/results"  # private to the launcher's host
 SMALL = (
     "--kv-allow-run-as-root", "--kv-oversubscribe", "--kv-model=tiny-1b", "--kv-num-users=2",
-    "--kv-context-scale=0.05", "--kv-block-tokens=16", "--kv-duration=1", "--kv-ramp=0",
+    "--kv-context-scale=0.05", "--kv-block-tokens=16", "--kv-duration=2", "--kv-ramp=0",
     "--kv-allow-invalid", "--kv-metrics=read.p50_ms",
     f"--kv-cache-dir={CACHE_DIR}", f"--kv-results-dir={RESULTS}",
 )  # fmt: skip

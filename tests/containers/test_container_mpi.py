@@ -15,11 +15,11 @@ import pytest
 
 from pytest_kvcache.launch.containers.command import (
     ContainerSpec,
-    Holding,
     Mount,
-    agent_argv,
+    RelayConfig,
     held_argv,
-    outside_argv,
+    relay_argv,
+    rsh_agent_argv,
 )
 from pytest_kvcache.launch.containers.runtimes import identify_engine, image_problem, start_problem
 from pytest_kvcache.launchers.openmpi import OpenMPILauncher
@@ -90,7 +90,7 @@ def launcher(spec: ContainerSpec, place: Path, seconds: float, code: int) -> lis
         env={"OMPI_MCA_mpi_yield_when_idle": "1"},
         params=(),
         allow_run_as_root=spec.uid == 0,
-        remote_shell=agent_argv(PYTHON),
+        remote_shell=rsh_agent_argv(PYTHON),
     )  # fmt: skip
     mpirun = f"{PYTHON.rpartition('/')[0]}/mpirun"
     return OpenMPILauncher(path=mpirun, flavour="openmpi-5", environ={}).argv(job)
@@ -101,10 +101,10 @@ def held(
     engine: Docker, place: Path, spec: ContainerSpec, *, seconds: float = 0, code: int = 0
 ) -> Iterator[subprocess.Popen[str]]:
     inside = held_argv(PYTHON, PATIENCE_S, launcher(spec, place, seconds, code))
-    file = place / "holding.json"
-    file.write_text(json.dumps(Holding(argv=tuple(spec.argv(inside)), remotes={}).to_json()))
+    file = place / "relay.json"
+    file.write_text(json.dumps(RelayConfig(argv=tuple(spec.argv(inside)), remotes={}).to_json()))
     with subprocess.Popen(
-        outside_argv(sys.executable, file),
+        relay_argv(sys.executable, file),
         env={**os.environ, "DOCKER_HOST": engine.address},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -118,7 +118,7 @@ def held(
             wait_for(lambda: spec.name not in engine.containers())
 
 
-def ranks_told(place: Path) -> list[str]:
+def ranks_reported(place: Path) -> list[str]:
     return [path.read_text() for path in place.glob("[0-9]*")]
 
 
@@ -135,7 +135,7 @@ def test_ranks_run_as_the_user_and_may_be_more_than_cores(
         code, text = ended(process)
     assert (code, text) == (0, "")
     size = (os.cpu_count() or 1) + 2
-    assert ranks_told(place) == [f"{size} {uid}"] * size
+    assert ranks_reported(place) == [f"{size} {uid}"] * size
 
 
 def test_the_exit_code_of_a_rank_comes_out(engine: Docker, place: Path) -> None:
@@ -151,7 +151,7 @@ def test_no_container_outlives_its_holder(
     engine: Docker, place: Path, number: signal.Signals
 ) -> None:
     with held(engine, place, container(engine, place), seconds=300) as process:
-        wait_for(lambda: all(ranks_told(place)) and len(ranks_told(place)) > 1)
+        wait_for(lambda: all(ranks_reported(place)) and len(ranks_reported(place)) > 1)
         assert engine.containers() == ["kvcache-test"]
         process.send_signal(number)
         process.wait(PATIENCE_S)
@@ -160,13 +160,13 @@ def test_no_container_outlives_its_holder(
 def test_a_container_that_is_killed_ends_the_launch(engine: Docker, place: Path) -> None:
     spec = container(engine, place)
     with held(engine, place, spec, seconds=300) as process:
-        wait_for(lambda: ranks_told(place))
+        wait_for(lambda: ranks_reported(place))
         engine.call("kill", spec.name)
         assert ended(process)[0] == 137
 
 
 @pytest.mark.parametrize("missing", ["image", "directory"])
-def test_what_is_missing_is_told(engine: Docker, place: Path, missing: str) -> None:
+def test_what_is_missing_is_reported(engine: Docker, place: Path, missing: str) -> None:
     absent = {"image": "nowhere/kv:1"} if missing == "image" else {}
     spec = container(engine, place, **absent)
     if missing == "directory":
@@ -182,7 +182,7 @@ def test_what_is_missing_is_told(engine: Docker, place: Path, missing: str) -> N
         assert problem.startswith(f"host n1 has no directory {place}/absent for a container")
 
 
-def test_a_name_that_is_taken_is_told(engine: Docker, place: Path) -> None:
+def test_a_name_that_is_taken_is_reported(engine: Docker, place: Path) -> None:
     spec = container(engine, place)
     engine.call("create", "--name", spec.name, IMAGE, "true")
     try:

@@ -62,7 +62,7 @@ def hosts(image: Path) -> Iterator[Hosts]:
         pytest.skip(reason)
     package = Path(pytest_kvcache.__file__).parents[1]
     share = {Path(sys.base_prefix), Path(sys.prefix), package, CHECKOUT}
-    with machine_to_oneself(own_locks=False), ExitStack() as stack:
+    with machine_to_oneself("containers", own_locks=False), ExitStack() as stack:
         parent = tempfile.TemporaryDirectory(prefix="kvcache-hosts-", dir="/var/tmp")
         place = Path(stack.enter_context(parent))
         cluster = stack.enter_context(Cluster(place / "cluster", share=(*sorted(share), place)))
@@ -134,7 +134,7 @@ def test_a_controller_that_is_killed_leaves_no_container_anywhere(hosts: Hosts) 
     wait_for(hosts.nothing_is_left)
 
 
-def test_a_host_without_the_image_is_told_by_name(hosts: Hosts) -> None:
+def test_a_host_without_the_image_is_reported_by_name(hosts: Hosts) -> None:
     hosts.engines["n2"].call("tag", IMAGE, "kept")
     hosts.engines["n2"].call("rmi", IMAGE)
     try:

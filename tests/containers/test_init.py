@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_kvcache.launch.containers.init import HELD_VARIABLE, LIMIT_EXIT, TOLD_EXIT
+from pytest_kvcache.launch.containers.init import DETACHED_EXIT, HELD_VARIABLE, LIMIT_EXIT
 from tests.site import PATIENCE_S, wait_for
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def test_the_command_ends_when_its_holder_lets_go(program: str) -> None:
         time.sleep(0.3)  # until the stubborn one ignores signals
         assert process.stdin is not None
         process.stdin.close()
-        assert process.wait(PATIENCE_S) == TOLD_EXIT
+        assert process.wait(PATIENCE_S) == DETACHED_EXIT
         assert not is_alive(pid)
 
 
@@ -81,7 +81,7 @@ def test_the_command_ends_when_it_is_told_to_end(number: signal.Signals) -> None
     with held("sleep", "300") as process:
         pid = child_of(process)
         process.send_signal(number)
-        assert process.wait(PATIENCE_S) == TOLD_EXIT
+        assert process.wait(PATIENCE_S) == DETACHED_EXIT
         assert not is_alive(pid)
 
 

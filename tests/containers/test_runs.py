@@ -42,7 +42,7 @@ def place() -> Iterator[Path]:
 @pytest.fixture
 def start(engine: Docker, place: Path) -> Iterator[Start]:
     """Whatever a session did, nothing of it is left on the machine."""
-    with machine_to_oneself(), ExitStack() as stack:
+    with machine_to_oneself("containers"), ExitStack() as stack:
 
         def started(*args: str, **env: str) -> Session:
             session = Session(place, {"DOCKER_HOST": engine.address, **env}, args)
@@ -60,7 +60,7 @@ def verified(path: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_run_in_a_container_gives_the_same_results(start: Start, engine: Docker) -> None:
-    session = start()
+    session = start("--kv-allow-invalid")  # how busy the machine is, is no question
     text = session.end()
     assert session.process.returncode == 0, text
     assert verified(session.run_file()).returncode == 0, verified(session.run_file()).stdout
@@ -165,7 +165,7 @@ def test_what_the_image_lacks_is_refused(start: Start) -> None:
     assert said.startswith(f"in the image {IMAGE}: --kv-mpi-bin is mpiexec.hydra, which is neither")
 
 
-def test_a_cache_directory_that_is_missing_is_told(start: Start) -> None:
+def test_a_cache_directory_that_is_missing_is_reported(start: Start) -> None:
     session = start("--kv-cache-dir=/var/tmp/none-of-this-name")
     text = session.end()
     assert session.process.returncode == 1, text

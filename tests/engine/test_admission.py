@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_kvcache.backends.null import NullBackend
 from pytest_kvcache.engine.payload import Payload
 from tests.factories import (
     PAGE,
@@ -27,6 +28,7 @@ from tests.rig import Rig, Stage
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pytest_kvcache.engine.requests import InFlightRequest
     from pytest_kvcache.workloads.protocol import Request
 
 
@@ -72,7 +74,7 @@ def scripts(draw: st.DrawFn) -> list[list[Request]]:
 
 def stored_objects(rig: Rig, parts: int) -> set[str]:
     """The objects of all blocks that the index calls present."""
-    present = [slot.object_key for slot in rig.index._slots.values() if slot.present]
+    present = [entry.object_key for entry in rig.index._entries.values() if entry.present]
     if parts == 1:
         return set(present)
     return {f"{object_key}.{part}" for object_key in present for part in range(parts)}
@@ -116,7 +118,7 @@ def test_whatever_is_asked_the_storage_is_never_abused(
     assert rig.loop.first_error is None
     assert backend.breaches == []
     hit_blocks, content = literal(workload.order, capacity_blocks)
-    assert list(rig.index._slots) == content
+    assert list(rig.index._entries) == content
     assert set(backend.objects) == stored_objects(rig, parts)
     hits, evictions = hit_blocks * parts, rig.index.evictions * parts
     writes = len(content) * parts + evictions
@@ -188,8 +190,8 @@ def test_a_block_in_layers_is_read_only_when_the_last_of_them_is_written(
     rig.start()
     calls = stage.expect("put a/0", "put a/1", "put a/2")
     stage.release(calls[2], calls[0])
-    (slot,) = rig.index._slots.values()
-    assert slot.unwritten == 1
+    (entry,) = rig.index._entries.values()
+    assert entry.unwritten == 1
     stage.expect("put a/1")
     clock.advance(S)
     stage.release(calls[1])
@@ -316,3 +318,26 @@ def test_objects_of_many_sizes_are_moved_in_parts_and_counted_by_their_own_bytes
     assert sums["read_bytes"] == read_bytes
     moved = rig.recorder.section_bytes
     assert moved["device"] == moved["read"] + moved["write"]
+
+
+def test_a_request_that_waits_for_a_prompt_under_way_is_asked_again_once_not_at_each_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prompt = [f"{block:03}" for block in range(200)]
+    rig = Rig(
+        Script([[ask(0, *prompt)], [ask(1, *prompt)]]),
+        NullBackend(),
+        queue_depth=1,  # the blocks come in their order
+    )
+    asked = []
+    decide = rig.loop.blocks.decide
+
+    def counted(inflight: InFlightRequest) -> bool:
+        asked.append(inflight.request.user)
+        return decide(inflight)
+
+    monkeypatch.setattr(rig.loop.blocks, "decide", counted)
+    rig.start()
+    rig.join()
+    assert rig.loop.counters.completed == 2
+    assert len(asked) <= 4

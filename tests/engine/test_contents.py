@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_kvcache.cache.index import Slot
+from pytest_kvcache.cache.index import BlockEntry
 from pytest_kvcache.engine.contents import Contents
 from pytest_kvcache.engine.operations import Operation
-from pytest_kvcache.engine.payload import Payload, StrictPayload, make_payload
+from pytest_kvcache.engine.payload import Payload, make_payload
 from pytest_kvcache.ioengines.protocol import READ
 from tests.factories import PAGE, key_of
 from tests.rig import settings_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 PAGES = 8
 SIZE = PAGES * PAGE
@@ -55,8 +50,8 @@ class Bench:
 
 
 def operation_of(name: object) -> Operation:
-    slot = Slot(key_of(name), 1, 1, SIZE, SIZE)
-    return Operation(READ, slot, None, None, 0, SIZE, SIZE, 1)
+    entry = BlockEntry(key_of(name), 1, 1, SIZE, SIZE)
+    return Operation(READ, entry, None, None, 0, SIZE, SIZE, 1, READ)
 
 
 NOTHING = slice(0, 0)
@@ -77,6 +72,19 @@ def test_the_same_object_does_not_pass_unread(data: str, verify: str) -> None:
     bench.skip_the_thorough_one()
     assert bench.read("a") is None
     assert "was not read" in str(bench.read("a", transferred=NOTHING))
+
+
+@DATA
+def test_a_copy_of_the_object_under_another_key_does_not_pass_unread(data: str) -> None:
+    bench = Bench(data)
+    bench.skip_the_thorough_one()
+    first, copy = operation_of("a").entry, BlockEntry(key_of("a"), 2, 1, SIZE, SIZE)
+    copy.hold_what(first)
+    assert copy.object_key != first.object_key
+    assert bench.read("a") is None
+    operation = Operation(READ, copy, None, None, 0, SIZE, SIZE, 1, READ)
+    bench.contents.to_read(0, operation, 0, SIZE)
+    assert "was not read" in str(bench.contents.fault(0, operation, 0, SIZE))
 
 
 @DATA
@@ -170,17 +178,13 @@ READS = st.lists(
 )
 
 
+@pytest.mark.thorough
 @settings(max_examples=200, deadline=None)
-@given(reads=READS, kind=st.sampled_from([Payload, StrictPayload]))
+@given(reads=READS, data=st.sampled_from(["normal", "strict"]))
 def test_whatever_was_read_before_a_page_that_was_not_transferred_is_found(
-    reads: list[tuple[str, int, int]], kind: Callable[[int, int, int], Payload]
+    reads: list[tuple[str, int, int]], data: str
 ) -> None:
-    bench = Bench()
-    bench.payload = bench.contents._payload = kind(1, SIZE, SIZE)
-    fresh = bench.payload.write_buffer()
-    bench.contents._buffers = [
-        bench.payload.read_buffer(fresh), bench.payload.write_buffer()
-    ]  # fmt: skip
+    bench = Bench(data)
     bench.skip_the_thorough_one()
     for name, pages, transferred in reads:
         found = bench.read(name, pages, transferred=slice(0, transferred * PAGE))

@@ -59,7 +59,7 @@ class Tampering(MemoryBackend):
                 self.damaged += right != bytes(buffer)
 
     def older(self, key: str, offset: int) -> bytes:
-        """What the first generation of the same block held."""
+        """What the first version of the same block held."""
         first = next(name for name in self._put if name_of(name) == name_of(key))
         assert first != key
         return self._put[first][offset]
@@ -97,7 +97,7 @@ def torn(tail_bytes: int, what: str) -> Damage:
 
 
 def stale(backend: Tampering, key: str, offset: int, before: bytes, buffer: memoryview) -> None:
-    """All transfers are of an older generation."""
+    """All transfers are of an older version."""
     del before
     buffer[:] = backend.older(key, offset)
 
@@ -120,9 +120,9 @@ def other_layer(
 def foreign(backend: Tampering, key: str, offset: int, before: bytes, buffer: memoryview) -> None:
     """All transfers are of the object that another rank, trial or run has under the name."""
     del before
-    block, _, generation = key.partition(".")
+    block, _, version = key.partition(".")
     made = backend.foreign.write_buffer()
-    identity = Identity(bytes.fromhex(block), int(generation))
+    identity = Identity(bytes.fromhex(block), int(version))
     backend.foreign.stamp(made, len(buffer), identity, offset // PAGE)
     buffer[:] = made.view[: len(buffer)]
 
@@ -153,7 +153,7 @@ ALWAYS: dict[str, tuple[Damage, str]] = {
     "torn page, zeros": (torn(PAGE, "zeros"), "has no stamp: it is zero"),
     "torn page, older": (torn(PAGE, "older"), "it is stale"),
     "page not read": (torn(PAGE, "unread"), "was not read"),
-    "stale object": (stale, "it is stale, an older generation of the key"),
+    "stale object": (stale, "it is stale, an older version of the key"),
     "swapped object": (swapped, "has the stamp of"),
     "object of another rank": (foreign, "has the stamp of"),
 }

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pytest_kvcache.backends.buffers import buffer_bytes, slot_counts
 from pytest_kvcache.backends.null import NullBackend
-from pytest_kvcache.cache.index import Admission, Slot
+from pytest_kvcache.cache.index import Admission, BlockEntry
 from pytest_kvcache.engine.dispatch import Dispatcher
 from pytest_kvcache.engine.payload import ChunkBuffer, Payload
 from pytest_kvcache.errors import StorageError
@@ -62,15 +62,15 @@ class Desk:
         )
         self._index = index_of(None, self.settings)
 
-    def slots(self, *names: object) -> list[Slot]:
+    def entries(self, *names: object) -> list[BlockEntry]:
         admission = self._index.admit(
             [key_of(name) for name in names], 0, self.settings.object_bytes
         )
         assert isinstance(admission, Admission)  # nothing blocks without a limit
         return admission.inserts
 
-    def submit(self, kind: int, *slots: Slot) -> None:
-        self.dispatcher.submit(kind, slots, None)
+    def submit(self, kind: int, *entries: BlockEntry) -> None:
+        self.dispatcher.submit(kind, entries, None)
         self.turn()
 
     def turn(self, times: int = 3) -> None:
@@ -78,10 +78,10 @@ class Desk:
         for _ in range(times):
             self.dispatcher.turn(0)
 
-    def carry_out(self, kind: int, *slots: Slot) -> list[Operation]:
+    def carry_out(self, kind: int, *entries: BlockEntry) -> list[Operation]:
         """Submit, and work until nothing is left; return the new operations."""
         before = len(self.done)
-        self.dispatcher.submit(kind, slots, None)
+        self.dispatcher.submit(kind, entries, None)
         while self.dispatcher.busy:
             self.dispatcher.turn(0)
         return self.done[before:]
@@ -127,10 +127,10 @@ def test_making_and_checking_data_is_in_no_time_of_an_operation(clock: FakeClock
     backend = Bookkeeper()
     backend.prepare(PAGE)
     desk = Desk(backend, clock=clock, payload=SlowPayload(clock), verify="sample")
-    slots = desk.slots("a")
-    desk.carry_out(WRITE, *slots)
+    entries = desk.entries("a")
+    desk.carry_out(WRITE, *entries)
     assert desk.histogram("queue") == (1, 0, 0, 0)
-    desk.carry_out(READ, *slots)
+    desk.carry_out(READ, *entries)
     assert clock() == FakeClock()() + 3 * S
     for section in ("read", "write"):
         assert desk.histogram(section) == (1, 0, 0, 0), section
@@ -158,7 +158,7 @@ def test_the_sync_belongs_to_the_write(clock: FakeClock) -> None:
     backend.prepare(2 * PAGE, syncs=True)
     desk = Desk(backend, clock=clock, payload=Payload(1, PAGE), sync=True,
                 stored_bytes=2 * PAGE, object_bytes=2 * PAGE)  # fmt: skip
-    (operation,) = desk.carry_out(WRITE, *desk.slots("a"))
+    (operation,) = desk.carry_out(WRITE, *desk.entries("a"))
     assert operation.done_ns == clock()
     assert desk.histogram("write") == (1, 7 * S, 7 * S, 7 * S)
     assert backend.breaches == []
@@ -172,7 +172,7 @@ def test_no_transfer_includes_the_sync_and_the_depth_does(clock: FakeClock, tran
         backend, clock=clock, payload=Payload(1, PAGE), sync=True,
         stored_bytes=transfers * PAGE, object_bytes=transfers * PAGE,
     )  # fmt: skip
-    desk.carry_out(WRITE, *desk.slots("a"))
+    desk.carry_out(WRITE, *desk.entries("a"))
     assert desk.histogram("device") == (transfers, 2 * S, 2 * S, transfers * 2 * S)
     assert desk.recorder.section_bytes["device"] == transfers * PAGE
     assert desk.recorder.in_flight_ns == (transfers * 2 + 3) * S
@@ -182,9 +182,9 @@ def test_a_read_beside_synced_writes_is_one_transfer(clock: FakeClock) -> None:
     backend = SlowlySynced(clock)
     backend.prepare(PAGE, syncs=True)
     desk = Desk(backend, clock=clock, payload=Payload(1, PAGE), sync=True)
-    slots = desk.slots("a")
-    desk.carry_out(WRITE, *slots)
-    desk.carry_out(READ, *slots)
+    entries = desk.entries("a")
+    desk.carry_out(WRITE, *entries)
+    desk.carry_out(READ, *entries)
     assert desk.histogram("device")[0] == 2
 
 
@@ -209,9 +209,9 @@ def test_each_delete_is_an_operation_with_a_time_of_its_own(clock: FakeClock) ->
     backend = SlowlyDeleted(clock)
     backend.prepare(PAGE)
     desk = Desk(backend, clock=clock, payload=Payload(1, PAGE))
-    slots = desk.slots("a", "b", "c")
-    desk.carry_out(WRITE, *slots)
-    desk.carry_out(DELETE, *slots)
+    entries = desk.entries("a", "b", "c")
+    desk.carry_out(WRITE, *entries)
+    desk.carry_out(DELETE, *entries)
     assert desk.histogram("delete") == (3, 1 * S, 3 * S, 6 * S)
     assert desk.recorder.in_flight_ns == 6 * S
     assert desk.histogram("queue")[0] == desk.histogram("device")[0] == 3  # the writes
@@ -221,9 +221,9 @@ def test_a_failed_delete_has_no_time_and_fails_no_other(clock: FakeClock) -> Non
     backend = SlowlyDeleted(clock, fails_at=2)
     backend.prepare(PAGE)
     desk = Desk(backend, clock=clock, payload=Payload(1, PAGE))
-    slots = desk.slots("a", "b", "c")
-    desk.carry_out(WRITE, *slots)
-    assert [delete.failed for delete in desk.carry_out(DELETE, *slots)] == [False, True, False]
+    entries = desk.entries("a", "b", "c")
+    desk.carry_out(WRITE, *entries)
+    assert [delete.failed for delete in desk.carry_out(DELETE, *entries)] == [False, True, False]
     assert desk.histogram("delete") == (2, 1 * S, 3 * S, 4 * S)
 
 
@@ -231,9 +231,9 @@ def test_reads_and_deletes_are_not_synced() -> None:
     backend = Bookkeeper()
     backend.prepare(PAGE, syncs=True)
     desk = Desk(backend, payload=Payload(1, PAGE), sync=True)
-    slots = desk.slots("a")
+    entries = desk.entries("a")
     for kind in (WRITE, READ, DELETE):
-        (operation,) = desk.carry_out(kind, *slots)
+        (operation,) = desk.carry_out(kind, *entries)
         assert not operation.failed
     assert backend.counts == {"put": 1, "sync": 1, "get": 1, "delete": 1}
     assert backend.breaches == []
@@ -243,7 +243,7 @@ def test_service_lasts_from_the_first_transfer_to_the_end_of_the_last_one(
     clock: FakeClock, stage: Stage
 ) -> None:
     desk = Desk(stage, clock=clock, queue_depth=2, stored_bytes=3 * PAGE, object_bytes=3 * PAGE)
-    desk.submit(READ, *desk.slots("a"))
+    desk.submit(READ, *desk.entries("a"))
     first, second = stage.expect("get a", "get a @4096")
     clock.advance(2 * S)
     stage.release(second)
@@ -268,7 +268,7 @@ def test_every_transfer_counts_the_bytes_it_moved_and_padding_is_none(
         transfer_bytes=2 * PAGE,
     )  # fmt: skip
     stage.open_ended = True
-    desk.carry_out(READ, *desk.slots("a", "b"))
+    desk.carry_out(READ, *desk.entries("a", "b"))
     assert desk.settings.transfers == 3
     assert desk.histogram("device")[0] == 6
     assert desk.recorder.section_bytes["read"] == 2 * (4 * PAGE + 1)
@@ -289,7 +289,7 @@ def test_bytes_are_logical_and_transfers_are_whole_pages() -> None:
         backend, payload=Payload(1, 2 * PAGE), object_bytes=2 * PAGE + 1, stored_bytes=3 * PAGE,
         transfer_bytes=2 * PAGE,
     )  # fmt: skip
-    desk.carry_out(WRITE, *desk.slots("a"))
+    desk.carry_out(WRITE, *desk.entries("a"))
     assert lengths == [2 * PAGE, PAGE]
     desk.recorder.absorb(0)
     assert desk.recorder.section_bytes["write"] == 2 * PAGE + 1
@@ -297,7 +297,7 @@ def test_bytes_are_logical_and_transfers_are_whole_pages() -> None:
 
 def test_a_log_row_holds_all_times(clock: FakeClock, stage: Stage) -> None:
     desk = Desk(stage, clock=clock)
-    desk.submit(READ, *desk.slots("a", "b"))
+    desk.submit(READ, *desk.entries("a", "b"))
     (first,) = stage.expect("get a")
     clock.advance(S)
     stage.release(first)
@@ -314,16 +314,16 @@ def test_a_log_row_holds_all_times(clock: FakeClock, stage: Stage) -> None:
 # -- verification --------------------------------------------------------------------------
 
 
-def stored_desk(verify: str, pages: int = 2) -> tuple[Desk, Bookkeeper, list[Slot]]:
+def stored_desk(verify: str, pages: int = 2) -> tuple[Desk, Bookkeeper, list[BlockEntry]]:
     """A desk whose backend holds one object."""
     backend = Bookkeeper()
     backend.prepare(pages * PAGE)
     size = pages * PAGE
     desk = Desk(backend, payload=Payload(1, size), stored_bytes=size, transfer_bytes=size,
                 verify=verify)  # fmt: skip
-    slots = desk.slots("a")
-    desk.carry_out(WRITE, *slots)
-    return desk, backend, slots
+    entries = desk.entries("a")
+    desk.carry_out(WRITE, *entries)
+    return desk, backend, entries
 
 
 def damage(backend: Bookkeeper, at: int) -> None:
@@ -335,9 +335,9 @@ def damage(backend: Bookkeeper, at: int) -> None:
 
 @pytest.mark.parametrize("at", [0, 7, 8, 15, 16, PAGE - 1, PAGE, PAGE + 16, 2 * PAGE - 1])
 def test_full_verification_finds_a_flipped_bit_anywhere(at: int) -> None:
-    desk, backend, slots = stored_desk("full")
+    desk, backend, entries = stored_desk("full")
     damage(backend, at)
-    (operation,) = desk.carry_out(READ, *slots)
+    (operation,) = desk.carry_out(READ, *entries)
     assert operation.failed
     assert desk.dispatcher.first_error is not None
     assert "read back wrong at byte 0" in desk.dispatcher.first_error
@@ -346,15 +346,15 @@ def test_full_verification_finds_a_flipped_bit_anywhere(at: int) -> None:
 
 
 def test_sampled_verification_sees_every_stamp_and_one_transfer_in_64_whole() -> None:
-    desk, backend, slots = stored_desk("sample")
+    desk, backend, entries = stored_desk("sample")
     damage(backend, 100)
-    failed = [operation.failed for _ in range(640) for operation in desk.carry_out(READ, *slots)]
+    failed = [operation.failed for _ in range(640) for operation in desk.carry_out(READ, *entries)]
     assert failed[0]
     assert sum(failed) == 10
     damage(backend, 100)
     for at in (0, 8, PAGE, PAGE + 8):
         damage(backend, at)
-        assert [operation.failed for operation in desk.carry_out(READ, *slots)] == [True]
+        assert [operation.failed for operation in desk.carry_out(READ, *entries)] == [True]
         damage(backend, at)
     assert (desk.dispatcher.checked, desk.dispatcher.corrupt) == (644, 14)
     assert desk.histogram("read")[0] == 630
@@ -387,10 +387,10 @@ def test_every_transfer_of_an_object_has_its_share_of_the_thorough_checks(transf
     backend, payload = Bookkeeper(), Counting(PAGE)
     backend.prepare(transfers * PAGE)
     desk = Desk(backend, payload=payload, stored_bytes=transfers * PAGE, verify="sample")
-    slots = desk.slots("a")
-    desk.carry_out(WRITE, *slots)
+    entries = desk.entries("a")
+    desk.carry_out(WRITE, *entries)
     for _ in range(512):
-        desk.carry_out(READ, *slots)
+        desk.carry_out(READ, *entries)
     assert payload.compared.keys() == {PAGE * number for number in range(transfers)}
     assert all(1 <= count <= 24 * PAGE for count in payload.compared.values())
 
@@ -402,10 +402,10 @@ def test_of_big_transfers_a_piece_in_64_is_compared_wherever_it_lies() -> None:
     backend.prepare(size)
     desk = Desk(backend, payload=payload, stored_bytes=size, object_bytes=size,
                 transfer_bytes=MIB, verify="sample")  # fmt: skip
-    slots = desk.slots("a")
-    desk.carry_out(WRITE, *slots)
+    entries = desk.entries("a")
+    desk.carry_out(WRITE, *entries)
     for _ in range(256):
-        desk.carry_out(READ, *slots)
+        desk.carry_out(READ, *entries)
     assert sum(payload.compared.values()) == 256 * size // 64
     assert len(payload.compared) > 20  # of 24 places
     assert desk.dispatcher.corrupt == 0
@@ -417,10 +417,10 @@ def test_a_flipped_bit_of_a_big_transfer_is_found_when_its_piece_is_compared(at:
     backend.prepare(MIB)
     desk = Desk(backend, payload=Payload(1, MIB), stored_bytes=MIB, transfer_bytes=MIB,
                 verify="sample")  # fmt: skip
-    slots = desk.slots("a")
-    desk.carry_out(WRITE, *slots)
+    entries = desk.entries("a")
+    desk.carry_out(WRITE, *entries)
     damage(backend, at)
-    failed = [operation.failed for _ in range(640) for operation in desk.carry_out(READ, *slots)]
+    failed = [operation.failed for _ in range(640) for operation in desk.carry_out(READ, *entries)]
     if at:  # not in a stamp
         assert 1 <= sum(failed) < 40
         assert f"page {at // PAGE} of object" in str(desk.dispatcher.first_error)
@@ -429,9 +429,9 @@ def test_a_flipped_bit_of_a_big_transfer_is_found_when_its_piece_is_compared(at:
 
 
 def test_without_verification_nothing_is_checked() -> None:
-    desk, backend, slots = stored_desk("off")
+    desk, backend, entries = stored_desk("off")
     damage(backend, 0)
-    assert [operation.failed for operation in desk.carry_out(READ, *slots)] == [False]
+    assert [operation.failed for operation in desk.carry_out(READ, *entries)] == [False]
     assert (desk.dispatcher.checked, desk.dispatcher.corrupt) == (0, 0)
 
 
@@ -444,7 +444,7 @@ def test_a_backend_without_data_gets_no_buffer_and_no_verification() -> None:
             seen.append(len(buffer))
 
     desk = Desk(Seen())
-    assert [op.failed for op in desk.carry_out(READ, *desk.slots("a"))] == [False]
+    assert [op.failed for op in desk.carry_out(READ, *desk.entries("a"))] == [False]
     assert seen == [0]
     assert desk.dispatcher.checked == 0
 
@@ -454,7 +454,7 @@ def test_a_backend_without_data_gets_no_buffer_and_no_verification() -> None:
 
 def test_the_first_error_is_kept(clock: FakeClock, stage: Stage) -> None:
     desk = Desk(stage, clock=clock, queue_depth=2)
-    desk.submit(READ, *desk.slots("a", "b"))
+    desk.submit(READ, *desk.entries("a", "b"))
     first, second = stage.expect("get a", "get b")
     stage.release(second, error="the first one")
     desk.turn()
@@ -473,7 +473,7 @@ def test_a_failed_sync_fails_the_write(clock: FakeClock) -> None:
     backend = Unsynced()
     backend.prepare(PAGE, syncs=True)
     desk = Desk(backend, clock=clock, payload=Payload(1, PAGE), sync=True)
-    (operation,) = desk.carry_out(WRITE, *desk.slots("a"))
+    (operation,) = desk.carry_out(WRITE, *desk.entries("a"))
     assert operation.failed
     assert desk.histogram("write")[0] == 0
     assert desk.recorder.section_bytes["write"] == 0
@@ -481,7 +481,7 @@ def test_a_failed_sync_fails_the_write(clock: FakeClock) -> None:
 
 def test_an_object_that_could_not_be_written_is_not_synced(clock: FakeClock, stage: Stage) -> None:
     desk = Desk(stage, clock=clock, queue_depth=2, stored_bytes=2 * PAGE, sync=True)
-    desk.submit(WRITE, *desk.slots("a"))
+    desk.submit(WRITE, *desk.entries("a"))
     bad, good = stage.expect("put a", "put a @4096")
     stage.release(bad, error="can't write")
     desk.turn()
@@ -499,7 +499,7 @@ def test_a_bug_in_a_backend_is_raised_out_of_the_turn() -> None:
 
     desk = Desk(Broken())
     with pytest.raises(RuntimeError, match="a bug in a backend"):
-        desk.submit(READ, *desk.slots("a"))
+        desk.submit(READ, *desk.entries("a"))
 
 
 # -- the queue -----------------------------------------------------------------------------
@@ -507,9 +507,9 @@ def test_a_bug_in_a_backend_is_raised_out_of_the_turn() -> None:
 
 def test_transfers_begin_in_the_order_of_their_submission(clock: FakeClock, stage: Stage) -> None:
     desk = Desk(stage, clock=clock, stored_bytes=2 * PAGE)
-    a, b = desk.slots("a", "b")
-    for kind, slot in ((WRITE, a), (DELETE, b), (READ, b)):
-        desk.submit(kind, slot)
+    a, b = desk.entries("a", "b")
+    for kind, entry in ((WRITE, a), (DELETE, b), (READ, b)):
+        desk.submit(kind, entry)
     for shown in ("put a", "put a @4096", "delete b", "get b", "get b @4096"):
         stage.release(*stage.expect(shown))
         desk.turn()
@@ -521,7 +521,7 @@ def test_no_more_transfers_are_in_flight_than_the_queue_depth(
     clock: FakeClock, stage: Stage, depth: int
 ) -> None:
     desk = Desk(stage, clock=clock, queue_depth=depth)
-    desk.submit(READ, *desk.slots(*range(20)))
+    desk.submit(READ, *desk.entries(*range(20)))
     stage.expect(*(f"get {number}" for number in range(depth)))
     while desk.dispatcher.busy:
         assert len(stage.pending) <= depth
@@ -560,7 +560,7 @@ def test_the_device_gets_its_next_work_before_what_it_finished_is_checked(
             return None
 
     desk = Desk(stage, clock=clock, payload=Watching(1, PAGE), queue_depth=2, verify="sample")
-    desk.submit(READ, *desk.slots(*range(4)))
+    desk.submit(READ, *desk.entries(*range(4)))
     stage.release(*stage.expect("get 0", "get 1"))
     desk.turn(1)
     assert begun[0] == ["get 2", "get 3"]
@@ -581,7 +581,7 @@ def test_what_ends_during_a_check_is_stamped_before_the_next_one(clock: FakeCloc
 
     stage = Looking(clock, parks=False)
     desk = Desk(stage, clock=clock, payload=Noting(1, PAGE), queue_depth=3, verify="sample")
-    desk.submit(READ, *desk.slots(*range(3)))
+    desk.submit(READ, *desk.entries(*range(3)))
     looks.clear()
     stage.release(*stage.pending)
     desk.turn(1)
@@ -590,17 +590,17 @@ def test_what_ends_during_a_check_is_stamped_before_the_next_one(clock: FakeCloc
 
 def test_what_is_kept_is_of_that_kind_or_has_begun(clock: FakeClock, stage: Stage) -> None:
     desk = Desk(stage, clock=clock, stored_bytes=2 * PAGE)
-    a, b, c = desk.slots("a", "b", "c")
+    a, b, c = desk.entries("a", "b", "c")
     desk.submit(WRITE, a, b)
     desk.submit(READ, c)
     (first,) = stage.expect("put a")
-    assert [operation.slot for operation in desk.dispatcher.keep_only(READ)] == [b]
+    assert [operation.entry for operation in desk.dispatcher.keep_only(READ)] == [b]
     stage.release(first)
     desk.turn()
     for shown in ("put a @4096", "get c", "get c @4096"):
         stage.release(*stage.expect(shown))
         desk.turn()
-    assert [operation.slot for operation in desk.done] == [a, c]
+    assert [operation.entry for operation in desk.done] == [a, c]
     assert not desk.dispatcher.busy
 
 
@@ -615,7 +615,7 @@ def test_a_staged_sync_is_kept_whatever_else_is_forgotten(clock: FakeClock) -> N
 
     stage = Late(clock, parks=False)
     desk = Desk(stage, clock=clock, sync=True)
-    desk.submit(WRITE, *desk.slots("a"))
+    desk.submit(WRITE, *desk.entries("a"))
     stage.held = True
     stage.release(*stage.expect("put a"))
     desk.turn()
@@ -626,6 +626,7 @@ def test_a_staged_sync_is_kept_whatever_else_is_forgotten(clock: FakeClock) -> N
     assert stage.synced == ["a"]
 
 
+@pytest.mark.thorough
 @settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_what_is_forgotten_never_happens_and_all_else_happens_once(data: st.DataObject) -> None:
@@ -647,9 +648,9 @@ def test_what_is_forgotten_never_happens_and_all_else_happens_once(data: st.Data
     dispatcher, asked, forgotten = desk.dispatcher, 0, []
     for _ in range(data.draw(st.integers(1, 6))):
         kind = data.draw(st.sampled_from([READ, WRITE, DELETE]))
-        slots = desk.slots(*range(asked, asked + data.draw(st.integers(0, 5))))
-        asked += len(slots)
-        dispatcher.submit(kind, slots, None)
+        entries = desk.entries(*range(asked, asked + data.draw(st.integers(0, 5))))
+        asked += len(entries)
+        dispatcher.submit(kind, entries, None)
         for _ in range(data.draw(st.integers(0, 4))):
             dispatcher.turn(0)
         if data.draw(st.booleans()):
@@ -666,7 +667,7 @@ def test_what_is_forgotten_never_happens_and_all_else_happens_once(data: st.Data
 
 def test_closing_forgets_what_has_not_begun(clock: FakeClock, stage: Stage) -> None:
     desk = Desk(stage, clock=clock)
-    desk.submit(READ, *desk.slots("a", "b"))
+    desk.submit(READ, *desk.entries("a", "b"))
     desk.close()
     assert stage.closed
     assert [str(call) for call in stage.calls] == ["get a"]

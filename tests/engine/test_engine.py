@@ -9,6 +9,7 @@ import pytest
 from pytest_kvcache.backends.null import NullBackend
 from pytest_kvcache.engine import engine as module
 from pytest_kvcache.engine.engine import Engine
+from pytest_kvcache.engine.load import LoadChange
 from pytest_kvcache.errors import StalledError
 from pytest_kvcache.ioengines.inline import InlineEngine
 from pytest_kvcache.measure.recorder import Recorder, Window
@@ -47,7 +48,7 @@ def engine_of(
     recorder.open_window(Window(0, None))
     return Engine(
         settings=settings_of(), io=io, clock=clock, block_tokens=1, generation_s_per_token=0.0,
-        phase="both", index=index_of(None, settings_of()), workload=workload, payload=None,
+        phase="both", cache=index_of(None, settings_of()), workload=workload, payload=None,
         recorder=recorder,
     )  # fmt: skip
 
@@ -166,12 +167,19 @@ def test_no_thread_is_left_when_a_phase_is_over() -> None:
 
 def test_no_more_users_can_be_active_than_there_are_to_take_turns() -> None:
     engine = engine_of(InlineEngine(NullBackend(), 2), Script([[], [], []]))
-    for users in (0, 3):
-        engine.set_active(users)
-        assert engine.loop.active_users == users
+    for at_ns, users in ((S, 0), (2 * S, 3)):
+        engine.set_active(LoadChange(at_ns, users))
     for users in (-1, 4):
         with pytest.raises(ValueError, match=f"active users are {users}; they must be 0 to 3"):
-            engine.set_active(users)
+            engine.set_active(LoadChange(3 * S, users))
+    assert list(engine.loop.changes) == [(S, 0), (2 * S, 3)]
     scheduled = engine_of(InlineEngine(NullBackend(), 2), Script([[]], open_loop=True))
     with pytest.raises(ValueError, match="they must be 0 to 0"):
-        scheduled.set_active(1)
+        scheduled.set_active(LoadChange(S, 1))
+
+
+def test_changes_of_the_load_come_in_the_order_of_their_moments() -> None:
+    engine = engine_of(InlineEngine(NullBackend(), 2), Script([[], []]))
+    engine.set_active(LoadChange(2 * S, 1))
+    with pytest.raises(ValueError, match="order it first"):
+        engine.set_active(LoadChange(S, 2))

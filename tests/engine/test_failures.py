@@ -77,7 +77,7 @@ def test_a_wrong_read_is_a_failure_and_nothing_else(how: str, message: str) -> N
     assert message in rig.loop.first_error
     assert counters.read_failed == 1
     assert rig.loop.corrupt == (0 if how == "short" else 2)
-    assert key_of("x") not in rig.index._slots
+    assert key_of("x") not in rig.index._entries
     # Of the first request all reads count, of the second one the two right ones.
     assert rig.histogram("read").count == 5
     assert rig.recorder.section_bytes["read"] == sums["read_bytes"] == 5 * 2 * PAGE
@@ -119,7 +119,7 @@ def test_a_failed_write_is_a_failure_and_nothing_else(clock: FakeClock, stage: S
     assert extremes(rig.histogram("write")) == (1, S, S, S)
     assert rig.histogram("device").count == 1
     assert sums["write_bytes"] == rig.recorder.section_bytes["write"] == PAGE
-    assert [slot.key for slot in rig.index._slots.values()] == [key_of("b")]
+    assert [entry.key for entry in rig.index._entries.values()] == [key_of("b")]
 
 
 def test_a_failed_chunk_fails_its_object_once(clock: FakeClock, stage: Stage) -> None:
@@ -153,7 +153,7 @@ def test_nothing_is_stored_in_the_room_of_what_could_not_be_stored_read_or_delet
     rig.finish()
     assert rig.loop.first_error == f"{HOST}: it failed"
     assert [str(call) for call in stage.calls if call.kind == WRITE and call.name == "b"] == []
-    assert key_of("b") not in rig.index._slots or kind == "delete"
+    assert key_of("b") not in rig.index._entries or kind == "delete"
 
 
 def test_a_failed_delete_is_the_runs_error(clock: FakeClock, stage: Stage) -> None:

@@ -80,7 +80,7 @@ def test_what_comes_beyond_the_longest_backlog_is_dropped_and_counted(
     assert rig.histogram("request").count == rig.sums()["requests"] == 2
     assert rig.sums()["prompt_blocks"] == 2
     assert rig.recorder.censored["request"] == 3
-    assert rig.histogram("wakeup").count == 5
+    assert rig.histogram("scheduling_lag").count == 5
 
 
 def test_what_is_under_way_when_the_last_request_has_arrived_is_backlog(
@@ -134,8 +134,8 @@ def test_a_full_store_queue_holds_nobody_back_in_an_open_loop(
     while counters.completed < 5:
         assert counters.completed * S > clock() - rig.start_ns
         rig.advance(S)
-    assert rig.loop._stores == 30
-    assert not rig.loop._stalled
+    assert rig.loop.blocks.stores == 30
+    assert not rig.loop.stalled
     clock.advance(10 * S)
     stage.release_all()
     rig.finish()
@@ -154,7 +154,7 @@ def test_the_time_that_the_harness_takes_to_wake_up_is_recorded_apart() -> None:
     assert rig.loop.counters.offered == 1
     rig.advance(S // 2)
     rig.finish()
-    assert extremes(rig.histogram("wakeup")) == (2, 0, S // 2, S // 2)
+    assert extremes(rig.histogram("scheduling_lag")) == (2, 0, S // 2, S // 2)
     assert rig.histogram("request").sum_ns == S // 2
     assert rig.histogram("load").count == 0
 
@@ -165,7 +165,7 @@ def test_a_closed_loop_has_no_wake_ups(clock: FakeClock) -> None:
     rig.advance(5 * S)
     rig.finish()
     assert rig.histogram("request").count == 2
-    assert rig.histogram("wakeup").count == 0
+    assert rig.histogram("scheduling_lag").count == 0
 
 
 def test_a_window_lasts_to_its_end_and_takes_no_arrival_beyond_it(clock: FakeClock) -> None:
@@ -207,7 +207,7 @@ def test_arrivals_that_the_harness_never_came_to_deal_with_are_offered_and_left(
     assert 0 < counters.completed < 20
     assert counters.backlog == 100 - counters.completed
     assert counters.storing == 0
-    assert rig.histogram("wakeup").count == 100
+    assert rig.histogram("scheduling_lag").count == 100
     assert rig.recorder.censored["request"] == counters.backlog
 
 

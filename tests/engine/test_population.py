@@ -57,7 +57,7 @@ def test_the_population_waits_for_room_in_the_store_queue() -> None:
         def population(self) -> Iterator[Request]:
             nonlocal most
             for number in range(200):
-                most = max(most, rig.loop._stores)
+                most = max(most, rig.loop.blocks.stores)
                 yield ask(0, f"{number}x", f"{number}y")
 
     backend = Bookkeeper()
@@ -78,7 +78,7 @@ def test_a_failure_ends_the_population_at_once(clock: FakeClock, stage: Stage) -
     # What was staged when it failed has begun before the failure was looked at.
     assert [str(call) for call in stage.calls] == ["put a1", "put a2"]
     assert rig.loop.first_error == f"{HOST}: can't write"
-    assert key_of("b") not in rig.index._slots
+    assert key_of("b") not in rig.index._entries
 
 
 def test_the_population_stops_when_told(clock: FakeClock, stage: Stage) -> None:

@@ -17,14 +17,25 @@ from tests.factories import (
     Watched,
     make_plan,
     make_trace_plan,
+    memory_tiers,
     on_backend,
     registry_of,
     run_rank,
     tireless_scenarios,
 )
-from tests.recordings import MOONCAKE, REFERENCE, SHAREGPT, real_trace, small_trace
+from tests.recordings import (
+    AGENTS,
+    MOONCAKE,
+    REFERENCE,
+    SHAREGPT,
+    TWO_TIERS,
+    real_trace,
+    small_trace,
+)
 
 if TYPE_CHECKING:
+    from pytest_kvcache.backends.tiers import TierKind
+    from pytest_kvcache.cache.tiers import TierPolicy
     from pytest_kvcache.plan.plan import Plan
     from pytest_kvcache.results.record import RankResult
     from pytest_kvcache.traces.read import Trace
@@ -72,6 +83,48 @@ def test_a_real_trace_hits_what_its_reference_says(name: str, capacity_blocks: i
         assert result.hit_blocks == reference.infinite_hit_blocks
         assert result.hit_tokens == reference.infinite_hit_tokens
         assert result.evictions == 0
+
+
+TIERED = [
+    (*row, kind)
+    for row in TWO_TIERS
+    for name, capacities, kind in (
+        (MOONCAKE, (1_000, 10_000), "memory"),
+        (MOONCAKE, (4_392, 4_392), "index"),
+        (MOONCAKE, (439, None), "index"),
+        (AGENTS, (1_000, 5_000), "index"),
+    )
+    if row[:2] == (name, capacities)
+]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("name", "capacities", "policy", "hits", "stored", "kind"), TIERED)
+def test_a_real_trace_hits_and_stores_in_two_tiers_what_its_table_says(  # noqa: PLR0917
+    name: str,
+    capacities: tuple[int, int | None],
+    policy: TierPolicy,
+    hits: tuple[int, int],
+    stored: int,
+    kind: TierKind,
+) -> None:
+    memory, storage = capacities
+    trace, endless = real_trace(name), REFERENCE[name].distinct_blocks
+    plan = replace(
+        replay_plan(trace, endless if storage is None else storage),
+        tiers=memory_tiers("cpu", kind=kind, blocks=memory),
+        tier_policy=policy,
+    )
+    result = run_rank(plan, build_registry(), trace=trace).result
+    assert result.error is None
+    assert (result.cpu_hit_blocks, result.storage_hit_blocks) == hits
+    assert result.storage_stored_blocks == stored
+    assert (result.read_count, result.cpu_blocks) == (hits[1], memory)
+    assert result.checked == (hits[0] if kind == "memory" else 0)  # null has nothing to check
+    written, demoted = (0, stored) if policy == "demote" else (stored, 0)
+    if name == MOONCAKE:  # no request is larger than memory
+        assert (result.write_count, result.demote_count) == (written, demoted)
+    assert result.write_count + result.demote_count == stored
 
 
 # -- determinism ---------------------------------------------------------------------------

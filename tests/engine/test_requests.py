@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_kvcache.engine.requests import Flight, Timers
+from pytest_kvcache.engine.requests import InFlightRequest, Timers
 from tests.factories import ask
 
 DUE_NS = st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=30)
@@ -14,8 +14,8 @@ def filled(due_ns: list[tuple[int, bool]]) -> Timers:
     timers = Timers()
     for number, (due, answers) in enumerate(due_ns):
         request = ask(number, "a")
-        flight = Flight(request, 0) if answers else None
-        timers.add(due, flight=flight, request=None if answers else request)
+        inflight = InFlightRequest(request, 0) if answers else None
+        timers.add(due, inflight=inflight, request=None if answers else request)
     return timers
 
 
@@ -23,7 +23,7 @@ def taken(timers: Timers, now_ns: int) -> list[tuple[int, int]]:
     """What is due, with the numbers."""
     found = []
     while (timer := timers.pop_due(now_ns)) is not None:
-        request = timer.request or (timer.flight and timer.flight.request)
+        request = timer.request or (timer.inflight and timer.inflight.request)
         assert request
         found.append((timer.due_ns, request.user))
     return found

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_kvcache.errors import OptionError
-from pytest_kvcache.gates.baseline import Baseline, Entry, load_baseline
+from pytest_kvcache.gates.baseline import Baseline, BaselineEntry, load_baseline
 from pytest_kvcache.gates.compare import judge
 from pytest_kvcache.measure.metrics import METRICS
 from pytest_kvcache.options.rules import FailRule
-from pytest_kvcache.results.provenance import Evidence
+from pytest_kvcache.results.provenance import Provenance
 from pytest_kvcache.results.summary import MetricSeries
 from tests.canned import case_of, run_of, trial_of
 from tests.factories import make_plan
-from tests.series import CASE, IN_MEMORY, NO_STORAGE, SERIES, STORAGE, latency, throughput, told
+from tests.series import CASE, IN_MEMORY, NO_STORAGE, SERIES, STORAGE, latency, reported, throughput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,7 +71,7 @@ def test_a_run_file_is_a_baseline(tmp_path: Path) -> None:
         found = baseline.find(case.name, metric, case.plan_digest)
         assert found.series == case.series(metric)
         assert not found.other_plan
-        assert found.evidence.is_told
+        assert found.provenance.is_known
     assert baseline.find(case.name, "read.p999_ms", case.plan_digest).series is None
     assert baseline.find("other", SERIES, case.plan_digest).series is None
     assert baseline.find(case.name, SERIES, "another").other_plan
@@ -161,7 +161,7 @@ def bent(**change: object) -> dict[str, Any]:
         ({"benchmarks": [bent(case=["x"])]}, r"a case has name \['x'\]"),
     ],
 )
-def test_a_file_that_is_no_baseline_is_told_with_option_file_and_fix(
+def test_a_file_that_is_no_baseline_is_reported_with_option_file_and_fix(
     tmp_path: Path, data: object, message: str
 ) -> None:
     path = write(tmp_path, data)
@@ -172,7 +172,7 @@ def test_a_file_that_is_no_baseline_is_told_with_option_file_and_fix(
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
-def test_a_file_that_is_no_json_is_told_with_option_file_and_fix(
+def test_a_file_that_is_no_json_is_reported_with_option_file_and_fix(
     tmp_path: Path, content: bytes
 ) -> None:
     path = tmp_path / "base.json"
@@ -191,15 +191,15 @@ def test_a_run_without_its_last_trial_is_no_baseline(tmp_path: Path) -> None:
         load_baseline(write(tmp_path, fewer.to_json()))
 
 
-def test_an_absent_file_and_a_folder_are_told_as_such(tmp_path: Path) -> None:
+def test_an_absent_file_and_a_folder_are_reported_as_such(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"is not \(No such file or directory\): give the run"):
         load_baseline(tmp_path / "none.json")
     with pytest.raises(OptionError, match=r"is not \(Is a directory\): give the run.json"):
         load_baseline(tmp_path)
 
 
-def entry(case: str, digest: str | None, *values: float) -> Entry:
-    return Entry(case=case, digest=digest, metrics={"read.p99_ms": latency(*values)})
+def entry(case: str, digest: str | None, *values: float) -> BaselineEntry:
+    return BaselineEntry(case=case, digest=digest, metrics={"read.p99_ms": latency(*values)})
 
 
 def test_a_case_is_compared_with_the_entry_of_its_plan_or_else_with_the_only_one() -> None:
@@ -229,21 +229,23 @@ def test_a_case_that_ran_under_two_plans_makes_a_baseline(tmp_path: Path) -> Non
     for plan in plans:
         found = baseline.find(PLAN.case, SERIES, plan.workload_digest)
         assert found.series == case_of(plan).series(SERIES)
-        assert found.evidence.facts is not None
-        assert found.evidence.facts["plan"]["queue_depth"] == plan.queue_depth
+        assert found.provenance.facts is not None
+        assert found.provenance.facts["plan"]["queue_depth"] == plan.queue_depth
     benchmarks = {"benchmarks": [benchmark_entry(), benchmark_entry(plan_digest="def")]}
     baseline = load_baseline(write(tmp_path, benchmarks))
     assert baseline.find(CASE, "read.p99_ms", "def").series == latency(10.0, 11.0)
 
 
 @pytest.mark.parametrize(
-    ("count", "told"),
+    ("count", "reported"),
     [(1, "only c0:"), (3, "only c0, c1, c2:"), (5, "only c0, c1, c2 and 2 more:")],
 )
-def test_a_case_that_is_not_there_is_told_with_those_that_are(count: int, told: str) -> None:
+def test_a_case_that_is_not_there_is_reported_with_those_that_are(
+    count: int, reported: str
+) -> None:
     entries = tuple(entry(f"c{number}", "a", 1.0) for number in range(count))
     found = Baseline(source="base.json", entries=entries).find("x", SERIES, "a")
-    assert told in found.reason
+    assert reported in found.reason
 
 
 def test_an_entry_of_another_plan_is_said_to_be_one() -> None:
@@ -254,15 +256,15 @@ def test_an_entry_of_another_plan_is_said_to_be_one() -> None:
     assert [case for case in cases if found[case].other_plan] == ["other", "unknown"]
 
 
-@pytest.mark.parametrize("evidence", [STORAGE, NO_STORAGE, IN_MEMORY, told(), Evidence()])
+@pytest.mark.parametrize("provenance", [STORAGE, NO_STORAGE, IN_MEMORY, reported(), Provenance()])
 def test_a_benchmark_file_tells_what_stands_behind_its_values(
-    tmp_path: Path, evidence: Evidence
+    tmp_path: Path, provenance: Provenance
 ) -> None:
-    data = {"benchmarks": [benchmark_entry(**evidence.to_json())]}
+    data = {"benchmarks": [benchmark_entry(**provenance.to_json())]}
     found = load_baseline(write(tmp_path, data)).find(CASE, SERIES, "abc")
-    assert found.evidence == evidence
+    assert found.provenance == provenance
 
 
-def test_a_file_older_than_the_evidence_does_not_tell(tmp_path: Path) -> None:
+def test_a_file_older_than_provenance_has_none(tmp_path: Path) -> None:
     data = {"benchmarks": [benchmark_entry()]}
-    assert not load_baseline(write(tmp_path, data)).find(CASE, SERIES, "abc").evidence.is_told
+    assert not load_baseline(write(tmp_path, data)).find(CASE, SERIES, "abc").provenance.is_known

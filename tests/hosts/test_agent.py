@@ -37,7 +37,7 @@ def agent(neighbours: Neighbours) -> Iterator[AgentProcess]:
     agent.discard()
 
 
-def guard(
+def claim(
     agent: AgentProcess,
     neighbours: Neighbours,
     cache_dir: Path | None = None,
@@ -47,7 +47,7 @@ def guard(
     """Let it guard the run."""
     directory = None if cache_dir is None else str(cache_dir)
     return agent.ask(
-        "guard", run_id=neighbours.run_id, cache_dir=directory, keep=keep, leaves=LEAVES
+        "claim", run_id=neighbours.run_id, cache_dir=directory, keep=keep, leaves=LEAVES
     )
 
 
@@ -86,7 +86,7 @@ def test_a_ping_is_answered_with_what_the_agent_is_doing(agent: AgentProcess) ->
 
 def test_a_request_that_hangs_stops_no_other(agent: AgentProcess, neighbours: Neighbours) -> None:
     sleeper = neighbours.marked()
-    agent.tell("watch", pids=[sleeper.pid])
+    agent.send("watch", pids=[sleeper.pid])
     assert agent.ask("ping")["stage"] == "starting"
     end(sleeper)
 
@@ -106,24 +106,24 @@ def test_ranks_are_counted_and_so_are_those_without_a_daemon(
     end(rank)
 
 
-def test_ends_are_told_in_their_order(agent: AgentProcess, neighbours: Neighbours) -> None:
+def test_ends_are_reported_in_their_order(agent: AgentProcess, neighbours: Neighbours) -> None:
     first, second, third = (neighbours.marked() for _ in range(3))
-    agent.tell("watch", pids=[first.pid, second.pid, third.pid])
+    agent.send("watch", pids=[first.pid, second.pid, third.pid])
     agent.ask("ping")
     for process in (second, third, first):
         end(process)
-        told = agent.reply()
-        while "value" in told:  # of the watch itself, which ends with its last process
-            told = agent.reply()
-        assert told == {"id": -1, "gone": process.pid}
+        reported = agent.reply()
+        while "value" in reported:  # of the watch itself, which ends with its last process
+            reported = agent.reply()
+        assert reported == {"id": -1, "gone": process.pid}
 
 
-def test_a_process_that_is_gone_already_is_told_at_once(
+def test_a_process_that_is_gone_already_is_reported_at_once(
     agent: AgentProcess, neighbours: Neighbours
 ) -> None:
     gone = neighbours.marked()
     end(gone)
-    agent.tell("watch", pids=[gone.pid])
+    agent.send("watch", pids=[gone.pid])
     assert agent.reply() == {"id": -1, "gone": gone.pid}
 
 
@@ -141,7 +141,7 @@ def test_clean_up_ends_the_run_and_removes_its_files_and_nothing_else(
     foreign = neighbours.marked(f"{neighbours.run_id}-2")
     before = neighbours.home() / "sm_segment.n1.0.2"
     before.touch()
-    guard(agent, neighbours, tmp_path / "data")
+    claim(agent, neighbours, tmp_path / "data")
     left = leavings(neighbours, tmp_path / "data")
     rank = neighbours.marked()
     assert agent.ask("clean up")["value"] == []
@@ -157,7 +157,7 @@ def test_clean_up_ends_the_run_and_removes_its_files_and_nothing_else(
 def test_an_agent_whose_controller_has_gone_cleans_up_and_gives_the_host_back(
     agent: AgentProcess, neighbours: Neighbours, tmp_path: Path, *, keep: bool
 ) -> None:
-    guard(agent, neighbours, tmp_path / "data", keep=keep)
+    claim(agent, neighbours, tmp_path / "data", keep=keep)
     data, segment, session = leavings(neighbours, tmp_path / "data")
     agent.ask("mark", directory=str(tmp_path / "data"), token="t")
     rank = neighbours.marked()
@@ -175,7 +175,7 @@ def test_an_agent_that_hears_nothing_for_too_long_does_the_same(
     neighbours: Neighbours, tmp_path: Path
 ) -> None:
     agent = neighbours.agent()
-    guard(agent, neighbours, tmp_path / "data")
+    claim(agent, neighbours, tmp_path / "data")
     left = leavings(neighbours, tmp_path / "data")
     rank = neighbours.marked()
     agent.lose_patience()
@@ -190,7 +190,7 @@ def test_an_agent_whose_allocation_ends_does_the_same_and_is_not_hurried(
     neighbours: Neighbours, tmp_path: Path
 ) -> None:
     agent = neighbours.agent()
-    guard(agent, neighbours, tmp_path / "data")
+    claim(agent, neighbours, tmp_path / "data")
     left = leavings(neighbours, tmp_path / "data")
     rank = neighbours.marked()
     agent.process.send_signal(signal.SIGTERM)
@@ -205,12 +205,12 @@ def test_an_agent_whose_allocation_ends_does_the_same_and_is_not_hurried(
 def test_whether_data_is_kept_may_change(
     agent: AgentProcess, neighbours: Neighbours, tmp_path: Path
 ) -> None:
-    guard(agent, neighbours)
+    claim(agent, neighbours)
     data, *_others = leavings(neighbours, tmp_path / "data")
-    guard(agent, neighbours, tmp_path / "data", keep=True)
+    claim(agent, neighbours, tmp_path / "data", keep=True)
     agent.ask("clean up")
     assert data.exists()
-    guard(agent, neighbours, tmp_path / "data")
+    claim(agent, neighbours, tmp_path / "data")
     agent.ask("clean up")
     assert not data.exists()
 
@@ -218,7 +218,7 @@ def test_whether_data_is_kept_may_change(
 def test_a_directory_that_is_not_the_runs_is_left_and_told(
     agent: AgentProcess, neighbours: Neighbours, tmp_path: Path
 ) -> None:
-    guard(agent, neighbours, tmp_path)
+    claim(agent, neighbours, tmp_path)
     run_dir(str(tmp_path), neighbours.run_id).mkdir()
     assert "no readable marker file" in agent.ask("clean up")["error"]
     run_dir(str(tmp_path), neighbours.run_id).rmdir()
@@ -228,9 +228,9 @@ def test_a_directory_that_is_not_the_runs_is_left_and_told(
 
 
 def test_another_runs_host_is_refused(agent: AgentProcess, neighbours: Neighbours) -> None:
-    guard(agent, neighbours)
+    claim(agent, neighbours)
     second = neighbours.agent()
-    refused = second.ask("guard", run_id="another", cache_dir=None, keep=False, leaves=LEAVES)
+    refused = second.ask("claim", run_id="another", cache_dir=None, keep=False, leaves=LEAVES)
     assert "a benchmark runs on" in refused["error"]
     assert neighbours.run_id in refused["error"]
     assert second.hang_up() == 0
@@ -241,10 +241,10 @@ def test_another_runs_host_is_refused(agent: AgentProcess, neighbours: Neighbour
 def test_an_agent_of_the_same_run_takes_over_from_one_that_was_cut_off(
     agent: AgentProcess, neighbours: Neighbours
 ) -> None:
-    guard(agent, neighbours)
+    claim(agent, neighbours)
     second = neighbours.agent()
-    number = second.tell(
-        "guard", run_id=neighbours.run_id, cache_dir=None, keep=False, leaves=LEAVES
+    number = second.send(
+        "claim", run_id=neighbours.run_id, cache_dir=None, keep=False, leaves=LEAVES
     )
     assert agent.process.wait(PATIENCE_S) == -9  # reaped, as its sshd would do
     assert second.reply() == {"id": number, "value": None}
@@ -266,7 +266,7 @@ def test_leaving_gives_up_on_a_storage_that_never_lets_go(
     lock.acquire()
     run_dir(str(tmp_path), "r").mkdir()
     agent = Agent(lambda _answer: None)
-    agent._guard = hostagent.Guard(
+    agent._cleanup = hostagent.HostCleanup(
         run_id="r", cache_dir=str(tmp_path), keep=False, lock=lock,
         segments=Segments.now(tmp_path), sessions=SessionDirs.now(tmp_path),
     )  # fmt: skip

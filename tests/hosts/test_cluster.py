@@ -79,10 +79,10 @@ def test_hosts_that_can_be_used_are_held_for_the_run(
 @pytest.mark.thorough
 def test_hosts_of_another_run_are_waited_for(cluster: Cluster, neighbours: Neighbours) -> None:
     ask(cluster, N1, N2)
-    told: list[str] = []
+    reported: list[str] = []
 
     def end_the_other(problem: str, _waited_s: float, _limit_s: float) -> None:
-        told.append(problem)
+        reported.append(problem)
         cluster.close()
 
     second = Cluster(
@@ -91,8 +91,8 @@ def test_hosts_of_another_run_are_waited_for(cluster: Cluster, neighbours: Neigh
     survey = ask(second, N1, N2)
     assert survey.problems == {}
     assert set(survey.facts) == {N1, N2}
-    assert told
-    assert told[0].startswith("a benchmark runs on ")
+    assert reported
+    assert reported[0].startswith("a benchmark runs on ")
     assert json.loads(neighbours.lock(N2).read_text())["run_id"] == "another"
     second.close()
 
@@ -135,7 +135,7 @@ def test_another_name_of_this_machine_is_refused(
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "reported"),
     [
         ("echo 'ssh: no route' >&2; exit 255", "can't be reached over ssh (ssh: no route)"),
         (f"{greeting('0.0.1')}; {ANSWERS}", f"the controller has {VERSION}; install the same"),
@@ -145,8 +145,8 @@ def test_another_name_of_this_machine_is_refused(
         ),
     ],
 )
-def test_a_host_that_can_not_be_used_is_told_and_the_others_stand(
-    neighbours: Neighbours, body: str, told: str
+def test_a_host_that_can_not_be_used_is_reported_and_the_others_stand(
+    neighbours: Neighbours, body: str, reported: str
 ) -> None:
     ssh = neighbours.program(
         "broken", f'[ $1 = -G ] && exit 1; [ $1 = {N2} ] && exec {neighbours.ssh} "$@"; {body}'
@@ -154,12 +154,14 @@ def test_a_host_that_can_not_be_used_is_told_and_the_others_stand(
     cluster = cluster_of(neighbours, ssh)
     survey = ask(cluster, N1, N2)
     cluster.close()
-    assert told in survey.problems[N1][0]
+    assert reported in survey.problems[N1][0]
     assert list(survey.problems) == [N1]
     assert list(survey.facts) == [N2]
 
 
-def test_a_lost_host_is_told_and_can_come_back(cluster: Cluster, neighbours: Neighbours) -> None:
+def test_a_lost_host_is_reported_and_can_come_back(
+    cluster: Cluster, neighbours: Neighbours
+) -> None:
     ask(cluster, N1, N2)
     process = cluster._links._links[N1].process
     assert process is not None
@@ -229,11 +231,11 @@ def test_ranks_are_counted_on_every_host_that_answers(
     end(rank)
 
 
-def has_grown(cluster: Cluster, told: int) -> bool:
-    return len(cluster.gone()) > told
+def has_grown(cluster: Cluster, reported: int) -> bool:
+    return len(cluster.gone()) > reported
 
 
-def test_ends_are_told_with_their_hosts_in_their_order(
+def test_ends_are_reported_with_their_hosts_in_their_order(
     cluster: Cluster, neighbours: Neighbours
 ) -> None:
     ask(cluster, HERE, N1, N2)
@@ -242,9 +244,9 @@ def test_ends_are_told_with_their_hosts_in_their_order(
     assert cluster.gone() == []
     order = [N2, HERE, N1]
     for host in order:
-        told = len(cluster.gone())
+        reported = len(cluster.gone())
         end(processes[host])
-        wait_for(partial(has_grown, cluster, told))
+        wait_for(partial(has_grown, cluster, reported))
     assert cluster.gone() == [(host, processes[host].pid) for host in order]
     cluster.watch({})
     assert cluster.gone() == []
@@ -261,13 +263,13 @@ def test_clean_up_ends_the_run_on_other_hosts(
     assert not run_dir(str(tmp_path), neighbours.run_id).exists()
 
 
-def test_what_can_not_be_cleaned_up_is_told_with_its_host(
+def test_what_can_not_be_cleaned_up_is_reported_with_its_host(
     cluster: Cluster, neighbours: Neighbours, tmp_path: Path
 ) -> None:
     ask(cluster, N1, question=HostQuestion(cache_dir=str(tmp_path), programs=()))
     run_dir(str(tmp_path), neighbours.run_id).mkdir()
-    (told,) = cluster.clean_up([N1])
-    assert told.startswith(f"host {N1}: clean-up failed: ")
+    (reported,) = cluster.clean_up([N1])
+    assert reported.startswith(f"host {N1}: clean-up failed: ")
     run_dir(str(tmp_path), neighbours.run_id).rmdir()
 
 

@@ -54,6 +54,14 @@ def test_this_machine_is_described() -> None:
     assert (facts.filesystem, facts.direct, facts.problems) == (None, None, ())
 
 
+def test_gpus_are_looked_for_only_where_ranks_want_any() -> None:
+    """The interpreter of these tests knows of none, and says something else."""
+    assert look().gpus is None
+    found = collect(HostQuestion(cache_dir=None, programs=(), gpus=True)).gpus
+    assert found is not None
+    assert list(found) == ["torch", "cupy"]
+
+
 def test_the_filesystem_of_the_directory_is_described(tmp_path: Path) -> None:
     facts = look(tmp_path)
     assert facts.problems == ()
@@ -64,7 +72,7 @@ def test_the_filesystem_of_the_directory_is_described(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_all_that_is_missing_is_told_at_once(
+def test_all_that_is_missing_is_reported_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/no/python")
@@ -76,7 +84,7 @@ def test_all_that_is_missing_is_told_at_once(
     assert (facts.mpi_library, facts.filesystem, facts.direct) == ("", None, None)
 
 
-def test_what_is_being_looked_at_is_told_before(tmp_path: Path) -> None:
+def test_what_is_being_looked_at_is_reported_before(tmp_path: Path) -> None:
     stages: list[str] = []
     collect(HostQuestion(cache_dir=str(tmp_path), programs=()), stages.append)
     assert stages == ["loading MPI", f"looking at {tmp_path}"]
@@ -104,7 +112,7 @@ def test_a_directory_that_takes_no_file_is_a_problem(tmp_path: Path) -> None:
         takes_direct(str(tmp_path / "absent"))
 
 
-def test_a_filesystem_that_refuses_the_transfer_only_is_told_and_the_probe_is_removed(
+def test_a_filesystem_that_refuses_the_transfer_only_is_reported_and_the_probe_is_removed(
     tmp_path: Path,
 ) -> None:
     def refuse(_fd: int, _buffers: Any, _offset: int) -> int:
@@ -132,11 +140,13 @@ FACTS = st.builds(
     open_files=st.none() | NUMBER,
     filesystem=st.none() | st.dictionaries(TEXT, TEXT | NUMBER | st.none() | st.booleans()),
     direct=st.none() | st.booleans(),
+    gpus=st.none() | st.dictionaries(TEXT, TEXT | NUMBER),
     wall_clock_s=st.floats(allow_nan=False, allow_infinity=False),
     problems=st.lists(TEXT).map(tuple),
 )
 
 
+@pytest.mark.thorough
 @settings(deadline=None)
 @given(FACTS)
 def test_facts_are_the_same_after_a_journey(facts: HostFacts) -> None:
@@ -144,7 +154,14 @@ def test_facts_are_the_same_after_a_journey(facts: HostFacts) -> None:
 
 
 @settings(deadline=None)
-@given(st.builds(HostQuestion, cache_dir=st.none() | TEXT, programs=st.lists(TEXT).map(tuple)))
+@given(
+    st.builds(
+        HostQuestion,
+        cache_dir=st.none() | TEXT,
+        programs=st.lists(TEXT).map(tuple),
+        gpus=st.booleans(),
+    )
+)
 def test_a_question_is_the_same_after_a_journey(question: HostQuestion) -> None:
     assert HostQuestion.from_json(json.loads(json.dumps(question.to_json()))) == question
 
@@ -152,8 +169,8 @@ def test_a_question_is_the_same_after_a_journey(question: HostQuestion) -> None:
 def test_facts_with_other_fields_are_refused_with_their_names() -> None:
     data = host_facts().to_json()
     del data["cores"]
-    with pytest.raises(PreflightError, match="other fields than ours: cores, gpus"):
-        HostFacts.from_json({**data, "gpus": 8})
+    with pytest.raises(PreflightError, match="other fields than ours: cores, sockets"):
+        HostFacts.from_json({**data, "sockets": 8})
 
 
 # --- marks ----------------------------------------------------------------------------------

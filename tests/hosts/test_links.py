@@ -9,6 +9,7 @@ import pytest
 from pytest_kvcache.errors import PreflightError
 from pytest_kvcache.hosts import links as hostlinks
 from pytest_kvcache.hosts.agent import REPLY_MARK
+from pytest_kvcache.hosts.facts import HostQuestion
 from pytest_kvcache.hosts.links import HostLinks
 from pytest_kvcache.launchers.families import BUILT_IN_LEFTOVERS
 from pytest_kvcache.version import VERSION
@@ -97,7 +98,7 @@ def test_a_reply_that_comes_in_pieces_is_put_together(links: HostLinks) -> None:
     assert links.ask({"n1": {"do": "x"}}, PATIENCE_S)["n1"].value == "ä"
 
 
-def test_a_host_that_does_not_answer_in_time_is_told_with_what_it_is_doing(
+def test_a_host_that_does_not_answer_in_time_is_reported_with_what_it_is_doing(
     links: HostLinks,
 ) -> None:
     stage = f"""echo '{REPLY_MARK}{{"id": -1, "stage": "looking at /data"}}'"""
@@ -120,18 +121,21 @@ def test_an_answer_that_comes_too_late_is_not_that_to_the_next_question(links: H
     assert links.ask({"n1": {"do": "x"}}, 0.05)["n1"].value is None
 
 
-def test_ends_of_processes_are_told_in_their_order(
+def test_ends_of_processes_are_reported_in_their_order(
     links: HostLinks, neighbours: Neighbours
 ) -> None:
     agents(links, neighbours, N1, N2)
     first, second = neighbours.marked(), neighbours.marked()
-    links.tell(N1, {"do": "watch", "pids": [first.pid]})
-    links.tell(N2, {"do": "watch", "pids": [second.pid]})
+    links.send(N1, {"do": "watch", "pids": [first.pid]})
+    links.send(N2, {"do": "watch", "pids": [second.pid]})
     end(second)
     wait_for(lambda: len(links.ends()) == 1)
     end(first)
     wait_for(lambda: len(links.ends()) == 2)
-    assert [told[1:] for told in sorted(links.ends())] == [(N2, second.pid), (N1, first.pid)]
+    assert [reported[1:] for reported in sorted(links.ends())] == [
+        (N2, second.pid),
+        (N1, first.pid),
+    ]
     links.forget_ends()
     assert links.ends() == []
 
@@ -210,11 +214,11 @@ def test_of_long_last_words_the_last_count(links: HostLinks) -> None:
     assert "(line 2999)" in why(links, "n1")
 
 
-def test_a_command_that_can_not_be_started_is_told(links: HostLinks) -> None:
+def test_a_command_that_can_not_be_started_is_reported(links: HostLinks) -> None:
     links.open({"n1": ["/no/ssh", "n1"]}, PROGRAM)
-    told = "can't be reached: /no/ssh can't be started (No such file or directory)"
-    assert links.lost(["n1"]) == {"n1": told}
-    assert links.ask({"n1": {"do": "facts"}}, PATIENCE_S)["n1"].problem == told
+    reported = "can't be reached: /no/ssh can't be started (No such file or directory)"
+    assert links.lost(["n1"]) == {"n1": reported}
+    assert links.ask({"n1": {"do": "facts"}}, PATIENCE_S)["n1"].problem == reported
 
 
 def test_a_question_to_a_host_that_is_lost_meanwhile_is_answered_by_the_reason(
@@ -258,7 +262,7 @@ def test_a_host_that_falls_silent_is_given_up(
     wait_for(lambda: not is_alive(pid_of(links, "n1")))
 
 
-def test_a_request_that_does_not_fit_is_told_and_not_sent_in_part(
+def test_a_request_that_does_not_fit_is_reported_and_not_sent_in_part(
     links: HostLinks, neighbours: Neighbours
 ) -> None:
     agents(links, neighbours, N1)
@@ -275,8 +279,8 @@ def test_hosts_hear_from_us_whatever_the_controller_is_busy_with(
     monkeypatch.setattr(hostlinks, "_PING_S", 0.01)
     agents(links, neighbours, N1)
     wait_for(lambda: links.version(N1))
-    heard_s = links._links[N1].heard_s
-    wait_for(lambda: links._links[N1].heard_s > heard_s)  # its answer to a ping
+    last_received_s = links._links[N1].last_received_s
+    wait_for(lambda: links._links[N1].last_received_s > last_received_s)  # its answer to a ping
 
 
 # --- opening again, and closing -------------------------------------------------------------
@@ -302,14 +306,14 @@ def test_a_host_with_a_connection_is_not_opened_again(
 def test_closing_lets_agents_clean_up_and_leaves_no_process(neighbours: Neighbours) -> None:
     links = HostLinks()
     agents(links, neighbours, N1, N2)
-    guard = {
-        "do": "guard",
+    claim = {
+        "do": "claim",
         "run_id": neighbours.run_id,
         "cache_dir": None,
         "keep": False,
         "leaves": BUILT_IN_LEFTOVERS.to_json(),
     }
-    assert links.ask(dict.fromkeys((N1, N2), guard), PATIENCE_S)[N2].problem is None
+    assert links.ask(dict.fromkeys((N1, N2), claim), PATIENCE_S)[N2].problem is None
     rank = neighbours.marked()
     pids = [pid_of(links, host) for host in (N1, N2)]
     links.close()
@@ -346,7 +350,7 @@ def test_this_machine_is_asked_like_any_other_without_a_connection(
     answers = links.ask({"here": request, N1: request}, PATIENCE_S)
     assert (answers["here"].value, answers[N1].value) == (0, 0)
     process = neighbours.marked()
-    links.tell("here", {"do": "watch", "pids": [process.pid]})
+    links.send("here", {"do": "watch", "pids": [process.pid]})
     end(process)
     wait_for(lambda: [(host, pid) for _at_s, host, pid in links.ends()] == [("here", process.pid)])
 
@@ -366,7 +370,8 @@ def test_this_machine_says_what_it_hangs_at_and_is_never_given_up(
     monkeypatch.setattr(hostlinks, "_SILENT_S", 0.0)
     links.answer_here(["here"])
     agents(links, neighbours)  # nobody else: what is tried is the thread
-    question = {"do": "facts", "question": {"cache_dir": "/data", "programs": []}}
+    asked = HostQuestion(cache_dir="/data", programs=())
+    question = {"do": "facts", "question": asked.to_json()}
     answer = links.ask({"here": question}, 0.5)["here"]
     hangs.set()
     assert answer.problem == (

@@ -73,8 +73,8 @@ def test_a_dry_run_waits_for_nobody(site: Site, neighbour: HostLock) -> None:
 
 
 def test_patience_is_of_a_run_not_of_a_host(tmp_path: Path) -> None:
-    told: list[tuple[str, float, float]] = []
-    patience = Patience(0.02, lambda *what: told.append(what))
+    reported: list[tuple[str, float, float]] = []
+    patience = Patience(0.02, lambda *what: reported.append(what))
     with HostLock("n1", run_id="first", directories=[tmp_path]):
         second = HostLock("n1", run_id="second", directories=[tmp_path])
         for _ in range(2):
@@ -82,7 +82,7 @@ def test_patience_is_of_a_run_not_of_a_host(tmp_path: Path) -> None:
                 second.acquire_patiently(patience)
             assert is_taken(str(error.value))
 
-    assert [limit_s for _problem, _waited_s, limit_s in told] == [0.02]
+    assert [limit_s for _problem, _waited_s, limit_s in reported] == [0.02]
     assert patience.waited_s >= 0.02
 
 

@@ -88,18 +88,18 @@ def test_a_disabled_io_uring_is_a_reason_with_what_would_help() -> None:
     except OSError as problem:
         pytest.skip(f"kernel.io_uring_disabled can't be changed here: {problem.strerror}")
     try:
-        told = refusal("io_uring", 16)
+        reported = refusal("io_uring", 16)
     finally:
         knob.write_text(before, encoding="ascii")
-    assert told is not None
-    assert "kernel.io_uring_disabled must be 0" in told
+    assert reported is not None
+    assert "kernel.io_uring_disabled must be 0" in reported
 
 
 def test_exhausted_contexts_are_a_reason_with_what_would_help() -> None:
     most = int(Path("/proc/sys/fs/aio-max-nr").read_text(encoding="ascii"))
-    told = refusal("libaio", most + 1)  # as when others have all of them
-    assert told is not None
-    assert told.startswith("io_setup: Resource temporarily unavailable; raise the sysctl fs.")
+    reported = refusal("libaio", most + 1)  # as when others have all of them
+    assert reported is not None
+    assert reported.startswith("io_setup: Resource temporarily unavailable; raise the sysctl fs.")
 
 
 def test_a_ring_goes_on_without_pinned_buffers_where_memory_can_not_be_locked() -> None:

@@ -185,9 +185,9 @@ def test_an_error_names_host_and_path_and_its_cause(
 def test_a_file_that_is_too_short_is_an_error(name: KernelEngine, tmp_path: Path) -> None:
     kit = Kit(name, "file", tmp_path)
     assert kit.do(WRITE, "a", bytes(2 * PAGE)) is None
-    told = kit.do(READ, "a", bytes(OBJECT))
-    assert told is not None
-    assert f"wanted {OBJECT} bytes, got {2 * PAGE}" in told
+    reported = kit.do(READ, "a", bytes(OBJECT))
+    assert reported is not None
+    assert f"wanted {OBJECT} bytes, got {2 * PAGE}" in reported
     kit.close()
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sys
 from dataclasses import replace
@@ -25,9 +26,11 @@ from pytest_kvcache.launch.preflight import (
     memory_below,
 )
 from pytest_kvcache.launchers.families import FAMILIES
-from pytest_kvcache.launchers.family import MPICH, LauncherFamily
+from pytest_kvcache.launchers.family import LauncherFamily
+from pytest_kvcache.launchers.libraries import MPICH
 from pytest_kvcache.options.options import Options, build_options
-from pytest_kvcache.plan.plan import FREE_SHARE
+from pytest_kvcache.plan.building import FREE_SHARE
+from pytest_kvcache.plan.tiers import MemoryTier
 from pytest_kvcache.registry import build_registry
 from pytest_kvcache.system.filesystem import probe_filesystem
 from pytest_kvcache.system.preloads import Preloads, Wrapper
@@ -37,8 +40,10 @@ from tests.site import runs_as_root
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pytest_kvcache.backends.tiers import TierKind
     from pytest_kvcache.launchers.protocol import LaunchJob
     from pytest_kvcache.plan.plan import Plan
+    from pytest_kvcache.plan.tiers import TierName
 
 ROOT_VARIABLES = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
@@ -291,6 +296,33 @@ def test_memory_of_a_memory_backend_counts() -> None:
     check(make_plan(backend="null", capacity_blocks=1 << 40))
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "reported"),
+    [
+        ("cpu", "memory", "lower --kv-cpu-mem-gb or --kv-np, or take --kv-cpu-tier=index, which"),
+        ("gpu", "simulated", "lower --kv-gpu-mem-gb or --kv-np$"),
+    ],
+)
+def test_tiers_that_exceed_a_hosts_memory_are_refused_with_what_helps(
+    name: TierName, kind: TierKind, reported: str
+) -> None:
+    tier = MemoryTier(name=name, capacity_bytes=1 << 50, kind=kind)
+    plan = make_plan(layout=ranks(2), tiers=(tier,))
+    need = rf"2 PiB \(2 PiB for the {name} tier\)"
+    with pytest.raises(PreflightError, match=f"^2 ranks need {need} on one host, .*; {reported}"):
+        check(plan)
+    there = replace(plan, layout=layout_of(n1=2))
+    (problem,) = host_problems(typed(), there, survey_of({"n1": host_facts()}))["n1"]
+    assert re.search(
+        f"^has 64 GiB of memory free for 2 ranks that need {need}; {reported}", problem
+    )
+
+
+def test_an_index_of_any_size_needs_no_memory() -> None:
+    tier = MemoryTier(name="cpu", capacity_bytes=1 << 50, kind="index")
+    check(make_plan(tiers=(tier,)))
+
+
 def test_the_names_of_this_machine_are_local() -> None:
     check(make_plan(layout=ranks(1, socket.gethostname())))
 
@@ -345,7 +377,7 @@ def test_hosts_that_can_run_their_part_have_no_problem() -> None:
     assert problems(on_hosts(), oversubscribe="false") == {}
 
 
-def test_what_a_host_says_of_itself_is_told_and_nothing_is_added_to_it() -> None:
+def test_what_a_host_says_of_itself_is_reported_and_nothing_is_added_to_it() -> None:
     survey = survey_of(
         {"n1": host_facts("n1", cores=1)}, problems={"n2": ["is gone"], "n1": ["has no disk"]}
     )
@@ -356,8 +388,8 @@ def test_what_a_host_says_of_itself_is_told_and_nothing_is_added_to_it() -> None
 @pytest.mark.parametrize(("cores", "fits"), [(2, True), (1, False)])
 def test_a_host_needs_a_core_for_each_of_its_ranks(cores: int, *, fits: bool) -> None:
     found = problems(on_hosts(), {"cores": cores}, oversubscribe="false")
-    told = ["has 1 core for 2 ranks; lower --kv-np, or add --kv-oversubscribe"]
-    assert found == ({} if fits else {"n1": told})
+    reported = ["has 1 core for 2 ranks; lower --kv-np, or add --kv-oversubscribe"]
+    assert found == ({} if fits else {"n1": reported})
     assert problems(on_hosts(), {"cores": cores}) == {}
 
 
@@ -385,8 +417,8 @@ def test_what_ranks_would_inherit_is_refused_before_the_launch(
 
 def test_a_host_whose_directory_is_memory_has_a_problem_however_deep_it_lies() -> None:
     zram = {"filesystem": {**with_free()["filesystem"], "memory_at_end": "ext4 on zram0"}}
-    (told,) = problems(on_hosts(), zram)["n1"]
-    assert told.startswith("has memory as /nowhere (ext4 on zram0); mount the storage there")
+    (reported,) = problems(on_hosts(), zram)["n1"]
+    assert reported.startswith("has memory as /nowhere (ext4 on zram0); mount the storage there")
     allowed = on_hosts(origins={"allow_invalid": "command line"})
     assert problems(allowed, zram) == {}
 
@@ -396,8 +428,8 @@ def test_a_host_needs_memory_for_its_ranks() -> None:
     enough = 2 * plan.memory_bytes
     assert problems(plan, {"memory_bytes": enough}) == {}
     assert problems(plan, {"memory_bytes": None}) == {}
-    (told,) = problems(plan, {"memory_bytes": enough - 1})["n1"]
-    assert "of memory free for 2 ranks that need" in told
+    (reported,) = problems(plan, {"memory_bytes": enough - 1})["n1"]
+    assert "of memory free for 2 ranks that need" in reported
 
 
 def test_what_is_kept_in_memory_is_counted_with_it() -> None:
@@ -420,8 +452,8 @@ def test_ranks_of_all_hosts_that_share_a_directory_need_its_space() -> None:
     three = int(30 * plan.stored_bytes / FREE_SHARE) + 1
     small = with_free(available_bytes=three)
     assert problems(plan, small, ["n1", "n2"]) == {}
-    (told,) = problems(plan, with_free(available_bytes=three - 2), ["n1", "n2"])["n1"]
-    assert "free in /nowhere for 3 ranks that store" in told
+    (reported,) = problems(plan, with_free(available_bytes=three - 2), ["n1", "n2"])["n1"]
+    assert "free in /nowhere for 3 ranks that store" in reported
     assert problems(plan, with_free(available_bytes=three - 2), ["n1"], ["n2"]) == {}
 
 
@@ -495,7 +527,7 @@ def test_the_users_own_session_directory_is_left_to_him(tmp_path: Path, variable
     assert find_temporary_directory(environ, "results", FAMILIES["openmpi"]) == (None, None)
 
 
-def test_another_temporary_directory_is_told_with_the_reason(tmp_path: Path) -> None:
+def test_another_temporary_directory_is_reported_with_the_reason(tmp_path: Path) -> None:
     absent = tmp_path / "absent"
     found, said = find_temporary_directory({"TMPDIR": str(absent)}, "results", FAMILIES["openmpi"])
     assert said == (

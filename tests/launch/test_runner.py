@@ -6,9 +6,11 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import struct
 import termios
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +21,7 @@ from tests.site import PATIENCE_S, PYTEST, SUITE, output, wait_for
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.desk import Desk
     from tests.site import Site
 
 ONE_METRIC = "--kv-metrics=read.p95_ms"
@@ -51,21 +54,29 @@ def sound(path: Path, *, ended: bool = True) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("fault", "cause"), FAULTS)
 def test_a_launch_that_is_not_whole_fails_its_case(
-    site: Site, monkeypatch: pytest.MonkeyPatch, fault: str, cause: str
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, fault: str, cause: str
 ) -> None:
     monkeypatch.setenv("KVCACHE_TEST_FAULT", fault)
+    (case,) = desk.run()
+    (trial,) = case.trials
+    assert not trial.ok
+    assert trial.error is not None
+    assert cause in trial.error
+    assert case.error is not None
+    (written,) = sound(desk.run_file())["cases"]
+    assert written["summary"] == {}
+    assert written["trials"][0]["error"] == trial.error
+
+
+def test_a_failed_case_fails_each_of_its_tests(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVCACHE_TEST_FAULT", "missing-rank")
     result = site.canned("--kv-metrics=read.p95_ms,write.p95_ms")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.assert_outcomes(failed=2)
-    (trial,) = site.case()["trials"]
-    assert not trial["ok"]
-    assert cause in trial["error"]
-    assert site.case()["summary"] == {}
     assert "Traceback" not in output(result)
-    sound(site.run_file())
 
 
-def test_a_fault_is_told_in_full_once_and_then_referred_to(
+def test_a_fault_is_reported_in_full_once_and_then_referred_to(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KVCACHE_TEST_FAULT", "exit-3")
@@ -77,22 +88,21 @@ def test_a_fault_is_told_in_full_once_and_then_referred_to(
 
 
 def test_a_failed_trial_ends_its_case_and_the_next_case_runs(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KVCACHE_TEST_FAULT", "rank-error")  # which needs two ranks
-    site.canned("--kv-np=2,1", "--kv-trials=3", ONE_METRIC).assert_outcomes(failed=2)
-    names = [(case["np"], len(case["trials"])) for case in site.run()["cases"]]
-    assert names == [(2, 1), (1, 1)]
+    cases = desk.run("--kv-np=2,1", "--kv-trials=3")
+    assert [(case.plan.np, len(case.trials)) for case in cases] == [(2, 1), (1, 1)]
 
 
 def test_a_fault_in_a_later_trial_keeps_the_earlier_ones(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KVCACHE_TEST_FAULT", "no-record")
     monkeypatch.setenv("KVCACHE_TEST_FAULT_TRIAL", "1")
-    site.canned("--kv-trials=3", ONE_METRIC).assert_outcomes(failed=1)
-    assert [trial["ok"] for trial in site.case()["trials"]] == [True, False]
-    sound(site.run_file())
+    (case,) = desk.run("--kv-trials=3")
+    assert [trial.ok for trial in case.trials] == [True, False]
+    sound(desk.run_file())
 
 
 def test_with_x_the_cases_after_a_failed_one_are_not_launched(
@@ -114,17 +124,18 @@ def test_an_invalid_trial_is_reported_where_the_user_says_so(
 
 
 def test_an_error_of_a_rank_is_no_verdict_and_always_fails(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KVCACHE_TEST_FAULT", "rank-error")
-    site.canned("--kv-allow-invalid", ONE_METRIC).assert_outcomes(failed=1)
+    (case,) = desk.run("--kv-allow-invalid")
+    assert case.error is not None
 
 
-def test_a_launch_that_takes_too_long_is_ended(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launch_that_takes_too_long_is_ended(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVCACHE_TEST_FAULT", "hang")
-    site.canned("--kv-deadline=1", ONE_METRIC).assert_outcomes(failed=1)
-    (trial,) = site.case()["trials"]
-    assert trial["error"].startswith("the launch was not over after 1 s and was ended")
+    (case,) = desk.run("--kv-deadline=1")
+    assert case.error is not None
+    assert case.error.startswith("the launch was not over after 1 s and was ended")
 
 
 # --- the run file ---------------------------------------------------------------------------
@@ -146,25 +157,24 @@ def test_the_run_file_has_all_trials_and_is_sound(site: Site) -> None:
     assert [trial["index"] for trial in case["trials"]] == [0, 1, 2]
 
 
-def test_the_launchers_output_is_kept_beside_every_trial(site: Site) -> None:
-    site.canned(ONE_METRIC, "--kv-trials=2")
-    logs = [(path / "mpirun.log").read_text() for path in site.launches()]
+def test_the_launchers_output_is_kept_beside_every_trial(desk: Desk) -> None:
+    desk.run("--kv-trials=2")
+    logs = [(path / "mpirun.log").read_text() for path in desk.launches()]
     assert logs == [f"a line of rank 0 in trial {index}\n" for index in range(2)]
 
 
-def test_the_plan_holds_what_ran(site: Site) -> None:
-    site.canned("--kv-num-users=7", "--kv-seed=3", ONE_METRIC)
-    plan = site.case()["plan"]
+def test_the_plan_holds_what_ran(desk: Desk) -> None:
+    desk.run("--kv-num-users=7", "--kv-seed=3")
+    plan = sound(desk.run_file())["cases"][0]["plan"]
     assert (plan["users"], plan["seed"], plan["ramp_s"]) == (7, 3, 0.0)
     assert plan["origins"]["users"] == "command line"
     assert plan["origins"]["queue_depth"] == "default"
 
 
-def test_no_half_written_file_is_left(site: Site) -> None:
-    site.canned(ONE_METRIC)
-    assert [path.name for path in site.run_file().parent.iterdir() if path.is_file()] == [
-        "run.json"
-    ]
+def test_no_half_written_file_is_left(desk: Desk) -> None:
+    desk.run()
+    beside = [path.name for path in desk.run_file().parent.iterdir() if path.is_file()]
+    assert beside == ["run.json"]
 
 
 def test_a_session_without_a_case_writes_nothing(site: Site) -> None:
@@ -176,15 +186,16 @@ def test_a_session_without_a_case_writes_nothing(site: Site) -> None:
     assert not (site.path / "results").exists()
 
 
-def test_two_runs_write_two_files(site: Site) -> None:
-    site.canned(ONE_METRIC)
-    site.canned(ONE_METRIC)
-    assert len(site.run_files()) == 2
+def test_two_runs_write_two_files(desk: Desk) -> None:
+    desk.run()
+    desk.run()
+    assert len(list(desk.path.glob("results/*/run.json"))) == 2
 
 
-def test_the_results_go_where_the_user_says(site: Site) -> None:
-    site.canned(ONE_METRIC, "--kv-results-dir=deep/down")
-    assert len(list(site.path.glob("deep/down/*/run.json"))) == 1
+def test_the_results_go_where_the_user_says(desk: Desk) -> None:
+    desk.run("--kv-results-dir=deep/down")
+    assert len(list(desk.path.glob("deep/down/*/run.json"))) == 1
+    assert not (desk.path / "results").exists()
 
 
 def test_pytest_killed_in_the_second_trial_leaves_the_first_one_behind(
@@ -204,11 +215,35 @@ def test_pytest_killed_in_the_second_trial_leaves_the_first_one_behind(
 # --- interrupted ----------------------------------------------------------------------------
 
 
-def interrupted_in_trial_2(site: Site, monkeypatch: pytest.MonkeyPatch, *args: str) -> str:
-    monkeypatch.setenv("KVCACHE_TEST_FAULT", "hang")
-    monkeypatch.setenv("KVCACHE_TEST_FAULT_TRIAL", "1")
-    command = (*PYTEST, *SUITE, *site.canned_args(), ONE_METRIC, "--kv-trials=3", *args)
-    with site.started(*command) as process:
+@dataclass(frozen=True)
+class Interrupted:
+    """A session that was interrupted in the second of three trials."""
+
+    text: str
+    run_file: str
+
+
+@pytest.fixture(scope="module")
+def recorded() -> list[Interrupted]:
+    """That of the first test that needs one, for all others."""
+    return []
+
+
+@pytest.fixture
+def interrupted(site: Site, recorded: list[Interrupted]) -> Interrupted:
+    if not recorded:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("KVCACHE_TEST_FAULT", "hang")
+            patch.setenv("KVCACHE_TEST_FAULT_TRIAL", "1")
+            text = interrupted_in_trial_2(site)
+        recorded.append(Interrupted(text=text, run_file=site.run_file().read_text()))
+        shutil.rmtree(site.path / "results")
+    return recorded[0]
+
+
+def interrupted_in_trial_2(site: Site) -> str:
+    args = (ONE_METRIC, "--kv-trials=3", "--benchmark-verbose")
+    with site.started(*PYTEST, *SUITE, *site.canned_args(), *args) as process:
         wait_for(lambda: len(site.launches()) == 2 or process.poll() is not None)
         wait_for(lambda: any(path.name == "events.jsonl" for path in site.launches()[1].iterdir()))
         process.send_signal(signal.SIGINT)
@@ -218,34 +253,28 @@ def interrupted_in_trial_2(site: Site, monkeypatch: pytest.MonkeyPatch, *args: s
 
 
 def test_an_interrupted_run_shows_and_keeps_what_was_finished(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    interrupted: Interrupted, tmp_path: Path
 ) -> None:
-    text = interrupted_in_trial_2(site, monkeypatch, "--benchmark-verbose")
+    text = interrupted.text
     assert "trial 2/3" in text
     assert "interrupted after 1 of 3 trials (KeyboardInterrupt); nothing can be said" in text
     assert re.search(r"read\.p95_ms @16 +ms +1\.449", text)
     assert "not used" not in text
-    case = sound(site.run_file())["cases"][0]
+    (tmp_path / "run.json").write_text(interrupted.run_file)
+    case = sound(tmp_path / "run.json")["cases"][0]
     assert [(t["ok"], t["interrupted"]) for t in case["trials"]] == [(True, False), (False, True)]
     assert len(case["summary"]["read.p95_ms"]["values"]) == 1
 
 
-def test_an_interrupted_run_is_a_shorter_baseline(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    interrupted_in_trial_2(site, monkeypatch)
-    site.run_file().rename(site.path / "base.json")
-    monkeypatch.delenv("KVCACHE_TEST_FAULT")
+def test_an_interrupted_run_is_a_shorter_baseline(site: Site, interrupted: Interrupted) -> None:
+    (site.path / "base.json").write_text(interrupted.run_file)
     result = site.canned(ONE_METRIC, "--kv-trials=3", "--kv-compare=base.json")
     assert result.ret == pytest.ExitCode.OK
     result.stdout.fnmatch_lines("read.p95_ms * 1.449 *")
 
 
-def test_no_trial_follows_one_that_was_interrupted(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    interrupted_in_trial_2(site, monkeypatch)
-    data = json.loads(site.run_file().read_text())
+def test_no_trial_follows_one_that_was_interrupted(interrupted: Interrupted) -> None:
+    data = json.loads(interrupted.run_file)
     trials = data["cases"][0]["trials"]
     trials.reverse()
     assert any("followed by another one" in problem for problem in verify_run(data))
@@ -254,26 +283,23 @@ def test_no_trial_follows_one_that_was_interrupted(
 # --- how many trials ------------------------------------------------------------------------
 
 
-def test_trials_go_on_until_the_interval_is_narrow_enough(site: Site) -> None:
-    site.canned("--kv-trials=2..9", "--kv-target-ci=4%", ONE_METRIC).assert_outcomes(passed=1)
-    trials = len(site.case()["trials"])
-    assert trials == 5  # one of the looks: 2, 3, 5 and 9
-    low, high = site.case()["summary"]["read.p95_ms"]["ci95"]
-    assert (high - low) / 2 <= 0.04 * site.case()["summary"]["read.p95_ms"]["mean"]
+def test_trials_go_on_until_the_interval_is_narrow_enough(desk: Desk) -> None:
+    with desk.benchmark_session("--kv-trials=2..9", "--kv-target-ci=4%") as bench:
+        (name,) = bench.names
+        case = bench.run(name)
+        assert len(case.trials) == 5  # one of the looks: 2, 3, 5 and 9
+        assert bench.unsettled() == []
+    summary = sound(desk.run_file())["cases"][0]["summary"]["read.p95_ms"]
+    low, high = summary["ci95"]
+    assert (high - low) / 2 <= 0.04 * summary["mean"]
 
 
 def test_trials_end_at_the_upper_bound_and_the_report_says_so(site: Site) -> None:
     result = site.canned("--kv-trials=2..3", "--kv-target-ci=0.1%", ONE_METRIC)
     result.assert_outcomes(passed=1)
     assert len(site.case()["trials"]) == 3
-    told = "mixed-tiny-1b-np2: --kv-target-ci=0.1% was not reached after 3 trials"
-    assert told in result.outlines
-
-
-def test_an_interval_that_was_reached_is_not_told_as_missed(site: Site) -> None:
-    assert "was not reached" not in output(
-        site.canned("--kv-trials=2..9", "--kv-target-ci=4%", ONE_METRIC)
-    )
+    reported = "mixed-tiny-1b-np2: --kv-target-ci=0.1% was not reached after 3 trials"
+    assert reported in result.outlines
 
 
 # --- one launch for all ---------------------------------------------------------------------
@@ -289,9 +315,8 @@ def test_one_metric_alone_launches_as_well(site: Site) -> None:
     assert len(site.launches()) == 1
 
 
-def test_a_list_of_counts_gives_a_case_each(site: Site) -> None:
-    site.canned("--kv-np=1,3", ONE_METRIC).assert_outcomes(passed=2)
-    assert [case["np"] for case in site.run()["cases"]] == [1, 3]
+def test_a_list_of_counts_gives_a_case_each(desk: Desk) -> None:
+    assert [case.plan.np for case in desk.run("--kv-np=1,3")] == [1, 3]
 
 
 # --- while it runs --------------------------------------------------------------------------
@@ -345,7 +370,7 @@ def test_on_a_terminal_one_line_is_rewritten_and_wiped_at_the_end(
     assert "1 passed" in text
 
 
-@pytest.mark.parametrize("columns", [20, 80, 100, 250])
+@pytest.mark.parametrize("columns", [20, 250])
 def test_the_line_is_as_wide_as_the_terminal_and_no_wider_than_100(
     site: Site, monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:

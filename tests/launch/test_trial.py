@@ -40,7 +40,7 @@ class FakeCluster:
     counts: dict[str, int | None] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     ends: list[tuple[str, int]] = field(default_factory=list)
-    told: list[str] = field(default_factory=list)
+    reported: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     own: str = ""
     kills: dict[str, MemoryKills] = field(default_factory=dict)
@@ -70,7 +70,7 @@ class FakeCluster:
 
     def diagnose(self, names: Sequence[str]) -> list[str]:
         del names
-        return self.told
+        return self.reported
 
     def clean_up(self, names: Sequence[str]) -> list[str]:
         del names
@@ -316,15 +316,15 @@ def test_a_deadline_without_a_waiting_rank_blames_none(
 
 def test_what_a_rank_says_itself_counts_before_everything_but_a_lost_host(tmp_path: Path) -> None:
     one = launch_of(make_plan(), tmp_path, None, FAILED, {**FAILED, "error": "so did others"})
-    told = "rank 1 on host n2: it broke"
-    assert [one._cause(ended("exit", 9)), one._cause(ended("deadline"))] == [told, told]
+    reported = "rank 1 on host n2: it broke"
+    assert [one._cause(ended("exit", 9)), one._cause(ended("deadline"))] == [reported, reported]
     assert one._cause(ended("stopped", reason="host n2 is lost")) == "host n2 is lost"
 
 
-def test_an_exit_code_that_nobody_explains_is_told_with_what_the_hosts_know(
+def test_an_exit_code_that_nobody_explains_is_reported_with_what_the_hosts_know(
     tmp_path: Path, neighbours: Neighbours
 ) -> None:
-    cluster = FakeCluster(ends=[("n2", 22)], told=["host n2: its daemon is gone"])
+    cluster = FakeCluster(ends=[("n2", 22)], reported=["host n2: its daemon is gone"])
     one = launch_of(plan_of(neighbours), tmp_path, cluster, TOGETHER)
     assert one._cause(ended("exit", 1)) == (
         "rank 2 (pid 22) on host n2.site was the first to end; host n2: its daemon is gone; the"
@@ -333,7 +333,7 @@ def test_an_exit_code_that_nobody_explains_is_told_with_what_the_hosts_know(
     assert str(one._cause(ended("exit", -9))).endswith("the launcher was killed by signal 9")
 
 
-def test_a_kill_by_the_kernel_for_memory_is_told_with_its_host(
+def test_a_kill_by_the_kernel_for_memory_is_reported_with_its_host(
     tmp_path: Path, neighbours: Neighbours
 ) -> None:
     none = MemoryKills(in_group=0, on_machine=5, limit_bytes=250 << 20)
@@ -355,8 +355,8 @@ def test_without_other_hosts_this_kernel_is_asked(
 ) -> None:
     counts = [MemoryKills(in_group=None, on_machine=n, limit_bytes=None) for n in (3, 4)]
     monkeypatch.setattr(MemoryKills, "now", lambda _groups: counts.pop(0))
-    told = launch_of(make_plan(), tmp_path)._cause(ended("exit", -9))
-    assert f"the kernel of host {socket.gethostname()} killed 1 process for memory" in str(told)
+    reported = launch_of(make_plan(), tmp_path)._cause(ended("exit", -9))
+    assert f"the kernel of host {socket.gethostname()} killed 1 process for memory" in str(reported)
 
 
 def test_the_controller_s_clock_sees_the_span_of_the_run(tmp_path: Path) -> None:
@@ -385,7 +385,7 @@ def test_what_the_launcher_says_of_a_rank_needs_no_other_host(
     (tmp_path / "mpirun.log").write_text(
         "process rank 2 with PID 21 on node n2 exited on signal 9 (Killed).\n"
     )
-    cluster = FakeCluster(told=["host n2: is of no interest"])
+    cluster = FakeCluster(reported=["host n2: is of no interest"])
     one = launch_of(plan_of(neighbours), tmp_path, cluster, TOGETHER)
     assert (
         one._cause(ended("exit", 137)) == "rank 1 (pid 21) on host n2.site was killed by signal 9"
@@ -425,8 +425,8 @@ def test_what_a_stuck_rank_stored_is_not_waited_for(tmp_path: Path, neighbours: 
     own = claim_rank_dir(str(tmp_path), plan.run_id, 0, "n1")
     stuck = neighbours.marked_rank()
     one = launch_of(plan, tmp_path)
-    (told,) = one._remove_data()
-    assert "is there until its storage answers again" in told
+    (reported,) = one._remove_data()
+    assert "is there until its storage answers again" in reported
     assert Path(own).is_dir()
     end(stuck)
     assert one._remove_data() == []

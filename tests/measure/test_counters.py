@@ -50,7 +50,7 @@ def test_what_the_engine_counts_is_in_the_table() -> None:
     assert set(Tally().counted()) <= set(TABLE)
 
 
-def test_what_the_engine_counts_in_nanoseconds_is_told_in_seconds() -> None:
+def test_what_the_engine_counts_in_nanoseconds_is_reported_in_seconds() -> None:
     assert Tally(store_stall_ns=1_500_000_000, offered=3).counted()["store_stall_s"] == 1.5
 
 
@@ -134,7 +134,7 @@ def test_the_longest_pause_is_that_of_the_ranks_that_know_theirs() -> None:
 @pytest.mark.parametrize("law", [AtMost(whole="offered", beside=("dropped",)),
                                  AtMostPlanned(limit="queue_depth"),
                                  CountOf(section="read")])  # fmt: skip
-def test_a_law_is_told_with_what_it_compares(law: AtMost | AtMostPlanned | CountOf) -> None:
+def test_a_law_is_reported_with_what_it_compares(law: AtMost | AtMostPlanned | CountOf) -> None:
     assert str(law) in {
         "with `dropped` at most `offered`",
         "at most the plan's `queue_depth`",

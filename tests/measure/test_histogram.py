@@ -239,11 +239,13 @@ def test_a_percentile_outside_0_to_100_is_refused_even_when_empty(percent: float
 @pytest.mark.thorough
 @given(st.lists(ANY_VALUE, max_size=100))
 def test_from_counts_restores_the_histogram(values: list[int]) -> None:
-    told = histogram_of(values)
-    restored = Histogram.from_counts(told.counts, told.sum_ns, told.min_ns, told.max_ns)
-    assert restored.to_json() == told.to_json()
+    reported = histogram_of(values)
+    restored = Histogram.from_counts(
+        reported.counts, reported.sum_ns, reported.min_ns, reported.max_ns
+    )
+    assert restored.to_json() == reported.to_json()
     restored.record(ns([500]))  # it owns its counts
-    assert told.to_json() == histogram_of(values).to_json()
+    assert reported.to_json() == histogram_of(values).to_json()
 
 
 @given(st.lists(st.lists(ANY_VALUE, max_size=30), min_size=1, max_size=4))
@@ -322,10 +324,10 @@ def test_impossible_counts_are_refused(pair: tuple[int, int]) -> None:
 
 @given(st.lists(ANY_VALUE, max_size=200))
 def test_json_round_trip(values: list[int]) -> None:
-    told = histogram_of(values)
-    restored = Histogram.from_json(json.loads(json.dumps(told.to_json())))
-    assert np.array_equal(restored.counts, told.counts)
-    assert restored.to_json() == told.to_json()
+    reported = histogram_of(values)
+    restored = Histogram.from_json(json.loads(json.dumps(reported.to_json())))
+    assert np.array_equal(restored.counts, reported.counts)
+    assert restored.to_json() == reported.to_json()
 
 
 def test_a_million_operations_serialise_to_a_few_kilobytes() -> None:

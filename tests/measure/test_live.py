@@ -37,7 +37,7 @@ def live_of(ranks: int, begin_ns: int = 0) -> LiveFigures:
     """All ranks have told once."""
     live = LiveFigures(ranks)
     for rank in range(ranks):
-        live.hear(rank, report(begin_ns))
+        live.receive(rank, report(begin_ns))
     return live
 
 
@@ -58,8 +58,8 @@ def test_a_report_counts_from_the_one_before() -> None:
 
 def test_rates_are_per_second_of_the_ranks_own_clock() -> None:
     live = live_of(2)
-    live.hear(0, report(2 * S, [1_000] * 4, writes=2))
-    live.hear(1, report(S // 2, [1_000]))
+    live.receive(0, report(2 * S, [1_000] * 4, writes=2))
+    live.receive(1, report(S // 2, [1_000]))
     assert live.take() == {
         "operations_per_s": 5.0,
         "read_gib_per_s": 4.0,
@@ -69,12 +69,12 @@ def test_rates_are_per_second_of_the_ranks_own_clock() -> None:
 
 
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=9))
-def test_one_report_more_or_less_between_two_lines_changes_no_rate(heard: list[int]) -> None:
+def test_one_report_more_or_less_between_two_lines_changes_no_rate(received: list[int]) -> None:
     live, at_ns = live_of(1), 0
-    for reports in heard:
+    for reports in received:
         for _ in range(reports):
             at_ns += S // 2
-            live.hear(0, report(at_ns, [1_000] * 50, size=GIB // 100))
+            live.receive(0, report(at_ns, [1_000] * 50, size=GIB // 100))
         figures = live.take()
         assert figures is not None
         assert figures["operations_per_s"] == pytest.approx(100)
@@ -83,10 +83,10 @@ def test_one_report_more_or_less_between_two_lines_changes_no_rate(heard: list[i
 
 def test_figures_that_lack_a_rank_are_none_and_are_made_up_for() -> None:
     live = live_of(2)
-    live.hear(0, report(S, [1_000] * 100))
+    live.receive(0, report(S, [1_000] * 100))
     assert live.take() is None
-    live.hear(0, report(2 * S, [1_000] * 300))
-    live.hear(1, report(2 * S, [1_000] * 2))
+    live.receive(0, report(2 * S, [1_000] * 300))
+    live.receive(1, report(2 * S, [1_000] * 2))
     figures = live.take()
     assert figures is not None
     assert figures["operations_per_s"] == 201
@@ -96,13 +96,13 @@ def test_figures_that_lack_a_rank_are_none_and_are_made_up_for() -> None:
 def test_a_phase_begins_without_figures() -> None:
     live = LiveFigures(1)
     assert live.take() is None
-    live.hear(0, report(S, [1_000] * 100))
+    live.receive(0, report(S, [1_000] * 100))
     assert live.take() is None
-    live.hear(0, report(2 * S, [1_000]))
+    live.receive(0, report(2 * S, [1_000]))
     live.restart()
     assert live.take() is None
-    live.hear(0, report(3 * S, [1_000] * 100))
-    live.hear(0, report(4 * S, [1_000]))
+    live.receive(0, report(3 * S, [1_000] * 100))
+    live.receive(0, report(4 * S, [1_000]))
     figures = live.take()
     assert figures is not None
     assert figures["operations_per_s"] == 1
@@ -110,7 +110,7 @@ def test_a_phase_begins_without_figures() -> None:
 
 def test_a_second_without_operations_is_zero_without_a_percentile() -> None:
     live = live_of(1)
-    live.hear(0, report(S))
+    live.receive(0, report(S))
     assert live.take() == {
         "operations_per_s": 0.0,
         "read_gib_per_s": 0.0,
@@ -121,8 +121,8 @@ def test_a_second_without_operations_is_zero_without_a_percentile() -> None:
 
 def test_the_p99_is_of_the_reads_of_all_ranks() -> None:
     live = live_of(2)
-    live.hear(0, report(S, [1_000_000] * 98))
-    live.hear(1, report(S, [50_000_000] * 2, writes=1_000))
+    live.receive(0, report(S, [1_000_000] * 98))
+    live.receive(1, report(S, [50_000_000] * 2, writes=1_000))
     figures = live.take()
     assert figures is not None
     assert figures["read_p99_ms"] == pytest.approx(50, rel=1 / 16)

@@ -11,10 +11,11 @@ from pytest_kvcache.errors import ResultError
 from pytest_kvcache.measure.histogram import Histogram
 from pytest_kvcache.measure.latencies import Latencies
 from pytest_kvcache.measure.metrics import METRICS, PERCENTILES
-from pytest_kvcache.measure.sections import SECTIONS
+from pytest_kvcache.measure.sections import MEMORY_SECTIONS, SECTIONS
 from pytest_kvcache.options.options import Options
+from pytest_kvcache.results.figures import trial_of
 from pytest_kvcache.results.verdicts.trial import evaluate_trial
-from tests.factories import rank_result, sound_plan, sound_record
+from tests.factories import memory_tiers, rank_result, sound_plan, sound_record
 
 if TYPE_CHECKING:
     from pytest_kvcache.results.trial import Trial
@@ -39,7 +40,13 @@ def test_the_default_metrics_exist() -> None:
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_every_metric_is_found_in_a_trial(trial: Trial, name: str) -> None:
+def test_every_metric_is_found_in_a_trial(name: str) -> None:
+    policy = "demote" if "demote" in name else "write-through"
+    tiers = memory_tiers("gpu", "cpu")
+    plan = sound_plan(request_rate=5.0, arrival="poisson", tiers=tiers, tier_policy=policy)
+    if name.startswith("run."):
+        plan = sound_plan(duration_s=None, requests=200)
+    trial = trial_of(sound_record(plan, [rank_result()]), plan)
     metric = METRICS[name]
     value: Any = trial.to_json()
     for key in metric.path:
@@ -49,15 +56,22 @@ def test_every_metric_is_found_in_a_trial(trial: Trial, name: str) -> None:
     assert metric.section == name.partition(".")[0]
 
 
+_OF_LOADS = tuple(name for name in METRICS if name.startswith("worth.") and "dwpd" not in name)
+
+
 @pytest.mark.parametrize("name", METRICS)
-def test_lower_is_better_of_latencies_alone(name: str) -> None:
+def test_lower_is_better_of_what_is_spent_alone(name: str) -> None:
     metric = METRICS[name]
-    assert metric.better == ("lower" if name.endswith("_ms") else "higher")
+    spent = ("_ms", ".s", ".turning_tokens", "_per_mtok", ".dwpd")
+    assert metric.better == ("lower" if name.endswith(spent) else "higher")
     assert metric.latency == (metric.unit == "ms") == name.endswith("_ms")
     assert (metric.impossible("prefill") is not None) == name.startswith(
-        ("read.", "load.", "request.")
+        ("read.", "load.", "request.", "gpu_read.", "cpu_read.", "run.read", *_OF_LOADS)
     )
-    assert (metric.impossible("decode") is not None) == name.startswith(("write.", "delete."))
+    moves = tuple(f"{section}." for section in MEMORY_SECTIONS if not section.endswith("_read"))
+    assert (metric.impossible("decode") is not None) == name.startswith(
+        ("write.", "delete.", "demote.", "run.write", "worth.dwpd", *moves)
+    )
     assert metric.impossible("both") is None
 
 
@@ -70,7 +84,7 @@ def test_percentiles_know_which_they_are() -> None:
 def test_a_value_that_a_trial_lacks_is_none(trial: Trial, name: str) -> None:
     nothing = replace(trial.read, ms=Latencies.of(Histogram()), gib_per_s=None)
     assert METRICS[name].of(replace(trial, read=nothing)) is None
-    assert METRICS["wakeup.p95_ms"].of(replace(trial, wakeup=None)) is None
+    assert METRICS["scheduling_lag.p95_ms"].of(replace(trial, scheduling_lag=None)) is None
 
 
 @settings(deadline=None)
@@ -78,7 +92,7 @@ def test_a_value_that_a_trial_lacks_is_none(trial: Trial, name: str) -> None:
 def test_a_better_value_is_recorded_as_a_shorter_time(value: float, factor: float) -> None:
     for metric in METRICS.values():
         worse, better = metric.round_s(value), metric.round_s(value * factor)
-        assert (worse < better) if metric.latency else (worse > better)
+        assert (worse < better) if metric.better == "lower" else (worse > better)
 
 
 def test_latencies_are_recorded_in_seconds_and_rates_as_reciprocals() -> None:
@@ -87,11 +101,15 @@ def test_latencies_are_recorded_in_seconds_and_rates_as_reciprocals() -> None:
 
 
 def test_what_is_recorded_is_named_with_its_unit() -> None:
-    names = ("read.p95_ms", "read.gib_per_s", "requests.per_s", "tokens.per_s", "cache.hit_ratio")
+    names = (
+        "read.p95_ms", "read.gib_per_s", "requests.per_s", "tokens.per_s", "cache.hit_ratio",
+        "run.s", "run.read_gib_per_s",
+    )  # fmt: skip
     assert [METRICS[name].round_name for name in names] == [
         "read.p95_ms", "read.s_per_gib", "requests.s_per_request", "tokens.s_per_token",
-        "cache.hit_ratio.inverse",
+        "cache.hit_ratio.inverse", "run.s", "run.read.s_per_gib",
     ]  # fmt: skip
+    assert METRICS["run.s"].round_s(7.5) == 7.5
 
 
 def test_no_two_metrics_are_recorded_under_one_name() -> None:

@@ -11,13 +11,16 @@ from hypothesis import strategies as st
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.measure.recorder import (
     ADMIT,
+    DEMOTE,
     LEDGER_COLUMNS,
     LOAD,
+    MEMORY_ROWS,
     READ,
     REQUEST,
+    SCHEDULING_LAG,
+    TIER_HITS,
     TRANSFER,
     WAITING,
-    WAKEUP,
     WRITE,
     Ledger,
     Recorder,
@@ -175,7 +178,7 @@ def test_every_row_is_booked_once_however_many_there_are(rows: int) -> None:
     assert recorder.histograms["read"].count == recorder.histograms["queue"].count == rows
     assert recorder.histograms["read"].sum_ns == 1000 * rows
     assert recorder.ledger.sums(0, recorder.ledger.end_ns)["read_bytes"] == rows
-    assert recorder.section_bytes == {"read": rows, "write": 0, "device": rows}
+    assert moved(recorder) == ({"read": rows, "device": rows} if rows else {})
 
 
 def test_a_full_buffer_is_not_written_again() -> None:
@@ -196,6 +199,11 @@ def test_finishing_twice_books_once() -> None:
     recorder.finish()
     recorder.finish()
     assert recorder.histograms["load"].count == 1
+
+
+def moved(recorder: Recorder) -> dict[str, int]:
+    """Sections with bytes, and how many."""
+    return {name: size for name, size in recorder.section_bytes.items() if size}
 
 
 def booked(*rows: tuple[int, int, int, int, int, int], end_ns: int | None = 20 * S) -> Recorder:
@@ -229,8 +237,10 @@ PLACES = [
         (WRITE, ("write", "queue", "device"), {"write_bytes": 100, "operations": 1}),
         (REQUEST, ("request",), {"requests": 1, "prompt_tokens": 100, "output_tokens": 1}),
         (LOAD, ("load",), {}),
+        (DEMOTE, ("demote", "queue", "device"), {"demote_bytes": 100, "operations": 1}),
+        *((row, (section,), {}) for section, row in MEMORY_ROWS.items()),
         (TRANSFER, ("device",), {}),
-        (WAKEUP, ("wakeup",), {}),
+        (SCHEDULING_LAG, ("scheduling_lag",), {}),
     ],
 )
 def test_latency_goes_by_the_start_and_amounts_by_the_end(
@@ -248,10 +258,8 @@ def test_latency_goes_by_the_start_and_amounts_by_the_end(
     assert counts == {name: int(latency and name in sections) for name in SECTIONS}
     sums = recorder.ledger.sums(0, 10 * S)
     assert sums == {name: columns.get(name, 0) * amount for name in LEDGER_COLUMNS}
-    moved = latency * 100
-    assert recorder.section_bytes == {
-        name: moved if name in sections else 0 for name in ("read", "write", "device")
-    }
+    counted = set(sections) - {"queue", "request", "load", "scheduling_lag"}
+    assert moved(recorder) == dict.fromkeys(counted if latency else (), 100)
 
 
 @pytest.mark.parametrize(
@@ -268,11 +276,14 @@ def test_latency_goes_by_the_start_and_amounts_by_the_end(
 def test_a_transfer_is_in_flight_as_long_as_it_is_in_the_window(
     start_ns: int, end_ns: int, inside_ns: int
 ) -> None:
-    for row in ((READ, 0, start_ns, end_ns, 1, 1), (TRANSFER, 0, start_ns, end_ns, 1, 0)):
+    alone = [(kind, 0, start_ns, end_ns, 1, 1) for kind in (READ, WRITE, DEMOTE)]
+    for row in (*alone, (TRANSFER, 0, start_ns, end_ns, 1, 0)):
         assert booked(row).in_flight_ns == inside_ns
         assert booked(row, end_ns=None).in_flight_ns == max(0, end_ns - max(start_ns, 10 * S))
     several = (WRITE, 0, start_ns, end_ns, 2, 2)  # its transfers have rows of their own
     assert booked(several).in_flight_ns == 0
+    for kind in MEMORY_ROWS.values():
+        assert booked((kind, 0, start_ns, end_ns, 1, 1)).in_flight_ns == 0
 
 
 @pytest.mark.parametrize(
@@ -282,6 +293,16 @@ def test_hits_go_by_the_arrival(at_ns: int, *, counts: bool) -> None:
     recorder = booked((ADMIT, 7, at_ns, 5, 70, 50))
     sums = recorder.ledger.sums(0, recorder.ledger.end_ns)
     wanted = {"prompt_blocks": 7, "hit_blocks": 5, "arrived_tokens": 70, "hit_tokens": 50}
+    assert sums == {name: wanted.get(name, 0) * counts for name in LEDGER_COLUMNS}
+
+
+@pytest.mark.parametrize(
+    ("at_ns", "counts"), [(10 * S - 1, False), (10 * S, True), (20 * S - 1, True), (20 * S, False)]
+)
+def test_hits_of_each_tier_go_by_the_arrival_as_well(at_ns: int, *, counts: bool) -> None:
+    recorder = booked((TIER_HITS, 2, at_ns, at_ns, 3, 5))
+    sums = recorder.ledger.sums(0, recorder.ledger.end_ns)
+    wanted = {"gpu_hit_blocks": 2, "cpu_hit_blocks": 3, "storage_hit_blocks": 5}
     assert sums == {name: wanted.get(name, 0) * counts for name in LEDGER_COLUMNS}
 
 
@@ -308,7 +329,7 @@ def test_an_object_of_many_transfers_is_one_operation_and_its_transfers() -> Non
     assert extremes(recorder.histograms["device"]) == (2, S, 3 * S, 4 * S)
     assert extremes(recorder.histograms["read"]) == (1, 3 * S, 3 * S, 3 * S)
     assert extremes(recorder.histograms["queue"]) == (1, S, S, S)
-    assert recorder.section_bytes == {"read": 100, "write": 0, "device": 100}
+    assert moved(recorder) == {"read": 100, "device": 100}
 
 
 def test_rows_from_before_the_window_was_opened_are_not_measured() -> None:
@@ -378,12 +399,13 @@ def test_what_is_recent_counts_until_it_was_booked() -> None:
     recorder = Recorder()
     recorder.open_window(Window(0, None))
     recorder.absorb(7 * S)
-    for now_ns, told_ns in ((7 * S + 1, 7 * S), (70 * S, 70 * S - S // 2)):
+    for now_ns, reported_ns in ((7 * S + 1, 7 * S), (70 * S, 70 * S - S // 2)):
         found = recorder.take_recent(now_ns)
         assert found is not None
-        assert found["t_ns"] == told_ns
+        assert found["t_ns"] == reported_ns
 
 
+@pytest.mark.thorough
 def test_what_is_booked_while_another_thread_asks_is_recent_once() -> None:
     recorder = Recorder()
     recorder.open_window(Window(0, None))
@@ -438,9 +460,12 @@ def test_the_series_and_the_ledger_hold_the_same_bytes_of_whole_seconds() -> Non
     for done_ns in range(S, 7 * S, S // 10):
         log.add(READ, 0, done_ns - S // 2, done_ns, 100, 1)
         log.add(WRITE, 0, done_ns - S // 2, done_ns, 7, 1)
+        log.add(DEMOTE, 0, done_ns - S // 2, done_ns, 9, 1)
         log.add(TRANSFER, 0, done_ns - S // 2, done_ns, 100, 1)
     recorder.finish()
     series = series_of(3 * S, [recorder.series])
     sums = recorder.ledger.sums(0, 3 * S)
-    assert series.moved_bytes.sum(axis=0).tolist() == [sums["read_bytes"], sums["write_bytes"]]
-    assert series.operations.tolist() == [[10, 10]] * 3
+    assert series.moved_bytes.sum(axis=0).tolist() == [
+        sums[f"{kind}_bytes"] for kind in ("read", "write", "demote")
+    ]
+    assert series.operations.tolist() == [[10, 10, 10]] * 3

@@ -18,10 +18,10 @@ from pytest_kvcache.measure.series import (
     KINDS,
     MAX_POINTS,
     MIN_OPERATIONS,
-    Cut,
-    Extent,
-    Series,
-    SeriesLedger,
+    CommonRange,
+    TimeSeries,
+    TimeSeriesLedger,
+    UsedRange,
     coarse_index,
     empty_dense,
     p99_ms,
@@ -59,9 +59,9 @@ def ns(*values: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.array(values, dtype=np.int64)
 
 
-def ledger_of(events: Sequence[Event], end_ns: int | None = None) -> SeriesLedger:
+def ledger_of(events: Sequence[Event], end_ns: int | None = None) -> TimeSeriesLedger:
     """Booked kind by kind, several at once, as out of a buffer."""
-    ledger = SeriesLedger(BEGIN_NS, end_ns)
+    ledger = TimeSeriesLedger(BEGIN_NS, end_ns)
     for kind in KINDS:
         mine = [event for event in events if event[0] == kind]
         ledger.add(
@@ -85,7 +85,7 @@ def totals(
     return found
 
 
-def told(series: Series, kind: str) -> list[tuple[int, int]]:
+def reported(series: TimeSeries, kind: str) -> list[tuple[int, int]]:
     data = series.to_json()
     return list(zip(data[f"{kind}s"], data[f"{kind}_bytes"], strict=True))
 
@@ -138,18 +138,18 @@ def test_an_operation_belongs_to_the_second_in_which_it_was_done(
     series = series_of(window_s * S, [ledger_of(events)])
     assert series.points == window_s
     for kind in KINDS:
-        assert told(series, kind) == totals(events, kind, 1, window_s)
+        assert reported(series, kind) == totals(events, kind, 1, window_s)
 
 
 def test_what_is_done_after_the_window_is_not_booked() -> None:
     late = [("read", 3 * S, 1_000, 5), ("read", 3 * S - 1, 1_000, 7)]
     series = series_of(4 * S, [ledger_of(late, end_ns=BEGIN_NS + 3 * S)])
-    assert told(series, "read") == [(0, 0), (0, 0), (1, 7), (0, 0)]
+    assert reported(series, "read") == [(0, 0), (0, 0), (1, 7), (0, 0)]
 
 
 def test_the_last_part_of_an_interval_is_left_out() -> None:
     series = series_of(2 * S + S // 2, [ledger_of([("write", 2 * S + 1, 1_000, 5)])])
-    assert told(series, "write") == [(0, 0), (0, 0)]
+    assert reported(series, "write") == [(0, 0), (0, 0)]
 
 
 def test_a_stall_is_no_operation_and_no_percentile() -> None:
@@ -169,7 +169,7 @@ def test_wider_intervals_hold_the_same_sums(events: list[Event], doublings: int)
     interval_s = ledger.interval_ns // S
     series = series_of(MAX_POINTS * ledger.interval_ns, [ledger])
     for kind in KINDS:
-        assert told(series, kind) == totals(events, kind, interval_s, MAX_POINTS)
+        assert reported(series, kind) == totals(events, kind, interval_s, MAX_POINTS)
     inside = [event for event in events if event[1] >= 0]
     assert int(series.counts.sum()) == len(inside)
     assert int(series.moved_bytes.sum()) == sum(event[3] for event in inside)
@@ -206,19 +206,32 @@ def test_a_long_silence_still_makes_the_intervals_wider() -> None:
 
 
 def test_a_rank_without_operations_has_nothing_to_add() -> None:
-    idle, busy = SeriesLedger(BEGIN_NS, None), ledger_of([("read", 0, 1_000, 9)])
+    idle, busy = TimeSeriesLedger(BEGIN_NS, None), ledger_of([("read", 0, 1_000, 9)])
     assert series_of(2 * S, [idle, busy]).to_json() == series_of(2 * S, [busy]).to_json()
     alone = series_of(2 * S, [idle])
-    assert told(alone, "read") == [(0, 0), (0, 0)]
+    assert reported(alone, "read") == [(0, 0), (0, 0)]
 
 
 def test_what_a_rank_sends_is_bounded_and_trimmed_to_what_is_used() -> None:
-    used = Extent(interval_ns=S, first_bin=100, end_bin=110)
-    nothing = Extent(interval_ns=S, first_bin=BIN_COUNT, end_bin=0)
-    cut = Cut.common(60 * S, [used, nothing])
-    assert empty_dense(cut).shape == (60, 2, 11)
-    widest = Extent(interval_ns=S, first_bin=0, end_bin=BIN_COUNT)
-    assert empty_dense(Cut.common(10**6 * S, [widest])).nbytes < 4.5e6
+    used = UsedRange(interval_ns=S, kinds=2, first_bin=100, end_bin=110)
+    nothing = UsedRange(interval_ns=S, kinds=0, first_bin=BIN_COUNT, end_bin=0)
+    common = CommonRange.of(60 * S, [used, nothing])
+    assert empty_dense(common).shape == (60, 2, 11)
+    widest = UsedRange(interval_ns=S, kinds=2, first_bin=0, end_bin=BIN_COUNT)
+    assert empty_dense(CommonRange.of(10**6 * S, [widest])).nbytes < 4.5e6
+
+
+def test_demotions_are_sent_where_there_are_some() -> None:
+    reads, demotions = (
+        ledger_of([(kind, S // 2, 9_000, 5)]).used_range() for kind in ("read", "demote")
+    )
+    assert (reads.kinds, demotions.kinds) == (1, 3)
+    series = series_of(2 * S, [ledger_of([("read", 0, 1_000, 7)]),
+                               ledger_of([("demote", S, 9_000, 5)])])  # fmt: skip
+    assert (series.moved("read"), series.moved("write"), series.moved("demote")) == (
+        [7, 0], [0, 0], [0, 5],
+    )  # fmt: skip
+    assert series.done("demote") == [0, 1]
 
 
 # --- the run file ---------------------------------------------------------------------------
@@ -229,8 +242,11 @@ def test_what_a_rank_sends_is_bounded_and_trimmed_to_what_is_used() -> None:
 @given(EVENTS, st.integers(0, 3_000))
 def test_a_series_survives_json(events: list[Event], window_s: int) -> None:
     data = series_of(window_s * S, [ledger_of(events)]).to_json()
-    again = Series.from_json(json.loads(json.dumps(data)))
+    again = TimeSeries.from_json(json.loads(json.dumps(data)))
     assert again.to_json() == data
+
+
+EMPTY: dict[str, str] = dict.fromkeys(KINDS, "")
 
 
 def sound() -> dict[str, Any]:
@@ -252,28 +268,29 @@ def sound() -> dict[str, Any]:
         ({"interval_s": 3}, "they must be 1 s, 2 s, 4 s"),
         ({"interval_s": 0}, "they must be 1 s, 2 s, 4 s"),
         ({"interval_s": 1.0}, "it must be a whole number"),
-        ({"histograms": None}, "histograms must be scheme, read, write"),
-        ({"histograms": {"scheme": "loglinear-9/1", "read": "", "write": ""}}, "this version"),
-        ({"histograms": {"scheme": "loglinear-3/1", "read": "", "write": ""}}, "cut short"),
+        ({"histograms": None}, "histograms must be scheme, read, write, demote"),
+        ({"histograms": {"scheme": "loglinear-3/1", "read": "", "write": ""}}, "must be scheme"),
+        ({"histograms": EMPTY | {"scheme": "loglinear-9/1"}}, "this version"),
+        ({"histograms": EMPTY | {"scheme": "loglinear-3/1"}}, "cut short"),
         ({"more": 1}, "must be an object of"),
     ],
 )
 def test_a_damaged_series_is_refused(changes: dict[str, Any], fault: str) -> None:
-    assert Series.from_json(sound()).points == 3
+    assert TimeSeries.from_json(sound()).points == 3
     with pytest.raises(ResultError, match=re.escape(fault)):
-        Series.from_json(sound() | changes)
+        TimeSeries.from_json(sound() | changes)
 
 
 def test_counts_whose_sum_would_overflow_are_refused() -> None:
     counts = np.zeros((1, 2, BIN_COUNT), dtype=np.int64)
     counts[0, 0, :4] = 1 << 62
     with pytest.raises(ResultError, match="counts below"):
-        Series(interval_ns=S, moved_bytes=np.ones((1, 2), dtype=np.int64), counts=counts)
+        TimeSeries(interval_ns=S, moved_bytes=np.ones((1, 2), dtype=np.int64), counts=counts)
 
 
 def test_an_hour_is_small_in_the_run_file() -> None:
     generator = np.random.default_rng(7)
-    ledger = SeriesLedger(0, 1_000 * S)
+    ledger = TimeSeriesLedger(0, 1_000 * S)
     done_ns = generator.integers(0, 1_000 * S, 1_000_000)
     service_ns = generator.lognormal(15, 1, done_ns.size).astype(np.int64)
     ledger.add("read", done_ns, coarse_index(service_ns), np.full(done_ns.size, 4096))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_kvcache.errors import ResultError
-from pytest_kvcache.measure.recorder import DELETE, READ, TRANSFER, WRITE, Recorder, Window
+from pytest_kvcache.measure.recorder import DELETE, DEMOTE, READ, TRANSFER, WRITE, Recorder, Window
 from pytest_kvcache.measure.stalls import (
     EVERY,
     KINDS,
@@ -28,7 +28,7 @@ from tests.factories import rank_result, sound_plan, sound_record
 
 MS = 1_000_000
 S = 1_000_000_000
-ROWS = {"read": READ, "write": WRITE, "delete": DELETE}
+ROWS = {"read": READ, "write": WRITE, "delete": DELETE, "demote": DEMOTE}
 USUAL = dict.fromkeys(KINDS, 10.0 * MS)
 
 
@@ -149,7 +149,7 @@ def test_one_slow_write_beside_reads_is_none() -> None:
     assert found(served(4, 10 * MS, 6 * S) + writes) == []
 
 
-def test_what_stands_still_together_is_told_once() -> None:
+def test_what_stands_still_together_is_reported_once() -> None:
     span = (2 * S, 4 * S)
     mixed = [served(4, 10 * MS, 6 * S, span, kind=kind) for kind in KINDS]
     assert found([row for rows in mixed for row in rows]) == [[EVERY, 2.0, 4.0]]
@@ -218,17 +218,17 @@ def stall(begin_s: float, end_s: float, kind: str = EVERY) -> Stall:
 
 
 def test_what_ranks_have_at_once_is_one_stall() -> None:
-    told = stalls_of([[stall(1.0, 3.0), stall(5.0, 5.5)], [stall(2.0, 4.0)]])
-    assert told == StallSummary(
+    reported = stalls_of([[stall(1.0, 3.0), stall(5.0, 5.5)], [stall(2.0, 4.0)]])
+    assert reported == StallSummary(
         count=2, longest_s=3.0, longest_begin_s=1.0, total_s=3.5, all_ranks_s=1.0,
         ranks=2, kinds=(EVERY,),
     )  # fmt: skip
 
 
 def test_a_trial_without_stalls_has_no_longest_one() -> None:
-    told = stalls_of([[], []])
-    assert (told.count, told.longest_s, told.longest_begin_s) == (0, None, None)
-    assert (told.total_s, told.all_ranks_s, told.ranks) == (0, 0, 0)
+    reported = stalls_of([[], []])
+    assert (reported.count, reported.longest_s, reported.longest_begin_s) == (0, None, None)
+    assert (reported.total_s, reported.all_ranks_s, reported.ranks) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -248,8 +248,8 @@ def test_a_damaged_stall_is_refused(changes: dict[str, Any]) -> None:
 
 def test_a_stall_of_just_the_least_length_survives_json() -> None:
     for begin in (0, 1, 123_456_789, 59_999_999_999):
-        told = stall(begin / 1e9, (begin + LEAST_NS) / 1e9)
-        assert Stall.from_json(asdict(told)) == told
+        reported = stall(begin / 1e9, (begin + LEAST_NS) / 1e9)
+        assert Stall.from_json(asdict(reported)) == reported
 
 
 # --- the verdict ----------------------------------------------------------------------------
@@ -265,11 +265,11 @@ def text_of(*ranks: tuple[Stall, ...]) -> str:
 
 def test_the_verdict_names_count_longest_and_when() -> None:
     assert text_of((stall(2.5, 4.5),)).startswith(
-        "the storage stood still for 2.0 s, from 2.5 s into the window: no operation was completed"
+        "the storage stalled for 2.0 s, from 2.5 s into the window: no operation was completed"
     )
     several = text_of((stall(1.0, 1.6), stall(2.5, 4.5), stall(9.0, 9.5)))
     assert several.startswith(
-        "the storage stood still 3 times, for 3.1 s in all, the longest 2.0 s, from 2.5 s into"
+        "the storage stalled 3 times, for 3.1 s in all, the longest 2.0 s, from 2.5 s into"
     )
 
 
@@ -294,7 +294,7 @@ def test_the_verdict_names_the_kind_that_stood_still_alone() -> None:
 
 
 def paused(*pauses_ms: tuple[int, int]) -> Stall:
-    """A stall from 2.5 to 4.5 s of a rank that stood still itself in these times."""
+    """A stall from 2.5 to 4.5 s of a rank that was paused itself in these times."""
     recorder = recorded(served(16, 10 * MS, 6 * S, (2_500 * MS, 4_500 * MS)), 6 * S)
     (found_one,) = recorder.found_stalls(6 * S, [(a * MS, b * MS) for a, b in pauses_ms])
     return found_one
@@ -318,19 +318,19 @@ def test_of_a_rank_that_was_stopped_the_storage_is_not_blamed() -> None:
     assert trial.stalls.count == 0
     assert "STALL" not in texts
     assert texts["PAUSED"].startswith("rank 1 on host ")
-    assert "stood still for 0.8 s in the window" in texts["PAUSED"]
+    assert "was paused for 0.8 s in the window" in texts["PAUSED"]
     others = [rank_result(0, stalls=(stall(2.0, 2.8),)), ranks[1]]
-    (told,) = (
+    (reported,) = (
         v.text for v in evaluate_trial(sound_record(plan, others), plan)[1] if v.code == "STALL"
     )
-    assert " of 1 of 2 ranks (rank 0 on " in told
+    assert " of 1 of 2 ranks (rank 0 on " in reported
 
 
 def test_a_rank_that_never_paused_has_no_stall_that_is_a_pause() -> None:
     plan = sound_plan()
-    told = replace(stall(2.0, 2.8), paused_s=0.79)
+    reported = replace(stall(2.0, 2.8), paused_s=0.79)
     for longest_pause_s, words in ((None, "longest_pause_s is None"), (0.9, None)):
-        rank = rank_result(0, stalls=(told,), longest_pause_s=longest_pause_s)
+        rank = rank_result(0, stalls=(reported,), longest_pause_s=longest_pause_s)
         faults = [f for f in record_faults(sound_record(plan, [rank]), plan) if "paused_s" in f]
         assert len(faults) == (words is not None)
         assert words is None or words in faults[0]
@@ -344,7 +344,7 @@ def test_a_rank_that_never_paused_has_no_stall_that_is_a_pause() -> None:
     [
         ((60.1, 60.6), "a stall begins at 60.1 s, after the window"),
         ((59.0, 61.0), "a stall ends at 61.0 s; the rank was done at 60.5 s"),
-        ((10.5, 12.5), "in interval 11, in which all ranks stood still"),
+        ((10.5, 12.5), "in interval 11, in which all ranks were stalled"),
     ],
 )
 def test_a_stall_that_can_not_be_is_found(span: tuple[float, float], words: str) -> None:

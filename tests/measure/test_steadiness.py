@@ -18,11 +18,11 @@ def noisy(seed: int, *levels: float, cv: float) -> list[float]:
 @pytest.mark.thorough
 @pytest.mark.parametrize(("count", "allowed"), [(6, 5), (10, 5), (30, 5), (120, 5)])
 def test_a_healthy_disk_varies_without_a_change(count: int, allowed: int) -> None:
-    told = sum(
+    reported = sum(
         largest_change(noisy(seed, *[1.0] * count, cv=0.2), 0.25) is not None
         for seed in range(1_000)
     )
-    assert told <= allowed
+    assert reported <= allowed
 
 
 def alike(seed: int, count: int, likeness: float, cv: float) -> list[float]:
@@ -35,16 +35,17 @@ def alike(seed: int, count: int, likeness: float, cv: float) -> list[float]:
     return [max(0.0, 1.0 + value) for value in values]
 
 
+@pytest.mark.thorough
 def test_a_disk_whose_seconds_are_like_their_neighbours_changes_rarely() -> None:
-    told = [largest_change(alike(seed, 60, 0.8, 0.17), 0.25) for seed in range(300)]
-    assert len(told) - told.count(None) <= 18
+    reported = [largest_change(alike(seed, 60, 0.8, 0.17), 0.25) for seed in range(300)]
+    assert len(reported) - reported.count(None) <= 18
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("count", "mean"), [(6, 4), (14, 8), (30, 1), (60, 4), (60, 14)])
 def test_few_operations_vary_without_a_change(count: int, mean: float) -> None:
-    told = sum(few(seed, *[mean] * count) is not None for seed in range(300))
-    assert told <= 3
+    reported = sum(few(seed, *[mean] * count) is not None for seed in range(300))
+    assert reported <= 3
 
 
 def few(seed: int, *means: float) -> Change | None:
@@ -123,8 +124,8 @@ def test_two_seconds_of_a_short_window_that_are_three_times_as_slow_are_a_change
 ) -> None:
     change = largest_change(values, limit)
     assert change is not None
-    told = {change.second, (change.second[1], len(values)), (0, change.second[0])}
-    assert stretch in told
+    reported = {change.second, (change.second[1], len(values)), (0, change.second[0])}
+    assert stretch in reported
 
 
 def test_two_seconds_that_differ_by_less_than_a_factor_of_two_are_none() -> None:
@@ -145,13 +146,13 @@ def test_a_dip_is_found_and_placed_wherever_it_is(count: int, length: int, facto
         assert change is not None, begin
 
 
-def test_a_dip_is_told_against_all_the_rest() -> None:
+def test_a_dip_is_reported_against_all_the_rest() -> None:
     change = largest_change([1.0] * 13 + [0.1] * 4 + [1.0] * 13, 0.25)
     assert change == Change(before=1.0, after=0.1, first=None, second=(13, 17))
 
 
 @pytest.mark.parametrize("slow", [2, 4])
-def test_a_stretch_at_an_end_is_told_in_the_order_of_time(slow: int) -> None:
+def test_a_stretch_at_an_end_is_reported_in_the_order_of_time(slow: int) -> None:
     values = [17.8] * (6 - slow) + [65.0] * slow
     change = Change(before=17.8, after=65.0, first=(0, 6 - slow), second=(6 - slow, 6))
     assert largest_change(values, 0.25) == change

@@ -17,7 +17,7 @@ ONE = "--kv-metrics=read.p95_ms"
 OWN = "def test_mine(): pass\ndef test_mine_too(): pass"
 
 
-def told_by(result: pytest.RunResult) -> str:
+def reported_by(result: pytest.RunResult) -> str:
     """What is on the terminal, which breaks it into lines."""
     return " ".join(output(result).split())
 
@@ -28,7 +28,7 @@ def test_in_an_empty_directory_the_command_that_works_is_said(site: Site) -> Non
     assert (
         "kvcache: no benchmark was selected: --kv-np is given, but nothing here uses the fixture"
         " kvcache; add --pyargs pytest_kvcache.suite for the shipped benchmark: pytest --pyargs"
-        " pytest_kvcache.suite " in told_by(result)
+        " pytest_kvcache.suite " in reported_by(result)
     )
     (first,) = (number for number, line in enumerate(result.outlines) if "kvcache: no" in line)
     assert all(len(line) < 80 for line in result.outlines[first:] if " no tests ran" not in line)
@@ -39,7 +39,7 @@ def test_in_an_empty_directory_the_command_that_works_is_said(site: Site) -> Non
 def test_any_typed_option_asks_for_a_benchmark(site: Site, option: str) -> None:
     site.pytester.makepyfile(OWN)
     result = site.call(option)
-    assert "none of the 2 tests that were selected uses the fixture kvcache" in told_by(result)
+    assert "none of the 2 tests that were selected uses the fixture kvcache" in reported_by(result)
 
 
 def test_own_tests_without_the_benchmark_pass_and_are_told_apart_from_it(site: Site) -> None:
@@ -52,7 +52,9 @@ def test_own_tests_without_the_benchmark_pass_and_are_told_apart_from_it(site: S
 def test_everything_deselected_is_said(site: Site) -> None:
     result = site.canned(ONE, "-k", "nothing_like_it")
     assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
-    assert "but all items of the benchmark (1) were deselected; look at -k and" in told_by(result)
+    assert "but all items of the benchmark (1) were deselected; look at -k and" in reported_by(
+        result
+    )
 
 
 def test_of_what_could_not_be_collected_nothing_is_said(site: Site) -> None:
@@ -75,9 +77,9 @@ def test_a_benchmark_that_ran_or_was_skipped_was_selected(site: Site) -> None:
 
 def test_an_option_that_every_test_replaces_is_said_to_have_had_no_effect(site: Site) -> None:
     source = "def test_one(kvcache): kvcache.run(np=1)\ndef test_two(kvcache): kvcache.run(np=3)"
-    text = told_by(site.canned_tests(source))
-    told = "kvcache: --kv-np had no effect: every kvcache.run() of these tests gives its own np"
-    assert told in text
+    text = reported_by(site.canned_tests(source))
+    reported = "kvcache: --kv-np had no effect: every kvcache.run() of these tests gives its own np"
+    assert reported in text
     assert text.count("had no effect") == 1
 
 
@@ -94,19 +96,19 @@ def test_a_dry_run_says_which_tests_it_could_not_look_at(site: Site) -> None:
 
 def test_the_suite_is_named_once_in_the_command_to_type() -> None:
     asked = options(np="2")
-    told = nothing_selected(asked, ["pytest_kvcache.suite", "--kv-np=2"], tests=0, deselected=0)
-    assert told is not None
-    assert told.endswith(": pytest --pyargs pytest_kvcache.suite --kv-np=2")
+    reported = nothing_selected(asked, ["pytest_kvcache.suite", "--kv-np=2"], tests=0, deselected=0)
+    assert reported is not None
+    assert reported.endswith(": pytest --pyargs pytest_kvcache.suite --kv-np=2")
 
 
-def test_slots_that_no_number_of_ranks_asks_for_are_told(site: Site) -> None:
+def test_slots_that_no_number_of_ranks_asks_for_are_reported(site: Site) -> None:
     args = [*site.canned_args(without=["--kv-np"]), ONE]
-    told = "gives 2 slots, of which one per host is used"
+    reported = "gives 2 slots, of which one per host is used"
     for more in (("--kv-dry-run",), ("-q",), ()):
         result = site.call(*SUITE, *args, "--kv-hosts=localhost:2", *more)
         assert result.ret == pytest.ExitCode.OK
         text = " ".join(output(result).split())
-        assert told in text
+        assert reported in text
         assert "--kv-np=2 fills them" in text
     for asked in ("--kv-np=1", "--kv-npernode=1"):
         text = output(site.call(*SUITE, *args, "--kv-hosts=localhost:2", asked))
@@ -115,7 +117,7 @@ def test_slots_that_no_number_of_ranks_asks_for_are_told(site: Site) -> None:
 
 
 @pytest.mark.parametrize("dry", [(), ("--kv-dry-run",)])
-def test_metrics_that_a_phase_can_not_have_are_told_at_the_start(
+def test_metrics_that_a_phase_can_not_have_are_reported_at_the_start(
     site: Site, dry: tuple[str, ...]
 ) -> None:
     result = site.canned("--kv-phase=decode", "--kv-metrics=write.gib_per_s,read.p95_ms", *dry)

@@ -18,6 +18,7 @@ from pytest_kvcache.options.options import (
 )
 from pytest_kvcache.plugin import read_options
 from pytest_kvcache.workloads.openloop import ARRIVAL_SHAPES
+from pytest_kvcache.workloads.scenarios import TABLE
 from tests.site import output, refusal
 
 if TYPE_CHECKING:
@@ -41,11 +42,14 @@ DEFAULTS: dict[str, Any] = {
     "scenario": ("mixed",),
     "model": ("llama3.1-8b",),
     "num_users": 100,
+    "load_steps": None,
     "duration": 60.0,
     "ramp": None,
     "trials": Trials(3, 3),
     "gpu_mem_gb": 0,
     "cpu_mem_gb": 0,
+    "tier_policy": "write-through",
+    "cpu_tier": "memory",
     "storage_capacity_gb": 0,
     "cache_dir": "/var/tmp",
     "backend": "file",
@@ -65,18 +69,22 @@ DEFAULTS: dict[str, Any] = {
     "trace_cycles": 1,
     "trace_limit": None,
     "trace_time_unit": None,
-    "trace_ids": "prefix",
+    "trace_ids": None,
     "request_rate": None,
     "arrival": None,
     "precondition": None,
-    "reread_factor": None,
-    "workload": None,
+    "reread_factor": 0,
+    "requests": None,
+    "workload": TABLE,
     "io_trace": None,
     "gpu_backend": None,
     "disable_multi_turn": False,
     "disable_prefix_caching": False,
     "enable_rag": False,
     "rag_num_docs": None,
+    "prefill_rate": None,
+    "cost": None,
+    "power": None,
     "enable_autoscaling": False,
     "autoscaler_mode": None,
     "verify": "sample",
@@ -93,6 +101,8 @@ DEFAULTS: dict[str, Any] = {
     "allow_inconclusive": False,
     "html": None,
     "datasize": False,
+    "datasize_json": None,
+    "datasize_write_gib_per_s": None,
     "dry_run": False,
     "allow_invalid": False,
     "plugin": (),
@@ -116,34 +126,18 @@ DISTRIBUTED = {
 }  # fmt: skip
 # What a later version brings, and what says the same as leaving the option out.
 LATER = [
-    ("performance_profile", "latency"),
-    ("precondition", "10"),
-    ("reread_factor", "2"),
-    ("workload", "load.toml"),
-    ("io_trace", "io.csv"),
-    ("gpu_backend", "simulated"),
-    ("disable_multi_turn", "true"),
-    ("disable_prefix_caching", "true"),
-    ("enable_rag", "true"),
-    ("rag_num_docs", "5"),
-    ("enable_autoscaling", "true"),
-    ("autoscaler_mode", "qos"),
-    ("gpu_mem_gb", "16"),
-    ("cpu_mem_gb", "0.5"),
-    ("closed", "true"),
+    ("autoscaler_mode", "capacity"),
+    ("autoscaler_mode", "predictive"),
     ("html", "report.html"),
 ]
 NEUTRAL = [
     ("exec_type", "mpi"),
     ("performance_profile", "throughput"),
     ("phase", "both"),
-    ("reread_factor", "0"),
     ("disable_multi_turn", "false"),
     ("disable_prefix_caching", "no"),
     ("enable_rag", "0"),
     ("enable_autoscaling", "off"),
-    ("gpu_mem_gb", "0"),
-    ("cpu_mem_gb", "0 GiB"),
     ("closed", "false"),
 ]
 GOOD = [
@@ -151,9 +145,16 @@ GOOD = [
     ("np", "2", (2,)),
     ("store", "slab", "slab"),
     ("layout", "layer", "layer"),
+    ("gpu_mem_gb", "0", 0),
+    ("cpu_mem_gb", "0.5", 1 << 29),
     ("np", "1, 2,4", (1, 2, 4)),
     ("mpi_params", ["--mca a 'b c'", "-q"], ("--mca", "a", "b c", "-q")),
     ("num_users", "100000", 100_000),
+    ("load_steps", "8,2, 8", (8, 2, 8)),
+    ("reread_factor", "0", 0),
+    ("reread_factor", "10000", 10_000),
+    ("requests", "1", 1),
+    ("load_steps", ",".join(["4"] * 16), (4,) * 16),
     ("duration", "2m", 120.0),
     ("duration", "86400", 86_400.0),
     ("ramp", "0", 0.0),
@@ -178,6 +179,16 @@ BAD = [
     ("np", ""),
     ("npernode", "0"),
     ("num_users", "0"),
+    ("load_steps", "8"),
+    ("load_steps", "8,,2"),
+    ("load_steps", "8,0"),
+    ("load_steps", "8,all"),
+    ("load_steps", ",".join(["4"] * 17)),
+    ("requests", "0"),
+    ("requests", "1e3"),
+    ("reread_factor", "1.5"),
+    ("reread_factor", "-1"),
+    ("reread_factor", "10001"),
     ("num_users", "100001"),
     ("duration", "0"),
     ("duration", "-1"),
@@ -340,6 +351,22 @@ def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
         ({"image": "kv:1"}, "--kv-image is kv:1; it belongs to containers, so add --kv-exec"),
         ({"container_engine": "podman"}, "--kv-container-engine is podman; it belongs to"),
         ({"arrival": "gamma"}, "--kv-arrival is gamma; it belongs to an open loop, so add"),
+        (
+            {"metrics": "gpu_read.p95_ms", "cpu_mem_gb": "1"},
+            "--kv-metrics names gpu_read.p95_ms, which these memory tiers do not have (cpu, write",
+        ),
+        (
+            {"metrics": "read.p95_ms,demote.gib_per_s", "cpu_mem_gb": "1"},
+            "--kv-metrics names demote.gib_per_s, which these memory tiers do not have (cpu, write",
+        ),
+        (
+            {"metrics": "cpu_read.p50_ms", "cpu_mem_gb": "1", "cpu_tier": "index"},
+            "--kv-metrics names cpu_read.p50_ms, which these memory tiers do not have (cpu, write",
+        ),
+        (
+            {"metrics": "cache.gpu_hit_ratio"},
+            "--kv-metrics names cache.gpu_hit_ratio, which these memory tiers do not have (none)",
+        ),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(
@@ -348,6 +375,29 @@ def test_options_that_contradict_each_other_are_refused(
     with pytest.raises(OptionError) as error:
         build_options({name: (text, "command line") for name, text in given_texts.items()})
     assert str(error.value).startswith(problem)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"metrics": "cpu_read.p50_ms,cache.cpu_hit_ratio", "cpu_mem_gb": "1"},
+        {"metrics": "cache.cpu_hit_ratio,demote.p95_ms", "cpu_mem_gb": "1", "cpu_tier": "index",
+         "tier_policy": "demote"},
+        {"metrics": "cpu_demote.p95_ms", "cpu_mem_gb": "1", "gpu_mem_gb": "1",
+         "tier_policy": "demote"},
+        {"metrics": "cache.storage_hit_ratio,cache.hit_ratio"},
+    ],
+)  # fmt: skip
+def test_a_metric_of_a_tier_that_is_asked_for_may_be_asked_for(asked: dict[str, str]) -> None:
+    found = build_options({name: (text, "command line") for name, text in asked.items()})
+    assert found.metrics == tuple(asked["metrics"].split(","))
+
+
+def test_whose_metrics_a_test_has_depends_on_no_call_of_it() -> None:
+    found = build_options(
+        {"metrics": ("cpu_read.p50_ms", "command line"), "cpu_mem_gb": ("0", "call")}
+    )
+    assert found.metrics == ("cpu_read.p50_ms",)
 
 
 def test_a_trace_given_alone_is_the_scenario() -> None:
@@ -399,7 +449,7 @@ def test_help_lists_every_option_of_this_version_and_its_ini_twin_and_no_other(s
     assert {table()[name].flag for name in known} == flags
     inis = {line.split()[0] for line in rest.splitlines() if line.startswith("  kv_")}
     assert {f"kv_{name}" for name in known} == inis
-    assert len(known) < len(DEFAULTS)
+    assert known < set(table())
     assert "available" not in group
 
 
@@ -455,7 +505,9 @@ def test_hosts_of_an_ini_file_are_words(site: Site) -> None:
     assert origin_line(result, "hosts") == "localhost:2 (ini)"
 
 
-@pytest.mark.parametrize("arguments", [("--kv-cpu-mem-gb=4",), ("--kv-html", "r.html")])
+@pytest.mark.parametrize(
+    "arguments", [("--kv-autoscaler-mode=predictive",), ("--kv-html", "r.html")]
+)
 def test_an_unavailable_option_exits_4_and_launches_nothing(
     site: Site, arguments: tuple[str, ...]
 ) -> None:
@@ -503,14 +555,9 @@ def test_an_ini_file_has_one_of_several_things_per_line(pytester: pytest.Pyteste
 
 
 def test_an_unavailable_option_is_refused_in_an_ini_file_by_its_ini_name(site: Site) -> None:
-    site.pytester.makeini("[pytest]\nkv_cpu_mem_gb = 4\n")
-    assert refusal(site.canned()).startswith("kv_cpu_mem_gb is 4; this is not available yet")
-
-
-def test_an_unavailable_scenario_is_refused_with_those_that_exist(site: Site) -> None:
-    sentence = refusal(site.canned("--kv-scenario=mlperf-1"))
-    assert sentence.startswith("--kv-scenario is mlperf-1; this is not available yet")
-    assert "mixed" in sentence
+    site.pytester.makeini("[pytest]\nkv_autoscaler_mode = capacity\n")
+    sentence = refusal(site.canned())
+    assert sentence.startswith("kv_autoscaler_mode is capacity; this is not available yet")
 
 
 # -- where a trace and a scenario meet -----------------------------------------------------
@@ -546,6 +593,7 @@ def test_a_trace_and_another_scenario_in_one_place_contradict_each_other() -> No
     [
         ("context_scale", "4", {}, r"--kv-context-scale is 4; a trace is replayed as it was"),
         ("num_users", "7", {}, r"--kv-num-users is 7; .* add --kv-trace-speedup=0"),
+        ("load_steps", "8,2", {}, r"--kv-load-steps is 8,2; a trace is replayed by those who"),
         ("request_rate", "7", {}, r"--kv-request-rate is 7; .* out and use --kv-trace-speedup"),
         (
             "arrival",
@@ -600,3 +648,23 @@ def test_a_gate_on_what_a_phase_never_does_is_refused(phase: str, name: str, tex
     with pytest.raises(OptionError, match=rf"--kv-{name} judges .*--kv-phase={phase} makes no"):
         given_in({**given, "phase": (phase, "ini")})
     given_in({**given, "phase": ("both", "command line")})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("duration", "9"), ("ramp", "1"), ("request_rate", "5"), ("load_steps", "1,2")],
+)
+def test_a_fixed_amount_of_work_and_a_time_exclude_each_other(name: str, text: str) -> None:
+    flag = "--kv-" + name.replace("_", "-")
+    refused = rf"--kv-requests is 7 and {flag} is {text}; .* leave one of them out"
+    for origin in ("ini", "command line"):
+        given: dict[str, Any] = {"requests": ("7", origin), name: (text, origin)}
+        with pytest.raises(OptionError, match=refused):
+            build_options(given)
+    given = {"requests": ("7", "command line"), name: (text, "ini")}
+    assert build_options(given).requests == 7
+
+
+def test_a_trace_has_an_amount_of_its_own() -> None:
+    with pytest.raises(OptionError, match="--kv-requests is 7; a trace ends with its last request"):
+        build_options({"requests": ("7", "command line"), "trace": ("x", "command line")})

@@ -113,7 +113,7 @@ def test_a_value_may_hold_equals_signs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("texts", "traits", "told"),
+    ("texts", "traits", "reported"),
     [
         (
             ("endpoint=x", "secretkey=hunter2"), KNOWN,
@@ -133,11 +133,11 @@ def test_a_value_may_hold_equals_signs() -> None:
     ],
 )  # fmt: skip
 def test_what_a_backend_does_not_know_or_lacks_is_refused(
-    texts: tuple[str, ...], traits: BackendTraits, told: str
+    texts: tuple[str, ...], traits: BackendTraits, reported: str
 ) -> None:
     with pytest.raises(OptionError) as error:
         check_backend(settings(*texts), traits)
-    assert str(error.value) == told
+    assert str(error.value) == reported
 
 
 def test_a_setting_of_an_ini_is_refused_by_its_name_there() -> None:
@@ -146,7 +146,7 @@ def test_a_setting_of_an_ini_is_refused_by_its_name_there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("texts", "told"),
+    ("texts", "reported"),
     [
         (("endpoint=x", "hunter2"), "lacks an = in text 2 of 2 (not shown, as it may be a secret)"),
         (("=hunter2",), "lacks a name in text 1 of 1 (not shown"),
@@ -154,18 +154,20 @@ def test_a_setting_of_an_ini_is_refused_by_its_name_there() -> None:
         (("a=hunter2", "a=hunter3"), "has 'a' twice; each key may come once, drop one"),
     ],
 )
-def test_texts_that_are_no_settings_are_refused_unseen(texts: tuple[str, ...], told: str) -> None:
+def test_texts_that_are_no_settings_are_refused_unseen(
+    texts: tuple[str, ...], reported: str
+) -> None:
     with pytest.raises(OptionError) as error:
         settings(*texts)
-    assert str(error.value).startswith(f"--kv-backend-option {told}")
+    assert str(error.value).startswith(f"--kv-backend-option {reported}")
     assert "hunter" not in str(error.value)
 
 
 def test_options_do_not_show_what_may_be_secret() -> None:
     assert "hunter2" not in repr(settings(*GOOD))
-    told = describe_given(settings(*GOOD), secrets_of(settings(*GOOD), KNOWN).mask)
-    assert "hunter2" not in "".join(told)
-    assert f"secret_key={MASK}" in "".join(told)
+    reported = describe_given(settings(*GOOD), secrets_of(settings(*GOOD), KNOWN).mask)
+    assert "hunter2" not in "".join(reported)
+    assert f"secret_key={MASK}" in "".join(reported)
 
 
 def test_a_test_gives_settings_as_a_mapping() -> None:

@@ -5,13 +5,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_kvcache.cache.tiers import TIER_POLICIES, Tier, TierAdmission, TierStack
 from pytest_kvcache.errors import OptionError, StorageError
 from pytest_kvcache.plan.decode import check_contexts_fit
 from pytest_kvcache.plan.planner import Planner, name_cases
+from pytest_kvcache.plan.tiers import MemoryTier
 from pytest_kvcache.registry import build_registry
 from tests.factories import make_plan, options, run_rank
 
 if TYPE_CHECKING:
+    from pytest_kvcache.cache.tiers import TierPolicy
     from pytest_kvcache.plan.plan import Plan
 
 
@@ -52,6 +55,46 @@ def test_every_rank_and_every_trial_must_have_room() -> None:
     check(room, trials=first)
     with pytest.raises(OptionError, match=f"in trial {first + 1},"):
         check(room, trials=first + 1)
+
+
+@pytest.mark.parametrize("policy", TIER_POLICIES)
+def test_all_tiers_have_room_for_contexts_where_a_block_is_in_one_of_them(
+    policy: TierPolicy,
+) -> None:
+    """As many as the tiers themselves keep, when every user's context was stored."""
+    plan = decode(np=1)
+    blocks = population_blocks(plan)
+    block = plan.stored_bytes
+    tiers = (
+        MemoryTier(name="gpu", capacity_bytes=block, kind="simulated"),
+        MemoryTier(name="cpu", capacity_bytes=3 * block, kind="index"),
+    )
+    for missing in (0, 1):
+        room = blocks - missing - (4 if policy == "demote" else 0)
+        less = replace(plan, capacity_blocks=room, tiers=tiers, tier_policy=policy)
+        stack = TierStack(
+            [
+                Tier(name=name, capacity_bytes=capacity * block, page_bytes=block)
+                for name, capacity in (("gpu", 1), ("cpu", 3), ("storage", room))
+            ],
+            policy,
+        )
+        assert (stored_in(stack, less) == blocks) == (missing == 0)
+        if missing:
+            with pytest.raises(OptionError, match=r"--kv-phase is decode.*hold those of 3; lower"):
+                check(less)
+        else:
+            check(less)
+
+
+def stored_in(stack: TierStack, plan: Plan) -> int:
+    """Different blocks that are there after the population, one request after another."""
+    family = build_registry().workload(plan.scenario)
+    for request in family.build(plan.context(0, None)).population():
+        admission = stack.admit(request.keys, 0, plan.stored_bytes)
+        assert isinstance(admission, TierAdmission)
+        stack.settle(admission)
+    return len({entry.key for index in stack.indices for entry in index.stored()})
 
 
 @pytest.mark.thorough

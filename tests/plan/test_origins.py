@@ -9,7 +9,10 @@ from pytest_kvcache.plan.origins import decided_by
 from pytest_kvcache.plan.plan import DECIDED_BY, Plan, TracePlan
 from tests.factories import make_plan
 
-FOUND_OUT = {"run_id", "version", "trial", "need_blocks", "origins", "label", "traits"}
+FOUND_OUT = {
+    "run_id", "version", "trial", "need_blocks", "origins", "label", "traits", "tiers",
+    "own_block_bytes", "most_stores", "search_step",
+}  # fmt: skip
 
 
 def test_every_field_of_a_plan_is_decided_by_an_option_or_found_out() -> None:

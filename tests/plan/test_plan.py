@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import fields, replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pytest_kvcache.backends.buffers import buffer_bytes
@@ -15,61 +14,29 @@ from pytest_kvcache.backends.traits import BackendOption
 from pytest_kvcache.cache.identity import MAX_PARTS
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.hosts.hostlist import HostRanks, RankLayout
-from pytest_kvcache.models import MODELS, ModelSpec
-from pytest_kvcache.options.options import Options, build_options
-from pytest_kvcache.plan.plan import (
-    CaseFacts,
-    Plan,
-    TracePlan,
-    build_plan,
-    default_deadline_s,
-    effective_block_tokens,
+from pytest_kvcache.models import MODELS, LayerGroup, ModelSpec
+from pytest_kvcache.options.options import build_options
+from pytest_kvcache.plan.building import (
+    effective_store,
 )
-from pytest_kvcache.units import MIB
-from pytest_kvcache.workloads.protocol import Need
+from pytest_kvcache.plan.plan import Plan, TracePlan
+from pytest_kvcache.plan.tiers import MemoryTier
+from pytest_kvcache.units import GIB, MIB
+from pytest_kvcache.workloads.scenarios import TABLE
 from tests.factories import (
     OBJECTS,
     PAGE,
     SMALL,
     make_plan,
-    make_trace_plan,
     on_backend,
     options,
     traits_of,
 )
-from tests.recordings import small_trace
-
-GIB = 1 << 30
-LAYOUT = RankLayout(hosts=(HostRanks(name="127.0.0.1", ranks=2),))
-TRACE = make_trace_plan(
-    name="small", requests=3, speedup=1.0, one_rank_hit_ratio=0.5, dealt_hit_ratio=0.4
-)
+from tests.plan.planned import OPEN_LOOP, TRACE, plan_of
 
 
-def facts(**changes: Any) -> CaseFacts:
-    values: dict[str, Any] = {
-        "run_id": "run",
-        "version": "1.0",
-        "need": Need(working_set_blocks=1_000),
-        "available_bytes": None,
-        "sharers": 2,
-        "trace": None,
-    }
-    return CaseFacts(**values | changes)
-
-
-def plan_of(asked: Options, **changes: Any) -> Plan:
-    block_tokens = changes.pop("block_tokens", 256)
-    model = changes.pop("model", SMALL)
-    return build_plan(
-        asked,
-        scenario="trace" if changes.get("trace") else "mixed",
-        model=model,
-        layout=LAYOUT,
-        block_tokens=block_tokens,
-        traits=traits_of(asked.backend),
-        facts=facts(**changes),
-    )
+def commas(counts: list[int]) -> str:
+    return ",".join(map(str, counts))
 
 
 def decimals(low: float, high: float) -> st.SearchStrategy[str]:
@@ -80,6 +47,7 @@ GIVEN = st.fixed_dictionaries(
     {},
     optional={
         "num_users": st.integers(1, 100_000).map(str),
+        "load_steps": st.lists(st.integers(1, 9), min_size=2, max_size=16).map(commas),
         "duration": decimals(0.1, 86_400),
         "ramp": decimals(0, 1_000),
         "context_scale": decimals(0.001, 16),
@@ -118,8 +86,15 @@ def test_a_plan_survives_its_json(
     given_texts: dict[str, Any], model: Any, block_tokens: int, trace: TracePlan | None, origin: Any
 ) -> None:
     if trace is not None and origin != "ini":
-        given_texts = {name: text for name, text in given_texts.items() if name != "request_rate"}
+        own = ("request_rate", "load_steps")
+        given_texts = {name: text for name, text in given_texts.items() if name not in own}
+    if trace is None and "load_steps" in given_texts:
+        given_texts |= {"num_users": "9", "duration": "32"}
+        given_texts.pop("request_rate", None)
     asked = build_options({name: (text, origin) for name, text in given_texts.items()})
+    heads = [group.kv_heads for group in model.groups] or [model.kv_heads]
+    assume(all(n is None or not n % asked.tensor_parallel for n in heads))  # else refused
+    assume(not model.groups or asked.backend != "memory")  # refused too
     plan = plan_of(asked, model=model, block_tokens=block_tokens, trace=trace)
     again = Plan.from_json(json.loads(json.dumps(plan.to_json())))
     assert again == plan
@@ -129,6 +104,12 @@ def test_a_plan_survives_its_json(
 
 
 # -- what makes two runs comparable --------------------------------------------------------
+
+
+def test_what_somebody_gave_an_option_for_is_known() -> None:
+    asked = build_options({"num_users": ("7", "command line"), "ramp": ("1", "ini")})
+    assert plan_of(asked).given == {"users", "ramp_s"}
+
 
 # Another value of each field.
 SAME_LOAD: dict[str, Any] = {
@@ -145,12 +126,25 @@ SAME_LOAD: dict[str, Any] = {
     "need_blocks": 7,
     "version": "2.0",
     "label": "mine",
+    "closed": True,
+    "cost_per_hour": 2.0,
+    "power_w": 30.0,
+    "search_step": True,
 }
 OTHER_LOAD: dict[str, Any] = {
+    "io_trace": True,
+    "own_block_bytes": 1 << 20,
+    "dialogues": TABLE.dialogues("chat", enable_rag=True),
+    "service": TABLE.service,
+    "precondition_bytes": 1,
+    "prefill_tokens_per_s": 9_000.0,
+    "search": ("load.p95_ms<200",),
     "scenario": "agent",
     "model": replace(SMALL, head_dim=2),
     "seed": 43,
     "users": 5,
+    "most_stores": 3,
+    "load_steps": (4, 2),
     "duration_s": 1.0,
     "ramp_s": 0.1,
     "context_scale": 0.06,
@@ -160,6 +154,8 @@ OTHER_LOAD: dict[str, Any] = {
     "phase": "decode",
     "request_rate": 5.0,
     "arrival": "gamma",
+    "reread_factor": 1,
+    "requests": 6,
     "backend": "memory",
     "traits": OBJECTS,
     "backend_options": {"endpoint": "http://other"},
@@ -175,8 +171,9 @@ OTHER_LOAD: dict[str, Any] = {
     "verify": "off",
     "data": "strict",
     "trace": TRACE,
+    "tiers": (MemoryTier(name="cpu", capacity_bytes=MIB, kind="memory"),),
+    "tier_policy": "demote",
 }
-OPEN_LOOP: dict[str, Any] = {"request_rate": 4.0, "arrival": "poisson"}
 OTHER_TRACE: dict[str, Any] = {
     "digest": "e" * 64,
     "requests": 4,
@@ -190,6 +187,46 @@ def test_every_field_of_a_plan_is_part_of_the_load_or_is_not() -> None:
     names = {field.name for field in fields(Plan)}
     assert SAME_LOAD.keys() | OTHER_LOAD.keys() == names
     assert not SAME_LOAD.keys() & OTHER_LOAD.keys()
+
+
+@pytest.mark.parametrize(
+    "timed", [{"duration_s": 1.0}, {"ramp_s": 1.0}, {"trace": TRACE}, {"load_steps": (1, 2)}]
+)
+def test_a_fixed_amount_of_work_has_no_time(timed: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="--kv-requests is 5; it can't go with"):
+        make_plan(**{"requests": 5, "duration_s": None} | timed)
+
+
+def test_a_fixed_amount_of_work_may_take_as_long_as_it_is_much() -> None:
+    little, much = (
+        plan_of(options(requests=str(count), generation_mode="realistic"))
+        for count in (100, 100_000)
+    )
+    assert (little.duration_s, little.ramp_s, little.requests) == (None, 0.0, 100)
+    assert little.origins["duration_s"] == little.origins["load_steps"] == "requests"
+    assert little.origins["requests"] == "command line"
+    assert much.deadline_s - little.deadline_s > 99_900 / little.users * 0.03 * 4_096
+
+
+def test_what_an_ini_says_of_times_is_not_for_a_fixed_amount_of_work() -> None:
+    ini = {"duration": ("60", "ini"), "ramp": ("5", "ini"), "request_rate": ("9", "ini"),
+           "load_steps": ("2,4", "ini")}  # fmt: skip
+    plan = plan_of(build_options({**ini, "requests": ("7", "command line")}))  # type: ignore[dict-item]
+    assert (plan.duration_s, plan.ramp_s, plan.request_rate, plan.load_steps) == (
+        None,
+        0.0,
+        None,
+        (),
+    )
+    timed = plan_of(build_options({"duration": ("60", "ini")}))
+    assert (timed.duration_s, timed.requests) == (60.0, None)
+
+
+@pytest.mark.parametrize(("phase", "what"), [("prefill", "reads"), ("decode", "stores")])
+def test_only_a_whole_service_reads_again_what_it_has_stored(phase: str, what: str) -> None:
+    with pytest.raises(OptionError, match=f"--kv-reread-factor is 2.*phase={phase} {what} nothing"):
+        make_plan(phase=phase, reread_factor=2)
+    assert make_plan(phase=phase).reread_factor == 0
 
 
 def test_the_forecast_of_memory_grows_with_buffers_and_blocks() -> None:
@@ -208,10 +245,11 @@ def test_the_forecast_of_memory_grows_with_buffers_and_blocks() -> None:
 
 
 @pytest.mark.parametrize("tensor_parallel", [1, 2, 8])
-@pytest.mark.parametrize("model", MODELS.values(), ids=str)
+@pytest.mark.parametrize("name", ["tiny-1b", "llama3.1-70b-instruct", "deepseek-v3.2", "qwen3-32b"])
 def test_the_objects_of_a_block_are_its_layers_and_together_the_block(
-    model: ModelSpec, tensor_parallel: int
+    name: str, tensor_parallel: int
 ) -> None:
+    model = MODELS[name]
     whole = make_plan(model=model, tensor_parallel=tensor_parallel, block_tokens=16)
     layers = replace(whole, object_layout="layer")
     assert (whole.objects_per_block, layers.objects_per_block) == (1, model.layers)
@@ -256,7 +294,12 @@ def test_what_does_not_change_the_load_leaves_the_workload_digest(name: str) -> 
 
 @pytest.mark.parametrize("name", OTHER_LOAD)
 def test_what_changes_the_load_changes_the_workload_digest(name: str) -> None:
-    plan = make_plan(**(OPEN_LOOP if name in OPEN_LOOP else {}))
+    base: dict[str, Any] = OPEN_LOOP if name in OPEN_LOOP else {}
+    if name == "requests":
+        base = {"requests": 5, "duration_s": None}
+    if name == "precondition_bytes":
+        base = {"backend": "file"}
+    plan = make_plan(**{"duration_s": 4.0, **base})
     other = replace(plan, **{name: OTHER_LOAD[name]})
     assert other.workload_digest != plan.workload_digest
     assert other.digest != plan.digest
@@ -277,88 +320,6 @@ def test_the_name_of_a_trace_file_is_no_part_of_the_load() -> None:
 
 def test_another_number_of_ranks_is_another_load() -> None:
     assert make_plan(np=1).workload_digest != make_plan(np=2).workload_digest
-
-
-# -- capacity ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("asked_gib", "need", "available", "sharers", "capacity_blocks"),
-    [
-        ("1", 10, None, 2, GIB // PAGE),  # what the user says
-        ("1", 10, 100 * PAGE, 2, GIB // PAGE),  # whatever else there is
-        ("0", 1_000, None, 2, 1_000),  # the need, where space does not matter
-        ("0", 1_000, 10_000 * PAGE, 2, 1_000),  # the need, where there is room
-        ("0", 1_000, 1_000 * PAGE, 1, 900),  # 90 % of what is free
-        ("0", 1_000, 1_000 * PAGE, 2, 450),  # divided by those who share it
-        ("0", 1_000, 1_000 * PAGE, 7, 128),
-        ("0", 0, None, 1, 1),  # a load that stores nothing
-    ],
-)
-def test_the_capacity_is_the_cap_or_the_need_or_the_share_of_what_is_free(
-    asked_gib: str, need: int, available: int | None, sharers: int, capacity_blocks: int
-) -> None:
-    plan = plan_of(
-        options(storage_capacity_gb=asked_gib),
-        need=Need(working_set_blocks=need),
-        available_bytes=available,
-        sharers=sharers,
-    )
-    assert plan.capacity_blocks == capacity_blocks
-    assert plan.need_blocks == need
-    assert plan.capacity_bytes == capacity_blocks * PAGE
-
-
-@settings(deadline=None)
-@given(
-    need=st.integers(0, 1 << 30),
-    available=st.integers(0, 1 << 50),
-    sharers=st.integers(1, 1_000),
-    block_tokens=st.integers(1, 100_000),
-)
-def test_all_ranks_together_never_claim_more_than_nine_tenths(
-    need: int, available: int, sharers: int, block_tokens: int
-) -> None:
-    changes = {
-        "need": Need(working_set_blocks=need),
-        "available_bytes": available,
-        "sharers": sharers,
-        "block_tokens": block_tokens,
-    }
-    try:
-        plan = plan_of(options(), **changes)
-    except OptionError:
-        stored_bytes = -(-2 * block_tokens // PAGE) * PAGE
-        assert 0.9 * available / sharers < stored_bytes
-        return
-    claimed = plan.capacity_bytes * sharers
-    assert claimed <= 0.9 * available * (1 + 1e-12)
-    if plan.capacity_blocks < max(1, need):
-        assert claimed + sharers * plan.stored_bytes > 0.9 * available * (1 - 1e-12)
-
-
-@pytest.mark.parametrize(
-    ("asked", "changes"),
-    [
-        (options(), {"available_bytes": 2 * PAGE}),
-        (options(), {"available_bytes": 0}),
-    ],
-)
-def test_a_full_disk_is_refused_with_what_is_free_and_where(
-    asked: Options, changes: dict[str, Any]
-) -> None:
-    free = "8 KiB" if changes["available_bytes"] else "0 B"
-    with pytest.raises(
-        OptionError,
-        match=rf"^--kv-cache-dir is /var/tmp, where {free} are free; 90% of it.* hold no block of"
-        r" .*, so free some space, name another directory, or lower --kv-block-tokens$",
-    ):
-        plan_of(asked, **changes)
-
-
-def test_a_capacity_below_one_block_is_refused() -> None:
-    with pytest.raises(OptionError, match=r"holds no block of .*; raise --kv-storage-capacity-gb"):
-        plan_of(options(storage_capacity_gb="0.0001"), block_tokens=100_000)
 
 
 # -- sizes ---------------------------------------------------------------------------------
@@ -462,7 +423,7 @@ def test_a_transfer_is_a_part_that_the_backend_takes(
 
 
 @pytest.mark.parametrize(
-    ("traits", "layout", "told"),
+    ("traits", "layout", "reported"),
     [
         ({"largest_part_bytes": MIB}, "block", ("of at most 1048576 bytes, and one of small has"
          " 8388608 bytes; lower --kv-block-tokens or use --kv-layout=layer")),
@@ -474,7 +435,7 @@ def test_a_transfer_is_a_part_that_the_backend_takes(
     ],
 )  # fmt: skip
 def test_objects_that_the_backend_does_not_take_whole_are_refused(
-    traits: dict[str, Any], layout: str, told: str
+    traits: dict[str, Any], layout: str, reported: str
 ) -> None:
     with pytest.raises(OptionError) as error:
         make_plan(
@@ -482,246 +443,76 @@ def test_objects_that_the_backend_does_not_take_whole_are_refused(
             object_layout=layout,
         )  # fmt: skip
     assert str(error.value).startswith("--kv-backend is mine, which moves whole objects")
-    assert told in str(error.value)
+    assert reported in str(error.value)
 
 
 def test_the_meaning_of_a_backends_options_is_no_part_of_the_load() -> None:
     plan = objects_plan()
-    told = BackendOption(name="endpoint", meaning="where it is")
-    other = replace(plan, traits=replace(plan.traits, options=(told,)))
+    reported = BackendOption(name="endpoint", meaning="where it is")
+    other = replace(plan, traits=replace(plan.traits, options=(reported,)))
     assert other.workload_digest == plan.workload_digest
 
 
-# -- effective values ----------------------------------------------------------------------
+# -- groups of layers ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("texts", "trace", "duration_s", "ramp_s"),
-    [
-        ({}, None, 60.0, 6.0),
-        ({"duration": "600"}, None, 600.0, 30.0),
-        ({"duration": "10"}, None, 10.0, 1.0),
-        ({"ramp": "0"}, None, 60.0, 0.0),
-        ({"ramp": "45"}, None, 60.0, 45.0),
-        ({}, TRACE, None, 0.0),
-        ({"duration": "10"}, TRACE, 10.0, 0.0),
-        ({"duration": "10", "ramp": "2"}, TRACE, 10.0, 2.0),
-    ],
-)
-def test_duration_and_ramp(
-    texts: dict[str, str], trace: TracePlan | None, duration_s: float | None, ramp_s: float
-) -> None:
-    plan = plan_of(options(**texts), trace=trace)
-    assert (plan.duration_s, plan.ramp_s) == (duration_s, ramp_s)
+SLIDES = LayerGroup(kind="sliding", layers=2, kv_heads=1, head_dim=512, window_tokens=8)
+FULL = LayerGroup(kind="full", layers=1, kv_heads=4, head_dim=512)
+STATE = LayerGroup(kind="state", layers=3, state_bytes=PAGE, state_heads=1)
+HYBRID = ModelSpec(name="hybrid", layers=6, dtype="int8", groups=(FULL, SLIDES, STATE))
 
 
-def test_a_replay_keeps_its_own_values_against_an_ini() -> None:
-    texts = {"duration": "10", "ramp": "1", "context_scale": "0.5", "request_rate": "9"}
-    asked = build_options({name: (text, "ini") for name, text in texts.items()})
-    plan = plan_of(asked, trace=TRACE)
-    assert (plan.duration_s, plan.ramp_s, plan.context_scale) == (None, 0.0, 1.0)
-    assert (plan.request_rate, plan.arrival) == (None, None)
-    assert plan.origins["request_rate"] == plan.origins["arrival"] == "scenario"
-    assert plan.origins["duration_s"] == plan.origins["ramp_s"] == "scenario"
-    assert plan_of(asked).origins["duration_s"] == "ini"
+def test_a_block_of_a_hybrid_takes_what_all_its_objects_take() -> None:
+    plan = make_plan(model=HYBRID, block_tokens=4)
+    assert [part.object_bytes for part in plan.parts] == [4 * 4096, 4 * 2048, 3 * PAGE]
+    assert (plan.objects_per_block, plan.object_bytes) == (3, 4 * 4096)
+    assert plan.block_bytes == plan.stored_bytes == 9 * PAGE
+    assert plan.chunk_bytes == 4 * PAGE
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
-@pytest.mark.parametrize(
-    ("texts", "arrival", "origin"),
-    [
-        ({"request_rate": "9"}, "poisson", "default"),
-        ({"request_rate": "9", "arrival": "gamma"}, "gamma", "ini"),
-        ({"arrival": "gamma"}, None, "default"),
-        ({}, None, "default"),
-    ],
-)
-def test_arrivals_belong_to_a_rate(texts: dict[str, str], arrival: str | None, origin: str) -> None:
-    plan = plan_of(build_options({name: (text, "ini") for name, text in texts.items()}))
-    assert (plan.arrival, plan.origins["arrival"]) == (arrival, origin)
-    assert plan.open_loop == (plan.request_rate is not None) == ("request_rate" in texts)
+def test_by_layer_a_hybrid_has_an_object_of_each_layer() -> None:
+    plan = make_plan(model=HYBRID, block_tokens=4, object_layout="layer")
+    assert [part.object_bytes // PAGE for part in plan.parts] == [4, 1, 1, 1, 1, 1]
+    assert plan.stored_bytes == 9 * PAGE
 
 
-@pytest.mark.parametrize(("speedup", "is_open"), [(2.0, True), (0.0, False)])
-def test_a_trace_at_recorded_times_is_an_open_loop(speedup: float, *, is_open: bool) -> None:
-    assert make_plan(trace=replace(TRACE, speedup=speedup)).open_loop == is_open
+def test_objects_of_a_hybrid_are_padded_each() -> None:
+    plan = make_plan(model=HYBRID, block_tokens=1)
+    assert [part.stored_bytes // PAGE for part in plan.parts] == [1, 1, 3]
+    assert plan.capacity_bytes == plan.capacity_blocks * 5 * PAGE
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"request_rate": 4.0}, "arrival is None; it must go with a request_rate"),
-        ({"arrival": "gamma"}, "arrival is 'gamma'; it must go with a request_rate"),
-        ({**OPEN_LOOP, "trace": TRACE}, "--kv-request-rate is 4; a trace has times of its own"),
-        (
-            {**OPEN_LOOP, "request_rate": 1e6, "duration_s": 90.0, "ramp_s": 10.1, "np": 2},
-            "--kv-request-rate is 1e+06, which makes 5",
-        ),
+        ({"tiers": (MemoryTier(name="cpu", capacity_bytes=1 << 30, kind="memory"),)},
+         "--kv-cpu-mem-gb is 1 GiB; hybrid has groups of layers (full, sliding, state) that are"),
+        ({"backend": "file", "traits": traits_of("file"), "store": "slab"},
+         "--kv-store is slab; hybrid has groups of layers"),
+        ({"backend": "memory", "traits": traits_of("memory")}, "--kv-backend is memory; hybrid"),
     ],
-)
-def test_a_rate_that_can_not_be_is_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(OptionError, match=re.escape(message)):
-        make_plan(**changes)
-    make_plan(**OPEN_LOOP, duration_s=90.0, ramp_s=10.0, np=2)
-    make_plan(arrival="poisson", request_rate=1e6, duration_s=90.0, ramp_s=10.0, np=2)
-
-
-@pytest.mark.parametrize(
-    ("texts", "sync"),
-    [
-        ({}, "none"),
-        ({"io": "buffered"}, "data"),
-        ({"io": "buffered", "sync": "none"}, "none"),
-        ({"sync": "data"}, "data"),
-    ],
-)
-def test_buffered_files_are_synced_unless_told_otherwise(texts: dict[str, str], sync: str) -> None:
-    assert plan_of(options(**texts)).sync == sync
-
-
-@pytest.mark.parametrize(
-    ("texts", "stored_bytes", "store"),
-    [
-        ({}, PAGE, "slab"),
-        ({}, MIB, "slab"),
-        ({}, MIB + PAGE, "file"),
-        ({"store": "auto"}, MIB, "slab"),
-        ({"store": "auto"}, 32 * MIB, "file"),
-        ({"store": "file"}, PAGE, "file"),
-        ({"store": "slab"}, 32 * MIB, "slab"),
-        ({"backend": "memory"}, PAGE, None),
-        ({"backend": "null"}, PAGE, None),
-        ({"backend": "mine"}, PAGE, None),
-    ],
-)
-def test_the_size_of_an_object_chooses_its_store_unless_somebody_did(
-    texts: dict[str, str], stored_bytes: int, store: str | None
+)  # fmt: skip
+def test_what_takes_blocks_whole_or_all_objects_for_equal_refuses_a_hybrid(
+    changes: dict[str, Any], message: str
 ) -> None:
-    plan = plan_of(options(**texts), block_tokens=stored_bytes // 2)
-    assert (plan.stored_bytes, plan.store) == (stored_bytes, store)
-    assert plan.origins["store"] == ("command line" if "store" in texts else "default")
+    with pytest.raises(OptionError) as caught:
+        make_plan(model=HYBRID, **changes)
+    assert str(caught.value).startswith(message)
 
 
-def test_slabs_take_room_for_the_whole_capacity_and_keep_files_open() -> None:
-    slabs = make_plan(backend="file", store="slab", capacity_blocks=100, need_blocks=10)
-    assert (slabs.most_blocks, slabs.slab_files) == (100, 8)
-    files = replace(slabs, store="file")
-    assert (files.most_blocks, files.slab_files) == (10, 0)
+def test_slabs_take_a_hybrid_whose_objects_are_equal_and_auto_none_whose_differ() -> None:
+    assert effective_store("auto", traits_of("file"), [PAGE, PAGE]) == "slab"
+    assert effective_store("auto", traits_of("file"), [PAGE, 2 * PAGE]) == "file"
+    even = ModelSpec(name="even", layers=2, dtype="int8", groups=(
+        replace(FULL, kv_heads=1), replace(SLIDES, layers=1),
+    ))  # fmt: skip
+    plan = make_plan(model=even, backend="file", traits=traits_of("file"), store="slab")
+    assert plan.slab_files > 0
 
 
-def test_every_value_tells_where_it_comes_from() -> None:
-    asked = build_options(
-        {"num_users": ("7", "command line"), "duration": ("9", "ini"), "plugin": (["m"], "ini")}
-    )
-    origins = plan_of(asked).origins
-    told = {field.name for field in fields(Plan)}
-    assert set(origins) == told - {
-        "run_id", "version", "trial", "need_blocks", "origins", "label", "traits",
-    }  # fmt: skip
-    assert origins["users"] == "command line"
-    assert origins["duration_s"] == origins["plugins"] == "ini"
-    assert origins["ramp_s"] == origins["capacity_blocks"] == "default"
-
-
-def test_a_run_that_allows_invalid_trials_says_so() -> None:
-    assert plan_of(options(allow_invalid="true")).origins["allow_invalid"] == "command line"
-    assert "allow_invalid" not in plan_of(options()).origins
-    assert plan_of(options(allow_preload="true")).origins["allow_preload"] == "command line"
-
-
-def test_an_allowance_is_for_what_it_names() -> None:
-    codes = ("PRELOADED", "CLOCK", "TMPFS")
-    allowed = {
-        name: [code for code in codes if plan_of(options(**{name: "true"})).allows(code)]
-        for name in ("allow_invalid", "allow_preload")
-    }
-    assert allowed == {"allow_invalid": list(codes), "allow_preload": ["PRELOADED"]}
-    assert not any(map(plan_of(options()).allows, codes))
-
-
-def test_the_block_size_is_the_traces_then_the_users_then_the_default() -> None:
-    trace = small_trace([[1]], block_tokens=512)
-    assert effective_block_tokens(options(block_tokens="16"), trace) == 512
-    assert effective_block_tokens(options(block_tokens="16"), None) == 16
-    assert effective_block_tokens(options(), None) == 256
-
-
-def test_a_context_has_the_plans_values_and_the_ranks_part() -> None:
-    trace = small_trace([[1]])
-    context = make_plan(trace=replace(TRACE, speedup=2.0, cycles=3), trial=4).context(5, trace)
-    assert (context.trace_speedup, context.trace_cycles) == (2.0, 3)
-    assert (context.trial, context.rank, context.seed, context.users) == (4, 5, 42, 4)
-    assert context.trace is trace
-    plain = make_plan().context(0, None)
-    assert (plain.trace_speedup, plain.trace_cycles) == (0.0, 1)
-
-
-def test_plans_are_the_same_launch_wherever_their_values_come_from() -> None:
-    plan = make_plan()
-    assert replace(plan, origins={"seed": "ini"}).identity == plan.identity
-    assert plan.for_trial(1).identity == plan.identity
-    assert replace(plan, cache_dir="/elsewhere").identity != plan.identity
-    assert replace(plan, seed=1).identity != plan.identity
-
-
-# -- deadline ------------------------------------------------------------------------------
-
-
-def test_the_users_deadline_stands() -> None:
-    assert plan_of(options(deadline="77")).deadline_s == 77.0
-
-
-def test_a_deadline_leaves_time_for_everything_that_a_slow_storage_must_move() -> None:
-    need = Need(working_set_blocks=10_000_000)
-    plan = plan_of(options(duration="100", ramp="5"), need=need)
-    moved_s = 10_000_000 * 2 * (PAGE / 20e6 + 1 / 200)  # two ranks on the host
-    assert plan.deadline_s == default_deadline_s(plan, need)
-    assert plan.deadline_s - moved_s >= 5 + 100 + plan.drain_s
-    assert plan.deadline_s - moved_s < 600
-
-
-def test_a_deadline_counts_every_layer_of_a_block_as_an_object() -> None:
-    need, deep = Need(working_set_blocks=1_000), replace(SMALL, layers=4)
-    whole, layers = (
-        plan_of(options(layout=layout), need=need, model=deep) for layout in ("block", "layer")
-    )
-    assert (whole.objects_per_block, layers.objects_per_block) == (1, 4)
-    more = 1_000 * 2 * 3  # objects, on a host of two ranks
-    assert layers.deadline_s - whole.deadline_s >= more / 200
-
-
-def test_the_deadline_of_a_replay_covers_its_span_and_all_that_it_reads() -> None:
-    need = Need(working_set_blocks=10, requests=3, accessed_blocks=10_000_000, span_s=3_000.0)
-    plan = plan_of(options(), need=need, trace=TRACE)
-    moved_s = 10_000_000 * 2 * (PAGE / 20e6 + 1 / 200)
-    assert 3_000 < plan.deadline_s - moved_s < 3_600
-
-
-def test_operations_get_as_long_as_the_window_but_at_least_half_a_minute_to_end() -> None:
-    assert make_plan(duration_s=10.0).drain_s == 30.0
-    assert make_plan(duration_s=300.0).drain_s == 300.0
-    assert make_plan(duration_s=None).drain_s == 30.0
-
-
-@pytest.mark.parametrize(("mode", "seconds"), [("none", 0.0), ("fast", 0.002), ("realistic", 0.03)])
-def test_generation_takes_its_time_per_token(mode: str, seconds: float) -> None:
-    assert make_plan(generation_mode=mode).generation_s_per_token == seconds
-
-
-@pytest.mark.parametrize(
-    ("params", "cores"),
-    [
-        (None, "split"),
-        ("--mca pml ob1", "split"),
-        ("--bind-to none", "shared"),
-        ("-bind-to=core", "shared"),
-        ("--cpu-set 0,1", "shared"),
-    ],
-)
-def test_ranks_divide_the_cores_unless_the_user_binds_them(params: str | None, cores: str) -> None:
-    asked = options() if params is None else options(mpi_params=[params])
-    assert plan_of(asked).cores == cores
-
-
-def test_ranks_can_not_be_given_a_relative_directory() -> None:
-    with pytest.raises(OptionError, match="cache_dir is 'here'; it must be an absolute path"):
-        make_plan(cache_dir="here")
+def test_what_is_said_of_a_model_changes_nothing_that_is_measured() -> None:
+    plan = make_plan(model=HYBRID)
+    other = make_plan(model=replace(HYBRID, note="other", source="elsewhere"))
+    assert plan.workload_digest == other.workload_digest
+    assert plan.workload_digest != make_plan(model=replace(HYBRID, dtype="float16")).workload_digest

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_kvcache.errors import OptionError, TraceError, UnavailableError, UnknownNameError
+from pytest_kvcache.errors import OptionError, TraceError, UnknownNameError
 from pytest_kvcache.hosts.hostlist import HostRanks, RankLayout
 from pytest_kvcache.models import MODELS
 from pytest_kvcache.plan.plan import Plan
 from pytest_kvcache.plan.planner import Case, CaseName, Planner, layouts, name_cases
 from pytest_kvcache.registry import Registry, build_registry
 from pytest_kvcache.report.tables import describe_plan
-from pytest_kvcache.traces.partition import deal
+from pytest_kvcache.traces.partition import partition
 from pytest_kvcache.traces.reuse import infinite_hits
 from pytest_kvcache.version import VERSION
 from pytest_kvcache.workloads.protocol import Need
@@ -110,8 +110,7 @@ def test_a_trace_alone_selects_the_replay(registry: Registry, trace: str) -> Non
             UnknownNameError,
             "--kv-scenario is 'chta' .*'chat'.*; .*agent, chat",
         ),
-        ({"scenario": "mlperf-1"}, UnavailableError, "--kv-scenario is mlperf-1"),
-        ({"model": "gpt-9"}, UnknownNameError, "--kv-model is 'gpt-9'; .*llama3.1-8b"),
+        ({"model": "gpt-9"}, UnknownNameError, "--kv-model is 'gpt-9'; .*gpt-oss-20b"),
         ({"backend": "fiel"}, UnknownNameError, "--kv-backend is 'fiel' .*; .*file, memory, null"),
         ({"np": "1", "npernode": "2"}, OptionError, "--kv-np is 1"),
     ],
@@ -135,7 +134,7 @@ def test_this_machines_ranks_come_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("hosts", "told"),
+    ("hosts", "reported"),
     [
         (
             "127.0.0.1,localhost",
@@ -146,9 +145,9 @@ def test_this_machines_ranks_come_first() -> None:
     ],
 )
 def test_two_names_of_this_machine_are_no_two_hosts(
-    registry: Registry, hosts: str, told: str
+    registry: Registry, hosts: str, reported: str
 ) -> None:
-    with pytest.raises(OptionError, match=f"^--kv-hosts {told}$"):
+    with pytest.raises(OptionError, match=f"^--kv-hosts {reported}$"):
         name_cases(options(hosts=[hosts], np="3"), registry)
 
 
@@ -267,17 +266,17 @@ def test_a_replay_is_planned_from_its_trace(registry: Registry, trace: str) -> N
     assert plan.deadline_s > 2 * 23 / 3
 
 
-def test_the_hits_that_dealing_costs_are_told(registry: Registry, trace: str) -> None:
+def test_the_hits_that_partitioning_costs_are_reported(registry: Registry, trace: str) -> None:
     one, four = plan_all(options(trace=trace, backend="null", np="1,4"), registry)
     assert one.trace is not None
     assert one.plan.trace is not None
     assert four.plan.trace is not None
     blocks = len(one.trace.block_ids)
     expected = infinite_hits(one.trace) / blocks
-    assert one.plan.trace.one_rank_hit_ratio == one.plan.trace.dealt_hit_ratio == expected
+    assert one.plan.trace.one_rank_hit_ratio == one.plan.trace.partitioned_hit_ratio == expected
     assert four.plan.trace.one_rank_hit_ratio == expected
-    dealt = sum(infinite_hits(one.trace, part) for part in deal(one.trace, 4)) / blocks
-    assert four.plan.trace.dealt_hit_ratio == dealt < expected
+    partitioned = sum(infinite_hits(one.trace, part) for part in partition(one.trace, 4)) / blocks
+    assert four.plan.trace.partitioned_hit_ratio == partitioned < expected
 
 
 def test_every_block_of_a_later_cycle_hits(registry: Registry, trace: str) -> None:
@@ -291,12 +290,12 @@ def test_every_block_of_a_later_cycle_hits(registry: Registry, trace: str) -> No
     assert thrice == once + 2 * blocks
     assert one.plan.trace.one_rank_hit_ratio == thrice / (3 * blocks)
     assert (
-        one.plan.trace.dealt_hit_ratio
+        one.plan.trace.partitioned_hit_ratio
         == four.plan.trace.one_rank_hit_ratio
         == thrice / (3 * blocks)
     )
-    dealt = sum(infinite_hits(one.trace, part) for part in deal(one.trace, 4))
-    assert four.plan.trace.dealt_hit_ratio == (dealt + 2 * blocks) / (3 * blocks)
+    partitioned = sum(infinite_hits(one.trace, part) for part in partition(one.trace, 4))
+    assert four.plan.trace.partitioned_hit_ratio == (partitioned + 2 * blocks) / (3 * blocks)
 
 
 def test_a_dealt_replay_is_planned_for_the_rank_that_needs_most(
@@ -307,14 +306,14 @@ def test_a_dealt_replay_is_planned_for_the_rank_that_needs_most(
     trace = mooncake(tmp_path / "trace.jsonl", prompts)
     case = plan_one(options(trace=trace, backend="null", np="2", trace_cycles="2"), registry)
     assert case.trace is not None
-    parts = [case.trace.select(part) for part in deal(case.trace, 2)]
+    parts = [case.trace.select(part) for part in partition(case.trace, 2)]
     assert [len(set(part.block_ids.tolist())) for part in parts] == [5, 45]
     assert case.plan.need_blocks == case.plan.capacity_blocks == 45
 
 
 # The trace of these tests lasts 23 s, with 23 s and a pause of 1 s per further cycle.
 @pytest.mark.parametrize(
-    ("texts", "told"),
+    ("texts", "reported"),
     [
         (
             {"trace_speedup": "1e-9"},
@@ -327,9 +326,9 @@ def test_a_dealt_replay_is_planned_for_the_rank_that_needs_most(
     ],
 )
 def test_a_replay_that_never_comes_to_its_end_is_refused(
-    registry: Registry, trace: str, texts: dict[str, Any], told: str
+    registry: Registry, trace: str, texts: dict[str, Any], reported: str
 ) -> None:
-    with pytest.raises(OptionError, match=re.escape(told)):
+    with pytest.raises(OptionError, match=re.escape(reported)):
         plan_one(options(trace=trace, backend="null", np="1", **texts), registry)
 
 
@@ -370,7 +369,21 @@ def test_a_trace_is_read_once_for_all_cases(registry: Registry, trace: str) -> N
 
 def test_a_trace_for_fewer_ranks_is_refused(registry: Registry, trace: str) -> None:
     asked = options(trace=trace, backend="null", np="3", trace_limit="2")
-    with pytest.raises(OptionError, match="--kv-np is 3; the trace has conversations for fewer"):
+    told = (
+        f"--kv-np is 3, and 2 requests of --kv-trace={trace.rpartition('/')[2]} make 2 parts for"
+        " ranks to replay (requests with a common prefix stay together); use --kv-np=2 at most or"
+        " raise --kv-trace-limit"
+    )
+    with pytest.raises(OptionError, match=f"^{re.escape(told)}$"):
+        plan_one(asked, registry)
+
+
+def test_a_limit_that_kept_nothing_out_is_not_to_be_raised(
+    registry: Registry, tmp_path: Path
+) -> None:
+    one = recorded(tmp_path / "one", 1000, chat_id=1, parent_chat_id=-1)
+    asked = options(trace=one, backend="null", np="2", trace_limit="100")
+    with pytest.raises(OptionError, match=r"of --kv-trace=one make 1 part .*; use --kv-np=1$"):
         plan_one(asked, registry)
 
 
@@ -407,7 +420,7 @@ def test_the_parts_of_a_trace_need_what_they_hold(registry: Registry, trace: str
     planner = Planner(registry, "run")
     case = planner.plan(asked, name)
     assert case.trace is not None
-    parts = [set(case.trace.select(p).block_ids.tolist()) for p in deal(case.trace, 4)]
+    parts = [set(case.trace.select(p).block_ids.tolist()) for p in partition(case.trace, 4)]
     assert planner.size(asked, name) == (max(map(len, parts)), sum(map(len, parts)))
 
 
@@ -497,11 +510,11 @@ def test_a_replay_of_seconds_taken_for_milliseconds_is_refused(
     trace = recorded(tmp_path / "t", 0.875)
     with pytest.raises(TraceError, match=r"which is 1,143 a second; say with --kv-trace-time-unit"):
         plan_one(options(trace=trace, backend="null"), registry)
-    told = plan_one(options(trace=trace, backend="null", trace_time_unit="s"), registry).plan
-    assert told.trace is not None
-    assert (told.trace.time_unit, told.trace.span_s) == ("s", 7.0)
+    reported = plan_one(options(trace=trace, backend="null", trace_time_unit="s"), registry).plan
+    assert reported.trace is not None
+    assert (reported.trace.time_unit, reported.trace.span_s) == ("s", 7.0)
     assert "9 requests of t, recorded within 7 s (in s), at their recorded times" in (
-        describe_plan(told)
+        describe_plan(reported)
     )
 
 
@@ -515,7 +528,7 @@ def test_a_unit_that_nothing_shows_is_said_to_be_assumed(
     assert taken in describe_plan(Plan.from_json(plan.to_json()))
     given = plan_one(options(trace=trace, backend="null", trace_time_unit="ms"), registry).plan
     assert "recorded within 8 s (in ms), at their recorded" in describe_plan(given)
-    chats = recorded(tmp_path / "c", 0.875, chat_id=1)
+    chats = recorded(tmp_path / "c", 0.875, chat_id=1, parent_chat_id=-1)
     known = plan_one(options(trace=chats, backend="null"), registry).plan
     assert "recorded within 7 s (in s), at their recorded" in describe_plan(known)
 
@@ -524,7 +537,9 @@ def test_where_times_play_no_part_their_unit_may_be_doubtful(
     registry: Registry, tmp_path: Path
 ) -> None:
     trace = recorded(tmp_path / "t", 0.875)
-    plan_one(options(trace=trace, backend="null", trace_speedup="0"), registry)
+    plan = plan_one(options(trace=trace, backend="null", trace_speedup="0"), registry).plan
+    assert plan.trace is not None
+    assert plan.trace.speedup == 0
 
 
 def test_seconds_beside_chats_are_replayed_as_seconds(registry: Registry, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ class LingeringBackend(_OnRankOne):
 
 
 class StallingBackend(MemoryBackend):
-    """Every transfer takes 5 ms; some kinds of calls stand still between two moments.
+    """Every transfer takes 5 ms; some kinds of calls stall between two moments.
 
     ``KVCACHE_TEST_STALL`` is ``kinds from to [rank]``, such as ``get,put 2.5 4.5 1``; several
     of them are separated by semicolons. The moments are seconds after the first read or

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import pytest_kvcache
 from pytest_kvcache.launchers.family import (
-    OPEN_MPI,
     FoundLauncher,
     LauncherFamily,
     Leftover,
@@ -19,6 +18,7 @@ from pytest_kvcache.launchers.family import (
     Ranks,
     rank_name,
 )
+from pytest_kvcache.launchers.libraries import OPEN_MPI
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

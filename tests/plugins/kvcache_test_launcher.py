@@ -22,10 +22,19 @@ from pytest_kvcache.atomic import write_json
 from pytest_kvcache.launchers.family import LauncherFamily
 from pytest_kvcache.measure.histogram import Histogram
 from pytest_kvcache.measure.latencies import Latencies
-from pytest_kvcache.measure.sections import SECTIONS
-from pytest_kvcache.measure.series import KINDS, Cut, Series, SeriesLedger, coarse_index
+from pytest_kvcache.measure.sections import MEMORY_SECTIONS, SECTIONS
+from pytest_kvcache.measure.series import (
+    KINDS,
+    CommonRange,
+    TimeSeries,
+    TimeSeriesLedger,
+    coarse_index,
+)
+from pytest_kvcache.measure.steps import STEP_SECTIONS, StepCounts, StepHistograms
+from pytest_kvcache.measure.worth import LengthCounts
 from pytest_kvcache.plan.plan import Plan
 from pytest_kvcache.results.events import EventWriter
+from pytest_kvcache.results.invariants import tier_counters
 from pytest_kvcache.results.record import RankResult, TrialRecord
 from pytest_kvcache.system.clocks import ClockRecord
 from pytest_kvcache.system.surroundings import Surroundings
@@ -38,8 +47,17 @@ if TYPE_CHECKING:
 OPERATIONS = 2_000  # of each kind, in each trial: enough for p99
 BYTES_PER_S = 1 << 30  # of each direction and rank, at KVCACHE_TEST_FACTOR 1, in trial 0
 HOST = os.environ.get("KVCACHE_TEST_HOST")
-BLANKS = {"int": 0, "float": 0.0, "str": "", "bool": False, "tuple[Stall, ...]": ()}
-ABSENT = ("delete", "wakeup")  # sections in which nothing was recorded
+BLANKS = {
+    "int": 0, "float": 0.0, "str": "", "bool": False, "tuple[Stall, ...]": (),
+    "tuple[StepCounts, ...]": (),
+    "tuple[ServiceCounts, ...]": (), "tuple[LengthCounts, ...]": (),
+}  # fmt: skip
+ABSENT = (
+    "delete",
+    "scheduling_lag",
+    "demote",
+    *MEMORY_SECTIONS,
+)  # sections in which nothing was recorded
 
 
 if HOST:  # a host of its own name has a lock of its own, so that tests need not wait
@@ -95,6 +113,8 @@ def canned_rank(plan: Plan, rank: int, histogram: Histogram) -> RankResult:
     share = OPERATIONS * (rank + 1) // plan.np - OPERATIONS * rank // plan.np
     p95_ms = Latencies.of(histogram).p95
     return blank_rank(
+        **{**dict.fromkeys(tier_counters(plan), 0), "storage_hit_blocks": 300},
+        memory_tiers_s=0.0 if any(tier.holds_bytes for tier in plan.tiers) else None,
         io_engine="threads", io_engine_reason="canned",
         rank=rank, host="n1", pid=1000 + rank, stop_s=stop_s, drained_s=stop_s,
         read_count=share, read_bytes=moved, read_p95_ms=p95_ms, read_op_bytes=moved,
@@ -103,25 +123,70 @@ def canned_rank(plan: Plan, rank: int, histogram: Histogram) -> RankResult:
         prompt_blocks=400, hit_blocks=300, first_half_blocks=200, first_half_hits=150,
         second_half_blocks=200, second_half_hits=150, prompt_tokens=400, generated_tokens=100,
         arrived_tokens=400, hit_tokens=300, io_mode="direct", sync="none",
-        mean_depth=float(plan.queue_depth),
+        average_queue_depth=float(plan.queue_depth),
         is_storage=plan.traits.is_storage,
-        requested_read_bytes=moved, requested_write_bytes=moved, cpu_s=0.1,
+        requested_read_bytes=moved, requested_write_bytes=moved, requested_transfers=2 * share,
+        requested_writes=share, cpu_s=0.1,
         surroundings=blank_surroundings(stop_s),
+        load_steps=canned_steps(plan, rank, moved),
+        **canned_loads(plan, share),
     )  # fmt: skip
 
 
-def even_series(trial: int, window_s: float, moved_bytes: Mapping[str, int]) -> Series:
+def canned_loads(plan: Plan, count: int) -> dict[str, Any]:
+    """Loads of a token each, all of which paid, where the plan judges them."""
+    if plan.prefill_tokens_per_s is None:
+        return {}
+    lengths = (LengthCounts(tokens=1, loads=count, useful=count),)
+    return {"load_lengths": lengths, "loaded_tokens": count, "useful_tokens": count}
+
+
+def part_of(total: int, number: int, parts: int) -> int:
+    """One of so many parts, as equal as whole numbers can be."""
+    return total * (number + 1) // parts - total * number // parts
+
+
+def canned_steps(plan: Plan, rank: int, moved: int) -> tuple[StepCounts, ...]:
+    """What a rank did in each load step: as much as in any other."""
+    steps = len(plan.load_steps)
+    return tuple(
+        StepCounts(
+            users=step.users, begin_s=step.begin_ns / 1e9, obeyed_s=step.begin_ns / 1e9,
+            answered=part_of(part_of(OPERATIONS, number, steps), rank, plan.np),
+            answered_users=step.users, answered_later=1,
+            read_op_bytes=part_of(moved, number, steps),
+            write_op_bytes=part_of(moved, number, steps), demote_op_bytes=0,
+            prompt_blocks=part_of(400, number, steps), hit_blocks=part_of(300, number, steps),
+            load_censored=0, request_censored=0,
+        )
+        for number, step in enumerate(plan.load_schedule)
+    )  # fmt: skip
+
+
+def step_histograms(plan: Plan) -> tuple[StepHistograms, ...]:
+    """Of each load step as many of the latencies as of any other."""
+    found, values, steps = [], latencies_ns(plan.trial), len(plan.load_steps)
+    for number in range(steps):
+        count = part_of(OPERATIONS, number, steps)
+        histogram = Histogram()
+        histogram.record(values[:count])
+        values = values[count:]
+        found.append({**dict.fromkeys(STEP_SECTIONS, histogram), "demote": Histogram()})
+    return tuple(found)
+
+
+def even_series(trial: int, window_s: float, moved_bytes: Mapping[str, int]) -> TimeSeries:
     """The bytes of each kind, moved by as many operations each second."""
     window_ns = round(window_s * 1e9)
-    ledger = SeriesLedger(0, window_ns)
+    ledger = TimeSeriesLedger(0, window_ns)
     for kind, total in moved_bytes.items():
         if total:
             done_ns = np.linspace(0, window_ns - 1, OPERATIONS).astype(np.int64)
             sizes = np.full(OPERATIONS, total // OPERATIONS, dtype=np.int64)
             sizes[-1] += total % OPERATIONS
             ledger.add(kind, done_ns, coarse_index(latencies_ns(trial)), sizes)
-    cut = Cut.common(window_ns, [ledger.extent()])
-    return Series.from_dense(ledger.dense(cut), cut)
+    common = CommonRange.of(window_ns, [ledger.used_range()])
+    return TimeSeries.from_dense(ledger.dense(common), common)
 
 
 def canned_record(plan: Plan) -> TrialRecord:
@@ -143,6 +208,7 @@ def canned_record(plan: Plan) -> TrialRecord:
             for name in SECTIONS
         },
         series=even_series(plan.trial, window_s, moved_bytes),
+        load_steps=step_histograms(plan),
         clock=ClockRecord(
             coordinator_s=plan.ramp_s + window_s, controller_least_s=None,
             controller_most_s=None, drift_s=0.0, drift_rank=0,
@@ -150,7 +216,7 @@ def canned_record(plan: Plan) -> TrialRecord:
     )  # fmt: skip
 
 
-def tell_progress(plan: Plan, path: Path) -> None:
+def report_progress(plan: Plan, path: Path) -> None:
     events = EventWriter(path)
     ranks = [{"host": "n1", "pid": 1000 + rank} for rank in range(plan.np)]
     events.write("ranks", t_s=0.0, coordinator_pid=os.getpid(), ranks=ranks)
@@ -229,7 +295,7 @@ def prepare(run_dir: Path) -> None:
     """Write the script, and what it is going to publish."""
     plan = Plan.from_json(json.loads((run_dir / "plan.json").read_text()))
     fault = fault_of(plan.trial)
-    tell_progress(plan, run_dir / "prepared.jsonl")
+    report_progress(plan, run_dir / "prepared.jsonl")
     write_json(run_dir / "prepared.json", damaged(canned_record(plan).to_json(), fault))
     lines = [
         f"cd {shlex.quote(str(run_dir))} || exit 9",

@@ -90,7 +90,7 @@ class Reports:
         self.sent.clear()
 
 
-def told(tmp_path: Path, *waits_s: float) -> dict[str, Any] | None:
+def reported(tmp_path: Path, *waits_s: float) -> dict[str, Any] | None:
     """Whom the controller hears to be waiting."""
     comm, events = Reports(), EventWriter(tmp_path / "events.jsonl")
     watch = _Watch(comm, plan_of(n1=1, n2=1), events, ["n1", "n2"])  # type: ignore[arg-type]
@@ -105,17 +105,17 @@ def told(tmp_path: Path, *waits_s: float) -> dict[str, Any] | None:
     return waiting
 
 
-def test_the_rank_that_waits_longest_for_its_storage_is_told(tmp_path: Path) -> None:
-    assert told(tmp_path, 2.5, 7.0) == {"rank": 1, "host": "n2", "s": 7.0}
+def test_the_rank_that_waits_longest_for_its_storage_is_reported(tmp_path: Path) -> None:
+    assert reported(tmp_path, 2.5, 7.0) == {"rank": 1, "host": "n2", "s": 7.0}
 
 
 def test_a_wait_of_two_seconds_is_worth_telling(tmp_path: Path) -> None:
-    assert told(tmp_path, 2.0) == {"rank": 0, "host": "n1", "s": 2.0}
+    assert reported(tmp_path, 2.0) == {"rank": 0, "host": "n1", "s": 2.0}
 
 
 @pytest.mark.parametrize("waits_s", [(), (1.99, 0.0)])
 def test_ranks_that_get_answers_do_not_wait(tmp_path: Path, waits_s: tuple[float, ...]) -> None:
-    assert told(tmp_path, *waits_s) is None
+    assert reported(tmp_path, *waits_s) is None
 
 
 # --- the live line --------------------------------------------------------------------------
@@ -147,8 +147,8 @@ def lines(
         comm.sent = batch
         watch.tick()
     events.close()
-    told = EventTail(tmp_path / "events.jsonl").poll()
-    return [event for event in told if event["event"] == "progress"]
+    reported = EventTail(tmp_path / "events.jsonl").poll()
+    return [event for event in reported if event["event"] == "progress"]
 
 
 def test_figures_of_the_last_second_are_summed_over_ranks(
@@ -176,14 +176,14 @@ def test_an_interval_is_averaged_over_all_of_it(
         comm.sent = window_reports(second * S, {5: 70, 20: 700}.get(second, 0))
         watch.tick()
     events.close()
-    told = [e for e in EventTail(tmp_path / "events.jsonl").poll() if e["event"] == "progress"]
-    intervals = {round(e["t_s"]): e["interval"] for e in told if e["interval"] is not None}
+    reported = [e for e in EventTail(tmp_path / "events.jsonl").poll() if e["event"] == "progress"]
+    intervals = {round(e["t_s"]): e["interval"] for e in reported if e["interval"] is not None}
     assert list(intervals) == [15, 30]
     # The first report only says from when on it counts: 14 s and 15 s.
     rates = [figures["read_gib_per_s"] for figures in intervals.values()]
     assert rates == [pytest.approx(2 * 70 / 14), pytest.approx(2 * 700 / 15)]
     assert intervals[15]["read_p99_ms"] is not None
-    assert told[14]["recent"]["read_gib_per_s"] == 0.0
+    assert reported[14]["recent"]["read_gib_per_s"] == 0.0
 
 
 def test_reports_of_another_phase_are_no_figures(
@@ -196,13 +196,13 @@ def test_reports_of_another_phase_are_no_figures(
 
 
 @pytest.mark.parametrize(
-    ("free", "told_bytes"), [((), None), ((7,), 7), ((7, 5), 5), ((7, None), None)]
+    ("free", "reported_bytes"), [((), None), ((7,), 7), ((7, 5), 5), ((7, None), None)]
 )
 def test_the_free_space_is_that_of_the_host_with_the_least(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     free: tuple[int | None, ...],
-    told_bytes: int | None,
+    reported_bytes: int | None,
 ) -> None:
     (line,) = lines(tmp_path, monkeypatch, window_reports(S, 1, *free))
-    assert line["free_bytes"] == told_bytes
+    assert line["free_bytes"] == reported_bytes

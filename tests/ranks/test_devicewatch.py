@@ -101,13 +101,15 @@ class Disks:
 
     def __init__(self, *names: str) -> None:
         self.moved = dict.fromkeys(names, 0)
+        self.busy_s = 0.0
 
     def read(self, name: str) -> BlockCounters | None:
         if name not in self.moved:
             return None
         return BlockCounters(
-            read_ops=0, read_bytes=0, write_ops=0, write_bytes=self.moved[name], busy_s=0.0
-        )
+            read_ops=0, read_bytes=0, write_ops=0, write_bytes=self.moved[name],
+            busy_s=self.busy_s,
+        )  # fmt: skip
 
 
 def test_a_watch_tells_the_moment_before_and_the_run_apart(tmp_path: Path) -> None:
@@ -120,14 +122,29 @@ def test_a_watch_tells_the_moment_before_and_the_run_apart(tmp_path: Path) -> No
     watch.end()
     disks.moved["sda"] += 4096
     watch.look_again(0.0, durable=True)
-    told = watch.report()
-    assert [disk.name for disk in told.disks] == ["sda", "sdb"]
-    assert [disk.run.write_bytes for disk in told.disks] == [0, 512]
-    assert [disk.quiet.write_bytes for disk in told.disks] == [0, 0]
-    assert [disk.after.write_bytes for disk in told.disks] == [0, 0]
-    assert told.run_s > 0
-    assert told.sync_probe is None
-    assert DeviceReport.from_json(json.loads(json.dumps(told.to_json()))) == told
+    reported = watch.report()
+    assert [disk.name for disk in reported.disks] == ["sda", "sdb"]
+    assert [disk.run.write_bytes for disk in reported.disks] == [0, 512]
+    assert [disk.quiet.write_bytes for disk in reported.disks] == [0, 0]
+    assert [disk.after.write_bytes for disk in reported.disks] == [0, 0]
+    assert reported.run_s > 0
+    assert reported.sync_probe is None
+    assert DeviceReport.from_json(json.loads(json.dumps(reported.to_json()))) == reported
+
+
+def test_idle_time_that_the_kernel_counts_as_busy_makes_a_disk_busy_all_the_time_and_no_longer(
+    tmp_path: Path,
+) -> None:
+    disks = Disks("sda")
+    watch = DeviceWatch(chain("sda"), str(tmp_path), read=disks.read)
+    watch.look(0.0, durable=False)
+    watch.begin()
+    disks.busy_s += 0.5  # from before the run: two requests began it together
+    watch.end()
+    watch.look_again(0.0, durable=False)
+    reported = watch.report()
+    assert 0 < reported.run_s < 0.5
+    assert [disk.run.busy_s for disk in reported.disks] == [reported.run_s]
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_an_object_whose_put_failed_may_or_may_not_be_there(inventory: Inventory
     inventory.clear(1)
 
 
-def test_an_object_that_can_not_be_deleted_is_told(store: Store, inventory: Inventory) -> None:
+def test_an_object_that_can_not_be_deleted_is_reported(store: Store, inventory: Inventory) -> None:
     inventory.put_from("0", 0, BUFFER)
     store.delete("0")
     with pytest.raises(StorageError, match="can't delete"):

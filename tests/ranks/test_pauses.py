@@ -82,7 +82,7 @@ def test_no_gap_between_looks_is_longer(looks_ns: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("passed_ns", "measured_ns", "told"),
+    ("passed_ns", "measured_ns", "reported"),
     [
         (60 * S, 60 * S, None),
         (60 * S, 60 * S - 9_000_000, None),  # between the readings of a busy host
@@ -92,8 +92,8 @@ def test_no_gap_between_looks_is_longer(looks_ns: list[int]) -> None:
         (60 * S, -S, "61.000"),
     ],
 )
-def test_a_clock_that_does_not_measure_what_passes_is_told(
-    passed_ns: int, measured_ns: int, told: str | None
+def test_a_clock_that_does_not_measure_what_passes_is_reported(
+    passed_ns: int, measured_ns: int, reported: str | None
 ) -> None:
     passing, measuring = Clock(), Clock()
     watch = PauseWatch(passing, measuring)
@@ -101,8 +101,8 @@ def test_a_clock_that_does_not_measure_what_passes_is_told(
     passing.now_ns += passed_ns
     measuring.now_ns += measured_ns
     fault = watch.clock_fault()
-    assert (fault is None) == (told is None)
-    assert told is None or f"went {told} s apart" in str(fault)
+    assert (fault is None) == (reported is None)
+    assert reported is None or f"went {reported} s apart" in str(fault)
 
 
 def test_the_clocks_of_this_machine_go_together() -> None:

@@ -21,8 +21,9 @@ from pytest_kvcache.errors import StorageError
 from pytest_kvcache.masking import MASK, Secrets
 from pytest_kvcache.measure.recorder import Recorder, Window
 from pytest_kvcache.measure.sections import SECTIONS
+from pytest_kvcache.plan.tiers import MemoryTier
 from pytest_kvcache.ranks.rank import Rank
-from pytest_kvcache.ranks.report import mean_depth
+from pytest_kvcache.ranks.report import average_queue_depth
 from pytest_kvcache.ranks.worker import _set_up
 from pytest_kvcache.registry import build_registry
 from pytest_kvcache.results.record import RankResult
@@ -42,6 +43,7 @@ from tests.factories import (
     registry_of,
     run_rank,
     tireless_scenarios,
+    traits_of,
     unchanged_interpreter,
 )
 from tests.recordings import small_trace
@@ -120,8 +122,8 @@ def test_a_rank_reports_what_its_recorder_and_its_index_hold(on_files: Finished)
     assert 0 < result.populated_blocks <= result.cached_blocks
     assert result.checked * PAGE >= result.requested_read_bytes > 0
     assert result.corrupt == 0
-    assert result.mean_depth is not None
-    assert 0 < result.mean_depth <= rank.plan.queue_depth
+    assert result.average_queue_depth is not None
+    assert 0 < result.average_queue_depth <= rank.plan.queue_depth
     assert 0 <= result.start_s < result.stop_s <= result.drained_s
 
 
@@ -181,7 +183,7 @@ def test_what_no_operation_measured_is_absent_and_not_zero() -> None:
 def test_a_rank_in_a_window_of_no_length_has_no_mean_depth() -> None:
     recorder = Recorder()
     recorder.open_window(Window(5, 5))
-    assert mean_depth(recorder, 5, 9) is None
+    assert average_queue_depth(recorder, 5, 9) is None
 
 
 # -- the interpreter -----------------------------------------------------------------------
@@ -340,7 +342,7 @@ def test_a_rank_whose_directory_is_gone_says_so_with_the_first_failure(tmp_path:
     rank.leave()
 
 
-def test_a_directory_that_goes_during_the_population_is_told(tmp_path: Path) -> None:
+def test_a_directory_that_goes_during_the_population_is_reported(tmp_path: Path) -> None:
     class Removed(FileBackend):
         def put_from(self, key: str, offset: int, buffer: memoryview) -> None:
             shutil.rmtree(tmp_path / "kvcache-run", ignore_errors=True)
@@ -434,6 +436,19 @@ def test_the_cap_of_the_plan_is_the_cap_of_the_storage(scenario: str) -> None:
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize(
+    "tiers", [(), (MemoryTier(name="cpu", capacity_bytes=64 << 20, kind="index"),)]
+)
+def test_an_object_has_the_room_on_the_storage_that_its_backend_pads_it_to(
+    tiers: tuple[MemoryTier, ...],
+) -> None:
+    traits = replace(traits_of("memory"), alignment_bytes=1 << 20)
+    plan = make_plan(backend="memory", traits=traits, tiers=tiers)
+    storage = Rank(plan, 0, "n1", None).index
+    assert storage.padded_bytes(plan.block_bytes) == plan.stored_bytes
+    assert plan.stored_bytes % (1 << 20) == 0 < plan.block_bytes % (1 << 20)
+
+
 def test_a_rank_never_wants_more_slabs_than_its_capacity(tmp_path: Path) -> None:
     slabs: list[SlabBackend] = []
 
@@ -475,7 +490,7 @@ class FailsAt(Bookkeeper):
             raise StorageError(f"{HOST}: {what} number {self._number} failed")
 
 
-def test_a_failed_operation_ends_the_rank_early_and_is_told() -> None:
+def test_a_failed_operation_ends_the_rank_early_and_is_reported() -> None:
     backend = FailsAt("get", 200)
     plan = make_plan(backend="memory", duration_s=600.0, queue_depth=1)
     result = run_rank(plan, with_backend(backend)).result
@@ -602,11 +617,11 @@ def test_a_backend_without_data_has_nothing_to_make_or_verify() -> None:
 
 
 def test_the_backend_is_told_what_the_plan_says() -> None:
-    told: list[BackendPlan] = []
+    reported: list[BackendPlan] = []
 
-    class Told(Bookkeeper):
+    class Reporting(Bookkeeper):
         def open(self, plan: BackendPlan) -> BackendFacts:
-            told.append(plan)
+            reported.append(plan)
             return super().open(plan)
 
     plan = make_plan(
@@ -617,10 +632,10 @@ def test_the_backend_is_told_what_the_plan_says() -> None:
         block_tokens=6,
         model=replace(SMALL, head_dim=350),
     )
-    backend = Told()
+    backend = Reporting()
     assert run_rank(plan, with_backend(backend)).result.error is None
     assert plan.block_bytes == 4_200
-    assert told == [
+    assert reported == [
         BackendPlan(
             directory=None,
             object_bytes=8192,
@@ -665,7 +680,7 @@ def test_progress_counts_from_the_start_of_the_run() -> None:
     progress = rank.progress()
     assert (progress["prompt_blocks"], progress["hit_blocks"]) == (2, 1)
     assert (progress["completed"], progress["cached_bytes"]) == (1, 2 * rank.plan.stored_bytes)
-    assert key_of("a") in rank.index._slots
+    assert key_of("a") in rank.index._entries
 
 
 # -- what the backend is told, and what it is like -------------------------------------------
@@ -694,7 +709,7 @@ def objects_plan(**changes: Any) -> Plan:
 def test_a_store_of_whole_objects_is_left_empty_unless_its_data_is_kept(*, keep: bool) -> None:
     store = Whole()
     registry = registry_of(backends={"mine": lambda: store}, workloads=tireless_scenarios(20))
-    plan = objects_plan(keep=keep)
+    plan = objects_plan(keep=keep, duration_s=None)  # until its users fall silent
     assert run_rank(plan, registry).result.error is None
     assert store.breaches == []
     assert store.opened.directory is None

@@ -6,7 +6,7 @@ import pytest
 
 from pytest_kvcache.backends.memory import MemoryBackend
 from pytest_kvcache.backends.protocol import BackendPlan
-from pytest_kvcache.cache.index import Slot
+from pytest_kvcache.cache.index import BlockEntry
 from pytest_kvcache.engine.operations import TransferSettings, object_key_of
 from pytest_kvcache.engine.payload import Payload
 from pytest_kvcache.ranks.readback import ReadBack
@@ -41,28 +41,28 @@ class Stored:
             )
         )  # fmt: skip
         size = objects_per_block * OBJECT
-        self.slots = [
-            Slot(bytes([n]) * 16, n + 1, objects_per_block, size, size) for n in range(blocks)
+        self.entries = [
+            BlockEntry(bytes([n]) * 16, n + 1, objects_per_block, size, size) for n in range(blocks)
         ]
         parts: list[int | None] = [*range(objects_per_block)] if objects_per_block > 1 else [None]
-        for slot in self.slots:
+        for entry in self.entries:
             for part in parts:
-                self._store(slot, part)
+                self._store(entry, part)
 
-    def _store(self, slot: Slot, part: int | None) -> None:
-        identity = slot.identity if part is None else slot.identity._replace(part=part)
+    def _store(self, entry: BlockEntry, part: int | None) -> None:
+        identity = entry.identity if part is None else entry.identity._replace(part=part)
         buffer = self.payload.write_buffer()
         for offset in range(0, OBJECT, CHUNK):
             length = min(CHUNK, OBJECT - offset)
             self.payload.stamp(buffer, length, identity, offset // PAGE)
-            self.backend.put_from(object_key_of(slot, part), offset, buffer.cut(length).view)
+            self.backend.put_from(object_key_of(entry, part), offset, buffer.cut(length).view)
 
     def read_back(self, tick: Callable[[], object] = lambda: None, **changes: Any) -> ReadBack:
         result = ReadBack()
         values: dict[str, Any] = {
             "backend": self.backend, "payload": self.payload, "settings": self.settings, "seed": 1,
         }  # fmt: skip
-        result.examine(self.slots, tick=tick, **values | changes)
+        result.examine(self.entries, tick=tick, **values | changes)
         return result
 
 
@@ -86,19 +86,34 @@ def test_only_some_of_many_are_read_and_others_hear_of_it() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_an_object_that_holds_another_one_is_wrong_and_named(seed: int) -> None:
     stored = Stored(blocks=1)
-    (slot,) = stored.slots
+    (entry,) = stored.entries
     # The next generation: its writes never arrived.
-    stored.slots = [Slot(slot.key, 2, 1, OBJECT, OBJECT)]
-    stored.backend.put_from(stored.slots[0].object_key, 0, memoryview(bytes(CHUNK)))
-    stored.backend.put_from(stored.slots[0].object_key, CHUNK, memoryview(bytes(PAGE)))
+    stored.entries = [BlockEntry(entry.key, 2, 1, OBJECT, OBJECT)]
+    stored.backend.put_from(stored.entries[0].object_key, 0, memoryview(bytes(CHUNK)))
+    stored.backend.put_from(stored.entries[0].object_key, CHUNK, memoryview(bytes(PAGE)))
     found = stored.read_back(seed=seed)
     assert (found.checked, found.corrupt) == (1, 1)
-    assert str(found.error).startswith(f"object {stored.slots[0].object_key}, which the run has")
+    assert str(found.error).startswith(f"object {stored.entries[0].object_key}, which the run has")
 
 
 def test_an_object_that_is_not_there_is_an_error_and_the_last_look() -> None:
     stored = Stored(blocks=1)
-    stored.backend.delete(stored.slots[0].object_key)
+    stored.backend.delete(stored.entries[0].object_key)
     found = stored.read_back()
     assert found.checked == 0
     assert str(found.error).startswith("what the run has stored can't be read back: ")
+
+
+@pytest.mark.parametrize("pages", [1, 2, 3])
+def test_an_object_of_a_size_of_its_own_is_read_as_far_as_it_goes(pages: int) -> None:
+    stored, size = Stored(blocks=0), pages * PAGE
+    entry = BlockEntry(b"k" * 16, 1, 1, size, size)
+    stored.entries = [entry]
+    buffer = stored.payload.write_buffer()
+    for offset in range(0, size, CHUNK):
+        length = min(CHUNK, size - offset)
+        stored.payload.stamp(buffer, length, entry.identity, offset // PAGE, size)
+        stored.backend.put_from(object_key_of(entry, None), offset, buffer.cut(length).view)
+    for seed in range(8):  # of each, any of its transfers
+        found = stored.read_back(seed=seed)
+        assert (found.checked, found.corrupt, found.error) == (1, 0, None)

@@ -22,7 +22,8 @@ def forecast_of(**changes: Any) -> Forecast:
     values: dict[str, Any] = {
         "exact": False, "population_bytes": 30 * GIB, "written_bytes": 10 * GIB, "read_bytes": None,
         "window_s": 60.0, "hit_ratio": 0.5, "why_no_hit_ratio": "", "best_hit_ratio": 0.5,
-        "capacity_bytes": 50 * GIB, "need_bytes": 40 * GIB,
+        "capacity_bytes": 50 * GIB, "room_bytes": 50 * GIB, "need_bytes": 40 * GIB,
+        "ranks": 1, "rank_need_bytes": 40 * GIB,
     }  # fmt: skip
     return Forecast(**{**values, **changes})
 
@@ -37,23 +38,33 @@ def lines_of(site: Site, *args: str) -> list[str]:
 
 def test_the_time_is_that_of_all_trials_with_what_surrounds_them() -> None:
     options = build_options({"trials": ("3", "ini")})
-    told = time_needed(forecast_of(), options)
-    assert told.startswith("about ")
-    assert "3 trials of 1m" in told
-    assert "1m00s ramp and window" in told
-    assert "30 s to store 30 GiB at 1 GiB/s" in told
+    reported = time_needed(make_plan(), forecast_of(), options)
+    assert reported.startswith("about ")
+    assert "3 trials of 1m" in reported
+    assert "1m00s ramp and window" in reported
+    assert "30 s to store 30 GiB at 1 GiB/s" in reported
 
 
 def test_a_range_of_trials_is_a_range_of_times() -> None:
     options = build_options({"trials": ("3..20", "ini"), "target_ci": ("5%", "ini")})
-    told = time_needed(forecast_of(population_bytes=0), options)
-    assert re.match(r"about \d+m\d\ds to \d+m\d\ds: 3 to 20 trials of 1m\d\ds", told)
-    assert "to store" not in told
+    reported = time_needed(make_plan(), forecast_of(population_bytes=0), options)
+    assert re.match(r"about \d+m\d\ds to \d+m\d\ds: 3 to 20 trials of 1m\d\ds", reported)
+    assert "to store" not in reported
+
+
+def test_what_is_written_before_the_cache_is_filled_takes_time() -> None:
+    plan = make_plan(np=2, backend="file", precondition_bytes=300 * GIB)
+    options = build_options({"trials": ("1", "ini")})
+    reported = time_needed(plan, forecast_of(), options)
+    assert reported.startswith("about 11m38s: 1 trial of 11m38s (")
+    assert "30 s to store 30 GiB at 1 GiB/s, 10m00s to precondition by 600 GiB" in reported
+    endless = time_needed(plan, forecast_of(window_s=None), options)
+    assert "each with 10m38s before it" in endless
 
 
 def test_where_the_storage_decides_no_time_is_claimed() -> None:
-    told = time_needed(forecast_of(window_s=None), build_options({}))
-    assert told.startswith("as long as the storage needs for it: 3 trials")
+    reported = time_needed(make_plan(), forecast_of(window_s=None), build_options({}))
+    assert reported.startswith("as long as the storage needs for it: 3 trials")
 
 
 def test_it_says_how_long_what_is_written_what_hits_where_and_for_whom(site: Site) -> None:
@@ -68,7 +79,18 @@ def test_it_says_how_long_what_is_written_what_hits_where_and_for_whom(site: Sit
     assert "users 4 per rank, 8 in total" in text
 
 
-def test_a_cache_directory_in_memory_is_told(site: Site) -> None:
+def test_memory_tiers_are_reported_with_what_they_take_of_a_host(site: Site) -> None:
+    args = ("--kv-gpu-mem-gb=0.25", "--kv-gpu-backend=simulated", "--kv-cpu-mem-gb=512",
+            "--kv-cpu-tier=index", "--kv-storage-capacity-gb=1")  # fmt: skip
+    text = " ".join(" ".join(lines_of(site, *args)).split())
+    tiers = "gpu 256 MiB (simulated in host memory), cpu 512 GiB (index only, which holds nothing)"
+    assert f"; in front of it {tiers} per rank, write-through; depth" in text
+    assert f"tiers {tiers} per rank, write-through on a host they take at most 512 MiB of" in text
+    assert "gpu_backend simulated (command line) cpu_tier index (command line)" in text
+    assert "tier_policy" not in text  # nobody chose it
+
+
+def test_a_cache_directory_in_memory_is_reported(site: Site) -> None:
     args = ("--kv-cache-dir=/dev/shm", "--kv-num-users=1", "--kv-allow-invalid")
     text = " ".join(" ".join(lines_of(site, *args)).split())
     assert "storage /dev/shm is in memory (tmpfs): a trial there is invalid (TMPFS)" in text
@@ -135,15 +157,15 @@ def test_a_plan_without_a_directory_has_no_place() -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "reported"),
     [
         (["--kv-data=normal"], "data normal, withstands deduplication by 4 KiB and compression"),
         (["--kv-data=strict"], "data strict, withstands deduplication by 512 bytes and more, and"),
     ],
 )
-def test_the_data_says_what_it_withstands(site: Site, args: list[str], told: str) -> None:
+def test_the_data_says_what_it_withstands(site: Site, args: list[str], reported: str) -> None:
     lines = lines_of(site, *args, "--kv-num-users=1", "--kv-storage-capacity-gb=1")
-    assert told in " ".join(" ".join(lines).split())
+    assert reported in " ".join(" ".join(lines).split())
 
 
 def test_where_nothing_is_stored_nothing_is_said_of_data(site: Site) -> None:

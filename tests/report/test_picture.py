@@ -186,9 +186,9 @@ def test_times_that_differ_much_are_drawn_by_their_logarithm_and_the_heading_say
 
 def test_without_reads_the_times_are_those_of_writes() -> None:
     reading = series_of([1, 1], [2.0, 3.0])
-    told = texts(drawn(case_with(replace(reading, kind="write"))))
-    assert "p99 of the writes' service times, ms" in told
-    assert "read, GiB/s" not in told
+    reported = texts(drawn(case_with(replace(reading, kind="write"))))
+    assert "p99 of the writes' service times, ms" in reported
+    assert "read, GiB/s" not in reported
 
 
 def test_verdicts_stand_below_with_the_trials_that_have_them() -> None:
@@ -200,24 +200,26 @@ def test_verdicts_stand_below_with_the_trials_that_have_them() -> None:
         replace(trial, verdicts=(both,)),
         replace(trial, index=1, verdicts=(both, odd), error="cached"),
     )
-    told = texts(drawn(case))
-    assert told[-1] == "verdicts: SHORT_WINDOW; CACHED_READS (invalid) of trial 2"
-    assert "trial 2 (failed)" in told
+    reported = texts(drawn(case))
+    assert reported[-1] == "verdicts: SHORT_WINDOW; CACHED_READS (invalid) of trial 2"
+    assert "trial 2 (failed)" in reported
 
 
 def test_a_trial_that_was_interrupted_has_not_failed() -> None:
     trial = trial_with(series_of([1, 1]))
     ended = TrialResult(index=1, error="interrupted after 1 of 2 trials", interrupted=True)
-    told = texts(drawn(case_of(make_plan(), trial, ended)))
-    assert "trial 2 (interrupted), nothing to draw" in told
+    reported = texts(drawn(case_of(make_plan(), trial, ended)))
+    assert "trial 2 (interrupted), nothing to draw" in reported
 
 
-def test_a_verdict_that_a_trial_has_twice_names_it_once_and_those_of_the_case_are_told() -> None:
+def test_a_verdict_that_a_trial_has_twice_names_it_once_and_those_of_the_case_are_reported() -> (
+    None
+):
     busy = Verdict.of("BUSY_DEVICE", "others")
     trial = replace(trial_with(series_of([1, 1])), verdicts=())
     case = case_of(make_plan(), trial, replace(trial, index=1, verdicts=(busy, busy)))
-    told = "; ".join(["BUSY_DEVICE of trial 2", *(verdict.code for verdict in case.verdicts)])
-    assert texts(drawn(case))[-1] == f"verdicts: {told}"
+    reported = "; ".join(["BUSY_DEVICE of trial 2", *(verdict.code for verdict in case.verdicts)])
+    assert texts(drawn(case))[-1] == f"verdicts: {reported}"
 
 
 @pytest.mark.parametrize("reads", [[], [0, 0]])
@@ -242,8 +244,10 @@ def test_a_single_point_is_a_dot() -> None:
 def test_cases_of_several_runs_stand_below_each_other() -> None:
     runs = [run_of(case_of(make_plan(np=np)), run_id=f"run-{np}") for np in (1, 2)]
     picture = ET.fromstring(picture_of(runs))
-    told = texts(picture)
-    assert told.index("run run-1") < told.index("chat-small-np2") < told.index("run run-2")
+    reported = texts(picture)
+    assert (
+        reported.index("run run-1") < reported.index("chat-small-np2") < reported.index("run run-2")
+    )
 
 
 # --- nothing lies over another ---------------------------------------------------------------
@@ -383,9 +387,9 @@ def test_a_picture_in_no_directory_is_refused_before_anything_is_shown(
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:
         main(["show", "--picture=absent/run.svg", str(site.run_file())])
-    told = capsys.readouterr()
-    assert (end.value.code, told.out) == (2, "")
-    assert "'absent/run.svg' is in no directory that exists" in told.err
+    reported = capsys.readouterr()
+    assert (end.value.code, reported.out) == (2, "")
+    assert "'absent/run.svg' is in no directory that exists" in reported.err
 
 
 def test_a_run_file_that_is_not_there_is_named_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,8 +109,8 @@ def test_population_tells_how_much_is_stored_and_how_long_the_rest_takes() -> No
     plan = sound_plan(ramp_s=6.0, duration_s=60.0)
     wanted = min(plan.need_blocks, plan.capacity_blocks) * plan.stored_bytes * plan.np
     outlook = outlook_of(plan, trials=1, phase="population")
-    told = event(phase="population", t_s=20.0, cached_bytes=wanted // 2)
-    text = progress_line(outlook, told, now_s=20.0, width=100)
+    reported = event(phase="population", t_s=20.0, cached_bytes=wanted // 2)
+    text = progress_line(outlook, reported, now_s=20.0, width=100)
     assert "population 10 s" in text
     assert " 1m16s left" in text  # 10 s as long as until now, and the window
     assert "stored" in text
@@ -177,5 +177,5 @@ def test_every_line_fits_its_terminal(
 ) -> None:
     outlook = outlook_of(sound_plan(scenario=name), phase=phase)
     for t_s in (0.0, 33.0, 99_999.0):
-        told = event(t_s=t_s, recent=figures, free_bytes=free_bytes, phase=phase)
-        assert len(progress_line(outlook, told, now_s=20.0, width=width)) < width
+        reported = event(t_s=t_s, recent=figures, free_bytes=free_bytes, phase=phase)
+        assert len(progress_line(outlook, reported, now_s=20.0, width=width)) < width

@@ -72,17 +72,17 @@ def test_a_series_that_is_none_can_not_exist(change: dict[str, Any], message: st
 
 
 def test_a_worked_example() -> None:
-    told = series(12.0, 10.0, 17.0)
-    assert told.median == 12.0
-    assert told.mean == 13.0
-    assert told.cv == pytest.approx(math.sqrt(13) / 13)  # variance (1 + 9 + 16) / 2
+    reported = series(12.0, 10.0, 17.0)
+    assert reported.median == 12.0
+    assert reported.mean == 13.0
+    assert reported.cv == pytest.approx(math.sqrt(13) / 13)  # variance (1 + 9 + 16) / 2
     factor = math.exp(4.302653 * math.sqrt(13 / 3) / 13)  # the interval of the mean's logarithm
-    assert told.ci95 == pytest.approx((13 / factor, 13 * factor))
+    assert reported.ci95 == pytest.approx((13 / factor, 13 * factor))
 
 
 def test_one_trial_has_a_centre_and_no_spread() -> None:
-    told = series(7.0)
-    assert (told.median, told.mean, told.cv, told.ci95) == (7.0, 7.0, None, None)
+    reported = series(7.0)
+    assert (reported.median, reported.mean, reported.cv, reported.ci95) == (7.0, 7.0, None, None)
 
 
 def test_a_mean_of_zero_has_no_cv_but_an_interval() -> None:
@@ -93,36 +93,36 @@ def test_a_mean_of_zero_has_no_cv_but_an_interval() -> None:
 
 @given(st.floats(-1e9, 1e9), st.integers(2, 9))
 def test_equal_trials_have_no_spread_at_all(value: float, count: int) -> None:
-    told = series(*[value] * count)
-    assert told.mean == told.median == value
-    assert told.ci95 == (value, value)
-    assert told.cv == (None if value == 0 else 0.0)
+    reported = series(*[value] * count)
+    assert reported.mean == reported.median == value
+    assert reported.ci95 == (value, value)
+    assert reported.cv == (None if value == 0 else 0.0)
 
 
 @given(VALUES)
 def test_figures_agree_with_numpys(values: list[float]) -> None:
-    told, array = series(*values), np.array(values)
+    reported, array = series(*values), np.array(values)
     slack = 1e-9 * max(map(abs, values))
-    assert told.median == pytest.approx(float(np.median(array)), abs=slack)
-    assert told.mean == pytest.approx(float(np.mean(array)), abs=slack)
-    if told.cv is not None and abs(told.mean) > 0.01 * max(map(abs, values)):
-        expected = float(np.std(array, ddof=1)) / abs(told.mean)
-        assert told.cv == pytest.approx(expected, abs=1e-6)
+    assert reported.median == pytest.approx(float(np.median(array)), abs=slack)
+    assert reported.mean == pytest.approx(float(np.mean(array)), abs=slack)
+    if reported.cv is not None and abs(reported.mean) > 0.01 * max(map(abs, values)):
+        expected = float(np.std(array, ddof=1)) / abs(reported.mean)
+        assert reported.cv == pytest.approx(expected, abs=1e-6)
 
 
 @given(POSITIVE, st.floats(1e-3, 1e3))
 def test_the_unit_does_not_matter_to_the_spread(values: list[float], factor: float) -> None:
-    told, scaled = series(*values), series(*(v * factor for v in values))
-    assert told.ci95 is not None
-    assert scaled.cv == pytest.approx(told.cv, rel=1e-6, abs=1e-9)
-    assert scaled.ci95 == pytest.approx([factor * b for b in told.ci95], rel=1e-6)
+    reported, scaled = series(*values), series(*(v * factor for v in values))
+    assert reported.ci95 is not None
+    assert scaled.cv == pytest.approx(reported.cv, rel=1e-6, abs=1e-9)
+    assert scaled.ci95 == pytest.approx([factor * b for b in reported.ci95], rel=1e-6)
 
 
 @given(POSITIVE)
 def test_the_interval_is_around_the_mean(values: list[float]) -> None:
-    told = series(*values)
-    assert told.ci95 is not None
-    assert told.ci95[0] <= told.mean <= told.ci95[1]
+    reported = series(*values)
+    assert reported.ci95 is not None
+    assert reported.ci95[0] <= reported.mean <= reported.ci95[1]
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=2, max_size=20).filter(any))
@@ -319,9 +319,9 @@ def test_intervals_that_do_not_overlap_mean_a_difference(
 
 
 def test_json_has_what_the_run_file_promises() -> None:
-    told = series(10.0, 12.0, 14.0).to_json()
+    reported = series(10.0, 12.0, 14.0).to_json()
     factor = math.exp(t_critical(0.05, 2) * 2 / math.sqrt(3) / 12)
-    assert told == {
+    assert reported == {
         "median": 12.0,
         "mean": 12.0,
         "cv": pytest.approx(2 / 12),
@@ -336,10 +336,10 @@ def test_json_has_what_the_run_file_promises() -> None:
 
 @given(VALUES, st.sampled_from(["lower", "higher"]))
 def test_json_round_trip(values: list[float], better: Any) -> None:
-    told = MetricSeries(
+    reported = MetricSeries(
         name="a.b", unit="s", better=better, values=tuple(values), looks=len(values)
     )
-    assert MetricSeries.from_json("a.b", json.loads(json.dumps(told.to_json()))) == told
+    assert MetricSeries.from_json("a.b", json.loads(json.dumps(reported.to_json()))) == reported
 
 
 @pytest.mark.parametrize(

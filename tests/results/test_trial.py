@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_kvcache.cache.tiers import TIER_POLICIES
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.measure.counters import MAY_BE_UNKNOWN, TABLE
 from pytest_kvcache.measure.histogram import Histogram
 from pytest_kvcache.measure.latencies import Latencies
 from pytest_kvcache.measure.metrics import METRICS
-from pytest_kvcache.measure.sections import SECTIONS
+from pytest_kvcache.measure.sections import MEMORY_SECTIONS, SECTIONS, tier_sections
 from pytest_kvcache.measure.stalls import Stall
 from pytest_kvcache.results.case import CaseResult
 from pytest_kvcache.results.figures import trial_of
@@ -27,6 +28,7 @@ from pytest_kvcache.units import ratio
 from tests.factories import (
     FILESYSTEM,
     PAGE,
+    memory_tiers,
     rank_result,
     sound_plan,
     sound_record,
@@ -202,7 +204,9 @@ def test_a_ratio_of_nothing_is_none() -> None:
 @pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row.place])
 def test_a_counter_of_all_ranks_stands_at_its_place_in_a_trial(name: str) -> None:
     ranks = [rank_result(0, **{name: 3}), rank_result(1, **{name: 5})]
-    value: Any = data_of(ranks)
+    policy = "demote" if "demote" in name else "write-through"
+    plan = sound_plan(np=2, tiers=memory_tiers("gpu", "cpu"), tier_policy=policy)
+    value: Any = trial_of(sound_record(plan, ranks), plan).to_json()
     for key in TABLE[name].place:
         value = value[key]
     assert value == (8 if TABLE[name].merge == "sum" else 5)
@@ -236,7 +240,7 @@ def test_hit_ratios_are_of_all_ranks_together() -> None:
     assert cache["half_hit_ratios"] == [None, 0.5]
 
 
-def test_times_of_the_slowest_and_the_fastest_rank_are_told() -> None:
+def test_times_of_the_slowest_and_the_fastest_rank_are_reported() -> None:
     data = data_of(
         [rank_result(0, start_s=0.5, drained_s=60.0), rank_result(1, start_s=0.25, drained_s=61.0)]
     )
@@ -262,7 +266,7 @@ def test_a_byte_counter_that_one_rank_lacks_is_unknown() -> None:
     assert data["proof"]["device_write_bytes"] == 2 * 500 * PAGE
 
 
-def test_io_modes_of_all_ranks_are_told() -> None:
+def test_io_modes_of_all_ranks_are_reported() -> None:
     assert data_of(two_ranks())["proof"]["io_mode"] == "direct"
     assert data_of(two_ranks(io_mode="buffered"))["proof"]["io_mode"] == "buffered+direct"
     assert data_of(two_ranks(sync="data"))["proof"]["sync"] == "data+none"
@@ -358,8 +362,11 @@ def test_a_summary_has_every_metric_that_all_trials_have() -> None:
     # 2000 reads and 1000 writes, but 400 requests: too few for a p99, none enough for a p999.
     summary = case_of(good_trial(0), good_trial(1)).summary()
     absent = {f"{section}.p999_ms" for section in SECTIONS} | {"load.p99_ms", "request.p99_ms"}
-    # A closed loop, and an endless cache.
-    absent |= {name for name in METRICS if name.startswith(("wakeup.", "delete."))}
+    # A closed loop, an endless cache, and time ended the work.
+    absent |= {name for name in METRICS if name.startswith(("scheduling_lag.", "delete.", "run."))}
+    without_tiers = ("demote.", "gpu_", "cpu_", "cache.gpu", "cache.cpu")
+    absent |= {name for name in METRICS if name.startswith(without_tiers)}
+    absent |= {name for name, spec in METRICS.items() if spec.needs is not None}
     assert set(summary) == set(METRICS) - absent
     assert summary["read.p95_ms"]["values"] == pytest.approx([1.0, 1.0], rel=1e-3)
 
@@ -447,7 +454,12 @@ FOUND = st.fixed_dictionaries(
 @st.composite
 def trials(draw: st.DrawFn) -> tuple[Plan, Trial]:
     found = draw(st.lists(st.tuples(COUNTED, FOUND), min_size=1, max_size=3))
-    plan = sound_plan(np=len(found), phase=draw(st.sampled_from(["both", "prefill"])))
+    plan = sound_plan(
+        np=len(found),
+        phase=draw(st.sampled_from(["both", "prefill"])),
+        tiers=draw(st.sampled_from([(), memory_tiers("cpu"), memory_tiers("gpu", "cpu")])),
+        tier_policy=draw(st.sampled_from(TIER_POLICIES)),
+    )
     ranks = tuple(rank_result(n, **counted, **facts) for n, (counted, facts) in enumerate(found))
     histograms = {}
     for name in SECTIONS:
@@ -474,11 +486,31 @@ def test_any_trial_survives_the_run_file(made: tuple[Plan, Trial], index: int) -
 @settings(deadline=None, max_examples=40)
 @given(trials())
 def test_every_counter_of_a_trial_is_where_its_row_says(made: tuple[Plan, Trial]) -> None:
-    _plan, measured = made
+    plan, measured = made
     data = measured.to_json()
+    there = {*tier_sections(plan.tiers, plan.tier_policy), *(tier.name for tier in plan.tiers)}
+    there |= {"request"} if measured.request is not None else set()
+    not_there = {"request", "demote", *MEMORY_SECTIONS, "gpu", "cpu"} - there
     for name, row in TABLE.items():
         value: Any = data
         for key in row.place:
             value = value if value is None else value[key]
-        if row.place and (row.place[0] != "request" or measured.request is not None):
-            assert value == getattr(measured.counters, name), name
+        if row.place:
+            lacking = not_there.intersection(row.place)
+            assert value == (None if lacking else getattr(measured.counters, name)), name
+
+
+@pytest.mark.parametrize(
+    "place", [("cases", 0, "plan", "users"), ("cases", 0, "plan", "model", "layers")]
+)
+def test_what_another_version_wrote_is_told_to_be_read_by_that_one(place: tuple[Any, ...]) -> None:
+    data = through_json(a_run(case_of(good_trial(0))).to_json())
+    data.update(version="0.0.9", commit="0123456789abcdef")
+    part: Any = data
+    for name in place[:-1]:
+        part = part[name]
+    del part[place[-1]]
+    with pytest.raises(
+        ResultError, match=r"; pytest-kvcache 0\.0\.9, commit 0123456789ab, wrote it, and reads"
+    ):
+        RunResult.from_json(data)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,14 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_kvcache.measure.histogram import Histogram
-from pytest_kvcache.measure.series import SeriesLedger, coarse_index
+from pytest_kvcache.measure.series import TimeSeriesLedger, coarse_index
 from pytest_kvcache.measure.stalls import Stall
+from pytest_kvcache.results.absence import why_absent
+from pytest_kvcache.results.case import CaseResult
+from pytest_kvcache.results.figures import headroom_of
+from pytest_kvcache.results.outcome import TrialResult, withholds
 from pytest_kvcache.results.verdicts.sizes import size_of
 from pytest_kvcache.results.verdicts.trial import evaluate_trial, idle_error
 from tests.factories import (
     FILESYSTEM,
     PAGE,
     make_trace_plan,
+    memory_tiers,
     rank_result,
     series_of,
     sound_plan,
@@ -28,15 +34,19 @@ from tests.factories import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_kvcache.measure.series import Series
+    from pytest_kvcache.measure.series import TimeSeries
     from pytest_kvcache.plan.plan import Plan, TracePlan
     from pytest_kvcache.results.record import RankResult, TrialRecord
     from pytest_kvcache.results.verdictcodes import Verdict
 
-REPLAY = make_trace_plan(requests=200, speedup=1.0, one_rank_hit_ratio=0.5, dealt_hit_ratio=0.5)
+REPLAY = make_trace_plan(
+    requests=200, speedup=1.0, one_rank_hit_ratio=0.5, partitioned_hit_ratio=0.5
+)
 POISSON: dict[str, Any] = {"request_rate": 5.0, "arrival": "poisson"}
 SEVERITY = {
     "BUSY_DEVICE": "warning",
+    "LATE_REPLAY": "warning",
+    "LATE_STAMPS": "warning",
     "CACHED_READS": "invalid",
     "CACHED_WRITES": "invalid",
     "OVERLOADED": "invalid",
@@ -51,6 +61,7 @@ SEVERITY = {
     "PAUSED": "warning",
     "SATURATED": "warning",
     "STALL": "warning",
+    "UNEVEN": "warning",
     "UNSATURATED": "warning",
 }
 
@@ -78,8 +89,19 @@ def test_transfers_that_an_engine_carries_out_one_by_one_are_not_in_flight() -> 
     assert of_one(io_engine="libaio", io_engine_asynchronous=False) == {"SYNCHRONOUS"}
     assert of_one(io_engine="libaio", io_engine_asynchronous=True) == set()
     assert of_one(io_engine="threads", io_engine_asynchronous=None) == set()
-    alone: dict[str, Any] = {"io_engine_asynchronous": False, "mean_depth": 1.0}
+    alone: dict[str, Any] = {"io_engine_asynchronous": False, "average_queue_depth": 1.0}
     assert of_one(sound_plan(queue_depth=1), io_engine="libaio", **alone) == set()
+
+
+def test_stamps_that_may_be_late_by_a_part_of_the_latency_are_reported() -> None:
+    sound, _ = evaluate_trial(sound_record(sound_plan(), [rank_result(0)]), sound_plan())
+    p50, p99 = sound.read.ms.p50, sound.read.ms.p99
+    assert p50 is not None
+    assert p99 is not None
+    assert of_one(reap_lag_mean_ms=0.09 * p50, reap_lag_p99_ms=0.09 * p99) == set()
+    assert of_one(reap_lag_mean_ms=0.11 * p50) == {"LATE_STAMPS"}
+    assert of_one(reap_lag_p99_ms=0.11 * p99) == {"LATE_STAMPS"}
+    assert of_one(reap_lag_mean_ms=None, reap_lag_p99_ms=None) == set()
 
 
 def test_a_trial_without_fault_has_no_verdict() -> None:
@@ -93,7 +115,7 @@ def on(**facts: Any) -> dict[str, Any]:
     return {**FILESYSTEM, **facts}
 
 
-def test_a_backend_that_is_no_storage_is_told() -> None:
+def test_a_backend_that_is_no_storage_is_reported() -> None:
     ranks = [rank_result(0, is_storage=False, filesystem=None, device_read_bytes=0)]
     assert judged(ranks) == ({"NOT_STORAGE"}, "NOT_STORAGE")
 
@@ -140,7 +162,7 @@ def test_one_host_with_files_in_memory_is_enough() -> None:
 @pytest.mark.parametrize(
     ("virtual", "codes"), [(True, {"VIRTUAL_DISK"}), (False, set()), (None, set())]
 )
-def test_a_virtual_disk_is_told(*, virtual: bool | None, codes: set[str]) -> None:
+def test_a_virtual_disk_is_reported(*, virtual: bool | None, codes: set[str]) -> None:
     assert of_one(filesystem=on(virtual=virtual)) == codes
 
 
@@ -177,6 +199,20 @@ def test_what_lies_out_of_sight_below_a_device_is_unproven() -> None:
     # A process's counter alone does not tell what the unseen part does.
     nbd = on(chain=chain(("ext4", "filesystem", None), ("nbd0", "nbd", "unseen")))
     assert judged([rank_result(0, filesystem=nbd, device=NO_DISKS)]) == ({"UNPROVEN"}, "UNPROVEN")
+
+
+@pytest.mark.parametrize(
+    ("io_mode", "advice"), [("direct", "a loop device without it"), ("buffered", "--kv-io=direct")]
+)
+def test_what_reads_too_little_is_advised_what_it_does_not_do_yet(
+    io_mode: str, advice: str
+) -> None:
+    ranks = [rank_result(0, io_mode=io_mode, device_read_bytes=0)]
+    plan = sound_plan()
+    _trial, verdicts = evaluate_trial(sound_record(plan, ranks), plan)
+    (text,) = (each.text for each in verdicts if each.code == "CACHED_READS")
+    assert advice in text
+    assert ("--kv-io" in text) == (io_mode == "buffered")
 
 
 def test_what_the_kernel_counted_for_a_rank_may_still_come_from_a_cache_below() -> None:
@@ -229,7 +265,7 @@ def test_where_nothing_was_read_or_written_there_is_nothing_to_prove(
     assert judged(ranks) == (set(), None)
 
 
-def test_what_is_no_storage_is_told_even_if_nothing_was_read() -> None:
+def test_what_is_no_storage_is_reported_even_if_nothing_was_read() -> None:
     ranks = [rank_result(0, is_storage=False, requested_read_bytes=0, device_read_bytes=0)]
     assert judged(ranks) == ({"NOT_STORAGE"}, "NOT_STORAGE")
 
@@ -337,6 +373,7 @@ MIB = 1 << 20
 BIG: dict[str, Any] = {
     "requested_read_bytes": 6_000 * MIB, "device_read_bytes": 6_000 * MIB,
     "requested_write_bytes": 600 * MIB, "device_write_bytes": 600 * MIB,
+    "requested_transfers": 6_600 * MIB // PAGE, "requested_writes": 600 * MIB // PAGE,
 }  # fmt: skip
 
 
@@ -360,13 +397,13 @@ def test_a_disk_of_ones_own_is_not_busy() -> None:
     assert busy() == []
 
 
-def test_reads_of_others_are_told_from_a_twentieth_of_the_bytes_on() -> None:
+def test_reads_of_others_are_reported_from_a_twentieth_of_the_bytes_on() -> None:
     assert busy(more_read_bytes=340 * MIB) == []
     (text,) = busy(more_read_bytes=6_600 * MIB)
     assert "others used sda of test-host as well: 6.45 GiB during the run, 50% of its bytes" in text
 
 
-def test_writes_of_others_are_told_beyond_what_a_filesystem_writes_for_us() -> None:
+def test_writes_of_others_are_reported_beyond_what_a_filesystem_writes_for_us() -> None:
     assert busy(more_write_bytes=340 * MIB) == []
     assert busy(more_write_bytes=20_000 * MIB)
 
@@ -386,7 +423,9 @@ def test_what_is_flushed_later_is_not_taken_for_others() -> None:
 
 
 def test_where_nothing_is_stored_all_writes_are_others() -> None:
-    decode: dict[str, Any] = {"requested_write_bytes": 0, "device_write_bytes": 0}
+    decode: dict[str, Any] = dict.fromkeys(
+        ("requested_write_bytes", "requested_writes", "device_write_bytes"), 0
+    )
     (text,) = busy(**decode, populated_blocks=1_000_000)
     assert "600 MiB during the run" in text
 
@@ -400,12 +439,35 @@ def test_an_operation_beside_each_of_ours_is_others() -> None:
 
 def test_many_small_operations_of_others_are_told_by_their_number() -> None:
     # 10,000 reads of 4 KiB a second, beside 100 transfers of 1 MiB.
+    moved: dict[str, Any] = {"requested_transfers": 6_600, "requested_writes": 150}
     big = sound_plan(block_tokens=1 << 21)
     assert big.object_stored_bytes == 4 * MIB
-    ours: dict[str, Any] = {"plan": big, "read_ops": 8_000, "write_ops": 800}
+    ours: dict[str, Any] = {"plan": big, "read_ops": 8_000, "write_ops": 800, **moved}
     assert busy(**ours) == []
     (text,) = busy(**{**ours, "read_ops": 600_000})
     assert "operations during the run" in text
+
+
+def test_small_objects_of_ones_own_are_no_neighbour_however_large_the_largest_is() -> None:
+    # Of an I/O trace, or of contexts of many lengths: 1,689,600 objects of a page, none of 4 MiB.
+    big = sound_plan(block_tokens=1 << 21)
+    ours: dict[str, Any] = {"plan": big, "read_ops": 1_536_000, "write_ops": 300_000}
+    assert busy(**ours) == []
+    assert busy(**{**ours, "read_ops": 4_000_000})
+    assert busy(**ours, requested_transfers=6_600, requested_writes=150)
+    # What a filesystem writes beside the data goes by objects, too.
+    assert busy(plan=big, more_write_bytes=2_000 * MIB) == []
+
+
+def test_a_large_transfer_comes_in_pieces_and_small_ones_beside_it_in_one_each() -> None:
+    # 300,000 objects of a page and 1,100 transfers of 4 MiB, in pieces of 1 MiB.
+    big = sound_plan(block_tokens=1 << 21, transfer_size=4 * MIB)
+    assert big.chunk_bytes == 4 * MIB
+    ours: dict[str, Any] = {
+        "plan": big, "requested_transfers": 301_100, "requested_writes": 0, "read_ops": 304_400,
+    }  # fmt: skip
+    assert busy(**ours) == []
+    assert busy(**{**ours, "read_ops": 2 * 301_100 + 6_600 + 60_000})
 
 
 def test_a_neighbour_is_seen_while_no_rank_does_anything() -> None:
@@ -414,7 +476,7 @@ def test_a_neighbour_is_seen_while_no_rank_does_anything() -> None:
     assert "100 MiB/s and 1000 operations/s before or after it, 80% of the time" in text
 
 
-def test_a_neighbour_that_syncs_little_is_told_whatever_was_populated() -> None:
+def test_a_neighbour_that_syncs_little_is_reported_whatever_was_populated() -> None:
     syncs = {"write_ops": 200, "write_bytes": MIB, "busy_s": 0.4}
     (text,) = busy(quiet=syncs, populated_blocks=100_000)
     assert "400 operations/s before or after it, 80% of the time" in text
@@ -459,22 +521,22 @@ def of_big(
     ranks = [rank_result(0, **{**BIG, "device": seen, **changes})]
     trial, verdicts = evaluate_trial(sound_record(plan, ranks), plan)
     proof = trial.proof
-    told = "BUSY_DEVICE" in {verdict.code for verdict in verdicts}
+    reported = "BUSY_DEVICE" in {verdict.code for verdict in verdicts}
     foreign = proof.devices[0].foreign
-    return proof.reads.verdict, proof.writes.verdict, told, foreign
+    return proof.reads.verdict, proof.writes.verdict, reported, foreign
 
 
 def test_a_disk_that_nobody_else_uses_proves_what_went_through_a_loop_device() -> None:
-    reads, writes, told, foreign = of_big(1.0, 1.02, filesystem=ON_A_LOOP)
-    assert (reads, writes, told) == ("PROVEN", "PROVEN", False)
+    reads, writes, reported, foreign = of_big(1.0, 1.02, filesystem=ON_A_LOOP)
+    assert (reads, writes, reported) == ("PROVEN", "PROVEN", False)
     # What a loop device answers from memory would hide others of the same size.
     assert (foreign.read_bytes, foreign.write_bytes) == (None, None)
 
 
 @pytest.mark.parametrize("when", ["quiet", "after"])
 def test_reads_of_others_prove_none_of_ours_through_a_loop_device(when: str) -> None:
-    reads, _, told, _ = of_big(0.94, 1.0, filesystem=ON_A_LOOP, looks={when: READER})
-    assert (reads, told) == ("UNPROVEN", True)
+    reads, _, reported, _ = of_big(0.94, 1.0, filesystem=ON_A_LOOP, looks={when: READER})
+    assert (reads, reported) == ("UNPROVEN", True)
 
 
 @pytest.mark.parametrize("when", ["quiet", "after"])
@@ -484,18 +546,18 @@ def test_writes_of_others_prove_none_of_ours_through_a_loop_device(when: str) ->
 
 
 def test_more_than_can_be_ours_is_others_and_proves_nothing() -> None:
-    reads, writes, told, foreign = of_big(1.0, 10.0, filesystem=ON_A_LOOP)
-    assert (reads, writes, told) == ("PROVEN", "UNPROVEN", True)
+    reads, writes, reported, foreign = of_big(1.0, 10.0, filesystem=ON_A_LOOP)
+    assert (reads, writes, reported) == ("PROVEN", "UNPROVEN", True)
     assert foreign.write_bytes > 2_000 * MIB
-    reads, writes, told, foreign = of_big(1.3, 1.0, filesystem=ON_A_LOOP)
-    assert (reads, writes, told) == ("UNPROVEN", "PROVEN", True)
+    reads, writes, reported, foreign = of_big(1.3, 1.0, filesystem=ON_A_LOOP)
+    assert (reads, writes, reported) == ("UNPROVEN", "PROVEN", True)
     assert foreign.read_bytes == pytest.approx(1_200 * MIB, rel=1e-6)
 
 
 def test_what_the_kernel_counts_for_a_rank_proves_where_it_goes_straight_to_a_disk() -> None:
     looks = {"quiet": {**READER, **WRITER}}
-    reads, writes, told, foreign = of_big(3.0, 10.0, looks=looks)
-    assert (reads, writes, told) == ("PROVEN", "PROVEN", True)
+    reads, writes, reported, foreign = of_big(3.0, 10.0, looks=looks)
+    assert (reads, writes, reported) == ("PROVEN", "PROVEN", True)
     assert foreign.read_bytes == 12_000 * MIB
     # Without that counter, and for what a buffered write dirties, the disk alone tells.
     assert of_big(3.0, 1.0, device_read_bytes=None)[0] == "UNPROVEN"
@@ -515,8 +577,8 @@ def test_a_mirror_that_writes_twice_is_no_neighbour() -> None:
     seen = watch(read_bytes=6_000 * MIB, write_bytes=600 * MIB)
     seen["disks"].append({**seen["disks"][0], "name": "sdb"})
     seen["disks"][0] = {**seen["disks"][0], "run": {**seen["disks"][0]["run"], "read_bytes": 0}}
-    reads, writes, told, _ = of_big(1.0, 1.0, filesystem=mirror, device=seen, plan=large)
-    assert (reads, writes, told) == ("PROVEN", "PROVEN", False)
+    reads, writes, reported, _ = of_big(1.0, 1.0, filesystem=mirror, device=seen, plan=large)
+    assert (reads, writes, reported) == ("PROVEN", "PROVEN", False)
 
 
 def test_a_loop_device_without_a_counter_below_it_proves_nothing() -> None:
@@ -557,23 +619,48 @@ def test_ranks_that_all_worked_are_no_error() -> None:
 
 
 def test_a_rank_that_did_nothing_is_named_with_its_host() -> None:
-    told = idle_error([rank_result(0), idle(1, host="n2")])
-    assert told is not None
-    assert told.startswith("rank 1 on host n2 completed no operation in the window")
-    assert "lengthen --kv-duration" in told
+    reported = idle_error([rank_result(0), idle(1, host="n2")])
+    assert reported is not None
+    assert reported.startswith("rank 1 on host n2 completed no operation in the window")
+    assert "lengthen --kv-duration" in reported
 
 
 def test_more_ranks_that_did_nothing_are_counted() -> None:
-    told = idle_error([rank_result(0), idle(1, host="n2"), idle(2), idle(3)])
-    assert told is not None
-    assert told.startswith("rank 1 on host n2 (and 2 more) completed no operation")
+    reported = idle_error([rank_result(0), idle(1, host="n2"), idle(2), idle(3)])
+    assert reported is not None
+    assert reported.startswith("rank 1 on host n2 (and 2 more) completed no operation")
 
 
-def test_a_storage_that_did_nothing_at_all_is_told_as_such() -> None:
+def test_a_storage_that_did_nothing_at_all_is_reported_as_such() -> None:
     assert str(idle_error([idle(0), idle(1)])).startswith("the storage tier completed no operation")
 
 
+def test_a_storage_that_did_nothing_behind_memory_tiers_is_not_told_to_be_given_more_time() -> None:
+    behind = [replace(idle(rank), cpu_hit_blocks=9) for rank in range(2)]
+    reported = str(idle_error(behind))
+    assert "memory tiers held all that was asked for; lower --kv-cpu-mem-gb" in reported
+    assert "--kv-duration" not in reported
+
+
 # -- whether the window holds --------------------------------------------------------------
+
+
+def longer(rank: int) -> RankResult:
+    """A rank whose fixed work of as many operations takes 60 s, because fewer are in flight."""
+    return rank_result(rank, stop_s=60.0, average_queue_depth=0.5)
+
+
+def test_what_would_lengthen_or_settle_a_fixed_amount_of_work_is_more_of_it() -> None:
+    plan = sound_plan(requests=200, duration_s=None)
+    early, late = rank_result(0, stop_s=8.0), longer(1)
+    record = sound_record(plan, [early, late], window_s=8.0)
+    _, verdicts = evaluate_trial(record, plan)
+    texts = {verdict.code: verdict.text for verdict in verdicts}
+    assert "(more --kv-requests)" in texts["SHORT_WINDOW"]
+    assert "SKEWED" not in texts
+    assert "rank 0 on host" in texts["UNEVEN"]
+    assert "was done with its requests first" in texts["UNEVEN"]
+    assert "run.* and cache.* are of the whole work and stand" in texts["UNEVEN"]
 
 
 @pytest.mark.parametrize(("window_s", "codes"), [(30.0, set()), (29.99, {"SHORT_WINDOW"})])
@@ -589,6 +676,7 @@ def test_a_window_is_half_a_minute_at_least(window_s: float, codes: set[str]) ->
         (REPLAY, None, "--kv-trace-cycles"),
         (REPLAY, 60.0, "--kv-trace-cycles"),
         (replace(REPLAY, limit=10), None, "--kv-trace-limit"),
+        (replace(REPLAY, ids="objects"), None, "a longer recording"),
     ],
 )
 def test_a_short_window_names_what_would_lengthen_it(
@@ -627,13 +715,52 @@ def test_a_replay_whose_ranks_end_together_is_not_skewed(
     assert replayed(stops_s, window_s=window_s, duration_s=duration_s) == []
 
 
-@pytest.mark.parametrize("duration_s", [None, 60.0])
-def test_a_replay_whose_ranks_end_apart_is_skewed(duration_s: float | None) -> None:
-    (verdict,) = replayed([1.0, 7.6], window_s=0.94, duration_s=duration_s)
-    assert verdict.code == "SKEWED"
+def test_a_replay_with_a_duration_whose_ranks_end_apart_is_skewed() -> None:
+    (verdict,) = replayed([1.0, 7.6], window_s=0.94, duration_s=60.0)
+    assert (verdict.code, verdict.severity) == ("SKEWED", "invalid")
     assert "active together for 0.9 s of 7.6 s only" in verdict.text
     assert "are uneven, those of rank 0 were over first: use fewer ranks, or a" in verdict.text
     assert "host" not in verdict.text
+
+
+def test_a_replay_of_all_of_a_trace_whose_ranks_end_apart_is_uneven() -> None:
+    (verdict,) = replayed([1.0, 7.6], window_s=0.94, duration_s=None)
+    assert (verdict.code, verdict.severity) == ("UNEVEN", "warning")
+    assert "active together for 0.9 s of 7.6 s only" in verdict.text
+    assert "run.* and cache.* are of the whole work and stand" in verdict.text
+    assert "fewer ranks, or a --kv-duration that all of them last" in verdict.text
+
+
+def test_a_rank_that_outlasted_the_others_is_not_taken_for_a_faster_one() -> None:
+    plan = sound_plan(np=2, requests=200, duration_s=None)
+    longest = rank_result(1, stop_s=60.0)
+    few = {"read_count": 1, "write_count": 1}
+    ranks = [rank_result(0, stop_s=0.5, **few), longest]
+    trial, verdicts = evaluate_trial(sound_record(plan, ranks, window_s=0.5), plan)
+    assert trial.harness.headroom == headroom_of(longest, 60.0)
+    assert "CLIENT_BOUND" not in {verdict.code for verdict in verdicts}
+
+
+@pytest.mark.parametrize("is_allowed", [False, True])
+def test_of_an_uneven_trial_what_is_of_the_whole_work_is_a_value(*, is_allowed: bool) -> None:
+    origins = {"allow_invalid": "command line"} if is_allowed else {}
+    plan = sound_plan(np=2, requests=200, duration_s=None, origins=origins)
+    record = sound_record(plan, [rank_result(0, stop_s=8.0), longer(1)], window_s=8.0)
+    measured, verdicts = evaluate_trial(record, plan)
+    assert all(verdict.severity == "warning" for verdict in verdicts)
+    trial = TrialResult(
+        index=0, error=None, verdicts=verdicts, measured=measured,
+        withholds=withholds(verdicts, plan),
+    )  # fmt: skip
+    case = CaseResult(plan=plan, trials=(trial, trial))
+    again = CaseResult.from_json(json.loads(json.dumps(case.to_json())))
+    for found in (case, again):
+        shown = found.summary()
+        assert shown["run.s"]["median"] == 60.0
+        assert {"run.read_gib_per_s", "cache.hit_ratio"} < set(shown)
+        for touched in ("read.gib_per_s", "requests.per_s", "load.mean_ms"):
+            assert (touched in shown) == is_allowed
+            assert is_allowed or why_absent(found, touched).startswith("UNEVEN, ranks were done")
 
 
 def test_a_duration_that_all_conversations_last_makes_a_replay_even() -> None:
@@ -651,11 +778,11 @@ def test_a_late_rank_is_named_whatever_it_does(trace: TracePlan | None) -> None:
 
 def test_uneven_conversations_are_not_blamed_on_a_rank_that_began_a_little_late() -> None:
     plan = sound_plan(np=2, trace=REPLAY, duration_s=None)
-    ranks = [rank_result(0, stop_s=55.0), rank_result(1, start_s=2.0)]
-    _, verdicts = evaluate_trial(sound_record(plan, ranks, window_s=55.0), plan)
+    ranks = [rank_result(0, stop_s=50.0), rank_result(1, start_s=2.0)]
+    _, verdicts = evaluate_trial(sound_record(plan, ranks, window_s=50.0), plan)
     (verdict,) = verdicts
-    assert verdict.code == "SKEWED"
-    assert "those of rank 0 were over first" in verdict.text
+    assert verdict.code == "UNEVEN"
+    assert "was done with its part of the trace first" in verdict.text
     assert "late" not in verdict.text
 
 
@@ -703,9 +830,9 @@ def test_the_halves_of_the_window_hit_alike(first: int, second: int, codes: set[
     assert of_one(first_half_hits=first, second_half_hits=second) == codes
 
 
-def series_with(kind: str, operations: Sequence[int], took_ms: Sequence[int]) -> Series:
+def series_with(kind: str, operations: Sequence[int], took_ms: Sequence[int]) -> TimeSeries:
     """A second each with so many operations of a kind, which took so long."""
-    ledger = SeriesLedger(0, None)
+    ledger = TimeSeriesLedger(0, None)
     for second, (count, each_ms) in enumerate(zip(operations, took_ms, strict=True)):
         done = np.full(count, second * 10**9, dtype=np.int64)
         bins = coarse_index(np.full(count, each_ms * 10**6, dtype=np.int64))
@@ -730,11 +857,19 @@ def test_a_storage_that_changes_within_the_window_is_not_steady(
     plan = sound_plan()
     record = sound_record(plan, [rank_result(0)])
     record = replace(record, series=series_with(kind, operations, took_ms))
-    told = [v.text for v in evaluate_trial(record, plan)[1] if v.code == "NOT_STEADY"]
-    assert len(told) == (words is not None)
+    reported = [v.text for v in evaluate_trial(record, plan)[1] if v.code == "NOT_STEADY"]
+    assert len(reported) == (words is not None)
     if words is not None:
-        assert words.format(kind) in told[0]
-        assert "(medians of the seconds 0 to 3 and 3 to 6 of the window)" in told[0]
+        assert words.format(kind) in reported[0]
+        assert "(medians of the seconds 0 to 3 and 3 to 6 of the window)" in reported[0]
+
+
+def test_demotions_that_begin_when_the_tier_before_is_full_are_not_steady() -> None:
+    plan = sound_plan(tiers=memory_tiers("cpu"), tier_policy="demote")
+    record = sound_record(plan, [rank_result(0)])
+    record = replace(record, series=series_with("demote", [0] * 9 + [150] * 21, [10] * 30))
+    reported = [v.text for v in evaluate_trial(record, plan)[1] if v.code == "NOT_STEADY"]
+    assert "demotions went from 0 to 0.000572 GiB/s (medians of the seconds 0 to 9" in reported[0]
 
 
 # Objects of 32 MiB come a few per second.
@@ -759,10 +894,10 @@ def test_a_storage_of_few_operations_that_changes_is_not_steady(
     plan = sound_plan()
     record = sound_record(plan, [rank_result(0)])
     record = replace(record, series=series_with(kind, operations, took_ms))
-    told = [v.text for v in evaluate_trial(record, plan)[1] if v.code == "NOT_STEADY"]
-    assert len(told) == (words is not None)
+    reported = [v.text for v in evaluate_trial(record, plan)[1] if v.code == "NOT_STEADY"]
+    assert len(reported) == (words is not None)
     if words is not None:
-        assert told[0].startswith(words.format(kind))
+        assert reported[0].startswith(words.format(kind))
 
 
 def test_a_dip_in_the_middle_of_the_window_is_not_steady() -> None:
@@ -770,15 +905,15 @@ def test_a_dip_in_the_middle_of_the_window_is_not_steady() -> None:
     record = sound_record(plan, [rank_result(0)])
     operations = [128] * 12 + [13] * 5 + [128] * 13
     record = replace(record, series=series_with("read", operations, [10] * 30))
-    (told,) = (v.text for v in evaluate_trial(record, plan)[1] if v.code == "NOT_STEADY")
-    assert told.startswith(
+    (reported,) = (v.text for v in evaluate_trial(record, plan)[1] if v.code == "NOT_STEADY")
+    assert reported.startswith(
         "reads went from 0.000488 to 4.96e-05 GiB/s for a while (medians of the others and the"
         " seconds 12 to 17 of the window): figures of"
     )
 
 
 def test_a_p99_that_doubles_is_not_steady() -> None:
-    ledger = SeriesLedger(0, None)
+    ledger = TimeSeriesLedger(0, None)
     for second in range(12):
         took_ms = [1] * 98 + [5 if second < 6 else 50] * 2
         done = np.full(100, second * 10**9, dtype=np.int64)
@@ -787,9 +922,9 @@ def test_a_p99_that_doubles_is_not_steady() -> None:
     plan = sound_plan()
     record = sound_record(plan, [rank_result(0)])
     record = replace(record, series=series_of(12 * 10**9, [ledger]))
-    (told,) = (v.text for v in evaluate_trial(record, plan)[1] if v.code == "NOT_STEADY")
-    assert told.startswith("the p99 of reads went from")
-    assert "p50" not in told
+    (reported,) = (v.text for v in evaluate_trial(record, plan)[1] if v.code == "NOT_STEADY")
+    assert reported.startswith("the p99 of reads went from")
+    assert "p50" not in reported
 
 
 def test_the_bandwidth_of_a_replay_is_its_traces() -> None:
@@ -807,7 +942,8 @@ def test_a_half_without_requests_says_nothing_about_steadiness() -> None:
 def slow(rank: int, factor: float, **changes: Any) -> RankResult:
     """A rank of n2 whose storage takes that much longer than that of others."""
     values: dict[str, Any] = {
-        "host": "n2", "read_count": 0, "write_count": round(1_500 / factor), "mean_depth": 4.0,
+        "host": "n2", "read_count": 0, "write_count": round(1_500 / factor),
+        "average_queue_depth": 4.0,
     }  # fmt: skip
     return rank_result(rank, **values | changes)
 
@@ -827,9 +963,22 @@ def test_a_slow_host_is_named_with_both_times() -> None:
     )
 
 
+@pytest.mark.parametrize(("writes", "is_slow"), [(1_500, False), (150, True)])
+def test_a_host_whose_work_takes_longer_is_slow_only_where_its_operations_are(
+    writes: int, *, is_slow: bool
+) -> None:
+    # 10 s of work beside 60 s of it: 160 ms for an operation in both, or 1.6 s in one.
+    plan = sound_plan(np=2, requests=200, duration_s=None)
+    short = slow(0, 1, host="n1", write_count=250, stop_s=10.0)
+    longer = slow(1, 1, write_count=writes, stop_s=60.0)
+    codes, _ = judged([short, longer], plan, window_s=10.0)
+    assert "UNEVEN" in codes
+    assert ("SKEWED" in codes) == is_slow
+
+
 def test_a_host_that_has_fewer_in_flight_is_not_slow() -> None:
     # As many operations less as there are fewer at a time: each takes no longer.
-    assert judged([rank_result(0), slow(1, 10, mean_depth=0.4)])[0] == set()
+    assert judged([rank_result(0), slow(1, 10, average_queue_depth=0.4)])[0] == set()
 
 
 def test_more_ranks_on_a_host_do_not_make_it_slow() -> None:
@@ -843,12 +992,12 @@ def test_a_host_that_did_next_to_nothing_is_slow(writes: int) -> None:
 
 
 def test_a_host_that_was_hardly_asked_for_anything_is_not_slow() -> None:
-    idle = slow(1, 1, write_count=2, mean_depth=0.01)
+    idle = slow(1, 1, write_count=2, average_queue_depth=0.01)
     assert judged([rank_result(0), idle])[0] == set()
 
 
 def test_an_unknown_depth_tells_nothing_of_a_host() -> None:
-    assert judged([rank_result(0), slow(1, 10, mean_depth=None)])[0] == set()
+    assert judged([rank_result(0), slow(1, 10, average_queue_depth=None)])[0] == set()
 
 
 def test_ranks_of_a_trace_are_not_compared() -> None:
@@ -919,6 +1068,64 @@ def test_a_queue_that_grows_by_more_than_chance_is_an_overload(
     )
 
 
+def late(
+    lags_ms: Sequence[float], *, before: int = 0, stop_s: float = 60.0, **loop: Any
+) -> set[str]:
+    """The codes of a trial of one rank whose requests were dealt with so late.
+
+    ``before`` more came in the ramp; the rank answered the last one at ``stop_s``.
+    """
+    plan = sound_plan(**loop)
+    lags = Histogram()
+    lags.record(np.array([round(lag * 1e6) for lag in lags_ms], dtype=np.int64))
+    offered = len(lags_ms) + before
+    ranks = [rank_result(0, offered=offered, stop_s=stop_s, drained_s=stop_s + 0.5)]
+    record = sound_record(plan, ranks)
+    record = replace(record, histograms={**record.histograms, "scheduling_lag": lags})
+    return {verdict.code for verdict in evaluate_trial(record, plan)[1]}
+
+
+@pytest.mark.parametrize(
+    ("requests", "lag_ms", "codes"),
+    [
+        (12_000, 9.0, set()),  # one every 5 ms, but an engine would not have seen it earlier
+        (12_000, 12.0, {"LATE_REPLAY"}),
+        (600, 90.0, set()),  # one every 100 ms: still before the next one's turn
+        (600, 115.0, {"LATE_REPLAY"}),
+    ],
+)
+def test_a_replay_whose_requests_came_late_was_not_the_recorded_load(
+    requests: int, lag_ms: float, codes: set[str]
+) -> None:
+    lags = [lag_ms] * requests
+    assert late(lags, trace=replace(REPLAY, span_s=60.0)) == codes
+    assert late(lags, **POISSON) == set()  # its times were recorded nowhere
+
+
+@pytest.mark.parametrize(("lag_ms", "codes"), [(15.0, set()), (23.0, {"LATE_REPLAY"})])
+def test_what_came_in_the_ramp_makes_no_request_of_the_window_late(
+    lag_ms: float, codes: set[str]
+) -> None:
+    """One every 20 ms, of which the ramp has as many as the window."""
+    asked: dict[str, Any] = {"ramp_s": 60.0, "duration_s": 60.0}
+    trace = replace(REPLAY, span_s=600.0)
+    assert late([lag_ms] * 3_000, before=3_000, stop_s=120.0, trace=trace, **asked) == codes
+
+
+def test_a_long_wait_for_the_last_answers_makes_no_late_request_one_in_time() -> None:
+    """One every 5 ms within 60 s, and then a minute until all were answered."""
+    trace = replace(REPLAY, span_s=60.0)
+    found = late([8.0] * 11_000 + [12.0] * 1_000, stop_s=300.0, trace=trace, duration_s=None)
+    assert "LATE_REPLAY" in found
+
+
+@pytest.mark.parametrize(("late_ones", "codes"), [(24, set()), (60, {"LATE_REPLAY"})])
+def test_a_few_late_requests_leave_the_recorded_load_as_it_is(
+    late_ones: int, codes: set[str]
+) -> None:
+    assert late([0.1] * (600 - late_ones) + [500.0] * late_ones, trace=REPLAY) == codes
+
+
 def test_the_queues_of_all_ranks_are_one() -> None:
     half = rank_result(0, offered=10_000, first_half_waiting=0.0, second_half_waiting=150.1)
     plan = sound_plan(np=2, **POISSON)
@@ -939,10 +1146,12 @@ def test_an_open_loop_is_told_which_option_makes_it_faster_or_slower(
     loop: dict[str, Any], option: str
 ) -> None:
     plan = sound_plan(**loop)
-    assert f"lower {option}, or take faster" in text_of("OVERLOADED", plan, backlog=100)
-    idle = text_of("UNSATURATED", plan, mean_depth=0.1)
+    text = text_of("OVERLOADED", plan, backlog=100)
+    assert f"lower {option}, or take faster" in text
+    assert "requests 100 were not done with when the last one had come (100 unanswered); " in text
+    idle = text_of("UNSATURATED", plan, average_queue_depth=0.1)
     assert idle.endswith(f"raise {option} to find the limit")
-    assert "the load's speed" in text_of("UNSATURATED", sound_plan(), mean_depth=0.1)
+    assert "the load's speed" in text_of("UNSATURATED", sound_plan(), average_queue_depth=0.1)
 
 
 def test_arrivals_of_a_plugins_own_are_an_open_loop() -> None:
@@ -950,7 +1159,7 @@ def test_arrivals_of_a_plugins_own_are_an_open_loop() -> None:
     arrived.record(np.full(200, 1_000, dtype=np.int64))
     plan, ranks = sound_plan(), [rank_result(0, backlog=100)]
     record = sound_record(plan, ranks)
-    record = replace(record, histograms={**record.histograms, "wakeup": arrived})
+    record = replace(record, histograms={**record.histograms, "scheduling_lag": arrived})
     codes = {verdict.code for verdict in evaluate_trial(record, plan)[1]}
     assert codes == {"OVERLOADED"}
 
@@ -974,7 +1183,7 @@ def test_a_closed_loop_is_never_overloaded(trace: TracePlan | None) -> None:
 def test_less_than_half_the_queue_depth_is_unsaturated(
     depths: list[float | None], codes: set[str]
 ) -> None:
-    ranks = [rank_result(n, mean_depth=depth) for n, depth in enumerate(depths)]
+    ranks = [rank_result(n, average_queue_depth=depth) for n, depth in enumerate(depths)]
     assert judged(ranks, sound_plan(np=len(ranks), queue_depth=4))[0] == codes
 
 
@@ -987,7 +1196,7 @@ def with_queue(record: TrialRecord, waited_ns: int) -> TrialRecord:
 
 # 1,000 reads of 1 ms and 500 writes of 2 ms are served in 1.33 ms on average.
 @pytest.mark.parametrize(
-    ("waited_ns", "mean_depth", "codes"),
+    ("waited_ns", "average_queue_depth", "codes"),
     [
         (1_330_000, 4.0, set()),
         (1_340_000, 4.0, {"SATURATED"}),
@@ -996,10 +1205,12 @@ def with_queue(record: TrialRecord, waited_ns: int) -> TrialRecord:
     ],
 )
 def test_operations_that_wait_longer_than_they_are_served_are_queueing(
-    waited_ns: int, mean_depth: float | None, codes: set[str]
+    waited_ns: int, average_queue_depth: float | None, codes: set[str]
 ) -> None:
     plan = sound_plan(queue_depth=4)
-    record = with_queue(sound_record(plan, [rank_result(0, mean_depth=mean_depth)]), waited_ns)
+    record = with_queue(
+        sound_record(plan, [rank_result(0, average_queue_depth=average_queue_depth)]), waited_ns
+    )
     _trial, verdicts = evaluate_trial(record, plan)
     assert {verdict.code for verdict in verdicts} == codes
     if "SATURATED" in codes and waited_ns > 10**9:
@@ -1020,6 +1231,18 @@ def test_an_overloaded_trial_is_not_called_saturated_as_well() -> None:
     assert codes == {"OVERLOADED"}
 
 
+@pytest.mark.parametrize(("waited_ns", "at_storage"), [(10**9, True), (1_000, False)])
+def test_requests_in_bursts_wait_for_the_storage_that_is_idle_between_them(
+    waited_ns: int, *, at_storage: bool
+) -> None:
+    plan = sound_plan(trace=REPLAY)
+    record = sound_record(plan, [rank_result(0, backlog=100, average_queue_depth=0.5)])
+    (verdict,) = evaluate_trial(with_queue(record, waited_ns), plan)[1]
+    assert verdict.code == "OVERLOADED"
+    assert ("the storage can't follow" in verdict.text) == at_storage
+    assert "--kv-num-users" not in verdict.text  # a trace's are its own
+
+
 # Requests naturally under way at the end of a window of seconds, few of them at a time.
 @pytest.mark.parametrize(
     ("left", "offered", "in_flight"), [(3, 50, 3.1), (3, 41, 4.1), (11, 33, 6.1)]
@@ -1028,7 +1251,7 @@ def test_the_end_of_a_short_window_is_no_overload(
     left: int, offered: int, in_flight: float
 ) -> None:
     plan = sound_plan(np=2, users=8, queue_depth=16, request_rate=5.0, arrival="poisson")
-    half = {"mean_depth": in_flight, "first_half_waiting": 1.0, "second_half_waiting": 1.5}
+    half = {"average_queue_depth": in_flight, "first_half_waiting": 1.0, "second_half_waiting": 1.5}
     ranks = [
         rank_result(0, offered=offered, completed=offered - left, completed_in_window=1,
                     backlog=left, **half),
@@ -1038,7 +1261,7 @@ def test_the_end_of_a_short_window_is_no_overload(
 
 
 @pytest.mark.parametrize(
-    ("offered", "backlog", "halves", "mean_depth", "codes"),
+    ("offered", "backlog", "halves", "average_queue_depth", "codes"),
     [
         # Twice what it takes: 3 s at 20 requests/s leave 30, and so does a minute.
         (60, 30, (7.5, 22.5), 4.0, {"OVERLOADED"}),
@@ -1051,12 +1274,17 @@ def test_the_end_of_a_short_window_is_no_overload(
     ],
 )
 def test_what_was_always_under_way_is_no_pile(
-    offered: int, backlog: int, halves: tuple[float, float], mean_depth: float, codes: set[str]
+    offered: int,
+    backlog: int,
+    halves: tuple[float, float],
+    average_queue_depth: float,
+    codes: set[str],
 ) -> None:
     plan = sound_plan(users=15, queue_depth=4, **POISSON)
     rank = rank_result(
         0, offered=offered, completed=offered - backlog, completed_in_window=1, backlog=backlog,
-        first_half_waiting=halves[0], second_half_waiting=halves[1], mean_depth=mean_depth,
+        first_half_waiting=halves[0], second_half_waiting=halves[1],
+        average_queue_depth=average_queue_depth,
     )  # fmt: skip
     assert judged([rank], plan)[0] == codes
 
@@ -1064,7 +1292,7 @@ def test_what_was_always_under_way_is_no_pile(
 def test_a_full_storage_is_given_less_of_chance() -> None:
     plan = sound_plan(users=8, queue_depth=4, **POISSON)
     rank = rank_result(
-        0, offered=31, completed=14, completed_in_window=14, backlog=17, mean_depth=3.9,
+        0, offered=31, completed=14, completed_in_window=14, backlog=17, average_queue_depth=3.9,
         first_half_waiting=9.2, second_half_waiting=18.5,
     )  # fmt: skip
     record = sound_record(plan, [rank])
@@ -1075,19 +1303,21 @@ def test_a_full_storage_is_given_less_of_chance() -> None:
 
 def test_few_users_that_wait_for_each_other_are_told_to_be_few() -> None:
     plan = sound_plan(users=8, queue_depth=16, **POISSON)
-    told = text_of("UNSATURATED", plan, mean_depth=3.0, first_half_waiting=5.0)
-    assert "8 users per rank are so few that their requests wait for each other" in told
-    assert "more --kv-num-users" in told
-    assert "so few" not in text_of("UNSATURATED", plan, mean_depth=3.0, first_half_waiting=3.0)
+    reported = text_of("UNSATURATED", plan, average_queue_depth=3.0, first_half_waiting=5.0)
+    assert "8 users per rank are so few that their requests wait for each other" in reported
+    assert "more --kv-num-users" in reported
+    assert "so few" not in text_of(
+        "UNSATURATED", plan, average_queue_depth=3.0, first_half_waiting=3.0
+    )
 
 
 def test_a_late_harness_is_no_matter_of_few_users() -> None:
     late = Histogram()
     late.record(np.full(200, 10**9, dtype=np.int64))
     plan = sound_plan(users=30, queue_depth=16, **POISSON)
-    record = sound_record(plan, [rank_result(0, backlog=25, mean_depth=1.0)])
+    record = sound_record(plan, [rank_result(0, backlog=25, average_queue_depth=1.0)])
     assert {v.code for v in evaluate_trial(record, plan)[1]} == {"UNSATURATED"}
-    record = replace(record, histograms={**record.histograms, "wakeup": late})
+    record = replace(record, histograms={**record.histograms, "scheduling_lag": late})
     assert {v.code for v in evaluate_trial(record, plan)[1]} == {"OVERLOADED"}
 
 
@@ -1110,7 +1340,7 @@ def test_at_most_one_thing_is_said_of_the_load(
     backlog = int(offered * share)
     plan = sound_plan(users=users, queue_depth=4, **POISSON)
     rank = rank_result(
-        0, offered=offered, backlog=backlog, dropped=dropped, mean_depth=depth,
+        0, offered=offered, backlog=backlog, dropped=dropped, average_queue_depth=depth,
         first_half_waiting=halves[0], second_half_waiting=halves[1],
         completed=0, completed_in_window=0,
     )  # fmt: skip
@@ -1121,9 +1351,11 @@ def test_at_most_one_thing_is_said_of_the_load(
     assert dropped == 0 or said == ["OVERLOADED"]
 
 
-def test_many_faults_are_all_told() -> None:
+def test_many_faults_are_all_reported() -> None:
     plan = sound_plan(trace=REPLAY, duration_s=60.0)
-    ranks = [rank_result(0, device_read_bytes=0, backlog=100, first_half_hits=0, mean_depth=0.1)]
+    ranks = [
+        rank_result(0, device_read_bytes=0, backlog=100, first_half_hits=0, average_queue_depth=0.1)
+    ]
     codes, proof = judged(ranks, plan, window_s=10.0)
     assert codes == {
         "CACHED_READS", "SHORT_WINDOW", "SKEWED", "NOT_STEADY", "OVERLOADED",
@@ -1137,7 +1369,7 @@ def test_many_faults_are_all_told() -> None:
 @pytest.mark.parametrize(
     ("longest_pause_s", "codes"), [(None, set()), (0.0, set()), (1.0, set()), (1.1, {"PAUSED"})]
 )
-def test_a_rank_that_stood_still_is_told(longest_pause_s: float | None, codes: set[str]) -> None:
+def test_a_rank_that_was_paused_is_reported(longest_pause_s: float | None, codes: set[str]) -> None:
     assert of_one(longest_pause_s=longest_pause_s) == codes
 
 
@@ -1150,7 +1382,7 @@ def test_the_rank_that_stood_still_longest_is_named_with_its_host() -> None:
     plan = sound_plan(np=3)
     trial, verdicts = evaluate_trial(sound_record(plan, ranks), plan)
     (verdict,) = [verdict for verdict in verdicts if verdict.code == "PAUSED"]
-    assert verdict.text.startswith("rank 1 on host n2 stood still for 3.2 s in the window")
+    assert verdict.text.startswith("rank 1 on host n2 was paused for 3.2 s in the window")
     assert trial.counters.longest_pause_s == 3.25
 
 
@@ -1192,7 +1424,7 @@ ALWAYS_BUSY = {"read_ops": 5_000, "busy_s": 0.45}
         ("STALL", stood_still(5.0), stood_still(4.0, 4.0)),
         ("PAUSED", {"longest_pause_s": 1.5}, {"longest_pause_s": 9.0}),
         ("SHORT_WINDOW", {"window_s": 20.0}, {"window_s": 10.0}),
-        ("UNSATURATED", {"mean_depth": 1.5}, {"mean_depth": 0.5}),
+        ("UNSATURATED", {"average_queue_depth": 1.5}, {"average_queue_depth": 0.5}),
         ("BUSY_DEVICE", disk_of_others(more=600 * MIB), disk_of_others(more=6_000 * MIB)),
         ("BUSY_DEVICE", disk_of_others(more=600 * MIB), disk_of_others(quiet=ALWAYS_BUSY)),
         (
@@ -1220,3 +1452,19 @@ def test_what_has_no_number_has_no_size() -> None:
     assert size_in("TMPFS", {"filesystem": IN_MEMORY}) is None
     limited = surroundings(memory_limit_hits=6_000)
     assert size_in("THROTTLED", {"surroundings": limited}) is None
+
+
+def test_the_answer_of_a_search_that_does_not_hold_is_no_result() -> None:
+    plan = sound_plan(search=("load.p95_ms<5", "cache.hit_ratio>0.6"), users=17)
+    trial, (verdict,) = evaluate_trial(sound_record(plan, [rank_result(0)]), plan)
+    assert trial.users.per_rank is None
+    assert (verdict.code, verdict.severity) == ("UNCONFIRMED", "invalid")
+    assert verdict.text.startswith(
+        "17 users per rank kept the objectives in the search, and launched again they do not:"
+        " cache.hit_ratio>0.6 (it is 0.5); lengthen"
+    )
+    held = replace(plan, search=("load.p95_ms<5",))
+    trial, verdicts = evaluate_trial(sound_record(held, [rank_result(0)]), held)
+    assert (trial.users.per_rank, trial.users.in_all, verdicts) == (17, 17, ())
+    step = replace(plan, search_step=True)
+    assert evaluate_trial(sound_record(step, [rank_result(0)]), step)[1] == ()

@@ -127,8 +127,9 @@ FREE = [
     r"cases\.\d+\.plan\.(trial|deadline_s|need_blocks)",
     r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.(pid|peak_rss_bytes|cores|population_s|store_stall_s)",
     # Of these only the extremes over all ranks, or a threshold, are derived.
-    r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.(start_s|stop_s|drained_s|mean_depth)",
+    r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.(start_s|stop_s|drained_s|average_queue_depth)",
     r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.(read|write|delete)_p95_ms",
+    r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.(requested_transfers|requested_writes|distinct_reads)",
     r"cases\.\d+\.trials\.\d+\.ranks\.\d+\.surroundings\.cpu_periods",
     r"cases\.\d+\.trials\.\d+\.clock\.(controller_most_s|drift_rank)",
     # Within its bin.
@@ -248,16 +249,16 @@ def answers(data: dict[str, Any]) -> list[str]:
 
 def test_nothing_can_be_left_out_unseen() -> None:
     data = sound_run()
-    told = {}
+    reported = {}
     for path, _ in list(parts(data)):
         if repeats_another(path) or not isinstance(path[-1], str):
             continue
         if {"origins", "environment"} & {*path[:-1]} or path[-1] == "origins":
             continue  # texts of their own
         with forged(data, path):
-            told[".".join(map(str, path))] = answers(data)
-    assert [path for path, problems in told.items() if not problems] == []
-    assert [path for path, problems in told.items() if "TRACEBACK" in problems[0]] == []
+            reported[".".join(map(str, path))] = answers(data)
+    assert [path for path, problems in reported.items() if not problems] == []
+    assert [path for path, problems in reported.items() if "TRACEBACK" in problems[0]] == []
 
 
 # Where null means: not known, none, or does not apply.
@@ -269,19 +270,19 @@ MAY_BE_NULL = {
 
 def test_nothing_can_be_emptied_unseen() -> None:
     data = sound_run()
-    told = {}
+    reported = {}
     for path, value in list(parts(data)):
         if value is None or repeats_another(path) or is_free(path):
             continue
         if "environment" in path or path[-1] in MAY_BE_NULL:
             continue
         with forged(data, path, None):
-            told[".".join(map(str, path))] = answers(data)
-    assert [path for path, problems in told.items() if not problems] == []
-    assert [path for path, problems in told.items() if "TRACEBACK" in problems[0]] == []
+            reported[".".join(map(str, path))] = answers(data)
+    assert [path for path, problems in reported.items() if not problems] == []
+    assert [path for path, problems in reported.items() if "TRACEBACK" in problems[0]] == []
 
 
-def told_of(filesystem: dict[str, Any]) -> list[str]:
+def reported_of(filesystem: dict[str, Any]) -> list[str]:
     """What verify says of a run file whose only rank, and proof, have this filesystem."""
     data = sound_run()
     trial = data["cases"][0]["trials"][0]
@@ -307,7 +308,7 @@ IN_MEMORY = chain(("tmpfs", "filesystem", "memory"))
 
 
 @pytest.mark.parametrize(
-    ("filesystem", "told"),
+    ("filesystem", "reported"),
     [
         (
             {"chain": LOOP_IN_MEMORY},
@@ -342,19 +343,19 @@ IN_MEMORY = chain(("tmpfs", "filesystem", "memory"))
     ],
 )
 def test_what_follows_of_a_filesystem_is_not_believed(
-    filesystem: dict[str, Any], told: str
+    filesystem: dict[str, Any], reported: str
 ) -> None:
-    assert any(told in problem for problem in told_of(filesystem)), told_of(filesystem)
+    assert any(reported in problem for problem in reported_of(filesystem)), reported_of(filesystem)
 
 
 def test_ranks_of_one_host_have_one_filesystem_with_whatever_room() -> None:
-    def told(**other: Any) -> list[str]:
+    def reported(**other: Any) -> list[str]:
         plan = sound_plan(np=2)
         second = rank_result(1, filesystem={**FILESYSTEM, **other})
         return verify_run(run_json(plan, [sound_record(plan, [rank_result(0), second])]))
 
-    assert told(total_bytes=1 << 39, available_bytes=7, available_inodes=9) == []
-    assert any("differ in filesystem.options; they share" in t for t in told(options="rw,sync"))
+    assert reported(total_bytes=1 << 39, available_bytes=7, available_inodes=9) == []
+    assert any("differ in filesystem.options; they share" in t for t in reported(options="rw,sync"))
 
 
 @pytest.mark.parametrize(
@@ -425,8 +426,8 @@ def test_a_contradiction_names_what_is_written_and_what_is_right(
     real_run: dict[str, Any],
 ) -> None:
     with forged(real_run, ("cases", 0, "trials", 0, "read", "gib_per_s"), 99.5):
-        told = "trial 1: read.gib_per_s is 99.5; computed from the ranks' records it is"
-        assert any(told in problem for problem in complaints(real_run))
+        reported = "trial 1: read.gib_per_s is 99.5; computed from the ranks' records it is"
+        assert any(reported in problem for problem in complaints(real_run))
 
 
 # -- what an ok trial must not have --------------------------------------------------------
@@ -489,12 +490,14 @@ def test_an_open_loop_without_its_wake_ups_is_found() -> None:
     plan = sound_plan(request_rate=5.0, arrival="poisson")
     run = sound_run(plan)
     assert verify_run(run) == []
-    run["cases"][0]["trials"][0]["wakeup"] = None
-    assert any("wakeup.count is 0; it must be between" in told for told in verify_run(run))
+    run["cases"][0]["trials"][0]["scheduling_lag"] = None
+    assert any(
+        "scheduling_lag.count is 0; it must be between" in reported for reported in verify_run(run)
+    )
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "reported"),
     [
         (
             {"read_bytes": 10_000 * 4096},
@@ -508,8 +511,8 @@ def test_an_open_loop_without_its_wake_ups_is_found() -> None:
         ({"stop_s": 20.0, "drained_s": 20.0}, "window_s is 60.0; by the ranks' stop_s it must be"),
     ],
 )
-def test_records_that_can_not_be_are_found(changes: dict[str, Any], told: str) -> None:
-    assert [problem for problem in verify_run(sound_run(**changes)) if told in problem]
+def test_records_that_can_not_be_are_found(changes: dict[str, Any], reported: str) -> None:
+    assert [problem for problem in verify_run(sound_run(**changes)) if reported in problem]
 
 
 @pytest.mark.parametrize(

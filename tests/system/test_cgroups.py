@@ -129,7 +129,7 @@ def test_version_1_writes_a_quota_in_two_files(tmp_path: Path) -> None:
     assert cpu_quota_cores(groups) == 0.5
 
 
-def test_throttling_is_told_for_every_group_of_the_path(tmp_path: Path) -> None:
+def test_throttling_is_reported_for_every_group_of_the_path(tmp_path: Path) -> None:
     stat = "usage_usec 9\nnr_periods 10\nnr_throttled 4\nthrottled_usec 250000\n"
     tree(tmp_path, {"cpu.stat": "usage_usec 99\n", "job/cpu.stat": stat})
     assert cpu_throttling(v2_groups(tmp_path)) == (
@@ -205,19 +205,19 @@ def test_a_kill_is_named_with_the_limit_that_led_to_it(tmp_path: Path) -> None:
     assert before == MemoryKills(in_group=1, on_machine=7, limit_bytes=250 * MIB)
     assert before.since(before) is None
     tree(tmp_path, {"job/step/memory.events": "oom_kill 3\n"})
-    told = MemoryKills.now(groups, str(vmstat)).since(before)
-    assert told == "killed 2 processes for memory (its control group allows 250 MiB)"
+    reported = MemoryKills.now(groups, str(vmstat)).since(before)
+    assert reported == "killed 2 processes for memory (its control group allows 250 MiB)"
 
 
-def test_a_kill_elsewhere_on_the_machine_is_told_without_a_limit(tmp_path: Path) -> None:
+def test_a_kill_elsewhere_on_the_machine_is_reported_without_a_limit(tmp_path: Path) -> None:
     vmstat = tmp_path / "vmstat"
     vmstat.write_text("oom_kill 7\n")
     groups = v1_groups(tmp_path, "memory")
     tree(tmp_path, {"memory/job/step/memory.oom_control": "under_oom 0\noom_kill 0\n"})
     before = MemoryKills.now(groups, str(vmstat))
     vmstat.write_text("oom_kill 8\n")
-    told = MemoryKills.now(groups, str(vmstat)).since(before)
-    assert told == "killed 1 process for memory"
+    reported = MemoryKills.now(groups, str(vmstat)).since(before)
+    assert reported == "killed 1 process for memory"
 
 
 def test_pressure_is_the_time_in_which_some_process_waited(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_a_record_survives_json() -> None:
 def test_what_the_controller_did_not_see_stays_unknown() -> None:
     record = clock_record(controller_least_s=None, controller_most_s=None)
     watch = SpanWatch(FakeClock())
-    watch.hear("window")
+    watch.receive("window")
     assert watch.fill(record) == record
 
 
@@ -63,7 +63,7 @@ def test_the_true_span_lies_between_what_the_controller_saw(
         clock.advance(step_ns)
         watch.look()
         while due and due[0][0] <= clock.now_ns:
-            watch.hear(due.pop(0)[1])
+            watch.receive(due.pop(0)[1])
     assert not due
     seen = watch.fill(clock_record())
     assert seen.controller_least_s is not None

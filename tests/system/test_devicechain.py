@@ -64,13 +64,13 @@ def sysfs(tmp_path: Path) -> Sysfs:
     return Sysfs(tmp_path / "sys")
 
 
-def told(chain: DeviceChain) -> list[tuple[str, str, str | None]]:
+def reported(chain: DeviceChain) -> list[tuple[str, str, str | None]]:
     return [(link.name, link.kind, link.end) for link in chain.links]
 
 
 def test_a_filesystem_on_a_disk_ends_there(sysfs: Sysfs) -> None:
     chain = sysfs.chain(sysfs.add("sda"))
-    assert told(chain) == [("ext4", "filesystem", None), ("sda", "disk", "disk")]
+    assert reported(chain) == [("ext4", "filesystem", None), ("sda", "disk", "disk")]
     assert (chain.disks, chain.memory, chain.unseen) == (("sda",), (), None)
     assert chain.is_plain
 
@@ -79,7 +79,7 @@ def test_a_partition_is_on_its_disk(sysfs: Sysfs) -> None:
     sysfs.add("sda")
     number = sysfs.add("sda1", parent="virtual/sda", partition="1\n")
     chain = sysfs.chain(number)
-    assert told(chain)[1:] == [("sda1", "partition", None), ("sda", "disk", "disk")]
+    assert reported(chain)[1:] == [("sda1", "partition", None), ("sda", "disk", "disk")]
     assert chain.is_plain
 
 

@@ -17,7 +17,7 @@ from pytest_kvcache.system.filesystem import (
     DeviceFacts,
     FilesystemFacts,
     IoCounters,
-    Place,
+    WatchedDirectory,
     hypervisor_flag,
     is_virtual,
     parse_io,
@@ -158,7 +158,7 @@ def test_facts_of_this_machine_follow_from_their_json(directory: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "virtual"),
+    ("reported", "virtual"),
     [
         ({"virtual": False}, True),  # by the name of its device
         ({"virtual": False, "device": "sda"}, False),
@@ -169,9 +169,9 @@ def test_facts_of_this_machine_follow_from_their_json(directory: str) -> None:
     ],
 )
 def test_whether_a_disk_is_virtual_is_believed_where_it_does_not_follow(
-    told: dict[str, Any], *, virtual: bool | None
+    reported: dict[str, Any], *, virtual: bool | None
 ) -> None:
-    assert FilesystemFacts.from_json(FACTS.to_json() | told).virtual is virtual
+    assert FilesystemFacts.from_json(FACTS.to_json() | reported).virtual is virtual
 
 
 def test_this_machine_has_a_filesystem(tmp_path: Path) -> None:
@@ -294,25 +294,29 @@ def test_the_cpu_says_whether_it_is_a_guests(text: str, flag: bool | None) -> No
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
+def place(tmp_path: Path) -> Iterator[WatchedDirectory]:
     """A directory that a rank uses."""
     (tmp_path / "rank-0").mkdir()
-    held = Place(str(tmp_path / "rank-0"), "n1")
+    held = WatchedDirectory(str(tmp_path / "rank-0"), "n1")
     yield held
     held.close()
 
 
-def test_a_directory_that_stays_is_no_fault(place: Place, tmp_path: Path) -> None:
+def test_a_directory_that_stays_is_no_fault(place: WatchedDirectory, tmp_path: Path) -> None:
     (tmp_path / "rank-0" / "file").touch()
     assert place.fault() is None
 
 
-def test_a_directory_that_is_gone_is_told_with_path_and_host(place: Place, tmp_path: Path) -> None:
+def test_a_directory_that_is_gone_is_reported_with_path_and_host(
+    place: WatchedDirectory, tmp_path: Path
+) -> None:
     (tmp_path / "rank-0").rmdir()
     assert f"{tmp_path}/rank-0 on n1 is gone: it was removed, or its" in str(place.fault())
 
 
-def test_a_parent_that_is_no_directory_any_more_is_the_same(place: Place, tmp_path: Path) -> None:
+def test_a_parent_that_is_no_directory_any_more_is_the_same(
+    place: WatchedDirectory, tmp_path: Path
+) -> None:
     parent = tmp_path.rename(tmp_path.with_name("elsewhere"))
     tmp_path.touch()
     try:
@@ -322,20 +326,24 @@ def test_a_parent_that_is_no_directory_any_more_is_the_same(place: Place, tmp_pa
         parent.rename(tmp_path)
 
 
-def test_another_directory_of_the_same_name_is_told(place: Place, tmp_path: Path) -> None:
+def test_another_directory_of_the_same_name_is_reported(
+    place: WatchedDirectory, tmp_path: Path
+) -> None:
     (tmp_path / "rank-0").rename(tmp_path / "away")
     (tmp_path / "rank-0").mkdir()
     assert f"{tmp_path}/rank-0 on n1 is another directory than at" in str(place.fault())
 
 
-def test_a_directory_put_there_anew_is_another_one(place: Place, tmp_path: Path) -> None:
+def test_a_directory_put_there_anew_is_another_one(place: WatchedDirectory, tmp_path: Path) -> None:
     # Filesystems give a free inode number away again; not while the directory is held.
     (tmp_path / "rank-0").rmdir()
     (tmp_path / "rank-0").mkdir()
     assert "is another directory" in str(place.fault())
 
 
-def test_a_directory_that_was_let_go_is_not_looked_at(place: Place, tmp_path: Path) -> None:
+def test_a_directory_that_was_closed_is_not_looked_at(
+    place: WatchedDirectory, tmp_path: Path
+) -> None:
     place.close()
     (tmp_path / "rank-0").rmdir()
     assert place.fault() is None
@@ -344,10 +352,12 @@ def test_a_directory_that_was_let_go_is_not_looked_at(place: Place, tmp_path: Pa
 
 def test_no_directory_can_not_be_held(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"n1: can't open .*/none: No such file or directory"):
-        Place(str(tmp_path / "none"), "n1")
+        WatchedDirectory(str(tmp_path / "none"), "n1")
 
 
-def test_what_can_not_be_examined_says_why(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_can_not_be_examined_says_why(
+    place: WatchedDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def failing(_path: str) -> None:
         raise OSError(5, "Input/output error")
 

@@ -95,8 +95,8 @@ def test_the_kernel_tells_the_mount_of_a_descriptor() -> None:
 def test_what_the_kernel_says_twice_must_agree(
     mount_id: int, number: int, device: str, fault: str | None
 ) -> None:
-    told = contradiction(mount(mount_id), number, device)
-    assert (told is None) if fault is None else (told is not None and fault in told)
+    reported = contradiction(mount(mount_id), number, device)
+    assert (reported is None) if fault is None else (reported is not None and fault in reported)
 
 
 def test_this_machine_says_the_same_in_all_ways(tmp_path: Path) -> None:

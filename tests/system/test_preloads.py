@@ -38,7 +38,7 @@ TELL = (
 )
 
 
-def told(program: str = TELL, **environment: str) -> list[dict[str, Any]]:
+def reported(program: str = TELL, **environment: str) -> list[dict[str, Any]]:
     """What a process of this environment finds: about itself, and about what it passes on."""
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -61,7 +61,7 @@ def test_a_c_library_apart_from_the_dynamic_linker_is_no_offence(tmp_path: Path)
     assert at is not None
     own = preloads._Objects().object_at(at)
     shutil.copy(own, tmp_path)
-    (found, _passed_on) = told(LD_LIBRARY_PATH=str(tmp_path))
+    (found, _passed_on) = reported(LD_LIBRARY_PATH=str(tmp_path))
     assert found["wrappers"] == []
 
 
@@ -82,7 +82,7 @@ def test_a_library_that_wraps_io_or_clocks_is_found(
     tmp_path: Path, source: str, functions: list[str]
 ) -> None:
     path = str(library(tmp_path, source))
-    own, passed_on = told(LD_PRELOAD=path)
+    own, passed_on = reported(LD_PRELOAD=path)
     assert own["wrappers"] == [{"library": path, "functions": functions}]
     assert own["preloaded"] == [{"name": path, "source": "LD_PRELOAD", "path": path}]
     assert passed_on == own
@@ -91,7 +91,7 @@ def test_a_library_that_wraps_io_or_clocks_is_found(
 @needs_compiler
 def test_an_allocator_is_no_offence_but_is_recorded(tmp_path: Path) -> None:
     path = str(library(tmp_path, MALLOC))
-    own, passed_on = told(LD_PRELOAD=path)
+    own, passed_on = reported(LD_PRELOAD=path)
     assert own["wrappers"] == passed_on["wrappers"] == []
     assert [preload["path"] for preload in own["preloaded"]] == [path]
 
@@ -99,7 +99,7 @@ def test_an_allocator_is_no_offence_but_is_recorded(tmp_path: Path) -> None:
 @needs_compiler
 def test_a_library_that_calls_itself_the_c_library_is_found(tmp_path: Path) -> None:
     path = str(library(tmp_path, FSYNC, "libm.so.6"))
-    own, _passed_on = told(LD_PRELOAD=path)
+    own, _passed_on = reported(LD_PRELOAD=path)
     assert own["wrappers"] == [{"library": path, "functions": ["fsync"]}]
 
 
@@ -107,13 +107,13 @@ def test_a_library_that_calls_itself_the_c_library_is_found(tmp_path: Path) -> N
 def test_a_library_that_hides_its_trace_in_the_environment_is_recorded(tmp_path: Path) -> None:
     hides = '#include <stdlib.h>\n__attribute__((constructor)) void h() { unsetenv("LD_PRELOAD"); }'
     path = str(library(tmp_path, FSYNC + hides))
-    own, _passed_on = told(LD_PRELOAD=path)
+    own, _passed_on = reported(LD_PRELOAD=path)
     assert [preload["source"] for preload in own["preloaded"]] == ["LD_PRELOAD"]
     assert [wrapper["functions"] for wrapper in own["wrappers"]] == [["fsync"]]
 
 
 def test_what_was_asked_for_and_is_not_there_has_no_path() -> None:
-    own, _passed_on = told(LD_PRELOAD="/no/such/lib.so other.so")
+    own, _passed_on = reported(LD_PRELOAD="/no/such/lib.so other.so")
     assert own["preloaded"] == [
         {"name": name, "source": "LD_PRELOAD", "path": None}
         for name in ("/no/such/lib.so", "other.so")
@@ -134,7 +134,7 @@ ctypes.memmove(address, bytes([0x31, 0xC0, 0xC3]), 3)
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="writes code of x86-64")
 def test_a_function_whose_code_was_changed_is_found() -> None:
-    own, passed_on = told(CHANGED + TELL)
+    own, passed_on = reported(CHANGED + TELL)
     (wrapper,) = own["wrappers"]
     assert wrapper["library"].endswith(", changed in memory")
     assert "fdatasync" in wrapper["functions"]
@@ -167,7 +167,7 @@ def test_a_slot_that_was_redirected_is_found(tmp_path: Path) -> None:
         f"import sys, ctypes; sys.argv = ['', {str(shim)!r}];"
         f" ctypes.CDLL({str(other)!r}).use(-1)\n{REDIRECTED}{TELL}"
     )
-    own, _passed_on = told(program)
+    own, _passed_on = reported(program)
     assert own["wrappers"] == [{"library": str(shim), "functions": ["fsync"]}]
 
 
@@ -202,7 +202,7 @@ def test_another_function_of_the_interpreter_in_place_of_one_is_found(
 
 def test_a_sitecustomize_that_makes_syncs_nothing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import os\nos.fdatasync = os.fsync = os.fstat\n")
-    own, passed_on = told(PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]))
+    own, passed_on = reported(PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]))
     (first, second) = own["wrappers"]
     assert (first["functions"], second["functions"]) == (["os.fsync"], ["os.fdatasync"])
     assert first["library"] == second["library"] == "Python's posix.fstat"

@@ -128,7 +128,7 @@ def test_facts_survive_json(facts: Surroundings) -> None:
 # --- what is said of it ---------------------------------------------------------------------
 
 
-def told(*ranks: RankResult, **changes: Any) -> list[Verdict]:
+def reported(*ranks: RankResult, **changes: Any) -> list[Verdict]:
     plan = sound_plan(np=len(ranks))
     _data, verdicts = evaluate_trial(sound_record(plan, ranks, **changes), plan)
     return list(verdicts)
@@ -139,7 +139,7 @@ def around(rank: int = 0, host: str = "n1", **changes: Any) -> RankResult:
 
 
 def test_a_quiet_machine_is_not_mentioned() -> None:
-    assert told(around(), around(1, "n2")) == []
+    assert reported(around(), around(1, "n2")) == []
 
 
 @pytest.mark.parametrize(
@@ -167,10 +167,10 @@ def test_a_quiet_machine_is_not_mentioned() -> None:
     ],
     ids=["quota", "steal", "pressure", "pressure of the group", "memory limit", "I/O limit"],
 )  # fmt: skip
-def test_what_held_ranks_up_is_told_with_host_number_and_help(
+def test_what_held_ranks_up_is_reported_with_host_number_and_help(
     changes: dict[str, Any], words: list[str]
 ) -> None:
-    (verdict,) = told(around(), around(1, "n2", **changes))
+    (verdict,) = reported(around(), around(1, "n2", **changes))
     assert (verdict.code, verdict.severity) == ("THROTTLED", "warning")
     for word in ("host n2", *words):
         assert word in verdict.text
@@ -189,7 +189,7 @@ def test_what_held_ranks_up_is_told_with_host_number_and_help(
     ],
 )  # fmt: skip
 def test_what_no_percentile_can_show_is_recorded_only(changes: dict[str, Any]) -> None:
-    assert told(around(**changes)) == []
+    assert reported(around(**changes)) == []
 
 
 @pytest.mark.parametrize(
@@ -208,24 +208,24 @@ def test_an_io_limit_counts_where_it_may_be_on_the_blocks_device(
     limits = (IoLimit(device=device, read_bytes_per_s=MIB),)
     facts = FilesystemFacts.from_json(FILESYSTEM | changes)
     rank = replace(around(io_limits=limits), filesystem=facts)
-    assert [v.code for v in told(rank) if v.code == "THROTTLED"] == codes
+    assert [v.code for v in reported(rank) if v.code == "THROTTLED"] == codes
 
 
 def test_the_host_that_was_held_up_most_is_named_and_the_others_are_counted() -> None:
     ranks = [around(n, f"n{n}", steal_s=float(2 + n)) for n in range(3)]
-    (verdict,) = told(*ranks)
+    (verdict,) = reported(*ranks)
     assert verdict.text.startswith("host n2 (and 2 more) lost")
 
 
 def test_steal_is_a_share_of_all_cores_of_a_rank() -> None:
     of_four = rank_result(0, cores=4, surroundings=surroundings(steal_s=6.0))
-    assert told(of_four) == []
-    assert [v.code for v in told(rank_result(0, surroundings=surroundings(steal_s=6.0)))]
+    assert reported(of_four) == []
+    assert [v.code for v in reported(rank_result(0, surroundings=surroundings(steal_s=6.0)))]
 
 
 def test_a_wrapper_is_invalid_and_names_rank_library_and_functions() -> None:
     preload = {"preloaded": (ASKED,), "wrappers": (SHIM,)}
-    (verdict,) = told(around(), around(1, "n2", **preload), around(2, "n2", **preload))
+    (verdict,) = reported(around(), around(1, "n2", **preload), around(2, "n2", **preload))
     assert (verdict.code, verdict.severity) == ("PRELOADED", "invalid")
     for word in ("rank 1 on host n2 (and 1 more)", "/opt/shim.so (LD_PRELOAD)", "fsync, pread64"):
         assert word in verdict.text
@@ -233,7 +233,7 @@ def test_a_wrapper_is_invalid_and_names_rank_library_and_functions() -> None:
 
 def test_an_allocator_is_recorded_only() -> None:
     preload = Preload(name="libjemalloc.so.2", source="LD_PRELOAD", path="/lib/libjemalloc.so.2")
-    assert told(around(preloaded=(preload,))) == []
+    assert reported(around(preloaded=(preload,))) == []
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_an_allocator_is_recorded_only() -> None:
 def test_clocks_that_disagree_invalidate(
     rank: dict[str, Any], clock: dict[str, Any], words: str
 ) -> None:
-    (verdict,) = told(around(**rank), clock=clock_record(**clock))
+    (verdict,) = reported(around(**rank), clock=clock_record(**clock))
     assert (verdict.code, verdict.severity) == ("CLOCK", "invalid")
     assert words in verdict.text
 
@@ -282,4 +282,4 @@ def test_clocks_that_disagree_invalidate(
 def test_what_readings_and_time_services_are_off_is_no_fault(
     rank: dict[str, Any], clock: dict[str, Any]
 ) -> None:
-    assert told(around(**rank), clock=clock_record(**clock)) == []
+    assert reported(around(**rank), clock=clock_record(**clock)) == []

@@ -1,18 +1,17 @@
 from __future__ import annotations
 
+import io
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_kvcache.errors import TraceError
 from pytest_kvcache.traces import mooncake
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from pytest_kvcache.traces.recorded import Asked, Recorded
+from pytest_kvcache.traces.source import Source
 
 
 def line(**changes: Any) -> bytes:
@@ -20,46 +19,35 @@ def line(**changes: Any) -> bytes:
     return json.dumps(fields | changes).encode() + b"\n"
 
 
-def parse(*lines: bytes) -> list[mooncake.Recorded]:
-    return list(mooncake.requests(lines, "t.jsonl"))
-
-
-def size(requests: Sequence[tuple[int, int]], asked: int | None = None) -> int:
-    """Return the block size of requests given as (input tokens, ids)."""
-    tokens, counts = np.array(requests, dtype=np.int64).T
-    return mooncake.block_tokens(tokens, counts, asked, "t.jsonl")[0]
-
-
-def why(requests: Sequence[tuple[int, int]], asked: int | None = None) -> str:
-    tokens, counts = np.array(requests, dtype=np.int64).T
-    return mooncake.block_tokens(tokens, counts, asked, "t.jsonl")[1]
+def recorded(*lines: bytes, block_tokens: int | None = 512, unit: str | None = "ms") -> Recorded:
+    """What a file of these lines holds."""
+    asked = Asked(block_tokens=block_tokens, unit=unit, ids=None, default_block_tokens=256)
+    return mooncake.read(Source("t.jsonl", io.BytesIO(b"".join(lines))), asked)
 
 
 def test_a_line_becomes_timestamp_lengths_and_ids() -> None:
-    assert parse(line(timestamp=1.5, extra="ignored")) == [(1.5, 600, 3, [7, 8], False)]
-
-
-@pytest.mark.parametrize("name", ["chat_id", "parent_chat_id"])
-def test_a_line_with_a_chat_is_marked(name: str) -> None:
-    assert [recorded.has_chats for recorded in parse(line(**{name: 1}))] == [True]
+    found = recorded(line(timestamp=1.5, extra="ignored"))
+    assert found.arrival_ns.tolist() == [1_500_000]
+    assert (found.input_tokens.tolist(), found.output_tokens.tolist()) == ([600], [3])
+    assert (found.offsets.tolist(), found.block_ids.tolist()) == ([0, 2], [0, 1])
 
 
 def test_timestamps_out_of_order_keep_the_file_order() -> None:
-    arrivals = [timestamp for timestamp, *_ in parse(line(timestamp=9), line(timestamp=2))]
-    assert arrivals == [9, 2]
+    found = recorded(line(timestamp=9), line(timestamp=2))
+    assert found.arrival_ns.tolist() == [9_000_000, 2_000_000]
 
 
 def test_blank_lines_at_the_end_are_accepted() -> None:
-    assert len(parse(line(), b"\n", b"  \r\n")) == 1
+    assert len(recorded(line(), b"\n", b"  \r\n").arrival_ns) == 1
 
 
 def test_the_last_line_may_lack_its_newline() -> None:
-    assert len(parse(line(), line().rstrip(b"\n"))) == 2
+    assert len(recorded(line(), line().rstrip(b"\n")).arrival_ns) == 2
 
 
 def test_a_blank_line_between_requests_is_named() -> None:
     with pytest.raises(TraceError, match="line 2: the line is blank"):
-        parse(line(), b"\n", line())
+        recorded(line(), b"\n", line())
 
 
 @pytest.mark.parametrize(
@@ -89,7 +77,7 @@ def test_a_value_that_breaks_a_rule_is_named_with_its_line(
     changes: dict[str, Any], problem: str
 ) -> None:
     with pytest.raises(TraceError, match=f"line 2: {problem}") as caught:
-        parse(line(), line(**changes))
+        recorded(line(), line(**changes))
     assert caught.value.line == 2
 
 
@@ -98,121 +86,91 @@ def test_a_missing_field_is_named(name: str) -> None:
     fields = json.loads(line())
     del fields[name]
     with pytest.raises(TraceError, match=f"line 1: there is no '{name}'"):
-        parse(json.dumps(fields).encode())
+        recorded(json.dumps(fields).encode())
 
 
 @pytest.mark.parametrize("text", [b"[1]\n", b"3\n", b'"timestamp"\n'])
 def test_a_line_that_is_no_object_is_refused(text: bytes) -> None:
     with pytest.raises(TraceError, match="line 2: the line is not a JSON object"):
-        parse(line(), text)
+        recorded(line(), text)
 
 
 @pytest.mark.parametrize("text", [b"{oops}\n", b"\xff\n", b"[" * 100_000 + b"\n"])
 def test_a_line_that_is_no_json_is_refused(text: bytes) -> None:
     with pytest.raises(TraceError, match="line 2: the line is not JSON"):
-        parse(line(), text, line())
+        recorded(line(), text, line())
 
 
 def test_what_is_no_json_is_found_within_its_line() -> None:
     with pytest.raises(TraceError) as caught:
-        parse(line(), b'{"timestamp": 0, "input_length": \n', line())
-    told = str(caught.value)
-    assert "line 2: the line is not JSON (Expecting value at character 35); a line of" in told
+        recorded(line(), b'{"timestamp": 0, "input_length": \n', line())
+    reported = str(caught.value)
+    assert "line 2: the line is not JSON (Expecting value at character 33); a line of" in reported
 
 
 @settings(deadline=None)
 @given(st.integers(1, len(line()) - 2))
 def test_a_last_line_that_is_cut_off_is_called_so(length: int) -> None:
     with pytest.raises(TraceError, match="line 2: the last line is cut off"):
-        parse(line(), line()[:length])
+        recorded(line(), line()[:length])
 
 
-def rounded_up(tokens: int, block_tokens: int) -> int:
-    return -(-tokens // block_tokens)
+# -- the input of kvcache-simulator ---------------------------------------------------------
 
 
-LENGTHS = st.lists(st.integers(1, 5_000), min_size=1, max_size=20)
+def simulated(**changes: Any) -> bytes:
+    fields = {"block_size": 64, "input_length": 130, "hash_ids": [2001, 2002, 2003]}
+    return json.dumps(fields | changes).encode() + b"\n"
 
 
-@settings(deadline=None)
-@given(LENGTHS, st.integers(1, 600), st.booleans(), st.integers(-9, 9))
-def test_a_size_fits_where_all_counts_are_rounded_up_or_all_down(
-    lengths: list[int],
-    true_size: int,
-    up: bool,  # noqa: FBT001 - drawn
-    off: int,
+def test_a_record_with_a_block_size_needs_no_time_and_no_output() -> None:
+    found = recorded(simulated(), simulated(), block_tokens=None, unit=None)
+    assert (found.block_tokens, found.reading.block_why) == (64, "")
+    assert found.output_tokens.tolist() == [0, 0]
+    assert "--kv-trace-speedup=0" in found.reading.unit.doubt
+
+
+def test_a_block_size_of_the_records_is_taken_where_others_would_fit_too() -> None:
+    one = recorded(simulated(block_size=65, hash_ids=[1, 2]), block_tokens=None, unit=None)
+    assert one.block_tokens == 65
+
+
+def test_times_of_records_with_a_block_size_are_read_like_others() -> None:
+    found = recorded(simulated(timestamp=5, output_length=7), block_tokens=None, unit=None)
+    assert (found.arrival_ns.tolist(), found.output_tokens.tolist()) == ([5_000_000], [7])
+    assert (found.reading.unit.name, found.reading.unit.doubt) == ("ms", "")
+
+
+def test_tokens_of_each_block_are_accepted_where_the_lengths_say_the_same() -> None:
+    found = recorded(simulated(block_tokens=[64, 64, 2]), block_tokens=None, unit=None)
+    assert found.block_ids.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"block_size": 0}, "block_size is 0; it must be an integer from 1"),
+        ({"block_size": 32}, "block_size is 32, and in line 1 64; a trace has one size"),
+        ({"block_size": None}, "there is no 'timestamp'"),
+        ({"timestamp": 3}, "the line has a timestamp, unlike line 1"),
+        ({"input_length": 300}, "3 hash_ids don't fit input_length 300 and blocks of 64"),
+        ({"block_tokens": [64, 64]}, r"block_tokens is \[64, 64\]; it must have a count for each"),
+        ({"block_tokens": [64, 2, 64]}, r"block_tokens\[1\] is 2, and by .* it is 64; only a"),
+        ({"block_tokens": [64, 64, 0]}, r"block_tokens\[2\] is 0; it must be an integer from 1"),
+    ],
+)
+def test_a_size_that_breaks_a_rule_is_named_with_its_line(
+    changes: dict[str, Any], problem: str
 ) -> None:
-    counts = [rounded_up(n, true_size) if up else n // true_size for n in lengths]
-    requests = list(zip(lengths, counts, strict=True))
-    assert size(requests, true_size) == true_size
-    other = max(1, true_size + off)
-    fits = counts == [rounded_up(n, other) for n in lengths]
-    if fits or counts == [n // other for n in lengths]:
-        assert size(requests, other) == other
-    else:
-        with pytest.raises(TraceError, match=f"and blocks of {other} tokens"):
-            size(requests, other)
+    with pytest.raises(TraceError, match=f"line 2: {problem}"):
+        recorded(simulated(), simulated(**changes), block_tokens=None, unit=None)
 
 
-def test_the_size_is_mooncakes_own_where_that_fits() -> None:
-    assert size([(600, 2), (512, 1), (13, 1)]) == 512
-    assert size([(600, 1), (1024, 2), (13, 0)]) == 512
+def test_another_block_size_than_the_records_have_is_refused() -> None:
+    with pytest.raises(TraceError, match="block_size is 64, and --kv-block-tokens 16; leave it"):
+        recorded(simulated(), block_tokens=16, unit=None)
 
 
-def test_the_size_is_found_where_only_one_power_of_two_fits() -> None:
-    assert size([(100, 6), (15, 0), (4_001, 250)]) == 16
-    assert size([(100, 7), (15, 1), (4_001, 251)]) == 16
-
-
-def test_a_size_that_was_derived_says_how() -> None:
-    assert why([(655, 3)]) == (
-        "derived from the trace's lengths, the only power of two that fits; see --kv-block-tokens"
-    )
-    assert "the only size that fits" in why([(99, 0), (100, 1), (200, 2), (300, 3)])
-    assert why([(600, 2), (512, 1), (13, 1)]) == ""
-    assert why([(655, 3)], 256) == ""
-
-
-def test_the_size_is_found_where_only_one_fits() -> None:
-    assert size([(99, 0), (100, 1), (200, 2), (300, 3)]) == 100
-
-
-def test_a_size_that_does_not_fit_says_which_does() -> None:
-    with pytest.raises(
-        TraceError,
-        match="line 1: 6 hash_ids don't fit input_length 100 and blocks of 512 tokens; "
-        "use --kv-block-tokens 16, which fits every line",
-    ):
-        size([(100, 6), (4_001, 250)], 512)
-
-
-def test_the_first_line_that_does_not_fit_is_named() -> None:
-    with pytest.raises(TraceError, match="line 2: 250 hash_ids don't fit input_length 4001"):
-        size([(512, 1), (4_001, 250)], 512)
-
-
-def test_a_prompt_of_exactly_one_block_has_not_two() -> None:
-    with pytest.raises(TraceError, match="line 1: 2 hash_ids don't fit input_length 1024"):
-        size([(1024, 2)], 1024)
-
-
-def test_several_sizes_that_fit_are_left_to_the_user() -> None:
-    with pytest.raises(TraceError, match="use --kv-block-tokens 4 or 8, which fits"):
-        size([(9, 2)])
-    with pytest.raises(TraceError, match="use a --kv-block-tokens of 100 to 111 or 91 to 100"):
-        size([(1000, 10)])
-    with pytest.raises(TraceError, match="use a --kv-block-tokens of 1100 to 2147483647 or 551"):
-        size([(600, 1), (1100, 1)])
-
-
-def test_rounding_up_here_and_down_there_fits_no_size() -> None:
-    with pytest.raises(
-        TraceError,
-        match=r"line 3: 9 hash_ids .* fits the lines before it; no --kv-block-tokens",
-    ):
-        size([(512, 1), (600, 2), (700, 9), (300, 1)])
-
-
-def test_a_size_no_line_can_have_is_refused_with_the_line_that_shows_it() -> None:
-    with pytest.raises(TraceError, match="line 2: 1 hash_ids don't fit input_length 600"):
-        size([(600, 2), (600, 1)], 512)
+def test_a_unit_of_times_that_are_absent_is_refused() -> None:
+    with pytest.raises(TraceError, match="there are no timestamps, and --kv-trace-time-unit is s"):
+        recorded(simulated(), block_tokens=None, unit="s")

@@ -19,7 +19,7 @@ from pytest_kvcache.workloads.openloop import (
 )
 from pytest_kvcache.workloads.synthetic import SyntheticFamily
 from tests.factories import S, Script, ask
-from tests.workloads.test_synthetic import SPEC
+from tests.workloads.test_synthetic import SPEC, talking
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -187,8 +187,8 @@ def test_users_that_have_no_more_turns_are_passed_over(lengths: list[int], arriv
 
 
 def test_the_population_is_that_of_the_closed_workload() -> None:
-    context = replace(SPEC, seed=3)
-    family = SyntheticFamily({"chat": 1.0})
+    context = talking(replace(SPEC, seed=3), "chat")
+    family = SyntheticFamily()
     workload = OpenLoop(family.build(context), offsets(1), "3/0/0")
     assert list(workload.population()) == list(family.build(context).population())
     assert (workload.users, workload.open_loop) == (6, True)
@@ -201,5 +201,5 @@ def test_a_workload_with_arrivals_of_its_own_takes_no_rate() -> None:
 
 @pytest.mark.parametrize("scenario", ["chat", "coding", "document", "agent", "mixed"])
 def test_every_closed_scenario_takes_a_rate(scenario: str) -> None:
-    closed = build_registry().workload(scenario).build(SPEC)
+    closed = build_registry().workload(scenario).build(talking(SPEC, scenario))
     assert len(drained(OpenLoop(closed, offsets(*range(20)), "42/0/0"))) == 20

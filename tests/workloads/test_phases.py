@@ -8,7 +8,6 @@ import pytest
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.workloads.phases import DecodeWorkload, PrefillWorkload, build_workload
 from pytest_kvcache.workloads.replay import ReplayFamily
-from pytest_kvcache.workloads.scenarios import SYNTHETIC
 from pytest_kvcache.workloads.synthetic import SyntheticFamily
 from tests.factories import Family, Script, ask, make_plan
 from tests.recordings import small_trace
@@ -17,12 +16,38 @@ if TYPE_CHECKING:
     from pytest_kvcache.workloads.protocol import Workload
 
 CONTEXT = make_plan(users=3, context_scale=0.1).context(0, None)
-CHAT = SyntheticFamily(SYNTHETIC["chat"])
+CHAT = SyntheticFamily()
 
 
 def test_without_a_phase_a_workload_is_as_it_is() -> None:
     script = Script([[]])
     assert build_workload(Family(script), CONTEXT, "both") is script
+
+
+def test_every_request_reads_again_what_it_stores_so_often_more() -> None:
+    script = Script([[ask(0, "a"), ask(0, "b", rereads=3)]], population=[ask(0, "c")])
+    workload = build_workload(Family(script), CONTEXT, "both", reread_factor=2)
+    assert list(workload.population()) == [ask(0, "c")]
+    assert workload.next_request(0) == ask(0, "a", rereads=2)
+    assert workload.next_request(0) == ask(0, "b", rereads=5)
+    assert workload.next_request(0) is None
+
+
+def test_prefill_reads_nothing_again_and_keeps_the_sizes_of_its_prompt() -> None:
+    script = Script([[ask(0, "a", output=["c"], sizes=(7, 9), beside=(b"x",), rereads=3)]])
+    workload = build_workload(Family(script), CONTEXT, "prefill")
+    assert workload.next_request(0) == ask(0, "a", sizes=(7,), beside=(b"x",))
+
+
+def test_decode_reads_beside_a_context_what_the_next_turn_has_beside_its_own() -> None:
+    stored = ask(0, "a", "b")
+    turn = ask(0, "c", beside=(b"x", stored.keys[1], b"y"), beside_sizes=(1, 2, 3))
+    script = Script([[turn]], population=[stored])
+    workload = stored_all(build_workload(Family(script), CONTEXT, "decode"))
+    request = workload.next_request(0)
+    assert request is not None
+    assert (request.keys, list(request.beside)) == (stored.keys, [b"x", b"y"])
+    assert request.beside_sizes == [1, 3]
 
 
 def test_prefill_stores_prompts_and_generates_nothing() -> None:
@@ -72,7 +97,7 @@ def test_decode_ends_with_its_dialogue() -> None:
     assert workload.next_request(0) is None
 
 
-def test_a_user_whose_context_was_not_stored_is_told() -> None:
+def test_a_user_whose_context_was_not_stored_is_reported() -> None:
     script = Script([[], []], population=[ask(0, "a"), ask(1, "b")])
     workload = DecodeWorkload(script)
     given = workload.population()

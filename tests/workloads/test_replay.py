@@ -91,7 +91,7 @@ def test_requests_come_in_file_order_to_whoever_is_free() -> None:
     assert workload.next_request(1) is None
 
 
-IDS = st.lists(st.integers(0, (1 << 63) - 1), min_size=1, max_size=8, unique=True)
+IDS = st.lists(st.integers(0, (1 << 31) - 1), min_size=1, max_size=8, unique=True)
 
 
 @settings(deadline=None)

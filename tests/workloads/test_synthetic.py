@@ -8,20 +8,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_kvcache.workloads.keys import KEY_BYTES, chain_key
 from pytest_kvcache.workloads.protocol import WorkloadContext
-from pytest_kvcache.workloads.scenarios import PROFILES, SYNTHETIC, Range
+from pytest_kvcache.workloads.scenarios import PROFILES, SYNTHETIC, TABLE, Range
 from pytest_kvcache.workloads.synthetic import (
-    KEY_BYTES,
     SyntheticFamily,
     SyntheticWorkload,
-    chain_key,
+    reuses_prefixes,
     scaled,
+    service_classes,
     user_quota,
 )
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Sequence
+    from typing import Any
 
     from pytest_kvcache.workloads.protocol import Request
 
@@ -52,7 +54,17 @@ SCENARIOS = st.sampled_from(sorted(SYNTHETIC))
 
 
 def workload_of(scenario: str, spec: WorkloadContext) -> SyntheticWorkload:
-    return SyntheticWorkload(SYNTHETIC[scenario], spec)
+    return SyntheticWorkload(talking(spec, scenario))
+
+
+def talking(spec: WorkloadContext, scenario: str, **options: Any) -> WorkloadContext:
+    """The context of a scenario's users."""
+    return replace(spec, dialogues=TABLE.dialogues(scenario, **options))
+
+
+def contexts_of(workload: SyntheticWorkload) -> list[Request]:
+    """What the users have said before the run; their documents are something else."""
+    return [request for request in workload.population() if request.prompt_tokens]
 
 
 def turns_of(workload: SyntheticWorkload, user: int, count: int) -> list[Request]:
@@ -97,7 +109,7 @@ def test_a_turn_goes_on_where_the_last_one_ended_or_starts_anew(
     scenario: str, spec: WorkloadContext
 ) -> None:
     workload = workload_of(scenario, spec)
-    last = dict(enumerate(workload.population()))
+    last = dict(enumerate(contexts_of(workload)))
     for user in range(spec.users):
         name, system_blocks = profile_of(scenario, spec, user)
         profile = scaled(PROFILES[name], spec.context_scale)
@@ -122,7 +134,7 @@ def test_a_turn_goes_on_where_the_last_one_ended_or_starts_anew(
 @given(SCENARIOS, SPECS)
 def test_every_request_is_within_its_limits(scenario: str, spec: WorkloadContext) -> None:
     workload = workload_of(scenario, spec)
-    asked = [*workload.population()]
+    asked = contexts_of(workload)
     for user in range(spec.users):
         asked += turns_of(workload, user, 8)
     for number, request in enumerate(asked):
@@ -206,7 +218,7 @@ def test_there_are_as_many_prompts_as_the_profile_says(name: str) -> None:
     spec = replace(SPEC, users=60)
     _, system_blocks = profile_of(name, spec, 0)
     workload = workload_of(name, spec)
-    prompts = {request.keys[:system_blocks] for request in workload.population()}
+    prompts = {request.keys[:system_blocks] for request in contexts_of(workload)}
     assert system_blocks > 0
     assert len(prompts) == PROFILES[name].system_prompts
 
@@ -240,7 +252,7 @@ def test_agents_find_nine_tenths_of_their_prompts_again() -> None:
 @settings(max_examples=60, deadline=None)
 @given(SCENARIOS, SPECS)
 def test_live_contexts_never_exceed_the_need(scenario: str, spec: WorkloadContext) -> None:
-    need = SyntheticFamily(SYNTHETIC[scenario]).need(spec)
+    need = SyntheticFamily().need(talking(spec, scenario))
     workload = workload_of(scenario, spec)
     live = {request.user: set(request.keys) for request in workload.population()}
     assert len(set().union(*live.values())) <= need.working_set_blocks
@@ -252,10 +264,10 @@ def test_live_contexts_never_exceed_the_need(scenario: str, spec: WorkloadContex
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("scenario", sorted(SYNTHETIC))
+@pytest.mark.parametrize("scenario", sorted(SYNTHETIC.keys() - {"rag"}))
 def test_the_need_is_no_more_than_the_longest_contexts(scenario: str) -> None:
     spec = replace(SPEC, users=40, block_tokens=1, context_scale=0.02)
-    need = SyntheticFamily(SYNTHETIC[scenario]).need(spec).working_set_blocks
+    need = SyntheticFamily().need(talking(spec, scenario)).working_set_blocks
     workload = workload_of(scenario, spec)
     longest = dict.fromkeys(range(40), 0)
     shared: dict[str, set[tuple[bytes, ...]]] = {}
@@ -271,14 +283,14 @@ def test_the_need_is_no_more_than_the_longest_contexts(scenario: str) -> None:
 def test_few_users_need_few_prompts() -> None:
     spec = replace(SPEC, users=2)
     profile = scaled(PROFILES["chat"], spec.context_scale)
-    need = SyntheticFamily({"chat": 1.0}).need(spec)
+    need = SyntheticFamily().need(talking(spec, "chat"))
     assert profile.system_prompts == 4
     assert need.working_set_blocks == 2 * (profile.context_tokens // spec.block_tokens)
 
 
 def test_a_family_builds_its_users() -> None:
-    family = SyntheticFamily(SYNTHETIC["mixed"])
-    workload = family.build(SPEC)
+    family = SyntheticFamily()
+    workload = family.build(talking(SPEC, "mixed"))
     assert not family.needs_trace
     assert (workload.users, workload.open_loop) == (6, False)
     assert list(workload.population()) == list(workload_of("mixed", SPEC).population())
@@ -308,7 +320,7 @@ def test_one_more_user_changes_no_other(weights: dict[str, float], users: int) -
 def test_the_default_mix_of_ten_users() -> None:
     quota = user_quota(SYNTHETIC["mixed"], 20)
     assert {name: quota.count(name) for name in PROFILES} == {
-        "chat": 8, "coding": 5, "document": 3, "agent": 4,
+        "chat": 8, "coding": 5, "document": 3, "agent": 4, "rag": 0,
     }  # fmt: skip
     assert len(set(quota[:5])) >= 3
 
@@ -342,3 +354,91 @@ def test_a_key_is_of_its_parent_and_its_content() -> None:
     assert len(keys) == 4
     assert all(len(key) == KEY_BYTES for key in keys)
     assert chain_key(b"p", b"a") == chain_key(b"p", b"a")
+
+
+# -- what a table or an option changes -----------------------------------------------------
+
+
+@pytest.mark.parametrize("scenario", sorted(PROFILES))
+def test_without_further_turns_only_shared_prompts_are_found_again(scenario: str) -> None:
+    spec = talking(replace(SPEC, context_scale=1.0, block_tokens=256), scenario, multi_turn=False)
+    workload = SyntheticWorkload(spec)
+    known = {key for request in workload.population() for key in request.keys}
+    system = scaled(PROFILES[scenario], 1.0).system_tokens // 256
+    need = SyntheticFamily().need(spec).working_set_blocks
+    assert need < SyntheticFamily().need(talking(spec, scenario)).working_set_blocks
+    for user in range(spec.users):
+        for turn in turns_of(workload, user, 10):
+            hits = sum(1 for _ in itertools.takewhile(known.__contains__, turn.keys))
+            assert hits <= system
+            known |= set(turn.keys)
+
+
+@pytest.mark.parametrize("scenario", sorted(SYNTHETIC))
+def test_without_prefix_caching_no_key_comes_twice(scenario: str) -> None:
+    workload = SyntheticWorkload(talking(SPEC, scenario, prefix_caching=False))
+    known: set[bytes] = set()
+    requests = contexts_of(workload)
+    for user in range(SPEC.users):
+        requests += turns_of(workload, user, 10)
+    for request in requests:
+        assert known.isdisjoint(request.keys)
+        known |= set(request.keys)
+
+
+def test_without_prefix_caching_users_say_the_same() -> None:
+    plain = workload_of("mixed", SPEC)
+    other = SyntheticWorkload(talking(SPEC, "mixed", prefix_caching=False))
+    for user in range(SPEC.users):
+        for one, two in zip(turns_of(plain, user, 9), turns_of(other, user, 9), strict=True):
+            assert two._replace(keys=one.keys) == one
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300), st.integers(0, 99))
+def test_classes_of_service_have_their_shares_of_the_users(users: int, seed: int) -> None:
+    shares = TABLE.dialogues("mixed").class_shares
+    found = service_classes(shares, users, f"{seed}")
+    assert len(found) == users
+    for name, share in shares.items():
+        assert abs(found.count(name) - share * users) <= len(shares) - 1
+    assert service_classes(shares, users, f"{seed}") == found
+    assert service_classes({}, users, "") == (None,) * users
+
+
+def test_every_kind_of_user_is_of_every_class() -> None:
+    spec = replace(SPEC, users=200)
+    classes = service_classes(TABLE.dialogues("mixed").class_shares, 200, "42/0/0/classes")
+    kinds = user_quota(SYNTHETIC["mixed"], 200)
+    assert len(set(zip(kinds, classes, strict=True))) == 4 * 3
+    workload = workload_of("mixed", spec)
+    asked = [workload.next_request(user) for user in range(200)]
+    assert tuple(request.service_class for request in asked if request) == classes
+
+
+@pytest.mark.parametrize(
+    ("scenario", "changes", "options", "reuses"),
+    [
+        ("chat", {}, {}, True),
+        ("chat", {"block_tokens": 5000}, {}, False),
+        ("chat", {}, {"prefix_caching": False}, False),
+        ("chat", {}, {"multi_turn": False}, True),
+        ("chat", {"block_tokens": 512}, {"multi_turn": False}, True),
+        ("chat", {"block_tokens": 513}, {"multi_turn": False}, False),
+        ("chat", {"block_tokens": 513}, {}, True),
+    ],
+)
+def test_whether_anything_is_found_again_is_known_beforehand(
+    scenario: str, changes: dict[str, Any], options: dict[str, bool], *, reuses: bool
+) -> None:
+    values: dict[str, Any] = {"context_scale": 1.0, "block_tokens": 256} | changes
+    spec = talking(replace(SPEC, **values), scenario, **options)
+    assert reuses_prefixes(spec) == reuses
+    workload = SyntheticWorkload(spec)
+    known = {key for request in workload.population() for key in request.keys}
+    found = False
+    for user in range(spec.users):
+        for turn in turns_of(workload, user, 30):
+            found |= bool(turn.prompt_blocks) and turn.keys[0] in known
+            known |= set(turn.keys)
+    assert found == reuses

@@ -61,12 +61,12 @@ class SlabAllocator:
 
     @property
     def allocated(self) -> int:
-        """Extents that are owned."""
+        """How many extents objects own."""
         return len(self._owned)
 
     @property
     def free(self) -> int:
-        """Extents that are not."""
+        """How many extents nobody owns."""
         with self._lock:
             return len(self._freed) + self.total - self._fresh
 

@@ -248,7 +248,7 @@ def _remove_tree(path: Path) -> None:
 def _was_removed(path: Path) -> bool:
     """Remove all that is there; False: something has come since.
 
-    What has gone by itself is as good as removed: the janitor, ranks and agents of other
+    What has gone by itself is as good as removed: the cleanup helper, ranks and agents of other
     hosts may all be at it.
     """
     with suppress(FileNotFoundError):

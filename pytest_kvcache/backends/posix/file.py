@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from pytest_kvcache.backends.posix.fileio import IN_FILES, Place, direct_refusal, move
+from pytest_kvcache.backends.posix.fileio import IN_FILES, StoreDirectory, direct_refusal, move
 from pytest_kvcache.backends.posix.openfiles import OpenFiles
 from pytest_kvcache.backends.protocol import BackendFacts
 
@@ -39,7 +39,7 @@ class FileBackend:
     def __init__(self, *, probe: Callable[[str], str | None] = direct_refusal) -> None:
         self._probe = probe
         self._fan_out: tuple[str, ...] = ()
-        self._place = Place(host="", directory="")
+        self._place = StoreDirectory(host="", directory="")
         self._object_bytes = 0
         self._direct = self.holds_for_sync = False
         self._reading = self._writing = OpenFiles(0, 0)
@@ -47,7 +47,7 @@ class FileBackend:
 
     def open(self, plan: BackendPlan) -> BackendFacts:
         """Create the fan-out directories and find out how files can be opened."""
-        self._place = Place.of(plan)
+        self._place = StoreDirectory.of(plan)
         self._object_bytes = plan.object_bytes
         self.holds_for_sync = plan.sync == "data"
         try:

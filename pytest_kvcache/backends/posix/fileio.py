@@ -132,14 +132,14 @@ def move(call: Transfer, fd: int, offset: int, buffer: memoryview, *, buffered: 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class StoreDirectory:
     """Where a rank keeps its objects, and how failures there are worded."""
 
     host: str
     directory: str
 
     @classmethod
-    def of(cls, plan: BackendPlan) -> Place:
+    def of(cls, plan: BackendPlan) -> StoreDirectory:
         """The plan's; StorageError if it has no directory."""
         if plan.directory is None:
             raise StorageError(f"{plan.host}: the file backend needs a directory, got none")

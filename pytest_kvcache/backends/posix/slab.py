@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 from pytest_kvcache.backends.posix.allocator import SlabAllocator, slab_count
-from pytest_kvcache.backends.posix.fileio import IN_FILES, Place, direct_refusal, move
+from pytest_kvcache.backends.posix.fileio import IN_FILES, StoreDirectory, direct_refusal, move
 from pytest_kvcache.backends.posix.slabfile import (
     create_slab,
     reserve,
@@ -45,7 +45,7 @@ class SlabBackend:
     ) -> None:
         self._probe = probe
         self._reserver = reserver
-        self._place = Place(host="", directory="")
+        self._place = StoreDirectory(host="", directory="")
         self._direct = False
         self._object_bytes = self._extent_bytes = 0
         self._fds: list[int] = []
@@ -57,7 +57,7 @@ class SlabBackend:
         """Create the slabs for all objects there will ever be, and reserve their space."""
         if plan.capacity_objects is None:
             raise StorageError(f"{plan.host}: slabs need the number of objects, got none")
-        self._place = Place.of(plan)
+        self._place = StoreDirectory.of(plan)
         self._object_bytes = plan.object_bytes
         self._extent_bytes = -(-plan.object_bytes // PAGE_BYTES) * PAGE_BYTES
         self._slabs = slab_count(plan.capacity_objects, self._extent_bytes)

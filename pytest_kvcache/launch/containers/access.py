@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from pytest_kvcache.commands import Run
     from pytest_kvcache.hosts.remoteshell import RemoteShell
-    from pytest_kvcache.launch.containers.runtimes import Engine
+    from pytest_kvcache.launch.containers.runtimes import ContainerEngine
     from pytest_kvcache.options.options import Options
 
 IMAGE_PYTHON = "/opt/kvcache/bin/python"
@@ -48,14 +48,14 @@ _HOME = {"HOME": "/tmp", "SHELL": "/bin/sh"}  # noqa: S108  of the container
 class ContainerHost:
     """One host as far as its containers depend on it."""
 
-    engine: Engine
+    engine: ContainerEngine
     uid: int
     gid: int
     groups: tuple[int, ...]
     image_id: str
 
     @classmethod
-    def parse(cls, engine: Engine, text: str) -> ContainerHost:
+    def parse(cls, engine: ContainerEngine, text: str) -> ContainerHost:
         """What ``question`` printed, behind whatever a login prints; PreflightError if not."""
         try:
             uid, gid, groups, image_id = text.strip().splitlines()[-4:]
@@ -74,7 +74,7 @@ class ContainerHost:
         )
 
 
-def question(engine: Engine, image: str) -> list[str]:
+def question(engine: ContainerEngine, image: str) -> list[str]:
     """Ask a host who we are there, and for its image."""
     return ["sh", "-c", f"id -u && id -g && id -G && {shlex.join(engine.image_argv(image))}"]
 
@@ -107,7 +107,7 @@ class ContainerAccess:
         return True
 
     def is_remote(self, host: str) -> bool:
-        """Whether it is another machine."""
+        """Whether the host is another machine."""
         return self._ssh.is_linked(host)
 
     def shell(self, hosts: Sequence[str]) -> RemoteShell:
@@ -192,11 +192,11 @@ class ContainerAccess:
     def remove(self, name: str, hosts: Sequence[str]) -> list[str]:
         """End this container on all hosts; a sentence on each that stays.
 
-        A host that can't be reached ends its own by itself and is told of elsewhere.
+        A host that can't be reached ends its own by itself and is reported elsewhere.
         """
         with ThreadPoolExecutor(max_workers=_MOST_AT_ONCE) as pool:
-            told = pool.map(lambda host: self._remove(name, host), hosts)
-            return [problem for problem in told if problem is not None]
+            answers = pool.map(lambda host: self._remove(name, host), hosts)
+            return [problem for problem in answers if problem is not None]
 
     def _remove(self, name: str, host: str) -> str | None:
         argv = self.on(host, self.host(host).engine.remove_argv(name))
@@ -248,5 +248,5 @@ class ContainerAccess:
 
 
 def _short(image_id: str) -> str:
-    """As engines print it."""
+    """An image's id as engines print it."""
     return image_id.removeprefix("sha256:")[:12]

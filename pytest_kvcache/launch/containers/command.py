@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from pytest_kvcache.launch.containers.runtimes import Engine
+    from pytest_kvcache.launch.containers.runtimes import ContainerEngine
 
 _SHARED_MEMORY = "4g"  # a limit, taken from nothing until it is used; the engines' own is 64 MB
 
@@ -31,7 +31,7 @@ class Mount:
     read_only: bool = False
 
     def __post_init__(self) -> None:
-        """Engines take absolute paths only."""
+        """Refuse paths that are not absolute: engines take no others."""
         if not self.path.startswith("/"):
             raise ValueError(f"the mounted path is {self.path!r}; it must be absolute")
 
@@ -51,7 +51,7 @@ class Mount:
 class ContainerSpec:
     """The one container of a host in a launch."""
 
-    engine: Engine
+    engine: ContainerEngine
     image: str
     name: str
     """Unique to the launch: it is what clean-up removes."""
@@ -66,7 +66,7 @@ class ContainerSpec:
     """Variables that are taken from the environment of the engine's client, unseen by ps."""
 
     def __post_init__(self) -> None:
-        """What an engine would misread."""
+        """Refuse what an engine would misread."""
         if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+", self.name):
             raise ValueError(f"the container's name is {self.name!r}; engines refuse it")
         if not self.image or self.image.startswith("-"):
@@ -115,7 +115,7 @@ class Remote:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Holding:
+class RelayConfig:
     """What ``pytest_kvcache.launch.containers.relay`` runs and holds in one launch."""
 
     argv: tuple[str, ...]
@@ -129,7 +129,7 @@ class Holding:
         return [*remote.shell, shlex.join([*remote.run, "sh", "-c", command])]
 
     def to_json(self) -> dict[str, Any]:
-        """The file that ``outside`` reads."""
+        """The file that the relay reads, as JSON."""
         remotes = {
             host: {"shell": list(remote.shell), "run": list(remote.run)}
             for host, remote in self.remotes.items()
@@ -137,7 +137,7 @@ class Holding:
         return {"argv": list(self.argv), "remotes": remotes}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Holding:
+    def from_json(cls, data: Mapping[str, Any]) -> RelayConfig:
         """The inverse of ``to_json``."""
         remotes = {
             host: Remote(shell=tuple(remote["shell"]), run=tuple(remote["run"]))
@@ -151,15 +151,15 @@ def held_argv(python: str, limit_s: float, command: Sequence[str]) -> list[str]:
     return [python, "-m", "pytest_kvcache.launch.containers.init", f"{limit_s:g}", *command]
 
 
-def agent_argv(python: str) -> tuple[str, ...]:
+def rsh_agent_argv(python: str) -> tuple[str, ...]:
     """The remote shell of a launcher inside a container; it is needed for one host too.
 
     Open MPI 5 without any remote shell (an image has no ssh) disregards the slots it is
     given and refuses more processes than cores.
     """
-    return (python, "-m", "pytest_kvcache.launch.containers.agent")
+    return (python, "-m", "pytest_kvcache.launch.containers.rshagent")
 
 
-def outside_argv(python: str, holding: Path) -> list[str]:
+def relay_argv(python: str, config: Path) -> list[str]:
     """The program that stands for the launcher; ``python`` is the controller's."""
-    return [python, "-m", "pytest_kvcache.launch.containers.relay", str(holding)]
+    return [python, "-m", "pytest_kvcache.launch.containers.relay", str(config)]

@@ -18,14 +18,14 @@ from pytest_kvcache.atomic import write_json
 from pytest_kvcache.commands import NOT_FOUND_EXITS, CommandError, run_command
 from pytest_kvcache.errors import PreflightError
 from pytest_kvcache.launch.containers.access import ContainerAccess
-from pytest_kvcache.launch.containers.agent import AGENT_VARIABLE
 from pytest_kvcache.launch.containers.command import (
-    Holding,
+    RelayConfig,
     Remote,
-    agent_argv,
     held_argv,
-    outside_argv,
+    relay_argv,
+    rsh_agent_argv,
 )
+from pytest_kvcache.launch.containers.rshagent import AGENT_VARIABLE
 from pytest_kvcache.launch.containers.runtimes import (
     REFUSED_EXIT,
     exit_meaning,
@@ -33,7 +33,7 @@ from pytest_kvcache.launch.containers.runtimes import (
     start_problem,
 )
 from pytest_kvcache.launch.preflight import LaunchSetup, daemon_of
-from pytest_kvcache.launch.trial import Aftermath
+from pytest_kvcache.launch.trial import FailureCleanup
 from pytest_kvcache.launchers.detect import found_launcher
 from pytest_kvcache.launchers.families import FAMILIES
 from pytest_kvcache.version import VERSION
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.options.options import Options
     from pytest_kvcache.plan.plan import Plan
 
-_INSIDE = ("-m", "pytest_kvcache.launch.containers.probe")
+_PROBE = ("-m", "pytest_kvcache.launch.containers.probe")
 _LOOK_S = 90.0
 _LIMIT_GRACE_S = 30.0  # from the launch's own limit to that of its containers
 _ENDINGS = (*NOT_FOUND_EXITS, 137, 143)  # of a container: not those that mpirun has for itself
@@ -68,22 +68,22 @@ class ContainerExecution:
 
     @property
     def access(self) -> HostAccess:
-        """By ssh and the engine there."""
+        """Hosts are reached by ssh and the container engine there."""
         return self._access
 
     def setup(self) -> LaunchSetup:
-        """Those of the image."""
+        """Launcher, interpreter and MPI library of the image."""
         name = Path(self._options.mpi_bin).name
         if name in FAMILIES and not FAMILIES[name].in_containers:
             raise _unfit(name, name)
         here = self._access.here()
-        told = self._look()
-        family = FAMILIES[told["family"]]
+        facts = self._look()
+        family = FAMILIES[facts["family"]]
         if not family.in_containers:
-            raise _unfit(told["launcher"], told["flavour"])
+            raise _unfit(facts["launcher"], facts["flavour"])
         found = found_launcher(
-            told["launcher"], told["flavour"], told["launcher_version"],
-            library=told["mpi_library"], environ=self._environ,
+            facts["launcher"], facts["flavour"], facts["launcher_version"],
+            library=facts["mpi_library"], environ=self._environ,
         )  # fmt: skip
         return LaunchSetup(
             launcher=family.make(found),
@@ -106,7 +106,7 @@ class ContainerExecution:
         python, image = self._access.python, self._options.image
         name = f"kvcache-{self._run_id}-look"
         spec = self._access.spec("localhost", name, (), self._environ)
-        argv = spec.argv([python, *_INSIDE, self._options.mpi_bin])
+        argv = spec.argv([python, *_PROBE, self._options.mpi_bin])
         try:
             done = run_command(argv, timeout_s=_LOOK_S, run=self._run)
         except CommandError as error:
@@ -122,10 +122,10 @@ class ContainerExecution:
                 " docs/containers.md, or name its interpreter by --kv-python"
             )
         if done.returncode:
-            told = (done.stderr.strip().splitlines() or [exit_meaning(done.returncode)])[-1]
+            message = (done.stderr.strip().splitlines() or [exit_meaning(done.returncode)])[-1]
             raise PreflightError(
                 f"--kv-image is {image}, whose {python} has no pytest-kvcache {VERSION} that works"
-                f" ({told}); build the image from this version"
+                f" ({message}); build the image from this version"
             )
         return self._fitting(json.loads(done.stdout.splitlines()[-1]))
 
@@ -143,19 +143,19 @@ class ContainerExecution:
     def remote_shell(self, others: Sequence[str]) -> tuple[str, ...]:
         """The agent, for one host too: an image has no ssh."""
         del others
-        return agent_argv(self._access.python)
+        return rsh_agent_argv(self._access.python)
 
     def shown(self, command: Sequence[str], plan: Plan, directory: Path) -> list[str]:
         """The container of this host, with the launcher in it."""
-        return list(self._holding(command, plan, directory).argv)
+        return list(self._relay_config(command, plan, directory).argv)
 
     def prepare(self, command: Sequence[str], plan: Plan, directory: Path) -> list[str]:
         """Write down what is held, for the program that holds it."""
-        file = directory / "holding.json"
-        write_json(file, self._holding(command, plan, directory).to_json())
-        return outside_argv(sys.executable, file)
+        file = directory / "relay.json"
+        write_json(file, self._relay_config(command, plan, directory).to_json())
+        return relay_argv(sys.executable, file)
 
-    def _holding(self, command: Sequence[str], plan: Plan, directory: Path) -> Holding:
+    def _relay_config(self, command: Sequence[str], plan: Plan, directory: Path) -> RelayConfig:
         access, name = self._access, self._name(directory)
         hosts = [host.name for host in plan.layout.hosts]
         remote = [host for host in hosts if access.is_remote(host)]
@@ -169,21 +169,21 @@ class ContainerExecution:
             run = access.spec(host, name, cache, self._environ).argv(held)
             words = (*access.shell(remote).words, host)
             remotes[host] = Remote(shell=words, run=tuple(run))
-        return Holding(argv=tuple(spec.argv([*held, *command])), remotes=remotes)
+        return RelayConfig(argv=tuple(spec.argv([*held, *command])), remotes=remotes)
 
     def _name(self, directory: Path) -> str:
-        """Of a launch's containers: the run's id makes it unique, the rest tells which it is."""
+        """The name of a launch's containers: the run's id, which makes it unique, and its place."""
         words = f"kvcache-{self._run_id}-{directory.parent.name}-{directory.name}"
         return re.sub(r"[^a-zA-Z0-9_.-]", "-", words)
 
-    def aftermath(self, plan: Plan, directory: Path) -> Aftermath:
+    def cleanup(self, plan: Plan, directory: Path) -> FailureCleanup:
         """What to do with the containers of a launch that failed."""
         hosts = ["localhost"]
         hosts += [host.name for host in plan.layout.hosts if self._access.is_remote(host.name)]
-        return _ContainerAftermath(self._access, self._name(directory), hosts)
+        return _ContainerCleanup(self._access, self._name(directory), hosts)
 
 
-class _ContainerAftermath(Aftermath):
+class _ContainerCleanup(FailureCleanup):
     def __init__(self, access: ContainerAccess, name: str, hosts: Sequence[str]) -> None:
         self._access = access
         self._name = name

@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 HELD_VARIABLE = "PYTEST_KVCACHE_HELD"
-"""Carried by the command and its ranks, not by the janitors, which outlive them."""
+"""Carried by the command and its ranks, not by the cleanup helpers, which outlive them."""
 LIMIT_EXIT = 124
 """Exit code after ``LIMIT_S``, as of timeout(1)."""
-TOLD_EXIT = 128 + signal.SIGTERM
-"""Exit code when the holder let go, or a signal came; 137 is left to a container's kill."""
+DETACHED_EXIT = 128 + signal.SIGTERM
+"""Exit code when the holder detached, or a signal came; 137 is left to a container's kill."""
 _GRACE_S = 3.0  # from SIGTERM to SIGKILL
-_TIDY_S = 20.0  # for what the command left behind: janitors at work
+_TIDY_S = 20.0  # for what the command left behind: cleanup helpers at work
 _POLL_S = 0.02
 _STDIN = 0
 _SIGNALLED = 128
-_TOLD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def main(limit_s: float, command: Sequence[str]) -> int:
@@ -63,7 +63,7 @@ def _signal_pipe() -> int:
     """
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    for number in (*_TOLD, signal.SIGCHLD):
+    for number in (*_END_SIGNALS, signal.SIGCHLD):
         signal.signal(number, lambda _signum, _frame: None)
     return reader
 
@@ -79,18 +79,18 @@ def _watch(child: subprocess.Popen[bytes], signals: int, until_s: float) -> int:
             _end(child)
             return LIMIT_EXIT
         ready = {fd for fd, _events in poll.poll(left_s * 1000)}
-        if _is_let_go(ready) or _is_told_to_end(signals, ready):
+        if _is_detached(ready) or _has_end_signal(signals, ready):
             _end(child)
-            return TOLD_EXIT
+            return DETACHED_EXIT
     return code if code >= 0 else _SIGNALLED - code
 
 
-def _is_let_go(ready: set[int]) -> bool:
+def _is_detached(ready: set[int]) -> bool:
     return _STDIN in ready and not os.read(_STDIN, 4096)
 
 
-def _is_told_to_end(signals: int, ready: set[int]) -> bool:
-    return signals in ready and not set(_TOLD).isdisjoint(os.read(signals, 64))
+def _has_end_signal(signals: int, ready: set[int]) -> bool:
+    return signals in ready and not set(_END_SIGNALS).isdisjoint(os.read(signals, 64))
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

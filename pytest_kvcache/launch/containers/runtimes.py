@@ -45,7 +45,7 @@ _NO_SOURCE = re.compile(r"(?:source path does not exist:|statfs) (?P<path>/[^:\n
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Engine:
+class ContainerEngine:
     """A container engine that answers."""
 
     name: EngineName
@@ -64,7 +64,7 @@ class Engine:
         return [self.program, "rm", "--force", name]
 
 
-def find_engine(name: str | None, *, path: str, run: Run = subprocess.run) -> Engine:
+def find_engine(name: str | None, *, path: str, run: Run = subprocess.run) -> ContainerEngine:
     """Return the engine ``name``, or else the first of docker and podman that answers.
 
     Raises ``PreflightError`` where there is none or none answers.
@@ -87,7 +87,7 @@ def find_engine(name: str | None, *, path: str, run: Run = subprocess.run) -> En
     raise problems[0]
 
 
-def identify_engine(program: str, *, run: Run = subprocess.run) -> Engine:
+def identify_engine(program: str, *, run: Run = subprocess.run) -> ContainerEngine:
     """Ask an engine who it is and whether it works; ``PreflightError`` if it does not."""
     version = _answer([program, "--version"], program, run)
     match = _VERSION.search(version)
@@ -100,12 +100,12 @@ def identify_engine(program: str, *, run: Run = subprocess.run) -> Engine:
     if not is_podman:
         _refuse_podman_service(program, run)
     fact = "{{.Host.Security.Rootless}}" if is_podman else "{{json .SecurityOptions}}"
-    told = _answer([program, "info", "--format", fact], program, run)
-    return Engine(
+    output = _answer([program, "info", "--format", fact], program, run)
+    return ContainerEngine(
         name="podman" if is_podman else "docker",
         program=program,
         version=match["version"],
-        rootless=told.strip() == "true" if is_podman else "name=rootless" in told,
+        rootless=output.strip() == "true" if is_podman else "name=rootless" in output,
     )
 
 
@@ -131,18 +131,18 @@ def _answer(argv: Sequence[str], program: str, run: Run) -> str:
 
 
 def _no_answer(program: str, where: str, text: str) -> str:
-    told = _told(text)
+    output = _complaint(text)
     fix = "start it"
-    if "permission denied" in told.lower():
+    if "permission denied" in output.lower():
         fix = "let this user use it (docker's group, or a rootless engine)"
-    return f"the container engine {program} {where} does not answer ({told}); {fix}"
+    return f"the container engine {program} {where} does not answer ({output}); {fix}"
 
 
-def _told(stderr: str) -> str:
+def _complaint(stderr: str) -> str:
     """The line of an engine's complaint that says why."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    telling = [line for line in lines if not re.match(r"(WARNING|Run '|See ')", line)]
-    line = (telling or lines or ["no message"])[0]
+    relevant = [line for line in lines if not re.match(r"(WARNING|Run '|See ')", line)]
+    line = (relevant or lines or ["no message"])[0]
     return re.sub(r"^(docker: )?(Error( response from daemon)?: )?", "", line).rstrip(".")
 
 
@@ -162,7 +162,7 @@ def is_absent(stderr: str) -> bool:
     return bool(_NO_CONTAINER.search(stderr))
 
 
-def image_problem(engine: Engine, image: str, host: str, stderr: str) -> PreflightError:
+def image_problem(engine: ContainerEngine, image: str, host: str, stderr: str) -> PreflightError:
     """Why asking for an image failed: it is not there, or the engine does not answer."""
     if _NO_IMAGE.search(stderr):
         return PreflightError(
@@ -172,7 +172,7 @@ def image_problem(engine: Engine, image: str, host: str, stderr: str) -> Preflig
     return PreflightError(_no_answer(engine.name, f"on host {host}", stderr))
 
 
-def start_problem(engine: Engine, name: str, host: str, stderr: str) -> PreflightError:
+def start_problem(engine: ContainerEngine, name: str, host: str, stderr: str) -> PreflightError:
     """Why an engine refused to start a container (``REFUSED_EXIT``)."""
     if match := _NO_SOURCE.search(stderr):
         return PreflightError(
@@ -185,6 +185,7 @@ def start_problem(engine: Engine, name: str, host: str, stderr: str) -> Prefligh
             f" ({engine.name} rm -f {name}), or wait for the run that owns it"
         )
     return PreflightError(
-        f"{engine.name} on host {host} refused to start a container ({_told(stderr)}); mend that,"
+        f"{engine.name} on host {host} refused to start a container ({_complaint(stderr)}); mend"
+        " that,"
         f" or use --kv-exec-type=mpi"
     )

@@ -38,8 +38,8 @@ def directions_of(
     elsewhere = no_storage(ranks)
     if elsewhere is None:
         return reads, writes
-    told = [Direction(verdict=way.verdict and elsewhere) for way in (reads, writes)]
-    return told[0], told[1]
+    both = [Direction(verdict=way.verdict and elsewhere) for way in (reads, writes)]
+    return both[0], both[1]
 
 
 def no_storage(ranks: Sequence[RankResult]) -> str | None:

@@ -3,6 +3,8 @@
 At most one of three is said of a trial. ``OVERLOADED``: requests of an open loop pile up.
 ``UNSATURATED``: the storage had fewer operations than it may have at a time. ``SATURATED``:
 it had all it may have, and more waited in our own queue than were served.
+
+Apart from these, ``LATE_REPLAY``: what came was not the recorded load, for the harness was late.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import math
 from typing import TYPE_CHECKING
 
 from pytest_kvcache.results.verdictcodes import Verdict
-from pytest_kvcache.units import ratio
+from pytest_kvcache.units import format_short, ratio
 from pytest_kvcache.workloads.openloop import interval_cv
 
 if TYPE_CHECKING:
@@ -25,34 +27,65 @@ _BACKLOG_SHARE = 0.05  # of the offered requests that may wait for the storage a
 _CHANCE = 3.0  # standard deviations that chance may make
 _CHANCE_WHEN_FULL = 2.0  # likewise, where the storage has all it may have, and more waits
 _LATE_SHARE = 0.5  # of the response times that the harness may make by itself
+_ON_TIME_PERCENT = 95.0  # of a replay's requests come in time where the load is the recorded one
+_LATE_MS = 10.0  # in time: an engine admits requests between two steps, which take as long
 
 
-def whether_the_load_was_right(trial: Trial, plan: Plan) -> Iterator[Verdict]:
+def check_load(trial: Trial, plan: Plan) -> Iterator[Verdict]:
     """Queues of an open loop, depths below the storage's limit, and our own queue."""
-    depth = trial.counters.mean_depth
+    depth = trial.counters.average_queue_depth
     busy = depth is None or depth >= _SATURATED_SHARE * plan.queue_depth
     waits = _waits(trial)
-    full = busy and waits is not None and waits[0] > waits[1]
+    waited_for_room = waits is not None and waits[0] > waits[1]
+    full = busy and waited_for_room
     piled = None
-    if plan.open_loop or trial.wakeup is not None:
+    if plan.open_loop or trial.scheduling_lag is not None:
         piled = _pile(trial, plan, busy=busy, chance=_CHANCE_WHEN_FULL if full else _CHANCE)
     if piled is not None:
-        yield _overloaded(piled, plan, busy=busy)
+        yield _overloaded(piled, plan, busy=busy or waited_for_room)
     elif not busy and depth is not None:
         yield _unsaturated(depth, trial, plan)
-    elif full and waits is not None:
+    elif waits is not None and full:
         yield _saturated(*waits, trial, plan)
+
+
+def check_arrivals(trial: Trial, plan: Plan) -> Iterator[Verdict]:
+    """Whether the requests of a replay came when they were recorded to come.
+
+    One that is later than the next one's turn has lost its place in the recorded order; but
+    below the time between two steps of an engine that makes no difference to it. What
+    ``scheduling_lag`` counts came after the ramp, and until the rank's own stop or the trace's
+    last request: a rank that has got them all stops when it has answered them.
+    """
+    lag = trial.scheduling_lag
+    if plan.trace is None or lag is None or not lag.count:
+        return
+    over_s = plan.trace.cycles * plan.trace.span_s / plan.trace.speedup if plan.open_loop else 0.0
+    spans_s = (min(rank.stop_s, over_s) - plan.ramp_s for rank in trial.ranks)
+    between_ms = 1e3 * sum(max(0.0, span_s) for span_s in spans_s) / lag.count
+    late_ns = lag.histogram.percentile_ns(_ON_TIME_PERCENT)
+    limit_ms = max(_LATE_MS, between_ms)
+    if late_ns is None or late_ns <= limit_ms * 1e6:
+        return
+    yield Verdict.of(
+        "LATE_REPLAY",
+        f"one in 20 requests came {format_short(late_ns / 1e6)} ms or more after its recorded"
+        f" time, for the harness was late, and a rank has one every {format_short(between_ms)} ms:"
+        " the load was not the recorded one; more ranks (--kv-np), a lower --kv-trace-speedup, or"
+        " cores that nothing else uses",
+    )
 
 
 def _overloaded(piled: str, plan: Plan, *, busy: bool) -> Verdict:
     slower = "--kv-request-rate" if plan.trace is None else "--kv-trace-speedup"
     why = f"the storage can't follow, and response times are those of a queue: lower {slower}, or"
-    why = f"{why} take faster storage (where wakeup is as long, it is the harness: more ranks)"
+    why = f"{why} take faster storage (or more ranks, where scheduling_lag is as long: the harness)"
     if not busy:
+        users = "more --kv-num-users, " if plan.trace is None else ""
         why = (
             "not for the storage, which had few of them at a time, but for each other's blocks or"
-            f" for the harness: more --kv-num-users, a lower {slower}, or where wakeup is as long"
-            " as request, more ranks"
+            f" for the harness: {users}a lower {slower}, or where scheduling_lag is as long as"
+            " request, more ranks"
         )
     return Verdict.of("OVERLOADED", f"{piled}; {why}")
 
@@ -69,8 +102,9 @@ def _unsaturated(depth: float, trial: Trial, plan: Plan) -> Verdict:
     waits = _waits(trial)
     if waits is not None and waits[0] > waits[1]:
         speed = (
-            f"{speed}; operations still waited {_told(waits[0])} ms on average, for those that were"
-            " asked for at the same moment: load.* is as long with this --kv-queue-depth only"
+            f"{speed}; operations still waited {format_short(waits[0])} ms on average, for those"
+            " that were asked for at the same moment: load.* is as long with this --kv-queue-depth"
+            " only"
         )
     text = (
         f"{depth:.1f} of {plan.queue_depth} transfers were in flight per rank on average; {speed}"
@@ -80,29 +114,25 @@ def _unsaturated(depth: float, trial: Trial, plan: Plan) -> Verdict:
 
 def _saturated(waited_ms: float, served_ms: float, trial: Trial, plan: Plan) -> Verdict:
     p95_ms = trial.queue.ms.p95
-    tail = "" if p95_ms is None else f" (p95 {_told(p95_ms)} ms)"
+    tail = "" if p95_ms is None else f" (p95 {format_short(p95_ms)} ms)"
     fewer = "fewer --kv-num-users"
     if plan.open_loop:
         fewer = f"a lower {'--kv-request-rate' if plan.trace is None else '--kv-trace-speedup'}"
     return Verdict.of(
         "SATURATED",
-        f"operations waited {_told(waited_ms)} ms{tail} in the rank's own queue and were served in"
-        f" {_told(served_ms)} ms on average, {plan.queue_depth} at a time: load.* and request.* are"
-        " mostly queueing, read.* and write.* are service times at this depth; this is the limit,"
-        " at it, of the storage and of whatever else the verdicts name. For latency"
-        f" {fewer}, for more bandwidth another --kv-queue-depth or more ranks",
+        f"operations waited {format_short(waited_ms)} ms{tail} in the rank's own queue and were"
+        f" served in {format_short(served_ms)} ms on average, {plan.queue_depth} at a time: load.*"
+        " and request.* are mostly queueing, read.* and write.* are service times at this depth;"
+        " this is the limit, at it, of the storage and of whatever else the verdicts name. For"
+        f" latency {fewer}, for more bandwidth another --kv-queue-depth or more ranks",
     )
-
-
-def _told(value_ms: float) -> str:
-    """Three digits, or as many as there are before the point."""
-    return f"{value_ms:,.0f}" if value_ms >= 100 else f"{value_ms:.3g}"  # noqa: PLR2004
 
 
 def _waits(trial: Trial) -> tuple[float, float] | None:
     """Mean wait in our queue and mean service time of reads and writes, ms; None: no operation."""
     waited_ms = trial.queue.ms.mean
-    served = [(s.count, s.ms.mean) for s in (trial.read, trial.write) if s.ms.mean is not None]
+    moving = [section for section in (trial.read, trial.write, trial.demote) if section is not None]
+    served = [(s.count, s.ms.mean) for s in moving if s.ms.mean is not None]
     served_ms = ratio(sum(count * ms for count, ms in served), sum(count for count, _ms in served))
     return None if waited_ms is None or served_ms is None else (waited_ms, served_ms)
 
@@ -113,7 +143,7 @@ def _in_flight(trial: Trial) -> float:
 
 
 def _pile(trial: Trial, plan: Plan, *, busy: bool, chance: float) -> str | None:
-    """Of an open loop: what was left at the end, or that ever more were waiting; None: neither.
+    """What an open loop left at the end, or that ever more were waiting; None: neither.
 
     Simulated generation is no waiting; storing what was answered is. What is under way when
     a window ends is no pile: as much was under way before (by Little's law the rate times
@@ -126,7 +156,10 @@ def _pile(trial: Trial, plan: Plan, *, busy: bool, chance: float) -> str | None:
     natural = usual + chance * _cv(plan) * math.sqrt(usual)
     piled = left > max(plan.np, _BACKLOG_SHARE * offered, natural)
     if counted.dropped or (piled and (busy or not _users_were_few(left, trial, plan))):
-        return f"{left} of {offered} requests were dropped, unanswered or not stored at the end"
+        counts = {"dropped": counted.dropped, "unanswered": waiting, "unstored": counted.storing}
+        listed = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+        undone = f"of {offered:,} requests {left:,} were not done with"
+        return f"{undone} when the last one had come ({listed})"
     first, second = trial.requests.half_waiting
     if first is not None and second is not None and _is_growing(first, second, offered, plan):
         return (
@@ -144,13 +177,14 @@ def _users_were_few(left: int, trial: Trial, plan: Plan) -> bool:
     if plan.request_rate is None or left > plan.users * plan.np:
         return False
     late, took = (
-        None if section is None else section.ms.mean for section in (trial.wakeup, trial.request)
+        None if section is None else section.ms.mean
+        for section in (trial.scheduling_lag, trial.request)
     )
     return late is None or (took is not None and late < _LATE_SHARE * took)
 
 
 def _cv(plan: Plan) -> float:
-    """Of the times between arrivals."""
+    """The coefficient of variation of the times between arrivals."""
     return 1.0 if plan.arrival is None else interval_cv(plan.arrival)
 
 

@@ -21,10 +21,10 @@ _FEWEST: Final = 3  # trials, of which one can be the odd one
 
 def evaluate_case(case: CaseResult) -> tuple[Verdict, ...]:
     """All verdicts on a case as a whole; none on one that failed."""
-    return tuple(_whether_trials_agree(case))
+    return tuple(_check_noise(case))
 
 
-def _whether_trials_agree(case: CaseResult) -> Iterator[Verdict]:
+def _check_noise(case: CaseResult) -> Iterator[Verdict]:
     shown = dict.fromkeys([*case.metrics, *ALWAYS_SHOWN])
     found = [case.series(metric) for metric in shown]
     noisy = [s for s in found if s is not None and (s.cv or 0.0) >= NOISY_CV]

@@ -27,7 +27,7 @@ def _paused_s(trial: Trial) -> float:
 
 
 def _shallow(trial: Trial) -> float:
-    return -sum(rank.mean_depth or 0.0 for rank in trial.ranks)
+    return -sum(rank.average_queue_depth or 0.0 for rank in trial.ranks)
 
 
 def _held_up(trial: Trial) -> float | None:

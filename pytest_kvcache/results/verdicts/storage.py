@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from pytest_kvcache.results.trial import Trial
     from pytest_kvcache.system.filesystem import FilesystemFacts
 
-# Others' share of a device, from which on it is told. Below are what a system writes anyway
+# Others' share of a device, from which on it is reported. Below are what a system writes anyway
 # (logs, a journal's commits) and what our own estimate of metadata and of cut requests is off.
 _BUSY_SHARE = 0.05
 _BUSY_BYTES_PER_S = 1 << 20  # and no share of next to nothing
 _BUSY_OPERATIONS_PER_S = 20.0
 
 
-def where_the_bytes_went(trial: Trial, plan: Plan) -> Iterator[Verdict]:
+def check_storage(trial: Trial, plan: Plan) -> Iterator[Verdict]:
     """No storage, memory, or a virtual disk."""
     if not trial.is_storage:
         yield Verdict.of(
@@ -54,7 +54,7 @@ def _hosts(filesystems: Sequence[FilesystemFacts]) -> str:
     return f"{first} and {more} more" if more else first
 
 
-def whether_it_is_proven(trial: Trial) -> Iterator[Verdict]:
+def check_io_accounting(trial: Trial) -> Iterator[Verdict]:
     """Reads and writes apart; rank by rank and device by device.
 
     One that reads ahead must not stand in for one that reads a cache.
@@ -65,8 +65,7 @@ def whether_it_is_proven(trial: Trial) -> Iterator[Verdict]:
     if reads.verdict == "CACHED_READS":
         yield Verdict.of(
             "CACHED_READS",
-            f"{reads.why}; the rest came out of a cache, use --kv-io=direct or more data than"
-            " memory",
+            f"{reads.why}; the rest came out of a cache, {_out_of_caches(trial.proof.io_mode)}",
         )
     if writes.verdict == "CACHED_WRITES":
         yield Verdict.of(
@@ -83,7 +82,16 @@ def whether_it_is_proven(trial: Trial) -> Iterator[Verdict]:
         yield Verdict.of("UNPROVEN", "not proven to have reached a device: " + "; ".join(unproven))
 
 
-def whether_others_used_it(trial: Trial) -> Iterator[Verdict]:
+def _out_of_caches(io_mode: str) -> str:
+    if io_mode == "direct":
+        return (
+            "although the files are opened for direct I/O: look for a loop device without it, a"
+            " filesystem that ignores it or a preloaded library, or use more data than memory"
+        )
+    return "use --kv-io=direct or more data than memory"
+
+
+def check_other_users(trial: Trial) -> Iterator[Verdict]:
     """Foreign I/O on the disks: during the run, and in the moments around it."""
     if no_storage(trial.ranks) is not None:
         return

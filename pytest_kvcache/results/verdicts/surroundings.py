@@ -22,24 +22,35 @@ if TYPE_CHECKING:
 # three hundredths of the time can be all of it.
 HELD_UP_SHARE = 0.03
 _LIMIT_HITS_PER_S = 1.0  # fewer waits for memory than that can't move a percentile
+# Half of a lag is late on average: from here on a twentieth of the latency is the harness's.
+LATE_SHARE = 0.1
 # Two clocks of one span: services slew a clock by 0.05 %, readings are apart by less than this.
 _CLOCK_SHARE = 0.01
 _CLOCK_S = 0.05
 
 
-def whether_the_harness_was_fast(trial: Trial) -> Iterator[Verdict]:
+def check_client_bound(trial: Trial) -> Iterator[Verdict]:
     """What the ranks could have done without the storage."""
     harness = trial.harness
     if harness.client_bound:
+        tiers_s, whole_s = trial.counters.memory_tiers_s, sum(r.drained_s for r in trial.ranks)
+        tiers = (
+            ""
+            if not tiers_s
+            else (
+                f"; memory tiers took {tiers_s / whole_s:.0%} of the ranks' time, which"
+                " --kv-cpu-tier=index leaves to the storage"
+            )
+        )
         yield Verdict.of(
             "CLIENT_BOUND",
             f"a rank could make only {harness.headroom:.1f} times as many operations"
             " without the storage; this measures the harness as well, use more ranks (--kv-np) or"
-            " larger blocks (--kv-block-tokens)",
+            f" larger blocks (--kv-block-tokens){tiers}",
         )
 
 
-def whether_transfers_were_in_flight(trial: Trial, plan: Plan) -> Iterator[Verdict]:
+def check_asynchronous(trial: Trial, plan: Plan) -> Iterator[Verdict]:
     """An engine asked for by name may carry transfers out one by one, and call them in flight."""
     found = [rank for rank in trial.ranks if rank.io_engine_asynchronous is False]
     if found and plan.queue_depth > 1:
@@ -53,7 +64,33 @@ def whether_transfers_were_in_flight(trial: Trial, plan: Plan) -> Iterator[Verdi
         )
 
 
-def whether_something_held_it_up(trial: Trial) -> Iterator[Verdict]:
+def whether_stamps_were_late(trial: Trial) -> Iterator[Verdict]:
+    """How long it took until the loop saw that an operation had ended, beside its latency.
+
+    Not of deletes: those of slabs move no byte, and end where they begin.
+    """
+    lag = trial.counters
+    touched = (
+        (name, lag_ms, latency_ms)
+        for name in ("read", "write", "demote", "device")
+        if (section := getattr(trial, name)) is not None
+        for lag_ms, latency_ms in (
+            (lag.reap_lag_mean_ms, section.ms.p50), (lag.reap_lag_p99_ms, section.ms.p99),
+        )
+        if lag_ms is not None and latency_ms is not None and latency_ms > 0
+    )  # fmt: skip
+    name, lag_ms, latency_ms = max(touched, key=lambda of: of[1] / of[2], default=("", 0.0, 1.0))
+    if lag_ms > LATE_SHARE * latency_ms:
+        yield Verdict.of(
+            "LATE_STAMPS",
+            f"ends of operations were looked for {lag_ms:.3g} ms apart, and {name} is said to"
+            f" take {latency_ms:.3g} ms: that can be too long by {lag_ms / latency_ms:.0%}; use"
+            " fewer operations in flight per rank (--kv-queue-depth) and more ranks (--kv-np), or"
+            " cores that nothing else uses",
+        )
+
+
+def check_throttled(trial: Trial) -> Iterator[Verdict]:
     """Limits of control groups, and what other guests and processes took."""
     hosts = trial.surroundings
     yield from _throttled(
@@ -109,7 +146,7 @@ def whether_something_held_it_up(trial: Trial) -> Iterator[Verdict]:
 def _throttled(
     hosts: Sequence[HostSurroundings],
     name: str,
-    told: Callable[[HostSurroundings], str],
+    describe: Callable[[HostSurroundings], str],
     least: float = HELD_UP_SHARE,
 ) -> Iterator[Verdict]:
     """The host that has most of something, where that is enough to tell."""
@@ -118,7 +155,7 @@ def _throttled(
     found.sort(key=lambda pair: -pair[0])
     if found:
         named = _named([host for _value, host in found])
-        yield Verdict.of("THROTTLED", f"{named} {told(found[0][1])}")
+        yield Verdict.of("THROTTLED", f"{named} {describe(found[0][1])}")
 
 
 def _named(hosts: Sequence[HostSurroundings]) -> str:
@@ -156,20 +193,42 @@ def _io_limit(limit: IoLimit) -> str:
     return f"{limit.device}: {', '.join(rates)}"
 
 
-def whether_calls_were_wrapped(trial: Trial) -> Iterator[Verdict]:
+def check_preloaded(trial: Trial) -> Iterator[Verdict]:
     """What stood between ranks and the kernel."""
-    found = [(rank, told) for rank in trial.ranks if (told := offence(rank.surroundings.preloads))]
+    found = [
+        (rank, described)
+        for rank in trial.ranks
+        if (described := offence(rank.surroundings.preloads))
+    ]
     if found:
-        rank, told = found[0]
+        rank, described = found[0]
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         yield Verdict.of(
             "PRELOADED",
             f"I/O or clocks of rank {rank.rank} on host {rank.host}{more} went through"
-            f" {told}: this measures that as well; run without it",
+            f" {described}: this measures that as well; run without it",
         )
 
 
-def whether_clocks_agree(trial: Trial) -> Iterator[Verdict]:
+def check_traced(trial: Trial) -> Iterator[Verdict]:
+    """What writing an I/O trace took while the ranks measured."""
+    traced = [rank.io_trace for rank in trial.ranks if rank.io_trace is not None]
+    if not traced:
+        return
+    spooled_bytes = sum(each.spooled_bytes for each in traced)
+    beside = [each for each in traced if each.on_measured_filesystem]
+    where = "to another filesystem than the measured one"
+    if beside:
+        where = f"to {beside[0].directory}, on the measured filesystem (TMPDIR names another place)"
+    yield Verdict.of(
+        "TRACED",
+        f"for --kv-io-trace the ranks noted {sum(each.operations for each in traced):,} operations"
+        f" while they ran, and wrote {format_bytes(spooled_bytes)} {where}: what that cost is in"
+        " the results, so compare them with those of traced runs only",
+    )
+
+
+def check_clocks(trial: Trial) -> Iterator[Verdict]:
     """The span of the run by the ranks' clocks, the kernel's, and the controller's."""
     found = [*_kernel_disagrees(trial), *_controller_disagrees(trial.clock), *_drifted(trial)]
     if found:

@@ -10,20 +10,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_kvcache.results.figures import trial_of
-from pytest_kvcache.results.verdicts.load import whether_the_load_was_right
+from pytest_kvcache.results.verdicts.load import check_arrivals, check_load
+from pytest_kvcache.results.verdicts.mlperf import check_submission
+from pytest_kvcache.results.verdicts.search import check_confirmed
 from pytest_kvcache.results.verdicts.storage import (
-    where_the_bytes_went,
-    whether_it_is_proven,
-    whether_others_used_it,
+    check_io_accounting,
+    check_other_users,
+    check_storage,
 )
 from pytest_kvcache.results.verdicts.surroundings import (
-    whether_calls_were_wrapped,
-    whether_clocks_agree,
-    whether_something_held_it_up,
-    whether_the_harness_was_fast,
-    whether_transfers_were_in_flight,
+    check_asynchronous,
+    check_client_bound,
+    check_clocks,
+    check_preloaded,
+    check_throttled,
+    check_traced,
+    whether_stamps_were_late,
 )
-from pytest_kvcache.results.verdicts.window import whether_the_window_holds
+from pytest_kvcache.results.verdicts.window import check_window
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -51,13 +55,19 @@ def idle_error(ranks: Sequence[RankResult]) -> str | None:
     Those that worked can't stand for one that did not: a result of two ranks would be
     one of one.
     """
-    idle = [rank for rank in ranks if not rank.read_count + rank.write_count]
+    idle = [rank for rank in ranks if not rank.read_count + rank.write_count + rank.demote_count]
     if not idle:
         return None
-    if len(idle) == len(ranks):
+    if len(idle) == len(ranks) and ranks[0].cpu_hit_blocks is ranks[0].gpu_hit_blocks is None:
         return (
             "the storage tier completed no operation in the window; lengthen --kv-duration, add"
             " --kv-num-users or raise --kv-request-rate, or use shorter blocks (--kv-block-tokens)"
+        )
+    if len(idle) == len(ranks):
+        return (
+            "the storage tier completed no operation in the window: memory tiers held all that was"
+            " asked for; lower --kv-cpu-mem-gb and --kv-gpu-mem-gb, or add users (--kv-num-users)"
+            " whose contexts do not fit"
         )
     more = f" (and {len(idle) - 1} more)" if len(idle) > 1 else ""
     return (
@@ -68,13 +78,18 @@ def idle_error(ranks: Sequence[RankResult]) -> str | None:
 
 
 def _judge(trial: Trial, plan: Plan) -> Iterator[Verdict]:
-    yield from where_the_bytes_went(trial, plan)
-    yield from whether_it_is_proven(trial)
-    yield from whether_others_used_it(trial)
-    yield from whether_the_window_holds(trial, plan)
-    yield from whether_the_load_was_right(trial, plan)
-    yield from whether_the_harness_was_fast(trial)
-    yield from whether_transfers_were_in_flight(trial, plan)
-    yield from whether_calls_were_wrapped(trial)
-    yield from whether_clocks_agree(trial)
-    yield from whether_something_held_it_up(trial)
+    yield from check_storage(trial, plan)
+    yield from check_io_accounting(trial)
+    yield from check_other_users(trial)
+    yield from check_window(trial, plan)
+    yield from check_load(trial, plan)
+    yield from check_arrivals(trial, plan)
+    yield from check_client_bound(trial)
+    yield from check_asynchronous(trial, plan)
+    yield from whether_stamps_were_late(trial)
+    yield from check_preloaded(trial)
+    yield from check_clocks(trial)
+    yield from check_throttled(trial)
+    yield from check_traced(trial)
+    yield from check_submission(plan)
+    yield from check_confirmed(trial, plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from statistics import median_low
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -10,17 +11,18 @@ from pytest_kvcache.measure.recorder import widest_slice_s
 from pytest_kvcache.measure.series import KINDS
 from pytest_kvcache.measure.stalls import EVERY
 from pytest_kvcache.measure.steadiness import grouped, largest_change
+from pytest_kvcache.results.figures import counted_s
 from pytest_kvcache.results.verdictcodes import Verdict
 from pytest_kvcache.units import GIB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pytest_kvcache.measure.series import Series
+    from pytest_kvcache.measure.series import TimeSeries
     from pytest_kvcache.measure.steadiness import Change
     from pytest_kvcache.plan.plan import Plan
     from pytest_kvcache.results.record import RankResult
-    from pytest_kvcache.results.trial import Trial
+    from pytest_kvcache.results.trial import StepFigures, Trial
 
 _SHORT_WINDOW_S = 30.0
 _STEADY_DIFFERENCE = 0.05  # between the hit ratios of the window's halves
@@ -36,11 +38,12 @@ _LATENCY_CHANGES = MappingProxyType({"p50": 0.33, "p99": 0.5})
 # to have a median. Neighbouring ones of fewer are taken together.
 _FEW_OPERATIONS = 4
 _FEW_FOR_MEDIAN = 30
+_NOUNS = MappingProxyType({"read": "reads", "write": "writes", "demote": "demotions"})
 _SOME = 3  # ranks are named
 _LONG_PAUSE_S = 1.0  # between two looks of a rank that looks around every 0.1 s
 
 
-def whether_the_window_holds(trial: Trial, plan: Plan) -> Iterator[Verdict]:
+def check_window(trial: Trial, plan: Plan) -> Iterator[Verdict]:
     """Too short, not shared by all ranks, or not steady."""
     window_s = trial.window_s
     if window_s < _SHORT_WINDOW_S:
@@ -50,65 +53,99 @@ def whether_the_window_holds(trial: Trial, plan: Plan) -> Iterator[Verdict]:
             f" ({_what_lengthens(window_s, plan)}) let caches and garbage collection of the storage"
             " show",
         )
-    yield from _whether_all_were_there(trial, plan)
-    yield from _whether_a_host_was_slow(trial, plan)
-    yield from _whether_a_rank_was_slow(trial, plan)
-    yield from _whether_a_rank_stood_still(trial)
-    yield from _whether_the_storage_stood_still(trial, plan)
+    yield from _check_skew(trial, plan)
+    yield from _check_slow_hosts(trial, plan)
+    yield from _check_slow_ranks(trial, plan)
+    yield from _check_pauses(trial)
+    yield from _check_stalls(trial, plan)
     changes = [*_changes(trial, plan)]
     if changes:
         yield Verdict.of(
             "NOT_STEADY",
-            f"{'; '.join(changes)}: figures of the whole window are those of neither part; a"
-            " longer --kv-ramp or --kv-duration lets caches, credits and garbage collection settle",
+            f"{'; '.join(changes)}: figures of the whole window are those of neither part;"
+            f" {_what_settles(plan)} caches, credits and garbage collection settle",
         )
+
+
+def _what_settles(plan: Plan) -> str:
+    if plan.requests is not None:
+        return "more --kv-requests let"
+    return "a longer --kv-ramp or --kv-duration lets"
 
 
 def _what_lengthens(window_s: float, plan: Plan) -> str:
     """The option: a replay that ended with its trace has no more to do in a longer duration."""
+    if plan.requests is not None:
+        return "more --kv-requests"
     duration_s = plan.duration_s
     cut = duration_s is not None and window_s >= duration_s - widest_slice_s(duration_s)
     if plan.trace is None or cut:
         return "--kv-duration"
-    return "--kv-trace-cycles" if plan.trace.limit is None else "--kv-trace-limit"
+    if plan.trace.limit is not None:
+        return "--kv-trace-limit"
+    return "a longer recording" if plan.replays_operations else "--kv-trace-cycles"
 
 
 def _changes(trial: Trial, plan: Plan) -> Iterator[str]:
-    """What was not the same throughout the window."""
+    """What was not the same throughout the window, or throughout a load step of it."""
+    series = trial.series
+    if plan.load_steps:
+        for number, step in enumerate(trial.load_steps, 1):
+            for shown in _changes_within(series, _settled(step, series), plan):
+                yield f"in load step {number} {shown}"
+        return
     first, second = trial.cache.half_hit_ratios
     if first is not None and second is not None and abs(first - second) > _STEADY_DIFFERENCE:
         yield f"the hit ratio went from {first:.2f} to {second:.2f} within the window"
+    yield from _changes_within(series, range(series.points), plan)
+
+
+def _settled(step: StepFigures, series: TimeSeries) -> range:
+    """The whole intervals of a load step but its first one, in which users come or go."""
+    first = math.ceil(step.begin_s / series.interval_s) + 1
+    end = min(series.points, math.floor(step.end_s / series.interval_s))
+    return range(first, max(first, end))
+
+
+def _changes_within(series: TimeSeries, points: range, plan: Plan) -> Iterator[str]:
     for kind in KINDS:
         if plan.trace is None:  # a replay's load is its trace's
-            yield from _changed_bandwidth(trial.series, kind)
-        yield from _changed_latency(trial.series, kind)
+            yield from _changed_bandwidth(series, kind, points)
+        yield from _changed_latency(series, kind, points)
 
 
-def _changed_bandwidth(series: Series, kind: str) -> Iterator[str]:
+def _changed_bandwidth(series: TimeSeries, kind: str, points: range) -> Iterator[str]:
     operations, moved = series.done(kind), series.moved(kind)
-    spans = grouped(operations, _FEW_OPERATIONS)
+    spans = _grouped(operations, _FEW_OPERATIONS, points)
     rates = [sum(moved[a:b]) / (b - a) / series.interval_s / GIB for a, b in spans]
     change = largest_change(rates, _BANDWIDTH_CHANGE, [sum(operations[a:b]) for a, b in spans])
     if change is not None:
-        yield f"{kind}s went from {_when(change, 'GiB/s', spans, series)}"
+        yield f"{_NOUNS[kind]} went from {_when(change, 'GiB/s', spans, series)}"
 
 
-def _changed_latency(series: Series, kind: str) -> Iterator[str]:
-    spans = grouped(series.done(kind), _FEW_FOR_MEDIAN)
-    seconds = [(point, point + 1) for point in range(series.points)]
+def _changed_latency(series: TimeSeries, kind: str, points: range) -> Iterator[str]:
+    spans = _grouped(series.done(kind), _FEW_FOR_MEDIAN, points)
+    seconds = [(point, point + 1) for point in points]
     medians = series.medians_ms(kind, spans)
+    p99s = series.p99s_ms(kind)
     for percentile, limit, where, values in (
         ("p50", _LATENCY_CHANGES["p50"], spans, medians),
-        ("p99", _LATENCY_CHANGES["p99"], seconds, series.p99s_ms(kind)),
+        ("p99", _LATENCY_CHANGES["p99"], seconds, [p99s[point] for point in points]),
     ):
         known = [(span, v) for span, v in zip(where, values, strict=True) if v is not None]
         change = largest_change([value for _span, value in known], limit)
         if change is not None:
-            told = _when(change, "ms", [span for span, _value in known], series)
-            yield f"the {percentile} of {kind}s went from {told}"
+            shown = _when(change, "ms", [span for span, _value in known], series)
+            yield f"the {percentile} of {_NOUNS[kind]} went from {shown}"
 
 
-def _when(change: Change, unit: str, spans: Sequence[tuple[int, int]], series: Series) -> str:
+def _grouped(operations: Sequence[int], few: int, points: range) -> list[tuple[int, int]]:
+    """Neighbouring ones of these intervals, taken together until each group has enough."""
+    spans = grouped(operations[points.start : points.stop], few)
+    return [(points.start + begin, points.start + end) for begin, end in spans]
+
+
+def _when(change: Change, unit: str, spans: Sequence[tuple[int, int]], series: TimeSeries) -> str:
     """The two medians, and which seconds of the window they are of."""
     first, second = (
         None
@@ -123,7 +160,7 @@ def _when(change: Change, unit: str, spans: Sequence[tuple[int, int]], series: S
     return f"{sizes} (medians of the seconds {first} and {second} of the window)"
 
 
-def _whether_the_storage_stood_still(trial: Trial, plan: Plan) -> Iterator[Verdict]:
+def _check_stalls(trial: Trial, plan: Plan) -> Iterator[Verdict]:
     """Times in which nothing was completed, though something was in flight."""
     stalls = trial.stalls
     if not stalls.count:
@@ -135,7 +172,7 @@ def _whether_the_storage_stood_still(trial: Trial, plan: Plan) -> Iterator[Verdi
     what = "operation" if EVERY in stalls.kinds else " and no ".join(stalls.kinds)
     yield Verdict.of(
         "STALL",
-        f"the storage stood still {how_long}: no {what}{_of_whom(trial, plan)} was completed while"
+        f"the storage stalled {how_long}: no {what}{_of_whom(trial, plan)} was completed while"
         f" some were in flight; at most {plan.queue_depth} operations per rank are slow by that, so"
         " percentiles of reads and writes look no worse for it: see load.max_ms, request.p99_ms"
         " and the series",
@@ -143,7 +180,7 @@ def _whether_the_storage_stood_still(trial: Trial, plan: Plan) -> Iterator[Verdi
 
 
 def _of_whom(trial: Trial, plan: Plan) -> str:
-    """Which ranks stood still, where there are several."""
+    """Which ranks were stalled, where there are several."""
     affected = [rank for rank in trial.ranks if not all(stall.is_a_pause for stall in rank.stalls)]
     if plan.np == 1:
         return ""
@@ -154,19 +191,36 @@ def _of_whom(trial: Trial, plan: Plan) -> str:
     return f" of {len(affected)} of {plan.np} ranks (rank {names}{more})"
 
 
-def _whether_all_were_there(trial: Trial, plan: Plan) -> Iterator[Verdict]:
+def _check_skew(trial: Trial, plan: Plan) -> Iterator[Verdict]:
     """The common window against the longest rank's, to within the slice it is cut to."""
     late_s = max(0.0, max(rank.start_s for rank in trial.ranks) - plan.ramp_s)
     common_s = max(0.0, trial.window_s - late_s)
     longest_s = _longest_window_s(trial, plan)
     enough_s = _COMMON_SHARE * (longest_s - widest_slice_s(longest_s))
-    if common_s < enough_s:
-        was_late = late_s > longest_s - trial.window_s
-        yield Verdict.of(
-            "SKEWED",
-            f"all ranks were active together for {common_s:.1f} s of {longest_s:.4g} s only;"
-            f" {_who_began_late(trial, late_s) if was_late else _who_ended_early(trial, plan)}",
-        )
+    if common_s >= enough_s:
+        return
+    shared = f"all ranks were active together for {common_s:.1f} s of {longest_s:.4g} s only"
+    if late_s > longest_s - trial.window_s:
+        yield Verdict.of("SKEWED", f"{shared}; {_who_began_late(trial, late_s)}")
+    elif plan.ends_by_itself:
+        yield Verdict.of("UNEVEN", f"{shared}; {_whose_work_was_less(trial, plan)}")
+    else:
+        yield Verdict.of("SKEWED", f"{shared}; {_who_ended_early(trial, plan)}")
+
+
+def _whose_work_was_less(trial: Trial, plan: Plan) -> str:
+    rank = min(trial.ranks, key=lambda rank: rank.stop_s)
+    what = "its requests" if plan.trace is None else "its part of the trace"
+    stands = "cache.*" if trial.run is None else "run.* and cache.*"
+    fix = "fewer ranks"
+    if plan.requests is None and not plan.replays_operations:
+        fix += ", or a --kv-duration that all of them last,"
+    even = "" if plan.requests is not None else f"; {fix} make others comparable"
+    return (
+        f"rank {rank.rank} on host {rank.host} was done with {what} first, and from then on the"
+        f" others had the storage for themselves: {stands} are of the whole work and stand, other"
+        f" metrics are absent{even}"
+    )
 
 
 def _who_began_late(trial: Trial, late_s: float) -> str:
@@ -190,7 +244,7 @@ def _who_ended_early(trial: Trial, plan: Plan) -> str:
     )
 
 
-def _whether_a_host_was_slow(trial: Trial, plan: Plan) -> Iterator[Verdict]:
+def _check_slow_hosts(trial: Trial, plan: Plan) -> Iterator[Verdict]:
     """The time that the storage of each host took for an operation, on average.
 
     Little's law gives it: operations in flight over operations done. A trace gives each
@@ -201,13 +255,13 @@ def _whether_a_host_was_slow(trial: Trial, plan: Plan) -> Iterator[Verdict]:
     hosts: dict[str, list[RankResult]] = {}
     for rank in trial.ranks:
         hosts.setdefault(rank.host, []).append(rank)
-    times_s = {host: _operation_s(ranks, trial.window_s) for host, ranks in hosts.items()}
+    times_s = {host: _operation_s(ranks, trial, plan) for host, ranks in hosts.items()}
     known = {host: time_s for host, time_s in times_s.items() if time_s is not None}
     typical_s = median_low(known.values()) if known else 0.0
     if not typical_s:
         return
     for host, ranks in hosts.items():
-        took_s = times_s[host] or _at_least_s(ranks, trial.window_s, typical_s)
+        took_s = times_s[host] or _at_least_s(ranks, trial, plan, typical_s)
         if took_s is not None and took_s > _SLOW_FACTOR * typical_s:
             yield Verdict.of(
                 "SKEWED",
@@ -218,16 +272,15 @@ def _whether_a_host_was_slow(trial: Trial, plan: Plan) -> Iterator[Verdict]:
             return
 
 
-def _whether_a_rank_was_slow(trial: Trial, plan: Plan) -> Iterator[Verdict]:
-    """The same between the ranks of one host, which share its storage."""
+def _check_slow_ranks(trial: Trial, plan: Plan) -> Iterator[Verdict]:
+    """The time an operation took on each rank of one host, whose ranks share its storage."""
     if plan.trace is not None:
         return
-    window_s = trial.window_s
     hosts: dict[str, list[tuple[float, RankResult]]] = {}
     for rank in trial.ranks:
-        took_s = _operation_s([rank], window_s)
-        stood = rank.stalls  # which is said by itself, and would be most of the time it took
-        if took_s is not None and _done(rank) >= _ENOUGH_OF_A_RANK and not stood:
+        took_s = _operation_s([rank], trial, plan)
+        stalled = rank.stalls  # which is said by itself, and would be most of the time it took
+        if took_s is not None and _done(rank) >= _ENOUGH_OF_A_RANK and not stalled:
             hosts.setdefault(rank.host, []).append((took_s, rank))
     for host, times in hosts.items():
         typical_s = median_low(took_s for took_s, _rank in times)
@@ -244,10 +297,10 @@ def _whether_a_rank_was_slow(trial: Trial, plan: Plan) -> Iterator[Verdict]:
 
 def _done(rank: RankResult) -> int:
     """Operations of a rank's window."""
-    return rank.read_count + rank.write_count + rank.delete_count
+    return rank.read_count + rank.write_count + rank.delete_count + rank.demote_count
 
 
-def _whether_a_rank_stood_still(trial: Trial) -> Iterator[Verdict]:
+def _check_pauses(trial: Trial) -> Iterator[Verdict]:
     known = [(r.longest_pause_s, r) for r in trial.ranks if r.longest_pause_s is not None]
     if not known:
         return
@@ -256,34 +309,40 @@ def _whether_a_rank_stood_still(trial: Trial) -> Iterator[Verdict]:
     if longest_s > _LONG_PAUSE_S or stopped:
         yield Verdict.of(
             "PAUSED",
-            f"rank {longest.rank} on host {longest.host} stood still for"
+            f"rank {longest.rank} on host {longest.host} was paused for"
             f" {longest_s:.1f} s in the window: its latencies contain that, look"
             " for what stops it (a debugger, a suspended machine, an overloaded"
             " host, a --kv-results-dir that hangs)",
         )
 
 
-def _at_least_s(ranks: Sequence[RankResult], window_s: float, typical_s: float) -> float | None:
-    """The same for a host with few operations; None if a typical one would have few as well.
+def _busy_s(ranks: Sequence[RankResult], trial: Trial, plan: Plan) -> float:
+    """Seconds that operations of these ranks were in flight, each counted by itself."""
+    return sum(
+        (rank.average_queue_depth or 0.0) * counted_s(rank, trial.window_s, plan) for rank in ranks
+    )
+
+
+def _at_least_s(
+    ranks: Sequence[RankResult], trial: Trial, plan: Plan, typical_s: float
+) -> float | None:
+    """The least for a host with few operations; None if a typical one would have few as well.
 
     One that did nothing at all fails its trial as idle.
     """
-    in_flight: float = sum(rank.mean_depth or 0.0 for rank in ranks)
-    done: int = sum(_done(rank) for rank in ranks)
-    if not done or in_flight * window_s / typical_s < _SLOW_FACTOR * _ENOUGH_OPERATIONS * len(
-        ranks
-    ):
+    busy_s, done = _busy_s(ranks, trial, plan), sum(_done(rank) for rank in ranks)
+    if not done or busy_s / typical_s < _SLOW_FACTOR * _ENOUGH_OPERATIONS * len(ranks):
         return None
-    return in_flight * window_s / done
+    return busy_s / done
 
 
-def _operation_s(ranks: Sequence[RankResult], window_s: float) -> float | None:
-    """None where too few operations were made to tell a slow host from chance."""
+def _operation_s(ranks: Sequence[RankResult], trial: Trial, plan: Plan) -> float | None:
+    """Seconds per operation; None where too few were made to tell a slow host from chance."""
     done = sum(_done(rank) for rank in ranks)
-    depths = [rank.mean_depth for rank in ranks if rank.mean_depth is not None]
-    if len(depths) < len(ranks) or done < _ENOUGH_OPERATIONS * len(ranks):
+    unknown = any(rank.average_queue_depth is None for rank in ranks)
+    if unknown or done < _ENOUGH_OPERATIONS * len(ranks):
         return None
-    return sum(depths) * window_s / done
+    return _busy_s(ranks, trial, plan) / done
 
 
 def _longest_window_s(trial: Trial, plan: Plan) -> float:

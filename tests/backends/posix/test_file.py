@@ -396,7 +396,7 @@ def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
         yield target
 
 
-def test_a_really_full_filesystem_is_told_and_survived(small_tmpfs: Path) -> None:
+def test_a_really_full_filesystem_is_reported_and_survived(small_tmpfs: Path) -> None:
     backend = FileBackend()
     backend.open(make_plan(small_tmpfs, object_bytes=2**20, chunk_bytes=2**19))
     buffer = page_buffer(2**19)

@@ -164,7 +164,7 @@ def test_a_refusal_of_direct_io_falls_back_visibly(tmp_path: Path) -> None:
     assert got == b"z" * CHUNK
 
 
-def test_a_filesystem_that_reserves_nothing_is_told(tmp_path: Path) -> None:
+def test_a_filesystem_that_reserves_nothing_is_reported(tmp_path: Path) -> None:
     backend = SlabBackend(reserver=lambda *_: False)
     facts = backend.open(slab_plan(tmp_path))
     note = f"the filesystem of {tmp_path} on n1 can't reserve space (fallocate): slabs get theirs"
@@ -214,7 +214,7 @@ def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
         yield target
 
 
-def test_a_filesystem_without_the_room_is_told_before_anything_is_stored(
+def test_a_filesystem_without_the_room_is_reported_before_anything_is_stored(
     small_tmpfs: Path,
 ) -> None:
     pattern = f"the filesystem of {small_tmpfs} on n1 is full .*lower --kv-storage-capacity-gb"

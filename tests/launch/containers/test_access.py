@@ -205,7 +205,7 @@ def test_the_launcher_runs_in_the_container_of_this_host(path: str, tmp_path: Pa
 def test_the_end_of_the_container_is_explained_where_the_launcher_says_nothing(
     path: str, tmp_path: Path
 ) -> None:
-    after = execution(Answers(), path).aftermath(make_plan(), tmp_path / "case" / "trial-0")
+    after = execution(Answers(), path).cleanup(make_plan(), tmp_path / "case" / "trial-0")
     host = os.uname().nodename
     assert str(after.cause(137, [])).startswith(f"the container on host {host}, with the launcher")
     assert after.cause(1, []) is None
@@ -219,7 +219,7 @@ def test_what_a_failed_launch_left_is_removed_but_not_what_had_the_name_before(
     path: str, tmp_path: Path
 ) -> None:
     answers = Answers()
-    after = execution(answers, path).aftermath(make_plan(), tmp_path / "case" / "trial-0")
+    after = execution(answers, path).cleanup(make_plan(), tmp_path / "case" / "trial-0")
     answers.inside = (1, "", "Error: No such container: kvcache-run1-case-trial-0")
     assert after.clean_up(['the container name "/x" is already in use']) == []
     assert not any("rm" in words for words in answers.asked)

@@ -10,17 +10,17 @@ import pytest
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.launch.containers.command import (
     ContainerSpec,
-    Holding,
     Mount,
+    RelayConfig,
     Remote,
-    agent_argv,
     held_argv,
-    outside_argv,
+    relay_argv,
+    rsh_agent_argv,
 )
-from pytest_kvcache.launch.containers.runtimes import Engine
+from pytest_kvcache.launch.containers.runtimes import ContainerEngine
 
-DOCKER = Engine(name="docker", program="/usr/bin/docker", version="28.2.2", rootless=False)
-PODMAN = Engine(name="podman", program="/usr/bin/podman", version="5.4.0", rootless=True)
+DOCKER = ContainerEngine(name="docker", program="/usr/bin/docker", version="28.2.2", rootless=False)
+PODMAN = ContainerEngine(name="podman", program="/usr/bin/podman", version="5.4.0", rootless=True)
 
 
 def spec(**changes: Any) -> ContainerSpec:
@@ -79,7 +79,7 @@ def test_a_container_of_docker_runs_as_the_user() -> None:
 
 
 def test_root_of_a_rootless_docker_is_the_user() -> None:
-    engine = Engine(name="docker", program="docker", version="28.2.2", rootless=True)
+    engine = ContainerEngine(name="docker", program="docker", version="28.2.2", rootless=True)
     command = words(spec(engine=engine, uid=1000, gid=100).argv(["true"]))
     assert "--user" not in command
 
@@ -126,24 +126,27 @@ def test_programs_around_a_container() -> None:
         "-n",
         "3",
     ]
-    assert words([*agent_argv("python3")]) == "python3 -m pytest_kvcache.launch.containers.agent"
-    assert words(outside_argv("/venv/bin/python", Path("/run 1/holding.json"))) == (
-        "/venv/bin/python -m pytest_kvcache.launch.containers.relay /run 1/holding.json"
+    assert (
+        words([*rsh_agent_argv("python3")])
+        == "python3 -m pytest_kvcache.launch.containers.rshagent"
+    )
+    assert words(relay_argv("/venv/bin/python", Path("/run 1/relay.json"))) == (
+        "/venv/bin/python -m pytest_kvcache.launch.containers.relay /run 1/relay.json"
     )
 
 
 def test_a_remote_container_gets_the_launchers_command_as_it_is() -> None:
     run = tuple(spec().argv(held_argv("python", 60, [])))
-    holding = Holding(argv=("true",), remotes={"n1": Remote(shell=("ssh", "n1"), run=run)})
+    config = RelayConfig(argv=("true",), remotes={"n1": Remote(shell=("ssh", "n1"), run=run)})
     command = "( PRTE_PREFIX='/a b'; \"$X\" prted --daemonize )"
-    argv = holding.remote_argv("n1", command)
+    argv = config.remote_argv("n1", command)
     assert argv[:2] == ["ssh", "n1"]
     assert len(argv) == 3
     assert shlex.split(argv[2]) == [*run, "sh", "-c", command]
 
 
 def test_a_holding_survives_json() -> None:
-    holding = Holding(
+    config = RelayConfig(
         argv=("docker", "run"), remotes={"n1": Remote(shell=("ssh", "n1"), run=("docker",))}
     )
-    assert Holding.from_json(json.loads(json.dumps(holding.to_json()))) == holding
+    assert RelayConfig.from_json(json.loads(json.dumps(config.to_json()))) == config

@@ -8,7 +8,7 @@ import pytest
 
 from pytest_kvcache.errors import PreflightError
 from pytest_kvcache.launch.containers.runtimes import (
-    Engine,
+    ContainerEngine,
     exit_meaning,
     find_engine,
     identify_engine,
@@ -20,10 +20,10 @@ from pytest_kvcache.launch.containers.runtimes import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-DOCKER = Engine(name="docker", program="docker", version="28.2.2", rootless=False)
+DOCKER = ContainerEngine(name="docker", program="docker", version="28.2.2", rootless=False)
 DOCKER_SAYS = {
     "--version": "Docker version 28.2.2, build e6534b4",
-    "version": '{"Components":[{"Name":"Engine"},{"Name":"containerd"}]}',
+    "version": '{"Components":[{"Name":"ContainerEngine"},{"Name":"containerd"}]}',
     "info": '["name=seccomp,profile=default"]',
 }
 PODMAN_SAYS = {"--version": "podman version 4.3.1", "info": "false"}
@@ -69,7 +69,7 @@ def installed(tmp_path: Path) -> Path:
 def test_docker_comes_first(installed: Path) -> None:
     engines = Engines(docker=DOCKER_SAYS, podman=PODMAN_SAYS)
     engine = find_engine(None, path=str(installed), run=engines)
-    assert engine == Engine(
+    assert engine == ContainerEngine(
         name="docker", program=str(installed / "docker"), version="28.2.2", rootless=False
     )
 
@@ -103,7 +103,7 @@ def test_podman_in_dockers_place_is_podman() -> None:
 
 
 def test_dockers_client_at_podmans_service_is_refused() -> None:
-    says = {**DOCKER_SAYS, "version": '{"Components":[{"Name":"Podman Engine"}]}'}
+    says = {**DOCKER_SAYS, "version": '{"Components":[{"Name":"Podman ContainerEngine"}]}'}
     with pytest.raises(PreflightError, match="loses exit codes; use --kv-container-engine=podman"):
         identify_engine("/usr/bin/docker", run=Engines(docker=says))
 

@@ -1,0 +1,60 @@
+"""What a session that went wrong leaves behind and says. Not a test module."""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_kvcache.hosts.sharedmemory import Segments
+from tests.site import is_locked, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.site import Site
+
+
+def processes_of(path: Path) -> list[str]:
+    """Command lines of processes that have to do with a directory, but for this one's."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if not entry.name.isdigit() or int(entry.name) == os.getpid():
+                continue
+            words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            is_ours = str(path) in words or (entry / "cwd").readlink().is_relative_to(path)
+            if is_ours and words:
+                found.append(words)
+    return found
+
+
+@contextmanager
+def leaving_nothing(site: Site) -> Iterator[None]:
+    """Afterwards no process, lock, shared memory or stored data of the session is left."""
+    before = Segments.now()
+    yield
+    wait_for(lambda: not processes_of(site.path))
+    wait_for(lambda: not [p for p in site.cache_dir.glob("*") if p.name != "ballast"])
+    assert not is_locked(os.uname().nodename)
+    wait_for(lambda: Segments.now().names <= before.names)  # others may run MPI meanwhile
+
+
+def the_cause(text: str) -> str:
+    """The first line of the fault, told in full once and then referred to."""
+    failures = re.split(r"^_{3,} test_kvcache\[(.*)\] _{3,}$", text, flags=re.MULTILINE)
+    first, reported, _second, referred = failures[1:5]
+    assert f": see test_kvcache[{first}], which tells it whole" in referred
+    assert "(chat-tiny-1b-np2, trial 1)" in reported
+    assert text.count("last lines of ") <= 1
+    return reported.strip().splitlines()[0]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in ("Z", "X")
