@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from pytest_kvcache.measure.metrics import METRICS, MIN_SAMPLES_BEYOND, samples_for
 from pytest_kvcache.measure.sections import OPERATIONS
-from pytest_kvcache.options.table import flag_of
-from pytest_kvcache.plan.plan import DECIDED_BY
+from pytest_kvcache.options.table import OPTIONS, flag_of
 from pytest_kvcache.plan.possible import why_impossible
 from pytest_kvcache.results.trial import Section
 
@@ -28,7 +27,7 @@ _ONLY_OF: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 
-_DECIDES: Final = MappingProxyType({spec.name: field for field, spec in DECIDED_BY.items()})
+_DECIDES: Final = MappingProxyType({spec.name: spec.decides or spec.name for spec in OPTIONS})
 """Option → the field of the plan that it decides."""
 
 

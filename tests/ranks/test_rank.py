@@ -503,7 +503,7 @@ def test_a_failed_operation_ends_the_rank_early_and_is_reported() -> None:
 
 
 def test_a_failed_population_is_a_storage_error() -> None:
-    plan = make_plan(backend="memory")
+    plan = make_plan(backend="memory", queue_depth=1)  # one at a time, so that they are counted
     with pytest.raises(StorageError, match="put number 5 failed"):
         run_rank(plan, with_backend(FailsAt("put", 5)))
 
