@@ -7,7 +7,28 @@ less time than moving it. Reads and writes have their own.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 _SMALL_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workers:
+    """How many objects an engine reads and writes at a time, and how many of one request.
+
+    ``lanes`` None: all of a request. With ``tiles`` each lane has an equal part of the request's
+    objects, else the next one that is left. They have no spare buffers.
+    """
+
+    readers: int
+    writers: int
+    lanes: int | None
+    tiles: bool = False
+
+    @classmethod
+    def of_all(cls, depth: int, lanes: int | None, *, tiles: bool = False) -> Workers:
+        """So many that read or write, whatever there is."""
+        return cls(readers=depth, writers=depth, lanes=lanes, tiles=tiles)
 
 
 def slot_counts(depth: int, transfer_bytes: int) -> tuple[int, int]:
@@ -17,6 +38,9 @@ def slot_counts(depth: int, transfer_bytes: int) -> tuple[int, int]:
     return depth + (depth + 1) // 2, depth + (depth + 3) // 4
 
 
-def buffer_bytes(depth: int, transfer_bytes: int) -> int:
+def buffer_bytes(depth: int, transfer_bytes: int, workers: Workers | None = None) -> int:
     """Memory of all of them, of the pattern and of what a thorough check compares with."""
-    return (sum(slot_counts(depth, transfer_bytes)) + 2) * transfer_bytes
+    counts = slot_counts(depth, transfer_bytes)
+    if workers is not None:
+        counts = workers.readers, workers.writers
+    return (sum(counts) + 2) * transfer_bytes

@@ -11,6 +11,8 @@ from pytest_kvcache.backends.protocol import BackendFacts
 from pytest_kvcache.backends.traits import BackendTraits
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pytest_kvcache.backends.protocol import BackendPlan
 
 
@@ -28,6 +30,7 @@ class NullBackend:
         is_storage=False,
         stores_data=False,
         never_waits=True,
+        makes_calls=True,
     )
 
     def open(self, plan: BackendPlan) -> BackendFacts:  # noqa: ARG002 - nothing to prepare
@@ -39,6 +42,10 @@ class NullBackend:
 
     def get_into(self, key: str, offset: int, buffer: memoryview) -> None:
         """Do nothing: the buffer keeps what it held."""
+
+    def look_up(self, keys: Sequence[str]) -> Sequence[bool]:
+        """Have everything: what was stored is not known."""
+        return [True] * len(keys)
 
     def delete(self, key: str) -> None:
         """Do nothing: the backend does not know which objects there are."""

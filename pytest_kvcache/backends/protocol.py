@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from pytest_kvcache.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from pytest_kvcache.backends.calls import Calls
     from pytest_kvcache.backends.traits import BackendTraits
 
 # The unit of direct I/O and of verification: no Linux filesystem in use needs more.
@@ -37,7 +38,8 @@ class BackendPlan:
     largest transfer (the object, where the traits say that objects move whole); with
     ``io="direct"`` both are multiples of 4096. ``host`` names this machine in messages.
     ``capacity_objects`` is how many objects will ever be stored at the same time (None:
-    not known); ``store`` one of the traits' ``stores``, None where there are none;
+    not known); ``store`` one of the traits' ``stores``, None where there are none; ``calls`` are
+    an engine's, by which whole objects are to be moved instead (None: in the store's own way);
     ``options`` what the user gave with ``--kv-backend-option``, secrets in clear, so it is
     left out of the plan's repr. Raises OptionError for a value that breaks a rule.
     """
@@ -51,6 +53,7 @@ class BackendPlan:
     namespace: str
     capacity_objects: int | None = None
     store: Store | None = None
+    calls: Calls | None = None
     options: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
 
     def __post_init__(self) -> None:
@@ -140,6 +143,15 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Release what `open` took, but leave the objects; may be called again."""
+        ...
+
+
+@runtime_checkable
+class LooksUp(Protocol):
+    """A backend that can be asked which objects it has: one whose traits say ``makes_calls``."""
+
+    def look_up(self, keys: Sequence[str]) -> Sequence[bool]:
+        """Which objects are there; StorageError where it can't be told."""
         ...
 
 

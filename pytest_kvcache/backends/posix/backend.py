@@ -8,14 +8,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
+from pytest_kvcache.backends.calls import FileCalls
+from pytest_kvcache.backends.posix.enginefiles import EngineFiles
+from pytest_kvcache.backends.posix.engineslots import EngineSlots
 from pytest_kvcache.backends.posix.file import FileBackend
 from pytest_kvcache.backends.posix.fileio import IN_FILES
 from pytest_kvcache.backends.posix.slab import SlabBackend
 from pytest_kvcache.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
+    from pytest_kvcache.backends.calls import Calls
     from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
     from pytest_kvcache.backends.traits import BackendTraits
 
@@ -23,25 +27,34 @@ _STORES: Mapping[str, Callable[[], FileBackend | SlabBackend]] = {
     "file": FileBackend, "slab": SlabBackend,
 }  # fmt: skip
 
+_Store = FileBackend | SlabBackend | EngineFiles | EngineSlots
+
 
 class StoreBackend:
     """One file per object, or slabs, as the plan's ``store`` says.
 
-    ``in_files`` is that store once it is open: it knows where objects are.
+    ``in_files`` is that store once it is open: it knows where objects are. With an engine's calls
+    in the plan, these are made instead, and nobody else may move an object.
     """
 
-    traits: ClassVar[BackendTraits] = replace(IN_FILES, stores=tuple(_STORES))
+    traits: ClassVar[BackendTraits] = replace(IN_FILES, stores=tuple(_STORES), makes_calls=True)
 
     def __init__(self) -> None:
         self.in_files: FileBackend | SlabBackend | None = None
+        self._opened: _Store | None = None
 
     def open(self, plan: BackendPlan) -> BackendFacts:
         """Open the store of the plan."""
         if plan.store is None:
             raise StorageError(f"{plan.host}: the file backend needs a store, got none")
+        if plan.calls is not None:
+            made = _by_calls(plan.calls)
+            facts = made.open(plan)
+            self._opened = made
+            return facts
         store = _STORES[plan.store]()
         facts = store.open(plan)
-        self.in_files = store
+        self._opened = self.in_files = store
         return facts
 
     def put_from(self, key: str, offset: int, buffer: memoryview) -> None:
@@ -60,12 +73,24 @@ class StoreBackend:
         """Make an object durable."""
         self._store(key).sync(key)
 
+    def look_up(self, keys: Sequence[str]) -> Sequence[bool]:
+        """Ask the filesystem which objects there are."""
+        if not isinstance(self._opened, EngineFiles):
+            raise StorageError(
+                "the file backend is asked which objects it has, by no engine's calls"
+            )
+        return self._opened.look_up(keys)
+
     def close(self) -> None:
         """Close the store, if it was opened."""
-        if self.in_files is not None:
-            self.in_files.close()
+        if self._opened is not None:
+            self._opened.close()
 
-    def _store(self, key: str) -> FileBackend | SlabBackend:
-        if self.in_files is None:
+    def _store(self, key: str) -> _Store:
+        if self._opened is None:
             raise StorageError(f"object {key} is asked of the file backend before it was opened")
-        return self.in_files
+        return self._opened
+
+
+def _by_calls(calls: Calls) -> EngineFiles | EngineSlots:
+    return EngineFiles(calls) if isinstance(calls, FileCalls) else EngineSlots(calls)

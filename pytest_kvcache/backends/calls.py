@@ -1,0 +1,111 @@
+"""Which calls of the system an engine makes for an object: the words that profiles are written in.
+
+Pure. A file per object, or slots of one file; profiles.py has the table of engines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from pytest_kvcache.backends.protocol import PAGE_BYTES
+from pytest_kvcache.errors import OptionError
+
+Lookup = Literal["memory", "first-miss", "all"]
+"""Who knows what is stored.
+
+An index in ``memory``; or the storage, asked for the blocks of a prompt up to the ``first-miss``,
+or for ``all`` of them.
+"""
+LOOKUPS: tuple[Lookup, ...] = get_args(Lookup)
+
+Publish = Literal["in-place", "rename", "link"]
+"""How an object gets its name.
+
+It is written under it, ``in-place``; or under another one, and there is a ``rename`` then, or a
+``link`` and an unlink of the other name.
+"""
+PUBLISHES: tuple[Publish, ...] = get_args(Publish)
+
+PathCall = Literal["access", "stat", "open"]
+"""A call that asks for a path: access(2), stat(2), or open(2) and close(2)."""
+FileCall = Literal["fstat", "isatty", "lseek"]
+"""A call of an open file; isatty is the ioctl(2) of a language's buffered file."""
+Directories = Literal["ahead", "stat", "mkdir"]
+"""When the directory of an object is made.
+
+Before anything is stored, ``ahead``; or as each is stored: where a ``stat`` does not find it,
+upwards; or by a ``mkdir`` that mostly finds it there.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileCalls:
+    """The calls for objects that have a file each.
+
+    ``levels`` are the hexadecimal digits of each level of directories, none: one flat directory.
+    ``suffix`` ends an object's name. Of a store: the ``before_store`` calls of the object's path
+    (where one finds it, nothing is written), its directory, an open with ``O_EXCL`` if it is
+    ``exclusive`` and ``O_TRUNC`` if it ``truncates``, ``store_opened``, writes of at most
+    ``write_bytes`` (None: one write), close, ``publish``, and the ``after_store`` calls.
+    A temporary name is another one each time, or ``shares_temporary``: the object's with ``.tmp``.
+    Of a load: ``before_load``, open, ``load_opened``, one read, close; ``reads_on``: the read asks
+    for a byte more than there is, and another one for what may follow. Of a delete:
+    ``before_delete``, unlink. A lookup is one ``lookup_call`` per block.
+    """
+
+    publish: Publish = "in-place"
+    shares_temporary: bool = False
+    exclusive: bool = False
+    truncates: bool = True
+    levels: tuple[int, ...] = ()
+    directories: Directories = "ahead"
+    suffix: str = ""
+    lookup_call: PathCall = "stat"
+    before_store: tuple[PathCall, ...] = ()
+    store_opened: tuple[FileCall, ...] = ()
+    write_bytes: int | None = None
+    after_store: tuple[PathCall, ...] = ()
+    before_load: tuple[PathCall, ...] = ()
+    load_opened: tuple[FileCall, ...] = ()
+    read_bytes: int | None = None
+    reads_on: bool = False
+    before_delete: tuple[PathCall, ...] = ()
+
+    def __post_init__(self) -> None:
+        if sum(self.levels) > _PATH_DIGITS or min(self.levels, default=1) < 1:
+            raise OptionError(
+                f"levels are {self.levels}; they must be counts of hexadecimal digits, at most"
+                f" {_PATH_DIGITS} in all"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotCalls:
+    """The calls for objects in slots of one file of a rank, which is there while it runs.
+
+    ``allocates``: the file's blocks are allocated ahead (fallocate), else it is sparse;
+    ``unlinked``: it has no name once it is open. An object is written by one call and read by one,
+    of ``vectors`` buffers each. Before it lie parts of ``header`` bytes, which that write takes
+    with it, with what fills their page, and which are read by a call each.
+    """
+
+    allocates: bool = False
+    unlinked: bool = False
+    vectors: int = 1
+    header: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.vectors < 1 or sum(self.header) > PAGE_BYTES or min(self.header, default=1) < 1:
+            raise OptionError(
+                f"vectors are {self.vectors} and header is {self.header}; there must be at least"
+                f" one buffer, and parts of a header that fit into {PAGE_BYTES} bytes"
+            )
+
+
+Calls = FileCalls | SlotCalls
+
+_PATH_DIGITS = 8  # of the checksum that directories are named by
+
+OURS = FileCalls(levels=(2,), truncates=False)
+"""What one option alone changes: a file per object in 256 directories, made ahead."""

@@ -1,0 +1,270 @@
+"""The system calls that a profile makes for an object, beside those that its engine was seen to.
+
+The calls below are those of the engines themselves, as strace showed them of their released
+wheels (or as their source has them); `readv` and `preadv` with one buffer stand for `read` and
+`pread` of the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_kvcache.backends.calls import FileCalls, SlotCalls
+from pytest_kvcache.backends.posix.enginefiles import EngineFiles
+from pytest_kvcache.backends.posix.engineslots import EngineSlots
+from pytest_kvcache.backends.profiles import PROFILES
+from pytest_kvcache.backends.protocol import PAGE_BYTES, BackendPlan
+from pytest_kvcache.errors import StorageError
+from tests.factories import HOST
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SIZE = 16 * PAGE_BYTES
+KEY, OTHER = f"{1:032x}.1", f"{2:032x}.1"
+
+PUBLISHED = "stat open write close rename"
+PYTHON_OPEN = "open fstat ioctl lseek"
+# Engine → the calls of a lookup of an object that is there, its store into a directory that is
+# there, its load and its delete.
+SEEN = {
+    "vllm-fs": ("access", f"access {PUBLISHED}", "open read close", "unlink"),
+    "sglang-file": (
+        "stat", f"stat {PYTHON_OPEN} write close rename", "open fstat read close", "unlink",
+    ),
+    "lmcache-fs": (
+        "stat", f"stat {PYTHON_OPEN} write close rename", f"{PYTHON_OPEN} read close",
+        "stat unlink",
+    ),
+    "lmcache-fs-native": ("stat", PUBLISHED, "open read close", "unlink"),
+    "lmcache-local-disk": (None, "open write close", "open read close", "unlink"),
+    "aibrix-shfs": (
+        "stat", "mkdir open write close rename stat stat",
+        "stat stat open fstat fstat read read close", "stat unlink",
+    ),
+    "llmd-fs": (
+        "stat", f"open {PUBLISHED}", "open lseek lseek lseek read close", "unlink",
+    ),
+    "vllm-disk": (None, "pwrite", "pread", ""),
+    "mooncake-offset": (None, "pwrite", "pread pread pread", ""),
+    "kvbm-disk": (None, "pwrite", "pread", ""),
+}  # fmt: skip
+
+SCRIPT = """
+import mmap, os, sys
+from pytest_kvcache.backends.calls import FileCalls
+from pytest_kvcache.backends.posix.enginefiles import EngineFiles
+from pytest_kvcache.backends.posix.engineslots import EngineSlots
+from pytest_kvcache.backends.profiles import PROFILES
+from pytest_kvcache.backends.protocol import BackendPlan
+
+root, size = sys.argv[1], int(sys.argv[2])
+buffer = memoryview(mmap.mmap(-1, size))
+for name, profile in PROFILES.items():
+    calls = profile.calls
+    files = isinstance(calls, FileCalls)
+    backend = EngineFiles(calls) if files else EngineSlots(calls)
+    os.mkdir(f"{root}/{name}")
+    backend.open(BackendPlan(
+        directory=f"{root}/{name}", object_bytes=size, chunk_bytes=size, io=profile.io,
+        sync="none", host="here", namespace="n", capacity_objects=4))
+    backend.put_from("KEY", 0, buffer)
+    backend.delete("KEY")
+    os.access(f"/mark/{name}/store", 0)
+    backend.put_from("KEY", 0, buffer)
+    os.access(f"/mark/{name}/lookup", 0)
+    if files:
+        backend.look_up(["KEY"])
+    os.access(f"/mark/{name}/load", 0)
+    backend.get_into("KEY", 0, buffer)
+    os.access(f"/mark/{name}/delete", 0)
+    backend.delete("KEY")
+    os.access(f"/mark/{name}/end", 0)
+    backend.close()
+""".replace("KEY", KEY)
+
+_CALL = re.compile(r"(?:\[pid +\d+\] )?(\w+)\((.*)$")
+_PLAIN = {
+    "openat": "open", "newfstatat": "stat", "faccessat": "access", "faccessat2": "access",
+    "pwritev": "pwrite", "pwritev2": "pwrite", "pwrite64": "pwrite", "preadv": "pread",
+    "preadv2": "pread", "pread64": "pread", "readv": "read", "unlinkat": "unlink",
+    "renameat": "rename", "renameat2": "rename",
+    "mkdirat": "mkdir",
+}  # fmt: skip
+
+
+def traced(output: str) -> dict[str, list[str]]:
+    """What was called between two marks, by the first one's name."""
+    found: dict[str, list[str]] = {}
+    place: list[str] = []
+    for line in output.splitlines():
+        match = _CALL.match(line)
+        if match is None:
+            continue
+        name, arguments = _PLAIN.get(match[1], match[1]), match[2]
+        mark = re.search(r'"/mark/([^"]*)"', arguments)
+        if mark is not None:
+            place = found.setdefault(mark[1], [])
+        elif name == "stat" and ', "", ' in arguments:
+            place.append("fstat")
+        else:
+            place.append(name)
+    return found
+
+
+@pytest.fixture(scope="module")
+def calls_made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("strace is not installed")
+    root = tmp_path_factory.mktemp("calls")
+    log = root / "strace.log"
+    traces = "access,faccessat,faccessat2,stat,newfstatat,fstat,open,openat,write,close,ioctl"
+    traces += ",rename,renameat,renameat2,link,linkat,unlink,unlinkat,mkdir,mkdirat,lseek,read"
+    traces += ",readv,pread64,preadv,preadv2,pwrite64,pwritev,pwritev2,fsync,fdatasync,fadvise64"
+    command = [strace, "-f", "-o", str(log), "-e", f"trace={traces}"]
+    asked = subprocess.run(
+        [*command, sys.executable, "-c", SCRIPT, str(root), str(SIZE)],
+        capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+    )  # fmt: skip
+    if asked.returncode and "ptrace" in asked.stderr:
+        pytest.skip("strace may not trace here")
+    assert not asked.returncode, asked.stderr
+    lines = re.sub(r"^\d+ +", "", log.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return traced(lines)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_profile_makes_the_calls_of_its_engine(
+    name: str, calls_made: dict[str, list[str]]
+) -> None:
+    lookup, *others = SEEN[name]
+    made = [" ".join(calls_made[f"{name}/{what}"]) for what in ("store", "load", "delete")]
+    assert made == others
+    if lookup is not None:
+        assert calls_made[f"{name}/lookup"] == [lookup]
+
+
+# --- what a store of files does --------------------------------------------------------------
+
+
+def files(directory: Path, calls: FileCalls) -> EngineFiles:
+    backend = EngineFiles(calls)
+    backend.open(plan_of(directory))
+    return backend
+
+
+def plan_of(directory: Path, **changes: object) -> BackendPlan:
+    values: dict[str, object] = {
+        "directory": str(directory), "object_bytes": SIZE, "chunk_bytes": SIZE, "io": "buffered",
+        "sync": "none", "host": HOST, "namespace": "n", "capacity_objects": 2,
+    }  # fmt: skip
+    return BackendPlan(**values | changes)  # type: ignore[arg-type]
+
+
+def data(byte: int) -> memoryview:
+    return memoryview(bytearray([byte]) * SIZE)
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("publish", ["in-place", "rename", "link"])
+def test_what_was_stored_is_there_under_its_name_alone(tmp_path: Path, publish: str) -> None:
+    calls = FileCalls(publish=publish, suffix=".bin", levels=(3, 2), directories="stat")  # type: ignore[arg-type]
+    backend = files(tmp_path, calls)
+    backend.put_from(KEY, 0, data(7))
+    assert names(tmp_path) == [f"{KEY}.bin"]
+    found = data(0)
+    backend.get_into(KEY, 0, found)
+    assert found == data(7)
+
+
+def test_a_lookup_tells_which_objects_are_there(tmp_path: Path) -> None:
+    backend = files(tmp_path, FileCalls())
+    backend.put_from(KEY, 0, data(1))
+    assert backend.look_up([KEY, OTHER, KEY]) == [True, False, True]
+    backend.delete(KEY)
+    assert backend.look_up([KEY]) == [False]
+
+
+def test_a_lookup_that_can_not_be_made_is_an_error_and_no_miss(tmp_path: Path) -> None:
+    backend = files(tmp_path, FileCalls(lookup_call="stat"))
+    with pytest.raises(StorageError, match=r"can't look up .*: File name too long"):
+        backend.look_up([KEY, "0" * 300])
+
+
+def test_an_object_that_is_there_before_it_is_stored_is_an_error(tmp_path: Path) -> None:
+    backend = files(tmp_path, FileCalls(before_store=("access",)))
+    backend.put_from(KEY, 0, data(1))
+    with pytest.raises(StorageError, match=r"is there before it is stored"):
+        backend.put_from(KEY, 0, data(2))
+
+
+def test_an_object_that_is_shorter_than_it_was_is_an_error(tmp_path: Path) -> None:
+    backend = files(tmp_path, FileCalls())
+    backend.put_from(KEY, 0, data(1))
+    os.truncate(backend.path(KEY), SIZE - 1)
+    with pytest.raises(StorageError, match=f"wanted {SIZE} bytes, got {SIZE - 1}"):
+        backend.get_into(KEY, 0, data(0))
+
+
+def test_a_longer_object_is_an_error_where_the_engine_reads_on(tmp_path: Path) -> None:
+    backend = files(tmp_path, FileCalls(reads_on=True))
+    backend.put_from(KEY, 0, data(1))
+    with Path(backend.path(KEY)).open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(StorageError, match="short read"):
+        backend.get_into(KEY, 0, data(0))
+
+
+@pytest.mark.parametrize("field", ["write_bytes", "read_bytes"])
+def test_pieces_of_a_store_or_load_are_all_of_it(tmp_path: Path, field: str) -> None:
+    backend = files(tmp_path, FileCalls(**{field: PAGE_BYTES + 1}))  # type: ignore[arg-type]
+    backend.put_from(KEY, 0, data(3))
+    found = data(0)
+    backend.get_into(KEY, 0, found)
+    assert found == data(3)
+
+
+# --- what a store of slots does --------------------------------------------------------------
+
+
+@pytest.fixture(params=[SlotCalls(), SlotCalls(vectors=3), SlotCalls(header=(24, 64))], ids=str)
+def slots(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EngineSlots]:
+    backend = EngineSlots(request.param)
+    backend.open(plan_of(tmp_path))
+    yield backend
+    backend.close()
+
+
+def test_each_object_has_a_slot_of_its_own_until_it_is_deleted(slots: EngineSlots) -> None:
+    slots.put_from(KEY, 0, data(1))
+    slots.put_from(OTHER, 0, data(2))
+    slots.delete(KEY)
+    third = f"{3:032x}.1"
+    slots.put_from(third, 0, data(3))
+    for key, byte in ((OTHER, 2), (third, 3)):
+        found = data(0)
+        slots.get_into(key, 0, found)
+        assert found == data(byte)
+    with pytest.raises(StorageError, match="it is not stored"):
+        slots.get_into(KEY, 0, data(0))
+
+
+def test_a_file_of_slots_that_is_unlinked_leaves_no_name(tmp_path: Path) -> None:
+    backend = EngineSlots(SlotCalls(allocates=True, unlinked=True))
+    backend.open(plan_of(tmp_path))
+    backend.put_from(KEY, 0, data(1))
+    assert names(tmp_path) == []
+    backend.close()
