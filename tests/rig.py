@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from pytest_kvcache.backends.protocol import Backend
     from pytest_kvcache.cache.tiers import TierPolicy
+    from pytest_kvcache.engine.lookups import Lookups
     from pytest_kvcache.engine.payload import Payload
     from pytest_kvcache.ioengines.protocol import Completion, IoEngine, IoEngineName
     from pytest_kvcache.measure.histogram import Histogram
@@ -348,6 +349,8 @@ class Rig:
         memory: Mapping[str, tuple[int, Backend | None]] | None = None,
         policy: TierPolicy = "write-through",
         service: ServiceBook | None = None,
+        lookups: Lookups | None = None,
+        to_first_miss: bool = False,
         **changes: Any,
     ) -> None:
         self.settings = settings_of(**changes)
@@ -382,6 +385,8 @@ class Rig:
             payload=payload,
             recorder=self.recorder,
             clock=clock,
+            lookups=lookups,
+            to_first_miss=to_first_miss,
         )
         self.error: BaseException | None = None
         self.stopped_ns = 0

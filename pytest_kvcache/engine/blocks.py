@@ -12,9 +12,10 @@ from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
 from pytest_kvcache.cache.index import Admission, Beside, CacheIndex, unpin
-from pytest_kvcache.engine.dispatch import Dispatcher
 from pytest_kvcache.engine.iotracer import untraced
-from pytest_kvcache.engine.operations import all_parts, parts_of_prefix
+from pytest_kvcache.engine.jobs import make_dispatcher
+from pytest_kvcache.engine.lookups import Question
+from pytest_kvcache.engine.operations import all_parts, object_key_of, parts_of_prefix
 from pytest_kvcache.ioengines.protocol import DELETE, READ, WRITE
 from pytest_kvcache.measure.counters import Tally
 from pytest_kvcache.measure.recorder import REREAD
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from pytest_kvcache.cache.index import BlockEntry
+    from pytest_kvcache.engine.dispatch import Dispatcher
     from pytest_kvcache.engine.iotracer import Traced
     from pytest_kvcache.engine.operations import Operation, TransferSettings
     from pytest_kvcache.engine.payload import Payload
@@ -141,6 +143,16 @@ class Blocks:
         """What it was to read again was read, or will not be: unpin it."""
         unpin(chain.from_iterable(inflight.again))
 
+    def _names_of(self, entries: Iterable[BlockEntry]) -> list[str]:
+        """Under which names blocks are stored, all their objects."""
+        parts = range(self._parts) if self._parts > 1 else (None,)
+        return [object_key_of(entry, part) for entry in entries for part in parts]
+
+    def _absent_names(self, keys: Iterable[bytes]) -> list[str]:
+        """Names that blocks which are not there could have: none is ever stored under one."""
+        parts = [f".{part}" for part in range(self._parts)] if self._parts > 1 else [""]
+        return [f"{key.hex()}.{part}" for key in keys for part in parts]
+
     def _note_first_reads(self, entries: Iterable[BlockEntry]) -> None:
         """Count the bytes of those that are read for the first time."""
         for entry in entries:
@@ -162,6 +174,20 @@ class Blocks:
     def decide(self, inflight: InFlightRequest) -> bool:
         """Decide what is read, written and displaced for a request; false: not yet."""
         raise NotImplementedError
+
+    def storage_hits_of(self, inflight: InFlightRequest) -> list[BlockEntry]:
+        """What it found on the storage: of its prefix, then beside it."""
+        raise NotImplementedError
+
+    def question_of(self, inflight: InFlightRequest, *, to_first_miss: bool) -> Question:
+        """What it asks the storage for: what no memory tier has, up to the first miss, or all."""
+        request = inflight.request
+        missing = request.keys[inflight.hit_blocks : request.prompt_blocks]
+        absent = self._absent_names(missing[:1] if to_first_miss else missing)
+        if request.beside:
+            there = {entry.key for entry in self.beside_hits_of(inflight)}
+            absent += self._absent_names(key for key in request.beside if key not in there)
+        return Question(inflight, self._names_of(self.storage_hits_of(inflight)), absent)
 
     def load(self, inflight: InFlightRequest) -> bool:
         """Read its hits; false: there is nothing to be read."""
@@ -232,7 +258,7 @@ class OneTier(Blocks):
     ) -> None:
         super().__init__(requests, settings, stores=stores)
         self._index = index
-        self._dispatcher = Dispatcher(
+        self._dispatcher = make_dispatcher(
             settings=settings,
             io=io,
             payload=payload,
@@ -298,6 +324,10 @@ class OneTier(Blocks):
         if request.rereads and not self.populating:
             self._will_read_again(inflight, [admission.inserts])
         return True
+
+    def storage_hits_of(self, inflight: InFlightRequest) -> list[BlockEntry]:
+        """All its hits."""
+        return [*inflight.admission.hits, *inflight.admission.beside_hits]
 
     def load(self, inflight: InFlightRequest) -> bool:
         """Get each hit from the storage."""

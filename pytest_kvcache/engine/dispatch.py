@@ -15,16 +15,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from pytest_kvcache.backends.buffers import slot_counts
 from pytest_kvcache.engine.contents import Contents
 from pytest_kvcache.engine.operations import Operation, all_parts
 from pytest_kvcache.ioengines.protocol import DELETE, READ, SYNC, WRITE
 from pytest_kvcache.measure.recorder import TRANSFER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from pytest_kvcache.cache.index import BlockEntry
     from pytest_kvcache.engine.operations import TransferSettings
@@ -33,6 +32,25 @@ if TYPE_CHECKING:
     from pytest_kvcache.measure.recorder import TakesRows
 
 _NOTHING = memoryview(b"")
+
+
+class ReadyQueue(Protocol):
+    """Operations that have not begun; a deque is one."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def __iter__(self) -> Iterator[Operation]:
+        """All of them."""
+
+    def append(self, operation: Operation, /) -> None:
+        """Take one more."""
+
+    def extend(self, operations: Iterable[Operation], /) -> None:
+        """Take more."""
+
+    def clear(self) -> None:
+        """Forget all."""
 
 
 class Dispatcher:
@@ -61,7 +79,7 @@ class Dispatcher:
         self._clock = clock
         self._on_complete = on_complete
         self._depth = settings.queue_depth
-        reads, writes = slot_counts(settings.queue_depth, settings.transfer_bytes)
+        reads, writes = settings.slot_counts
         self._contents = None if payload is None else Contents(payload, settings, reads, writes)
         views = [_NOTHING] * (reads + writes) if self._contents is None else self._contents.views
         io.register([*views, *([_NOTHING] * settings.queue_depth)])
@@ -82,7 +100,8 @@ class Dispatcher:
         self._operations: list[Operation | None] = [None] * slots
         self._offsets = [0] * slots
         self._lengths = [0] * slots
-        self._ready: deque[Operation] = deque()
+        self._in_order: deque[Operation] = deque()
+        self._ready: ReadyQueue = self._in_order
         self._to_sync: deque[Operation] = deque()
         self._staged = 0
         self._todo: deque[Completion] = deque()
@@ -240,7 +259,7 @@ class Dispatcher:
 
     def _submit_batch(self) -> None:
         """Submit as much as may be in flight, if there is so much, and room for it."""
-        if self._ready and len(self._free[self._ready[0].kind]) >= self._depth:
+        if self._in_order and len(self._free[self._in_order[0].kind]) >= self._depth:
             self._fill_slots()
         if self._staged >= self._depth:
             self._staged -= self._io.submit(self._depth)
@@ -250,7 +269,7 @@ class Dispatcher:
         while self._to_sync and self._free_calls:
             operation = self._to_sync.popleft()
             self._stage_call(SYNC, operation)
-        ready, reads = self._ready, self._free_reads
+        ready, reads = self._in_order, self._free_reads
         while ready:
             operation = ready[0]
             kind = operation.kind

@@ -64,7 +64,7 @@ class Engine:
     def longest_wait_ns(self) -> int:
         """How long the oldest call under way has been waited for, in any tier; 0: none is."""
         now = self._clock()
-        return max(io.longest_wait_ns(now) for io in self.loop.blocks.io_engines)
+        return max(each.longest_wait_ns(now) for each in self.loop.waiting_for)
 
     def populate(self, tick: Callable[[], bool]) -> None:
         """Store every user's context until all are in or the cache is full.

@@ -25,6 +25,7 @@ from pytest_kvcache.measure.recorder import (
     ADMIT,
     BESIDE,
     LOAD,
+    LOOKUP,
     REQUEST,
     SCHEDULING_LAG,
     SERVICE,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.engine.blocks import Blocks
     from pytest_kvcache.engine.iotracer import Traced
     from pytest_kvcache.engine.load import LoadChange
+    from pytest_kvcache.engine.lookups import Lookups
     from pytest_kvcache.engine.operations import TransferSettings
     from pytest_kvcache.engine.payload import Payload
     from pytest_kvcache.ioengines.protocol import IoEngine
@@ -76,6 +78,8 @@ class Loop:
         recorder: Recorder,
         clock: Callable[[], int] = time.monotonic_ns,
         traced: Traced = untraced,
+        lookups: Lookups | None = None,
+        to_first_miss: bool = False,
     ) -> None:
         self.began_ns = 0
         self._block_tokens = block_tokens
@@ -91,6 +95,8 @@ class Loop:
         self._resting: dict[int, Request | None] = {}  # user → its next request, if it is known
         self._log = recorder.log
         self._io = io
+        self._lookups = lookups
+        self._to_first_miss = to_first_miss
         self.waiting: deque[InFlightRequest] = deque()
         self.stalled: deque[tuple[int, int]] = deque()
         self._timers = Timers()
@@ -127,8 +133,16 @@ class Loop:
     @property
     def first_error(self) -> str | None:
         """The first failed operation's message; it ends the run."""
-        errors = (each.first_error for each in self.blocks.dispatchers)
+        errors = [each.first_error for each in self.blocks.dispatchers]
+        if self._lookups is not None:
+            errors.append(self._lookups.first_error)
         return next((error for error in errors if error is not None), None)
+
+    @property
+    def waiting_for(self) -> list[IoEngine | Lookups]:
+        """What makes calls that this may wait for."""
+        found: list[IoEngine | Lookups] = [*self.blocks.io_engines]
+        return found if self._lookups is None else [*found, self._lookups]
 
     @property
     def users(self) -> int:
@@ -190,11 +204,16 @@ class Loop:
 
     def close(self) -> None:
         """Wait for what is in flight."""
+        if self._lookups is not None:
+            self._lookups.close()
         self.blocks.close()
 
     def _leave_what_has_not_begun(self) -> None:
         """Queued reads and answers that are not due: their requests have no latency."""
         self._has_left = True
+        if self._lookups is not None:
+            for inflight in self._lookups.leave():
+                self._leave_asking(inflight)
         left = self.blocks.leave()
         for inflight in left:
             if not inflight.is_stored:
@@ -209,7 +228,7 @@ class Loop:
 
     def _work_while(self, busy: Callable[[], bool], until_ns: int | None = None) -> bool:
         """Fire timers and carry out operations while ``busy``; false if told to stop."""
-        turn, log = self.blocks.turn, self._log
+        turn, log, lookups = self.blocks.turn, self._log, self._lookups
         while True:
             now = self._fire_timers()
             if self.changes:  # before any row of what began after one is booked
@@ -224,6 +243,8 @@ class Loop:
             if self.stop_asked and self._may_stop:
                 return False
             turn(self._wake_ns(now, until_ns))
+            if lookups is not None:
+                self._take_answers(lookups)
 
     def _wake_ns(self, now: int, until_ns: int | None) -> int:
         """Until when there is nothing to do if no operation ends."""
@@ -281,7 +302,8 @@ class Loop:
 
     def _is_draining(self) -> bool:
         busy = any(each.busy for each in self.blocks.dispatchers)
-        return busy or bool(self._timers)
+        asking = self._lookups is not None and self._lookups.open > 0
+        return busy or asking or bool(self._timers)
 
     # --- the life of a request ----------------------------------------------------------------
 
@@ -429,9 +451,41 @@ class Loop:
             return
         if inflight.rereads:
             self._rereading[inflight] = None
+        if self._lookups is not None and self._reads:
+            asked = self.blocks.question_of(inflight, to_first_miss=self._to_first_miss)
+            if asked.stored or asked.others:
+                self._lookups.submit(asked)
+                if self._lookups.answers_at_once:
+                    self._take_answers(self._lookups)
+                return
+        self._load(inflight)
+
+    def _load(self, inflight: InFlightRequest) -> None:
         inflight.loads = self._reads and self.blocks.load(inflight)
         if not inflight.loads:
             self.loaded(inflight)
+
+    def _take_answers(self, lookups: Lookups) -> None:
+        """Load what the storage says that it has; nothing more begins after an error."""
+        for answer in lookups.reap():
+            inflight = answer.inflight
+            self._log.add(LOOKUP, answer.asked, answer.started_ns, answer.done_ns, answer.found, 0)
+            inflight.loaded_ns = answer.done_ns
+            if answer.error is not None:
+                inflight.failed = True
+                self.stop()
+            if answer.error is None and not self._has_left:
+                self._load(inflight)
+                continue
+            self._leave_asking(inflight)
+
+    def _leave_asking(self, inflight: InFlightRequest) -> None:
+        """Nothing of what it asked for will be loaded."""
+        self.blocks.release(inflight)
+        if inflight.hit_blocks or inflight.beside_hit_blocks:
+            self._recorder.censor("load", inflight.issued_ns)
+        if inflight not in self._rereading:
+            self._give_up(inflight.request, inflight.intended_ns)
 
     def loaded(self, inflight: InFlightRequest) -> None:
         """Its reads have ended, or there were none: what follows is the answer."""

@@ -8,9 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.backends.buffers import slot_counts
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from pytest_kvcache.backends.buffers import Workers
     from pytest_kvcache.cache.identity import Identity
     from pytest_kvcache.cache.index import BlockEntry
     from pytest_kvcache.models import BlockPart
@@ -28,7 +31,7 @@ class TransferSettings:
     moves at most ``transfer_bytes``. ``discards_findings``: the backend stores nothing, so what
     is read is stamped as if it had been stored, then verified as ever, and what that finds
     is discarded. ``most_stores`` objects wait to be stored before users wait; None: as many as
-    the queue depth gives.
+    the queue depth gives. ``workers``: operations are made as an engine's would make them.
     """
 
     queue_depth: int
@@ -41,6 +44,14 @@ class TransferSettings:
     objects_per_block: int = 1
     parts: tuple[BlockPart, ...] = ()
     most_stores: int | None = None
+    workers: Workers | None = None
+
+    @property
+    def slot_counts(self) -> tuple[int, int]:
+        """Buffers for reading and for writing; workers have one each."""
+        if self.workers is not None:
+            return self.workers.readers, self.workers.writers
+        return slot_counts(self.queue_depth, self.transfer_bytes)
 
     @property
     def block_bytes(self) -> int:

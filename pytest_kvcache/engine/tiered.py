@@ -23,6 +23,7 @@ from pytest_kvcache.cache.index import Blocked
 from pytest_kvcache.engine.blocks import Blocks
 from pytest_kvcache.engine.dispatch import Dispatcher
 from pytest_kvcache.engine.iotracer import untraced
+from pytest_kvcache.engine.jobs import make_dispatcher
 from pytest_kvcache.ioengines.inline import PacedEngine
 from pytest_kvcache.ioengines.protocol import DELETE, READ, WRITE
 from pytest_kvcache.measure.counters import Tally
@@ -144,7 +145,7 @@ class SeveralTiers(Blocks):
         ]
         *memories, storage = self._levels
         self._storage = storage
-        self._storage_dispatcher = storage.dispatcher = Dispatcher(
+        self._storage_dispatcher = storage.dispatcher = make_dispatcher(
             settings=settings,
             io=io,
             payload=payload,
@@ -152,7 +153,7 @@ class SeveralTiers(Blocks):
             clock=clock,
             on_complete=traced(partial(self._complete, storage)),
         )
-        alone = replace(settings, queue_depth=1, sync=False)
+        alone = replace(settings, queue_depth=1, sync=False, workers=None)
         for level, backend in zip(memories, tiers.memories, strict=True):
             if backend is not None:
                 level.pace = PacedEngine(backend, clock)
@@ -240,6 +241,12 @@ class SeveralTiers(Blocks):
         if request.rereads and not self.populating:
             self._will_read_again(inflight, _fastest(found.writes))
         return True
+
+    def storage_hits_of(self, inflight: InFlightRequest) -> list[BlockEntry]:
+        """Those that no tier before the storage serves."""
+        admission: TierAdmission = inflight.admission
+        beside = admission.beside_reads[self._storage.number] if admission.beside_reads else ()
+        return [*admission.reads[self._storage.number], *beside]
 
     def load(self, inflight: InFlightRequest) -> bool:
         """Get each hit from the tier that serves it."""

@@ -47,7 +47,7 @@ class ThreadsEngine:
         self._clock = clock
         self._staged: list[_Staged] = []
         self._todo: SimpleQueue[list[_Staged] | None] = SimpleQueue()
-        self._ended: SimpleQueue[Completion | BaseException] = SimpleQueue()
+        self._ended: SimpleQueue[Completion | BaseException | None] = SimpleQueue()
         self._done: list[Completion] = []
         self._call_ns = 10.0 * _QUICK_CALL_NS  # recent mean; slow until dozens of calls were quick
         self._began_ns = [0] * depth  # of the call that each thread makes; 0: none
@@ -88,7 +88,13 @@ class ThreadsEngine:
         except Empty:
             return
 
-    def _take(self, ended: Completion | BaseException) -> None:
+    def wake(self) -> None:
+        """End the sleep of a ``submit``; any thread may."""
+        self._ended.put(None)
+
+    def _take(self, ended: Completion | BaseException | None) -> None:
+        if ended is None:
+            return
         if isinstance(ended, BaseException):
             raise ended
         self.in_flight -= 1

@@ -1,0 +1,152 @@
+"""Operations as engines make them: a request's one after the other, by so many workers.
+
+Rank-side; imports neither pytest nor MPI. A *job* is what is read, or written, for one request
+at a time. It has lanes, as many as objects of it may be under way; each lane's next object is
+begun when its last one has ended, before other jobs have their turn: the worker stays with it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from pytest_kvcache.engine.dispatch import Dispatcher
+from pytest_kvcache.ioengines.protocol import DELETE, READ, WRITE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from pytest_kvcache.backends.buffers import Workers
+    from pytest_kvcache.engine.operations import Operation, TransferSettings
+
+
+_Lane = deque["Operation"]  # what follows there, one after the other
+
+
+class JobQueue:
+    """What has not begun: of each job, the first objects of its lanes can be.
+
+    A queue as the dispatcher has it (``append``, ``extend``, ``clear``; in any order), from which
+    ``startable`` of each kind are taken. What was appended is cut into lanes by ``arrange``.
+    """
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+        self.startable: dict[int, deque[Operation]] = {k: deque() for k in (READ, WRITE, DELETE)}
+        self._came: dict[tuple[int, Any], list[Operation]] = {}
+        self._lane_of: dict[Operation, _Lane] = {}  # of those under way, and of the startable
+        self._held = 0
+
+    def __len__(self) -> int:
+        return self._held + sum(map(len, self.startable.values()))
+
+    def __iter__(self) -> Iterator[Operation]:
+        """Everything that has not begun."""
+        for queue in self.startable.values():
+            yield from queue
+        for came in self._came.values():
+            yield from came
+        for lane in {id(lane): lane for lane in self._lane_of.values()}.values():
+            yield from lane
+
+    def append(self, operation: Operation) -> None:
+        """Take an operation; a delete is no part of a job."""
+        if operation.kind == DELETE or self._workers.lanes is None:
+            self.startable[operation.kind].append(operation)
+            return
+        self._came.setdefault((operation.kind, operation.owner), []).append(operation)
+        self._held += 1
+
+    def extend(self, operations: Iterable[Operation]) -> None:
+        """Take operations."""
+        for operation in operations:
+            self.append(operation)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        for queue in self.startable.values():
+            queue.clear()
+        self._came.clear()
+        self._lane_of.clear()
+        self._held = 0
+
+    def arrange(self) -> None:
+        """Make lanes of what has come."""
+        if not self._came:
+            return
+        came, self._came = self._came, {}
+        for (kind, _owner), operations in came.items():
+            for first, following in self._lanes(operations):
+                self._lane_of[first] = following
+                self.startable[kind].append(first)
+                self._held -= 1
+
+    def _lanes(self, operations: list[Operation]) -> Iterator[tuple[Operation, _Lane]]:
+        """The first object of each lane, and what follows it there."""
+        count = min(self._workers.lanes or len(operations), len(operations))
+        if not self._workers.tiles:
+            following = deque(operations[count:])
+            yield from ((first, following) for first in operations[:count])
+            return
+        begin = 0
+        for number in range(count):
+            end = begin + (len(operations) - begin) // (count - number)
+            yield operations[begin], deque(operations[begin + 1 : end])
+            begin = end
+
+    def ended(self, operation: Operation) -> None:
+        """The next one of its lane can begin, before others."""
+        lane = self._lane_of.pop(operation, None)
+        if lane:
+            following = lane.popleft()
+            self._held -= 1
+            self._lane_of[following] = lane
+            self.startable[operation.kind].appendleft(following)
+
+
+class JobDispatcher(Dispatcher):
+    """Carries operations out as the settings' workers would; takes what `Dispatcher` takes."""
+
+    def __init__(
+        self,
+        *,
+        settings: TransferSettings,
+        on_complete: Callable[[Operation], None],
+        **parts: Any,
+    ) -> None:
+        assert settings.workers is not None
+        self._jobs = JobQueue(settings.workers)
+        self._tell = on_complete
+        super().__init__(settings=settings, on_complete=self._ended, **parts)
+        self._ready = self._jobs
+
+    def _ended(self, operation: Operation) -> None:
+        self._jobs.ended(operation)
+        self._tell(operation)
+
+    def _submit_batch(self) -> None:
+        """Nothing ahead of its turn: what is staged is what the workers have."""
+
+    def _fill_slots(self) -> None:
+        """Reads, writes and deletes: each as there are workers for them."""
+        jobs = self._jobs
+        jobs.arrange()
+        for kind, queue in jobs.startable.items():
+            free = self._free[kind]
+            while queue and free:
+                operation = queue[0]
+                if kind == READ:
+                    self._stage_read(operation, free.pop())
+                elif kind == WRITE:
+                    self._stage_write(operation, free.pop())
+                else:
+                    operation.staged_bytes = operation.stored_bytes
+                    self._stage_call(kind, operation)
+                if operation.staged_bytes >= operation.stored_bytes:
+                    queue.popleft()
+
+
+def make_dispatcher(*, settings: TransferSettings, **parts: Any) -> Dispatcher:
+    """The dispatcher of a storage: as an engine's workers would, where settings name some."""
+    kind = Dispatcher if settings.workers is None else JobDispatcher
+    return kind(settings=settings, **parts)
