@@ -284,6 +284,12 @@ def test_the_page_of_counters_is_what_its_generator_writes() -> None:
     assert page(text) == text, "run python docs/counters.py"
 
 
+def test_the_page_of_engines_is_what_its_generator_writes() -> None:
+    page = runpy.run_path(str(DOCS / "engines.py"))["page"]
+    text = (DOCS / "engines.md").read_text(encoding="utf-8")
+    assert page(text) == text, "run python docs/engines.py"
+
+
 def test_the_ini_file_of_the_page_of_options_is_accepted(site: Site) -> None:
     (ini,) = (block.text for block in examples(DOCS / "options.md", "ini"))
     (site.path / "pytest.ini").write_text(ini)

@@ -167,6 +167,14 @@ class Counters:
         AtMost(whole="requested_write_bytes", beside=("demote_op_bytes",))))
     demote_op_bytes: int = field(metadata=_row(
         "bytes", "of the demotions that the latencies are of"))
+    lookup_count: int | None = field(metadata=_row(
+        "requests", "that asked the storage what it has, in the window; `null` with"
+        " `--kv-lookup=memory`", CountOf(section="lookup")))
+    asked_objects: int | None = field(metadata=_row(
+        "operations", "that they made for it, one for each object", place="lookup.asked_objects"))
+    found_objects: int | None = field(metadata=_row(
+        "operations", "of those that found the object", AtMost(whole="asked_objects"),
+        place="lookup.found_objects"))
     # --- requests, from the start of the run until issuing stopped ---
     offered: int = field(metadata=_row(
         "requests", "that arrived, or that a user made", place="requests.offered"))

@@ -32,7 +32,14 @@ def samples_for(percentile: float) -> int:
 
 ALWAYS_SHOWN = ("requests.per_s", "cache.hit_ratio")  # whatever --kv-metrics names
 _KIND_OF = MappingProxyType(
-    {"read": "read", "load": "read", "write": "write", "delete": "delete", "demote": "write"}
+    {
+        "read": "read",
+        "lookup": "read",
+        "load": "read",
+        "write": "write",
+        "delete": "delete",
+        "demote": "write",
+    }
     | {name: "read" if name.endswith("_read") else "write" for name in MEMORY_SECTIONS}
 )
 
@@ -154,6 +161,7 @@ def _latency_metrics() -> Iterator[Metric]:
                 path=(section, "ms", statistic),
                 percentile=PERCENTILES.get(statistic),
                 latency=True,
+                needs="lookup" if section == "lookup" else None,
             )
 
 

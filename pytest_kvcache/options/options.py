@@ -17,6 +17,7 @@ from pytest_kvcache.hosts.hostlist import HostSpec
 from pytest_kvcache.measure.metrics import METRICS
 from pytest_kvcache.measure.sections import TIER_SECTIONS, tier_sections
 from pytest_kvcache.options.closed import CLOSED_SCENARIOS, check_closed
+from pytest_kvcache.options.engines import brought_by, check_engine
 from pytest_kvcache.options.rules import SloRule
 from pytest_kvcache.options.table import OPTIONS, OptionSpec, Trials, flag_of
 from pytest_kvcache.phases import PHASES
@@ -26,6 +27,7 @@ from pytest_kvcache.workloads.workloadfile import check_used
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from pytest_kvcache.backends.calls import Lookup, Publish
     from pytest_kvcache.cache.tiers import TierPolicy
     from pytest_kvcache.options.rules import FailRule
 
@@ -83,6 +85,10 @@ class Options:
     queue_depth: int = 16
     io_engine: str = "auto"
     transfer_size: int | str = 4 << 20
+    engine: str | None = None
+    lookup: Lookup = "memory"
+    publish: Publish = "in-place"
+    request_depth: int | None = None
     generation_mode: str = "none"
     performance_profile: str = "throughput"
     phase: str = "both"
@@ -185,7 +191,7 @@ def build_options(given: Mapping[str, tuple[str | Sequence[str], Origin]]) -> Op
                 " options' of pytest --help without --kv-, with underscores"
             )
         values[name] = _parse_one(by_name[name], raw, origin)
-    options = Options(**values, texts=dict(given))
+    options = Options(**{**brought_by(values.get("engine")), **values}, texts=dict(given))
     if options.enable_autoscaling and "metrics" not in given:
         options = replace(options, metrics=(USERS_METRIC, *options.metrics))
     _check_together(options)
@@ -236,6 +242,7 @@ def _check_together(options: Options) -> None:
     _check_tiers(options)
     _check_tier_metrics(options)
     _check_profile(options)
+    check_engine(options)
     _check_needs(options)
     _check_datasize(options)
     if options.overrides("arrival") and options.request_rate is None:
@@ -405,6 +412,8 @@ _NEEDED: Final[Mapping[str, str]] = MappingProxyType(
         "prefill_rate": "what one of your GPUs prefills; add --kv-prefill-rate=TOKENS_PER_S",
         "cost": "what the storage costs; add --kv-cost=PER_HOUR",
         "power": "what the storage draws; add --kv-power=WATTS",
+        "lookup": "a storage that is asked what it has; add --kv-lookup=all or first-miss, or an"
+        " engine that does (--kv-engine)",
         "enable_autoscaling": "a search for users; add --kv-enable-autoscaling and an objective"
         " (--kv-slo)",
     }
@@ -417,6 +426,8 @@ def _check_needs(options: Options) -> None:
     there = {name for name in _NEEDED if getattr(options, name)}
     if options.performance_profile != "latency":
         there.discard("performance_profile")
+    if options.lookup == "memory":
+        there.discard("lookup")
     asked = [("--kv-metrics", name) for name in options.metrics if options.overrides("metrics")]
     asked += [("--kv-fail", rule.metric) for rule in options.fail]
     asked += [("--kv-slo", rule.metric) for rule in options.slo]

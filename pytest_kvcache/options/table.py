@@ -15,12 +15,15 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+from pytest_kvcache.backends.calls import LOOKUPS, PUBLISHES
+from pytest_kvcache.backends.profiles import PROFILES
 from pytest_kvcache.backends.protocol import PAGE_BYTES
 from pytest_kvcache.cache.tiers import TIER_POLICIES
 from pytest_kvcache.dtypes import KV_DTYPES
 from pytest_kvcache.errors import OptionError, UnknownNameError
 from pytest_kvcache.hosts.hostlist import HostSpec, parse_hosts, read_hostfile
 from pytest_kvcache.measure.metrics import METRICS
+from pytest_kvcache.options.engines import WHOLE_OBJECT, parse_engine
 from pytest_kvcache.options.rules import (
     CLOSING,
     FailRule,
@@ -44,8 +47,6 @@ MAX_LOAD_STEPS = 16  # each costs a rank half a megabyte of memory, and a run fi
 MAX_DURATION_S = 86_400.0
 MAX_REREADS = 10_000
 MAX_REQUESTS = 1_000_000_000
-WHOLE_OBJECT = "object"
-"""The transfer size that is the object's."""
 MAX_TRANSFER_BYTES = 4 << 30
 
 
@@ -151,6 +152,16 @@ def _transfer_size(text: str, option: str) -> int | str:
             f" 4GiB, or {WHOLE_OBJECT}"
         )
     return size
+
+
+def _request_depth(text: str, option: str) -> int | None:
+    """Objects of a request; None: all of them."""
+    if text.strip() == "all":
+        return None
+    try:
+        return _count(1, 1024)(text, option)  # type: ignore[no-any-return]
+    except OptionError as error:
+        raise OptionError(f"{error}, or all") from error
 
 
 def _explicit_size(text: str, option: str) -> int:
@@ -591,6 +602,20 @@ OPTIONS: tuple[OptionSpec, ...] = (
                help="the largest transfer, into which bigger objects are cut: a multiple of 4 KiB"
                " with its unit, or object: one call per object, as many engines make them (default:"
                " 4MiB)"),
+    OptionSpec(name="engine", metavar="NAME", parse=parse_engine,
+               help=f"store and load as an engine does, call by call: {', '.join(PROFILES)}; each"
+               " option that is given wins over what the profile brings (docs/engines.md)"),
+    OptionSpec(name="lookup", metavar="{" + ",".join(LOOKUPS) + "}", parse=_choice(*LOOKUPS),
+               help="who knows what is stored. memory: an index; first-miss, all: the storage is"
+               " asked for the blocks of a prompt, up to the first one that is not there or for"
+               " all, before anything is loaded (default: memory, or the engine's)"),
+    OptionSpec(name="publish", metavar="{" + ",".join(PUBLISHES) + "}",
+               parse=_choice(*PUBLISHES),
+               help="how a file per object gets its name: written under it, or under another one"
+               " and then renamed or linked (default: in-place, or the engine's)"),
+    OptionSpec(name="request_depth", metavar="N|all", parse=_request_depth,
+               help="objects of one request that are loaded, or stored, at the same time (default:"
+               " all, or the engine's)"),
     OptionSpec(name="verify", metavar="{off,sample,full}",
                parse=_choice("off", "sample", "full"),
                help="integrity of what is read, off the timed path (default: sample); null stores"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from pytest_kvcache.errors import OptionError, did_you_mean
 from pytest_kvcache.masking import MASK, Secrets
-from pytest_kvcache.options.table import WHOLE_OBJECT
+from pytest_kvcache.options.engines import WHOLE_OBJECT, makes_calls
+from pytest_kvcache.options.table import flag_of
 from pytest_kvcache.system.kernelqueues import KERNEL_ENGINES
 from pytest_kvcache.units import format_bytes
 
@@ -27,7 +28,8 @@ def check_backend(options: Options, traits: BackendTraits) -> None:
     _check_storage(options, traits)
     _check_settings(options, traits)
     _check_transfer(options, traits)
-    _check_engine(options, traits)
+    _check_io_engine(options, traits)
+    _check_calls(options, traits)
 
 
 def secrets_of(options: Options, traits: BackendTraits) -> Secrets:
@@ -97,7 +99,18 @@ def _check_settings(options: Options, traits: BackendTraits) -> None:
             )
 
 
-def _check_engine(options: Options, traits: BackendTraits) -> None:
+def _check_calls(options: Options, traits: BackendTraits) -> None:
+    """Calls of an engine are made where the backend makes them."""
+    if traits.makes_calls or not makes_calls(options):
+        return
+    name = next(n for n in ("engine", "lookup", "publish") if options.given(n))
+    raise OptionError(
+        f"{flag_of(name)} is {getattr(options, name)} and --kv-backend is {options.backend}, which"
+        " moves objects in a way of its own; use --kv-backend=file, or leave it out"
+    )
+
+
+def _check_io_engine(options: Options, traits: BackendTraits) -> None:
     """The kernel moves by itself only what is in files."""
     if options.io_engine in KERNEL_ENGINES and not traits.kernel_counts:
         raise OptionError(

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.launchers.protocol import binds_ranks
 from pytest_kvcache.models import block_parts
+from pytest_kvcache.options.engines import WHOLE_OBJECT, makes_calls
 from pytest_kvcache.options.options import objectives_of
-from pytest_kvcache.options.table import WHOLE_OBJECT
 from pytest_kvcache.plan.backendrules import shown_settings
 from pytest_kvcache.plan.origins import origins_of
 from pytest_kvcache.plan.plan import DECIDED_BY, Plan, padded, unit_bytes
@@ -125,7 +125,7 @@ def build_plan(
     sizes = [part.stored_bytes for part in parts]
     if facts.own_block_bytes is not None:
         sizes = [padded(facts.own_block_bytes, traits)]
-    asked_store = "file" if facts.sizes_differ else options.store
+    asked_store = "file" if facts.sizes_differ or makes_calls(options) else options.store
     tiers = tiers_of(options, facts.gpu_kind)
     plan = Plan(
         version=facts.version,
@@ -180,6 +180,10 @@ def build_plan(
         prefill_tokens_per_s=options.prefill_rate,
         cost_per_hour=options.cost,
         power_w=options.power,
+        engine=options.engine,
+        lookup=options.lookup,
+        publish=options.publish,
+        request_depth=options.request_depth,
         search=tuple(map(str, objectives_of(options))),
         service=options.workload.service if options.performance_profile == "latency" else None,
     )

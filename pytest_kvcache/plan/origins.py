@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from pytest_kvcache.options.engines import brought_by
 from pytest_kvcache.options.table import OPTIONS
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def origins_of(
     found: dict[str, str] = {
         name: given.get(spec.name, "default") for name, spec in deciding.items()
     }
+    found |= _of_engine(deciding, options)
     for name, spec in deciding.items() if facts.trace is not None else ():
         if spec.trace_has_own and not options.overrides(spec.name):
             found[name] = "scenario"
@@ -51,6 +53,16 @@ def origins_of(
         if getattr(options, name) and found["scenario"] == "default":
             found["scenario"] = given.get(name, "default")
     return found | _of_tiers(options) | _of_whole_objects(facts) | _beside(options, facts)
+
+
+def _of_engine(deciding: Mapping[str, OptionSpec], options: Options) -> dict[str, str]:
+    """What the profile of an engine brings comes from it, by its name."""
+    brought = brought_by(options.engine)
+    return {
+        name: str(options.engine)
+        for name, spec in deciding.items()
+        if spec.name in brought and not options.given(spec.name)
+    }
 
 
 def _of_tiers(options: Options) -> dict[str, str]:

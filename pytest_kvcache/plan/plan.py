@@ -13,14 +13,17 @@ from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_kvcache.backends.buffers import buffer_bytes
+from pytest_kvcache.backends.buffers import Workers, buffer_bytes
+from pytest_kvcache.backends.calls import OURS, SlotCalls
 from pytest_kvcache.backends.posix.allocator import slab_count
+from pytest_kvcache.backends.profiles import PROFILES
 from pytest_kvcache.backends.protocol import PAGE_BYTES
 from pytest_kvcache.backends.traits import BackendTraits
 from pytest_kvcache.cache.identity import MAX_PARTS
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.hosts.hostlist import RankLayout
 from pytest_kvcache.models import BlockPart, ModelSpec, block_parts
+from pytest_kvcache.options.engines import WHOLE_OBJECT, brought_by
 from pytest_kvcache.phases import PHASES
 from pytest_kvcache.plan.loadsteps import check_load_steps, schedule_of
 from pytest_kvcache.plan.origins import decided_by
@@ -33,6 +36,8 @@ from pytest_kvcache.workloads.scenarios import Dialogues, Service
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pytest_kvcache.backends.calls import Calls, Lookup, Publish
+    from pytest_kvcache.backends.profiles import EngineProfile
     from pytest_kvcache.backends.protocol import Store
     from pytest_kvcache.cache.tiers import TierPolicy
     from pytest_kvcache.plan.loadsteps import LoadStep
@@ -136,6 +141,9 @@ class Plan:
     ``cost_per_hour`` and ``power_w`` are those of the storage of all ranks. None: nobody says.
     ``search`` are the objectives by which the number of users is searched for, none: it is given.
     ``search_step``: the case tries one number of them.
+    ``engine`` is whose calls store and load objects, where it is one's; ``lookup`` who knows what
+    is stored, ``publish`` how a file gets its name; ``request_depth`` objects of one request are
+    under way at the same time, None: all.
     """
 
     version: str
@@ -194,6 +202,10 @@ class Plan:
     power_w: float | None = None
     search: tuple[str, ...] = ()
     search_step: bool = False
+    engine: str | None = None
+    lookup: Lookup = "memory"
+    publish: Publish = "in-place"
+    request_depth: int | None = None
 
     def __post_init__(self) -> None:
         if not os.path.isabs(self.cache_dir):  # noqa: PTH117  as text, whatever is there
@@ -219,6 +231,7 @@ class Plan:
         self._check_rereads()
         self._check_requests()
         self._check_precondition()
+        self._check_slots()
         check_load_steps(self)
 
     def _check_tiers(self) -> None:
@@ -280,6 +293,16 @@ class Plan:
             f"--kv-backend is {self.backend}, which moves whole objects of {limit} bytes, and one"
             f" of {self.model.name} has {size} bytes; {fix}"
         )
+
+    def _check_slots(self) -> None:
+        """All slots of a file are as large as the largest object."""
+        differ = self.own_block_bytes is not None or len(set(self._stored_sizes)) > 1
+        if isinstance(self.calls, SlotCalls) and differ:
+            raise OptionError(
+                f"--kv-engine is {self.engine}, which keeps objects in slots of one size, and"
+                f" {self.scenario} with {self.model.name} has objects of several; leave the engine"
+                " out, or name one with a file per object"
+            )
 
     def _check_arrivals(self) -> None:
         rate = self.request_rate
@@ -401,8 +424,63 @@ class Plan:
         return sum(self._stored_sizes)
 
     @property
+    def profile(self) -> EngineProfile | None:
+        """That of the engine whose calls are made."""
+        return None if self.engine is None else PROFILES[self.engine]
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The options by which the plan departs from its engine's profile."""
+        brought = brought_by(self.engine)
+        has = {
+            "block_tokens": self.block_tokens,
+            "io": self.io,
+            "layout": self.object_layout,
+            "queue_depth": self.queue_depth,
+            "transfer_size": self.transfer_size or WHOLE_OBJECT,
+            "lookup": self.lookup,
+            "request_depth": self.request_depth,
+            "publish": self.publish,
+        }
+        return tuple(name for name, value in has.items() if brought.get(name, value) != value)
+
+    @property
+    def calls(self) -> Calls | None:
+        """What moves whole objects; None: transfers, in our own way."""
+        if self.profile is None and (self.lookup, self.publish) == ("memory", "in-place"):
+            return None
+        calls = OURS if self.profile is None else self.profile.calls
+        if isinstance(calls, SlotCalls):
+            return calls
+        calls = replace(calls, publish=self.publish)
+        size = self.transfer_size
+        return calls if size is None else replace(calls, write_bytes=size, read_bytes=size)
+
+    @property
+    def workers(self) -> Workers | None:
+        """How many objects are under way, where it is so many of each kind or of a request."""
+        if self.profile is None:
+            if self.calls is None and self.request_depth is None:
+                return None
+            return Workers.of_all(self.queue_depth, self.request_depth)
+        found = self.profile
+        if found.shares_workers or self.queue_depth != found.depth:
+            return Workers.of_all(self.queue_depth, self.request_depth, tiles=found.tiles)
+        return Workers(
+            readers=found.readers, writers=found.writers, lanes=self.request_depth,
+            tiles=found.tiles,
+        )  # fmt: skip
+
+    @property
+    def asks_storage(self) -> bool:
+        """Whether what is stored is asked of the storage, before it is loaded."""
+        return self.lookup != "memory" and PHASES[self.phase].loads
+
+    @property
     def chunk_bytes(self) -> int:
         """The bytes of the largest transfer."""
+        if self.calls is not None:
+            return self.object_stored_bytes
         wanted = self.object_stored_bytes if self.transfer_size is None else self.transfer_size
         return _transfer_bytes(self.traits, self.object_stored_bytes, wanted)
 
@@ -446,9 +524,10 @@ class Plan:
     @property
     def buffer_bytes(self) -> int:
         """Buffers of one rank; a memory tier has a transfer under way at a time."""
-        depths = [self.queue_depth] if self.traits.stores_data else []
-        depths += [1 for tier in self.tiers if tier.holds_bytes]
-        return sum(buffer_bytes(depth, self.chunk_bytes) for depth in depths)
+        found = sum(buffer_bytes(1, self.chunk_bytes) for tier in self.tiers if tier.holds_bytes)
+        if self.traits.stores_data:
+            found += buffer_bytes(self.queue_depth, self.chunk_bytes, self.workers)
+        return found
 
     @property
     def memory_bytes(self) -> int:

@@ -20,18 +20,20 @@ from pytest_kvcache.backends.null import NullBackend
 from pytest_kvcache.backends.posix.cachedir import (
     run_dir,
 )
-from pytest_kvcache.backends.protocol import PAGE_BYTES
+from pytest_kvcache.backends.protocol import PAGE_BYTES, LooksUp
 from pytest_kvcache.cache.index import CacheIndex
 from pytest_kvcache.cache.tiers import Tier, TierStack
 from pytest_kvcache.engine.engine import Engine
 from pytest_kvcache.engine.iotracer import IoTracer, untraced
 from pytest_kvcache.engine.load import NOTICE_NS, LoadChange
+from pytest_kvcache.engine.lookups import Lookups
 from pytest_kvcache.engine.operations import TransferSettings
 from pytest_kvcache.engine.payload import make_payload
 from pytest_kvcache.engine.tiered import Tiers
 from pytest_kvcache.errors import StalledError, StorageError
 from pytest_kvcache.ioengines.choose import EngineChoice, Situation, choose_engine, make_engine
 from pytest_kvcache.ioengines.echo import echo_engine
+from pytest_kvcache.ioengines.threads import ThreadsEngine
 from pytest_kvcache.masking import Secrets
 from pytest_kvcache.measure.iospool import Spool
 from pytest_kvcache.measure.recorder import Recorder, Window
@@ -43,7 +45,13 @@ from pytest_kvcache.ranks.devicewatch import DeviceWatch
 from pytest_kvcache.ranks.pauses import PauseWatch
 from pytest_kvcache.ranks.precondition import Precondition
 from pytest_kvcache.ranks.readback import ReadBack
-from pytest_kvcache.ranks.report import average_queue_depth, recorded, tier_counts, window_sums
+from pytest_kvcache.ranks.report import (
+    average_queue_depth,
+    lookup_counts,
+    recorded,
+    tier_counts,
+    window_sums,
+)
 from pytest_kvcache.ranks.storage import RankStorage
 from pytest_kvcache.results.record import IoTraceFacts, RankResult
 from pytest_kvcache.system.filesystem import (
@@ -202,6 +210,7 @@ class Rank:
         prefill_tokens_per_s: float | None = None,
         discards_findings: bool = False,
         traced: Traced = untraced,
+        lookups: Lookups | None = None,
     ) -> Engine:
         plan = self.plan
         return Engine(
@@ -216,6 +225,7 @@ class Rank:
                 objects_per_block=plan.objects_per_block,
                 parts=plan.unlike_parts,
                 most_stores=plan.most_stores,
+                workers=plan.workers,
             ),
             block_tokens=plan.block_tokens,
             generation_s_per_token=generation_s_per_token,
@@ -227,6 +237,8 @@ class Rank:
             payload=payload,
             recorder=recorder,
             traced=traced,
+            lookups=lookups,
+            to_first_miss=plan.lookup == "first-miss",
         )
 
     def _ready_engine(self) -> Engine:
@@ -238,8 +250,9 @@ class Rank:
         cache: CacheIndex | Tiers = self.index
         if self.stack is not None:
             cache = Tiers(stack=self.stack, memories=tuple(self._storage.memories), payload=payload)
+        io = make_engine(self._choice.name, backend, self._situation(backend))
         return self._make_engine(
-            make_engine(self._choice.name, backend, self._situation(backend)),
+            io,
             cache,
             self._as_issued(self._workload),
             self._payload_used,
@@ -247,7 +260,19 @@ class Rank:
             generation_s_per_token=plan.generation_s_per_token,
             prefill_tokens_per_s=plan.recompute_tokens_per_s,
             traced=self._traced(),
+            lookups=self._lookups(io),
         )
+
+    def _lookups(self, io: IoEngine) -> Lookups | None:
+        """What asks the storage for what it has; None: the index knows."""
+        plan, backend = self.plan, self._storage.backend
+        if not plan.asks_storage:
+            return None
+        assert isinstance(backend, LooksUp)  # as its traits say
+        threads = 1 if plan.profile is None else plan.profile.lookup_threads
+        if not isinstance(io, ThreadsEngine):  # a loop that makes calls itself makes these, too
+            return Lookups(backend, 0)
+        return Lookups(backend, threads, io.wake)
 
     def _traced(self) -> Traced:
         """What notes operations for the I/O trace, if there is to be one."""
@@ -557,6 +582,7 @@ class Rank:
             **self._service_counts(window_ns, slice_ns),
             **self._worth_counts(),
             **window_sums(self.recorder.ledger, window_ns, slice_ns),
+            **lookup_counts(self.recorder, asks=self.plan.asks_storage),
             **self._operation_counts(),
             **self._io_facts(),
         )

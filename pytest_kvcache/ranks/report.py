@@ -52,6 +52,18 @@ def window_sums(ledger: Ledger, window_ns: int, slice_ns: int) -> dict[str, Any]
     }
 
 
+def lookup_counts(recorder: Recorder, *, asks: bool) -> dict[str, Any]:
+    """What requests asked the storage for, and what was there; null: they ask memory."""
+    if not asks:
+        return {"lookup_count": None, "asked_objects": None, "found_objects": None}
+    sums = recorder.ledger.sums(0, recorder.ledger.end_ns)
+    return {
+        "lookup_count": recorder.histograms["lookup"].count,
+        "asked_objects": sums["asked_objects"],
+        "found_objects": sums["found_objects"],
+    }
+
+
 def tier_counts(
     plan: Plan, recorder: Recorder, counted: Mapping[str, float | None]
 ) -> dict[str, Any]:

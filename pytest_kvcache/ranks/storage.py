@@ -138,6 +138,7 @@ class RankStorage:
             namespace=f"{run_name(plan.run_id)}/trial-{plan.trial + 1}/rank-{self._rank}",
             capacity_objects=plan.capacity_objects,
             store=plan.store,
+            calls=plan.calls,
             options={**plan.backend_options, **self._given_secrets()},
         )
 

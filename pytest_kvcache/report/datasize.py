@@ -52,7 +52,8 @@ DECIDES = (
     "duration", "ramp", "requests", "request_rate", "arrival", "generation_mode", "seed",
     "context_scale", "disable_multi_turn", "disable_prefix_caching", "enable_rag", "rag_num_docs",
     "phase", "reread_factor", "precondition", "block_tokens", "tensor_parallel", "layout", "store",
-    "queue_depth", "transfer_size", "gpu_mem_gb", "cpu_mem_gb", "tier_policy", "cpu_tier",
+    "queue_depth", "transfer_size", "engine", "lookup", "publish", "request_depth",
+    "gpu_mem_gb", "cpu_mem_gb", "tier_policy", "cpu_tier",
     "gpu_backend", "storage_capacity_gb", "cache_dir", "backend",
 )  # fmt: skip
 _INDENT = " " * 28

@@ -268,6 +268,11 @@ def _storage(found: DryRun) -> Iterator[_Value]:
         yield _value(found, "store", plan.store, "store")
     if plan.traits.unit == "range":
         yield _value(found, "transfer_size", format_bytes(plan.chunk_bytes), "transfer_size")
+    if plan.calls is not None or plan.request_depth is not None:
+        yield _value(found, "engine", plan.engine or "none", "engine")
+        yield _value(found, "lookup", plan.lookup, "lookup")
+        yield _value(found, "publish", plan.publish, "publish")
+        yield _value(found, "request_depth", plan.request_depth or "all", "request_depth")
     for name in (
         "io",
         "sync",

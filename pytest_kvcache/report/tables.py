@@ -13,6 +13,7 @@ from pytest_kvcache.measure.series import DONE, KINDS
 from pytest_kvcache.phases import PHASES
 from pytest_kvcache.plan.possible import possible
 from pytest_kvcache.plan.tiers import describe_tiers
+from pytest_kvcache.report.engine import describe_engine, engine_lines
 from pytest_kvcache.report.headline import describe_users, sum_up
 from pytest_kvcache.report.load import describe_changes, describe_room
 from pytest_kvcache.report.service import class_lines
@@ -122,6 +123,8 @@ def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
         yield from _tier_lines(case.plan, judged[-1])
         yield from _load_step_lines(judged)
         yield from _proof_lines(judged)
+        last = judged[-1].measured
+        yield from [] if last is None else engine_lines(case.plan, last)
     yield from path_lines(case)
     for trial in case.trials:
         if trial.error is not None:
@@ -193,7 +196,8 @@ def describe_plan(plan: Plan, *, in_memory: bool = False, flushes: bool = True) 
         users = "; ".join((users, *notes))
     return (
         f"{format_count(plan.np, 'rank')} on {hosts}; {phase}{users}{changes}; {blocks};"
-        f" {plan.backend}{where}, {durable}{data}{describe_room(plan)}{before};"
+        f" {plan.backend}{where}{describe_engine(plan)}, {durable}{data}{describe_room(plan)}"
+        f"{before};"
         f" depth {plan.queue_depth}; window {window}"
     )
 

@@ -88,6 +88,7 @@ def _measured(record: TrialRecord, plan: Plan) -> Trial:
         queue=Section.of(histograms["queue"]),
         demote=_moved(record, "demote", counted.demote_bytes) if "demote" in tiered else None,
         device=Section.of(histograms["device"]),
+        lookup=Section.of(histograms["lookup"]) if plan.asks_storage else None,
         load=Section.of(histograms["load"], counted.load_censored),
         request=request if has_answers(plan.phase) else None,
         scheduling_lag=Section.of(scheduling_lag)

@@ -113,6 +113,7 @@ def _rank_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
     yield from _service_faults(rank, plan)
     yield from _worth_faults(rank, plan)
     yield from _request_faults(rank, plan)
+    yield from _lookup_faults(rank, plan)
     yield from _precondition_faults(rank, plan)
     yield from _surroundings_faults(rank.surroundings)
     yield from _place_faults(rank, plan)
@@ -241,6 +242,20 @@ def _request_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
         yield f"beside_blocks is {rank.beside_blocks}; no user retrieves, so it must be 0"
 
 
+def _lookup_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
+    """The storage is asked where the plan asks it, and nowhere else."""
+    for name in ("lookup_count", "asked_objects", "found_objects"):
+        value = getattr(rank, name)
+        if (value is not None) != plan.asks_storage:
+            must = "a number" if plan.asks_storage else "null"
+            yield f"{name} is {value}; with lookup {plan.lookup} it must be {must}"
+    if (rank.asked_objects or 0) < (rank.lookup_count or 0):
+        yield (
+            f"asked_objects is {rank.asked_objects}; it must be at least lookup_count, which is"
+            f" {rank.lookup_count}"
+        )
+
+
 def _precondition_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
     """Each rank wrote what the plan asks for, in some time; nothing where it asks for nothing."""
     wanted, wrote = plan.precondition_bytes, rank.precondition_bytes
@@ -281,7 +296,7 @@ def _count_faults(record: TrialRecord) -> Iterator[str]:
         for law in row.laws:
             if isinstance(law, CountOf):
                 counted, held = getattr(together, name), record.histograms[law.section].count
-                if counted != held:
+                if (counted or 0) != held:
                     yield (
                         f"its ranks counted {counted} {law.section}s; the histogram holds {held}"
                     )
@@ -326,6 +341,8 @@ def _engine_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
         return
     if plan.io_engine not in ("auto", name):
         yield f"io_engine is {name!r}; the plan asks for {plan.io_engine}"
+    if plan.calls is not None and name in KERNEL_ENGINES:
+        yield f"io_engine is {name!r}; the plan's calls are an engine's, which threads make"
     if not rank.io_engine_reason:
         yield f"io_engine_reason is {rank.io_engine_reason!r}; it must say why {name} was taken"
     if isinstance(asynchronous, bool) != (name in KERNEL_ENGINES):

@@ -303,7 +303,8 @@ class Trial:
     """Everything that one launch of all ranks measured.
 
     ``counters`` are those of all ranks together. ``run`` is None where time ended the work,
-    ``request`` where answers wait for no reads, ``scheduling_lag`` where no request had a time to
+    ``request`` where answers wait for no reads, ``lookup`` where memory knows what is stored,
+    ``scheduling_lag`` where no request had a time to
     come at; ``demote`` and the sections of memory tiers where the plan has no tier that it could be
     done in.
     """
@@ -320,6 +321,7 @@ class Trial:
     queue: Section
     demote: Moved | None
     device: Section
+    lookup: Section | None
     load: Section
     request: Section | None
     scheduling_lag: Section | None
@@ -376,6 +378,7 @@ class Trial:
             "demote": self.demote
             and self._section("demote", gib_per_s=self.demote.gib_per_s),
             "device": self._section("device"),
+            "lookup": self._section("lookup"),
             "load": self._section("load"),
             "request": self._section("request"),
             "scheduling_lag": self._section("scheduling_lag"),

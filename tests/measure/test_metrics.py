@@ -46,6 +46,8 @@ def test_every_metric_is_found_in_a_trial(name: str) -> None:
     plan = sound_plan(request_rate=5.0, arrival="poisson", tiers=tiers, tier_policy=policy)
     if name.startswith("run."):
         plan = sound_plan(duration_s=None, requests=200)
+    if name.startswith("lookup."):
+        plan = sound_plan(lookup="all")
     trial = trial_of(sound_record(plan, [rank_result()]), plan)
     metric = METRICS[name]
     value: Any = trial.to_json()
@@ -66,7 +68,7 @@ def test_lower_is_better_of_what_is_spent_alone(name: str) -> None:
     assert metric.better == ("lower" if name.endswith(spent) else "higher")
     assert metric.latency == (metric.unit == "ms") == name.endswith("_ms")
     assert (metric.impossible("prefill") is not None) == name.startswith(
-        ("read.", "load.", "request.", "gpu_read.", "cpu_read.", "run.read", *_OF_LOADS)
+        ("read.", "lookup.", "load.", "request.", "gpu_read.", "cpu_read.", "run.read", *_OF_LOADS)
     )
     moves = tuple(f"{section}." for section in MEMORY_SECTIONS if not section.endswith("_read"))
     assert (metric.impossible("decode") is not None) == name.startswith(

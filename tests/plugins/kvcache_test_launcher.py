@@ -54,6 +54,7 @@ BLANKS = {
 }  # fmt: skip
 ABSENT = (
     "delete",
+    "lookup",
     "scheduling_lag",
     "demote",
     *MEMORY_SECTIONS,

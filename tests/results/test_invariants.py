@@ -55,6 +55,47 @@ def of_rank(plan: Plan | None = None, /, window_s: float = 60.0, **changes: Any)
 
 
 @pytest.mark.parametrize(
+    ("plan", "changes", "found"),
+    [
+        ({}, {}, []),
+        ({}, {"asked_objects": 3}, ["asked_objects is 3; with lookup memory it must be null"]),
+        (
+            {"lookup": "all"},
+            {"lookup_count": 0, "asked_objects": 2, "found_objects": 2},
+            [],
+        ),
+        (
+            {"lookup": "all"},
+            {"lookup_count": 0, "asked_objects": None, "found_objects": 0},
+            ["asked_objects is None; with lookup all it must be a number"],
+        ),
+        (
+            {"lookup": "all", "phase": "prefill"},
+            {"lookup_count": 0},
+            ["lookup_count is 0; with lookup all it must be null"],
+        ),
+    ],
+)
+def test_the_storage_is_asked_where_the_plan_asks_it_and_nowhere_else(
+    plan: dict[str, Any], changes: dict[str, Any], found: list[str]
+) -> None:
+    told = of_rank(sound_plan(**plan), io_engine="threads", io_engine_asynchronous=None, **changes)
+    assert [fault for fault in told if "lookup" in fault or "objects" in fault] == [
+        f"rank 0 on host test-host: {each}" for each in found
+    ]
+
+
+def test_more_requests_than_objects_that_they_asked_for_is_a_fault() -> None:
+    told = of_rank(sound_plan(lookup="all"), lookup_count=5, asked_objects=4, found_objects=4)
+    assert any("asked_objects is 4; it must be at least lookup_count" in each for each in told)
+
+
+def test_an_engines_calls_are_made_by_no_kernel_queue() -> None:
+    told = of_rank(sound_plan(publish="rename"), io_engine="io_uring", io_engine_asynchronous=True)
+    assert any("the plan's calls are an engine's, which threads make" in each for each in told)
+
+
+@pytest.mark.parametrize(
     ("plan", "found"),
     [
         ({}, {"reread_count", "beside_blocks"}),

@@ -205,7 +205,7 @@ def test_a_ratio_of_nothing_is_none() -> None:
 def test_a_counter_of_all_ranks_stands_at_its_place_in_a_trial(name: str) -> None:
     ranks = [rank_result(0, **{name: 3}), rank_result(1, **{name: 5})]
     policy = "demote" if "demote" in name else "write-through"
-    plan = sound_plan(np=2, tiers=memory_tiers("gpu", "cpu"), tier_policy=policy)
+    plan = sound_plan(np=2, tiers=memory_tiers("gpu", "cpu"), tier_policy=policy, lookup="all")
     value: Any = trial_of(sound_record(plan, ranks), plan).to_json()
     for key in TABLE[name].place:
         value = value[key]
@@ -489,8 +489,8 @@ def test_every_counter_of_a_trial_is_where_its_row_says(made: tuple[Plan, Trial]
     plan, measured = made
     data = measured.to_json()
     there = {*tier_sections(plan.tiers, plan.tier_policy), *(tier.name for tier in plan.tiers)}
-    there |= {"request"} if measured.request is not None else set()
-    not_there = {"request", "demote", *MEMORY_SECTIONS, "gpu", "cpu"} - there
+    there |= {name for name in ("request", "lookup") if getattr(measured, name) is not None}
+    not_there = {"request", "lookup", "demote", *MEMORY_SECTIONS, "gpu", "cpu"} - there
     for name, row in TABLE.items():
         value: Any = data
         for key in row.place:

@@ -101,10 +101,12 @@ def _unsaturated(depth: float, trial: Trial, plan: Plan) -> Verdict:
             )
     waits = _waits(trial)
     if waits is not None and waits[0] > waits[1]:
+        ahead, knob = "that were asked for at the same moment", "--kv-queue-depth"
+        if plan.request_depth is not None:
+            ahead, knob = "of the same request that went before", "--kv-request-depth"
         speed = (
             f"{speed}; operations still waited {format_short(waits[0])} ms on average, for those"
-            " that were asked for at the same moment: load.* is as long with this --kv-queue-depth"
-            " only"
+            f" {ahead}: load.* is as long with this {knob} only"
         )
     text = (
         f"{depth:.1f} of {plan.queue_depth} transfers were in flight per rank on average; {speed}"

@@ -1,0 +1,107 @@
+"""What an engine profile brings of the options, and what of them can't go with it. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pytest_kvcache.backends.calls import SlotCalls
+from pytest_kvcache.backends.profiles import NOT_BUILT, PROFILES
+from pytest_kvcache.errors import OptionError, UnknownNameError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pytest_kvcache.options.options import Options
+
+WHOLE_OBJECT = "object"
+"""The transfer size that is the object's."""
+
+
+def parse_engine(text: str, option: str) -> str:
+    """The name of a profile."""
+    if text in NOT_BUILT:
+        raise OptionError(f"{option} is {text}, which has no profile yet: {NOT_BUILT[text]}")
+    if text not in PROFILES:
+        raise UnknownNameError("engine", text, PROFILES, option=option)
+    return text
+
+
+def brought_by(engine: str | None) -> Mapping[str, Any]:
+    """Name of an option → its value by the profile, where nobody gives another one."""
+    if engine is None:
+        return {}
+    profile = PROFILES[engine]
+    found: dict[str, Any] = {
+        "block_tokens": profile.block_tokens,
+        "io": profile.io,
+        "sync": "none",
+        "layout": "block",
+        "queue_depth": profile.depth,
+        "transfer_size": WHOLE_OBJECT,
+        "lookup": profile.lookup,
+        "request_depth": profile.request_depth,
+    }
+    if not isinstance(profile.calls, SlotCalls):
+        found["publish"] = profile.calls.publish
+    return found
+
+
+def makes_calls(options: Options) -> bool:
+    """Whether objects are stored by the calls of an engine, instead of our own way."""
+    return options.engine is not None or options.lookup != "memory" or options.publish != "in-place"
+
+
+def check_engine(options: Options) -> None:
+    """Refuse what contradicts the profile, or the calls that a knob of it makes."""
+    if not makes_calls(options):
+        return
+    knob = "--kv-lookup" if options.lookup != "memory" else "--kv-publish"
+    value = options.lookup if options.lookup != "memory" else options.publish
+    told = f"{knob} is {value}" if options.engine is None else f"--kv-engine is {options.engine}"
+    _check_calls(options, told)
+    if options.engine is not None and isinstance(PROFILES[options.engine].calls, SlotCalls):
+        _check_slots(options, told)
+
+
+def _check_calls(options: Options, told: str) -> None:
+    """What no engine does."""
+    if options.store == "slab":
+        raise OptionError(
+            f"{told}, which has a way of its own to keep objects, and --kv-store is slab; leave one"
+            " of them out"
+        )
+    if options.sync == "data":
+        raise OptionError(
+            f"{told}, and --kv-sync is data; no engine syncs what it stores, and its calls here do"
+            " not either, so leave one of them out"
+        )
+    if options.io_engine not in ("auto", "threads"):
+        raise OptionError(
+            f"{told}, whose calls are made one after the other by threads, and --kv-io-engine is"
+            f" {options.io_engine}; leave one of them out"
+        )
+    if options.precondition:
+        raise OptionError(
+            f"{told}, and --kv-precondition overwrites objects in place, which no engine does;"
+            " leave one of them out"
+        )
+
+
+def _check_slots(options: Options, told: str) -> None:
+    """Objects in slots of one file have no names, and are moved by one call each."""
+    told = f"{told}, which keeps objects in slots of one file"
+    if options.publish != "in-place":
+        raise OptionError(
+            f"{told}, and --kv-publish is {options.publish}; a slot has no name that it could be"
+            " published under, so leave one of them out"
+        )
+    if options.lookup != "memory":
+        raise OptionError(
+            f"{told}, and --kv-lookup is {options.lookup}; which slot holds what is known in memory"
+            " alone, so leave one of them out"
+        )
+    if options.transfer_size != WHOLE_OBJECT:
+        raise OptionError(
+            f"{told}, each moved by one call, and --kv-transfer-size is given; leave one of them"
+            " out"
+        )

@@ -1,0 +1,63 @@
+"""Whose calls were made, in words. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_kvcache.backends.calls import FileCalls
+from pytest_kvcache.options.table import flag_of
+from pytest_kvcache.report.text import figure, wrapped
+from pytest_kvcache.units import format_count
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_kvcache.plan.plan import Plan
+    from pytest_kvcache.results.trial import Trial
+
+
+def describe_engine(plan: Plan) -> str:
+    """A part of the sentence on what runs; empty: nobody's calls but our own."""
+    calls, told = plan.calls, []
+    if plan.engine is not None:
+        changed = ", changed" if plan.changed else ""
+        told.append(f"by the calls of {plan.engine}{changed}")
+    elif isinstance(calls, FileCalls):
+        told.append("a file per object")
+    if isinstance(calls, FileCalls):
+        told.append({
+            "in-place": "published in place",
+            "rename": "published by rename",
+            "link": "published by link",
+        }[plan.publish])  # fmt: skip
+    if plan.lookup != "memory":
+        which = "up to the first miss" if plan.lookup == "first-miss" else "all of them"
+        told.append(f"the storage asked for blocks ({which})")
+    if plan.request_depth is not None:
+        told.append(f"{plan.request_depth} of a request at a time")
+    return "".join(f", {part}" for part in told)
+
+
+def engine_lines(plan: Plan, trial: Trial) -> Iterator[str]:
+    """Which engine that is, what was changed of it, and what was asked of the storage."""
+    if plan.profile is not None:
+        changed = ", ".join(map(flag_of, plan.changed)) or "nothing"
+        yield from wrapped(
+            f"{plan.engine}: {plan.profile.version}; changed: {changed}. It does not imitate"
+            f" {plan.profile.misses}. Of its own accord it evicts: {plan.profile.evicts}; here"
+            " blocks are displaced at the capacity, LRU",
+            indent="  ",
+        )
+    lookup, counted = trial.lookup, trial.counters
+    if lookup is not None and counted.asked_objects:
+        p95, mean = lookup.ms.p95, lookup.ms.mean
+        shown = "" if p95 is None else f", p95 {figure(p95)} ms"
+        if mean is not None:
+            each_us = mean * 1000 * lookup.count / counted.asked_objects
+            shown += f", {figure(each_us)} µs an object"
+        yield from wrapped(
+            f"lookups: {format_count(lookup.count, 'request')} asked for"
+            f" {counted.asked_objects:,} objects, of which {counted.found_objects:,} were"
+            f" there{shown}",
+            indent="  ",
+        )

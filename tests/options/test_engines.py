@@ -1,0 +1,76 @@
+"""What an engine profile brings of the options, and what can't go with it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from pytest_kvcache.backends.calls import FileCalls
+from pytest_kvcache.backends.profiles import NOT_BUILT, PROFILES
+from pytest_kvcache.errors import OptionError
+from pytest_kvcache.options.engines import brought_by
+from pytest_kvcache.options.options import Options, Origin, build_options
+
+
+def typed(**texts: str) -> Options:
+    return build_options({name: (text, "command line") for name, text in texts.items()})
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_profile_brings_its_values(name: str) -> None:
+    options, profile = typed(engine=name), PROFILES[name]
+    assert {each: getattr(options, each) for each in brought_by(name)} == brought_by(name)
+    assert (options.block_tokens, options.io, options.sync) == (
+        profile.block_tokens, profile.io, "none",
+    )  # fmt: skip
+    assert options.queue_depth == profile.readers + profile.writers
+    publish = profile.calls.publish if isinstance(profile.calls, FileCalls) else "in-place"
+    assert (options.lookup, options.publish) == (profile.lookup, publish)
+
+
+@pytest.mark.parametrize("origin", ["command line", "ini", "call"])
+def test_what_is_given_wins_over_the_profile(origin: Origin) -> None:
+    texts = {"request_depth": "all", "io": "buffered", "engine": "vllm-fs"}
+    options = build_options({name: (text, origin) for name, text in texts.items()})
+    assert (options.request_depth, options.io) == (None, "buffered")
+    assert options.lookup == "all"
+
+
+def test_without_a_profile_nothing_is_another_way() -> None:
+    options = typed()
+    assert (options.engine, options.lookup, options.publish) == (None, "memory", "in-place")
+    assert options.request_depth is None
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        ({"engine": "vllm"}, "--kv-engine is 'vllm'"),
+        *(({"engine": name}, f"engine is {name}, which has no profile yet") for name in NOT_BUILT),
+        ({"engine": "vllm-fs", "store": "slab"}, "engine is vllm-fs, which has a way of its own"),
+        ({"engine": "vllm-fs", "sync": "data"}, "no engine syncs what it stores"),
+        ({"publish": "rename", "sync": "data"}, "--kv-publish is rename, and --kv-sync is data"),
+        ({"lookup": "all", "store": "slab"}, "--kv-lookup is all, which has a way of its own"),
+        ({"engine": "vllm-fs", "io_engine": "io_uring"}, "made one after the other by threads"),
+        ({"engine": "vllm-fs", "precondition": "1GiB"}, "overwrites objects in place"),
+        ({"engine": "vllm-disk", "publish": "rename"}, "a slot has no name"),
+        ({"engine": "vllm-disk", "lookup": "all"}, "slot holds what is known in memory alone"),
+        ({"engine": "kvbm-disk", "transfer_size": "4MiB"}, "each moved by one call"),
+        ({"request_depth": "0"}, "--kv-request-depth is 0; it must be at least 1, or all"),
+        ({"request_depth": "some"}, "or all"),
+        ({"lookup": "some"}, "--kv-lookup is 'some'; it must be one of memory, first-miss, all"),
+        ({"publish": "copy"}, "--kv-publish is 'copy'; it must be one of in-place, rename, link"),
+        ({"metrics": "lookup.p95_ms"}, "lookup.p95_ms, which needs a storage that is asked"),
+    ],
+)  # fmt: skip
+def test_what_contradicts_is_one_sentence(texts: dict[str, str], said: str) -> None:
+    with pytest.raises(OptionError, match=re.escape(said)) as refused:
+        typed(**texts)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_metric_of_lookups_goes_with_an_engine_that_makes_some() -> None:
+    assert typed(engine="vllm-fs", metrics="lookup.p95_ms").metrics == ("lookup.p95_ms",)
+    with pytest.raises(OptionError, match=r"--kv-phase=prefill makes no reads"):
+        typed(engine="vllm-fs", metrics="lookup.p95_ms", phase="prefill")

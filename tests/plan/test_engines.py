@@ -1,0 +1,120 @@
+"""What an engine profile makes of a plan."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pytest_kvcache.backends.buffers import Workers
+from pytest_kvcache.backends.calls import OURS, FileCalls, SlotCalls
+from pytest_kvcache.backends.profiles import PROFILES
+from pytest_kvcache.errors import OptionError
+from pytest_kvcache.options.options import build_options
+from pytest_kvcache.plan.backendrules import check_backend
+from pytest_kvcache.plan.plan import Plan
+from pytest_kvcache.report.engine import describe_engine
+from pytest_kvcache.report.tables import describe_plan
+from pytest_kvcache.units import MIB
+from tests.factories import traits_of
+from tests.plan.planned import plan_of
+
+
+def planned(**texts: str) -> Plan:
+    options = build_options({name: (text, "command line") for name, text in texts.items()})
+    return plan_of(options, block_tokens=options.block_tokens or 256)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_plan_has_the_calls_of_its_engine_and_comes_back_from_json(name: str) -> None:
+    plan, profile = planned(engine=name), PROFILES[name]
+    assert plan.calls == profile.calls
+    assert plan.changed == ()
+    assert plan.chunk_bytes == plan.object_stored_bytes
+    assert plan.asks_storage == (profile.lookup != "memory")
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert plan.origins["request_depth"] == plan.origins["io"] == name
+
+
+def test_what_is_given_is_told_as_a_change() -> None:
+    plan = planned(engine="vllm-fs", request_depth="all", io="buffered")
+    assert plan.changed == ("io", "request_depth")
+    assert plan.origins["io"] == "command line"
+    assert "by the calls of vllm-fs, changed, published by rename" in describe_plan(plan)
+    assert planned(engine="vllm-fs", request_depth="1").changed == ()
+
+
+def test_two_plans_of_different_engines_measure_different_things() -> None:
+    same = {"block_tokens": "16", "io": "direct", "queue_depth": "4"}
+    digests = {planned(engine=name, **same).workload_digest for name in ("vllm-fs", "aibrix-shfs")}
+    assert len({*digests, planned(**same).workload_digest}) == 3
+
+
+def test_no_engine_and_no_knob_are_our_own_way() -> None:
+    plan = planned()
+    assert (plan.calls, plan.workers, plan.asks_storage) == (None, None, False)
+    assert describe_engine(plan) == ""
+
+
+def test_a_knob_alone_is_a_file_per_object_by_as_many_workers_as_the_queue_is_deep() -> None:
+    plan = planned(publish="link", queue_depth="5")
+    assert isinstance(plan.calls, FileCalls)
+    assert (plan.calls.publish, plan.calls.levels) == ("link", OURS.levels)
+    assert plan.workers == Workers.of_all(5, None)
+    assert planned(request_depth="2").workers == Workers.of_all(16, 2)
+    assert planned(request_depth="2").calls is None
+
+
+def test_a_transfer_size_is_the_largest_call_of_an_object_that_moves_whole() -> None:
+    plan = planned(engine="lmcache-fs", transfer_size="4KiB")
+    assert isinstance(plan.calls, FileCalls)
+    assert (plan.calls.write_bytes, plan.calls.read_bytes) == (4096, 4096)
+    assert plan.chunk_bytes == plan.object_stored_bytes
+    assert plan.changed == ("transfer_size",)
+
+
+@pytest.mark.parametrize(
+    ("texts", "workers"),
+    [
+        ({"engine": "vllm-fs"}, Workers.of_all(32, 1)),
+        ({"engine": "sglang-file"}, Workers(readers=1, writers=1, lanes=1)),
+        ({"engine": "sglang-file", "queue_depth": "6"}, Workers.of_all(6, 1)),
+        ({"engine": "lmcache-fs-native"}, Workers.of_all(4, 4, tiles=True)),
+        ({"engine": "lmcache-local-disk"}, Workers(readers=4, writers=4, lanes=None)),
+    ],
+)
+def test_workers_are_those_of_the_engine_unless_a_depth_is_given(
+    texts: dict[str, str], workers: Workers
+) -> None:
+    assert planned(**texts).workers == workers
+
+
+def test_buffers_are_one_for_each_worker() -> None:
+    plan = planned(engine="sglang-file")
+    assert plan.buffer_bytes == 4 * plan.chunk_bytes
+    assert plan.chunk_bytes < MIB
+
+
+def test_phases_without_loads_ask_for_nothing() -> None:
+    assert not planned(engine="vllm-fs", phase="prefill").asks_storage
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        ({"engine": "vllm-fs", "backend": "memory"}, "--kv-engine is vllm-fs and --kv-backend is"),
+        ({"lookup": "all", "backend": "memory"}, "--kv-lookup is all and --kv-backend is memory"),
+        ({"publish": "rename", "backend": "memory"}, "--kv-publish is rename and --kv-backend is"),
+    ],
+)
+def test_a_backend_that_makes_no_calls_refuses_them(texts: dict[str, str], said: str) -> None:
+    options = build_options({name: (text, "command line") for name, text in texts.items()})
+    with pytest.raises(OptionError, match=said):
+        check_backend(options, traits_of(options.backend))
+
+
+def test_slots_of_one_size_refuse_objects_of_several() -> None:
+    options = build_options({"engine": ("vllm-disk", "command line")})
+    with pytest.raises(OptionError, match="slots of one size"):
+        plan_of(options, block_tokens=16, own_block_bytes=1 << 20, sizes_differ=True)
+    assert isinstance(planned(engine="vllm-disk").calls, SlotCalls)
