@@ -16,12 +16,13 @@ from pytest_kvcache.engine.loop import Loop
 from pytest_kvcache.errors import StalledError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from pytest_kvcache.engine.load import LoadChange
     from pytest_kvcache.engine.operations import TransferSettings
     from pytest_kvcache.ioengines.protocol import IoEngine
     from pytest_kvcache.measure.counters import Tally
+    from pytest_kvcache.workloads.protocol import Request
 
 _TICK_S = 0.1
 _LAST_OPERATIONS_NS = 60_000_000_000  # for what is in flight when everything else has ended
@@ -66,12 +67,12 @@ class Engine:
         now = self._clock()
         return max(each.longest_wait_ns(now) for each in self.loop.waiting_for)
 
-    def populate(self, tick: Callable[[], bool]) -> None:
-        """Store every user's context until all are in or the cache is full.
+    def populate(self, tick: Callable[[], bool], before: Iterable[Request] = ()) -> None:
+        """Store what comes before, then every user's context until all are in or it is full.
 
         ``tick`` is called a few times a second; true means: stop early.
         """
-        self._beside(self.loop.populate, tick, None, 0.0)
+        self._beside(lambda: self.loop.populate(before), tick, None, 0.0)
 
     def run(
         self, *, start_ns: int, end_ns: int | None, drain_s: float, tick: Callable[[], bool]

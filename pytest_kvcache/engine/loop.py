@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.engine.blocks import OneTier
@@ -36,7 +37,7 @@ from pytest_kvcache.phases import PHASES
 from pytest_kvcache.workloads.protocol import HoldsUsers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from pytest_kvcache.cache.index import CacheIndex
     from pytest_kvcache.engine.blocks import Blocks
@@ -161,9 +162,9 @@ class Loop:
 
     # --- phases -------------------------------------------------------------------------------
 
-    def populate(self) -> None:
-        """Store every user's context until all are in or the cache is full."""
-        for request in self._workload.population():
+    def populate(self, before: Iterable[Request] = ()) -> None:
+        """Store what comes before, then every user's context, until all are in or it is full."""
+        for request in chain(before, self._workload.population()):
             if not self.blocks.has_room_for(request):
                 break
             self._arrive(request, self._clock())

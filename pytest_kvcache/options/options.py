@@ -101,6 +101,7 @@ class Options:
     request_rate: float | None = None
     arrival: str | None = None
     precondition: int | None = None
+    fill: float | None = None
     prefill_rate: float | None = None
     cost: float | None = None
     power: float | None = None

@@ -278,6 +278,15 @@ def _target_ci(text: str, option: str) -> float:
     return percent / 100
 
 
+def _fill(text: str, option: str) -> float:
+    percent = parse_float(text.strip().removesuffix("%"), option=option, minimum=0)
+    if not 0 < percent <= 100 or not text.strip().endswith("%"):  # noqa: PLR2004  percent
+        raise OptionError(
+            f"{option} is {text!r}; it must be a percentage above 0 and at most 100, such as 90%"
+        )
+    return percent / 100
+
+
 def _kinds(text: str, option: str) -> frozenset[str]:
     kinds = _names(text, option)
     for kind in kinds:
@@ -503,6 +512,12 @@ OPTIONS: tuple[OptionSpec, ...] = (
                help="before the cache is filled, each rank overwrites objects in place until it"
                " has written SIZE, with its unit (64GiB); nothing of it is measured (default:"
                " nothing)"),
+    OptionSpec(name="fill", decides="fill_blocks", is_verbatim=False,
+               metavar="P%", parse=_fill,
+               help="before the window, each rank stores blocks that nobody asks for, older than"
+               " its users' contexts, until P percent of its capacity are taken: what is stored in"
+               " the window then makes others go. Without --kv-storage-capacity-gb the capacity is"
+               " the rank's share of the filesystem's free space (default: only the contexts)"),
     OptionSpec(name="reread_factor", metavar="N", parse=_count(0, MAX_REREADS),
                help="every block is read so many times again as soon as it is stored, one reading"
                " after the other, and the answer waits for that; what a scenario reads again by"

@@ -127,6 +127,7 @@ def build_plan(
         sizes = [padded(facts.own_block_bytes, traits)]
     asked_store = "file" if facts.sizes_differ or makes_calls(options) else options.store
     tiers = tiers_of(options, facts.gpu_kind)
+    capacity_blocks = _capacity_blocks(options, traits, sum(sizes), facts)
     plan = Plan(
         version=facts.version,
         run_id=facts.run_id,
@@ -155,7 +156,8 @@ def build_plan(
         io=options.io,
         sync=options.sync or ("none" if options.io == "direct" else "data"),
         cache_dir=options.cache_dir,
-        capacity_blocks=_capacity_blocks(options, traits, sum(sizes), facts),
+        capacity_blocks=capacity_blocks,
+        fill_blocks=math.floor((options.fill or 0) * capacity_blocks),
         need_blocks=facts.need.working_set_blocks,
         queue_depth=options.queue_depth,
         io_engine=options.io_engine,
@@ -208,7 +210,10 @@ def dialogues_of(options: Options, scenario: str) -> Dialogues | None:
 def _capacity_blocks(
     options: Options, traits: BackendTraits, stored_bytes: int, facts: CaseFacts
 ) -> int:
-    """The user's cap; else the need, or 90 % of the rank's share of the free space."""
+    """The user's cap; else the need, or 90 % of the rank's share of the free space.
+
+    What is to be filled takes all of that share.
+    """
     if options.storage_capacity_gb:
         return options.storage_capacity_gb // stored_bytes
     need = max(1, facts.need.working_set_blocks)
@@ -219,7 +224,8 @@ def _capacity_blocks(
         share -= sum(tier.host_bytes for tier in tiers_of(options, facts.gpu_kind))
     if share < stored_bytes:
         raise OptionError(_no_room(options, traits, stored_bytes, facts))
-    return min(need, math.floor(share / stored_bytes))
+    has_room = math.floor(share / stored_bytes)
+    return has_room if options.fill else min(need, has_room)
 
 
 def _no_room(options: Options, traits: BackendTraits, stored_bytes: int, facts: CaseFacts) -> str:
@@ -250,6 +256,7 @@ def default_deadline_s(plan: Plan, need: Need) -> float:
     blocks = asked * (1 + plan.reread_factor)
     if plan.trace is None and need.is_populated:
         blocks += min(plan.capacity_blocks, need.working_set_blocks)
+    blocks += plan.fill_blocks
     bytes_s = plan.stored_bytes / _SLOWEST_BYTES_PER_S
     objects_s = plan.objects_per_block / _SLOWEST_OBJECTS_PER_S
     moved_s = blocks * ranks_per_host * (bytes_s + objects_s)

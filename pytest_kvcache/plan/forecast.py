@@ -109,7 +109,8 @@ def _writes(found: Forecast, plan: Plan, trials: int) -> str:
     else:
         amount = f"about {format_bytes(least)} to {format_bytes(most)}"
     first = f", {format_bytes(before * trials)} of it to precondition" if before else ""
-    there = min(found.capacity_bytes, max(found.need_bytes, before))
+    filled = plan.fill_blocks * plan.stored_bytes * plan.np
+    there = min(found.capacity_bytes, max(found.need_bytes + filled, before))
     return (
         f"writes {amount} in all to {plan.cache_dir}{first}, of which at most"
         f" {format_bytes(there)} are there at a time"
@@ -174,9 +175,9 @@ def _of_replay(plan: Plan, trace: Trace) -> Forecast:
     by_tier = [sum(hits) for hits in zip(*(each.hits for each in counted), strict=True)]
     hits, stored = sum(by_tier), sum(each.stored for each in counted)
     best = sum(each.best for each in counted) / blocks if blocks else None
-    population = 0
+    population = plan.fill_blocks * plan.np
     if not phase.stores:
-        population = sum(_populated(plan, part) for part in parts)
+        population = sum(max(plan.fill_blocks, _populated(plan, part)) for part in parts)
         best = 1.0 if blocks else None
         hits, stored = blocks, 0
         if plan.room_blocks < max(map(distinct_blocks, parts)):
@@ -330,7 +331,7 @@ def _of_dialogues(plan: Plan, family: WorkloadFamily) -> Forecast:
     population = rehearsal.populate() * plan.users // users
     if plan.tier_policy == "demote":  # what the tiers keep does not come to the storage
         population = max(0, population - sum(plan.tier_blocks))
-    population = min(plan.capacity_blocks, population)
+    population = max(plan.fill_blocks, min(plan.capacity_blocks, population))
     need = plan.need_blocks
     span_s = None if plan.requests is not None else plan.ramp_s + (plan.duration_s or 0.0)
     stored, read = rehearsal.work() if span_s is None else rehearsal.run(span_s)

@@ -135,7 +135,8 @@ class Plan:
     ``own_block_bytes``: blocks have sizes of their own, and that is the largest; None: all are as
     large as the model says.
     ``dialogues`` are how the users of a synthetic scenario talk; None elsewhere.
-    Each rank writes ``precondition_bytes`` before it fills the cache.
+    Each rank writes ``precondition_bytes`` before it fills the cache, of which at least
+    ``fill_blocks`` are taken when the run begins, if need be by blocks that nobody asks for.
     ``service`` are the objectives of requests with --kv-performance-profile=latency.
     ``prefill_tokens_per_s`` is what one GPU computes, None: computing takes no time;
     ``cost_per_hour`` and ``power_w`` are those of the storage of all ranks. None: nobody says.
@@ -197,6 +198,7 @@ class Plan:
     dialogues: Dialogues | None = None
     service: Service | None = None
     precondition_bytes: int = 0
+    fill_blocks: int = 0
     prefill_tokens_per_s: float | None = None
     cost_per_hour: float | None = None
     power_w: float | None = None
@@ -231,6 +233,7 @@ class Plan:
         self._check_rereads()
         self._check_requests()
         self._check_precondition()
+        self._check_fill()
         self._check_slots()
         check_load_steps(self)
 
@@ -293,6 +296,27 @@ class Plan:
             f"--kv-backend is {self.backend}, which moves whole objects of {limit} bytes, and one"
             f" of {self.model.name} has {size} bytes; {fix}"
         )
+
+    def _check_fill(self) -> None:
+        """What nobody asks for lies in whole blocks of one size, on a storage by itself."""
+        if not self.fill_blocks:
+            return
+        shown = f"--kv-fill is given ({self.fill_blocks:,} blocks per rank)"
+        if not self.traits.is_storage:
+            raise OptionError(
+                f"{shown}, and --kv-backend={self.backend} is no storage that could be filled;"
+                " leave it out or use --kv-backend=file"
+            )
+        if self.tiers:
+            raise OptionError(
+                f"{shown}, and {self.tiers[0].flag} puts a tier in front, which can't be aged yet;"
+                " leave one of them out"
+            )
+        if self.own_block_bytes is not None:
+            raise OptionError(
+                f"{shown}, and the blocks of {self.scenario} have sizes of their own; leave one of"
+                " them out"
+            )
 
     def _check_slots(self) -> None:
         """All slots of a file are as large as the largest object."""
@@ -511,8 +535,13 @@ class Plan:
         return (
             self.capacity_blocks
             if self.store == "slab"
-            else min(self.capacity_blocks, self.need_blocks)
+            else min(self.capacity_blocks, self.stored_blocks)
         )
+
+    @property
+    def stored_blocks(self) -> int:
+        """Different blocks that one rank stores if nothing is evicted, asked for or not."""
+        return self.need_blocks + self.fill_blocks
 
     @property
     def slab_files(self) -> int:
@@ -539,7 +568,7 @@ class Plan:
         held += sum(_DEVICE_MEMORY_BYTES for tier in self.tiers if tier.is_on_device)
         of_block = _BLOCK_MEMORY_BYTES + _OBJECT_MEMORY_BYTES * (self.objects_per_block - 1)
         rooms = (self.capacity_blocks, *self.tier_blocks)
-        known = of_block * sum(min(room, self.need_blocks) for room in rooms)
+        known = of_block * sum(min(room, self.stored_blocks) for room in rooms)
         return _RANK_BYTES + self.buffer_bytes + known + held
 
     @property

@@ -63,6 +63,7 @@ from pytest_kvcache.system.kernelqueues import KERNEL_ENGINES
 from pytest_kvcache.system.preloads import check_preloads
 from pytest_kvcache.system.surroundings import SurroundingsWatch
 from pytest_kvcache.units import GIB
+from pytest_kvcache.workloads.filling import filling
 from pytest_kvcache.workloads.fixedwork import FixedWork
 from pytest_kvcache.workloads.openloop import OpenLoop, arrival_offsets_ns
 from pytest_kvcache.workloads.phases import ChecksPopulation, build_workload
@@ -80,7 +81,12 @@ if TYPE_CHECKING:
     from pytest_kvcache.registry import Registry
     from pytest_kvcache.system.filesystem import FilesystemFacts
     from pytest_kvcache.traces.read import Trace
-    from pytest_kvcache.workloads.protocol import Workload, WorkloadContext, WorkloadFamily
+    from pytest_kvcache.workloads.protocol import (
+        Request,
+        Workload,
+        WorkloadContext,
+        WorkloadFamily,
+    )
     from pytest_kvcache.workloads.scenarios import Service
 
 # The stop stamp of a transfer waits for the GIL; with the default of 5 ms a thread that
@@ -360,7 +366,7 @@ class Rank:
         assert self.engine is not None
         self._populates = True
         began = time.monotonic()
-        self.engine.populate(tick)
+        self.engine.populate(tick, self._filling())
         self._population_s = time.monotonic() - began
         self._populated_blocks = self.index.present_blocks
         fault = self.engine.first_error or self._trace_fault
@@ -369,6 +375,14 @@ class Rank:
             raise StorageError(self._with_its_cause(self.engine.first_error))
         if isinstance(self._workload, ChecksPopulation):
             self._workload.check_population()
+
+    def _filling(self) -> Iterator[Request]:
+        """What is stored before the contexts of the users; they are asked for once more for it."""
+        plan = self.plan
+        if not plan.fill_blocks:
+            return iter(())
+        contexts = self._build_workload(plan.context(self.rank, self._trace)).population()
+        return filling(plan.fill_blocks, contexts, f"{plan.seed}/{plan.trial}/{self.rank}")
 
     def look_around(self) -> None:
         """While no rank does I/O: what others do to this host's disks, and whether sync syncs.

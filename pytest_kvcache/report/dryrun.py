@@ -216,6 +216,9 @@ def _load(found: DryRun) -> Iterator[_Value]:
     if plan.precondition_bytes:
         size = f"{format_bytes(plan.precondition_bytes)} per rank"
         yield _value(found, "precondition", size, "precondition_bytes")
+    if plan.fill_blocks:
+        filled = f"{format_bytes(plan.fill_blocks * plan.stored_bytes)} per rank"
+        yield _value(found, "fill", filled, "fill_blocks")
     yield _value(found, "performance_profile", options.performance_profile)
     if plan.dialogues is not None:
         yield from _of_dialogues(found, plan.dialogues)

@@ -62,6 +62,12 @@ def _of_dialogues(dialogues: Dialogues) -> Iterator[str]:
 
 def describe_room(plan: Plan) -> str:
     """What a rank has room for, where that is less than it needs; empty: it has enough."""
+    if plan.fill_blocks:
+        capacity, filled = (
+            format_bytes(blocks * plan.stored_bytes)
+            for blocks in (plan.capacity_blocks, plan.fill_blocks)
+        )
+        return f", {filled} of the {capacity} of each rank taken before"
     if plan.room_blocks >= plan.need_blocks:
         return ""
     room, need = (

@@ -106,7 +106,8 @@ class Outlook:
         if self._phase != _STORED or not stored_bytes or elapsed_s <= 0:
             return None
         plan = self.plan
-        wanted = min(plan.need_blocks, plan.capacity_blocks) * plan.stored_bytes * plan.np
+        blocks = max(plan.fill_blocks, min(plan.need_blocks, plan.capacity_blocks))
+        wanted = blocks * plan.stored_bytes * plan.np
         return max(0.0, (wanted - stored_bytes) / (stored_bytes / elapsed_s))
 
 

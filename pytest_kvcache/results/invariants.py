@@ -114,6 +114,7 @@ def _rank_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
     yield from _worth_faults(rank, plan)
     yield from _request_faults(rank, plan)
     yield from _lookup_faults(rank, plan)
+    yield from _fill_faults(rank, plan)
     yield from _precondition_faults(rank, plan)
     yield from _surroundings_faults(rank.surroundings)
     yield from _place_faults(rank, plan)
@@ -240,6 +241,15 @@ def _request_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
         yield f"reread_count is {rank.reread_count}; without a reread_factor it must be 0"
     if rank.beside_blocks and (dialogues is None or dialogues.retrieval is None):
         yield f"beside_blocks is {rank.beside_blocks}; no user retrieves, so it must be 0"
+
+
+def _fill_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
+    """As much was stored before the window as the plan wants, unless an error ended that."""
+    if rank.populated_blocks < plan.fill_blocks and rank.error is None:
+        yield (
+            f"populated_blocks is {rank.populated_blocks}; by the plan it must be at least"
+            f" {plan.fill_blocks}"
+        )
 
 
 def _lookup_faults(rank: RankResult, plan: Plan) -> Iterator[str]:

@@ -17,6 +17,7 @@ from pytest_kvcache.plan.building import (
     effective_block_tokens,
 )
 from pytest_kvcache.plan.plan import Plan, TracePlan
+from pytest_kvcache.report.tables import describe_plan
 from pytest_kvcache.units import GIB, MIB
 from pytest_kvcache.workloads.protocol import Need
 from tests.factories import (
@@ -344,3 +345,46 @@ def test_ranks_divide_the_cores_unless_the_user_binds_them(params: str | None, c
 def test_ranks_can_not_be_given_a_relative_directory() -> None:
     with pytest.raises(OptionError, match="cache_dir is 'here'; it must be an absolute path"):
         make_plan(cache_dir="here")
+
+
+# -- a storage that is filled ----------------------------------------------------------------
+
+
+def filled(**texts: str) -> Plan:
+    return plan_of(options(fill="90%", **texts), available_bytes=10_000 * PAGE)
+
+
+def test_a_storage_is_filled_to_a_part_of_its_capacity() -> None:
+    plan = filled(storage_capacity_gb=f"{1_000 * PAGE}B")
+    assert (plan.capacity_blocks, plan.fill_blocks) == (1_000, 900)
+    assert plan.most_blocks == 1_000
+    assert "3.52 MiB of the 3.91 MiB of each rank taken before" in describe_plan(plan)
+
+
+def test_without_a_capacity_the_filesystems_free_space_is_filled() -> None:
+    assert filled().capacity_blocks == 4_500
+    assert filled().fill_blocks == 4_050
+    assert plan_of(options(), available_bytes=10_000 * PAGE).capacity_blocks == 1_000
+
+
+def test_filling_takes_time_that_the_deadline_allows_for() -> None:
+    little, much = (filled(storage_capacity_gb=f"{blocks * PAGE}B") for blocks in (2_000, 90_000))
+    assert much.deadline_s - little.deadline_s > 0.9 * 88_000 / 200
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        ({"backend": "null"}, "--kv-backend=null is no storage that could be filled"),
+        ({"cpu_mem_gb": "1"}, "--kv-cpu-mem-gb puts a tier in front"),
+    ],
+)
+def test_what_can_not_be_filled_is_refused(texts: dict[str, str], said: str) -> None:
+    with pytest.raises(OptionError, match=said):
+        filled(storage_capacity_gb="1", **texts)
+
+
+@pytest.mark.parametrize("text", ["0%", "101%", "0.9", "90", "much", "-5%"])
+def test_a_fill_is_a_percentage(text: str) -> None:
+    with pytest.raises(OptionError, match=r"--kv-fill is .*; it must be"):
+        options(fill=text)

@@ -167,6 +167,7 @@ OTHER_LOAD: dict[str, Any] = {
     "queue_depth": 5,
     "io_engine": "threads",
     "engine": "vllm-fs",
+    "fill_blocks": 3,
     "lookup": "all",
     "publish": "rename",
     "request_depth": 2,
@@ -301,7 +302,7 @@ def test_what_changes_the_load_changes_the_workload_digest(name: str) -> None:
     base: dict[str, Any] = OPEN_LOOP if name in OPEN_LOOP else {}
     if name == "requests":
         base = {"requests": 5, "duration_s": None}
-    if name == "precondition_bytes":
+    if name in {"precondition_bytes", "fill_blocks"}:
         base = {"backend": "file"}
     plan = make_plan(**{"duration_s": 4.0, **base})
     other = replace(plan, **{name: OTHER_LOAD[name]})
