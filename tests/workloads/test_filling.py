@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_kvcache.cache.index import Admission, CacheIndex
 from pytest_kvcache.workloads.filling import filling
 from tests.factories import ask, key_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @given(blocks=st.integers(0, 200), contexts=st.lists(st.integers(1, 30), max_size=5))
@@ -47,7 +52,7 @@ def test_what_fills_goes_before_any_context() -> None:
     assert not {entry.key for entry in victims} & {key_of("a"), key_of("b")}
 
 
-def admitted(index: CacheIndex, keys: list[bytes] | tuple[bytes, ...]) -> Admission:
+def admitted(index: CacheIndex, keys: Sequence[bytes]) -> Admission:
     admission = index.admit(keys, 0, 1)
     assert isinstance(admission, Admission)
     index.deleted(admission)
