@@ -102,6 +102,11 @@ class SlotCalls:
                 f" one buffer, and parts of a header that fit into {PAGE_BYTES} bytes"
             )
 
+    @property
+    def header_room_bytes(self) -> int:
+        """What the header takes: a page."""
+        return PAGE_BYTES if self.header else 0
+
 
 Calls = FileCalls | SlotCalls
 

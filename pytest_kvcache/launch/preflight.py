@@ -218,7 +218,7 @@ def _space_problems(plan: Plan, facts: HostFacts, ranks: int) -> Iterator[str]:
         return
     free, inodes = facts.filesystem["available_bytes"], facts.filesystem["available_inodes"]
     blocks = ranks * plan.most_blocks
-    files = blocks * plan.objects_per_block
+    files = ranks * plan.most_inodes
     if blocks * plan.stored_bytes > FREE_SHARE * free:
         yield (
             f"has {format_bytes(free)} free in {plan.cache_dir} for"
@@ -226,10 +226,11 @@ def _space_problems(plan: Plan, facts: HostFacts, ranks: int) -> Iterator[str]:
             f" {format_bytes(blocks * plan.stored_bytes)}; that must stay below {FREE_SHARE:.0%},"
             " free some or lower --kv-storage-capacity-gb"
         )
-    if inodes is not None and plan.store != "slab" and files > inodes:
+    if inodes is not None and files > inodes:
         of = "layer" if plan.object_layout == "layer" else "group of layers"
         each = "a file each" if plan.objects_per_block == 1 else f"a file for each {of}"
-        instead = "use --kv-store=slab, " if plan.store == "file" else ""
+        each += " and directories for them" if plan.calls is not None else ""
+        instead = "use --kv-store=slab, " if plan.store == "file" and plan.calls is None else ""
         yield (
             f"has {inodes:,} inodes free in {plan.cache_dir} for {format_count(blocks, 'block')}"
             f" of {format_count(ranks, 'rank')}, {each};"

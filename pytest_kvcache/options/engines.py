@@ -51,6 +51,12 @@ def makes_calls(options: Options) -> bool:
     return options.engine is not None or options.lookup != "memory" or options.publish != "in-place"
 
 
+def header_bytes(engine: str | None) -> int:
+    """What lies before each object of an engine, and takes room."""
+    calls = None if engine is None else PROFILES[engine].calls
+    return calls.header_room_bytes if isinstance(calls, SlotCalls) else 0
+
+
 def check_engine(options: Options) -> None:
     """Refuse what contradicts the profile, or the calls that a knob of it makes."""
     if not makes_calls(options):

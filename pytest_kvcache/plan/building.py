@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.launchers.protocol import binds_ranks
 from pytest_kvcache.models import block_parts
-from pytest_kvcache.options.engines import WHOLE_OBJECT, makes_calls
+from pytest_kvcache.options.engines import WHOLE_OBJECT, header_bytes, makes_calls
 from pytest_kvcache.options.options import objectives_of
 from pytest_kvcache.plan.backendrules import shown_settings
 from pytest_kvcache.plan.origins import origins_of
@@ -125,9 +125,11 @@ def build_plan(
     sizes = [part.stored_bytes for part in parts]
     if facts.own_block_bytes is not None:
         sizes = [padded(facts.own_block_bytes, traits)]
-    asked_store = "file" if facts.sizes_differ or makes_calls(options) else options.store
+    calls = makes_calls(options)
+    asked_store = "file" if facts.sizes_differ or calls else options.store
     tiers = tiers_of(options, facts.gpu_kind)
-    capacity_blocks = _capacity_blocks(options, traits, sum(sizes), facts)
+    beside = header_bytes(options.engine) * len(sizes)
+    capacity_blocks = _capacity_blocks(options, traits, sum(sizes) + beside, facts)
     plan = Plan(
         version=facts.version,
         run_id=facts.run_id,
@@ -154,7 +156,7 @@ def build_plan(
         object_layout=options.layout,
         store=effective_store(asked_store, traits, sizes),
         io=options.io,
-        sync=options.sync or ("none" if options.io == "direct" else "data"),
+        sync=options.sync or ("none" if options.io == "direct" or calls else "data"),
         cache_dir=options.cache_dir,
         capacity_blocks=capacity_blocks,
         fill_blocks=math.floor((options.fill or 0) * capacity_blocks),

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_kvcache.backends.buffers import Workers, buffer_bytes
-from pytest_kvcache.backends.calls import OURS, SlotCalls
+from pytest_kvcache.backends.calls import OURS, FileCalls, SlotCalls
 from pytest_kvcache.backends.posix.allocator import slab_count
 from pytest_kvcache.backends.profiles import PROFILES
 from pytest_kvcache.backends.protocol import PAGE_BYTES
@@ -532,11 +532,23 @@ class Plan:
     @property
     def most_blocks(self) -> int:
         """Blocks that one rank may take room for: all there is in slabs, else what it stores."""
-        return (
-            self.capacity_blocks
-            if self.store == "slab"
-            else min(self.capacity_blocks, self.stored_blocks)
-        )
+        calls = self.calls
+        is_allocated = isinstance(calls, SlotCalls) and calls.allocates
+        if self.store == "slab" or is_allocated:
+            return self.capacity_blocks
+        return min(self.capacity_blocks, self.stored_blocks)
+
+    @property
+    def most_inodes(self) -> int:
+        """Files and directories that one rank makes for its objects, at most."""
+        calls, objects = self.calls, self.most_blocks * self.objects_per_block
+        if self.store == "slab" or isinstance(calls, SlotCalls):
+            return 0
+        directories, below = 0, 1
+        for digits in calls.levels if isinstance(calls, FileCalls) else ():
+            below *= 16**digits
+            directories += min(below, objects)
+        return objects + directories
 
     @property
     def stored_blocks(self) -> int:
@@ -644,6 +656,8 @@ class Plan:
         if data["dialogues"] is not None:
             data["dialogues"] = {k: v for k, v in data["dialogues"].items() if k != "file"}
         data["tiers"] = {tier["name"]: tier for tier in data["tiers"]}
+        if self.workers is not None:  # a profile's name stands for what it was in this version
+            data["calls"] = f"{self.calls} {self.workers}"
         data["model"] = {k: v for k, v in data["model"].items() if k not in ("note", "source")}
         return {**data, "np": self.np}
 

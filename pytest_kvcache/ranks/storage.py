@@ -85,11 +85,12 @@ class RankStorage:
     def _opened(self, factory: Callable[[], Backend]) -> tuple[Backend, BackendFacts]:
         """Open the storage; a fallback from direct to buffered brings its default sync.
 
-        Unsynced, what was just written would be read back from the page cache.
+        Unsynced, what was just written would be read back from the page cache. The calls of an
+        engine never sync.
         """
         backend, asked = self._made(factory), self._backend_plan()
         facts = backend.open(asked)
-        fell_back = asked.io == "direct" and facts.io_mode == "buffered"
+        fell_back = asked.io == "direct" and facts.io_mode == "buffered" and asked.calls is None
         if not (fell_back and asked.sync == "none" and self._plan.origins["sync"] == "default"):
             return backend, facts
         backend.close()

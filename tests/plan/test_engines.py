@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -118,3 +119,53 @@ def test_slots_of_one_size_refuse_objects_of_several() -> None:
     with pytest.raises(OptionError, match="slots of one size"):
         plan_of(options, block_tokens=16, own_block_bytes=1 << 20, sizes_differ=True)
     assert isinstance(planned(engine="vllm-disk").calls, SlotCalls)
+
+
+def test_calls_of_an_engine_are_never_synced_however_files_are_opened() -> None:
+    assert planned(publish="rename", io="buffered").sync == "none"
+    assert planned(engine="lmcache-fs").sync == "none"
+    assert planned(io="buffered").sync == "data"
+
+
+def test_what_a_profile_says_is_part_of_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = planned(engine="vllm-fs")
+    before = plan.workload_digest
+    calls = PROFILES["lmcache-fs"].calls
+    changed = {"vllm-fs": replace(PROFILES["vllm-fs"], calls=calls)}
+    monkeypatch.setattr("pytest_kvcache.plan.plan.PROFILES", changed)
+    assert plan.workload_digest != before
+
+
+def test_a_header_beside_each_object_takes_room_of_the_capacity() -> None:
+    plain, headed = (
+        planned(engine=name, storage_capacity_gb="1MiB")
+        for name in ("vllm-disk", "mooncake-offset")
+    )
+    assert headed.capacity_blocks == (1 << 20) // (headed.stored_bytes + 4096)
+    assert headed.capacity_blocks < plain.capacity_blocks
+
+
+def test_what_is_allocated_ahead_is_all_of_the_capacity() -> None:
+    sparse, allocated = (
+        planned(engine=name, storage_capacity_gb="1GiB") for name in ("vllm-disk", "kvbm-disk")
+    )
+    assert sparse.most_blocks == sparse.need_blocks < sparse.capacity_blocks
+    assert allocated.most_blocks == allocated.capacity_blocks
+
+
+@pytest.mark.parametrize(
+    ("texts", "inodes"),
+    [
+        ({}, 0),  # slabs
+        ({"store": "file"}, 1_000),
+        ({"publish": "rename"}, 1_000 + 256),
+        ({"engine": "sglang-file"}, 1_000),
+        ({"engine": "vllm-fs"}, 3 * 1_000),
+        ({"engine": "aibrix-shfs"}, 1_000 + 256 + 1_000),
+        ({"engine": "vllm-disk"}, 0),
+    ],
+)
+def test_a_plan_knows_how_many_files_and_directories_there_will_be(
+    texts: dict[str, str], inodes: int
+) -> None:
+    assert planned(**texts).most_inodes == inodes

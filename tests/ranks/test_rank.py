@@ -7,12 +7,14 @@ import shutil
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_kvcache.backends.null import NullBackend
 from pytest_kvcache.backends.posix.backend import StoreBackend
+from pytest_kvcache.backends.posix.enginefiles import EngineFiles
 from pytest_kvcache.backends.posix.file import FileBackend
 from pytest_kvcache.backends.posix.slab import SlabBackend
 from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
@@ -263,6 +265,21 @@ def test_slabs_that_are_opened_again_for_the_fallback_are_made_anew(tmp_path: Pa
     result = run_rank(plan, registry).result
     assert (result.error, result.io_mode, result.sync) == (None, "buffered", "data")
     assert "refuses direct I/O (Invalid argument)" in (result.io_note or "")
+
+
+@pytest.mark.thorough
+def test_the_calls_of_an_engine_are_not_synced_where_direct_io_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "pytest_kvcache.backends.posix.backend.EngineFiles",
+        partial(EngineFiles, probe=lambda _path: "Invalid argument"),
+    )
+    plan = file_plan(tmp_path, publish="rename", duration_s=0.02, origins={"sync": "default"})
+    registry = registry_of(backends={"file": StoreBackend}, workloads=tireless_scenarios(10))
+    result = run_rank(plan, registry).result
+    assert (result.error, result.io_mode, result.sync) == (None, "buffered", "none")
+    assert result.write_count > 0
 
 
 # -- pauses --------------------------------------------------------------------------------

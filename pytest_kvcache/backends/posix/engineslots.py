@@ -6,6 +6,8 @@ is in the engines that keep their objects so; the file does not outlive the rank
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import threading
 from pathlib import Path
@@ -38,7 +40,7 @@ class EngineSlots:
         self._place = StoreDirectory(host="", directory="")
         self._path = ""
         self._fd = -1
-        self._header_bytes = PAGE_BYTES if calls.header else 0
+        self._header_bytes = calls.header_room_bytes
         self._slot_bytes = 0
         self._slots: dict[str, int] = {}
         self._free: list[int] = []
@@ -58,19 +60,23 @@ class EngineSlots:
             direct, notes = self._place.choose_io(plan, self._probe)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
             self._fd = os.open(self._path, flags | (os.O_DIRECT if direct else 0), 0o600)
-            self._make_room(plan.capacity_objects * self._slot_bytes)
+            if not self._make_room(plan.capacity_objects * self._slot_bytes):
+                notes.append(
+                    f"the filesystem of {self._place.directory} on {plan.host} allocates nothing"
+                    " ahead: the file of slots is sparse"
+                )
         except OSError as error:
             raise self._place.failure("prepare", self._path, error) from error
         mode = "direct" if direct else "buffered"
         return BackendFacts(io_mode=mode, io_note="; ".join(notes) or None)
 
-    def _make_room(self, size_bytes: int) -> None:
-        if self._calls.allocates:
-            os.posix_fallocate(self._fd, 0, size_bytes)
-        else:
-            os.ftruncate(self._fd, size_bytes)
+    def _make_room(self, size_bytes: int) -> bool:
+        """Whether there is as much room as was to be allocated, if any was."""
+        allocated = not self._calls.allocates or _allocate(self._fd, size_bytes)
+        os.ftruncate(self._fd, size_bytes)
         if self._calls.unlinked:
             Path(self._path).unlink()
+        return allocated
 
     def put_from(self, key: str, offset: int, buffer: memoryview) -> None:
         """Write a whole object into a free slot, with what lies before it."""
@@ -133,6 +139,20 @@ class EngineSlots:
 
     def _failure(self, action: str, key: str, error: OSError) -> StorageError:
         return self._place.failure(action, f"{key} in {self._path}", error)
+
+
+def _allocate(fd: int, size_bytes: int) -> bool:
+    """Whether fallocate(2) works here; glibc's posix_fallocate would write zeros where it does not.
+
+    Raises OSError for any other reason, a full disk for one.
+    """
+    call = ctypes.CDLL(None, use_errno=True).fallocate
+    if not call(fd, 0, ctypes.c_int64(0), ctypes.c_int64(size_bytes)):
+        return True
+    problem = ctypes.get_errno()
+    if problem not in (errno.EOPNOTSUPP, errno.ENOSYS):
+        raise OSError(problem, os.strerror(problem))
+    return False
 
 
 def _cut(buffer: memoryview, pieces: int) -> list[memoryview | bytes]:

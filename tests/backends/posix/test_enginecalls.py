@@ -268,3 +268,25 @@ def test_a_file_of_slots_that_is_unlinked_leaves_no_name(tmp_path: Path) -> None
     backend.put_from(KEY, 0, data(1))
     assert names(tmp_path) == []
     backend.close()
+
+
+def test_where_nothing_can_be_allocated_the_file_is_sparse_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pytest_kvcache.backends.posix.engineslots._allocate", lambda *_args: False)
+    backend = EngineSlots(SlotCalls(allocates=True))
+    facts = backend.open(plan_of(tmp_path))
+    assert "allocates nothing ahead: the file of slots is sparse" in str(facts.io_note)
+    assert (tmp_path / "slots").stat().st_blocks == 0
+    backend.close()
+
+
+def test_slots_that_are_allocated_have_their_room_before_anything_is_stored(
+    tmp_path: Path,
+) -> None:
+    backend = EngineSlots(SlotCalls(allocates=True, header=(8,)))
+    facts = backend.open(plan_of(tmp_path))
+    backend.close()
+    found = (tmp_path / "slots").stat()
+    assert found.st_size == 2 * (SIZE + PAGE_BYTES)
+    assert facts.io_note is not None or found.st_blocks * 512 >= found.st_size
