@@ -49,7 +49,9 @@ if TYPE_CHECKING:
     from pytest_kvcache.ioengines.protocol import IoEngine
     from pytest_kvcache.workloads.protocol import Request, Workload
 
-MAX_BACKLOG = 10_000  # open loop: requests under way per rank; what comes beyond is dropped
+# Open loop: requests of a rank that wait for the storage; what comes beyond is dropped. One whose
+# tokens are computed, which is only simulated, holds nothing but its place.
+MAX_BACKLOG = 10_000
 _TICK_NS = NOTICE_NS
 _FIRE_NS = 1_000_000  # what is due begins for so long, before ends are looked for again
 _MOST_ROWS = 2048  # booked at once: a quarter of a millisecond
@@ -423,7 +425,8 @@ class Loop:
 
     def _arrive(self, request: Request, intended_ns: int) -> None:
         self.counters.offered += 1
-        if self._in_flight >= MAX_BACKLOG and self._workload.open_loop:
+        waiting = self._in_flight - self._generating
+        if waiting >= MAX_BACKLOG and self._workload.open_loop:
             self.counters.dropped += 1
             self._give_up(request, intended_ns)
             return

@@ -83,6 +83,24 @@ def test_what_comes_beyond_the_longest_backlog_is_dropped_and_counted(
     assert rig.histogram("scheduling_lag").count == 5
 
 
+def test_requests_whose_tokens_are_computed_are_no_backlog(
+    clock: FakeClock, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pytest_kvcache.engine.loop.MAX_BACKLOG", 2)
+    arrivals = [ask(0, "a", output=[f"o{number}"], arrival_ns=number * S) for number in range(5)]
+    script = Script([arrivals], population=[ask(0, "a")], open_loop=True)
+    rig = Rig(script, stage, clock=clock, queue_depth=9, generation_s_per_token=60.0)
+    rig.start()
+    for _ in arrivals:
+        stage.release(*stage.pending)
+        rig.advance(S)
+    assert (rig.loop.counters.offered, rig.loop.counters.dropped) == (5, 0)
+    stage.release_all()
+    rig.advance(100 * S)
+    rig.finish()
+    assert rig.loop.counters.completed == 5
+
+
 def test_what_is_under_way_when_the_last_request_has_arrived_is_backlog(
     clock: FakeClock, stage: Stage
 ) -> None:
