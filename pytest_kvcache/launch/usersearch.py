@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pytest_kvcache.errors import KVCacheError
 from pytest_kvcache.options.options import objectives_of
 from pytest_kvcache.options.table import Trials
+from pytest_kvcache.plan.peaksearch import MIN_LOADS, PEAK_METRIC, PeakSearch
 from pytest_kvcache.results.absence import why_absent
 from pytest_kvcache.results.usersearch import PathOfSearch, SearchStep
 from pytest_kvcache.units import format_count
@@ -44,7 +45,9 @@ class SearchForUsers:
         self._options = options
         self._name = name
         self._largest = largest
-        self._path = PathOfSearch(most=options.num_users)
+        mode = largest.plan.search_mode
+        assert mode is not None  # or nothing is searched for
+        self._path = PathOfSearch(most=options.num_users, mode=mode)
         self._unjudged = ""  # why the last load that could not be judged could not
 
     def run(self) -> CaseResult:
@@ -63,7 +66,10 @@ class SearchForUsers:
                 self._options, self._largest, self._path, self._no_answer()
             )
         options = self._with(kept, self._options.trials)
-        return self._controller.run_case(options, self._plan(options, self._name), path=self._path)
+        case = self._plan(options, self._name)
+        if self._path.objectives is not None:
+            case = replace(case, plan=replace(case.plan, search=self._path.objectives))
+        return self._controller.run_case(options, case, path=self._path)
 
     def _step(self, users: int) -> CaseResult:
         """One load, launched once."""
@@ -81,8 +87,9 @@ class SearchForUsers:
         if tried.error is not None:
             self._unjudged = tried.error.splitlines()[0]
             return
-        absent = (r.metric for r in objectives_of(self._options) if step.values[str(r)] is None)
-        metric = next(absent)
+        rules = objectives_of(self._options)
+        absent = (rule.metric for rule in rules if step.values[str(rule)] is None)
+        metric = next(absent, PEAK_METRIC)
         self._unjudged = f"there is no {metric}: {why_absent(tried, metric)}"
 
     def _with(self, users: int, trials: Trials) -> Options:
@@ -92,14 +99,28 @@ class SearchForUsers:
 
     def _failed(self, users: int, reason: str) -> CaseResult:
         kept = self._path.state.kept
-        known = f" ({kept:,} keep the objectives)" if kept else ""
+        do = "keep the objectives" if self._path.mode == "qos" else "do best"
+        known = f" ({kept:,} {do})" if kept else ""
         error = f"the search for users ended with {users:,} of each rank{known}: {reason}"
         return self._controller.fail_case(self._options, self._largest, self._path, error)
+
+    def _no_peak(self, search: PeakSearch, ranks: str) -> str:
+        """Why the load at which throughput peaks is not known."""
+        told = f"no peak of {PEAK_METRIC} is known on each of {ranks}"
+        if not search.judged:
+            return f"{told}: {self._unjudged}"
+        return (
+            f"{told}: {format_count(len(search.judged), 'load')} could be judged, and a law needs"
+            f" {MIN_LOADS} in which something is done; raise --kv-num-users or lengthen"
+            " --kv-duration"
+        )
 
     def _no_answer(self) -> str:
         """Why no load is known to keep the objectives."""
         search = self._path.state
         ranks = format_count(self._name.layout.np, "rank")
+        if isinstance(search, PeakSearch):
+            return self._no_peak(search, ranks)
         bound = next((step for step in self._path.steps if step.users == search.broken), None)
         if bound is None or bound.keeps is None or search.unjudged:
             known = f"no number of users on each of {ranks} is known to keep the objectives"

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["OPTIONS", "OptionSpec", "Options", "Origin", "Trials", "build_options"]
 
 DEFAULT_TRIALS = Trials(3, 3)
+PEAK_MODES: Final = ("capacity", "predictive")
+"""Ways of --kv-enable-autoscaling that go by throughput, and not by an objective."""
 Origin = Literal["default", "scenario", "ini", "command line", "call"]
 
 
@@ -213,8 +215,8 @@ def _of_profile(options: Options) -> Iterator[SloRule]:
 
 
 def objectives_of(options: Options) -> tuple[SloRule, ...]:
-    """What the number of users is searched by; none: it is given."""
-    if not options.enable_autoscaling:
+    """What the number of users is searched by; none: it is given, or throughput is to peak."""
+    if not options.enable_autoscaling or options.autoscaler_mode in PEAK_MODES:
         return ()
     return tuple(rule for rule in options.slo if METRICS[rule.metric].limits_a_load)
 
@@ -473,6 +475,11 @@ def _check_autoscaling(options: Options) -> None:
             )
         return
     told = "--kv-enable-autoscaling is given, which searches for a number of users who take turns"
+    if options.autoscaler_mode in PEAK_MODES and not PHASES[options.phase].loads:
+        raise OptionError(
+            f"--kv-autoscaler-mode is {options.autoscaler_mode}, which goes by requests that wait"
+            f" for reads, and --kv-phase={options.phase} makes none; leave one of them out"
+        )
     for name in ("load_steps", "request_rate", "requests", "trace", "closed", "io_trace"):
         if options.given(name):
             raise OptionError(
@@ -484,7 +491,7 @@ def _check_autoscaling(options: Options) -> None:
             f"{told}, and {fixed[0]} has those of the benchmark that it reproduces; name another"
             " --kv-scenario"
         )
-    if not objectives_of(options):
+    if not objectives_of(options) and options.autoscaler_mode not in PEAK_MODES:
         raise OptionError(
             f"{told}, and nothing says which load is too much; add an objective of a latency or a"
             " ratio, such as --kv-slo='load.p95_ms<200', or --kv-performance-profile=latency"

@@ -556,13 +556,15 @@ OPTIONS: tuple[OptionSpec, ...] = (
                help="documents of each user that retrieves (default: 10)"),
     OptionSpec(name="enable_autoscaling", kind="flag", parse=_flag, decides="search",
                is_verbatim=False,
-               help="search for the most users per rank, up to --kv-num-users, that keep every"
-               " --kv-slo of a latency or a ratio; each load that is tried is a launch of its own,"
-               " and the trials are of the answer"),
+               help="search for the right number of users per rank, up to --kv-num-users: the most"
+               " that keep every --kv-slo of a latency or a ratio, or as --kv-autoscaler-mode says;"
+               " each load that is tried is a launch of its own, and the trials are of the answer"),
     OptionSpec(name="autoscaler_mode", metavar="{qos,capacity,predictive}",
-               parse=_choice("qos", "capacity", "predictive"), is_available=_is("qos"),
-               later="use qos, or --kv-load-steps to see where throughput ends",
-               help="its aim. qos: the most users that keep the objectives (default: qos)"),
+               parse=_choice("qos", "capacity", "predictive"), decides="search_mode",
+               is_verbatim=False,
+               help="its aim. qos: the most users that keep the objectives; capacity: the fewest"
+               " that get 95%% of the most requests per second; predictive: those at the peak of"
+               " the Universal Scalability Law, fitted to few loads (default: qos)"),
     # the cache and its storage
     OptionSpec(name="gpu_mem_gb", metavar="X", parse=_gib,
                help="gpu tier per rank, GiB, in front of the others (default: 0 = none)"),

@@ -140,7 +140,8 @@ class Plan:
     ``service`` are the objectives of requests with --kv-performance-profile=latency.
     ``prefill_tokens_per_s`` is what one GPU computes, None: computing takes no time;
     ``cost_per_hour`` and ``power_w`` are those of the storage of all ranks. None: nobody says.
-    ``search`` are the objectives by which the number of users is searched for, none: it is given.
+    ``search_mode`` is how the number of users is searched for, None: it is given; ``search`` are
+    the objectives that the answer must keep, of a step those that it is judged by.
     ``search_step``: the case tries one number of them.
     ``engine`` is whose calls store and load objects, where it is one's; ``lookup`` who knows what
     is stored, ``publish`` how a file gets its name; ``request_depth`` objects of one request are
@@ -204,6 +205,7 @@ class Plan:
     power_w: float | None = None
     search: tuple[str, ...] = ()
     search_step: bool = False
+    search_mode: str | None = None
     engine: str | None = None
     lookup: Lookup = "memory"
     publish: Publish = "in-place"

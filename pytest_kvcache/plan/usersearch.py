@@ -11,8 +11,8 @@ from typing import Final
 
 MAX_STEPS: Final = 11
 """Launches of a search, without those that repeat its answer."""
-_DOUBLINGS: Final = 5
-_RESOLUTION: Final = 32
+DOUBLINGS: Final = 5
+RESOLUTION: Final = 32
 """A search ends when what it has not tried is less than that part of its answer."""
 _DOWN: Final = 4  # as long as no load has kept the objectives
 
@@ -39,10 +39,10 @@ class UserSearch:
         if self.steps >= MAX_STEPS or low == self.most:
             return None
         if self.broken is None:
-            first = -(-self.most // 2**_DOUBLINGS)
+            first = -(-self.most // 2**DOUBLINGS)
             return min(2 * low or first, self.most)
         untried = self.broken - low - 1
-        if untried <= 0 or (low and untried < low / _RESOLUTION):
+        if untried <= 0 or (low and untried < low / RESOLUTION):
             return None
         if not low:
             return max(1, self.broken // _DOWN)

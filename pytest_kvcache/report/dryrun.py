@@ -15,6 +15,7 @@ from pytest_kvcache.plan.forecast import describe_forecast, preconditioned_bytes
 from pytest_kvcache.plan.plan import WITHSTANDS
 from pytest_kvcache.plan.tiers import describe_tiers
 from pytest_kvcache.plan.usersearch import MAX_STEPS
+from pytest_kvcache.report.headline import describe_aim
 from pytest_kvcache.report.progress import short_duration
 from pytest_kvcache.report.tables import describe_block, describe_plan, describe_window
 from pytest_kvcache.showable import COLUMNS
@@ -115,7 +116,7 @@ def time_needed(plan: Plan, found: Forecast, options: Options) -> str:
     """How long all trials take, and what that is made of."""
     low, high = options.trials.low, options.trials.high
     many = f"{low} to {high} trials" if low != high else format_count(high, "trial")
-    if plan.search:
+    if plan.search_mode is not None:
         low, high = low + 1, high + MAX_STEPS
         many = f"a search of up to {MAX_STEPS} loads, and {many}"
     storing_s = found.population_bytes / _BYTES_PER_S
@@ -234,9 +235,8 @@ def _of_worth(found: DryRun) -> Iterator[_Value]:
         yield _value(found, "cost", f"{plan.cost_per_hour:g} per hour", "cost_per_hour")
     if plan.power_w is not None:
         yield _value(found, "power", f"{plan.power_w:g} W", "power_w")
-    if plan.search:
-        aim = f"the most users that keep {' and '.join(plan.search)}"
-        yield _value(found, "enable_autoscaling", aim, "search")
+    if plan.search_mode is not None:
+        yield _value(found, "enable_autoscaling", describe_aim(plan), "search")
 
 
 def _of_dialogues(found: DryRun, dialogues: Dialogues) -> Iterator[_Value]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pytest_kvcache.plan.peaksearch import NEARLY, PEAK_METRIC
 from pytest_kvcache.units import format_count
 
 if TYPE_CHECKING:
@@ -43,6 +44,15 @@ def describe_users(plan: Plan) -> str:
         active = ", ".join(f"{count:,}" for count in plan.load_steps)
         users += f", of which {active} are active per rank in equally long parts of the window"
     return users
+
+
+def describe_aim(plan: Plan) -> str:
+    """Which number of users is searched for."""
+    if plan.search_mode == "qos":
+        return f"the most users that keep {' and '.join(plan.search)}"
+    if plan.search_mode == "capacity":
+        return f"the fewest users that reach {NEARLY:.0%} of the most {PEAK_METRIC}"
+    return f"the users at the peak of {PEAK_METRIC} by the Universal Scalability Law"
 
 
 def _asked(plan: Plan) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from pytest_kvcache.measure.metrics import METRICS
 from pytest_kvcache.options.options import USERS_METRIC
 from pytest_kvcache.plan.possible import why_impossible
+from pytest_kvcache.report.headline import describe_aim
 from pytest_kvcache.report.text import figure, row, wrapped
 from pytest_kvcache.results.provenance import HITS_MOVED
 
@@ -49,8 +50,8 @@ def _load_of(case: CaseResult) -> str:
     plan, derived = case.plan, _OF_RANKS
     if "capacity_blocks" not in plan.given:
         derived |= {"capacity_blocks"}
-    if plan.search:
-        derived |= {"users"}
+    if plan.search_mode is not None:
+        derived |= {"users"} if plan.search_mode == "qos" else {"users", "search"}
     load = {name: value for name, value in plan.workload.items() if name not in derived}
     replayed = None if plan.trace is None else plan.trace.digest
     return json.dumps([load, replayed, plan.label], sort_keys=True)
@@ -61,8 +62,8 @@ def _table(cases: Sequence[CaseResult], metrics: Sequence[str]) -> Iterator[str]
     each = "as many users on each rank (weak)"
     if plan.trace is not None:
         each = "parts of one trace (strong)"
-    elif plan.search:
-        each = f"the users that keep {' and '.join(plan.search)}"
+    elif plan.search_mode is not None:
+        each = describe_aim(plan)
     yield from wrapped(f"scaling of {plan.scenario}-{plan.model.name}: {each}", indent="")
     yield from row("metric", _WIDTH, _cells("ranks", "median", "times", "efficiency"))
     for metric in metrics:

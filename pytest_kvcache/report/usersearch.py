@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from pytest_kvcache.plan.peaksearch import PEAK_METRIC
 from pytest_kvcache.report.text import wrapped
 
 if TYPE_CHECKING:
@@ -19,9 +20,10 @@ _JUDGEMENTS: Final = MappingProxyType({True: "", False: "  too many", None: "  c
 
 def path_lines(case: CaseResult) -> Iterator[str]:
     """What was searched by, a row per load with the first objectives, and what was found."""
-    path, rules = case.path, case.plan.search
+    path = case.path
     if path is None:
         return
+    rules = case.plan.search if path.mode == "qos" else (f"most {PEAK_METRIC}",)
     yield ""
     numbered = ", ".join(f"({number}) {rule}" for number, rule in enumerate(rules, 1))
     yield from wrapped(f"search for users; {numbered}", indent="  ")

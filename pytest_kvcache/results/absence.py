@@ -85,7 +85,7 @@ def _of_own_section(result: CaseResult, spec: Metric) -> str | None:
 
 def _not_held(result: CaseResult) -> str:
     """Why a search for users has no answer, though its last launches may stand."""
-    if not result.plan.search:
+    if result.plan.search_mode is None:
         return "the number of users was given; --kv-enable-autoscaling searches for one"
     verdicts = (verdict for trial in result.counted for verdict in trial.verdicts)
     return next(verdict.text for verdict in verdicts if verdict.code == "UNCONFIRMED")

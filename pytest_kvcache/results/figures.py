@@ -57,8 +57,10 @@ _ANSWERS: Final = ("answered", "answered_users", "answered_later")
 def trial_of(record: TrialRecord, plan: Plan) -> Trial:
     """What a trial of this plan measured, from the ranks' record alone."""
     trial = _measured(record, plan)
-    kept = bool(plan.search) and all(
-        rule.keeps(METRICS[rule.metric].of(trial)) for rule in map(parse_slo, plan.search)
+    kept = (
+        bool(plan.search)
+        and not (plan.search_step and plan.search_mode != "qos")
+        and all(rule.keeps(METRICS[rule.metric].of(trial)) for rule in map(parse_slo, plan.search))
     )
     users = Users(per_rank=plan.users, in_all=plan.users * plan.np) if kept else _NO_USERS
     return replace(trial, users=users)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.measure.metrics import METRICS, samples_for
 from pytest_kvcache.options.rules import parse_slo
+from pytest_kvcache.plan.peaksearch import NEARLY, PEAK_METRIC, PeakSearch
 from pytest_kvcache.plan.usersearch import UserSearch
 from pytest_kvcache.results.trial import Section
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_kvcache.options.rules import SloRule
+    from pytest_kvcache.plan.plan import Plan
     from pytest_kvcache.results.case import CaseResult
 
 
@@ -23,8 +25,8 @@ class SearchStep:
     """One load: so many users on each rank, in a case of its own, and what it came to.
 
     ``digest`` is that case's, by which it is told from one of the same name. ``values`` are by
-    objective, None where there is none. ``keeps`` None: nothing tells; too little was done, or the
-    trial is invalid.
+    objective, or of the throughput whose peak is sought; None where there is none. ``keeps`` None:
+    nothing tells; too little was done, or the trial is invalid.
     """
 
     users: int
@@ -36,6 +38,15 @@ class SearchStep:
     @classmethod
     def of(cls, case: CaseResult) -> SearchStep:
         """Of a load that was tried."""
+        if case.plan.search_mode != "qos":
+            series = case.series(PEAK_METRIC)
+            return cls(
+                users=case.plan.users,
+                case=case.name,
+                digest=case.plan_digest,
+                values={PEAK_METRIC: None if series is None else series.median},
+                keeps=None if series is None else True,
+            )
         rules = [parse_slo(text) for text in case.plan.search]
         kept = [_keeps(rule, case) for rule in rules]
         return cls(
@@ -76,27 +87,49 @@ class PathOfSearch:
     """The steps of a search among 1 to ``most`` users per rank, in their order."""
 
     most: int
+    mode: str = "qos"
     steps: tuple[SearchStep, ...] = ()
 
     @property
-    def state(self) -> UserSearch:
+    def state(self) -> UserSearch | PeakSearch:
         """How far it has come. ResultError for a step that the search would not have made."""
+        try:
+            return self._by_objectives() if self.mode == "qos" else self._by_throughput()
+        except ValueError as error:
+            raise ResultError(f"the search contradicts itself: {error}") from error
+
+    def _by_objectives(self) -> UserSearch:
         search = UserSearch(most=self.most)
         for step in self.steps:
-            try:
-                search = search.noted(step.users, keeps=step.keeps)
-            except ValueError as error:
-                raise ResultError(f"the search contradicts itself: {error}") from error
+            search = search.noted(step.users, keeps=step.keeps)
         return search
+
+    def _by_throughput(self) -> PeakSearch:
+        search = self._peak_of(())
+        for step in self.steps:
+            search = search.noted(step.users, step.values[PEAK_METRIC])
+        return search
+
+    def _peak_of(self, steps: Sequence[SearchStep]) -> PeakSearch:
+        tried = tuple((step.users, step.values[PEAK_METRIC]) for step in steps)
+        return PeakSearch(most=self.most, predicts=self.mode == "predictive", tried=tried)
+
+    @property
+    def objectives(self) -> tuple[str, ...] | None:
+        """What the answer must keep, where the path decides that; None: the plan has it."""
+        search = self.state
+        return (search.objective,) if isinstance(search, PeakSearch) and search.kept else None
 
     def with_step(self, step: SearchStep) -> PathOfSearch:
         """The path with one more load tried."""
-        return PathOfSearch(most=self.most, steps=(*self.steps, step))
+        return replace(self, steps=(*self.steps, step))
 
     @property
     def text(self) -> str:
         """What it found, for people."""
         search = self.state
+        if isinstance(search, PeakSearch):
+            return _peak_text(search)
         if search.kept == self.most:
             return f"at least {search.kept:,} users per rank: the range ended (--kv-num-users)"
         (bound,) = (step for step in self.steps if step.users == search.broken)
@@ -104,13 +137,39 @@ class PathOfSearch:
         return f"{search.kept:,} users per rank, and {bound.users:,} {why}"
 
     def to_json(self) -> dict[str, Any]:
-        """The path as in the run file."""
-        return asdict(self)
+        """The path as in the run file; ``fit`` follows from its steps."""
+        fit = None if self.mode == "qos" else self._peak_of(self.steps).fit
+        return {
+            **asdict(self),
+            "steps": [asdict(step) for step in self.steps],
+            "fit": None if fit is None else asdict(fit),
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PathOfSearch:
         """The inverse of ``to_json``."""
-        return cls(most=data["most"], steps=tuple(SearchStep(**step) for step in data["steps"]))
+        steps = tuple(SearchStep(**step) for step in data["steps"])
+        return cls(most=data["most"], mode=data["mode"], steps=steps)
+
+
+def _peak_text(search: PeakSearch) -> str:
+    """What a search for a peak found."""
+    assert search.best is not None
+    users, per_s = search.best
+    fit = search.fit
+    if fit is None:
+        found = f"{search.kept:,} users per rank"
+        if search.range_ended:
+            return f"at least {found}: throughput still grew where the range ended (--kv-num-users)"
+        return f"{found} reach {NEARLY:.0%} of the most, {per_s:,.4g} requests/s of {users:,}"
+    law = (
+        f"{fit.rate:.4g} requests/s per user, contention {fit.contention:.3g}, coherency"
+        f" {fit.coherency:.3g}, residual {fit.residual:.1%}"
+    )
+    expected = f"{fit.per_s(search.kept):,.4g} requests/s predicted"
+    if search.range_ended:
+        return f"at least {search.kept:,} users per rank ({expected}): the range ended; {law}"
+    return f"{search.kept:,} users per rank, {expected}; {law}"
 
 
 def path_faults(case: CaseResult, cases: Mapping[tuple[str, str], CaseResult]) -> Iterator[str]:
@@ -119,11 +178,15 @@ def path_faults(case: CaseResult, cases: Mapping[tuple[str, str], CaseResult]) -
     ``cases`` are those of the run, by name and digest.
     """
     plan, path = case.plan, case.path
-    if plan.search_step is not False and not (plan.search_step is True and plan.search):
+    if plan.search_step is not False and not (plan.search_step is True and plan.search_mode):
         yield f"its plan's search_step is {plan.search_step}; it must be false, or true in a search"
-    if (path is not None) != (bool(plan.search) and not plan.search_step):
-        yield f"its search is {path}; by the plan there must {'' if plan.search else 'not '}be one"
+    searched = plan.search_mode is not None
+    if (path is not None) != (searched and not plan.search_step):
+        yield f"its search is {path}; by the plan there must {'' if searched else 'not '}be one"
     if path is None:
+        return
+    if path.mode != plan.search_mode:
+        yield f"its search's mode is {path.mode}; by the plan it must be {plan.search_mode}"
         return
     try:
         found = path.state
@@ -134,12 +197,27 @@ def path_faults(case: CaseResult, cases: Mapping[tuple[str, str], CaseResult]) -
         yield f"its plan has {plan.users} users; its search found {found.kept}"
     if case.trials and case.trials[-1].ok and found.next_users() is not None:
         yield f"its search is not over: {found.next_users()} users are to be tried"
+    if case.trials and path.objectives not in (None, plan.search):
+        yield f"its plan's search is {plan.search}; by its path it must be {path.objectives}"
+    yield from _step_faults(plan, path, cases)
+
+
+def _step_faults(
+    plan: Plan, path: PathOfSearch, cases: Mapping[tuple[str, str], CaseResult]
+) -> Iterator[str]:
+    """Each step is a load of the run, and came to what its case says."""
     for step in path.steps:
         tried = cases.get((step.case, step.digest))
-        if tried is None or not tried.plan.search_step or tried.plan.search != plan.search:
+        of_step = plan.search if path.mode == "qos" else ()
+        if tried is None or not tried.plan.search_step or not _is_step(tried, path, of_step):
             yield f"the search's step of {step.users} users is none of the run's: {step.case}"
         elif step != SearchStep.of(tried):
             yield (
                 f"the search's step of {step.users} users is {step}; by its case it must be"
                 f" {SearchStep.of(tried)}"
             )
+
+
+def _is_step(tried: CaseResult, path: PathOfSearch, objectives: tuple[str, ...]) -> bool:
+    """Whether a case is a load of this search: its mode and its objectives."""
+    return (tried.plan.search_mode, tried.plan.search) == (path.mode, objectives)

@@ -171,7 +171,7 @@ def verify_run(data: Mapping[str, Any], *, ended: bool = True) -> list[str]:
 
 def _case(case: CaseResult, written: Mapping[str, Any]) -> Iterator[str]:
     expected = case.to_json()
-    for key in ("name", "scenario", "model", "np", "hosts", "plan_digest", "summary"):
+    for key in ("name", "scenario", "model", "np", "hosts", "plan_digest", "search", "summary"):
         yield from _differences(expected[key], written[key], key)
     yield from plan_faults(case.plan)
     unknown = [metric for metric in case.metrics if metric not in METRICS]

@@ -11,10 +11,13 @@ import pytest
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.hosts.hostlist import HostRanks, RankLayout
 from pytest_kvcache.launch.usersearch import SearchForUsers
+from pytest_kvcache.plan.peaksearch import ScalabilityFit
 from pytest_kvcache.plan.planner import Case, CaseName
+from pytest_kvcache.report.usersearch import path_lines
 from pytest_kvcache.results.case import CaseResult
 from pytest_kvcache.results.outcome import TrialResult
 from pytest_kvcache.results.run import RunResult
+from pytest_kvcache.results.usersearch import path_faults
 from pytest_kvcache.results.verdictcodes import SEVERITIES, Verdict
 from pytest_kvcache.results.verify import verify_run
 from tests.canned import measuring, section_of, trial_of
@@ -81,7 +84,7 @@ class Launches:
 def planned(options: Options, name: CaseName) -> Case:
     plan = make_plan(
         scenario=name.scenario, np=2, users=options.num_users, label=name.label,
-        search=("load.p95_ms<200",),
+        search=("load.p95_ms<200",), search_mode="qos",
     )  # fmt: skip
     return Case(plan=plan, trace=None, secrets=cast("Any", None))
 
@@ -271,3 +274,98 @@ def test_loads_of_a_search_that_was_cut_off_are_shown_and_judged_by_no_gate() ->
     assert [case.name for case in cut_off.shown] == [
         "chat-small-np2-2-users", "chat-small-np2-4-users",
     ]  # fmt: skip
+
+
+# --- the load at which throughput peaks -----------------------------------------------------
+
+
+class Throughputs(Launches):
+    """A controller whose users get so much done; None: nobody can tell."""
+
+    def _trial(self, case: Case, index: int) -> TrialResult:
+        trial = trial_of(case.plan, index)
+        assert trial.measured is not None
+        per_s = self.load_ms(case.plan.users)
+        requests = replace(trial.measured.requests, per_s=per_s)
+        trial = measuring(trial, requests=requests)
+        assert trial.measured is not None
+        kept = (
+            not case.plan.search_step
+            and per_s is not None
+            and bool(case.plan.search)
+            and (per_s >= float(case.plan.search[0].partition(">=")[2]))
+        )
+        users = replace(
+            trial.measured.users,
+            per_rank=case.plan.users if kept else None,
+            in_all=2 * case.plan.users if kept else None,
+        )
+        return measuring(trial, users=users)
+
+
+def peak_of(launches: Launches, mode: str) -> CaseResult:
+    asked = options(enable_autoscaling="true", num_users="64", trials="2", autoscaler_mode=mode)
+
+    def plan(options: Options, name: CaseName) -> Case:
+        made = make_plan(
+            scenario=name.scenario, np=2, users=options.num_users, label=name.label,
+            search_mode=mode,
+        )  # fmt: skip
+        return Case(plan=made, trace=None, secrets=cast("Any", None))
+
+    controller = cast("Controller", launches)
+    return SearchForUsers(controller, plan, asked, NAME, plan(asked, NAME)).run()
+
+
+def test_the_fewest_users_that_get_nearly_the_most_done_are_launched_again() -> None:
+    launches = Throughputs(lambda users: float(min(users, 20)))
+    found = peak_of(launches, "capacity")
+    assert (found.plan.users, found.plan.search) == (19, ("requests.per_s>=18",))
+    assert found.path is not None
+    assert found.path.text == "19 users per rank reach 95% of the most, 20 requests/s of 20"
+    assert "\n".join(path_lines(found)).count("too many") == 0
+    assert about_the_peak(launches) == []
+
+
+def test_throughput_that_grows_on_is_an_answer() -> None:
+    found = peak_of(Throughputs(float), "capacity")
+    assert found.path is not None
+    assert found.path.text == (
+        "at least 64 users per rank: throughput still grew where the range ended (--kv-num-users)"
+    )
+
+
+def test_a_predicted_peak_says_by_which_law_and_how_well_it_fits() -> None:
+    law = ScalabilityFit(rate=10.0, contention=0.1, coherency=0.001, residual=0.0)
+    launches = Throughputs(law.per_s)
+    found = peak_of(launches, "predictive")
+    assert found.plan.users == 30  # the root of 0.9 / 0.001
+    assert found.path is not None
+    assert found.path.text == (
+        "30 users per rank, 62.89 requests/s predicted; 10 requests/s per user, contention 0.1,"
+        " coherency 0.001, residual 0.0%"
+    )
+    data = run_of(launches.cases)
+    assert data["cases"][-1]["search"]["fit"]["contention"] == pytest.approx(0.1)
+    assert about_the_peak(launches) == []
+    data["cases"][-1]["search"]["fit"]["contention"] = 0.2
+    assert any("fit.contention" in problem for problem in verify_run(data))
+
+
+def test_a_prediction_from_too_few_loads_is_a_failure() -> None:
+    found = peak_of(Throughputs(lambda users: float(users) if users > 16 else None), "predictive")
+    assert "2 loads could be judged, and a law needs 4" in str(found.error)
+
+
+def test_an_answer_that_the_path_does_not_give_is_found() -> None:
+    launches = Throughputs(lambda users: float(min(users, 20)))
+    found = peak_of(launches, "capacity")
+    other = replace(found.plan, search=("requests.per_s>=1",))
+    launches.cases[-1] = replace(found, plan=other)
+    assert any("by its path it must be" in problem for problem in about_the_peak(launches))
+
+
+def about_the_peak(launches: Launches) -> list[str]:
+    """Of the last case, whose figures are not those of its ranks, as its throughput is made up."""
+    cases = {(case.name, case.plan_digest): case for case in launches.cases}
+    return list(path_faults(launches.cases[-1], cases))

@@ -126,8 +126,6 @@ DISTRIBUTED = {
 }  # fmt: skip
 # What a later version brings, and what says the same as leaving the option out.
 LATER = [
-    ("autoscaler_mode", "capacity"),
-    ("autoscaler_mode", "predictive"),
     ("html", "report.html"),
 ]
 NEUTRAL = [
@@ -505,9 +503,7 @@ def test_hosts_of_an_ini_file_are_words(site: Site) -> None:
     assert origin_line(result, "hosts") == "localhost:2 (ini)"
 
 
-@pytest.mark.parametrize(
-    "arguments", [("--kv-autoscaler-mode=predictive",), ("--kv-html", "r.html")]
-)
+@pytest.mark.parametrize("arguments", [("--kv-html=r.html",), ("--kv-html", "r.html")])
 def test_an_unavailable_option_exits_4_and_launches_nothing(
     site: Site, arguments: tuple[str, ...]
 ) -> None:
@@ -555,9 +551,9 @@ def test_an_ini_file_has_one_of_several_things_per_line(pytester: pytest.Pyteste
 
 
 def test_an_unavailable_option_is_refused_in_an_ini_file_by_its_ini_name(site: Site) -> None:
-    site.pytester.makeini("[pytest]\nkv_autoscaler_mode = capacity\n")
+    site.pytester.makeini("[pytest]\nkv_html = report.html\n")
     sentence = refusal(site.canned())
-    assert sentence.startswith("kv_autoscaler_mode is capacity; this is not available yet")
+    assert sentence.startswith("kv_html is report.html; this is not available yet")
 
 
 # -- where a trace and a scenario meet -----------------------------------------------------

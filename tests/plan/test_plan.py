@@ -139,6 +139,7 @@ OTHER_LOAD: dict[str, Any] = {
     "precondition_bytes": 1,
     "prefill_tokens_per_s": 9_000.0,
     "search": ("load.p95_ms<200",),
+    "search_mode": "capacity",
     "scenario": "agent",
     "model": replace(SMALL, head_dim=2),
     "seed": 43,
