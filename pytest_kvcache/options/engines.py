@@ -106,6 +106,11 @@ def _check_slots(options: Options, told: str) -> None:
             f"{told}, and --kv-lookup is {options.lookup}; which slot holds what is known in memory"
             " alone, so leave one of them out"
         )
+    if header_bytes(options.engine) and options.io == "direct":
+        raise OptionError(
+            f"{told} with headers of a few bytes before them, and --kv-io is direct, which moves"
+            " whole pages; leave one of them out"
+        )
     if options.transfer_size != WHOLE_OBJECT:
         raise OptionError(
             f"{told}, each moved by one call, and --kv-transfer-size is given; leave one of them"

@@ -56,6 +56,7 @@ def test_without_a_profile_nothing_is_another_way() -> None:
         ({"engine": "vllm-fs", "precondition": "1GiB"}, "overwrites objects in place"),
         ({"engine": "vllm-disk", "publish": "rename"}, "a slot has no name"),
         ({"engine": "vllm-disk", "lookup": "all"}, "slot holds what is known in memory alone"),
+        ({"engine": "mooncake-offset", "io": "direct"}, "headers of a few bytes before them"),
         ({"engine": "kvbm-disk", "transfer_size": "4MiB"}, "each moved by one call"),
         ({"request_depth": "0"}, "--kv-request-depth is 0; it must be at least 1, or all"),
         ({"request_depth": "some"}, "or all"),
