@@ -23,7 +23,7 @@ from pytest_kvcache.ioengines.protocol import DELETE, READ, SYNC, WRITE
 from pytest_kvcache.measure.recorder import TRANSFER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
     from pytest_kvcache.cache.index import BlockEntry
     from pytest_kvcache.engine.operations import TransferSettings
@@ -45,9 +45,6 @@ class ReadyQueue(Protocol):
 
     def append(self, operation: Operation, /) -> None:
         """Take one more."""
-
-    def extend(self, operations: Iterable[Operation], /) -> None:
-        """Take more."""
 
     def clear(self) -> None:
         """Forget all."""
@@ -193,10 +190,14 @@ class Dispatcher:
                 self._give_up(slot, operation.kind)
             else:
                 self._stage_again(slot, operation)
-        kept = [operation for operation in self._ready if operation not in forgotten]
-        self._ready.clear()
-        self._ready.extend(kept)
+        self._forget(forgotten)
         return list(forgotten)
+
+    def _forget(self, operations: Container[Operation]) -> None:
+        """Take what has not begun out of the queue."""
+        kept = [operation for operation in self._in_order if operation not in operations]
+        self._in_order.clear()
+        self._in_order.extend(kept)
 
     def _at(self, slot: int) -> Operation:
         operation = self._operations[slot]

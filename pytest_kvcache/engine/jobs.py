@@ -14,7 +14,7 @@ from pytest_kvcache.engine.dispatch import Dispatcher
 from pytest_kvcache.ioengines.protocol import DELETE, READ, WRITE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Container, Iterator
 
     from pytest_kvcache.backends.buffers import Workers
     from pytest_kvcache.engine.operations import Operation, TransferSettings
@@ -26,8 +26,8 @@ _Lane = deque["Operation"]  # what follows there, one after the other
 class JobQueue:
     """What has not begun: of each job, the first objects of its lanes can be.
 
-    A queue as the dispatcher has it (``append``, ``extend``, ``clear``; in any order), from which
-    ``startable`` of each kind are taken. What was appended is cut into lanes by ``arrange``.
+    A queue as the dispatcher has it, in any order, from which ``startable`` of each kind are
+    taken. What was appended is cut into lanes by ``arrange``.
     """
 
     def __init__(self, workers: Workers) -> None:
@@ -57,10 +57,19 @@ class JobQueue:
         self._came.setdefault((operation.kind, operation.owner), []).append(operation)
         self._held += 1
 
-    def extend(self, operations: Iterable[Operation]) -> None:
-        """Take operations."""
-        for operation in operations:
-            self.append(operation)
+    def forget(self, operations: Container[Operation]) -> None:
+        """Forget some that have not begun: of a job all, or all but the first of its lanes."""
+        lanes = {id(lane): lane for lane in self._lane_of.values()}.values()
+        for queue in (*self.startable.values(), *lanes):
+            kept = [operation for operation in queue if operation not in operations]
+            queue.clear()
+            queue.extend(kept)
+        self._came = {
+            job: [operation for operation in came if operation not in operations]
+            for job, came in self._came.items()
+        }
+        self._came = {job: came for job, came in self._came.items() if came}
+        self._held = sum(map(len, lanes)) + sum(map(len, self._came.values()))
 
     def clear(self) -> None:
         """Forget everything."""
@@ -123,6 +132,9 @@ class JobDispatcher(Dispatcher):
     def _ended(self, operation: Operation) -> None:
         self._jobs.ended(operation)
         self._tell(operation)
+
+    def _forget(self, operations: Container[Operation]) -> None:
+        self._jobs.forget(operations)
 
     def _submit_batch(self) -> None:
         """Nothing ahead of its turn: what is staged is what the workers have."""

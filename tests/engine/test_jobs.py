@@ -104,6 +104,21 @@ def test_what_a_stop_finds_waiting_behind_an_object_is_not_begun(
     assert [str(call) for call in stage.calls] == ["put a"]
 
 
+def test_a_stop_lets_no_more_of_a_request_be_under_way(clock: FakeClock, stage: Stage) -> None:
+    rig = Rig(stored("a", "b", "c"), stage, clock=clock, queue_depth=4,
+              workers=Workers.of_all(4, 1))  # fmt: skip
+    rig.start(window_ns=10)
+    (first,) = stage.expect("get a")
+    clock.advance(20)
+    stage.wake()
+    stage.expect("get a")
+    stage.release(first)
+    for name in ("get b", "get c"):  # what loads when the window ends is finished
+        stage.release(*stage.expect(name))
+    rig.finish()
+    assert rig.recorder.histograms["load"].count == 1
+
+
 def test_workers_have_a_buffer_each_and_no_spare_ones() -> None:
     workers = Workers(readers=2, writers=1, lanes=1)
     assert settings_of(queue_depth=3, workers=workers).slot_counts == (2, 1)
