@@ -10,6 +10,7 @@ import errno
 import os
 import random
 import zlib
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from pytest_kvcache.backends.posix.fileio import StoreDirectory, direct_refusal
 from pytest_kvcache.backends.protocol import BackendFacts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from pytest_kvcache.backends.calls import FileCall, FileCalls, PathCall
     from pytest_kvcache.backends.protocol import BackendPlan
@@ -38,6 +39,8 @@ class EngineFiles:
         self._probe = probe
         self._place = StoreDirectory(host="", directory="")
         self._root = ""
+        ends = [*accumulate(calls.levels)]
+        self._cuts = tuple(map(slice, [0, *ends], ends))  # of the digits, one for each level
         self._direct = False
         self._read_flags = self._write_flags = 0
 
@@ -103,11 +106,13 @@ class EngineFiles:
 
     def look_up(self, keys: Sequence[str]) -> list[bool]:
         """Which objects are there: a call each."""
-        call, path = self._calls.lookup_call, self.path
+        path, leaf, suffix = self.path, self._leaf, self._calls.suffix
+        is_there = _CALLS[self._calls.lookup_call]
         found: list[bool] = []
         try:
             for key in keys:
-                found.append(_is_there(call, path(key)))
+                there = is_there(f"{leaf(key)}/{key}{suffix}")
+                found.append(there)
         except OSError as error:
             raise self._place.failure("look up", path(keys[len(found)]), error) from error
         return found
@@ -165,14 +170,12 @@ class EngineFiles:
     # --- directories -----------------------------------------------------------------------
 
     def _leaf(self, key: str) -> str:
-        levels = self._calls.levels
-        if not levels:
+        if not self._cuts:
             return self._root
         digits = f"{zlib.crc32(key.partition('.')[0].encode()):08x}"
-        leaf, begin = self._root, 0
-        for count in levels:
-            leaf = f"{leaf}/{digits[begin : begin + count]}"
-            begin += count
+        leaf = self._root
+        for cut in self._cuts:
+            leaf = f"{leaf}/{digits[cut]}"
         return leaf
 
     def _make_ahead(self, directory: Path, levels: Sequence[int]) -> None:
@@ -212,16 +215,32 @@ def _make(directory: str) -> None:
 
 def _is_there(call: PathCall, path: str) -> bool:
     """Whether the call finds a path; OSError for any other reason that it does not."""
-    if call == "access":
-        return os.access(path, os.F_OK)
+    return _CALLS[call](path)
+
+
+def _by_access(path: str) -> bool:
+    return os.access(path, os.F_OK)
+
+
+def _by_stat(path: str) -> bool:
     try:
-        if call == "stat":
-            os.stat(path)  # noqa: PTH116
-        else:
-            os.close(os.open(path, os.O_RDONLY))
+        os.stat(path)  # noqa: PTH116
     except FileNotFoundError:
         return False
     return True
+
+
+def _by_open(path: str) -> bool:
+    try:
+        os.close(os.open(path, os.O_RDONLY))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+_CALLS: Mapping[PathCall, Callable[[str], bool]] = {
+    "access": _by_access, "stat": _by_stat, "open": _by_open,
+}  # fmt: skip
 
 
 def _ask(calls: Sequence[FileCall], fd: int) -> None:
