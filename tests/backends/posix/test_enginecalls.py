@@ -8,10 +8,6 @@ wheels (or as their source has them); `readv` and `preadv` with one buffer stand
 from __future__ import annotations
 
 import os
-import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,40 +19,15 @@ from pytest_kvcache.backends.posix.engineslots import EngineSlots
 from pytest_kvcache.backends.profiles import PROFILES
 from pytest_kvcache.backends.protocol import PAGE_BYTES, BackendPlan
 from pytest_kvcache.errors import StorageError
+from tests.enginecalls import SEEN
 from tests.factories import HOST
+from tests.systemcalls import calls_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SIZE = 16 * PAGE_BYTES
 KEY, OTHER = f"{1:032x}.1", f"{2:032x}.1"
-
-PUBLISHED = "stat open write close rename"
-PYTHON_OPEN = "open fstat ioctl lseek"
-# Engine → the calls of a lookup of an object that is there, its store into a directory that is
-# there, its load and its delete.
-SEEN = {
-    "vllm-fs": ("access", f"access {PUBLISHED}", "open read close", "unlink"),
-    "sglang-file": (
-        "stat", f"stat {PYTHON_OPEN} write close rename", "open fstat read close", "unlink",
-    ),
-    "lmcache-fs": (
-        "stat", f"stat {PYTHON_OPEN} write close rename", f"{PYTHON_OPEN} read close",
-        "stat unlink",
-    ),
-    "lmcache-fs-native": ("stat", PUBLISHED, "open read close", "unlink"),
-    "lmcache-local-disk": (None, "open write close", "open read close", "unlink"),
-    "aibrix-shfs": (
-        "stat", "mkdir open write close rename stat stat",
-        "stat stat open fstat fstat read read close", "stat unlink",
-    ),
-    "llmd-fs": (
-        "stat", f"open {PUBLISHED}", "open lseek lseek lseek read close", "unlink",
-    ),
-    "vllm-disk": (None, "pwrite", "pread", ""),
-    "mooncake-offset": (None, "pwrite", "pread pread pread", ""),
-    "kvbm-disk": (None, "pwrite", "pread", ""),
-}  # fmt: skip
 
 SCRIPT = """
 import mmap, os, sys
@@ -91,67 +62,18 @@ for name, profile in PROFILES.items():
     backend.close()
 """.replace("KEY", KEY)
 
-_CALL = re.compile(r"(?:\[pid +\d+\] )?(\w+)\((.*)$")
-_PLAIN = {
-    "openat": "open", "newfstatat": "stat", "faccessat": "access", "faccessat2": "access",
-    "pwritev": "pwrite", "pwritev2": "pwrite", "pwrite64": "pwrite", "preadv": "pread",
-    "preadv2": "pread", "pread64": "pread", "readv": "read", "unlinkat": "unlink",
-    "renameat": "rename", "renameat2": "rename",
-    "mkdirat": "mkdir",
-}  # fmt: skip
-
-
-def traced(output: str) -> dict[str, list[str]]:
-    """What was called between two marks, by the first one's name."""
-    found: dict[str, list[str]] = {}
-    place: list[str] = []
-    for line in output.splitlines():
-        match = _CALL.match(line)
-        if match is None:
-            continue
-        name, arguments = _PLAIN.get(match[1], match[1]), match[2]
-        mark = re.search(r'"/mark/([^"]*)"', arguments)
-        if mark is not None:
-            place = found.setdefault(mark[1], [])
-        elif name == "stat" and ', "", ' in arguments:
-            place.append("fstat")
-        else:
-            place.append(name)
-    return found
-
 
 @pytest.fixture(scope="module")
-def calls_made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    strace = shutil.which("strace")
-    if strace is None:
-        pytest.skip("strace is not installed")
-    root = tmp_path_factory.mktemp("calls")
-    log = root / "strace.log"
-    traces = "access,faccessat,faccessat2,stat,newfstatat,fstat,open,openat,write,close,ioctl"
-    traces += ",rename,renameat,renameat2,link,linkat,unlink,unlinkat,mkdir,mkdirat,lseek,read"
-    traces += ",readv,pread64,preadv,preadv2,pwrite64,pwritev,pwritev2,fsync,fdatasync,fadvise64"
-    command = [strace, "-f", "-o", str(log), "-e", f"trace={traces}"]
-    asked = subprocess.run(
-        [*command, sys.executable, "-c", SCRIPT, str(root), str(SIZE)],
-        capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
-    )  # fmt: skip
-    if asked.returncode and "ptrace" in asked.stderr:
-        pytest.skip("strace may not trace here")
-    assert not asked.returncode, asked.stderr
-    lines = re.sub(r"^\d+ +", "", log.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return traced(lines)
+def calls_made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return calls_of(SCRIPT, tmp_path_factory.mktemp("calls"), str(SIZE))
 
 
 @pytest.mark.parametrize("name", PROFILES)
-def test_a_profile_makes_the_calls_of_its_engine(
-    name: str, calls_made: dict[str, list[str]]
-) -> None:
+def test_a_profile_makes_the_calls_of_its_engine(name: str, calls_made: dict[str, str]) -> None:
     lookup, *others = SEEN[name]
-    made = [" ".join(calls_made[f"{name}/{what}"]) for what in ("store", "load", "delete")]
-    assert made == others
+    assert [calls_made[f"{name}/{what}"] for what in ("store", "load", "delete")] == others
     if lookup is not None:
-        assert calls_made[f"{name}/lookup"] == [lookup]
+        assert calls_made[f"{name}/lookup"] == lookup
 
 
 # --- what a store of files does --------------------------------------------------------------
