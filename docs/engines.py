@@ -18,7 +18,7 @@ PAGE = Path(__file__).with_name("engines.md")
 MARK = "<!-- written by engines.py; edit pytest_kvcache/backends/profiles.py instead -->"
 END = "<!-- end of what engines.py writes -->"
 _ASKED = {"fstat": "fstat", "isatty": "ioctl", "lseek": "lseek"}
-_DIRECTORIES = {"ahead": [], "stat": ["stat (mkdir)"], "mkdir": ["mkdir"]}
+_DIRECTORIES = {"ahead": [], "stat": ["stat (mkdir)"], "mkdir": ["mkdir", "stat"]}
 
 
 def described(profile: EngineProfile) -> Iterator[str]:

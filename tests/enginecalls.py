@@ -22,8 +22,8 @@ SEEN = {
     "lmcache-fs-native": ("stat", PUBLISHED, "open read close", "unlink"),
     "lmcache-local-disk": (None, "open write close", "open read close", "unlink"),
     "aibrix-shfs": (
-        "stat", "mkdir open write close rename stat stat",
-        "stat stat open fstat fstat read read close", "stat unlink",
+        "stat", f"mkdir stat {PYTHON_OPEN} write close rename stat stat",
+        f"stat stat {PYTHON_OPEN} lseek fstat read read close", "stat unlink",
     ),
     "llmd-fs": (
         "stat", f"open {PUBLISHED}", "open lseek lseek lseek read close", "unlink",

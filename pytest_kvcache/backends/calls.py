@@ -35,7 +35,7 @@ Directories = Literal["ahead", "stat", "mkdir"]
 """When the directory of an object is made.
 
 Before anything is stored, ``ahead``; or as each is stored: where a ``stat`` does not find it,
-upwards; or by a ``mkdir`` that mostly finds it there.
+upwards; or by a ``mkdir`` that mostly finds it there, and a stat of what it found.
 """
 
 

@@ -155,8 +155,10 @@ _ROWS = (
         io="buffered",
         calls=FileCalls(
             publish="rename", shares_temporary=True, levels=(2, 2), directories="mkdir",
-            after_store=("stat", "stat"), before_load=("stat", "stat"),
-            load_opened=("fstat", "fstat"), reads_on=True, before_delete=("stat",),
+            store_opened=("fstat", "isatty", "lseek"), after_store=("stat", "stat"),
+            before_load=("stat", "stat"),
+            load_opened=("fstat", "isatty", "lseek", "lseek", "fstat"), reads_on=True,
+            before_delete=("stat",),
         ),
         readers=4, writers=4, shares_workers=True, lookup="all", lookup_threads=8,
         evicts="nobody",

@@ -194,9 +194,10 @@ class EngineFiles:
         _make(directory)
 
     def _try_directory(self, directory: str) -> None:
-        """Make a directory that mostly is there."""
+        """Make a directory that mostly is there, and look at what is."""
         try:
-            _make(directory)
+            if not _make(directory):
+                _by_stat(directory)
         except FileNotFoundError:
             self._try_directory(_parent(directory))
             _make(directory)
@@ -206,11 +207,13 @@ def _parent(path: str) -> str:
     return path.rpartition("/")[0]
 
 
-def _make(directory: str) -> None:
+def _make(directory: str) -> bool:
+    """Whether it was not there before."""
     try:
         os.mkdir(directory)  # noqa: PTH102
     except FileExistsError:
-        return
+        return False
+    return True
 
 
 def _is_there(call: PathCall, path: str) -> bool:

@@ -13,13 +13,16 @@ from tests.systemcalls import calls_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [
-    pytest.mark.peers,
-    pytest.mark.skipif(
-        importlib.util.find_spec("lmcache") is None or importlib.util.find_spec("torch") is None,
-        reason="LMCache and torch are not installed: tox -e peers",
-    ),
-]
+pytestmark = pytest.mark.peers
+
+
+def needs(*modules: str) -> pytest.MarkDecorator:
+    """Skip where one of them is not installed."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    return pytest.mark.skipif(
+        bool(missing), reason=f"{', '.join(missing)} not installed: tox -e peers"
+    )
+
 
 # The C++ client that LMCache's fs_native adapter hands everything to, with its four workers.
 FS_NATIVE = """
@@ -52,9 +55,48 @@ client.close()
 """
 
 
+@needs("lmcache", "torch")
 def test_lmcaches_native_files_are_what_its_profile_does(tmp_path: Path) -> None:
-    lookup, store, load, delete = SEEN["lmcache-fs-native"]
-    made = calls_of(FS_NATIVE, tmp_path)
-    assert [made[name] for name in ("lookup", "store", "load", "delete")] == [
-        lookup, store, load, delete,
-    ]  # fmt: skip
+    assert_seen("lmcache-fs-native", calls_of(FS_NATIVE, tmp_path))
+
+
+SHFS = """
+import os, sys
+from concurrent.futures import ThreadPoolExecutor
+
+from aibrix_kvcache.l2.connectors.shfs import SHFSConnector
+
+class Region:
+    length = 65536
+
+    def tobytes(self):
+        return bytes(self.length)
+
+    def fill(self, data):
+        assert len(data) == self.length
+
+connector = SHFSConnector(sys.argv[1], ThreadPoolExecutor(1))
+key, region = bytes(16), Region()
+assert connector.open().is_ok()
+assert connector._put(key, region).is_ok()  # makes the directories
+assert connector._delete(key).is_ok()
+for mark, call in (
+    ("store", lambda: connector._put(key, region)),
+    ("lookup", lambda: connector._exists(key)),
+    ("load", lambda: connector._get(key, region)),
+    ("delete", lambda: connector._delete(key)),
+):
+    os.access(f"/mark/{mark}", 0)
+    assert call().is_ok()
+os.access("/mark/end", 0)
+"""
+
+
+@needs("aibrix_kvcache", "torch")
+def test_aibrix_files_are_what_their_profile_does(tmp_path: Path) -> None:
+    assert_seen("aibrix-shfs", calls_of(SHFS, tmp_path))
+
+
+def assert_seen(engine: str, made: dict[str, str]) -> None:
+    names = ("lookup", "store", "load", "delete")
+    assert [made[name] for name in names] == list(SEEN[engine])
