@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _ASKED = (
     "access,faccessat,faccessat2,stat,newfstatat,fstat,open,openat,write,close,ioctl,rename"
     ",renameat,renameat2,link,linkat,unlink,unlinkat,mkdir,mkdirat,lseek,read,readv,pread64,preadv"
-    ",preadv2,pwrite64,pwritev,pwritev2,fsync,fdatasync,fadvise64,fallocate,ftruncate"
+    ",preadv2,pwrite64,pwritev,pwritev2,fsync,fdatasync,fadvise64,fallocate,ftruncate,fcntl"
 )
 _CALL = re.compile(r"\d+ +(\w+)\((.*)\) += (-?\d+)")
 _PLAIN = {
@@ -89,7 +89,9 @@ def told(lines: Sequence[str], root: str) -> dict[str, str]:
             if name == "open" and int(result) >= 0:
                 opened.add(result)
         elif descriptor in opened:
-            place.append(name)
+            place.append("dup" if "F_DUPFD" in arguments else name)
             if name == "close":
                 opened.discard(descriptor)
+            elif place[-1] == "dup":
+                opened.add(result)
     return {name: " ".join(calls) for name, calls in found.items()}
