@@ -17,13 +17,17 @@ class Workers:
     """How many objects an engine reads and writes at a time, and how many of one request.
 
     ``lanes`` None: all of a request. With ``tiles`` each lane has an equal part of the request's
-    objects, else the next one that is left. They have no spare buffers.
+    objects, else the next one that is left.
     """
 
     readers: int
     writers: int
     lanes: int | None
     tiles: bool = False
+
+    def slot_counts(self, transfer_bytes: int) -> tuple[int, int]:
+        """Buffers for reading, with spare ones to check what was read, and for writing."""
+        return slot_counts(self.readers, transfer_bytes)[0], self.writers
 
     @classmethod
     def of_all(cls, depth: int, lanes: int | None, *, tiles: bool = False) -> Workers:
@@ -42,5 +46,5 @@ def buffer_bytes(depth: int, transfer_bytes: int, workers: Workers | None = None
     """Memory of all of them, of the pattern and of what a thorough check compares with."""
     counts = slot_counts(depth, transfer_bytes)
     if workers is not None:
-        counts = workers.readers, workers.writers
+        counts = workers.slot_counts(transfer_bytes)
     return (sum(counts) + 2) * transfer_bytes

@@ -11,13 +11,14 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.engine.dispatch import Dispatcher
-from pytest_kvcache.ioengines.protocol import DELETE, READ, WRITE
+from pytest_kvcache.ioengines.protocol import DELETE, READ, SYNC, WRITE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
 
     from pytest_kvcache.backends.buffers import Workers
     from pytest_kvcache.engine.operations import Operation, TransferSettings
+    from pytest_kvcache.ioengines.protocol import Completion
 
 
 _Lane = deque["Operation"]  # what follows there, one after the other
@@ -32,7 +33,7 @@ class JobQueue:
 
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
-        self.startable: dict[int, deque[Operation]] = {k: deque() for k in (READ, WRITE, DELETE)}
+        self.startable: dict[int, deque[Operation]] = {k: deque() for k in (READ, DELETE, WRITE)}
         self._came: dict[tuple[int, Any], list[Operation]] = {}
         self._lane_of: dict[Operation, _Lane] = {}  # of those under way, and of the startable
         self._held = 0
@@ -114,7 +115,11 @@ class JobQueue:
 
 
 class JobDispatcher(Dispatcher):
-    """Carries operations out as the settings' workers would; takes what `Dispatcher` takes."""
+    """Carries operations out as the settings' workers would; takes what `Dispatcher` takes.
+
+    A worker goes on with its next object as soon as it has moved one: what was read is checked
+    afterwards, for which there are spare buffers. Deletes are the writers' work.
+    """
 
     def __init__(
         self,
@@ -126,6 +131,7 @@ class JobDispatcher(Dispatcher):
         assert settings.workers is not None
         self._jobs = JobQueue(settings.workers)
         self._tell = on_complete
+        self._idle = {READ: settings.workers.readers, WRITE: settings.workers.writers}
         super().__init__(settings=settings, on_complete=self._ended, **parts)
         self._ready = self._jobs
 
@@ -136,17 +142,40 @@ class JobDispatcher(Dispatcher):
     def _forget(self, operations: Container[Operation]) -> None:
         self._jobs.forget(operations)
 
+    def _give_up(self, slot: int, kind: int) -> None:
+        self._free_worker(kind)
+        super()._give_up(slot, kind)
+
+    def _free_worker(self, kind: int) -> None:
+        if kind != SYNC:
+            self._idle[_WORKER_OF[kind]] += 1
+
+    def _end(self, completion: Completion) -> None:
+        """Let the worker go on, and then look at what it has moved."""
+        slot, _started_ns, _done_ns, problem = completion
+        operation = self._at(slot)
+        is_sync = operation.kind == WRITE and not self._lengths[slot]
+        self._free_worker(SYNC if is_sync else operation.kind)
+        if operation.kind == READ and operation.left == 1 and problem is None:
+            self._jobs.ended(operation)
+            self._fill_slots()
+            self._staged -= self._io.submit(self._depth - self._io.in_flight)
+        super()._end(completion)
+
     def _submit_batch(self) -> None:
         """Nothing ahead of its turn: what is staged is what the workers have."""
 
     def _fill_slots(self) -> None:
-        """Reads, writes and deletes: each as there are workers for them."""
-        jobs = self._jobs
+        """Reads, writes and deletes: each as there are workers for them, and buffers."""
+        while self._to_sync and self._free_calls:
+            self._stage_call(SYNC, self._to_sync.popleft())
+        jobs, idle = self._jobs, self._idle
         jobs.arrange()
         for kind, queue in jobs.startable.items():
-            free = self._free[kind]
-            while queue and free:
+            free, worker = self._free[kind], _WORKER_OF[kind]
+            while queue and free and idle[worker]:
                 operation = queue[0]
+                idle[worker] -= 1
                 if kind == READ:
                     self._stage_read(operation, free.pop())
                 elif kind == WRITE:
@@ -156,6 +185,9 @@ class JobDispatcher(Dispatcher):
                     self._stage_call(kind, operation)
                 if operation.staged_bytes >= operation.stored_bytes:
                     queue.popleft()
+
+
+_WORKER_OF = {READ: READ, WRITE: WRITE, DELETE: WRITE}
 
 
 def make_dispatcher(*, settings: TransferSettings, **parts: Any) -> Dispatcher:

@@ -48,9 +48,9 @@ class TransferSettings:
 
     @property
     def slot_counts(self) -> tuple[int, int]:
-        """Buffers for reading and for writing; workers have one each."""
+        """Buffers for reading and for writing."""
         if self.workers is not None:
-            return self.workers.readers, self.workers.writers
+            return self.workers.slot_counts(self.transfer_bytes)
         return slot_counts(self.queue_depth, self.transfer_bytes)
 
     @property

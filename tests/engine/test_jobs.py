@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pytest_kvcache.backends.buffers import Workers
 from pytest_kvcache.backends.null import NullBackend
 from pytest_kvcache.cache.index import Admission
+from pytest_kvcache.engine.dispatch import Dispatcher
 from pytest_kvcache.engine.jobs import JobDispatcher, make_dispatcher
 from pytest_kvcache.measure.recorder import DELETE, READ, WRITE, Recorder
 from tests.factories import FakeClock, Script, ask, key_of
@@ -21,6 +22,7 @@ from tests.rig import Rig, Shuffled, Stage, index_of, settings_of
 
 if TYPE_CHECKING:
     from pytest_kvcache.engine.operations import Operation
+    from pytest_kvcache.ioengines.protocol import Completion
 
 ALONE = Workers(readers=1, writers=1, lanes=1)
 
@@ -119,9 +121,55 @@ def test_a_stop_lets_no_more_of_a_request_be_under_way(clock: FakeClock, stage: 
     assert rig.recorder.histograms["load"].count == 1
 
 
-def test_workers_have_a_buffer_each_and_no_spare_ones() -> None:
+def test_workers_have_a_buffer_each_and_readers_spare_ones_for_what_is_checked() -> None:
     workers = Workers(readers=2, writers=1, lanes=1)
-    assert settings_of(queue_depth=3, workers=workers).slot_counts == (2, 1)
+    assert settings_of(queue_depth=3, workers=workers).slot_counts == (4, 1)
+
+
+def test_deletes_are_the_writers_work(clock: FakeClock, stage: Stage) -> None:
+    script = Script(
+        [[ask(0, "x", "y")], [ask(1, "a", "b")]], population=[ask(0, "u", "v"), ask(1, "a", "b")]
+    )
+    rig = Rig(script, stage, clock=clock, capacity_blocks=4, workers=ALONE)
+    rig.start()
+    stage.release(stage.expect("delete v", "get a")[1])
+    delete, _read = stage.expect("delete v", "get b")
+    stage.release(delete)
+    stage.expect("delete u", "get b")
+    stage.release_all()
+    rig.finish()
+
+
+def test_writes_that_are_synced_end(clock: FakeClock, stage: Stage) -> None:
+    rig = Rig(Script([[ask(0, "a", "b")]]), stage, clock=clock, workers=ALONE, sync=True)
+    rig.start()
+    stage.release(*stage.expect("put a"))
+    stage.release(*stage.expect("put b"))
+    rig.finish()
+    assert stage.synced == ["a", "b"]
+
+
+def test_the_next_object_is_begun_before_the_last_one_is_checked(
+    clock: FakeClock, stage: Stage
+) -> None:
+    rig = Rig(stored("a", "b"), stage, clock=clock, workers=ALONE)
+    dispatcher = rig.loop.blocks.dispatchers[0]
+    begun: list[list[str]] = []
+    end = Dispatcher._end
+
+    def looked(self: Dispatcher, completion: Completion) -> None:
+        begun.append([str(call) for call in stage.pending])
+        end(self, completion)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Dispatcher, "_end", looked)
+        rig.start()
+        begun.clear()
+        for name in ("get a", "get b"):
+            stage.release(*stage.expect(name))
+        rig.finish()
+    assert isinstance(dispatcher, JobDispatcher)
+    assert begun == [["get b"], []]
 
 
 @pytest.mark.parametrize("workers", [None, ALONE])

@@ -90,9 +90,9 @@ def test_workers_are_those_of_the_engine_unless_a_depth_is_given(
     assert planned(**texts).workers == workers
 
 
-def test_buffers_are_one_for_each_worker() -> None:
+def test_buffers_are_one_for_each_worker_and_some_to_check_what_was_read() -> None:
     plan = planned(engine="sglang-file")
-    assert plan.buffer_bytes == 4 * plan.chunk_bytes
+    assert plan.buffer_bytes == (2 + 1 + 2) * plan.chunk_bytes
     assert plan.chunk_bytes < MIB
 
 
