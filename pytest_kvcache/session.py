@@ -32,7 +32,6 @@ from pytest_kvcache.plan.backendrules import secrets_of
 from pytest_kvcache.plan.forecast import forecast
 from pytest_kvcache.plan.planner import Case, CaseName, Planner, name_cases
 from pytest_kvcache.plan.possible import possible
-from pytest_kvcache.plan.usersearch import MAX_STEPS
 from pytest_kvcache.registry import build_registry
 from pytest_kvcache.report.dryrun import DryRun, describe_dry_run
 from pytest_kvcache.report.service import short_classes
@@ -182,7 +181,7 @@ class BenchmarkSession:
         """Longer than all trials of the case can take: each launch has a deadline of its own."""
         deadline_s = self.plan(name).plan.deadline_s
         rest_s = CLOSED_PAUSE_S if self.options.closed else 0.0
-        steps = MAX_STEPS if self.options.enable_autoscaling else 0
+        steps = self.plan(name).plan.most_search_steps
         return rest_s + (steps + self.options.trials.high) * (deadline_s + _AROUND_A_LAUNCH_S)
 
     def dry_run(self, name: CaseName, *, whole: bool) -> Iterator[str]:

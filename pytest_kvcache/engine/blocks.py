@@ -184,6 +184,8 @@ class Blocks:
         request = inflight.request
         missing = request.keys[inflight.hit_blocks : request.prompt_blocks]
         absent = self._absent_names(missing[:1] if to_first_miss else missing)
+        if to_first_miss:
+            del absent[1:]  # of a block in several objects, the first one that is missing ends it
         if request.beside:
             there = {entry.key for entry in self.beside_hits_of(inflight)}
             absent += self._absent_names(key for key in request.beside if key not in there)

@@ -219,12 +219,12 @@ def _space_problems(plan: Plan, facts: HostFacts, ranks: int) -> Iterator[str]:
     free, inodes = facts.filesystem["available_bytes"], facts.filesystem["available_inodes"]
     blocks = ranks * plan.most_blocks
     files = ranks * plan.most_inodes
-    if blocks * plan.stored_bytes > FREE_SHARE * free:
+    if blocks * plan.disk_bytes_per_block > FREE_SHARE * free:
         yield (
             f"has {format_bytes(free)} free in {plan.cache_dir} for"
             f" {format_count(ranks, 'rank')} that store"
-            f" {format_bytes(blocks * plan.stored_bytes)}; that must stay below {FREE_SHARE:.0%},"
-            " free some or lower --kv-storage-capacity-gb"
+            f" {format_bytes(blocks * plan.disk_bytes_per_block)}; that must stay below"
+            f" {FREE_SHARE:.0%}, free some or lower --kv-storage-capacity-gb"
         )
     if inodes is not None and files > inodes:
         of = "layer" if plan.object_layout == "layer" else "group of layers"
@@ -337,7 +337,7 @@ def _check_space(options: Options, plan: Plan, ranks: int) -> None:
     """A cap that the user asked for must be there (a cap we chose fits by its making)."""
     if plan.traits.bounded_by != "disk" or not options.storage_capacity_gb:
         return
-    wanted = plan.most_blocks * plan.stored_bytes * ranks
+    wanted = plan.most_blocks * plan.disk_bytes_per_block * ranks
     free = available_disk_bytes(plan.cache_dir)
     if wanted > FREE_SHARE * free:
         raise PreflightError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pytest_kvcache.errors import KVCacheError
 from pytest_kvcache.options.options import objectives_of
 from pytest_kvcache.options.table import Trials
-from pytest_kvcache.plan.peaksearch import MIN_LOADS, PEAK_METRIC, PeakSearch
+from pytest_kvcache.plan.peaksearch import MIN_LOADS, MOST_RESIDUAL, PEAK_METRIC, PeakSearch
 from pytest_kvcache.results.absence import why_absent
 from pytest_kvcache.results.usersearch import PathOfSearch, SearchStep
 from pytest_kvcache.units import format_count
@@ -109,6 +109,12 @@ class SearchForUsers:
         told = f"no peak of {PEAK_METRIC} is known on each of {ranks}"
         if not search.judged:
             return f"{told}: {self._unjudged}"
+        if search.fit is not None:
+            return (
+                f"{told}: the Universal Scalability Law misses what was seen by"
+                f" {search.fit.residual:.0%}, and more than {MOST_RESIDUAL:.0%} predicts nothing;"
+                " use --kv-autoscaler-mode=capacity, or lengthen --kv-duration"
+            )
         return (
             f"{told}: {format_count(len(search.judged), 'load')} could be judged, and a law needs"
             f" {MIN_LOADS} in which something is done; raise --kv-num-users or lengthen"

@@ -59,6 +59,7 @@ def header_bytes(engine: str | None) -> int:
 
 def check_engine(options: Options) -> None:
     """Refuse what contradicts the profile, or the calls that a knob of it makes."""
+    _check_depth(options)
     if not makes_calls(options):
         return
     knob = "--kv-lookup" if options.lookup != "memory" else "--kv-publish"
@@ -93,6 +94,16 @@ def _check_calls(options: Options, told: str) -> None:
         )
 
 
+def _check_depth(options: Options) -> None:
+    """Of one request there is no more under way than of all."""
+    depth = options.request_depth
+    if depth is not None and depth > options.queue_depth and options.given("request_depth"):
+        raise OptionError(
+            f"--kv-request-depth is {depth} and --kv-queue-depth is {options.queue_depth}, the most"
+            " that is under way of all requests together; lower one or raise the other"
+        )
+
+
 def _check_slots(options: Options, told: str) -> None:
     """Objects in slots of one file have no names, and are moved by one call each."""
     told = f"{told}, which keeps objects in slots of one file"
@@ -105,6 +116,14 @@ def _check_slots(options: Options, told: str) -> None:
         raise OptionError(
             f"{told}, and --kv-lookup is {options.lookup}; which slot holds what is known in memory"
             " alone, so leave one of them out"
+        )
+    if options.store != "auto":
+        raise OptionError(f"{told}, and --kv-store is {options.store}; leave one of them out")
+    calls = PROFILES[options.engine or ""].calls
+    if options.keep and isinstance(calls, SlotCalls) and calls.unlinked:
+        raise OptionError(
+            f"{told} that has no name, and --kv-keep is given; nothing of it could be kept, so"
+            " leave one of them out"
         )
     if header_bytes(options.engine) and options.io == "direct":
         raise OptionError(

@@ -36,6 +36,8 @@ __all__ = ["OPTIONS", "OptionSpec", "Options", "Origin", "Trials", "build_option
 DEFAULT_TRIALS = Trials(3, 3)
 PEAK_MODES: Final = ("capacity", "predictive")
 """Ways of --kv-enable-autoscaling that go by throughput, and not by an objective."""
+LEAST_RANGE: Final = 8
+"""Users that a prediction needs: 1, 2, 4 and 8 are four loads."""
 Origin = Literal["default", "scenario", "ini", "command line", "call"]
 
 
@@ -490,6 +492,11 @@ def _check_autoscaling(options: Options) -> None:
         raise OptionError(
             f"{told}, and {fixed[0]} has those of the benchmark that it reproduces; name another"
             " --kv-scenario"
+        )
+    if options.autoscaler_mode == "predictive" and options.num_users < LEAST_RANGE:
+        raise OptionError(
+            f"--kv-autoscaler-mode is predictive and --kv-num-users is {options.num_users}; a law"
+            f" is fitted to four loads, each of twice the users, so give at least {LEAST_RANGE}"
         )
     if not objectives_of(options) and options.autoscaler_mode not in PEAK_MODES:
         raise OptionError(

@@ -279,7 +279,10 @@ def _target_ci(text: str, option: str) -> float:
 
 
 def _fill(text: str, option: str) -> float:
-    percent = parse_float(text.strip().removesuffix("%"), option=option, minimum=0)
+    try:
+        percent = parse_float(text.strip().removesuffix("%"), option=option, minimum=0)
+    except OptionError:  # its rule is another one
+        percent = 0.0
     if not 0 < percent <= 100 or not text.strip().endswith("%"):  # noqa: PLR2004  percent
         raise OptionError(
             f"{option} is {text!r}; it must be a percentage above 0 and at most 100, such as 90%"

@@ -18,7 +18,7 @@ from pytest_kvcache.plan.backendrules import shown_settings
 from pytest_kvcache.plan.origins import origins_of
 from pytest_kvcache.plan.plan import DECIDED_BY, Plan, padded, unit_bytes
 from pytest_kvcache.plan.tiers import tiers_of
-from pytest_kvcache.units import MIB, format_bytes
+from pytest_kvcache.units import MIB, format_bytes, format_count
 from pytest_kvcache.workloads.openloop import DEFAULT_ARRIVAL
 
 if TYPE_CHECKING:
@@ -130,6 +130,12 @@ def build_plan(
     tiers = tiers_of(options, facts.gpu_kind)
     beside = header_bytes(options.engine) * len(sizes)
     capacity_blocks = _capacity_blocks(options, traits, sum(sizes) + beside, facts)
+    fill_blocks = math.floor((options.fill or 0) * capacity_blocks)
+    if options.fill and not fill_blocks:
+        raise OptionError(
+            f"--kv-fill is {options.fill:.4%} of {format_count(capacity_blocks, 'block')} per rank,"
+            " which is less than one; raise it or --kv-storage-capacity-gb"
+        )
     plan = Plan(
         version=facts.version,
         run_id=facts.run_id,
@@ -159,7 +165,7 @@ def build_plan(
         sync=options.sync or ("none" if options.io == "direct" or calls else "data"),
         cache_dir=options.cache_dir,
         capacity_blocks=capacity_blocks,
-        fill_blocks=math.floor((options.fill or 0) * capacity_blocks),
+        fill_blocks=fill_blocks,
         need_blocks=facts.need.working_set_blocks,
         queue_depth=options.queue_depth,
         io_engine=options.io_engine,

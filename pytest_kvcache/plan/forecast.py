@@ -85,7 +85,10 @@ def forecast(plan: Plan, trace: Trace | None, family: WorkloadFamily) -> Forecas
 
 
 def describe_forecast(found: Forecast, plan: Plan, trials: int) -> Iterator[str]:
-    """Sentences: how much all trials write, and what the cache will hit."""
+    """Sentences: how much all trials write, and what the cache will hit.
+
+    A search has loads beside them, each of fewer users than the plan's, or of as many.
+    """
     if plan.needs_directory:
         yield _writes(found, plan, trials)
     yield describe_hits(found)
@@ -100,8 +103,14 @@ def describe_forecast(found: Forecast, plan: Plan, trials: int) -> Iterator[str]
 
 def _writes(found: Forecast, plan: Plan, trials: int) -> str:
     before = preconditioned_bytes(plan)
+    launches = trials + plan.most_search_steps
     least = (found.least_written_bytes() + before) * trials
-    most = (found.population_bytes + (found.written_bytes or 0) + before) * trials
+    most = (found.population_bytes + (found.written_bytes or 0) + before) * launches
+    if plan.search_mode is not None:
+        return (
+            f"writes up to {format_bytes(most)} in all to {plan.cache_dir}: as many users as there"
+            f" may be, in each of {launches} launches"
+        )
     if found.written_bytes is None:
         amount = f"at least {format_bytes(least)}"
     elif found.exact:

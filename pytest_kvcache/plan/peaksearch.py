@@ -26,6 +26,7 @@ GROWS: Final = 1.05  # times as much by twice the users; less is no growth
 NEARLY: Final = 0.95  # of the most
 HOLDS: Final = 0.9  # of what was found, or predicted, when the answer is launched again
 MIN_LOADS: Final = 4  # for three parameters
+MOST_RESIDUAL: Final = 0.2  # a law that misses what was seen by more predicts nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,16 +125,31 @@ class PeakSearch:
 
     def _doubled(self) -> int | None:
         """The next one of the doubling; None: it is over."""
-        users, known = max(1, -(-self.most // 2**DOUBLINGS)), dict(self.tried)
-        before: float | None = None
-        while users in known:
+        known = dict(self.tried)
+        before: tuple[int, float] | None = None
+        for users in self._steps:
+            if users not in known:
+                return users
             per_s = known[users]
-            grew = per_s is None or before is None or per_s >= GROWS * before
-            if users == self.most or not (grew or self.predicts):
+            if per_s is None:
+                continue
+            if not (self.predicts or before is None or _grew(before, (users, per_s))):
                 return None
-            before = per_s if per_s is not None else before
-            users = min(2 * users, self.most)
-        return users
+            before = users, per_s
+        return None
+
+    @property
+    def most_steps(self) -> int:
+        """Launches that it makes at most, without those of the answer."""
+        return len(self._steps) if self.predicts else min(MAX_STEPS, self.most)
+
+    @property
+    def _steps(self) -> list[int]:
+        """The numbers of the doubling, up to the most."""
+        found = [max(1, -(-self.most // 2**DOUBLINGS))]
+        while found[-1] < self.most:
+            found.append(min(2 * found[-1], self.most))
+        return found
 
     def _knee(self) -> tuple[int, int]:
         """The most users with less than nearly the most, 0: none; and the fewest with it."""
@@ -141,6 +157,11 @@ class PeakSearch:
         assert best is not None
         high = min(users for users, per_s in self.judged if per_s >= NEARLY * best[1])
         return max((users for users, _per_s in self.tried if users < high), default=0), high
+
+    @property
+    def unjudged(self) -> tuple[int, ...]:
+        """Loads whose throughput could not be told."""
+        return tuple(sorted(users for users, per_s in self.tried if per_s is None))
 
     @property
     def fit(self) -> ScalabilityFit | None:
@@ -156,28 +177,39 @@ class PeakSearch:
         """The answer, as far as it is known; 0: none."""
         if self.best is None or not self.best[1]:
             return 0
+        if self.range_ended:
+            return self.most
         if not self.predicts:
-            return self.most if self.range_ended else self._knee()[1]
+            return self._knee()[1]
         fit = self.fit
-        return 0 if fit is None else max(1, min(self.most, round(min(fit.peak_users, 1e9))))
+        if fit is None or fit.residual > MOST_RESIDUAL:
+            return 0
+        if fit.peak_users <= self.most:
+            return max(1, round(fit.peak_users))
+        nearly = NEARLY * fit.per_s(self.most)  # it is flat, and has no peak in the range
+        return next(users for users in range(1, self.most + 1) if fit.per_s(users) >= nearly)
 
     @property
     def range_ended(self) -> bool:
         """Whether throughput still grew, or is to grow, where the range ended."""
-        if self.fit is not None:
-            return self.fit.peak_users > self.most
-        best = self.best
-        if best is None or best[0] < self.most:
+        before = self._steps[-2] if len(self._steps) > 1 else 0
+        if self.predicts:
+            fit = self.fit
+            if fit is None or fit.residual > MOST_RESIDUAL or fit.peak_users <= self.most:
+                return False
+            ends = ((users, fit.per_s(users)) for users in (before, self.most))
+            return not before or _grew(*ends)
+        known = dict(self.judged)
+        if self.best is None or self.best[0] < self.most or before not in known:
             return False
-        halves = [per_s for users, per_s in self.judged if users <= -(-self.most // 2)]
-        return best[1] >= GROWS * max(halves, default=math.inf)
+        return _grew((before, known[before]), self.best)
 
     @property
     def objective(self) -> str:
-        """What the answer must reach when it is launched again."""
+        """What the answer must reach when it is launched again: it, and what was seen, nearly."""
         fit, best = self.fit, self.best
         assert best is not None
-        expected = best[1] if fit is None else fit.per_s(self.kept)
+        expected = best[1] if fit is None else max(best[1], fit.per_s(self.kept))
         return f"{PEAK_METRIC}>={HOLDS * expected:.6g}"
 
     def noted(self, users: int, per_s: float | None) -> PeakSearch:
@@ -185,3 +217,9 @@ class PeakSearch:
         if users != self.next_users():
             raise ValueError(f"{users} users were tried; the search asks for {self.next_users()}")
         return replace(self, tried=(*self.tried, (users, per_s)))
+
+
+def _grew(before: tuple[int, float], after: tuple[int, float]) -> bool:
+    """Whether more users get more done: 5 % for twice as many, and as much less for fewer."""
+    (users, per_s), (more, more_per_s) = before, after
+    return more_per_s >= math.pow(GROWS, math.log2(more / users)) * per_s

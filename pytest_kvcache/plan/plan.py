@@ -27,6 +27,7 @@ from pytest_kvcache.options.engines import WHOLE_OBJECT, brought_by
 from pytest_kvcache.phases import PHASES
 from pytest_kvcache.plan.loadsteps import check_load_steps, schedule_of
 from pytest_kvcache.plan.origins import decided_by
+from pytest_kvcache.plan.peaksearch import PeakSearch
 from pytest_kvcache.plan.tiers import MemoryTier
 from pytest_kvcache.units import MIB, format_bytes
 from pytest_kvcache.workloads.openloop import MAX_ARRIVALS
@@ -303,7 +304,8 @@ class Plan:
         """What nobody asks for lies in whole blocks of one size, on a storage by itself."""
         if not self.fill_blocks:
             return
-        shown = f"--kv-fill is given ({self.fill_blocks:,} blocks per rank)"
+        percent = self.fill_blocks / self.capacity_blocks
+        shown = f"--kv-fill is given ({percent:.3g} of the capacity)".replace("(1 of", "(all of")
         if not self.traits.is_storage:
             raise OptionError(
                 f"{shown}, and --kv-backend={self.backend} is no storage that could be filled;"
@@ -498,6 +500,27 @@ class Plan:
         )  # fmt: skip
 
     @property
+    def lookup_threads(self) -> int:
+        """How many threads ask for what is stored."""
+        return 1 if self.profile is None else self.profile.lookup_threads
+
+    @property
+    def most_in_flight(self) -> int:
+        """Transfers that can be under way in this phase: of readers and writers apart, its own."""
+        workers, phase = self.workers, PHASES[self.phase]
+        if workers is None:
+            return self.queue_depth
+        each = workers.readers * phase.loads + workers.writers * phase.stores
+        return min(self.queue_depth, each)
+
+    @property
+    def disk_bytes_per_block(self) -> int:
+        """What a block takes with what lies before its objects."""
+        calls = self.calls
+        beside = calls.header_room_bytes if isinstance(calls, SlotCalls) else 0
+        return self.stored_bytes + beside * self.objects_per_block
+
+    @property
     def asks_storage(self) -> bool:
         """Whether what is stored is asked of the storage, before it is loaded."""
         return self.lookup != "memory" and PHASES[self.phase].loads
@@ -611,6 +634,13 @@ class Plan:
         return () if self.dialogues is None else (self.scenario,)
 
     @property
+    def most_search_steps(self) -> int:
+        """Launches of a search for users at most, before those of its answer; 0: there is none."""
+        if self.search_mode is None:
+            return 0
+        return PeakSearch(most=self.users, predicts=self.search_mode == "predictive").most_steps
+
+    @property
     def load_schedule(self) -> tuple[LoadStep, ...]:
         """When how many users are active; none: all of them, all the time."""
         return schedule_of(self)
@@ -659,7 +689,7 @@ class Plan:
             data["dialogues"] = {k: v for k, v in data["dialogues"].items() if k != "file"}
         data["tiers"] = {tier["name"]: tier for tier in data["tiers"]}
         if self.workers is not None:  # a profile's name stands for what it was in this version
-            data["calls"] = f"{self.calls} {self.workers}"
+            data["calls"] = f"{self.calls} {self.workers} {self.lookup_threads}"
         data["model"] = {k: v for k, v in data["model"].items() if k not in ("note", "source")}
         return {**data, "np": self.np}
 

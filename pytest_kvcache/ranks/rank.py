@@ -275,10 +275,9 @@ class Rank:
         if not plan.asks_storage:
             return None
         assert isinstance(backend, LooksUp)  # as its traits say
-        threads = 1 if plan.profile is None else plan.profile.lookup_threads
         if not isinstance(io, ThreadsEngine):  # a loop that makes calls itself makes these, too
             return Lookups(backend, 0)
-        return Lookups(backend, threads, io.wake)
+        return Lookups(backend, plan.lookup_threads, io.wake)
 
     def _traced(self) -> Traced:
         """What notes operations for the I/O trace, if there is to be one."""
@@ -382,7 +381,8 @@ class Rank:
         if not plan.fill_blocks:
             return iter(())
         contexts = self._build_workload(plan.context(self.rank, self._trace)).population()
-        return filling(plan.fill_blocks, contexts, f"{plan.seed}/{plan.trial}/{self.rank}")
+        identity = f"{plan.seed}/{plan.trial}/{self.rank}"
+        return filling(plan.fill_blocks, contexts, identity, plan.capacity_blocks)
 
     def look_around(self) -> None:
         """While no rank does I/O: what others do to this host's disks, and whether sync syncs.

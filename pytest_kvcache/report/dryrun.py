@@ -14,7 +14,6 @@ from pytest_kvcache.phases import PHASES
 from pytest_kvcache.plan.forecast import describe_forecast, preconditioned_bytes
 from pytest_kvcache.plan.plan import WITHSTANDS
 from pytest_kvcache.plan.tiers import describe_tiers
-from pytest_kvcache.plan.usersearch import MAX_STEPS
 from pytest_kvcache.report.headline import describe_aim
 from pytest_kvcache.report.progress import short_duration
 from pytest_kvcache.report.tables import describe_block, describe_plan, describe_window
@@ -117,8 +116,8 @@ def time_needed(plan: Plan, found: Forecast, options: Options) -> str:
     low, high = options.trials.low, options.trials.high
     many = f"{low} to {high} trials" if low != high else format_count(high, "trial")
     if plan.search_mode is not None:
-        low, high = low + 1, high + MAX_STEPS
-        many = f"a search of up to {MAX_STEPS} loads, and {many}"
+        low, high = low + 1, high + plan.most_search_steps
+        many = f"a search of up to {format_count(plan.most_search_steps, 'load')}, and {many}"
     storing_s = found.population_bytes / _BYTES_PER_S
     storing = ""
     if found.population_bytes:

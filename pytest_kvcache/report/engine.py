@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pytest_kvcache.backends.calls import FileCalls
 from pytest_kvcache.options.table import flag_of
+from pytest_kvcache.phases import PHASES
 from pytest_kvcache.report.text import figure, wrapped
 from pytest_kvcache.units import format_count
 
@@ -19,18 +20,21 @@ if TYPE_CHECKING:
 def describe_engine(plan: Plan) -> str:
     """A part of the sentence on what runs; empty: nobody's calls but our own."""
     calls, told = plan.calls, []
+    if not plan.traits.stores_data:
+        return "" if plan.workers is None else ", which makes none of an engine's calls"
     if plan.engine is not None:
-        changed = ", changed" if plan.changed else ""
+        changed = ", ".join(map(flag_of, plan.changed))
+        changed = f" (changed: {changed})" if changed else ""
         told.append(f"by the calls of {plan.engine}{changed}")
     elif isinstance(calls, FileCalls):
         told.append("a file per object")
-    if isinstance(calls, FileCalls):
+    if isinstance(calls, FileCalls) and PHASES[plan.phase].stores:
         told.append({
             "in-place": "published in place",
             "rename": "published by rename",
             "link": "published by link",
         }[plan.publish])  # fmt: skip
-    if plan.lookup != "memory":
+    if plan.asks_storage:
         which = "up to the first miss" if plan.lookup == "first-miss" else "all of them"
         told.append(f"the storage asked for blocks ({which})")
     if plan.request_depth is not None:

@@ -153,7 +153,16 @@ class PathOfSearch:
 
 
 def _peak_text(search: PeakSearch) -> str:
-    """What a search for a peak found."""
+    """What a search for a peak found, and what it could not tell."""
+    return _found(search) + _untold(search.unjudged)
+
+
+def _untold(loads: Sequence[int]) -> str:
+    shown = ", ".join(f"{users:,}" for users in loads)
+    return f"; what {shown} users get done could not be judged" if loads else ""
+
+
+def _found(search: PeakSearch) -> str:
     assert search.best is not None
     users, per_s = search.best
     fit = search.fit
@@ -208,8 +217,7 @@ def _step_faults(
     """Each step is a load of the run, and came to what its case says."""
     for step in path.steps:
         tried = cases.get((step.case, step.digest))
-        of_step = plan.search if path.mode == "qos" else ()
-        if tried is None or not tried.plan.search_step or not _is_step(tried, path, of_step):
+        if tried is None or not tried.plan.search_step or not _is_step(tried, path, plan):
             yield f"the search's step of {step.users} users is none of the run's: {step.case}"
         elif step != SearchStep.of(tried):
             yield (
@@ -218,6 +226,14 @@ def _step_faults(
             )
 
 
-def _is_step(tried: CaseResult, path: PathOfSearch, objectives: tuple[str, ...]) -> bool:
-    """Whether a case is a load of this search: its mode and its objectives."""
-    return (tried.plan.search_mode, tried.plan.search) == (path.mode, objectives)
+def _is_step(tried: CaseResult, path: PathOfSearch, plan: Plan) -> bool:
+    """Whether a case is a load of this search: but for the users the same is measured."""
+    objectives = plan.search if path.mode == "qos" else ()
+    if (tried.plan.search_mode, tried.plan.search) != (path.mode, objectives):
+        return False
+    free = {"users", "search"} | ({"capacity_blocks", "fill_blocks"} - plan.given)
+    same, other = (
+        {name: value for name, value in each.workload.items() if name not in free}
+        for each in (plan, tried.plan)
+    )
+    return same == other

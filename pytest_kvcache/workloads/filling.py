@@ -16,9 +16,14 @@ if TYPE_CHECKING:
 _AT_ONCE = 16  # blocks of a request: as large as a prompt of engines
 
 
-def filling(blocks: int, population: Iterable[Request], identity: str) -> Iterator[Request]:
-    """Requests that store what the population leaves of so many blocks; ``identity`` names them."""
-    left = blocks - len({key for request in population for key in request.stored_keys})
+def filling(
+    blocks: int, population: Iterable[Request], identity: str, capacity_blocks: int
+) -> Iterator[Request]:
+    """Requests that store what the population leaves of so many blocks; ``identity`` names them.
+
+    Of a population that does not fit into the capacity, only what comes before is stored.
+    """
+    left = blocks - _stored(population, capacity_blocks)
     for begin in range(0, left, _AT_ONCE):
         numbers = range(begin, min(begin + _AT_ONCE, left))
         yield Request(
@@ -28,3 +33,14 @@ def filling(blocks: int, population: Iterable[Request], identity: str) -> Iterat
             prompt_tokens=0,
             output_tokens=0,
         )
+
+
+def _stored(population: Iterable[Request], capacity_blocks: int) -> int:
+    """Different blocks of the leading requests that fit, one after the other."""
+    keys: set[bytes] = set()
+    for request in population:
+        more = keys.union(request.stored_keys)
+        if len(more) > capacity_blocks:
+            break
+        keys = more
+    return len(keys)

@@ -384,6 +384,11 @@ def test_what_can_not_be_filled_is_refused(texts: dict[str, str], said: str) -> 
         filled(storage_capacity_gb="1", **texts)
 
 
+def test_a_fill_of_less_than_a_block_is_refused() -> None:
+    with pytest.raises(OptionError, match="which is less than one; raise it"):
+        plan_of(options(fill="0.1%", storage_capacity_gb=f"{9 * PAGE}B"))
+
+
 @pytest.mark.parametrize("text", ["0%", "101%", "0.9", "90", "much", "-5%"])
 def test_a_fill_is_a_percentage(text: str) -> None:
     with pytest.raises(OptionError, match=r"--kv-fill is .*; it must be"):

@@ -41,7 +41,8 @@ def test_what_is_given_is_told_as_a_change() -> None:
     plan = planned(engine="vllm-fs", request_depth="all", io="buffered")
     assert plan.changed == ("io", "request_depth")
     assert plan.origins["io"] == "command line"
-    assert "by the calls of vllm-fs, changed, published by rename" in describe_plan(plan)
+    told = "by the calls of vllm-fs (changed: --kv-io, --kv-request-depth), published by rename"
+    assert told in describe_plan(plan)
     assert planned(engine="vllm-fs", request_depth="1").changed == ()
 
 

@@ -51,6 +51,13 @@ def test_a_full_storage_is_as_full_as_was_asked_for_and_makes_room_at_every_stor
     assert (full.hit_blocks, full.prompt_blocks) == (fresh.hit_blocks, fresh.prompt_blocks)
 
 
+def test_a_storage_that_is_too_small_for_the_contexts_is_filled_all_the_same(
+    tmp_path: Path,
+) -> None:
+    result = finished(tmp_path, users=30, capacity_blocks=97, fill_blocks=97)
+    assert result.populated_blocks == 97
+
+
 def test_less_than_was_to_be_filled_is_a_fault() -> None:
     plan = sound_plan(capacity_blocks=50, fill_blocks=40)
     for populated, faults in ((39, 1), (40, 0)):

@@ -23,19 +23,19 @@ def test_filling_and_contexts_are_as_many_blocks_as_are_to_be_taken(
         ask(user, *(f"{user} {number}" for number in range(count)))
         for user, count in enumerate(contexts)
     ]
-    requests = [*filling(blocks, population, "here"), *population]
+    requests = [*filling(blocks, population, "here", 1_000), *population]
     keys = [key for request in requests for key in request.keys]
     assert len(keys) == len(set(keys)) == max(blocks, sum(contexts))
 
 
 def test_blocks_that_contexts_share_are_counted_once() -> None:
     population = [ask(0, "a", "b"), ask(1, "a", "c")]
-    assert sum(len(request.keys) for request in filling(5, population, "here")) == 2
+    assert sum(len(request.keys) for request in filling(5, population, "here", 10)) == 2
 
 
 def test_ranks_and_trials_are_filled_with_blocks_of_their_own() -> None:
     first, second = (
-        {key for request in filling(40, [], who) for key in request.keys}
+        {key for request in filling(40, [], who, 40) for key in request.keys}
         for who in ("42/0/0", "42/0/1")
     )
     assert len(first) == len(second) == 40
@@ -45,7 +45,7 @@ def test_ranks_and_trials_are_filled_with_blocks_of_their_own() -> None:
 def test_what_fills_goes_before_any_context() -> None:
     index = CacheIndex(10, page_bytes=1)
     contexts = [ask(0, "a", "b")]
-    for request in [*filling(10, contexts, "here"), *contexts]:
+    for request in [*filling(10, contexts, "here", 10), *contexts]:
         admitted(index, request.keys)
     victims = admitted(index, [key_of(name) for name in "cdefghij"]).victims
     assert len(victims) == 8
@@ -60,3 +60,8 @@ def admitted(index: CacheIndex, keys: Sequence[bytes]) -> Admission:
         index.commit(entry)
     index.release(admission)
     return admission
+
+
+def test_of_contexts_that_do_not_fit_only_those_before_are_counted() -> None:
+    contexts = [ask(0, "a", "b"), ask(1, "c", "d", "e"), ask(2, "f")]
+    assert sum(len(request.keys) for request in filling(4, contexts, "here", 4)) == 2

@@ -162,7 +162,10 @@ class EngineFiles:
             if not calls.reads_on or self._direct:  # what is read directly is aligned
                 return _read(fd, buffer, calls.read_bytes or len(buffer))
             more = bytearray(1)
-            moved = os.readv(fd, (buffer, more))
+            if calls.read_bytes is not None:
+                moved = _read(fd, buffer, calls.read_bytes)
+            else:
+                moved = os.readv(fd, (buffer, more))
             return moved + (os.readv(fd, (more,)) if moved == len(buffer) else 0)
         finally:
             os.close(fd)

@@ -34,7 +34,7 @@ _LATE_MS = 10.0  # in time: an engine admits requests between two steps, which t
 def check_load(trial: Trial, plan: Plan) -> Iterator[Verdict]:
     """Queues of an open loop, depths below the storage's limit, and our own queue."""
     depth = trial.counters.average_queue_depth
-    busy = depth is None or depth >= _SATURATED_SHARE * plan.queue_depth
+    busy = depth is None or depth >= _SATURATED_SHARE * plan.most_in_flight
     waits = _waits(trial)
     waited_for_room = waits is not None and waits[0] > waits[1]
     full = busy and waited_for_room
@@ -103,14 +103,14 @@ def _unsaturated(depth: float, trial: Trial, plan: Plan) -> Verdict:
     if waits is not None and waits[0] > waits[1]:
         ahead, knob = "that were asked for at the same moment", "--kv-queue-depth"
         if plan.request_depth is not None:
-            ahead, knob = "of the same request that went before", "--kv-request-depth"
+            ahead = "of the same request that went before, or for a worker"
+            knob = "--kv-request-depth and --kv-queue-depth"
         speed = (
             f"{speed}; operations still waited {format_short(waits[0])} ms on average, for those"
             f" {ahead}: load.* is as long with this {knob} only"
         )
-    text = (
-        f"{depth:.1f} of {plan.queue_depth} transfers were in flight per rank on average; {speed}"
-    )
+    most = plan.most_in_flight
+    text = f"{depth:.1f} of {most} transfers were in flight per rank on average; {speed}"
     return Verdict.of("UNSATURATED", text)
 
 
@@ -123,10 +123,10 @@ def _saturated(waited_ms: float, served_ms: float, trial: Trial, plan: Plan) -> 
     return Verdict.of(
         "SATURATED",
         f"operations waited {format_short(waited_ms)} ms{tail} in the rank's own queue and were"
-        f" served in {format_short(served_ms)} ms on average, {plan.queue_depth} at a time: load.*"
-        " and request.* are mostly queueing, read.* and write.* are service times at this depth;"
-        " this is the limit, at it, of the storage and of whatever else the verdicts name. For"
-        f" latency {fewer}, for more bandwidth another --kv-queue-depth or more ranks",
+        f" served in {format_short(served_ms)} ms on average, {plan.most_in_flight} at a time:"
+        " load.* and request.* are mostly queueing, read.* and write.* are service times at this"
+        " depth; this is the limit, at it, of the storage and of whatever else the verdicts name."
+        f" For latency {fewer}, for more bandwidth another --kv-queue-depth or more ranks",
     )
 
 
