@@ -79,3 +79,9 @@ def test_a_null_backend_takes_the_decisions_and_makes_no_calls(real_site: Site) 
     trial = measured(real_site, "--kv-engine=vllm-fs", "--kv-block-tokens=64", "--kv-backend=null")
     assert {rank["io_engine"] for rank in trial["ranks"]} == {"inline"}
     assert trial["lookup"]["asked_objects"] == trial["cache"]["prompt_blocks"]
+    assert trial["lookup"]["found_objects"] == trial["cache"]["hit_blocks"]
+
+
+def test_a_phase_that_only_loads_asks_for_what_it_loads(real_site: Site) -> None:
+    trial = measured(real_site, "--kv-engine=vllm-fs", "--kv-block-tokens=64", "--kv-phase=decode")
+    assert trial["lookup"]["found_objects"] == trial["cache"]["hit_blocks"] > 0

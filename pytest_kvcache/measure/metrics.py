@@ -44,9 +44,9 @@ _KIND_OF = MappingProxyType(
 )
 
 
-def never_makes(kind: str, phase: str) -> bool:
-    """Whether ``phase`` makes no read, write or delete."""
-    return not PHASES[phase].makes(kind)
+def never_makes(what: str, phase: str) -> bool:
+    """Whether ``phase`` makes none of a section: no read, write or delete that it is of."""
+    return not PHASES[phase].makes(_KIND_OF.get(what, what))
 
 
 def has_answers(phase: str) -> bool:

@@ -85,6 +85,13 @@ def test_the_storage_is_asked_where_the_plan_asks_it_and_nowhere_else(
     ]
 
 
+@pytest.mark.parametrize("phase", ["decode", "both"])
+def test_every_phase_that_loads_may_ask_the_storage(phase: str) -> None:
+    asked = {"lookup_count": 4, "asked_objects": 9, "found_objects": 9}
+    told = of_rank(sound_plan(lookup="all", phase=phase), **asked)
+    assert not [fault for fault in told if fault.startswith("rank 0") and "lookup" in fault]
+
+
 def test_more_requests_than_objects_that_they_asked_for_is_a_fault() -> None:
     told = of_rank(sound_plan(lookup="all"), lookup_count=5, asked_objects=4, found_objects=4)
     assert any("asked_objects is 4; it must be at least lookup_count" in each for each in told)
