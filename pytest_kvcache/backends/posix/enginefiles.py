@@ -14,14 +14,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_kvcache.backends.posix.fileio import StoreDirectory, direct_refusal
-from pytest_kvcache.backends.protocol import BackendFacts
+from pytest_kvcache.backends.posix.fileio import StoreDirectory, direct_refusal, facts_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from pytest_kvcache.backends.calls import FileCall, FileCalls, PathCall
-    from pytest_kvcache.backends.protocol import BackendPlan
+    from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
 
 _MODE = 0o644
 
@@ -60,8 +59,7 @@ class EngineFiles:
         self._write_flags = os.O_WRONLY | os.O_CREAT | direct
         self._write_flags |= os.O_TRUNC if calls.truncates else 0
         self._write_flags |= os.O_EXCL if calls.exclusive else 0
-        mode = "direct" if self._direct else "buffered"
-        return BackendFacts(io_mode=mode, io_note="; ".join(notes) or None)
+        return facts_of(direct=self._direct, notes=notes)
 
     def path(self, key: str) -> str:
         """Where an object is: by a checksum of its block, for keys need not begin random."""

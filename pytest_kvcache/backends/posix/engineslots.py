@@ -13,15 +13,15 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_kvcache.backends.posix.fileio import StoreDirectory, direct_refusal
-from pytest_kvcache.backends.protocol import PAGE_BYTES, BackendFacts
+from pytest_kvcache.backends.posix.fileio import StoreDirectory, direct_refusal, facts_of
+from pytest_kvcache.backends.protocol import PAGE_BYTES
 from pytest_kvcache.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_kvcache.backends.calls import SlotCalls
-    from pytest_kvcache.backends.protocol import BackendPlan
+    from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
 
 _NAME = "slots"
 
@@ -66,9 +66,9 @@ class EngineSlots:
                     " ahead: the file of slots is sparse"
                 )
         except OSError as error:
+            self.close()
             raise self._place.failure("prepare", self._path, error) from error
-        mode = "direct" if direct else "buffered"
-        return BackendFacts(io_mode=mode, io_note="; ".join(notes) or None)
+        return facts_of(direct=direct, notes=notes)
 
     def _make_room(self, size_bytes: int) -> bool:
         """Whether there is as much room as was to be allocated, if any was."""

@@ -10,15 +10,20 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from pytest_kvcache.backends.posix.fileio import IN_FILES, StoreDirectory, direct_refusal, move
+from pytest_kvcache.backends.posix.fileio import (
+    IN_FILES,
+    StoreDirectory,
+    direct_refusal,
+    facts_of,
+    move,
+)
 from pytest_kvcache.backends.posix.openfiles import OpenFiles
-from pytest_kvcache.backends.protocol import BackendFacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_kvcache.backends.posix.fileio import Transfer
-    from pytest_kvcache.backends.protocol import BackendPlan
+    from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
     from pytest_kvcache.backends.traits import BackendTraits
     from pytest_kvcache.errors import StorageError
 
@@ -62,10 +67,7 @@ class FileBackend:
         self._writing = OpenFiles(
             self.write_flags, plan.object_bytes, until_taken=self.holds_for_sync
         )
-        return BackendFacts(
-            io_mode="direct" if self._direct else "buffered",
-            io_note="; ".join(notes) or None,
-        )
+        return facts_of(direct=self._direct, notes=notes)
 
     def put_from(self, key: str, offset: int, buffer: memoryview) -> None:
         """Write ``buffer`` into the object's file, creating it if need be."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_kvcache.backends.protocol import PAGE_BYTES
+from pytest_kvcache.backends.protocol import PAGE_BYTES, BackendFacts
 from pytest_kvcache.backends.traits import BackendTraits
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.system.mounts import MEMORY_TYPES, TYPE_NUMBERS, statfs_type
@@ -40,6 +40,12 @@ IN_FILES = BackendTraits(
 # Where the page cache is the storage; its own verdict tells that.
 _MEMORY = frozenset(number for number, names in TYPE_NUMBERS.items() if names <= MEMORY_TYPES)
 _REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP)
+
+
+def facts_of(*, direct: bool, notes: Sequence[str]) -> BackendFacts:
+    """What a store found out: how its files are opened, and what people should know."""
+    mode = "direct" if direct else "buffered"
+    return BackendFacts(io_mode=mode, io_note="; ".join(notes) or None)
 
 
 def direct_refusal(

@@ -9,14 +9,20 @@ import os
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 from pytest_kvcache.backends.posix.allocator import SlabAllocator, slab_count
-from pytest_kvcache.backends.posix.fileio import IN_FILES, StoreDirectory, direct_refusal, move
+from pytest_kvcache.backends.posix.fileio import (
+    IN_FILES,
+    StoreDirectory,
+    direct_refusal,
+    facts_of,
+    move,
+)
 from pytest_kvcache.backends.posix.slabfile import (
     create_slab,
     reserve,
     slab_path,
     slabs_in,
 )
-from pytest_kvcache.backends.protocol import PAGE_BYTES, BackendFacts
+from pytest_kvcache.backends.protocol import PAGE_BYTES
 from pytest_kvcache.errors import StorageError
 
 if TYPE_CHECKING:
@@ -24,7 +30,7 @@ if TYPE_CHECKING:
 
     from pytest_kvcache.backends.posix.allocator import Extent
     from pytest_kvcache.backends.posix.fileio import Transfer
-    from pytest_kvcache.backends.protocol import BackendPlan
+    from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
     from pytest_kvcache.backends.traits import BackendTraits
 
 
@@ -69,10 +75,7 @@ class SlabBackend:
         except OSError as error:
             self.close()
             raise self._place.failure("prepare slabs in", self._place.directory, error) from error
-        return BackendFacts(
-            io_mode="direct" if self._direct else "buffered",
-            io_note="; ".join(notes) or None,
-        )
+        return facts_of(direct=self._direct, notes=notes)
 
     def put_from(self, key: str, offset: int, buffer: memoryview) -> None:
         """Write ``buffer`` into the object's extent, which its first chunk allocates."""

@@ -212,3 +212,18 @@ def test_slots_that_are_allocated_have_their_room_before_anything_is_stored(
     found = (tmp_path / "slots").stat()
     assert found.st_size == 2 * (SIZE + PAGE_BYTES)
     assert facts.io_note is not None or found.st_blocks * 512 >= found.st_size
+
+
+def test_a_file_of_slots_that_finds_no_room_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(fd: int, _size_bytes: int) -> bool:
+        opened.append(fd)
+        raise OSError(28, os.strerror(28))
+
+    opened: list[int] = []
+    monkeypatch.setattr("pytest_kvcache.backends.posix.engineslots._allocate", full)
+    with pytest.raises(StorageError, match="is full"):
+        EngineSlots(SlotCalls(allocates=True)).open(plan_of(tmp_path))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(opened[0])
