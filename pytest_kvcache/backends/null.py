@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from pytest_kvcache.backends.protocol import BackendFacts
+from pytest_kvcache.backends.protocol import BackendFacts, is_absent_name
 from pytest_kvcache.backends.traits import BackendTraits
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ class NullBackend:
         """Do nothing: the buffer keeps what it held."""
 
     def look_up(self, keys: Sequence[str]) -> Sequence[bool]:
-        """Have everything: what was stored is not known."""
-        return [True] * len(keys)
+        """Have all that can have been stored: what was is not known."""
+        return [not is_absent_name(key) for key in keys]
 
     def delete(self, key: str) -> None:
         """Do nothing: the backend does not know which objects there are."""

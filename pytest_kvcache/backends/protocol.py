@@ -146,6 +146,16 @@ class Backend(Protocol):
         ...
 
 
+def absent_name(block: str, part: int | None) -> str:
+    """A name for an object of a block that is not there: nothing is ever stored under it."""
+    return f"{block}." if part is None else f"{block}..{part}"
+
+
+def is_absent_name(key: str) -> bool:
+    """Whether it is one: without a version."""
+    return key.endswith(".") or ".." in key
+
+
 @runtime_checkable
 class LooksUp(Protocol):
     """A backend that can be asked which objects it has: one whose traits say ``makes_calls``."""

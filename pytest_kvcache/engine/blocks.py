@@ -11,6 +11,7 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
+from pytest_kvcache.backends.protocol import absent_name
 from pytest_kvcache.cache.index import Admission, Beside, CacheIndex, unpin
 from pytest_kvcache.engine.iotracer import untraced
 from pytest_kvcache.engine.jobs import make_dispatcher
@@ -149,9 +150,9 @@ class Blocks:
         return [object_key_of(entry, part) for entry in entries for part in parts]
 
     def _absent_names(self, keys: Iterable[bytes]) -> list[str]:
-        """Names that blocks which are not there could have: none is ever stored under one."""
-        parts = [f".{part}" for part in range(self._parts)] if self._parts > 1 else [""]
-        return [f"{key.hex()}.{part}" for key in keys for part in parts]
+        """Names that the objects of blocks which are not there could have."""
+        parts = range(self._parts) if self._parts > 1 else (None,)
+        return [absent_name(key.hex(), part) for key in keys for part in parts]
 
     def _note_first_reads(self, entries: Iterable[BlockEntry]) -> None:
         """Count the bytes of those that are read for the first time."""

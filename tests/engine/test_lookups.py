@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_kvcache.backends.null import NullBackend
+from pytest_kvcache.backends.protocol import is_absent_name
 from pytest_kvcache.engine.lookups import Lookups, Question
 from pytest_kvcache.engine.requests import InFlightRequest
 from pytest_kvcache.errors import StorageError
@@ -40,7 +41,7 @@ def names(*blocks: str) -> list[str]:
 
 
 def everything(key: str) -> bool:
-    return not key.endswith(".")  # a name that nothing was ever stored under
+    return not is_absent_name(key)
 
 
 def rig_of(
