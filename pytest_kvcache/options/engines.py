@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_kvcache.backends.calls import SlotCalls
 from pytest_kvcache.backends.profiles import NOT_BUILT, PROFILES
 from pytest_kvcache.errors import OptionError, UnknownNameError
+from pytest_kvcache.phases import PHASES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,6 +83,8 @@ def _check_calls(options: Options, told: str) -> None:
             f"{told}, and --kv-sync is data; no engine syncs what it stores, and its calls here do"
             " not either, so leave one of them out"
         )
+    if options.lookup != "memory" and options.overrides("lookup"):
+        _check_asks(options)
     if options.io_engine not in ("auto", "threads"):
         raise OptionError(
             f"{told}, whose calls are made one after the other by threads, and --kv-io-engine is"
@@ -91,6 +94,15 @@ def _check_calls(options: Options, told: str) -> None:
         raise OptionError(
             f"{told}, and --kv-precondition overwrites objects in place, which no engine does;"
             " leave one of them out"
+        )
+
+
+def _check_asks(options: Options) -> None:
+    """Who loads nothing asks for nothing; a profile, or an ini, may serve other phases."""
+    if not PHASES[options.phase].loads:
+        raise OptionError(
+            f"--kv-lookup is {options.lookup}, which asks for what is to be loaded, and"
+            f" --kv-phase={options.phase} loads nothing; leave one of them out"
         )
 
 

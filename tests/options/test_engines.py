@@ -58,6 +58,7 @@ def test_without_a_profile_nothing_is_another_way() -> None:
         ({"engine": "vllm-disk", "lookup": "all"}, "slot holds what is known in memory alone"),
         ({"engine": "vllm-disk", "store": "file"}, "slots of one file, and --kv-store is file"),
         ({"engine": "kvbm-disk", "keep": "true"}, "nothing of it could be kept"),
+        ({"lookup": "all", "phase": "prefill"}, "--kv-phase=prefill loads nothing"),
         ({"request_depth": "64", "queue_depth": "4"}, "--kv-request-depth is 64 and --kv-queue"),
         ({"autoscaler_mode": "predictive", "enable_autoscaling": "true", "num_users": "4"},
          "give at least 8"),
