@@ -304,8 +304,10 @@ class Plan:
         """What nobody asks for lies in whole blocks of one size, on a storage by itself."""
         if not self.fill_blocks:
             return
-        percent = self.fill_blocks / self.capacity_blocks
-        shown = f"--kv-fill is given ({percent:.3g} of the capacity)".replace("(1 of", "(all of")
+        shown = (
+            f"--kv-fill is given, for {self.fill_blocks:,} of the {self.capacity_blocks:,} blocks"
+            " of a rank"
+        )
         if not self.traits.is_storage:
             raise OptionError(
                 f"{shown}, and --kv-backend={self.backend} is no storage that could be filled;"

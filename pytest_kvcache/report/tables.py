@@ -7,6 +7,7 @@ import math
 from statistics import median
 from typing import TYPE_CHECKING
 
+from pytest_kvcache.measure.counters import TABLE
 from pytest_kvcache.measure.metrics import ALWAYS_SHOWN, METRICS
 from pytest_kvcache.measure.sections import OPERATIONS, TIERS
 from pytest_kvcache.measure.series import DONE, KINDS
@@ -377,17 +378,16 @@ def _tier_lines(plan: Plan, trial: TrialResult) -> Iterator[str]:
         tier: TierFigures | None = getattr(measured.cache.tiers, name)
         if tier is None:
             continue
-        stored, demoted, promoted = (
-            getattr(measured.counters, f"{name}_{what}", 0) or 0
-            for what in ("stored_blocks", "demoted_in_bytes", "promoted_in_bytes")
-        )
+        stored = getattr(measured.counters, f"{name}_stored_blocks")
+        moved = (f"{name}_{what}_in_bytes" for what in ("demoted", "promoted"))
+        moved_in_bytes = sum(getattr(measured.counters, each) for each in moved if each in TABLE)
         made_of = "index only: holds no bytes" if tier.kind == "index" else tier.kind
         yield _tier_row(
             f"{name} ({made_of})",
             format_bytes(tier.capacity_bytes),
             "—" if tier.hit_ratio is None else f"{tier.hit_ratio:.2%}",
             f"{stored:,}",
-            format_bytes(demoted + promoted),
+            format_bytes(moved_in_bytes),
         )
     yield from wrapped(
         "of prompts: share of all prompt blocks, in the window; stored: blocks, and moved in: those"
