@@ -99,8 +99,8 @@ class DeviceWatch:
         path = Path(self._directory, "sync-probe")
         try:
             with path.open("w+b", buffering=0) as file:
+                before = self._sample()  # before the write: a sync of others may take it along
                 file.write(os.urandom(PROBE_BYTES))
-                before = self._sample()
                 sync(file.fileno())
                 moved = _difference(self._sample(), before)
                 unsynced = unsynced_bytes(file.fileno(), PROBE_BYTES)

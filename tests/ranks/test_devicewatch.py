@@ -210,6 +210,23 @@ def test_a_sync_that_does_nothing_leaves_the_disk_alone(tmp_path: Path) -> None:
     assert found.device_write_bytes == 0
 
 
+def test_what_others_sync_of_the_probe_before_its_own_sync_counts_as_written(
+    tmp_path: Path,
+) -> None:
+    disks = Disks("sda")
+
+    def synced_by_others(name: str) -> BlockCounters | None:
+        is_written = any(path.stat().st_size for path in tmp_path.iterdir())
+        disks.moved[name] = PROBE_BYTES if is_written else 0
+        return disks.read(name)
+
+    watch = DeviceWatch(chain("sda"), str(tmp_path), read=synced_by_others)
+    watch.probe_sync(lambda _fd: None)
+    found = watch.report().sync_probe
+    assert found is not None
+    assert found.device_write_bytes == PROBE_BYTES
+
+
 def test_without_counters_nothing_is_said_of_the_disk(tmp_path: Path) -> None:
     found = probed(tmp_path, Disks(), os.fdatasync)
     assert found is not None

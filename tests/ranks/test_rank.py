@@ -275,7 +275,9 @@ def test_the_calls_of_an_engine_are_not_synced_where_direct_io_is_refused(
         "pytest_kvcache.backends.posix.backend.EngineFiles",
         partial(EngineFiles, probe=lambda _path: "Invalid argument"),
     )
-    plan = file_plan(tmp_path, publish="rename", duration_s=0.02, origins={"sync": "default"})
+    plan = file_plan(
+        tmp_path, publish="rename", duration_s=None, requests=20, origins={"sync": "default"}
+    )
     registry = registry_of(backends={"file": StoreBackend}, workloads=tireless_scenarios(10))
     result = run_rank(plan, registry).result
     assert (result.error, result.io_mode, result.sync) == (None, "buffered", "none")
@@ -617,7 +619,7 @@ def test_every_rank_trial_and_run_stores_data_of_its_own(data: str) -> None:
 
 
 def test_strict_data_is_other_data_and_verifies_too() -> None:
-    plan = make_plan(backend="memory", duration_s=0.1, queue_depth=1)
+    plan = make_plan(backend="memory", duration_s=None, requests=20, queue_depth=1)
     strict = replace(plan, data="strict")
     assert first_object(strict)[PAGE // 2 :] != first_object(plan)[PAGE // 2 :]
     result = run_rank(strict, with_backend(Bookkeeper())).result
@@ -626,7 +628,7 @@ def test_strict_data_is_other_data_and_verifies_too() -> None:
 
 
 def test_a_backend_without_data_has_nothing_to_make_or_verify() -> None:
-    plan = make_plan(backend="null", duration_s=0.05, data="strict", verify="full")
+    plan = make_plan(backend="null", duration_s=None, requests=20, data="strict", verify="full")
     registry = registry_of(backends={"null": NullBackend}, workloads=tireless_scenarios())
     result = run_rank(plan, registry).result
     assert (result.error, result.checked, result.corrupt) == (None, 0, 0)
