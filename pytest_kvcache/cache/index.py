@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pytest_kvcache.cache.identity import Identity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 # Added to what is unwritten of an entry that was rolled back: it is never present any more.
 _GIVEN_UP = 1 << 40
@@ -121,6 +121,29 @@ class BlockEntry:
     def __repr__(self) -> str:
         state = "present" if self.present else "pending"
         return f"BlockEntry({self.object_key}, {state}, pins={self.pins})"
+
+
+class ContentEntry(BlockEntry):
+    """A block that everybody stores under the same name, for it is the same data: its content's.
+
+    ``origin`` is that of what is written by this entry (see `Identity`). The version is the index's
+    own, and in no name.
+    """
+
+    __slots__ = ()
+
+    def __init__(  # noqa: PLR0917  as the index makes entries
+        self, origin: int, key: bytes, object_version: int, objects: int, block_bytes: int,
+        stored_bytes: int,
+    ) -> None:  # fmt: skip
+        super().__init__(key, object_version, objects, block_bytes, stored_bytes)
+        self._object_key = content_name(key)
+        self._identity = Identity(key, 0, 0, origin)
+
+
+def content_name(key: bytes) -> str:
+    """What a block is stored under in a store that ranks share."""
+    return f"{key.hex()}.0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,7 +236,7 @@ class CacheIndex:
     Sizes of blocks (``sizes``) are the bytes of their data, never padded: one int where all
     blocks of a request are equal, else one for each key; a key's block always has the same
     size. ``versions``: where several indices share theirs, so that no two entries of them have
-    the same. The counters ``prompt_blocks``, ``hit_blocks`` and
+    the same. ``entry`` makes entries. The counters ``prompt_blocks``, ``hit_blocks`` and
     ``evictions`` grow with every admission and are never reset; take differences.
     """
 
@@ -225,6 +248,7 @@ class CacheIndex:
         objects_per_block: int = 1,
         part_bytes: Sequence[int] = (),
         versions: Iterator[int] | None = None,
+        entry: Callable[[bytes, int, int, int, int], BlockEntry] = BlockEntry,
     ) -> None:
         if capacity_bytes is not None and capacity_bytes < 0:
             raise ValueError(f"capacity_bytes is {capacity_bytes}; it must be at least 0")
@@ -239,6 +263,7 @@ class CacheIndex:
         self._used_bytes = 0
         self._present_blocks = self._present_bytes = self._dropped_blocks = 0
         self._versions = versions or count(1)
+        self._make_entry = entry
         self._last_version = 0
         # By last victims: what the victims of an admission take beyond its inserts, until deleted.
         self._leaving: dict[BlockEntry, int] = {}
@@ -558,7 +583,7 @@ class CacheIndex:
         keys, sizes, stored = kept.keys[head:], kept.sizes[head:], kept.stored[head:]
         inserts = list(
             map(
-                BlockEntry,
+                self._make_entry,
                 compress(reversed(keys), missing),
                 self._versions,
                 repeat(self.objects_per_block),

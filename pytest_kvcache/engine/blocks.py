@@ -438,7 +438,7 @@ class OneTier(Blocks):
         elif operation.kind == WRITE:
             self._complete_write(operation, inflight)
         else:
-            self.counters.delete_failed += operation.failed
+            self._note_delete(operation)
             if not inflight.left:
                 self._index.deleted(inflight.admission)
                 self._write(inflight)
@@ -449,6 +449,11 @@ class OneTier(Blocks):
                 self._requests.pump()
 
     def _complete_read(self, operation: Operation, inflight: InFlightRequest) -> None:
+        self._note_read(operation, inflight)
+        if not inflight.left:
+            self._requests.loaded(inflight)
+
+    def _note_read(self, operation: Operation, inflight: InFlightRequest) -> None:
         if operation.failed:
             self.counters.read_failed += 1
             inflight.failed = True
@@ -459,10 +464,16 @@ class OneTier(Blocks):
             counters.requested_transfers += operation.transfers
             if operation.done_ns > inflight.loaded_ns:  # noqa: PLR1730  a call less, per read
                 inflight.loaded_ns = operation.done_ns
-        if not inflight.left:
-            self._requests.loaded(inflight)
 
     def _complete_write(self, operation: Operation, inflight: InFlightRequest) -> None:
+        self._note_write(operation, inflight)
+        self.stores -= 1
+        if not inflight.left:
+            self._requests.stored(inflight)
+        if self._stalled and self.stores <= self.most_stores:
+            self._requests.go_on()
+
+    def _note_write(self, operation: Operation, inflight: InFlightRequest) -> None:
         if operation.failed:
             self.counters.write_failed += 1
             inflight.failed = True
@@ -473,8 +484,6 @@ class OneTier(Blocks):
             counters.requested_transfers += operation.transfers
             counters.requested_writes += 1
             self._index.commit(operation.entry)
-        self.stores -= 1
-        if not inflight.left:
-            self._requests.stored(inflight)
-        if self._stalled and self.stores <= self.most_stores:
-            self._requests.go_on()
+
+    def _note_delete(self, operation: Operation) -> None:
+        self.counters.delete_failed += operation.failed

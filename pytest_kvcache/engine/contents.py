@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_kvcache.engine.operations import Operation, TransferSettings
-    from pytest_kvcache.engine.payload import ChunkBuffer, Payload
+    from pytest_kvcache.engine.payload import ChunkBuffer, Cut, Payload
 
 PIECE_BYTES = 64 * 1024
 _PIECES_PER_CHECK = {"sample": 64, "full": 1}
@@ -75,13 +75,18 @@ class _Memory:
 
 
 class Contents:
-    """All slots' buffers: the first ``reads`` are for reading, then ``writes`` for writing."""
+    """All slots' buffers: the first ``reads`` are for reading, then ``writes`` for writing.
+
+    Of what was ``checked``, ``corrupt`` transfers were wrong, and ``others_objects`` objects had a
+    head that names another rank of those that share the store.
+    """
 
     def __init__(
         self, payload: Payload, settings: TransferSettings, reads: int, writes: int, seed: int = 0
     ) -> None:
         self.checked = 0
         self.corrupt = 0
+        self.others_objects = 0
         self._payload = payload
         self._discards = settings.discards_findings
         self._verifies = settings.verify != "off"
@@ -167,8 +172,13 @@ class Contents:
         if self._discards:  # make the buffer what is checked, as if the object had been read
             self._payload.mark(cut, operation.tag, page)
         if self._payload.holds(cut, operation.tag, page) and not self._chosen[slot]:
-            return None
-        problem = self._problem(slot, operation, page, length)
+            if page or not self._payload.is_shared:
+                return None
+            problem = self._note_origin(cut, operation)
+        else:
+            problem = self._problem(slot, operation, page, length)
+            if problem is None and not page and self._payload.is_shared:
+                problem = self._note_origin(cut, operation)
         if problem is None:
             return None
         self.corrupt += 1
@@ -176,6 +186,17 @@ class Contents:
         if self._discards:
             return None
         return f"object {operation.object_key} read back wrong at byte {offset}: {problem}"
+
+    def _note_origin(self, cut: Cut, operation: Operation) -> str | None:
+        """Count an object that another rank wrote; say so if its head does not tell."""
+        origin = self._payload.origin_of(cut)
+        if origin is None:
+            return (
+                f"page 0 of object {operation.identity} has a damaged head: its checksum is not"
+                " that of what it says"
+            )
+        self.others_objects += origin != operation.identity.origin
+        return None
 
     def _problem(self, slot: int, operation: Operation, page: int, length: int) -> str | None:
         """Look again, at every byte of the chosen pieces too, and say what is wrong."""

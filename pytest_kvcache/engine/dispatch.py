@@ -18,7 +18,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_kvcache.engine.contents import Contents
-from pytest_kvcache.engine.operations import Operation, all_parts
+from pytest_kvcache.engine.operations import Operation, all_parts, was_raced
 from pytest_kvcache.ioengines.protocol import DELETE, READ, SYNC, WRITE
 from pytest_kvcache.measure.recorder import TRANSFER
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.cache.index import BlockEntry
     from pytest_kvcache.engine.operations import TransferSettings
     from pytest_kvcache.engine.payload import Payload
+    from pytest_kvcache.errors import StorageError
     from pytest_kvcache.ioengines.protocol import Completion, IoEngine
     from pytest_kvcache.measure.recorder import TakesRows
 
@@ -92,6 +93,7 @@ class Dispatcher:
         }
         self._slots = slots
         self._syncs = settings.sync
+        self._shared = settings.shared
         self._transfer_bytes = settings.transfer_bytes
         self._reads = reads
         self._operations: list[Operation | None] = [None] * slots
@@ -115,6 +117,11 @@ class Dispatcher:
     def corrupt(self) -> int:
         """Transfers whose content was wrong."""
         return 0 if self._contents is None else self._contents.corrupt
+
+    @property
+    def others_objects(self) -> int:
+        """Verified objects whose head names another rank."""
+        return 0 if self._contents is None else self._contents.others_objects
 
     @property
     def busy(self) -> bool:
@@ -345,7 +352,7 @@ class Dispatcher:
         kind = operation.kind
         self._free[kind].append(slot)
         if problem is not None:
-            self._fail(operation, str(problem))
+            self._note_problem(operation, problem)
             if self._contents is not None:
                 self._contents.failed(slot)
         elif kind == READ and self._contents is not None:
@@ -357,7 +364,7 @@ class Dispatcher:
         if done_ns > operation.done_ns:  # noqa: PLR1730  a call less, per transfer
             operation.done_ns = done_ns
         operation.left -= 1
-        if (operation.transfers > 1 or self._syncs) and not operation.failed:
+        if (operation.transfers > 1 or self._syncs) and problem is None and not operation.failed:
             self._note_transfer(operation, self._offsets[slot], length, started_ns, done_ns)
         if not operation.left:
             self._end_transfers(operation)
@@ -372,7 +379,7 @@ class Dispatcher:
 
     def _end_transfers(self, operation: Operation) -> None:
         """Sync what is to be synced first; note it, and say that it is done."""
-        if not operation.failed:
+        if not (operation.failed or operation.raced):
             if self._syncs and operation.kind == WRITE:
                 self._to_sync.append(operation)
                 return
@@ -380,11 +387,11 @@ class Dispatcher:
         self._on_complete(operation)
 
     def _end_call(
-        self, operation: Operation, started_ns: int, done_ns: int, problem: Exception | None
+        self, operation: Operation, started_ns: int, done_ns: int, problem: StorageError | None
     ) -> None:
         operation.done_ns = done_ns
         if problem is not None:
-            self._fail(operation, str(problem))
+            self._note_problem(operation, problem)
         elif operation.kind == DELETE:
             operation.started_ns = started_ns
             self._add(DELETE, operation.submitted_ns, started_ns, done_ns, 0, 0)
@@ -399,6 +406,13 @@ class Dispatcher:
             operation.row, operation.submitted_ns + operation.stamping_ns,
             operation.started_ns, operation.done_ns, operation.object_bytes, calls,
         )  # fmt: skip
+
+    def _note_problem(self, operation: Operation, problem: StorageError) -> None:
+        """It came to nothing, because another rank was faster, or has failed."""
+        if self._shared and was_raced(operation.kind, problem):
+            operation.raced = True
+        else:
+            self._fail(operation, str(problem))
 
     def _fail(self, operation: Operation, error: str) -> None:
         operation.failed = True

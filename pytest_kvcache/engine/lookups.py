@@ -29,8 +29,22 @@ class Question(NamedTuple):
     others: Sequence[str]
 
 
+class PrefixQuestion(NamedTuple):
+    """How many leading ones of these there are; ``to_first_miss``: what follows is not asked for.
+
+    Where others store and delete as well, nobody knows before.
+    """
+
+    inflight: InFlightRequest
+    keys: Sequence[str]
+    to_first_miss: bool
+
+
 class Answer(NamedTuple):
-    """What came of it, and between which moments; ``found`` of what was asked for is there."""
+    """What came of it, and between which moments; ``found`` of what was asked for is there.
+
+    Of a prefix the first ``leading`` are.
+    """
 
     inflight: InFlightRequest
     started_ns: int
@@ -38,6 +52,7 @@ class Answer(NamedTuple):
     asked: int
     found: int
     error: str | None
+    leading: int = 0
 
 
 class Lookups:
@@ -59,7 +74,7 @@ class Lookups:
         self._backend = backend
         self._wake = wake
         self._clock = clock
-        self._asked: SimpleQueue[Question | None] = SimpleQueue()
+        self._asked: SimpleQueue[Question | PrefixQuestion | None] = SimpleQueue()
         self._answers: SimpleQueue[Answer | BaseException] = SimpleQueue()
         self._began_ns = [0] * threads  # of the calls that each thread makes; 0: none
         self._threads = [
@@ -69,7 +84,7 @@ class Lookups:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, question: Question) -> None:
+    def submit(self, question: Question | PrefixQuestion) -> None:
         """Ask; the answer is there at some later ``reap``, or at the next one."""
         self.open += 1
         if self._threads:
@@ -130,7 +145,9 @@ class Lookups:
             self._answers.put(error)
             self._wake()
 
-    def _answered(self, question: Question) -> Answer:
+    def _answered(self, question: Question | PrefixQuestion) -> Answer:
+        if isinstance(question, PrefixQuestion):
+            return self._answered_prefix(question)
         inflight, stored, others = question
         keys = [*stored, *others]
         began = self._clock()
@@ -141,6 +158,24 @@ class Lookups:
         except StorageError as problem:
             error, count = str(problem), 0
         return Answer(inflight, began, self._clock(), len(keys), count, error)
+
+    def _answered_prefix(self, question: PrefixQuestion) -> Answer:
+        inflight, keys, to_first_miss = question
+        began = self._clock()
+        found: list[bool] = []
+        error = None
+        try:
+            if to_first_miss:
+                for key in keys:
+                    found += self._backend.look_up([key])
+                    if not found[-1]:
+                        break
+            else:
+                found += self._backend.look_up(keys)
+        except StorageError as problem:
+            error = str(problem)
+        leading = [*found, False].index(False)
+        return Answer(inflight, began, self._clock(), len(found), sum(found), error, leading)
 
 
 def _missing(stored: Sequence[str], found: Sequence[bool]) -> str | None:

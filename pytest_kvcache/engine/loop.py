@@ -21,6 +21,7 @@ from pytest_kvcache.engine.blocks import OneTier
 from pytest_kvcache.engine.iotracer import untraced
 from pytest_kvcache.engine.load import NOTICE_NS
 from pytest_kvcache.engine.requests import InFlightRequest, Timers
+from pytest_kvcache.engine.shared import SharedCache, SharedStore
 from pytest_kvcache.engine.tiered import SeveralTiers, Tiers
 from pytest_kvcache.measure.recorder import (
     ADMIT,
@@ -30,6 +31,7 @@ from pytest_kvcache.measure.recorder import (
     REQUEST,
     SCHEDULING_LAG,
     SERVICE,
+    SHARED,
     WAITING,
     Recorder,
 )
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.engine.blocks import Blocks
     from pytest_kvcache.engine.iotracer import Traced
     from pytest_kvcache.engine.load import LoadChange
-    from pytest_kvcache.engine.lookups import Lookups
+    from pytest_kvcache.engine.lookups import Answer, Lookups
     from pytest_kvcache.engine.operations import TransferSettings
     from pytest_kvcache.engine.payload import Payload
     from pytest_kvcache.ioengines.protocol import IoEngine
@@ -75,7 +77,7 @@ class Loop:
         prefill_tokens_per_s: float | None = None,
         phase: str,
         io: IoEngine,
-        cache: CacheIndex | Tiers,
+        cache: CacheIndex | Tiers | SharedCache,
         workload: Workload,
         payload: Payload | None,
         recorder: Recorder,
@@ -126,11 +128,14 @@ class Loop:
             "clock": clock,
             "traced": traced,
         }
-        self.blocks: Blocks = (
-            SeveralTiers(self, settings, tiers=cache, **parts)
-            if isinstance(cache, Tiers)
-            else OneTier(self, settings, index=cache, **parts)
-        )
+        self._shared: SharedStore | None = None
+        self.blocks: Blocks
+        if isinstance(cache, SharedCache):
+            self.blocks = self._shared = SharedStore(self, settings, cache=cache, **parts)
+        elif isinstance(cache, Tiers):
+            self.blocks = SeveralTiers(self, settings, tiers=cache, **parts)
+        else:
+            self.blocks = OneTier(self, settings, index=cache, **parts)
         self.counters = self.blocks.counters  # since the run began
 
     @property
@@ -158,6 +163,11 @@ class Loop:
         return sum(each.checked for each in self.blocks.dispatchers)
 
     @property
+    def others_objects(self) -> int:
+        """Verified objects whose head names another rank."""
+        return sum(each.others_objects for each in self.blocks.dispatchers)
+
+    @property
     def corrupt(self) -> int:
         """Transfers whose content was wrong."""
         return sum(each.corrupt for each in self.blocks.dispatchers)
@@ -171,6 +181,8 @@ class Loop:
                 break
             self._arrive(request, self._clock())
             self.pump()
+            if not self._work_while(self._is_asking):  # or room would be given away twice
+                break
             if not self._work_while(self._store_queue_is_full):
                 break
         self._work_while(self._has_in_flight)
@@ -296,6 +308,11 @@ class Loop:
     def _store_queue_is_full(self) -> bool:
         full = self.blocks.stores > self.blocks.most_stores or bool(self.waiting)
         return full and not self._stopping
+
+    def _is_asking(self) -> bool:
+        """Whether it is not decided yet what comes: only a shared store is asked before."""
+        asking = self._shared is not None and self._lookups is not None and self._lookups.open > 0
+        return asking and not self._stopping
 
     def _has_in_flight(self) -> bool:
         return self._in_flight > 0 and not self._stopping
@@ -431,8 +448,24 @@ class Loop:
             self._give_up(request, intended_ns)
             return
         self._in_flight += 1
-        self.waiting.append(InFlightRequest(request, intended_ns, self._arrived))
+        inflight = InFlightRequest(request, intended_ns, self._arrived)
         self._arrived += 1
+        if self._shared is None:
+            self.waiting.append(inflight)
+        else:
+            self._ask_first(inflight, self._shared)
+
+    def _ask_first(self, inflight: InFlightRequest, shared: SharedStore) -> None:
+        """It is decided when the storage has told what it has of it."""
+        assert self._lookups is not None  # nobody knows without
+        inflight.issued_ns = inflight.loaded_ns = self._clock()
+        question = shared.prefix_question_of(inflight)
+        if not question.keys:
+            self.waiting.append(inflight)
+            return
+        self._lookups.submit(question)
+        if self._lookups.answers_at_once:
+            self._take_answers(self._lookups)
 
     def pump(self) -> None:
         """Admit waiting requests in their order, while the first one can be decided."""
@@ -448,14 +481,15 @@ class Loop:
         self._pumping = False
 
     def _admit(self, inflight: InFlightRequest) -> None:
-        inflight.issued_ns = inflight.loaded_ns = self._clock()
+        if self._shared is None:
+            inflight.issued_ns = inflight.loaded_ns = self._clock()
         if self.blocks.populating:
             self.blocks.release(inflight)
             self.blocks.store(inflight)
             return
         if inflight.rereads:
             self._rereading[inflight] = None
-        if self._lookups is not None and self._reads:
+        if self._lookups is not None and self._reads and self._shared is None:
             asked = self.blocks.question_of(inflight, to_first_miss=self._to_first_miss)
             if asked.stored or asked.others:
                 self._lookups.submit(asked)
@@ -478,13 +512,28 @@ class Loop:
             if answer.error is not None:
                 inflight.failed = True
                 self.stop()
-            if answer.error is None and not self._has_left:
-                self._load(inflight)
+            if answer.error is None and self._goes_on(inflight, answer):
                 continue
             self._leave_asking(inflight)
+        if self._shared is not None:
+            self.pump()
+
+    def _goes_on(self, inflight: InFlightRequest, answer: Answer) -> bool:
+        """Load what it has found, or have that decided; false: nothing new begins any more."""
+        if self._shared is None:
+            if not self._has_left:
+                self._load(inflight)
+            return not self._has_left
+        self._shared.note_answer(answer)
+        if not self._stopping:
+            self.waiting.append(inflight)
+        return not self._stopping
 
     def _leave_asking(self, inflight: InFlightRequest) -> None:
         """Nothing of what it asked for will be loaded."""
+        if self._shared is not None:  # nothing was decided
+            self._give_up(inflight.request, inflight.intended_ns)
+            return
         self.blocks.release(inflight)
         if inflight.hit_blocks or inflight.beside_hit_blocks:
             self._recorder.censor("load", inflight.issued_ns)
@@ -534,6 +583,9 @@ class Loop:
             ADMIT, request.prompt_blocks, inflight.issued_ns, inflight.hit_blocks,
             request.prompt_tokens, self._hit_tokens(inflight),
         )  # fmt: skip
+        if self._shared is not None:
+            own = self._shared.own_hits_of(inflight)
+            self._log.add(SHARED, own, inflight.issued_ns, inflight.hit_blocks - own, 0, 0)
         if request.beside:
             self._log.add(
                 BESIDE, len(request.beside), inflight.issued_ns, inflight.beside_hit_blocks, 0, 0

@@ -5,10 +5,12 @@ Rank-side; imports neither pytest nor MPI.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pytest_kvcache.backends.buffers import slot_counts
+from pytest_kvcache.ioengines.protocol import DELETE, READ, WRITE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.backends.buffers import Workers
     from pytest_kvcache.cache.identity import Identity
     from pytest_kvcache.cache.index import BlockEntry
+    from pytest_kvcache.errors import StorageError
     from pytest_kvcache.models import BlockPart
 
 
@@ -32,6 +35,7 @@ class TransferSettings:
     is read is stamped as if it had been stored, then verified as ever, and what that finds
     is discarded. ``most_stores`` objects wait to be stored before users wait; None: as many as
     the queue depth gives. ``workers``: operations are made as an engine's would make them.
+    ``shared``: others store and delete the same objects, and may be faster (`was_raced`).
     """
 
     queue_depth: int
@@ -45,6 +49,7 @@ class TransferSettings:
     parts: tuple[BlockPart, ...] = ()
     most_stores: int | None = None
     workers: Workers | None = None
+    shared: bool = False
 
     @property
     def slot_counts(self) -> tuple[int, int]:
@@ -79,6 +84,19 @@ class TransferSettings:
         return -(-self.stored_bytes // self.transfer_bytes)
 
 
+_RACES: Final = {
+    READ: (errno.ENOENT, errno.ESTALE),  # who stored it has deleted it since it was found
+    WRITE: (errno.EEXIST,),  # another one has its name
+    DELETE: (errno.ENOENT,),
+}
+
+
+def was_raced(kind: int, problem: StorageError) -> bool:
+    """Whether an operation on a shared object came to nothing as another rank was faster."""
+    cause = problem.__cause__
+    return isinstance(cause, OSError) and cause.errno in _RACES.get(kind, ())
+
+
 def object_key_of(entry: BlockEntry, part: int | None) -> str:
     """What a backend stores an object of a block under; None: the only one."""
     return entry.object_key if part is None else f"{entry.object_key}.{part}"
@@ -107,13 +125,14 @@ class Operation:
 
     ``part`` is which object of the entry's block; None where it is the only one. It moves
     ``stored_bytes``, of which ``object_bytes`` count, in ``left`` transfers, of which those
-    below ``staged_bytes`` were staged. ``row`` is the kind of row that it is noted as.
+    below ``staged_bytes`` were staged. ``row`` is the kind of row that it is noted as. ``raced``:
+    it came to nothing, for of those that share the store another one was faster.
     """
 
     __slots__ = (
         "done_ns", "entry", "failed", "identity", "kind", "left", "object_bytes", "object_key",
-        "owner", "row", "staged_bytes", "stamping_ns", "started_ns", "stored_bytes", "submitted_ns",
-        "tag", "transfers",
+        "owner", "raced", "row", "staged_bytes", "stamping_ns", "started_ns", "stored_bytes",
+        "submitted_ns", "tag", "transfers",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917  made once per object, on the timed path
@@ -142,3 +161,4 @@ class Operation:
         self.started_ns = 0
         self.done_ns = 0
         self.failed = False
+        self.raced = False

@@ -205,7 +205,8 @@ class Payload:
     """Makes buffers of ``chunk_bytes``, stamps what is put, verifies what was got.
 
     ``chunk_bytes`` and every length are multiples of 4096 (else ValueError). Ranks give
-    different seeds, or their objects share a base. ``object_bytes`` is what the head of an
+    different seeds, or their objects share a base; ``shared``: they do, for each reads what others
+    wrote, whoever that is (`origin_of`). ``object_bytes`` is what the head of an
     object says of its length where a call does not; without it, that of a chunk. Page
     numbers count from the object's start: a chunk at byte ``offset`` has
     ``first_page = offset // 4096``. One Payload serves all buffers; a buffer serves one
@@ -217,12 +218,15 @@ class Payload:
     _unit_bytes: ClassVar[int] = PAGE_BYTES
     _stamp_type: ClassVar[np.dtype[Any]] = _STAMPS
 
-    def __init__(self, seed: int, chunk_bytes: int, object_bytes: int | None = None) -> None:
+    def __init__(
+        self, seed: int, chunk_bytes: int, object_bytes: int | None = None, *, shared: bool = False
+    ) -> None:
         if chunk_bytes < PAGE_BYTES or chunk_bytes % PAGE_BYTES:
             raise ValueError(f"chunk_bytes is {chunk_bytes}; it must be a multiple of 4096")
         self._chunk_bytes = chunk_bytes
         self._object_bytes = chunk_bytes if object_bytes is None else object_bytes
         self._seed_id = _mixed(seed)
+        self.is_shared = shared
         self._units_per_page = PAGE_BYTES // self._unit_bytes
         words = np.random.Philox(seed).random_raw(self._base_bytes() // _WORD_BYTES)
         self._base = words.astype("<u8")
@@ -391,6 +395,8 @@ class Payload:
         assert model is not None  # as read_buffer made it
         cut, right = buffer.piece(begin, length), model.piece(begin, length)
         first_page += begin // PAGE_BYTES
+        if self.is_shared and not first_page:
+            identity = self._as_written(cut, identity)
         self._make(model, right, identity, first_page, object_bytes)
         wrong_words = cut.words != right.words
         if not wrong_words.any():
@@ -405,11 +411,23 @@ class Payload:
             f" bytes, the first at byte {int(np.argmax(wrong))} of the page"
         )
 
+    def origin_of(self, cut: Cut) -> int | None:
+        """Who wrote the object whose first bytes these are; None: there is no head that says so."""
+        head = parse_head(bytes(cut.head))
+        return None if head is None else head.identity.origin
+
+    def _as_written(self, cut: Cut, identity: Identity) -> Identity:
+        """The identity with the origin that the head tells."""
+        origin = self.origin_of(cut)
+        return identity if origin is None else identity._replace(origin=origin)
+
     def _head_fault(
         self, buffer: ChunkBuffer, identity: Identity, object_bytes: int | None
     ) -> str | None:
         """Whose head it is, if it is not the right one."""
         found = bytes(buffer.view[:HEAD_BYTES])
+        if self.is_shared:
+            identity = self._as_written(buffer.cut(PAGE_BYTES), identity)
         if found == self._head(self._tag(identity), identity, object_bytes):
             return None
         head = parse_head(found)
@@ -462,8 +480,10 @@ class StrictPayload(Payload):
     _SPREAD: ClassVar[int] = 0x9E37_79B9_7F4A_7C15  # C
     _SPREAD_INVERSE: ClassVar[int] = pow(_SPREAD, -1, 1 << 64)
 
-    def __init__(self, seed: int, chunk_bytes: int, object_bytes: int | None = None) -> None:
-        super().__init__(seed, chunk_bytes, object_bytes)
+    def __init__(
+        self, seed: int, chunk_bytes: int, object_bytes: int | None = None, *, shared: bool = False
+    ) -> None:
+        super().__init__(seed, chunk_bytes, object_bytes, shared=shared)
         self._sectors = self._base[::_SECTOR_WORDS].copy()
         self._piece_pages = len(self._base) // _PAGE_WORDS
 
@@ -526,10 +546,12 @@ class StrictPayload(Payload):
         return owner if owner == "another object" else f"{self._place(unit)} of {owner}"
 
 
-def make_payload(data: str, seed: int, chunk_bytes: int, object_bytes: int) -> Payload:
+def make_payload(
+    data: str, seed: int, chunk_bytes: int, object_bytes: int, *, shared: bool = False
+) -> Payload:
     """The payload of ``--kv-data``: ``normal`` or ``strict``."""
     kind = {"normal": Payload, "strict": StrictPayload}[data]
-    return kind(seed, chunk_bytes, object_bytes)
+    return kind(seed, chunk_bytes, object_bytes, shared=shared)
 
 
 def _whose(wanted: Identity, other: Identity) -> str:

@@ -23,13 +23,14 @@ class InFlightRequest:
     was decided for it, ``steps`` what is left to do to store it. ``loaded_ns`` is when the last
     of its reads ended. It is not answered before all of ``again`` (by tier) was stored, which
     ``is_stored`` says, and then read ``rereads`` times more. ``has_deleted``, which an I/O trace
-    looks at: something was deleted for it on the storage.
+    looks at: something was deleted for it on the storage. In a store that ranks share it asked
+    between ``asked_ns`` and ``answered_ns``, and ``found_blocks`` of its leading ones were there.
     """
 
     __slots__ = (
-        "admission", "again", "beside_hit_blocks", "failed", "has_deleted", "hit_blocks",
-        "intended_ns", "is_stored", "issued_ns", "left", "loaded_ns", "loads", "number", "request",
-        "rereads", "steps",
+        "admission", "again", "answered_ns", "asked_ns", "beside_hit_blocks", "failed",
+        "found_blocks", "has_deleted", "hit_blocks", "intended_ns", "is_stored", "issued_ns",
+        "left", "loaded_ns", "loads", "number", "request", "rereads", "steps",
     )  # fmt: skip
 
     admission: Any  # Admission, or TierAdmission
@@ -46,6 +47,9 @@ class InFlightRequest:
         self.loaded_ns = 0
         self.left = 0
         self.hit_blocks = 0
+        self.found_blocks = 0
+        self.asked_ns = 0
+        self.answered_ns = 0
         self.loads = False
         self.failed = False
         self.rereads = 0

@@ -164,6 +164,7 @@ def host_problems(options: Options, plan: Plan, survey: Survey) -> dict[str, lis
             texts += _own_problems(options, plan, host, facts)
             texts += _memory_problems(plan, facts)
             sharers = survey.group_of(host.name)
+            texts += _sharing_problems(plan, sharers)
             texts += _space_problems(
                 plan, facts, sum(h.ranks for h in plan.layout.hosts if h.name in sharers)
             )
@@ -200,6 +201,16 @@ def _own_problems(options: Options, plan: Plan, host: HostRanks, facts: HostFact
         yield (
             f"allows {facts.open_files} open files, a rank needs {files}; raise 'ulimit -n' for"
             " ssh logins there, or lower --kv-queue-depth"
+        )
+
+
+def _sharing_problems(plan: Plan, sharers: frozenset[str]) -> Iterator[str]:
+    """Hosts that are to share a store see the first one's files; ``sharers`` is who sees theirs."""
+    first = plan.layout.hosts[0].name
+    if plan.shares_between_hosts and first not in sharers:
+        yield (
+            f"does not see what {first} writes in {plan.cache_dir}, which --kv-sharing=run needs;"
+            " mount one directory on all hosts there, or use --kv-sharing=host"
         )
 
 

@@ -218,6 +218,33 @@ class Counters:
     beside_hit_blocks: int = field(metadata=_row(
         "blocks", "of those that were there", AtMost(whole="beside_blocks"),
         place="cache.beside_hit_blocks"))
+    own_hit_blocks: int | None = field(metadata=_row(
+        "blocks", "of `hit_blocks`, those that the rank which asked had stored; `null` with"
+        " `--kv-sharing=rank`", AtMost(whole="hit_blocks", beside=("other_hit_blocks",)),
+        place="sharing.own_hit_blocks"))
+    other_hit_blocks: int | None = field(metadata=_row(
+        "blocks", "of `hit_blocks`, those that another rank had stored",
+        place="sharing.other_hit_blocks"))
+    others_objects: int | None = field(metadata=_row(
+        "operations", "verified reads, from the very start, of objects whose head names another"
+        " rank as who wrote them; `null` with `--kv-verify=off`", AtMost(whole="checked"),
+        place="sharing.others_objects"))
+    vanished_blocks: int | None = field(metadata=_row(
+        "blocks", "that a lookup had found, and that were deleted before they were read: the prefix"
+        " ends there", place="sharing.vanished_blocks"))
+    races_lost: int | None = field(metadata=_row(
+        "blocks", "stored, from the very start, when another rank had stored them meanwhile: given"
+        " up, or written over the other's", place="sharing.races_lost"))
+    stale_lookups: int | None = field(metadata=_row(
+        "requests", "from the very start, whose lookup began over 1 ms after another rank had"
+        " stored a block, and did not find it though nobody had deleted it",
+        place="sharing.stale_lookups"))
+    longest_stale_s: float | None = field(metadata=_row(
+        "s", "after the end of the store, at most, that such a lookup began; `null`: there was"
+        " none", place="sharing.longest_stale_s", merge="largest"))
+    lost_blocks: int | None = field(metadata=_row(
+        "blocks", "that were gone though no rank had deleted them: of a sound store 0",
+        place="sharing.lost_blocks"))
     reread_count: int = field(metadata=_row(
         "operations", "of the reads of the storage (`read.count`), those of what the request itself"
         " had just stored; 0 without `--kv-reread-factor` in replays and synthetic scenarios",
@@ -374,6 +401,11 @@ TIER_COUNTERS: Final = tuple(
     name for name in TABLE if name.startswith(("gpu_", "cpu_", "storage_")) and name != "cpu_s"
 )
 """Those of single tiers, and of what is done in memory."""
+
+SHARING_COUNTERS: Final = tuple(
+    name for name, row in TABLE.items() if row.place[:1] == ("sharing",)
+)
+"""Those of a store that ranks share."""
 
 MAY_BE_UNKNOWN: Final = frozenset(
     counter.name for counter in fields(Counters) if str(counter.type).endswith("| None")

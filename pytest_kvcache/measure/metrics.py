@@ -35,6 +35,7 @@ _KIND_OF = MappingProxyType(
     {
         "read": "read",
         "lookup": "read",
+        "visibility": "read",
         "load": "read",
         "write": "write",
         "delete": "delete",
@@ -151,6 +152,10 @@ class Metric:
         return 1 / value
 
 
+_NEEDS = MappingProxyType({"lookup": "lookup", "visibility": "sharing"})
+"""Section → the option that brings it."""
+
+
 def _latency_metrics() -> Iterator[Metric]:
     for section in SECTIONS:
         for statistic in ("mean", *PERCENTILES, "max"):
@@ -161,7 +166,7 @@ def _latency_metrics() -> Iterator[Metric]:
                 path=(section, "ms", statistic),
                 percentile=PERCENTILES.get(statistic),
                 latency=True,
-                needs="lookup" if section == "lookup" else None,
+                needs=_NEEDS.get(section),
             )
 
 
@@ -188,6 +193,18 @@ def _rate_metrics() -> Iterator[Metric]:
             path=("requests", name),
             needs="performance_profile",
         )
+
+
+def _sharing_metrics() -> Iterator[Metric]:
+    """What ranks have of a store that they share."""
+    yield Metric(
+        name="sharing.other_hit_ratio",
+        unit="ratio",
+        better="higher",
+        path=("sharing", "other_hit_ratio"),
+        needs="sharing",
+        of_kind="read",
+    )
 
 
 def _user_metrics() -> Iterator[Metric]:
@@ -226,6 +243,12 @@ def _worth_metrics() -> Iterator[Metric]:
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
         metric.name: metric
-        for metric in (*_latency_metrics(), *_rate_metrics(), *_worth_metrics(), *_user_metrics())
+        for metric in (
+            *_latency_metrics(),
+            *_rate_metrics(),
+            *_worth_metrics(),
+            *_sharing_metrics(),
+            *_user_metrics(),
+        )
     }
 )

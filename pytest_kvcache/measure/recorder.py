@@ -50,7 +50,8 @@ BESIDE = 12  # of an admission that has blocks beside its prefix
 REREAD = 13  # a read of what the request itself has stored; it is one of the reads
 SERVICE = 14  # of an answered request, where requests have objectives
 LOOKUP = 15  # of all that a request asks the storage for
-MEMORY_ROWS = {name: number for number, name in enumerate(MEMORY_SECTIONS, 16)}
+SHARED = 16  # of a request's hits, where ranks share a store
+MEMORY_ROWS = {name: number for number, name in enumerate(MEMORY_SECTIONS, 17)}
 """Section of a memory tier → the kind of its rows."""
 
 _COLUMNS = 6
@@ -75,6 +76,7 @@ _LOAD = _row_type("_", "started_ns", "done_ns", "tokens", "_")
 _SAMPLE = _row_type("waiting", "started_ns", "done_ns", "_", "_")
 _TIER_HITS = _row_type("gpu", "started_ns", "_", "cpu", "storage")
 _LOOKUP = _row_type("asked", "started_ns", "done_ns", "found", "_")
+_SHARED = _row_type("own_hit_blocks", "started_ns", "other_hit_blocks", "_", "_")
 _BESIDE = _row_type("beside_blocks", "started_ns", "beside_hit_blocks", "_", "_")
 
 _OBJECTS = ((READ, "read"), (WRITE, "write"), (DEMOTE, "demote"))
@@ -93,6 +95,8 @@ LEDGER_COLUMNS = (
     *(f"{tier}_hit_blocks" for tier in TIERS),
     "beside_blocks",
     "beside_hit_blocks",
+    "own_hit_blocks",
+    "other_hit_blocks",
     "asked_objects",
     "found_objects",
     "arrived_tokens",
@@ -375,6 +379,7 @@ class Recorder:
             (TIER_HITS, lambda _every, inside: self._book_tier_hits(inside.view(_TIER_HITS))),
             (SERVICE, lambda every, _inside: self._book_service(every.view(_SERVICE))),
             (LOOKUP, lambda _every, inside: self._book_lookups(inside.view(_LOOKUP))),
+            (SHARED, lambda _every, inside: self._book_shared(inside.view(_SHARED))),
             (BESIDE, lambda _every, inside: self._book_beside(inside.view(_BESIDE))),
             (WAITING, lambda every, _inside: self._book_samples(every.view(_SAMPLE))),
         )
@@ -419,6 +424,10 @@ class Recorder:
     def _book_lookups(self, rows: _Rows) -> None:
         self._book_times("lookup", rows)
         counted = {"asked_objects": rows["asked"], "found_objects": rows["found"]}
+        self.ledger.add(rows["started_ns"], counted)
+
+    def _book_shared(self, rows: _Rows) -> None:
+        counted = {name: rows[name] for name in ("own_hit_blocks", "other_hit_blocks")}
         self.ledger.add(rows["started_ns"], counted)
 
     def _book_beside(self, rows: _Rows) -> None:

@@ -20,7 +20,7 @@ MEMORY_SECTIONS: Final = (
 
 SECTIONS: Final = (
     "read", "write", "delete", "queue", "demote", "device", "lookup", "load", "request",
-    "scheduling_lag", *MEMORY_SECTIONS,
+    "visibility", "scheduling_lag", *MEMORY_SECTIONS,
 )  # fmt: skip
 """Every section has a histogram in the record of a trial, and metrics of its own."""
 

@@ -63,8 +63,11 @@ def check_engine(options: Options) -> None:
     _check_depth(options)
     if not makes_calls(options):
         return
+    value: str
     knob = "--kv-lookup" if options.lookup != "memory" else "--kv-publish"
     value = options.lookup if options.lookup != "memory" else options.publish
+    if options.sharing != "rank" and not (options.given("lookup") or options.given("publish")):
+        knob, value = "--kv-sharing", options.sharing
     told = f"{knob} is {value}" if options.engine is None else f"--kv-engine is {options.engine}"
     _check_calls(options, told)
     if options.engine is not None and isinstance(PROFILES[options.engine].calls, SlotCalls):

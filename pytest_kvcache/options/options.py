@@ -19,6 +19,7 @@ from pytest_kvcache.measure.sections import TIER_SECTIONS, tier_sections
 from pytest_kvcache.options.closed import CLOSED_SCENARIOS, check_closed
 from pytest_kvcache.options.engines import brought_by, check_engine
 from pytest_kvcache.options.rules import SloRule
+from pytest_kvcache.options.sharing import brought_by_sharing, check_sharing
 from pytest_kvcache.options.table import OPTIONS, OptionSpec, Trials, flag_of
 from pytest_kvcache.phases import PHASES
 from pytest_kvcache.workloads.scenarios import TABLE, WorkloadTable
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.backends.calls import Lookup, Publish
     from pytest_kvcache.cache.tiers import TierPolicy
     from pytest_kvcache.options.rules import FailRule
+    from pytest_kvcache.options.sharing import Sharing
 
 __all__ = ["OPTIONS", "OptionSpec", "Options", "Origin", "Trials", "build_options"]
 
@@ -93,6 +95,7 @@ class Options:
     lookup: Lookup = "memory"
     publish: Publish = "in-place"
     request_depth: int | None = None
+    sharing: Sharing = "rank"
     generation_mode: str = "none"
     performance_profile: str = "throughput"
     phase: str = "both"
@@ -196,7 +199,8 @@ def build_options(given: Mapping[str, tuple[str | Sequence[str], Origin]]) -> Op
                 " options' of pytest --help without --kv-, with underscores"
             )
         values[name] = _parse_one(by_name[name], raw, origin)
-    options = Options(**{**brought_by(values.get("engine")), **values}, texts=dict(given))
+    shared = brought_by_sharing(values.get("sharing"))
+    options = Options(**{**shared, **brought_by(values.get("engine")), **values}, texts=dict(given))
     if options.enable_autoscaling and "metrics" not in given:
         options = replace(options, metrics=(USERS_METRIC, *options.metrics))
     _check_together(options)
@@ -248,6 +252,7 @@ def _check_together(options: Options) -> None:
     _check_tier_metrics(options)
     _check_profile(options)
     check_engine(options)
+    check_sharing(options)
     _check_needs(options)
     _check_datasize(options)
     if options.overrides("arrival") and options.request_rate is None:
@@ -419,6 +424,7 @@ _NEEDED: Final[Mapping[str, str]] = MappingProxyType(
         "power": "what the storage draws; add --kv-power=WATTS",
         "lookup": "a storage that is asked what it has; add --kv-lookup=all or first-miss, or an"
         " engine that does (--kv-engine)",
+        "sharing": "a store that ranks share; add --kv-sharing=run (or host)",
         "enable_autoscaling": "a search for users; add --kv-enable-autoscaling and an objective"
         " (--kv-slo)",
     }
@@ -433,6 +439,8 @@ def _check_needs(options: Options) -> None:
         there.discard("performance_profile")
     if options.lookup == "memory":
         there.discard("lookup")
+    if options.sharing == "rank":
+        there.discard("sharing")
     asked = [("--kv-metrics", name) for name in options.metrics if options.overrides("metrics")]
     asked += [("--kv-fail", rule.metric) for rule in options.fail]
     asked += [("--kv-slo", rule.metric) for rule in options.slo]

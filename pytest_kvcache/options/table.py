@@ -32,6 +32,7 @@ from pytest_kvcache.options.rules import (
     parse_fail,
     parse_slo,
 )
+from pytest_kvcache.options.sharing import SHARINGS
 from pytest_kvcache.phases import PHASES
 from pytest_kvcache.units import parse_duration_s, parse_flag, parse_float, parse_gib, parse_int
 from pytest_kvcache.workloads.workloadfile import MAX_DOCUMENTS, read_workload
@@ -636,6 +637,9 @@ OPTIONS: tuple[OptionSpec, ...] = (
     OptionSpec(name="request_depth", metavar="N|all", parse=_request_depth,
                help="objects of one request that are loaded, or stored, at the same time (default:"
                " all, or the engine's)"),
+    OptionSpec(name="sharing", metavar="{" + ",".join(SHARINGS) + "}", parse=_choice(*SHARINGS),
+               help="whose store it is: each rank's own, of the ranks of a host, or of all in the"
+               " run, which then find what others have stored (default: rank)"),
     OptionSpec(name="verify", metavar="{off,sample,full}",
                parse=_choice("off", "sample", "full"),
                help="integrity of what is read, off the timed path (default: sample); null stores"

@@ -103,7 +103,8 @@ def _check_calls(options: Options, traits: BackendTraits) -> None:
     """Calls of an engine are made where the backend makes them."""
     if traits.makes_calls or not makes_calls(options):
         return
-    name = next(n for n in ("engine", "lookup", "publish") if options.given(n))
+    knobs = ("engine", "sharing", "lookup", "publish")
+    name = next(n for n in knobs if options.given(n))
     raise OptionError(
         f"{flag_of(name)} is {getattr(options, name)} and --kv-backend is {options.backend}, which"
         " moves objects in a way of its own; use --kv-backend=file, or leave it out"

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pytest_kvcache.options.engines import brought_by
+from pytest_kvcache.options.sharing import brought_by_sharing
 from pytest_kvcache.options.table import OPTIONS
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def origins_of(
     found: dict[str, str] = {
         name: given.get(spec.name, "default") for name, spec in deciding.items()
     }
-    found |= _of_engine(deciding, options)
+    found |= _of_sharing(deciding, options) | _of_engine(deciding, options)
     for name, spec in deciding.items() if facts.trace is not None else ():
         if spec.trace_has_own and not options.overrides(spec.name):
             found[name] = "scenario"
@@ -60,6 +61,16 @@ def _of_engine(deciding: Mapping[str, OptionSpec], options: Options) -> dict[str
     brought = brought_by(options.engine)
     return {
         name: str(options.engine)
+        for name, spec in deciding.items()
+        if spec.name in brought and not options.given(spec.name)
+    }
+
+
+def _of_sharing(deciding: Mapping[str, OptionSpec], options: Options) -> dict[str, str]:
+    """What a shared store brings comes from that."""
+    brought = brought_by_sharing(options.sharing)
+    return {
+        name: "--kv-sharing"
         for name, spec in deciding.items()
         if spec.name in brought and not options.given(spec.name)
     }

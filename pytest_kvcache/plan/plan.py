@@ -19,7 +19,7 @@ from pytest_kvcache.backends.posix.allocator import slab_count
 from pytest_kvcache.backends.profiles import PROFILES
 from pytest_kvcache.backends.protocol import PAGE_BYTES
 from pytest_kvcache.backends.traits import BackendTraits
-from pytest_kvcache.cache.identity import MAX_PARTS
+from pytest_kvcache.cache.identity import MAX_ORIGINS, MAX_PARTS
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.hosts.hostlist import RankLayout
 from pytest_kvcache.models import BlockPart, ModelSpec, block_parts
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.backends.profiles import EngineProfile
     from pytest_kvcache.backends.protocol import Store
     from pytest_kvcache.cache.tiers import TierPolicy
+    from pytest_kvcache.options.sharing import Sharing
     from pytest_kvcache.plan.loadsteps import LoadStep
     from pytest_kvcache.traces.read import Trace
 
@@ -146,7 +147,7 @@ class Plan:
     ``search_step``: the case tries one number of them.
     ``engine`` is whose calls store and load objects, where it is one's; ``lookup`` who knows what
     is stored, ``publish`` how a file gets its name; ``request_depth`` objects of one request are
-    under way at the same time, None: all.
+    under way at the same time, None: all. ``sharing`` is who stores in one place.
     """
 
     version: str
@@ -211,6 +212,7 @@ class Plan:
     lookup: Lookup = "memory"
     publish: Publish = "in-place"
     request_depth: int | None = None
+    sharing: Sharing = "rank"
 
     def __post_init__(self) -> None:
         if not os.path.isabs(self.cache_dir):  # noqa: PTH117  as text, whatever is there
@@ -238,6 +240,7 @@ class Plan:
         self._check_precondition()
         self._check_fill()
         self._check_slots()
+        self._check_sharing()
         check_load_steps(self)
 
     def _check_tiers(self) -> None:
@@ -333,6 +336,51 @@ class Plan:
                 f" {self.scenario} with {self.model.name} has objects of several; leave the engine"
                 " out, or name one with a file per object"
             )
+
+    def _check_sharing(self) -> None:
+        """Blocks of a shared store have names that follow from their content, a file each."""
+        if not self.shares:
+            return
+        told = f"--kv-sharing is {self.sharing}"
+        retrieves = self.dialogues is not None and self.dialogues.retrieval is not None
+        why = None
+        if not self.needs_directory:
+            why = f"--kv-backend is {self.backend}, which keeps nothing in a directory"
+        elif self.unlike_parts:
+            why = f"{self.model.name} stores several objects per block"
+        elif self.own_block_bytes is not None or self.replays_operations:
+            why = f"{self.scenario} has objects that no other rank has"
+        elif retrieves:
+            why = f"users of {self.scenario} read documents beside their prefixes"
+        elif not self.asks_storage or self.publish == "in-place":
+            why = f"lookup is {self.lookup} and publish {self.publish}"
+        elif self.np > MAX_ORIGINS:
+            why = f"there are {self.np:,} ranks, of which a head can name {MAX_ORIGINS:,}"
+        if why is not None:
+            raise OptionError(f"{told}, and {why}, which can't be shared yet; leave one out")
+
+    @property
+    def shares(self) -> bool:
+        """Whether several ranks store in one place, or would if there were several."""
+        return self.sharing != "rank"
+
+    @property
+    def shares_between_hosts(self) -> bool:
+        """Whether ranks of one host store where those of another one look."""
+        return self.sharing == "run" and len(self.layout.hosts) > 1
+
+    def group_of(self, rank: int) -> int:
+        """The number of the store that a rank shares."""
+        return 0 if self.sharing == "run" else self._hosts.index(self.layout.host_of(rank))
+
+    def sharers_of(self, rank: int) -> tuple[int, ...]:
+        """The ranks that store in one place with a rank, itself included."""
+        own = self.group_of(rank)
+        return tuple(each for each in range(self.np) if self.group_of(each) == own)
+
+    @property
+    def _hosts(self) -> list[str]:
+        return [host.name for host in self.layout.hosts]
 
     def _check_arrivals(self) -> None:
         rate = self.request_rate
@@ -479,7 +527,8 @@ class Plan:
         """What moves whole objects; None: transfers, in our own way."""
         if self.profile is None and (self.lookup, self.publish) == ("memory", "in-place"):
             return None
-        calls = OURS if self.profile is None else self.profile.calls
+        ours = replace(OURS, before_store=("access",)) if self.shares else OURS
+        calls = ours if self.profile is None else self.profile.calls
         if isinstance(calls, SlotCalls):
             return calls
         calls = replace(calls, publish=self.publish)

@@ -15,7 +15,7 @@ import numpy as np
 from pytest_kvcache.errors import StalledError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mpi4py import MPI
     from numpy.typing import NDArray
@@ -79,6 +79,10 @@ class Comm:
     def scatter(self, values: list[Any] | None) -> Any:
         """One of the coordinator's values to each rank."""
         return self._world.scatter(values, root=COORDINATOR)
+
+    def exchange(self, values: Mapping[int, bytes]) -> list[bytes]:
+        """Some bytes to each rank, by world rank, and what each has for this one; all ranks."""
+        return self._world.alltoall([values.get(rank, b"") for rank in range(self.size)])
 
     def sum_arrays(self, array: NDArray[np.int64]) -> NDArray[np.int64] | None:
         """Element-wise sum over all ranks on the coordinator (tree reduction), None elsewhere."""

@@ -324,6 +324,8 @@ def _clock(before_ns: Sequence[int], after_ns: Sequence[int], span_s: float) -> 
 
 def _gather(comm: Comm, plan: Plan, clock: ClockRecord) -> TrialRecord:
     """The common window ends where the first rank stopped; then everything is summed."""
+    if plan.shares:
+        comm.exchange({})
     spans = comm.gather(None)
     assert spans is not None
     slice_ns = max(slice_ns for _span, slice_ns, _used, _steps in spans[1:])

@@ -12,16 +12,14 @@ import resource
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from hashlib import blake2b
 from tempfile import gettempdir
 from typing import TYPE_CHECKING
 
 from pytest_kvcache.backends.null import NullBackend
-from pytest_kvcache.backends.posix.cachedir import (
-    run_dir,
-)
 from pytest_kvcache.backends.protocol import PAGE_BYTES, LooksUp
-from pytest_kvcache.cache.index import CacheIndex
+from pytest_kvcache.cache.index import CacheIndex, ContentEntry
 from pytest_kvcache.cache.tiers import Tier, TierStack
 from pytest_kvcache.engine.engine import Engine
 from pytest_kvcache.engine.iotracer import IoTracer, untraced
@@ -29,6 +27,7 @@ from pytest_kvcache.engine.load import NOTICE_NS, LoadChange
 from pytest_kvcache.engine.lookups import Lookups
 from pytest_kvcache.engine.operations import TransferSettings
 from pytest_kvcache.engine.payload import make_payload
+from pytest_kvcache.engine.shared import SharedCache
 from pytest_kvcache.engine.tiered import Tiers
 from pytest_kvcache.errors import StalledError, StorageError
 from pytest_kvcache.ioengines.choose import EngineChoice, Situation, choose_engine, make_engine
@@ -38,6 +37,7 @@ from pytest_kvcache.masking import Secrets
 from pytest_kvcache.measure.iospool import Spool
 from pytest_kvcache.measure.recorder import Recorder, Window
 from pytest_kvcache.measure.service import Limits, ServiceBook
+from pytest_kvcache.measure.sharing import LOST
 from pytest_kvcache.measure.worth import WorthBook
 from pytest_kvcache.phases import PHASES
 from pytest_kvcache.ranks.calibration import ArenaBackend, closed_loop, operations_per_s
@@ -49,9 +49,11 @@ from pytest_kvcache.ranks.report import (
     average_queue_depth,
     lookup_counts,
     recorded,
+    sharing_counts,
     tier_counts,
     window_sums,
 )
+from pytest_kvcache.ranks.sharing import RankSharing
 from pytest_kvcache.ranks.storage import RankStorage
 from pytest_kvcache.results.record import IoTraceFacts, RankResult
 from pytest_kvcache.system.filesystem import (
@@ -70,10 +72,11 @@ from pytest_kvcache.workloads.phases import ChecksPopulation, build_workload
 from pytest_kvcache.workloads.scenarios import LIMITS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
     from pytest_kvcache.backends.protocol import Backend
+    from pytest_kvcache.cache.index import BlockEntry
     from pytest_kvcache.engine.iotracer import Traced
     from pytest_kvcache.engine.payload import Payload
     from pytest_kvcache.ioengines.protocol import IoEngine, IoEngineName
@@ -136,8 +139,9 @@ class Rank:
             service=None if plan.service is None else _service_book(plan.service),
             worth=_worth_book(plan.recompute_tokens_per_s),
         )
+        self.sharing = RankSharing(plan, rank) if plan.shares else None
         self.stack = _empty_stack(plan) if plan.tiers else None
-        self.index = _empty_index(plan) if self.stack is None else self.stack.indices[-1]
+        self.index = self._empty_index() if self.stack is None else self.stack.indices[-1]
         self.engine: Engine | None = None
 
     def set_up(self, registry: Registry) -> None:
@@ -153,9 +157,17 @@ class Rank:
             filesystem = probe_filesystem(plan.cache_dir, self.host)
             self._filesystem = filesystem
             if not plan.layout.local_index(self.rank):
-                own = f"{run_dir(plan.cache_dir, plan.run_id)}/rank-{self.rank}"
-                self._watch = DeviceWatch(filesystem.chain, own)
+                assert self._storage.directory is not None  # what the kernel counts is in files
+                self._watch = DeviceWatch(filesystem.chain, self._storage.directory)
         self._family = registry.workload(plan.scenario, plan.scenarios_of_its_own)
+
+    def _empty_index(self) -> CacheIndex:
+        """Of what this rank has stored."""
+        plan = self.plan
+        if self.sharing is None:
+            return CacheIndex(plan.capacity_bytes, **_index_sizes(plan))
+        entry = partial(ContentEntry, self.sharing.origin)
+        return CacheIndex(plan.capacity_bytes, **_index_sizes(plan), entry=entry)
 
     def calibrate(self, tick: Callable[[], bool]) -> None:
         """Find out what the engine could do without the storage, which is not touched."""
@@ -186,7 +198,7 @@ class Rank:
             return None
         engine = self._make_engine(
             io,
-            _empty_index(plan),
+            CacheIndex(plan.capacity_bytes, **_index_sizes(plan)),
             workload,
             self._payload(),
             recorder,
@@ -196,9 +208,11 @@ class Rank:
         with _undisturbed():
             return operations_per_s(engine, recorder, tick)
 
-    def _payload(self) -> Payload:
+    def _payload(self, *, shared: bool = False) -> Payload:
         plan, seed = self.plan, self._payload_seed()
-        return make_payload(plan.data, seed, plan.chunk_bytes, plan.object_stored_bytes)
+        return make_payload(
+            plan.data, seed, plan.chunk_bytes, plan.object_stored_bytes, shared=shared
+        )
 
     def _build_workload(self, context: WorkloadContext) -> Workload:
         assert self._family is not None
@@ -207,7 +221,7 @@ class Rank:
     def _make_engine(
         self,
         io: IoEngine,
-        cache: CacheIndex | Tiers,
+        cache: CacheIndex | Tiers | SharedCache,
         workload: Workload,
         payload: Payload | None,
         recorder: Recorder,
@@ -232,6 +246,7 @@ class Rank:
                 parts=plan.unlike_parts,
                 most_stores=plan.most_stores,
                 workers=plan.workers,
+                shared=isinstance(cache, SharedCache),
             ),
             block_tokens=plan.block_tokens,
             generation_s_per_token=generation_s_per_token,
@@ -251,10 +266,13 @@ class Rank:
         """The engine of the run; all buffers are touched."""
         plan, backend = self.plan, self._storage.backend
         self._workload = self._build_workload(plan.context(self.rank, self._trace))
-        payload = self._payload()
+        payload = self._payload(shared=plan.shares)
         self._payload_used = payload if plan.traits.stores_data else None
-        cache: CacheIndex | Tiers = self.index
-        if self.stack is not None:
+        cache: CacheIndex | Tiers | SharedCache = self.index
+        if self.sharing is not None:
+            first_miss = plan.lookup == "first-miss"
+            cache = SharedCache(self.index, self.sharing.log, self.sharing.origin, first_miss)
+        elif self.stack is not None:
             cache = Tiers(stack=self.stack, memories=tuple(self._storage.memories), payload=payload)
         io = make_engine(self._choice.name, backend, self._situation(backend))
         return self._make_engine(
@@ -332,12 +350,13 @@ class Rank:
         )
 
     def _payload_seed(self) -> int:
-        """Other data on every rank, in every trial and run.
+        """Other data on every rank, in every trial and run; of those that share a store the same.
 
         Or a storage could deduplicate it, and serve what an earlier run left.
         """
         plan = self.plan
-        identity = f"{plan.run_id}/{plan.seed}/{plan.trial}/{self.rank}".encode()
+        owner = self.rank if self.sharing is None else f"shared-{plan.group_of(self.rank)}"
+        identity = f"{plan.run_id}/{plan.seed}/{plan.trial}/{owner}".encode()
         return int.from_bytes(blake2b(identity, digest_size=8).digest(), "big")
 
     def make_ready(self) -> None:
@@ -473,7 +492,14 @@ class Rank:
             settings=self.engine.settings,
             seed=self._payload_seed(),
             tick=tick,
+            lose=self._note_loss,
         )
+
+    def _note_loss(self, entry: BlockEntry) -> None:
+        """A block that this rank has stored is gone when nobody stores any more."""
+        assert self.sharing is not None
+        now_ns = time.monotonic_ns()
+        self.sharing.log.note(LOST, entry.key, now_ns, now_ns)
 
     def _looking(self, tick: Callable[[], bool]) -> Callable[[], bool]:
         """The tick, by which this rank also sees whether it was paused, and what held it up."""
@@ -519,6 +545,16 @@ class Rank:
     def window_begin_ns(self) -> int:
         """The window's begin on this host's clock."""
         return self.recorder.ledger.origin_ns
+
+    def dealt_moments(self, origin_ns: int) -> dict[int, bytes]:
+        """Rank → what it is to join of what this one noted of the shared store."""
+        assert self.sharing is not None
+        return self.sharing.dealt(origin_ns)
+
+    def join_moments(self, parts: Sequence[bytes]) -> None:
+        """Join what the others have dealt to this rank."""
+        assert self.sharing is not None
+        self.sharing.join(parts, self.recorder.histograms["visibility"])
 
     def close(self) -> str | None:
         """End the threads, give the storage back; returns what went wrong in cleaning up."""
@@ -636,8 +672,10 @@ class Rank:
         """What the engine, its log and its index counted."""
         assert self.engine is not None
         loop = self.engine.loop
+        lost = None if self.sharing is None else self.sharing.error
         return {
             **self.engine.counters.counted(),
+            **sharing_counts(self.recorder, self.sharing, self._others_objects),
             **recorded(self.recorder),
             **tier_counts(self.plan, self.recorder, loop.blocks.counted()),
             "evictions": self.index.evictions,
@@ -646,8 +684,14 @@ class Rank:
             "checked": loop.checked + self._read_back.checked,
             "corrupt": loop.corrupt + self._read_back.corrupt,
             "read_back": self._read_back.checked,
-            "error": self._with_its_cause(self.engine.first_error or self._read_back.error),
+            "error": self._with_its_cause(self.engine.first_error or self._read_back.error or lost),
         }
+
+    @property
+    def _others_objects(self) -> int | None:
+        """Verified objects that another rank wrote; None: nothing is verified."""
+        assert self.engine is not None
+        return None if self.plan.verify == "off" else self.engine.loop.others_objects
 
     def _io_facts(self) -> dict[str, Any]:
         """How the storage was used, and what the kernel counted meanwhile."""
@@ -697,13 +741,13 @@ def _worth_book(recompute_tokens_per_s: float | None) -> WorthBook | None:
     return None if recompute_tokens_per_s is None else WorthBook(recompute_tokens_per_s)
 
 
-def _empty_index(plan: Plan) -> CacheIndex:
-    return CacheIndex(
-        plan.capacity_bytes,
-        page_bytes=plan.page_bytes,
-        objects_per_block=plan.objects_per_block,
-        part_bytes=[part.object_bytes for part in plan.unlike_parts],
-    )
+def _index_sizes(plan: Plan) -> dict[str, Any]:
+    """What an index of the storage knows of the sizes of objects."""
+    return {
+        "page_bytes": plan.page_bytes,
+        "objects_per_block": plan.objects_per_block,
+        "part_bytes": [part.object_bytes for part in plan.unlike_parts],
+    }
 
 
 def _empty_stack(plan: Plan) -> TierStack:

@@ -9,8 +9,9 @@ import random
 from typing import TYPE_CHECKING
 
 from pytest_kvcache.backends.protocol import PAGE_BYTES
-from pytest_kvcache.engine.operations import object_key_of
+from pytest_kvcache.engine.operations import object_key_of, was_raced
 from pytest_kvcache.errors import StorageError
+from pytest_kvcache.ioengines.protocol import READ
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,8 +41,12 @@ class ReadBack:
         settings: TransferSettings,
         seed: int,
         tick: Callable[[], object],
+        lose: Callable[[BlockEntry], None],
     ) -> None:
-        """Read a transfer each of some entries, chosen by the seed; the first fault ends it."""
+        """Read a transfer each of some entries, chosen by the seed; the first fault ends it.
+
+        ``lose`` is told of those that are gone where others may have deleted them.
+        """
         dice = random.Random(seed)
         buffer = payload.read_buffer()
         for entry in dice.sample(entries, min(len(entries), _TRANSFERS)):
@@ -59,6 +64,9 @@ class ReadBack:
             try:
                 backend.get_into(key, offset, view)
             except StorageError as error:
+                if settings.shared and was_raced(READ, error):
+                    lose(entry)
+                    continue
                 self.error = f"what the run has stored can't be read back: {error}"
                 return
             self.checked += 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_kvcache.measure.counters import TIER_COUNTERS
+from pytest_kvcache.measure.counters import SHARING_COUNTERS, TIER_COUNTERS
 from pytest_kvcache.measure.latencies import Latencies
 from pytest_kvcache.measure.sections import MEMORY_SECTIONS, OPERATIONS, tier_sections
 from pytest_kvcache.units import ratio
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from pytest_kvcache.measure.recorder import Ledger, Recorder
     from pytest_kvcache.plan.plan import Plan
+    from pytest_kvcache.ranks.sharing import RankSharing
 
 
 def window_sums(ledger: Ledger, window_ns: int, slice_ns: int) -> dict[str, Any]:
@@ -61,6 +62,30 @@ def lookup_counts(recorder: Recorder, *, asks: bool) -> dict[str, Any]:
         "lookup_count": recorder.histograms["lookup"].count,
         "asked_objects": sums["asked_objects"],
         "found_objects": sums["found_objects"],
+    }
+
+
+def sharing_counts(
+    recorder: Recorder, sharing: RankSharing | None, others_objects: int | None
+) -> dict[str, Any]:
+    """What came of sharing a store, by the names of the table; null: each rank has its own.
+
+    ``others_objects`` is how many heads of others were read.
+    """
+    if sharing is None:
+        return dict.fromkeys(SHARING_COUNTERS)
+    sums = recorder.ledger.sums(0, recorder.ledger.end_ns)
+    noted, found = sharing.log, sharing.joined
+    late_ns = found.longest_stale_ns
+    return {
+        "own_hit_blocks": sums["own_hit_blocks"],
+        "other_hit_blocks": sums["other_hit_blocks"],
+        "others_objects": others_objects,
+        "vanished_blocks": noted.vanished,
+        "races_lost": noted.given_up + found.races,
+        "stale_lookups": found.stale,
+        "longest_stale_s": None if late_ns is None else late_ns / 1e9,
+        "lost_blocks": found.unexplained,
     }
 
 

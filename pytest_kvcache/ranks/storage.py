@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pytest_kvcache.backends.posix.cachedir import (
     claim_rank_dir,
+    claim_shared_dir,
     remove_rank_dir,
     remove_run_dir,
     run_name,
@@ -120,8 +121,7 @@ class RankStorage:
         plan = self._plan
         directory = None
         if plan.needs_directory:
-            directory = claim_rank_dir(plan.cache_dir, plan.run_id, self._rank, self._host)
-            self._owns_directory = True
+            directory = self._claimed()
             self._watched_directory = WatchedDirectory(directory, self._host)
             self.directory = directory
             self._device = os.stat(directory).st_dev  # noqa: PTH116
@@ -142,6 +142,15 @@ class RankStorage:
             calls=plan.calls,
             options={**plan.backend_options, **self._given_secrets()},
         )
+
+    def _claimed(self) -> str:
+        """A directory of its own, or that of all with whom the rank shares a store."""
+        plan = self._plan
+        if plan.shares:  # it goes with the run's, when all have closed
+            group = plan.group_of(self._rank)
+            return claim_shared_dir(plan.cache_dir, plan.run_id, group, plan.trial, self._host)
+        self._owns_directory = True
+        return claim_rank_dir(plan.cache_dir, plan.run_id, self._rank, self._host)
 
     def _given_secrets(self) -> dict[str, str]:
         """What the plan has a mask of; StorageError if a value did not come."""

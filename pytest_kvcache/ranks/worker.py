@@ -187,6 +187,9 @@ def _report(comm: Comm, heart: _Heartbeat, rank: Rank, origin_ns: int) -> None:
     cleanup_error = rank.close()
     # Not in a gather, in which nobody listens: closing may take long, or raise.
     comm.wait_all(what="clean-up", deadline_s=rank.plan.deadline_s, tick=heart.wait)
+    if rank.plan.shares:
+        dealt = rank.dealt_moments(origin_ns)
+        rank.join_moments(comm.exchange({to + 1: moments for to, moments in dealt.items()}))
     recorder = rank.recorder
     span_ns = rank.stopped_ns - rank.window_begin_ns
     used = recorder.series.used_range()

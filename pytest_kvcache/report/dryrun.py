@@ -275,6 +275,8 @@ def _storage(found: DryRun) -> Iterator[_Value]:
         yield _value(found, "lookup", plan.lookup, "lookup")
         yield _value(found, "publish", plan.publish, "publish")
         yield _value(found, "request_depth", plan.request_depth or "all", "request_depth")
+    if plan.shares:
+        yield _value(found, "sharing", plan.sharing, "sharing")
     for name in (
         "io",
         "sync",

@@ -65,3 +65,32 @@ def engine_lines(plan: Plan, trial: Trial) -> Iterator[str]:
             f" there{shown}",
             indent="  ",
         )
+
+
+def sharing_lines(plan: Plan, trial: Trial) -> Iterator[str]:
+    """What ranks had of each other's blocks."""
+    counted, sharing = trial.counters, trial.sharing
+    if sharing is None:
+        return
+    hits = format_count(counted.hit_blocks, "hit")
+    told = [f"{counted.other_hit_blocks:,} of {hits} were of blocks that another rank had stored"]
+    if counted.others_objects is not None:
+        told.append(f"{counted.others_objects:,} heads read that name another")
+    told += [
+        f"{counted.races_lost:,} races lost",
+        f"{counted.vanished_blocks:,} blocks gone before they were read",
+    ]
+    seen = trial.visibility
+    if seen is not None and seen.ms.mean is not None:
+        known = {"p50": seen.ms.p50, "p99": seen.ms.p99}
+        shown = " and ".join(f"{name} {figure(ms)} ms" for name, ms in known.items() if ms)
+        mean = f"{figure(seen.ms.mean)} ms on average"
+        told.append(f"first found by another host after {shown or mean}")
+    late_s = counted.longest_stale_s
+    told.append(
+        "no stale lookup"
+        if late_s is None
+        else f"{format_count(counted.stale_lookups or 0, 'stale lookup')}, up to {late_s:.3g} s"
+        " after the store"
+    )
+    yield from wrapped(f"shared by {plan.sharing}: {'; '.join(told)}", indent="  ")

@@ -14,7 +14,7 @@ from pytest_kvcache.measure.series import DONE, KINDS
 from pytest_kvcache.phases import PHASES
 from pytest_kvcache.plan.possible import possible
 from pytest_kvcache.plan.tiers import describe_tiers
-from pytest_kvcache.report.engine import describe_engine, engine_lines
+from pytest_kvcache.report.engine import describe_engine, engine_lines, sharing_lines
 from pytest_kvcache.report.headline import describe_users, sum_up
 from pytest_kvcache.report.load import describe_changes, describe_room
 from pytest_kvcache.report.service import class_lines
@@ -126,6 +126,7 @@ def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
         yield from _proof_lines(judged)
         last = judged[-1].measured
         yield from [] if last is None else engine_lines(case.plan, last)
+        yield from [] if last is None else sharing_lines(case.plan, last)
     yield from path_lines(case)
     for trial in case.trials:
         if trial.error is not None:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _ONLY_OF: Final[Mapping[str, str]] = MappingProxyType(
     {
         "lookup": "memory knows what is stored; add --kv-lookup=all or first-miss",
+        "visibility": "only hosts that share a store see what others stored; add --kv-sharing=run"
+        " and hosts (--kv-hosts)",
+        "sharing": "each rank has a store of its own; add --kv-sharing=run (or host)",
         "scheduling_lag": "only an open loop has scheduling_lag; add --kv-request-rate",
         "run": "only a fixed amount of work that was done has it; add --kv-requests, or replay a"
         " trace to its end, without a ramp",

@@ -27,6 +27,7 @@ from pytest_kvcache.results.trial import (
     RunFigures,
     Section,
     ServiceFigures,
+    Sharing,
     StepFigures,
     StepMoved,
     TierFigures,
@@ -93,6 +94,7 @@ def _measured(record: TrialRecord, plan: Plan) -> Trial:
         lookup=Section.of(histograms["lookup"]) if plan.asks_storage else None,
         load=Section.of(histograms["load"], counted.load_censored),
         request=request if has_answers(plan.phase) else None,
+        visibility=Section.of(histograms["visibility"]) if plan.shares_between_hosts else None,
         scheduling_lag=Section.of(scheduling_lag)
         if scheduling_lag.count
         else None,  # a closed loop has none
@@ -120,6 +122,9 @@ def _measured(record: TrialRecord, plan: Plan) -> Trial:
             histograms["load"],
             plan,
         ),
+        sharing=Sharing(other_hit_ratio=ratio(counted.other_hit_blocks or 0, counted.hit_blocks))
+        if plan.shares
+        else None,
         users=_NO_USERS,
         cache=_cache(counted, plan),
         proof=_proof(ranks, plan),

@@ -15,6 +15,7 @@ from pytest_kvcache.errors import OptionError, ResultError
 from pytest_kvcache.masking import MASK
 from pytest_kvcache.measure.counters import (
     MAY_BE_UNKNOWN,
+    SHARING_COUNTERS,
     TABLE,
     TIER_COUNTERS,
     AtMost,
@@ -114,6 +115,7 @@ def _rank_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
     yield from _worth_faults(rank, plan)
     yield from _request_faults(rank, plan)
     yield from _lookup_faults(rank, plan)
+    yield from _sharing_faults(rank, plan)
     yield from _fill_faults(rank, plan)
     yield from _precondition_faults(rank, plan)
     yield from _surroundings_faults(rank.surroundings)
@@ -263,6 +265,33 @@ def _lookup_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
         yield (
             f"asked_objects is {rank.asked_objects}; it must be at least lookup_count, which is"
             f" {rank.lookup_count}"
+        )
+
+
+def _sharing_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
+    """Counts of a shared store are there where it is shared, and agree with what was found."""
+    for name in SHARING_COUNTERS:
+        value = getattr(rank, name)
+        may_be_absent = name == "longest_stale_s" or (
+            name == "others_objects" and plan.verify == "off"
+        )
+        if (value is not None) != plan.shares and not (plan.shares and may_be_absent):
+            must = "a number" if plan.shares else "null"
+            yield f"{name} is {value}; with sharing {plan.sharing} it must be {must}"
+    if not plan.shares:
+        return
+    found = (rank.own_hit_blocks or 0) + (rank.other_hit_blocks or 0)
+    if found != rank.hit_blocks:
+        yield (
+            f"own_hit_blocks and other_hit_blocks are {found} together; they must be hit_blocks,"
+            f" which is {rank.hit_blocks}"
+        )
+    if rank.lost_blocks and rank.error is None:
+        yield f"lost_blocks is {rank.lost_blocks}; a rank that has lost some has an error"
+    if bool(rank.stale_lookups) != (rank.longest_stale_s is not None):
+        yield (
+            f"stale_lookups is {rank.stale_lookups} and longest_stale_s {rank.longest_stale_s}; the"
+            " latter must be there where there are some, and nowhere else"
         )
 
 

@@ -299,14 +299,24 @@ def _timed(section: Section, **facts: float | None) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sharing:
+    """What ranks had of a store that they share, beside its counters.
+
+    ``other_hit_ratio`` is the share of the blocks found that other ranks had stored.
+    """
+
+    other_hit_ratio: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
     """Everything that one launch of all ranks measured.
 
     ``counters`` are those of all ranks together. ``run`` is None where time ended the work,
     ``request`` where answers wait for no reads, ``lookup`` where memory knows what is stored,
-    ``scheduling_lag`` where no request had a time to
-    come at; ``demote`` and the sections of memory tiers where the plan has no tier that it could be
-    done in.
+    ``visibility`` and ``sharing`` where ranks share no store, and the former where one host has it
+    for itself, ``scheduling_lag`` where no request had a time to come at; ``demote`` and the
+    sections of memory tiers where the plan has no tier that it could be done in.
     """
 
     window_s: float
@@ -324,6 +334,7 @@ class Trial:
     lookup: Section | None
     load: Section
     request: Section | None
+    visibility: Section | None
     scheduling_lag: Section | None
     gpu_read: Section | None
     gpu_write: Section | None
@@ -337,6 +348,7 @@ class Trial:
     service_classes: tuple[ServiceFigures, ...]
     tokens: Tokens
     worth: Worth
+    sharing: Sharing | None
     users: Users
     cache: Cache
     proof: Proof
@@ -381,6 +393,7 @@ class Trial:
             "lookup": self._section("lookup"),
             "load": self._section("load"),
             "request": self._section("request"),
+            "visibility": self._section("visibility"),
             "scheduling_lag": self._section("scheduling_lag"),
             **{name: self._section(name) for name in MEMORY_SECTIONS},
             "run": _plain(self.run),
@@ -388,6 +401,7 @@ class Trial:
             "service_classes": _plain(self.service_classes),
             "tokens": self._counted("tokens") | _plain(self.tokens),
             "worth": self._counted("worth") | _plain(self.worth),
+            "sharing": self.sharing and self._counted("sharing") | _plain(self.sharing),
             "users": _plain(self.users),
             "cache": self._counted("cache") | cache
             | {"tiers": tiers},

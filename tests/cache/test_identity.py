@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_kvcache.cache.identity import HEAD_BYTES, Head, Identity, pack_head, parse_head
+from pytest_kvcache.cache.identity import (
+    HEAD_BYTES,
+    MAX_ORIGINS,
+    Head,
+    Identity,
+    pack_head,
+    parse_head,
+)
 
 KEY, OTHER = bytes(range(16)), bytes(range(1, 17))
 
@@ -13,6 +20,7 @@ identities = st.builds(
     key=st.binary(min_size=16, max_size=16),
     version=st.integers(0, 2**48 - 1),
     part=st.integers(0, 2**15 - 1),
+    origin=st.integers(0, MAX_ORIGINS),
 )
 words = st.integers(0, 2**64 - 1)
 
@@ -37,7 +45,7 @@ def test_a_head_with_a_flipped_bit_says_nothing(identity: Identity, bit: int) ->
 def test_generations_and_parts_of_a_key_never_share_a_tag(
     one: Identity, version: int, part: int
 ) -> None:
-    other = Identity(one.key, version, part)
+    other = Identity(one.key, version, part, one.origin)
     assert (one.tag == other.tag) == (one == other)
     assert 0 <= one.tag < 2**64
 

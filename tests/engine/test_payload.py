@@ -44,6 +44,7 @@ identities = st.builds(
     key=st.binary(min_size=16, max_size=16),
     version=st.integers(0, 2**40),
     part=st.integers(0, 200),
+    origin=st.just(0),
 )
 first_pages = st.one_of(st.just(0), st.integers(0, 2**30))
 page_counts = st.integers(1, CHUNK // PAGE)

@@ -15,7 +15,7 @@ from pytest_kvcache.measure.sections import MEMORY_SECTIONS, SECTIONS
 from pytest_kvcache.options.options import Options
 from pytest_kvcache.results.figures import trial_of
 from pytest_kvcache.results.verdicts.trial import evaluate_trial
-from tests.factories import memory_tiers, rank_result, sound_plan, sound_record
+from tests.factories import layout_of, memory_tiers, rank_result, sound_plan, sound_record
 
 if TYPE_CHECKING:
     from pytest_kvcache.results.trial import Trial
@@ -48,6 +48,8 @@ def test_every_metric_is_found_in_a_trial(name: str) -> None:
         plan = sound_plan(duration_s=None, requests=200)
     if name.startswith("lookup."):
         plan = sound_plan(lookup="all")
+    if name.startswith(("visibility.", "sharing.")):
+        plan = sound_plan(sharing="run", lookup="all", publish="link", layout=layout_of(n1=1, n2=1))
     trial = trial_of(sound_record(plan, [rank_result()]), plan)
     metric = METRICS[name]
     value: Any = trial.to_json()
@@ -58,6 +60,7 @@ def test_every_metric_is_found_in_a_trial(name: str) -> None:
     assert metric.section == name.partition(".")[0]
 
 
+_OF_SHARING = ("visibility.", "sharing.")
 _OF_LOADS = tuple(name for name in METRICS if name.startswith("worth.") and "dwpd" not in name)
 
 
@@ -68,7 +71,17 @@ def test_lower_is_better_of_what_is_spent_alone(name: str) -> None:
     assert metric.better == ("lower" if name.endswith(spent) else "higher")
     assert metric.latency == (metric.unit == "ms") == name.endswith("_ms")
     assert (metric.impossible("prefill") is not None) == name.startswith(
-        ("read.", "lookup.", "load.", "request.", "gpu_read.", "cpu_read.", "run.read", *_OF_LOADS)
+        (
+            "read.",
+            "lookup.",
+            "load.",
+            "request.",
+            "gpu_read.",
+            "cpu_read.",
+            "run.read",
+            *_OF_SHARING,
+            *_OF_LOADS,
+        )
     )
     moves = tuple(f"{section}." for section in MEMORY_SECTIONS if not section.endswith("_read"))
     assert (metric.impossible("decode") is not None) == name.startswith(

@@ -172,6 +172,7 @@ OTHER_LOAD: dict[str, Any] = {
     "lookup": "all",
     "publish": "rename",
     "request_depth": 2,
+    "sharing": "run",
     "transfer_size": None,
     "cores": "split",
     "verify": "off",
@@ -305,6 +306,8 @@ def test_what_changes_the_load_changes_the_workload_digest(name: str) -> None:
         base = {"requests": 5, "duration_s": None}
     if name in {"precondition_bytes", "fill_blocks"}:
         base = {"backend": "file"}
+    if name == "sharing":
+        base = {"backend": "file", "lookup": "all", "publish": "link"}
     plan = make_plan(**{"duration_s": 4.0, **base})
     other = replace(plan, **{name: OTHER_LOAD[name]})
     assert other.workload_digest != plan.workload_digest

@@ -30,6 +30,7 @@ class Stored:
     """Blocks in a backend that keeps them in memory."""
 
     def __init__(self, blocks: int = 3, objects_per_block: int = 1) -> None:
+        self.lost: list[BlockEntry] = []
         self.payload = Payload(7, CHUNK, OBJECT)
         self.backend = MemoryBackend()
         self.settings = settings(objects_per_block)
@@ -62,7 +63,7 @@ class Stored:
         values: dict[str, Any] = {
             "backend": self.backend, "payload": self.payload, "settings": self.settings, "seed": 1,
         }  # fmt: skip
-        result.examine(self.entries, tick=tick, **values | changes)
+        result.examine(self.entries, tick=tick, lose=self.lost.append, **values | changes)
         return result
 
 

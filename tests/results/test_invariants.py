@@ -276,7 +276,7 @@ def test_every_rank_and_every_fault_is_named() -> None:
     plan = sound_plan(np=2)
     ranks = (rank_result(0, checked=-1, corrupt=-1), rank_result(1, host="n2", hit_blocks=9_999))
     record = replace(sound_record(plan, [rank_result(0), rank_result(1)]), ranks=watched(ranks))
-    assert len(list(record_faults(record, plan))) == 4
+    assert len(list(record_faults(record, plan))) == 5
     with pytest.raises(ResultError, match=r"contradicts itself: rank 0 on host .*checked is -1"):
         check_record(record, plan)
 

@@ -206,6 +206,8 @@ def test_a_counter_of_all_ranks_stands_at_its_place_in_a_trial(name: str) -> Non
     ranks = [rank_result(0, **{name: 3}), rank_result(1, **{name: 5})]
     policy = "demote" if "demote" in name else "write-through"
     plan = sound_plan(np=2, tiers=memory_tiers("gpu", "cpu"), tier_policy=policy, lookup="all")
+    if TABLE[name].place[0] == "sharing":
+        plan = sound_plan(np=2, lookup="all", publish="link", sharing="run")
     value: Any = trial_of(sound_record(plan, ranks), plan).to_json()
     for key in TABLE[name].place:
         value = value[key]

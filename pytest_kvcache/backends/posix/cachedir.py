@@ -56,7 +56,7 @@ _ROOTS = ("/", "/var")
 
 _REMOVE_ATTEMPTS = 100
 _REMOVE_PAUSE_S = 0.01
-_RANK_NAME = re.compile(r"rank-\d+")
+_RANK_NAME = re.compile(r"rank-\d+|shared-\d+-trial-\d+")
 
 
 def validate_cache_dir(path: str, *, option: str = "--kv-cache-dir") -> None:
@@ -123,6 +123,27 @@ def claim_rank_dir(cache_dir: str, run_id: str, rank: int, host: str) -> str:
     except OSError as error:
         raise _failure("prepare", own, host, error) from error
     return str(own)
+
+
+def claim_shared_dir(cache_dir: str, run_id: str, group: int, trial: int, host: str) -> str:
+    """Create the run's directory with its marker, and that of a store that some ranks share.
+
+    All of them may race for both. What a previous trial of the same run left of it is removed.
+    Raises StorageError if it can't, or if something else is there.
+    """
+    directory = run_dir(cache_dir, run_id)
+    shared = directory / f"shared-{group}-trial-{trial + 1}"
+    try:
+        if not os.path.lexists(directory):
+            _create_run_dir(directory, run_id, host)
+        _check_marker(directory, run_id, host)
+        for left in directory.glob(f"shared-{group}-trial-*"):
+            if left != shared:
+                _remove_tree(left)
+        shared.mkdir(0o700, exist_ok=True)
+    except OSError as error:
+        raise _failure("prepare", shared, host, error) from error
+    return str(shared)
 
 
 def remove_rank_dir(cache_dir: str, run_id: str, rank: int, host: str | None = None) -> None:

@@ -133,13 +133,25 @@ class EngineFiles:
         finally:
             os.close(fd)
         if calls.publish == "rename":
-            os.rename(written, path)  # noqa: PTH104
+            self._rename(written, path)
         elif calls.publish == "link":
-            os.link(written, path)
-            os.unlink(written)  # noqa: PTH108
+            try:
+                os.link(written, path)
+            finally:
+                os.unlink(written)  # noqa: PTH108
         for call in calls.after_store:
             _is_there(call, path)
         return moved
+
+    def _rename(self, written: str, path: str) -> None:
+        """Publish; where all have one temporary name, another rank may have done it just now."""
+        try:
+            os.rename(written, path)  # noqa: PTH104
+        except FileNotFoundError as error:
+            if not self._calls.shares_temporary or not os.path.lexists(path):
+                raise
+            text = "another one has published it meanwhile"
+            raise FileExistsError(errno.EEXIST, text, path) from error
 
     def _temporary(self, path: str) -> str:
         if self._calls.shares_temporary:

@@ -1,0 +1,193 @@
+"""A store that other ranks store in as well: what it has is asked of it, and it may be gone again.
+
+Rank-side; imports neither pytest nor MPI. A block is stored under its content's name, whoever
+stores it. Each rank keeps account, by an index, of what it has stored itself: of that it holds no
+more than its capacity, and of nothing else does it delete anything.
+
+A request is decided when the storage has told how many of its leading blocks are there. What is
+this rank's own of them, the index knows; the rest is others', which can be deleted between answer
+and read: then the prefix ends there. What is missing is stored, unless another one was faster.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from pytest_kvcache.cache.index import Admission, ContentEntry, content_name
+from pytest_kvcache.engine.blocks import OneTier
+from pytest_kvcache.engine.lookups import PrefixQuestion
+from pytest_kvcache.measure.sharing import DELETED, FOUND, LOST, MISSED, STORED
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_kvcache.cache.index import Blocked, BlockEntry, CacheIndex
+    from pytest_kvcache.engine.blocks import Requests
+    from pytest_kvcache.engine.lookups import Answer
+    from pytest_kvcache.engine.operations import Operation, TransferSettings
+    from pytest_kvcache.engine.requests import InFlightRequest
+    from pytest_kvcache.measure.sharing import SharingLog
+
+
+@dataclass(frozen=True, slots=True)
+class SharedCache:
+    """One rank's part of a shared store: the index of its own blocks, and what it notes.
+
+    ``origin`` is what its blocks' heads say of who wrote them.
+    """
+
+    index: CacheIndex
+    log: SharingLog
+    origin: int
+    to_first_miss: bool
+
+
+class SharedStore(OneTier):
+    """The storage by itself, and not this rank's alone."""
+
+    def __init__(
+        self, requests: Requests, settings: TransferSettings, *, cache: SharedCache, **parts: Any
+    ) -> None:
+        super().__init__(requests, settings, index=cache.index, **parts)
+        self._noted = cache.log
+        self._origin = cache.origin
+        self._to_first_miss = cache.to_first_miss
+        self._others: dict[bytes, ContentEntry] = {}  # by key, what others had stored
+        self._stored_ns: dict[bytes, int] = {}  # by key, when this rank's own was there
+        self._going: set[bytes] = set()  # victims that are not deleted yet
+        self._asked_blocks = self._found_blocks = 0
+
+    @property
+    def looked_up(self) -> tuple[int, int]:
+        """As the storage has answered."""
+        return self._asked_blocks, self._found_blocks
+
+    # --- what is there --------------------------------------------------------------------
+
+    def prefix_question_of(self, inflight: InFlightRequest) -> PrefixQuestion:
+        """Which leading blocks are there: of its prompt, or of all that is populated."""
+        names = list(map(content_name, self._asked_keys(inflight)))
+        return PrefixQuestion(inflight, names, self._to_first_miss)
+
+    def _asked_keys(self, inflight: InFlightRequest) -> Sequence[bytes]:
+        request = inflight.request
+        return request.keys if self.populating else request.keys[: request.prompt_blocks]
+
+    def note_answer(self, answer: Answer) -> None:
+        """Keep what the storage has told of a request's blocks."""
+        inflight = answer.inflight
+        inflight.found_blocks = answer.leading
+        inflight.asked_ns, inflight.answered_ns = answer.started_ns, answer.done_ns
+        keys = self._asked_keys(inflight)
+        if answer.leading == len(keys):
+            return
+        missed = keys[answer.leading]
+        (own,) = self._index.find([missed])
+        there_ns = self._stored_ns.get(missed)
+        if own is not None and there_ns is not None and there_ns < answer.started_ns:
+            self._lose(own, there_ns, answer.done_ns)
+        else:
+            self._noted.note(MISSED, missed, answer.started_ns, answer.done_ns)
+
+    def _lose(self, entry: BlockEntry, there_ns: int, gone_ns: int) -> None:
+        """A block was there, and is not there any more."""
+        self._noted.note(LOST, entry.key, there_ns, gone_ns)
+        self._forget_own(entry)
+
+    def _forget_own(self, entry: BlockEntry) -> None:
+        if self._stored_ns.pop(entry.key, None) is not None:
+            self._index.drop(entry)
+
+    # --- decisions ------------------------------------------------------------------------
+
+    def decide(self, inflight: InFlightRequest) -> bool:
+        """Hits are what the storage has told; the index decides what is stored and displaced."""
+        keys, self.blocked_on = inflight.request.keys, None
+        if self._going:
+            found = keys[: inflight.found_blocks]
+            inflight.found_blocks = next(
+                (at for at, key in enumerate(found) if key in self._going), len(found)
+            )
+            if not self._going.isdisjoint(keys[inflight.found_blocks :]):
+                return False  # of one name, a write must not come before a delete
+        found = keys[: inflight.found_blocks]
+        own = self._index.find(found)
+        admission = self._admission(inflight, [entry is not None for entry in own])
+        if not isinstance(admission, Admission):
+            self.blocked_on = admission.entry
+            return False
+        hits = [
+            self._entry_of_other(inflight, at) if entry is None else entry
+            for at, entry in enumerate(own)
+        ]
+        self._going.update(entry.key for entry in admission.victims)
+        for entry in admission.victims:
+            self._stored_ns.pop(entry.key, None)
+        inflight.admission = replace(admission, hits=hits)
+        inflight.hit_blocks = len(hits)
+        inflight.beside_hit_blocks = 0
+        self._asked_blocks += len(self._asked_keys(inflight))
+        self._found_blocks += len(hits)
+        return True
+
+    def _admission(self, inflight: InFlightRequest, is_own: Sequence[bool]) -> Admission | Blocked:
+        """Of this rank's own blocks that were found, and of all that was not."""
+        request, found = inflight.request, inflight.found_blocks
+        mine = [at for at, own in enumerate(is_own) if own]
+        kept = [*mine, *range(found, len(request.keys))]
+        keys = [request.keys[at] for at in kept]
+        if not (self._writes or self.populating):
+            return self._index.look_up(keys[: len(mine)], len(mine))
+        sizes = request.sizes
+        of_kept = self._block_bytes if sizes is None else [sizes[at] for at in kept]
+        return self._index.admit(keys, len(mine), of_kept)
+
+    def _entry_of_other(self, inflight: InFlightRequest, at: int) -> ContentEntry:
+        """A block that another rank has stored; pinned, as those of the index are."""
+        request = inflight.request
+        key = request.keys[at]
+        entry = self._others.get(key)
+        if entry is None:
+            size = self._block_bytes if request.sizes is None else request.sizes[at]
+            padded = self._index.padded_bytes(size)
+            entry = self._others[key] = ContentEntry(self._origin, key, 0, 0, size, padded)
+            self._noted.note(FOUND, key, inflight.asked_ns, inflight.answered_ns)
+        entry.pins += 1
+        return entry
+
+    def own_hits_of(self, inflight: InFlightRequest) -> int:
+        """How many of its hits this rank has stored itself."""
+        hits: Sequence[BlockEntry] = inflight.admission.hits[: inflight.hit_blocks]
+        return sum(entry.object_version > 0 for entry in hits)
+
+    # --- ends of operations ---------------------------------------------------------------
+
+    def _note_read(self, operation: Operation, inflight: InFlightRequest) -> None:
+        if not operation.raced:
+            super()._note_read(operation, inflight)
+            return
+        self._noted.vanished += 1
+        at = inflight.admission.hits.index(operation.entry)
+        inflight.hit_blocks = min(inflight.hit_blocks, at)
+        inflight.loaded_ns = max(inflight.loaded_ns, operation.done_ns)
+        self._noted.note(LOST, operation.entry.key, inflight.answered_ns, operation.done_ns)
+        if operation.entry.object_version:
+            self._forget_own(operation.entry)
+
+    def _note_write(self, operation: Operation, inflight: InFlightRequest) -> None:
+        entry = operation.entry
+        if operation.raced:
+            self._noted.given_up += 1
+            self._index.roll_back(entry)
+            return
+        super()._note_write(operation, inflight)
+        if not operation.failed:
+            self._stored_ns[entry.key] = operation.done_ns
+            self._noted.note(STORED, entry.key, inflight.asked_ns, operation.done_ns)
+
+    def _note_delete(self, operation: Operation) -> None:
+        super()._note_delete(operation)
+        key = operation.entry.key
+        self._going.discard(key)
+        self._noted.note(DELETED, key, operation.submitted_ns, operation.done_ns)
