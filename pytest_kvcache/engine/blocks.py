@@ -41,11 +41,13 @@ _STORES_PER_DEPTH = 4  # blocks waiting to be stored per queue depth, before use
 class Requests(Protocol):
     """The loop, as it hears what has become of blocks.
 
-    Requests that are ``waiting`` to be decided, and users that are ``stalled`` by a full store
-    queue, are its own; it is told when it may go on with them.
+    Requests that are ``waiting`` to be decided (or ``unasked``, where the storage is asked before),
+    and users that are ``stalled`` by a full store queue, are its own; it is told when it may go on
+    with them.
     """
 
     waiting: deque[InFlightRequest]
+    unasked: deque[InFlightRequest]
     stalled: deque[tuple[int, int]]
 
     def loaded(self, inflight: InFlightRequest) -> None:

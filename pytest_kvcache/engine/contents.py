@@ -195,7 +195,8 @@ class Contents:
                 f"page 0 of object {operation.identity} has a damaged head: its checksum is not"
                 " that of what it says"
             )
-        self.others_objects += origin != operation.identity.origin
+        operation.is_others = origin != operation.identity.origin
+        self.others_objects += operation.is_others
         return None
 
     def _problem(self, slot: int, operation: Operation, page: int, length: int) -> str | None:

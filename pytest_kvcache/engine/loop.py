@@ -103,6 +103,7 @@ class Loop:
         self._lookups = lookups
         self._to_first_miss = to_first_miss
         self.waiting: deque[InFlightRequest] = deque()
+        self.unasked: deque[InFlightRequest] = deque()
         self.stalled: deque[tuple[int, int]] = deque()
         self._timers = Timers()
         self._start_ns = 0
@@ -311,8 +312,9 @@ class Loop:
 
     def _is_asking(self) -> bool:
         """Whether it is not decided yet what comes: only a shared store is asked before."""
-        asking = self._shared is not None and self._lookups is not None and self._lookups.open > 0
-        return asking and not self._stopping
+        if self._shared is None or self._lookups is None:
+            return False
+        return (bool(self.unasked) or self._lookups.open > 0) and not self._stopping
 
     def _has_in_flight(self) -> bool:
         return self._in_flight > 0 and not self._stopping
@@ -345,8 +347,9 @@ class Loop:
             self._note_backlog()
             self._count_overdue(now)
         self.counters.store_stall_ns += sum(now - since_ns for _user, since_ns in self.stalled)
-        for inflight in self.waiting:
+        for inflight in (*self.unasked, *self.waiting):
             self._give_up(inflight.request, inflight.intended_ns)
+        self.unasked.clear()
         self.waiting.clear()
         self.stalled.clear()
         self._resting.clear()
@@ -450,35 +453,43 @@ class Loop:
         self._in_flight += 1
         inflight = InFlightRequest(request, intended_ns, self._arrived)
         self._arrived += 1
-        if self._shared is None:
-            self.waiting.append(inflight)
-        else:
-            self._ask_first(inflight, self._shared)
+        (self.waiting if self._shared is None else self.unasked).append(inflight)
 
-    def _ask_first(self, inflight: InFlightRequest, shared: SharedStore) -> None:
-        """It is decided when the storage has told what it has of it."""
+    def _ask_first(self, shared: SharedStore) -> bool:
+        """Ask for what has come, in its order; it is decided when the storage has told.
+
+        True: something was, and of one that has nothing to be asked for it is decided at once.
+        """
         assert self._lookups is not None  # nobody knows without
-        inflight.issued_ns = inflight.loaded_ns = self._clock()
-        question = shared.prefix_question_of(inflight)
-        if not question.keys:
-            self.waiting.append(inflight)
-            return
-        self._lookups.submit(question)
-        if self._lookups.answers_at_once:
-            self._take_answers(self._lookups)
+        before = len(self.unasked)
+        while self.unasked and shared.may_ask(self.unasked[0]):
+            inflight = self.unasked.popleft()
+            inflight.issued_ns = inflight.loaded_ns = self._clock()
+            question = shared.prefix_question_of(inflight)
+            if question.keys:
+                self._lookups.submit(question)
+            else:
+                self.waiting.append(inflight)
+        return len(self.unasked) < before
 
     def pump(self) -> None:
         """Admit waiting requests in their order, while the first one can be decided."""
         if self._pumping:  # a request without I/O ends, and its user's next one arrives, in here
             return
         self._pumping = True
+        self._admit_waiting()
+        if self._shared is not None:
+            while self._ask_first(self._shared):  # one of these may need no answer
+                self._admit_waiting()
+        self._pumping = False
+
+    def _admit_waiting(self) -> None:
         while self.waiting:
             inflight = self.waiting[0]
             if not self.blocks.decide(inflight):
                 break
             self.waiting.popleft()
             self._admit(inflight)
-        self._pumping = False
 
     def _admit(self, inflight: InFlightRequest) -> None:
         if self._shared is None:

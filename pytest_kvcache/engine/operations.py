@@ -126,13 +126,14 @@ class Operation:
     ``part`` is which object of the entry's block; None where it is the only one. It moves
     ``stored_bytes``, of which ``object_bytes`` count, in ``left`` transfers, of which those
     below ``staged_bytes`` were staged. ``row`` is the kind of row that it is noted as. ``raced``:
-    it came to nothing, for of those that share the store another one was faster.
+    it came to nothing, for of those that share the store another one was faster; ``is_others``:
+    what was read names another rank as who wrote it.
     """
 
     __slots__ = (
-        "done_ns", "entry", "failed", "identity", "kind", "left", "object_bytes", "object_key",
-        "owner", "raced", "row", "staged_bytes", "stamping_ns", "started_ns", "stored_bytes",
-        "submitted_ns", "tag", "transfers",
+        "done_ns", "entry", "failed", "identity", "is_others", "kind", "left", "object_bytes",
+        "object_key", "owner", "raced", "row", "staged_bytes", "stamping_ns", "started_ns",
+        "stored_bytes", "submitted_ns", "tag", "transfers",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917  made once per object, on the timed path
@@ -162,3 +163,4 @@ class Operation:
         self.done_ns = 0
         self.failed = False
         self.raced = False
+        self.is_others = False

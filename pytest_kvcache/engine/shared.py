@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pytest_kvcache.cache.index import Admission, ContentEntry, content_name
+from pytest_kvcache.cache.index import Admission, ContentEntry, content_name, first_pending
 from pytest_kvcache.engine.blocks import OneTier
 from pytest_kvcache.engine.lookups import PrefixQuestion
 from pytest_kvcache.measure.sharing import DELETED, FOUND, LOST, MISSED, STORED
@@ -57,6 +57,8 @@ class SharedStore(OneTier):
         self._stored_ns: dict[bytes, int] = {}  # by key, when this rank's own was there
         self._going: set[bytes] = set()  # victims that are not deleted yet
         self._asked_blocks = self._found_blocks = 0
+        self._unasked = requests.unasked
+        self._held_by: BlockEntry | None = None  # what the first of them waits for
 
     @property
     def looked_up(self) -> tuple[int, int]:
@@ -64,6 +66,12 @@ class SharedStore(OneTier):
         return self._asked_blocks, self._found_blocks
 
     # --- what is there --------------------------------------------------------------------
+
+    def may_ask(self, inflight: InFlightRequest) -> bool:
+        """Not while this rank itself is still storing something of it, as a rank alone waits."""
+        own = filter(None, self._index.find(self._asked_keys(inflight)))
+        self._held_by = first_pending(own)
+        return self._held_by is None
 
     def prefix_question_of(self, inflight: InFlightRequest) -> PrefixQuestion:
         """Which leading blocks are there: of its prompt, or of all that is populated."""
@@ -98,6 +106,11 @@ class SharedStore(OneTier):
     def _forget_own(self, entry: BlockEntry) -> None:
         if self._stored_ns.pop(entry.key, None) is not None:
             self._index.drop(entry)
+
+    def _give_away(self, entry: BlockEntry) -> None:
+        """Another rank has written over it: from now on it is that one's, to count and delete."""
+        self._forget_own(entry)
+        entry.object_version = 0
 
     # --- decisions ------------------------------------------------------------------------
 
@@ -163,9 +176,17 @@ class SharedStore(OneTier):
 
     # --- ends of operations ---------------------------------------------------------------
 
+    def _complete(self, operation: Operation) -> None:
+        super()._complete(operation)
+        holder = self._held_by
+        if self._unasked and (holder is None or holder is operation.entry or holder.present):
+            self._requests.pump()
+
     def _note_read(self, operation: Operation, inflight: InFlightRequest) -> None:
         if not operation.raced:
             super()._note_read(operation, inflight)
+            if operation.is_others and operation.entry.object_version:
+                self._give_away(operation.entry)
             return
         self._noted.vanished += 1
         at = inflight.admission.hits.index(operation.entry)

@@ -251,8 +251,8 @@ def _check_together(options: Options) -> None:
     _check_tiers(options)
     _check_tier_metrics(options)
     _check_profile(options)
-    check_engine(options)
     check_sharing(options)
+    check_engine(options)
     _check_needs(options)
     _check_datasize(options)
     if options.overrides("arrival") and options.request_rate is None:

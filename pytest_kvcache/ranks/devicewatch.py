@@ -15,6 +15,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING
 
 from pytest_kvcache.errors import StorageError
@@ -96,7 +97,7 @@ class DeviceWatch:
         Nothing, where the filesystem has no room for it. StorageError if it can't be
         written.
         """
-        path = Path(self._directory, "sync-probe")
+        path = Path(self._directory, f"sync-probe-{token_hex(8)}")  # hosts may share it
         try:
             with path.open("w+b", buffering=0) as file:
                 before = self._sample()  # before the write: a sync of others may take it along

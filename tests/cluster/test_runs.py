@@ -99,6 +99,54 @@ def test_a_shared_directory_is_left_as_it_was(new_cluster: NewCluster, tmp_path:
     assert list(shared.iterdir()) == []
 
 
+SHARED = (
+    "--kv-sharing=run", "--kv-scenario=agent", "--kv-block-tokens=64", "--kv-context-scale=0.1",
+    "--kv-num-users=8",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("shift_s", [0, 5000])
+def test_hosts_that_share_a_store_hit_what_the_other_one_has_stored(
+    new_cluster: NewCluster, tmp_path: Path, shift_s: int
+) -> None:
+    if shift_s and (reason := why_no_clock_shift()) is not None:
+        pytest.skip(reason)
+    shared = tmp_path / "shared"
+    cluster = new_cluster(shared_dir=shared, clock_shift_s={"n2": shift_s} if shift_s else {})
+    trial = only_trial(
+        run(cluster, "--kv-hosts", "n1", "n2", "--kv-np=2", f"--kv-cache-dir={shared}", *SHARED)
+    )
+    sharing, seen = trial["sharing"], trial["visibility"]
+    assert sharing["other_hit_blocks"] > 0
+    assert sharing["others_objects"] > 0
+    assert (sharing["lost_blocks"], sharing["stale_lookups"]) == (0, 0)
+    assert seen["count"] > 0
+    assert seen["ms"]["max"] < 60_000  # by one clock, however far the hosts' are apart
+    assert list(shared.iterdir()) == []
+
+
+def test_a_store_of_each_host_is_seen_by_none_of_the_others(
+    new_cluster: NewCluster, tmp_path: Path
+) -> None:
+    shared = tmp_path / "shared"
+    cluster = new_cluster(shared_dir=shared)
+    words = ("--kv-hosts", "n1", "n2", "--kv-np=2", f"--kv-cache-dir={shared}", *SHARED)
+    trial = only_trial(run(cluster, *words, "--kv-sharing=host"))
+    assert trial["sharing"]["own_hit_blocks"] > 0
+    assert trial["sharing"]["other_hit_blocks"] == 0
+    assert trial["visibility"] is None
+
+
+def test_a_directory_that_hosts_do_not_share_is_found_before_anything_begins(
+    cluster: Cluster,
+) -> None:
+    session = Session(cluster, (*ONE_TRIAL, "--kv-hosts", "n1", "n2", "--kv-np=2", *SHARED))
+    text = " ".join(session.end().split())
+    assert session.process.returncode == pytest.ExitCode.USAGE_ERROR
+    assert f"does not see what n1 writes in {CACHE_DIR}, which --kv-sharing=run needs" in text
+    assert not cluster.path("n1", CACHE_DIR).joinpath("kvcache").exists()
+
+
 def test_a_host_with_another_clock_gives_the_same_result(new_cluster: NewCluster) -> None:
     if (reason := why_no_clock_shift()) is not None:
         pytest.skip(reason)

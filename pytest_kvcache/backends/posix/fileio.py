@@ -11,6 +11,7 @@ import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING
 
 from pytest_kvcache.backends.protocol import PAGE_BYTES, BackendFacts
@@ -158,7 +159,7 @@ class StoreDirectory:
 
         ``probe`` tells why direct I/O is refused at a path, None if it works.
         """
-        path = f"{self.directory}/probe"
+        path = f"{self.directory}/probe-{token_hex(8)}"  # another rank may probe there as well
         refusal = probe(path) if plan.io == "direct" else None
         direct = plan.io == "direct" and refusal is None
         notes = []

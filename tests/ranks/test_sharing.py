@@ -1,0 +1,298 @@
+"""Ranks that share a store, on real files: one after the other, so that all is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_kvcache.backends.posix import enginefiles
+from pytest_kvcache.backends.posix.backend import StoreBackend
+from pytest_kvcache.backends.posix.enginefiles import EngineFiles
+from pytest_kvcache.results.invariants import record_faults
+from tests.factories import (
+    Family,
+    Script,
+    ask,
+    key_of,
+    layout_of,
+    make_plan,
+    record_of,
+    registry_of,
+    run_rank,
+    unchanged_interpreter,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from pytest_kvcache.plan.plan import Plan
+    from pytest_kvcache.results.record import RankResult
+    from pytest_kvcache.workloads.protocol import Request, Workload, WorkloadContext
+    from tests.factories import Finished
+
+Turns = list[list["Request"]]
+
+
+@pytest.fixture(autouse=True)
+def _interpreter() -> Iterator[None]:
+    with unchanged_interpreter():
+        yield
+
+
+class OfRank:
+    """Another script for each rank."""
+
+    def __init__(self, *turns: Turns) -> None:
+        self._turns = turns
+
+    def __call__(self, context: WorkloadContext) -> Workload:
+        return Script(self._turns[context.rank])
+
+
+class Scripted:
+    """A family of such workloads."""
+
+    def __init__(self, *turns: Turns) -> None:
+        self.build = OfRank(*turns)
+
+
+def shared_plan(tmp_path: Path, np: int, **changes: Any) -> Plan:
+    values: dict[str, Any] = {
+        "backend": "file", "cache_dir": str(tmp_path), "keep": True, "scenario": "mine",
+        "duration_s": None, "np": np, "sharing": "run", "lookup": "first-miss", "publish": "link",
+        "block_tokens": 1, "queue_depth": 4, "dialogues": None, "io": "buffered",
+    }  # fmt: skip
+    return make_plan(**values | changes)
+
+
+def one_after_another(
+    plan: Plan, *turns: Turns, between: Callable[[], None] = lambda: None
+) -> list[Finished]:
+    """Each rank makes its requests when those before it are done; then all is joined."""
+    registry = registry_of(backends={"file": StoreBackend}, workloads={"mine": Scripted(*turns)})
+    ranks = []
+    for rank in range(len(turns)):
+        ranks.append(run_rank(plan, registry, rank=rank))
+        between()
+    parts = [each.rank.dealt_moments(ranks[0].origin_ns) for each in ranks]
+    for to, each in enumerate(ranks):
+        each.rank.join_moments([part[to] for part in parts if to in part])
+    return ranks
+
+
+def results(ranks: list[Finished]) -> list[RankResult]:
+    found = [each.result for each in ranks]
+    assert [each.error for each in found] == [None] * len(found)
+    return found
+
+
+def files_in(directory: Path) -> list[Path]:
+    """All objects of the shared stores below a directory."""
+    return [path for path in directory.glob("kvcache-*/shared-*/*/*") if path.is_file()]
+
+
+def hits(result: RankResult) -> tuple[int | None, int | None]:
+    return result.own_hit_blocks, result.other_hit_blocks
+
+
+def test_what_another_rank_has_stored_is_a_hit_and_so_is_ones_own(tmp_path: Path) -> None:
+    plan = shared_plan(tmp_path, 2)
+    ranks = one_after_another(
+        plan,
+        [[ask(0, "a", "b", output=["c"])]],
+        [[ask(0, "a", "b", "c", "d"), ask(0, "a", "b", "c", "d", "e")]],
+    )
+    first, second = results(ranks)
+    assert hits(first) == (0, 0)
+    assert hits(second) == (1, 6)  # "d" is its own when it asks again
+    assert (second.read_count, second.write_count, second.prompt_blocks) == (7, 2, 9)
+    assert (first.others_objects, second.others_objects) == (0, 6)
+    assert not list(record_faults(record_of(plan, ranks), plan))
+
+
+def test_blocks_have_the_names_of_their_contents_whoever_stores_them(tmp_path: Path) -> None:
+    plan = shared_plan(tmp_path, 1, requests=None)
+    results(one_after_another(plan, [[ask(0, "a")]]))
+    (file,) = files_in(tmp_path)
+    assert file.name == f"{key_of('a').hex()}.0"
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("verify", ["sample", "full", "off"])
+@pytest.mark.parametrize("data", ["normal", "strict"])
+def test_what_others_wrote_is_verified_as_ones_own_is(
+    tmp_path: Path, verify: str, data: str
+) -> None:
+    plan = shared_plan(tmp_path, 2, verify=verify, data=data)
+    turns = [[ask(0, *"abcdefgh"), ask(0, *"abcdefgh")]]
+    first, second = results(one_after_another(plan, turns, turns))
+    assert hits(first) == (8, 0)
+    assert hits(second) == (0, 16)
+    if verify == "off":
+        assert (second.checked, second.others_objects) == (0, None)
+    else:
+        assert second.others_objects == 16
+        assert second.corrupt == 0
+
+
+def damaged(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("at", "said"), [(20, "damaged head"), (58, "damaged head"), (4096 - 1, "differs in 1 bytes")]
+)
+def test_what_another_rank_wrote_wrongly_is_found(tmp_path: Path, at: int, said: str) -> None:
+    plan = shared_plan(tmp_path, 2, verify="full")
+
+    def damage() -> None:
+        for path in files_in(tmp_path):
+            damaged(path, at)
+
+    _first, second = one_after_another(plan, [[ask(0, "a")]], [[ask(0, "a")]], between=damage)
+    assert second.result.error is not None
+    assert said in second.result.error
+    assert second.result.corrupt == 1
+
+
+@pytest.mark.thorough
+def test_a_head_of_another_writer_is_looked_at_even_where_only_stamps_are_compared(
+    tmp_path: Path,
+) -> None:
+    plan = shared_plan(tmp_path, 2, verify="sample")
+
+    def damage() -> None:
+        for path in files_in(tmp_path):
+            damaged(path, 58)  # who wrote it
+
+    turns = [[ask(0, *range(40))]]
+    _first, second = one_after_another(plan, turns, turns, between=damage)
+    assert "damaged head" in (second.result.error or "")
+
+
+@pytest.mark.thorough
+def test_a_rank_deletes_its_own_blocks_alone_and_holds_no_more_than_its_capacity(
+    tmp_path: Path,
+) -> None:
+    plan = shared_plan(tmp_path, 2, capacity_blocks=2)
+    first, second = results(
+        one_after_another(
+            plan,
+            [[ask(0, "a", "b")]],
+            [[ask(0, "a", "b", "c", "d"), ask(0, "x", "y"), ask(0, "a", "b", "c")]],
+        )
+    )
+    assert (first.evictions, second.evictions) == (0, 3)  # "c" and "d", then one of "x" and "y"
+    assert (first.cached_blocks, second.cached_blocks) == (2, 2)
+    assert len(files_in(tmp_path)) == 4
+    assert hits(second) == (0, 4)
+    assert second.lost_blocks == 0
+
+
+class Thief(Script):
+    """Before the last request of a user all files go, by no rank."""
+
+    def __init__(self, directory: Path, turns: Turns) -> None:
+        super().__init__(turns)
+        self._directory = directory
+        self._last = len(turns[0]) - 1
+
+    def next_request(self, user: int) -> Request | None:
+        if self.asked[user] == self._last:
+            for path in files_in(self._directory):
+                path.unlink()
+        return super().next_request(user)
+
+
+@pytest.mark.thorough
+def test_a_block_that_nobody_deleted_and_that_is_gone_fails_the_trial(tmp_path: Path) -> None:
+    plan = shared_plan(tmp_path, 1)
+    turns = [[ask(0, "a", "b"), ask(0, "a", "b"), ask(0, "a", "b")]]
+    thieves = Family(Thief(tmp_path, turns))
+    registry = registry_of(backends={"file": StoreBackend}, workloads={"mine": thieves})
+    one = run_rank(plan, registry)
+    one.rank.join_moments(list(one.rank.dealt_moments(one.origin_ns).values()))
+    assert one.result.lost_blocks == 2  # the first that was missed, and the other when read back
+    assert "no rank has deleted" in (one.result.error or "")
+    assert hits(one.result) == (2, 0)
+
+
+def without_look_up(monkeypatch: pytest.MonkeyPatch, answers: Callable[[str, bool], bool]) -> None:
+    """What the storage is asked for is told as ``answers`` makes it of path and truth."""
+    truly = EngineFiles.look_up
+
+    def look_up(self: EngineFiles, keys: Sequence[str]) -> list[bool]:
+        return [
+            answers(self.path(key), there)
+            for key, there in zip(keys, truly(self, keys), strict=True)
+        ]
+
+    monkeypatch.setattr(EngineFiles, "look_up", look_up)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("publish", ["link", "rename"])
+def test_a_storage_that_does_not_show_what_others_stored_is_stale_and_races_are_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, publish: str
+) -> None:
+    without_look_up(monkeypatch, lambda _path, _there: False)
+    plan = shared_plan(tmp_path, 2, publish=publish)
+    if publish == "rename":  # and looks for the name no more, as some engines
+        monkeypatch.setitem(enginefiles._CALLS, "access", lambda _path: False)
+    turns = [[ask(0, *"abc")]]
+    first, second = results(one_after_another(plan, turns, turns))
+    together = [sum(counts) for counts in zip(
+        *((each.stale_lookups, each.races_lost, each.lost_blocks) for each in (first, second)),
+        strict=True,
+    )]  # fmt: skip
+    assert together == [1, 3, 0]
+    assert max(each.longest_stale_s or 0 for each in (first, second)) > 0.001
+    assert hits(second) == (0, 0)
+    stored = [each.cached_blocks for each in (first, second)]
+    assert stored == ([3, 0] if publish == "link" else [3, 3])
+
+
+@pytest.mark.thorough
+def test_what_is_gone_between_answer_and_read_ends_the_prefix_and_fails_no_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def steal(path: str, there: bool) -> bool:  # noqa: FBT001  as it is called
+        if there and key_of("b").hex() in path:
+            Path(path).unlink()
+        return there
+
+    without_look_up(monkeypatch, steal)
+    plan = shared_plan(tmp_path, 2)
+    turns = [[ask(0, *"abc")]]
+    _first, second = (each.result for each in one_after_another(plan, turns, turns))
+    assert (second.vanished_blocks, second.read_failed, second.read_count) == (1, 0, 2)
+    assert hits(second) == (0, 1)
+    assert second.completed == 1
+    assert second.hit_blocks == 1
+
+
+def test_ranks_of_other_hosts_have_stores_of_their_own_unless_all_share_one(
+    tmp_path: Path,
+) -> None:
+    plan = shared_plan(tmp_path, 1, layout=layout_of(n1=2, n2=1), sharing="host")
+    assert [plan.group_of(rank) for rank in range(3)] == [0, 0, 1]
+    assert plan.sharers_of(1) == (0, 1)
+    assert not plan.shares_between_hosts
+    together = shared_plan(tmp_path, 1, layout=layout_of(n1=2, n2=1))
+    assert together.sharers_of(2) == (0, 1, 2)
+    assert together.shares_between_hosts
+
+
+@pytest.mark.thorough
+def test_what_an_earlier_trial_left_in_a_shared_store_is_removed(tmp_path: Path) -> None:
+    plan = shared_plan(tmp_path, 1)
+    results(one_after_another(plan, [[ask(0, "a")]]))
+    (again,) = results(one_after_another(replace(plan, trial=1), [[ask(0, "a")]]))
+    assert hits(again) == (0, 0)
+    assert [path.name for path in tmp_path.glob("kvcache-*/shared-*")] == ["shared-0-trial-2"]
