@@ -142,8 +142,8 @@ def test_a_directory_that_hosts_do_not_share_is_found_before_anything_begins(
 ) -> None:
     session = Session(cluster, (*ONE_TRIAL, "--kv-hosts", "n1", "n2", "--kv-np=2", *SHARED))
     text = " ".join(session.end().split())
-    assert session.process.returncode == pytest.ExitCode.USAGE_ERROR
-    assert f"does not see what n1 writes in {CACHE_DIR}, which --kv-sharing=run needs" in text
+    assert session.process.returncode == pytest.ExitCode.TESTS_FAILED, text
+    assert f"preflight: host n2: does not see what n1 writes in {CACHE_DIR}, which --kv-sharing=run needs" in text
     assert not cluster.path("n1", CACHE_DIR).joinpath("kvcache").exists()
 
 
