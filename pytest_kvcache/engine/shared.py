@@ -53,7 +53,7 @@ class SharedStore(OneTier):
         self._noted = cache.log
         self._origin = cache.origin
         self._to_first_miss = cache.to_first_miss
-        self._others: dict[bytes, ContentEntry] = {}  # by key, what others had stored
+        self._others: dict[bytes, BlockEntry] = {}  # by key, what others had stored
         self._stored_ns: dict[bytes, int] = {}  # by key, when this rank's own was there
         self._going: set[bytes] = set()  # victims that are not deleted yet
         self._asked_blocks = self._found_blocks = 0
@@ -111,6 +111,7 @@ class SharedStore(OneTier):
         """Another rank has written over it: from now on it is that one's, to count and delete."""
         self._forget_own(entry)
         entry.object_version = 0
+        self._others.setdefault(entry.key, entry)
 
     # --- decisions ------------------------------------------------------------------------
 
@@ -156,7 +157,7 @@ class SharedStore(OneTier):
         of_kept = self._block_bytes if sizes is None else [sizes[at] for at in kept]
         return self._index.admit(keys, len(mine), of_kept)
 
-    def _entry_of_other(self, inflight: InFlightRequest, at: int) -> ContentEntry:
+    def _entry_of_other(self, inflight: InFlightRequest, at: int) -> BlockEntry:
         """A block that another rank has stored; pinned, as those of the index are."""
         request = inflight.request
         key = request.keys[at]

@@ -195,6 +195,7 @@ class RankStorage:
     def leave(self) -> None:
         """After all ranks have closed: the first one of a host removes the run's directory."""
         if self._cleanup_helper is not None:
-            remove_run_dir(self._plan.cache_dir, self._plan.run_id, self._host)
+            if self._rank == 0 or not self._plan.shares_between_hosts:  # one is enough for all
+                remove_run_dir(self._plan.cache_dir, self._plan.run_id, self._host)
             self._cleanup_helper.stop()
             self._cleanup_helper = None

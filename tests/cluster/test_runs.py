@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +18,7 @@ from tests.cluster.session import CACHE_DIR, RESULTS, Session
 from tests.cluster.test_faults import left_on
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from tests.cluster.cluster import Cluster
     from tests.cluster.conftest import NewCluster
@@ -100,9 +102,22 @@ def test_a_shared_directory_is_left_as_it_was(new_cluster: NewCluster, tmp_path:
 
 
 SHARED = (
-    "--kv-sharing=run", "--kv-scenario=agent", "--kv-block-tokens=64", "--kv-context-scale=0.1",
-    "--kv-num-users=8",
+    "--kv-trials=1", "--kv-hosts", "n1", "n2", "--kv-np=2", "--kv-sharing=run",
+    "--kv-scenario=agent", "--kv-block-tokens=64", "--kv-context-scale=0.1", "--kv-num-users=4",
+    "--kv-requests=20",
 )  # fmt: skip
+TIMED = ("--kv-duration=2", "--kv-ramp=0")
+
+
+def shared_by(cluster: Cluster, *args: str) -> dict[str, Any]:
+    """The only trial of two hosts that share a store; the run file is sound."""
+    session = Session(cluster, (*SHARED, *args), without=TIMED)
+    text = session.end()
+    assert session.process.returncode == pytest.ExitCode.OK, text
+    assert session.run_file is not None
+    check = [sys.executable, "-m", "pytest_kvcache", "verify", str(session.run_file)]
+    subprocess.run(check, check=True, stdout=subprocess.DEVNULL)
+    return only_trial(json.loads(session.run_file.read_text()))
 
 
 @pytest.mark.parametrize("shift_s", [0, 5000])
@@ -113,9 +128,8 @@ def test_hosts_that_share_a_store_hit_what_the_other_one_has_stored(
         pytest.skip(reason)
     shared = tmp_path / "shared"
     cluster = new_cluster(shared_dir=shared, clock_shift_s={"n2": shift_s} if shift_s else {})
-    trial = only_trial(
-        run(cluster, "--kv-hosts", "n1", "n2", "--kv-np=2", f"--kv-cache-dir={shared}", *SHARED)
-    )
+    trial = shared_by(cluster, f"--kv-cache-dir={shared}")
+    assert left_on(cluster, *cluster.names) == []
     sharing, seen = trial["sharing"], trial["visibility"]
     assert sharing["other_hit_blocks"] > 0
     assert sharing["others_objects"] > 0
@@ -125,13 +139,39 @@ def test_hosts_that_share_a_store_hit_what_the_other_one_has_stored(
     assert list(shared.iterdir()) == []
 
 
+SFTP_SERVER = Path("/usr/lib/openssh/sftp-server")  # where Debian has it
+
+
+@pytest.fixture
+def network_directory(cluster: Cluster) -> Iterator[str]:
+    """The cache directory of n1, which n2 has over the network: by SFTP, through FUSE."""
+    if shutil.which("sshfs") is None or not SFTP_SERVER.exists() or not Path("/dev/fuse").exists():
+        pytest.skip("sshfs, an SFTP server or /dev/fuse is not here")
+    mount = ["sshfs", "-F", cluster.ssh_config, f"n1:{CACHE_DIR}", CACHE_DIR]
+    cluster.run("n2", [*mount, "-o", f"sftp_server={SFTP_SERVER}"], check=True)
+    yield CACHE_DIR
+    cluster.run("n2", ["umount", CACHE_DIR], check=True)
+
+
+@pytest.mark.parametrize("publish", ["link", "rename"])
+def test_hosts_may_share_a_store_over_the_network(
+    cluster: Cluster, network_directory: str, publish: str
+) -> None:
+    trial = shared_by(cluster, f"--kv-publish={publish}", "--kv-io=buffered")
+    assert cluster.run("n1", ["ls", network_directory]).stdout == ""
+    sharing, seen = trial["sharing"], trial["visibility"]
+    assert sharing["other_hit_blocks"] > 0
+    assert sharing["lost_blocks"] == 0
+    assert trial["integrity"]["failed"] == 0
+    assert seen["count"] > 0
+
+
 def test_a_store_of_each_host_is_seen_by_none_of_the_others(
     new_cluster: NewCluster, tmp_path: Path
 ) -> None:
     shared = tmp_path / "shared"
     cluster = new_cluster(shared_dir=shared)
-    words = ("--kv-hosts", "n1", "n2", "--kv-np=2", f"--kv-cache-dir={shared}", *SHARED)
-    trial = only_trial(run(cluster, *words, "--kv-sharing=host"))
+    trial = shared_by(cluster, f"--kv-cache-dir={shared}", "--kv-sharing=host")
     assert trial["sharing"]["own_hit_blocks"] > 0
     assert trial["sharing"]["other_hit_blocks"] == 0
     assert trial["visibility"] is None
@@ -140,10 +180,10 @@ def test_a_store_of_each_host_is_seen_by_none_of_the_others(
 def test_a_directory_that_hosts_do_not_share_is_found_before_anything_begins(
     cluster: Cluster,
 ) -> None:
-    session = Session(cluster, (*ONE_TRIAL, "--kv-hosts", "n1", "n2", "--kv-np=2", *SHARED))
+    session = Session(cluster, SHARED, without=TIMED)
     text = " ".join(session.end().split())
     assert session.process.returncode == pytest.ExitCode.TESTS_FAILED, text
-    assert f"preflight: host n2: does not see what n1 writes in {CACHE_DIR}, which --kv-sharing=run needs" in text
+    assert f"preflight: host n2: does not see what n1 writes in {CACHE_DIR}, which" in text
     assert not cluster.path("n1", CACHE_DIR).joinpath("kvcache").exists()
 
 

@@ -239,7 +239,9 @@ def _remove_ranks(directory: Path) -> list[str]:
         ]
     for rank in ranks:
         _remove_tree(Path(rank))
-    return sorted(path.name for path in directory.iterdir() if path.name != MARKER_NAME)
+    # What is listed and was removed may still be in this host's cache of a network filesystem.
+    known = {MARKER_NAME, *(Path(rank).name for rank in ranks)}
+    return sorted({path.name for path in directory.iterdir()} - known)
 
 
 def _remove_marked(directory: Path) -> None:
