@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from pytest_kvcache.engine.requests import InFlightRequest
 
 
+_PER_THREAD = 2  # questions: one is asked, and one comes next
+
+
 class Question(NamedTuple):
     """What a request asks for: names that must be there, then names that need not be."""
 
@@ -83,6 +86,11 @@ class Lookups:
         ]
         for thread in self._threads:
             thread.start()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a question would be taken up soon."""
+        return self.open < _PER_THREAD * max(1, len(self._threads))
 
     def submit(self, question: Question | PrefixQuestion) -> None:
         """Ask; the answer is there at some later ``reap``, or at the next one."""

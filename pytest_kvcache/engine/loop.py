@@ -462,7 +462,12 @@ class Loop:
         """
         assert self._lookups is not None  # nobody knows without
         before = len(self.unasked)
-        while self.unasked and shared.may_ask(self.unasked[0]):
+        while (
+            self.unasked
+            and not self.waiting  # what the storage tells is soon out of date
+            and self._lookups.has_room
+            and shared.may_ask(self.unasked[0])
+        ):
             inflight = self.unasked.popleft()
             inflight.issued_ns = inflight.loaded_ns = self._clock()
             question = shared.prefix_question_of(inflight)

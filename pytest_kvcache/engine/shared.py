@@ -56,6 +56,7 @@ class SharedStore(OneTier):
         self._others: dict[bytes, BlockEntry] = {}  # by key, what others had stored
         self._stored_ns: dict[bytes, int] = {}  # by key, when this rank's own was there
         self._going: set[bytes] = set()  # victims that are not deleted yet
+        self._gone_ns: dict[bytes, int] = {}  # by key, when it last was
         self._asked_blocks = self._found_blocks = 0
         self._unasked = requests.unasked
         self._held_by: BlockEntry | None = None  # what the first of them waits for
@@ -118,13 +119,9 @@ class SharedStore(OneTier):
     def decide(self, inflight: InFlightRequest) -> bool:
         """Hits are what the storage has told; the index decides what is stored and displaced."""
         keys, self.blocked_on = inflight.request.keys, None
-        if self._going:
-            found = keys[: inflight.found_blocks]
-            inflight.found_blocks = next(
-                (at for at, key in enumerate(found) if key in self._going), len(found)
-            )
-            if not self._going.isdisjoint(keys[inflight.found_blocks :]):
-                return False  # of one name, a write must not come before a delete
+        inflight.found_blocks = self._still_there(inflight)
+        if not self._going.isdisjoint(keys[inflight.found_blocks :]):
+            return False  # of one name, a write must not come before a delete
         found = keys[: inflight.found_blocks]
         own = self._index.find(found)
         admission = self._admission(inflight, [entry is not None for entry in own])
@@ -144,6 +141,14 @@ class SharedStore(OneTier):
         self._asked_blocks += len(self._asked_keys(inflight))
         self._found_blocks += len(hits)
         return True
+
+    def _still_there(self, inflight: InFlightRequest) -> int:
+        """How many of the leading blocks that were found this rank has not displaced since."""
+        going, gone_ns = self._going, self._gone_ns
+        for at, key in enumerate(inflight.request.keys[: inflight.found_blocks]):
+            if key in going or gone_ns.get(key, -1) >= inflight.asked_ns:
+                return at
+        return inflight.found_blocks
 
     def _admission(self, inflight: InFlightRequest, is_own: Sequence[bool]) -> Admission | Blocked:
         """Of this rank's own blocks that were found, and of all that was not."""
@@ -212,4 +217,5 @@ class SharedStore(OneTier):
         super()._note_delete(operation)
         key = operation.entry.key
         self._going.discard(key)
+        self._gone_ns[key] = operation.done_ns
         self._noted.note(DELETED, key, operation.submitted_ns, operation.done_ns)

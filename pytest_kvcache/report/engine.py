@@ -77,8 +77,8 @@ def sharing_lines(plan: Plan, trial: Trial) -> Iterator[str]:
     if counted.others_objects is not None:
         told.append(f"{counted.others_objects:,} heads read that name another")
     told += [
-        f"{counted.races_lost:,} races lost",
-        f"{counted.vanished_blocks:,} blocks gone before they were read",
+        f"{format_count(counted.races_lost or 0, 'race')} lost",
+        f"{format_count(counted.vanished_blocks or 0, 'block')} gone before being read",
     ]
     seen = trial.visibility
     if seen is not None and seen.ms.mean is not None:

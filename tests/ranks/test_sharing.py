@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,6 +194,29 @@ def test_a_rank_deletes_its_own_blocks_alone_and_holds_no_more_than_its_capacity
     assert len(files_in(tmp_path)) == 4
     assert hits(second) == (0, 4)
     assert second.lost_blocks == 0
+
+
+@pytest.mark.thorough
+def test_alone_a_rank_hits_and_displaces_as_on_a_store_of_its_own(tmp_path: Path) -> None:
+    dice = random.Random(7)
+    turns = [[ask(0, *range(root, root + dice.randrange(1, 9))) for root in dice.choices(
+        [0, 100, 200, 300, 400], k=60
+    )]]  # fmt: skip
+    shared = shared_plan(tmp_path / "shared", 1, capacity_blocks=12)
+    own = replace(shared, sharing="rank", lookup="memory", publish="in-place", cache_dir=str(
+        tmp_path / "own"
+    ))  # fmt: skip
+    for plan in (shared, own):
+        Path(plan.cache_dir).mkdir()
+    (one,) = results(one_after_another(shared, turns))
+    registry = registry_of(backends={"file": StoreBackend}, workloads={"mine": Scripted(turns)})
+    other = run_rank(own, registry).result
+    assert other.evictions > 20
+    assert (one.hit_blocks, one.evictions, one.cached_blocks, one.read_count, one.write_count) == (
+        other.hit_blocks, other.evictions, other.cached_blocks, other.read_count, other.write_count,
+    )  # fmt: skip
+    assert hits(one) == (other.hit_blocks, 0)
+    assert (one.vanished_blocks, one.stale_lookups, one.lost_blocks) == (0, 0, 0)
 
 
 class Thief(Script):
