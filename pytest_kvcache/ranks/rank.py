@@ -202,7 +202,13 @@ class Rank:
 
     def _build_workload(self, context: WorkloadContext) -> Workload:
         assert self._family is not None
-        return build_workload(self._family, context, self.plan.phase, self.plan.reread_factor)
+        return build_workload(
+            self._family,
+            context,
+            self.plan.phase,
+            self.plan.reread_factor,
+            stores_beside=self.plan.interference == "with-stores",
+        )
 
     def _make_engine(
         self,
@@ -332,12 +338,13 @@ class Rank:
         )
 
     def _payload_seed(self) -> int:
-        """Other data on every rank, in every trial and run.
+        """Other data on every rank, in every launch.
 
         Or a storage could deduplicate it, and serve what an earlier run left.
         """
         plan = self.plan
-        identity = f"{plan.run_id}/{plan.seed}/{plan.trial}/{self.rank}".encode()
+        side = "" if plan.interference is None else f"/{plan.interference}"
+        identity = f"{plan.run_id}/{plan.seed}/{plan.trial}/{self.rank}{side}".encode()
         return int.from_bytes(blake2b(identity, digest_size=8).digest(), "big")
 
     def make_ready(self) -> None:

@@ -172,6 +172,7 @@ OTHER_LOAD: dict[str, Any] = {
     "lookup": "all",
     "publish": "rename",
     "request_depth": 2,
+    "interference": "with-stores",
     "transfer_size": None,
     "cores": "split",
     "verify": "off",
