@@ -181,8 +181,9 @@ class BenchmarkSession:
         """Longer than all trials of the case can take: each launch has a deadline of its own."""
         deadline_s = self.plan(name).plan.deadline_s
         rest_s = CLOSED_PAUSE_S if self.options.closed else 0.0
-        steps = self.plan(name).plan.most_search_steps
-        return rest_s + (steps + self.options.trials.high) * (deadline_s + _AROUND_A_LAUNCH_S)
+        plan = self.plan(name).plan
+        launches = plan.most_search_steps + self.options.trials.high * plan.launches_per_trial
+        return rest_s + launches * (deadline_s + _AROUND_A_LAUNCH_S)
 
     def dry_run(self, name: CaseName, *, whole: bool) -> Iterator[str]:
         """What the case would do, its values and the exact launcher command, line by line."""

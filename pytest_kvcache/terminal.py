@@ -88,6 +88,12 @@ class TerminalProgress(Progress):
         """Show a note whole."""
         self._reporter_write("\n" + "\n".join(wrapped(MARK + text, indent="    ")) + "\n")
 
+    def side_finished(self) -> None:
+        """A launch of two is over; what it was is told with the other one."""
+        if self._outlook is not None:
+            self._outlook.end(time.monotonic())
+        self._wipe()
+
     def trial_finished(self, case: CaseResult, trial: TrialResult) -> None:
         """A launch is over; report that to the plugins."""
         if self._outlook is not None:

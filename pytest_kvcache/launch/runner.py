@@ -36,11 +36,13 @@ from pytest_kvcache.launchers.families import leftovers_of, libraries_of
 from pytest_kvcache.launchers.protocol import LaunchJob
 from pytest_kvcache.measure.iospool import spool_name
 from pytest_kvcache.options.stopping import planned_looks
+from pytest_kvcache.plan.interference import is_with_stores_first, without_stores
 from pytest_kvcache.plan.possible import possible
 from pytest_kvcache.plan.secretfile import take_secrets, write_secrets
 from pytest_kvcache.plan.tiers import wants_devices
 from pytest_kvcache.results.case import CaseResult
 from pytest_kvcache.results.outcome import TrialResult, withholds
+from pytest_kvcache.results.pairs import paired
 from pytest_kvcache.results.record import SOURCES, ControllerRecord
 from pytest_kvcache.results.verdicts.noise import evaluate_case
 from pytest_kvcache.results.verdicts.trial import evaluate_trial, idle_error
@@ -86,6 +88,9 @@ class Progress:
 
     def surveyed(self, survey: Survey) -> None:
         """The hosts have been asked what they are."""
+
+    def side_finished(self) -> None:
+        """The first of a trial's two launches is over."""
 
     def trial_finished(self, case: CaseResult, trial: TrialResult) -> None:
         """A trial's launch is over."""
@@ -299,12 +304,17 @@ class Controller:
         traced = self._io_traces.claim(options, case.plan)
         io_trace = None if traced is None else IoTraceFile(traced, case.plan)
         directory = self._new_directory(case.plan)
+        beside = None if case.plan.interference is None else self._without_stores(options, case)
         try:
             trials = looks[-1]
             for index in range(trials):
                 self._check_hosts(options, case.plan, again=index == 0)
-                self._progress.trial_started(result, index, trials)
-                trial = self._run_trial(options, case, index, directory, io_trace)
+                if beside is None:
+                    self._progress.trial_started(result, index, trials)
+                    trial = self._run_trial(options, case, index, directory, io_trace)
+                else:
+                    ours = _Side(case, directory, result)
+                    trial = self._run_pair(options, ours, beside, index, trials)
                 result = self._keep(question, result.with_trial(trial))
                 self._progress.trial_finished(result, trial)
                 if not trial.ok or (index + 1 in looks and self._is_settled(options, result)):
@@ -318,6 +328,31 @@ class Controller:
             if io_trace is not None:
                 result = self._keep(question, _with_trace(result, io_trace))
         return result
+
+    def _without_stores(self, options: Options, case: Case) -> _Side:
+        """The case of the same loads alone; its launches are kept like any other's."""
+        plan = without_stores(case.plan)
+        result = CaseResult(plan=plan, looks=self._looks(options), metrics=options.metrics)
+        return _Side(replace(case, plan=plan), self._new_directory(plan), result)
+
+    def _run_pair(
+        self, options: Options, ours: _Side, beside: _Side, index: int, trials: int
+    ) -> TrialResult:
+        """A trial of two launches, which take turns in being first. One that fails fails both."""
+        ended = {}
+        sides = [ours, beside] if is_with_stores_first(index) else [beside, ours]
+        for number, side in enumerate(sides):
+            self._progress.trial_started(side.result, 2 * index + number, 2 * trials)
+            trial = self._run_trial(options, side.case, index, side.directory, None)
+            if side is beside:
+                question = _Question.of(options, beside.case)
+                beside.result = self._keep(question, beside.result.with_trial(trial))
+            if not trial.ok:
+                return trial if side is ours else _failed_beside(trial)
+            ended[side.case.plan.interference] = trial
+            if not number:
+                self._progress.side_finished()
+        return paired(ended["with-stores"], ended["without-stores"])
 
     def fail_case(self, options: Options, case: Case, path: PathOfSearch, error: str) -> CaseResult:
         """A case that is not launched, for the search for its users found none."""
@@ -350,6 +385,7 @@ class Controller:
             (case, question.target_ci)
             for question, case in self._done.items()
             if question.target_ci is not None
+            and case.plan.interference != "without-stores"  # ends with the case it goes with
             and case.error is None
             and not _is_narrow(case, self._options.metrics, question.target_ci)
         ]
@@ -481,6 +517,20 @@ class Controller:
             for path in paths
             if path.is_file()
         }
+
+
+@dataclass(slots=True)
+class _Side:
+    """One of the two launches of each trial: of which case, where, and what came of it so far."""
+
+    case: Case
+    directory: Path
+    result: CaseResult
+
+
+def _failed_beside(alone: TrialResult) -> TrialResult:
+    """The trial whose launch without stores failed."""
+    return TrialResult(index=alone.index, error=f"its launch without stores failed: {alone.error}")
 
 
 def _with_trace(result: CaseResult, io_trace: IoTraceFile) -> CaseResult:

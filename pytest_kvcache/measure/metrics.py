@@ -94,6 +94,11 @@ class Metric:
         return self.of_kind or _KIND_OF.get(what)
 
     @property
+    def of_a_pair(self) -> bool:
+        """Whether it is of two launches, and no single one has it."""
+        return self.section == "interference"
+
+    @property
     def limits_a_load(self) -> bool:
         """Whether more users make it no better: what an objective of a load is of."""
         return self.latency or self.unit == "ratio"
@@ -219,6 +224,19 @@ def _user_metrics() -> Iterator[Metric]:
         )
 
 
+def _interference_metrics() -> Iterator[Metric]:
+    """How many times as long it takes with stores as without; of a pair of launches."""
+    for name in ("load_p99", "load_p50", "read_p99"):
+        yield Metric(
+            name=f"interference.{name}_ratio",
+            unit="times",
+            better="lower",
+            path=("interference", f"{name}_ratio"),
+            needs="interference",
+            of_kind="read",
+        )
+
+
 def _worth_metrics() -> Iterator[Metric]:
     """Whether the storage pays, by what the user says of computing, of cost and of power."""
     rows: tuple[tuple[str, str, Better, str, str | None], ...] = (
@@ -248,6 +266,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             *_rate_metrics(),
             *_worth_metrics(),
             *_sharing_metrics(),
+            *_interference_metrics(),
             *_user_metrics(),
         )
     }

@@ -120,6 +120,7 @@ class Options:
     enable_rag: bool = False
     rag_num_docs: int | None = None
     enable_autoscaling: bool = False
+    interference: bool = False
     autoscaler_mode: str | None = None
     verify: str = "sample"
     data: str | None = None
@@ -203,6 +204,8 @@ def build_options(given: Mapping[str, tuple[str | Sequence[str], Origin]]) -> Op
     options = Options(**{**shared, **brought_by(values.get("engine")), **values}, texts=dict(given))
     if options.enable_autoscaling and "metrics" not in given:
         options = replace(options, metrics=(USERS_METRIC, *options.metrics))
+    if options.interference and "metrics" not in given:
+        options = replace(options, metrics=(INTERFERENCE_METRIC, *options.metrics))
     _check_together(options)
     options = replace(options, slo=tuple(dict.fromkeys([*options.slo, *_of_profile(options)])))
     _check_autoscaling(options)
@@ -246,6 +249,7 @@ def _check_together(options: Options) -> None:
     _check_phase(options)
     _check_containers(options)
     _check_trace(options)
+    _check_interference(options)
     _check_requests(options)
     _check_dialogues(options)
     _check_tiers(options)
@@ -425,6 +429,7 @@ _NEEDED: Final[Mapping[str, str]] = MappingProxyType(
         "lookup": "a storage that is asked what it has; add --kv-lookup=all or first-miss, or an"
         " engine that does (--kv-engine)",
         "sharing": "a store that ranks share; add --kv-sharing=run (or host)",
+        "interference": "loads with stores and without; add --kv-interference",
         "enable_autoscaling": "a search for users; add --kv-enable-autoscaling and an objective"
         " (--kv-slo)",
     }
@@ -469,6 +474,43 @@ def _check_tier_metrics(options: Options) -> None:
                 f"--kv-metrics names {name}, which these memory tiers do not have ({shown}); see"
                 " --kv-gpu-mem-gb, --kv-cpu-mem-gb, --kv-cpu-tier and --kv-tier-policy, or leave it"
                 " out"
+            )
+
+
+INTERFERENCE_METRIC: Final = "interference.load_p99_ratio"
+
+# What goes with no pair of launches of the same loads, and why.
+_NO_PAIR: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "phase": "decides on its own which requests store",
+        "trace": "loads what the requests before it stored",
+        "enable_autoscaling": "searches for a load, where both launches must have the same",
+        "load_steps": "changes the load while it is measured",
+        "io_trace": "notes the operations of a case, which are two launches of other operations",
+        "reread_factor": "reads what was just stored, which one of the launches does not do",
+        "gpu_mem_gb": "puts a tier in front that serves another part of the loads where stores"
+        " fill it",
+        "cpu_mem_gb": "puts a tier in front that serves another part of the loads where stores"
+        " fill it",
+        "disable_prefix_caching": "lets no request find what was stored before it",
+    }
+)
+
+
+def _check_interference(options: Options) -> None:
+    """The loads of both launches must be the same."""
+    if not options.interference:
+        return
+    told = "--kv-interference is given, which launches the same loads with and without stores"
+    usual = Options()
+    for name, why in _NO_PAIR.items():
+        if getattr(options, name) != getattr(usual, name):
+            raise OptionError(f"{told}, and {flag_of(name)} {why}; leave one of them out")
+    for name in scenario_names(options):
+        if name == "trace" or name in CLOSED_SCENARIOS:
+            raise OptionError(
+                f"{told}, and --kv-scenario is {name}, whose requests load what those before them"
+                " stored; name a scenario of dialogues (chat, mixed, agent …)"
             )
 
 

@@ -65,6 +65,7 @@ def _check_beside(options: Options, told: str) -> None:
         "--kv-io-trace": options.io_trace is not None,
         "--kv-enable-rag": options.enable_rag,
         "--kv-closed": options.closed,
+        "--kv-interference": options.interference,
         "--kv-fill": options.fill is not None,
         f"--kv-phase={options.phase}": not PHASES[options.phase].loads,
     }

@@ -569,6 +569,11 @@ OPTIONS: tuple[OptionSpec, ...] = (
                help="its aim. qos: the most users that keep the objectives; capacity: the fewest"
                " that get 95%% of the most requests per second; predictive: those at the peak of"
                " the Universal Scalability Law, fitted to few loads (default: qos)"),
+    OptionSpec(name="interference", kind="flag", parse=_flag, is_verbatim=False,
+               help="what stores do to loads: each trial is two launches, in turns first, with the"
+               " same loads of stored contexts, one with the stores of the dialogues beside them"
+               " and one without; interference.load_p99_ratio is how many times as long the p99 of"
+               " loads is with them"),
     # the cache and its storage
     OptionSpec(name="gpu_mem_gb", metavar="X", parse=_gib,
                help="gpu tier per rank, GiB, in front of the others (default: 0 = none)"),

@@ -195,6 +195,7 @@ def build_plan(
         publish=options.publish,
         request_depth=options.request_depth,
         sharing=options.sharing,
+        interference="with-stores" if options.interference else None,
         search=tuple(map(str, objectives_of(options))),
         search_mode=(options.autoscaler_mode or "qos") if options.enable_autoscaling else None,
         service=options.workload.service if options.performance_profile == "latency" else None,

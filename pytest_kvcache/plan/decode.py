@@ -1,4 +1,4 @@
-"""Whether the contexts that ``--kv-phase=decode`` loads fit into the cache. Pure."""
+"""Whether the contexts that ``--kv-phase=decode`` or ``--kv-interference`` loads fit. Pure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def check_contexts_fit(plan: Plan, family: WorkloadFamily, trials: int) -> None:
 
     The contexts are those that the ranks will store, drawn with the same seed.
     """
-    if PHASES[plan.phase].stores or family.needs_trace or plan.room_blocks >= plan.need_blocks:
+    loads_stored = plan.interference is not None or not PHASES[plan.phase].stores
+    if not loads_stored or family.needs_trace or plan.room_blocks >= plan.need_blocks:
         return
     looked_at = 0
     for trial, rank in product(range(trials), range(plan.np)):
@@ -42,11 +43,13 @@ def _stored_blocks(plan: Plan, family: WorkloadFamily, context: WorkloadContext)
         held += fits
     if fits:
         return index.used_blocks
+    asked = "--kv-phase is decode" if plan.interference is None else "--kv-interference is given"
     raise OptionError(
-        f"--kv-phase is decode, which loads stored contexts, and those of the"
+        f"{asked}, which loads stored contexts, and those of the"
         f" {context.users} users of rank {context.rank} take"
         f" {format_bytes(index.used_blocks * plan.stored_bytes)} in trial {context.trial + 1},"
         f" of which the {format_bytes(plan.room_blocks * plan.stored_bytes)} of its"
         f" {'cache' if plan.room_blocks == plan.capacity_blocks else 'tiers'} hold those of"
-        f" {held}; lower --kv-num-users, or give more room with --kv-storage-capacity-gb"
+        f" {held}; lower --kv-num-users or --kv-context-scale, or give more room with"
+        " --kv-storage-capacity-gb"
     )

@@ -30,7 +30,8 @@ def check_reads(plan: Plan) -> None:
             f" whole block of {plan.block_tokens} tokens; lower --kv-block-tokens, or raise"
             " --kv-context-scale"
         )
-    if plan.reread_factor or not PHASES[plan.phase].stores or reuses_prefixes(context):
+    loads_stored = plan.interference is not None or not PHASES[plan.phase].stores
+    if plan.reread_factor or loads_stored or reuses_prefixes(context):
         return
     if not dialogues.prefix_caching:
         why = "--kv-disable-prefix-caching lets no request find what another one has stored"

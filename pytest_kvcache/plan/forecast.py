@@ -104,8 +104,9 @@ def describe_forecast(found: Forecast, plan: Plan, trials: int) -> Iterator[str]
 def _writes(found: Forecast, plan: Plan, trials: int) -> str:
     before = preconditioned_bytes(plan)
     launches = trials + plan.most_search_steps
-    least = (found.least_written_bytes() + before) * trials
-    most = (found.population_bytes + (found.written_bytes or 0) + before) * launches
+    alone = found.population_bytes + before if plan.interference is not None else 0
+    least = (found.least_written_bytes() + before + alone) * trials
+    most = (found.population_bytes + (found.written_bytes or 0) + before + alone) * launches
     if plan.search_mode is not None:
         return (
             f"writes up to {format_bytes(most)} in all to {plan.cache_dir}: as many users as there"
@@ -117,7 +118,8 @@ def _writes(found: Forecast, plan: Plan, trials: int) -> str:
         amount = format_bytes(most)
     else:
         amount = f"about {format_bytes(least)} to {format_bytes(most)}"
-    first = f", {format_bytes(before * trials)} of it to precondition" if before else ""
+    preconditioned = format_bytes(before * trials * plan.launches_per_trial)
+    first = f", {preconditioned} of it to precondition" if before else ""
     filled = plan.fill_blocks * plan.stored_bytes * plan.np
     there = min(found.capacity_bytes, max(found.need_bytes + filled, before))
     return (
@@ -334,7 +336,13 @@ def _span_s(trace: Trace, cycles: int, speedup: float) -> float:
 def _of_dialogues(plan: Plan, family: WorkloadFamily) -> Forecast:
     users = min(plan.users, _MOST_USERS)
     context = replace(plan.context(0, None), users=users)
-    workload = build_workload(family, context, plan.phase, plan.reread_factor)
+    workload = build_workload(
+        family,
+        context,
+        plan.phase,
+        plan.reread_factor,
+        stores_beside=plan.interference == "with-stores",
+    )
     rehearsal = _Rehearsal(plan, workload)
     ranks, block_bytes = plan.np, plan.stored_bytes
     population = rehearsal.populate() * plan.users // users

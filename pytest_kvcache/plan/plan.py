@@ -25,6 +25,7 @@ from pytest_kvcache.hosts.hostlist import RankLayout
 from pytest_kvcache.models import BlockPart, ModelSpec, block_parts
 from pytest_kvcache.options.engines import WHOLE_OBJECT, brought_by
 from pytest_kvcache.phases import PHASES
+from pytest_kvcache.plan.interference import check_interference
 from pytest_kvcache.plan.loadsteps import check_load_steps, schedule_of
 from pytest_kvcache.plan.origins import decided_by
 from pytest_kvcache.plan.peaksearch import PeakSearch
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.backends.protocol import Store
     from pytest_kvcache.cache.tiers import TierPolicy
     from pytest_kvcache.options.sharing import Sharing
+    from pytest_kvcache.plan.interference import Interference
     from pytest_kvcache.plan.loadsteps import LoadStep
     from pytest_kvcache.traces.read import Trace
 
@@ -148,6 +150,8 @@ class Plan:
     ``engine`` is whose calls store and load objects, where it is one's; ``lookup`` who knows what
     is stored, ``publish`` how a file gets its name; ``request_depth`` objects of one request are
     under way at the same time, None: all. ``sharing`` is who stores in one place.
+    ``interference``: loads of stored contexts, the same in a launch ``with-stores`` beside them and
+    in one ``without-stores``; None: nobody asked for that.
     """
 
     version: str
@@ -213,6 +217,7 @@ class Plan:
     publish: Publish = "in-place"
     request_depth: int | None = None
     sharing: Sharing = "rank"
+    interference: Interference | None = None
 
     def __post_init__(self) -> None:
         if not os.path.isabs(self.cache_dir):  # noqa: PTH117  as text, whatever is there
@@ -242,6 +247,7 @@ class Plan:
         self._check_slots()
         self._check_sharing()
         check_load_steps(self)
+        check_interference(self)
 
     def _check_tiers(self) -> None:
         names = [tier.name for tier in self.tiers]
@@ -690,6 +696,11 @@ class Plan:
         if self.search_mode is None:
             return 0
         return PeakSearch(most=self.users, predicts=self.search_mode == "predictive").most_steps
+
+    @property
+    def launches_per_trial(self) -> int:
+        """Two where loads are measured with stores and without."""
+        return 1 if self.interference is None else 2
 
     @property
     def load_schedule(self) -> tuple[LoadStep, ...]:

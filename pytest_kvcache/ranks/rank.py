@@ -216,7 +216,13 @@ class Rank:
 
     def _build_workload(self, context: WorkloadContext) -> Workload:
         assert self._family is not None
-        return build_workload(self._family, context, self.plan.phase, self.plan.reread_factor)
+        return build_workload(
+            self._family,
+            context,
+            self.plan.phase,
+            self.plan.reread_factor,
+            stores_beside=self.plan.interference == "with-stores",
+        )
 
     def _make_engine(
         self,
@@ -350,13 +356,14 @@ class Rank:
         )
 
     def _payload_seed(self) -> int:
-        """Other data on every rank, in every trial and run; of those that share a store the same.
+        """Other data on every rank, in every launch; of those that share a store the same.
 
         Or a storage could deduplicate it, and serve what an earlier run left.
         """
         plan = self.plan
+        side = "" if plan.interference is None else f"/{plan.interference}"
         owner = self.rank if self.sharing is None else f"shared-{plan.group_of(self.rank)}"
-        identity = f"{plan.run_id}/{plan.seed}/{plan.trial}/{owner}".encode()
+        identity = f"{plan.run_id}/{plan.seed}/{plan.trial}/{owner}{side}".encode()
         return int.from_bytes(blake2b(identity, digest_size=8).digest(), "big")
 
     def make_ready(self) -> None:

@@ -64,7 +64,7 @@ UNUSED = (
     "performance_profile", "prefill_rate", "cost", "power", "io", "sync", "io_engine", "verify",
     "data", "keep", "results_dir", "metrics", "allow_invalid", "allow_preload", "compare",
     "compare_across", "fail", "allow_inconclusive", "slo", "html", "io_trace", "backend_option",
-    "enable_autoscaling", "autoscaler_mode",
+    "enable_autoscaling", "autoscaler_mode", "interference",
 )  # fmt: skip
 UNUSED_BY_A_TRACE = (
     "num_users", "load_steps", "duration", "ramp", "context_scale", "generation_mode",

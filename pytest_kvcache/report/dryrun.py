@@ -118,6 +118,10 @@ def time_needed(plan: Plan, found: Forecast, options: Options) -> str:
     if plan.search_mode is not None:
         low, high = low + 1, high + plan.most_search_steps
         many = f"a search of up to {format_count(plan.most_search_steps, 'load')}, and {many}"
+    if plan.interference is not None:
+        low, high = 2 * low, 2 * high
+        launches = f"{low} to {high}" if low != high else f"{high}"
+        many = f"{launches} launches ({many}, each with stores and without)"
     storing_s = found.population_bytes / _BYTES_PER_S
     storing = ""
     if found.population_bytes:
@@ -209,6 +213,7 @@ def _load(found: DryRun) -> Iterator[_Value]:
     yield _value(found, "ramp", f"{plan.ramp_s:g} s", "ramp_s")
     yield _value(found, "trials", options.trials)
     yield _value(found, "phase", plan.phase, "phase")
+    yield _value(found, "interference", plan.interference is not None, "interference")
     yield _value(found, "generation_mode", plan.generation_mode, "generation_mode")
     yield from _of_worth(found)
     if PHASES[plan.phase].is_whole:

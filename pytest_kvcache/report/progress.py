@@ -37,8 +37,9 @@ class Outlook:
 
     @property
     def trial(self) -> str:
-        """``trial 1/3``."""
-        return f"trial {self._trial + 1}/{self.trials}"
+        """``trial 1/3``; a trial of two launches counts those."""
+        what = "trial" if self.plan.interference is None else "launch"
+        return f"{what} {self._trial + 1}/{self.trials}"
 
     def start(self, trial: int, now_s: float) -> None:
         """A launch begins; its own clock begins later, when the ranks are together."""

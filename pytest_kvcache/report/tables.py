@@ -16,6 +16,7 @@ from pytest_kvcache.plan.possible import possible
 from pytest_kvcache.plan.tiers import describe_tiers
 from pytest_kvcache.report.engine import describe_engine, engine_lines, sharing_lines
 from pytest_kvcache.report.headline import describe_users, sum_up
+from pytest_kvcache.report.interference import interference_lines
 from pytest_kvcache.report.load import describe_changes, describe_room
 from pytest_kvcache.report.service import class_lines
 from pytest_kvcache.report.text import figure, row, wrapped
@@ -119,6 +120,7 @@ def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
         always = ALWAYS_SHOWN if case.plan.requests is None else ("run.s", *ALWAYS_SHOWN)
         yield from _table(case, judged, [*shown, *(m for m in always if m not in shown)])
         yield from class_lines(case.plan, judged)
+        yield from interference_lines(case.plan, judged)
         worth = describe_worth(case.plan, judged)
         yield from ["", *wrapped(worth, indent="  ")] if worth else []
         yield from _tier_lines(case.plan, judged[-1])
@@ -188,6 +190,8 @@ def describe_plan(plan: Plan, *, in_memory: bool = False, flushes: bool = True) 
     if plan.own_block_bytes is not None:
         blocks = f"objects of up to {format_bytes(plan.own_block_bytes)}"
     phase = "" if PHASES[plan.phase].is_whole else f"{plan.phase} only; "
+    if plan.interference is not None:
+        phase = "loads of stored contexts, with stores beside them and without; "
     changes = "".join(f"; {change}" for change in describe_changes(plan))
     if plan.request_rate is not None:
         users = f"{plan.request_rate:g} requests/s ({plan.arrival}) by {users}"

@@ -10,6 +10,7 @@ from pytest_kvcache.measure.sections import OPERATIONS
 from pytest_kvcache.options.table import OPTIONS, flag_of
 from pytest_kvcache.plan.possible import why_impossible
 from pytest_kvcache.results.trial import Section
+from pytest_kvcache.results.verdicts.sides import why_no_ratio
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,7 +84,19 @@ def _of_own_section(result: CaseResult, spec: Metric) -> str | None:
     """Why a section that is no measurement of its own has no value; None: it is another one."""
     if spec.section == "users":
         return _not_held(result)
+    if spec.of_a_pair:
+        return _no_ratio(spec, result)
     return _not_worth(spec, result) if spec.section == "worth" else None
+
+
+def _no_ratio(spec: Metric, result: CaseResult) -> str:
+    """Why launches with stores and without give no ratio."""
+    if result.plan.interference is None:
+        return "each trial is one launch; --kv-interference makes one without stores beside it"
+    pairs = [trial.interference for trial in result.counted if trial.interference is not None]
+    why = next(filter(None, (why_no_ratio(pair, result.plan) for pair in pairs)), None)
+    what = spec.name.removeprefix("interference.").removesuffix("_ratio").replace("_", ".")
+    return why or f"a side of a trial has too few samples for its {what}"
 
 
 def _not_held(result: CaseResult) -> str:
@@ -153,6 +166,8 @@ def _more_samples(plan: Plan) -> str:
 def absent_in_brief(trials: Sequence[TrialResult], metric: str) -> str:
     """Why a metric is absent in few words, for a row of a table."""
     section = METRICS[metric].section
+    if METRICS[metric].of_a_pair:
+        return "the sides give no ratio"
     if any(trial.withholds for trial in trials) and not METRICS[metric].of_the_whole:
         return "ranks ended apart (UNEVEN)"
     sections = [getattr(t.measured, section) for t in trials if t.measured is not None]

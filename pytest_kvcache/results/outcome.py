@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_kvcache.errors import ResultError
 from pytest_kvcache.measure.metrics import METRICS
 from pytest_kvcache.results.figures import trial_of
+from pytest_kvcache.results.interference import InterferenceFigures
 from pytest_kvcache.results.record import TrialRecord
 from pytest_kvcache.results.verdictcodes import Verdict
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.plan.plan import Plan
     from pytest_kvcache.results.trial import Trial
 
-HEAD = frozenset({"index", "ok", "interrupted", "error", "verdicts", "sources"})
+HEAD = frozenset({"index", "ok", "interrupted", "error", "verdicts", "sources", "interference"})
 """What the run file has of every trial; all else is what it measured, if it did."""
 
 
@@ -33,7 +34,8 @@ class TrialResult:
     ``sources`` are the files it was made of: path beside the run file → SHA-256.
     ``withholds``: its ranks ended apart (UNEVEN), so that only metrics of the whole work are
     values of it. ``interrupted`` by the user: it neither counts nor stands against those that
-    ended.
+    ended. ``interference``: how its launch with stores stands to the one without; None: there is
+    one launch.
     """
 
     index: int
@@ -43,6 +45,7 @@ class TrialResult:
     sources: Mapping[str, str] = field(default_factory=dict)
     interrupted: bool = False
     withholds: bool = False
+    interference: InterferenceFigures | None = None
 
     def __post_init__(self) -> None:
         if self.interrupted and (self.error is None or self.measured is not None):
@@ -61,6 +64,8 @@ class TrialResult:
 
     def value(self, metric: str) -> float | None:
         """The metric's value, None if the trial has none, or withholds it."""
+        if METRICS[metric].of_a_pair:
+            return METRICS[metric].of(self)
         if self.measured is None or (self.withholds and not METRICS[metric].of_the_whole):
             return None
         return METRICS[metric].of(self.measured)
@@ -75,6 +80,7 @@ class TrialResult:
             **({} if self.measured is None else self.measured.to_json()),
             "verdicts": [asdict(verdict) for verdict in self.verdicts],
             "sources": dict(self.sources),
+            "interference": None if self.interference is None else self.interference.to_json(),
         }
 
     @classmethod
@@ -94,4 +100,7 @@ class TrialResult:
             withholds=withholds(verdicts, plan),
             measured=trial_of(TrialRecord.of_run_file(data, plan), plan) if has_data else None,
             sources=data["sources"],
+            interference=None
+            if data["interference"] is None
+            else InterferenceFigures.from_json(data["interference"]),
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.errors import ResultError
+from pytest_kvcache.plan.interference import without_stores
 from pytest_kvcache.results.case import CaseResult
 from pytest_kvcache.results.provenance import provenance_of
 from pytest_kvcache.results.record import check_finite
@@ -17,6 +18,7 @@ from pytest_kvcache.version import RUN_SCHEMA
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pytest_kvcache.plan.plan import Plan
     from pytest_kvcache.results.provenance import Provenance
 
 
@@ -34,19 +36,26 @@ class RunResult:
 
     @property
     def asked(self) -> tuple[CaseResult, ...]:
-        """The cases that were asked for: steps of a search are on the way to one."""
-        return tuple(case for case in self.cases if not case.plan.search_step)
+        """The cases that were asked for; steps of a search, and sides without stores, are not."""
+        return tuple(case for case in self.cases if not _is_beside(case.plan))
 
     @property
     def shown(self) -> tuple[CaseResult, ...]:
-        """What is to be seen: these, and steps that no path of a search has, for it was cut off."""
+        """What is to be seen: these, and what none of them has, for it was cut off."""
         on_the_way = {
             (step.case, step.digest)
             for case in self.cases
             if case.path is not None
             for step in case.path.steps
         }
-        return tuple(c for c in self.cases if (c.name, c.plan_digest) not in on_the_way)
+        others = [
+            without_stores(c.plan) for c in self.cases if c.plan.interference == "with-stores"
+        ]
+        return tuple(
+            c
+            for c in self.cases
+            if (c.name, c.plan_digest) not in on_the_way and c.plan not in others
+        )
 
     def provenance(self, case: CaseResult) -> Provenance:
         """What stands behind the values of one of its cases."""
@@ -93,6 +102,11 @@ class RunResult:
             "environment": dict(self.environment),
             "cases": [case.to_json() for case in self.cases],
         }
+
+
+def _is_beside(plan: Plan) -> bool:
+    """Whether a case is there for another one's sake."""
+    return plan.search_step or plan.interference == "without-stores"
 
 
 def _writer(data: Mapping[str, Any]) -> str:

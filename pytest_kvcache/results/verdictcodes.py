@@ -27,6 +27,8 @@ SEVERITIES: Final[Mapping[str, Severity]] = MappingProxyType(
         "TMPFS": "invalid",
         "UNCONFIRMED": "invalid",
         "BUSY_DEVICE": "warning",
+        "FASTER_WITH_STORES": "warning",
+        "INCOMPARABLE": "warning",
         "LATE_REPLAY": "warning",
         "LATE_STAMPS": "warning",
         "NOISY": "warning",

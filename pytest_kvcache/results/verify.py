@@ -23,6 +23,7 @@ from pytest_kvcache.options.stopping import planned_looks
 from pytest_kvcache.results.figures import trial_of
 from pytest_kvcache.results.invariants import plan_faults, record_faults
 from pytest_kvcache.results.outcome import HEAD
+from pytest_kvcache.results.pairs import pair_faults
 from pytest_kvcache.results.record import ControllerRecord, TrialRecord
 from pytest_kvcache.results.run import RunResult
 from pytest_kvcache.results.usersearch import path_faults
@@ -164,6 +165,8 @@ def verify_run(data: Mapping[str, Any], *, ended: bool = True) -> list[str]:
             problems += [f"{case.name}: {problem}" for problem in _case(case, written)]
             problems += [f"{case.name}: {problem}" for problem in _ending_faults(case) if ended]
             problems += [f"{case.name}: {problem}" for problem in path_faults(case, known)]
+            paired = pair_faults(case, run.cases, ended=ended)
+            problems += [f"{case.name}: {problem}" for problem in paired]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ResultError(f"a part of the run file is missing or odd: {error!r}") from error
     return problems
@@ -205,8 +208,13 @@ def _design_faults(case: CaseResult) -> Iterator[str]:
 
 
 def _ending_faults(case: CaseResult) -> Iterator[str]:
-    """A case ends where it may: after a look, or with a trial that failed or was interrupted."""
+    """A case ends where it may: after a look, or with a trial that failed or was interrupted.
+
+    Launches without stores end with those that they go with (``pair_faults``).
+    """
     count = len(case.trials)
+    if case.plan.interference == "without-stores":
+        return
     if count and case.trials[-1].ok and count not in case.looks:
         yield (
             f"it ends with trial {count}, which is sound; by its looks it ends after"
@@ -217,7 +225,9 @@ def _ending_faults(case: CaseResult) -> Iterator[str]:
 
 def _trial(trial: TrialResult, written: Mapping[str, Any], plan: Plan) -> Iterator[str]:
     """What a trial of the file has otherwise than its ranks' records give: every leaf counts."""
-    found = trial.measured
+    found, pair = trial.measured, trial.interference
+    stated_pair = written["interference"]
+    yield from _differences(None if pair is None else pair.to_json(), stated_pair, "interference")
     if found is None:
         if trial.ok:
             yield "it is ok, but has no data"

@@ -33,10 +33,20 @@ class ChecksPopulation(Workload, Protocol):
 
 
 def build_workload(
-    family: WorkloadFamily, context: WorkloadContext, phase: str, reread_factor: int = 0
+    family: WorkloadFamily,
+    context: WorkloadContext,
+    phase: str,
+    reread_factor: int = 0,
+    *,
+    stores_beside: bool = False,
 ) -> Workload:
-    """A rank's requests in a phase of serving, by its name; each reads so often more again."""
+    """A rank's requests in a phase of serving, by its name; each reads so often more again.
+
+    With ``stores_beside`` they load what they load in ``decode``, and store beside that.
+    """
     workload, does = family.build(context), PHASES[phase]
+    if stores_beside:
+        return LoadsBesideStores(workload)
     if does.is_whole:
         return RereadingWorkload(workload, reread_factor) if reread_factor else workload
     if not does.loads:
@@ -102,8 +112,8 @@ class DecodeWorkload(WrappedWorkload):
         if len(self._stored) < self.users:
             raise StorageError(
                 f"the cache holds the contexts of {len(self._stored)} of {self.users} users, and"
-                " with --kv-phase=decode each must have one; lower --kv-num-users or raise"
-                " --kv-storage-capacity-gb"
+                " with --kv-phase=decode or --kv-interference each must have one; lower"
+                " --kv-num-users or raise --kv-storage-capacity-gb"
             )
 
     def next_request(self, user: int) -> Request | None:
@@ -112,8 +122,10 @@ class DecodeWorkload(WrappedWorkload):
         if turn is None:
             return None
         stored = self._stored.get(turn.user)
-        if stored is None:
-            return None
+        return None if stored is None else self._loading(stored, turn)
+
+    def _loading(self, stored: Request, turn: Request) -> Request:
+        """The turn of a dialogue, with the stored context in the place of its own."""
         own = set(stored.keys)
         beside = [place for place, key in enumerate(turn.beside) if key not in own]
         sizes = turn.beside_sizes
@@ -126,6 +138,31 @@ class DecodeWorkload(WrappedWorkload):
             think_s=turn.think_s,
             arrival_ns=turn.arrival_ns,
             service_class=turn.service_class,
+        )
+
+
+class LoadsBesideStores(DecodeWorkload):
+    """The very loads of ``DecodeWorkload``, and beside them what the dialogue stores that goes on.
+
+    What a turn adds is stored as in ``both``, and loaded by nobody: the loads are of the same
+    contexts, with the stores and without them.
+    """
+
+    def __init__(self, workload: Workload) -> None:
+        super().__init__(workload)
+        self._before: dict[int, frozenset[bytes]] = {}
+
+    def _loading(self, stored: Request, turn: Request) -> Request:
+        """The stored context is looked up; what the turn adds to its own is only stored."""
+        loading = super()._loading(stored, turn)
+        known = self._before.get(turn.user, frozenset()).union(stored.keys, loading.beside)
+        self._before[turn.user] = frozenset(turn.keys)
+        places = [place for place, key in enumerate(turn.keys) if key not in known]
+        sizes = None
+        if stored.sizes is not None and turn.sizes is not None:
+            sizes = [*stored.sizes, *(turn.sizes[place] for place in places)]
+        return loading._replace(
+            keys=(*stored.keys, *(turn.keys[place] for place in places)), sizes=sizes
         )
 
 

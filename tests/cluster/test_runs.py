@@ -147,7 +147,7 @@ def network_directory(cluster: Cluster) -> Iterator[str]:
     """The cache directory of n1, which n2 has over the network: by SFTP, through FUSE."""
     if shutil.which("sshfs") is None or not SFTP_SERVER.exists() or not Path("/dev/fuse").exists():
         pytest.skip("sshfs, an SFTP server or /dev/fuse is not here")
-    mount = ["sshfs", "-F", cluster.ssh_config, f"n1:{CACHE_DIR}", CACHE_DIR]
+    mount = ["sshfs", "-F", str(cluster.ssh_config), f"n1:{CACHE_DIR}", CACHE_DIR]
     cluster.run("n2", [*mount, "-o", f"sftp_server={SFTP_SERVER}"], check=True)
     yield CACHE_DIR
     cluster.run("n2", ["umount", CACHE_DIR], check=True)

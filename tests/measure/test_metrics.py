@@ -14,6 +14,8 @@ from pytest_kvcache.measure.metrics import METRICS, PERCENTILES
 from pytest_kvcache.measure.sections import MEMORY_SECTIONS, SECTIONS
 from pytest_kvcache.options.options import Options
 from pytest_kvcache.results.figures import trial_of
+from pytest_kvcache.results.outcome import TrialResult
+from pytest_kvcache.results.pairs import paired
 from pytest_kvcache.results.verdicts.trial import evaluate_trial
 from tests.factories import layout_of, memory_tiers, rank_result, sound_plan, sound_record
 
@@ -52,6 +54,14 @@ def test_every_metric_is_found_in_a_trial(name: str) -> None:
         plan = sound_plan(sharing="run", lookup="all", publish="link", layout=layout_of(n1=1, n2=1))
     trial = trial_of(sound_record(plan, [rank_result()]), plan)
     metric = METRICS[name]
+    if metric.of_a_pair:
+        result = TrialResult(index=0, error=None, measured=trial)
+        assert result.value(name) is None  # of one launch
+        twin = paired(result, result)
+        assert twin.interference is not None
+        assert twin.value(name) == getattr(twin.interference, metric.path[1])
+        assert twin.value(name) == twin.to_json()["interference"][metric.path[1]]
+        return
     value: Any = trial.to_json()
     for key in metric.path:
         value = value[key]
@@ -67,11 +77,12 @@ _OF_LOADS = tuple(name for name in METRICS if name.startswith("worth.") and "dwp
 @pytest.mark.parametrize("name", METRICS)
 def test_lower_is_better_of_what_is_spent_alone(name: str) -> None:
     metric = METRICS[name]
-    spent = ("_ms", ".s", ".turning_tokens", "_per_mtok", ".dwpd")
+    spent = ("_ms", ".s", ".turning_tokens", "_per_mtok", ".dwpd", "p50_ratio", "p99_ratio")
     assert metric.better == ("lower" if name.endswith(spent) else "higher")
     assert metric.latency == (metric.unit == "ms") == name.endswith("_ms")
     assert (metric.impossible("prefill") is not None) == name.startswith(
         (
+            "interference.",
             "read.",
             "lookup.",
             "load.",

@@ -79,6 +79,7 @@ def test_only_hosts_that_share_one_store_see_what_others_stored() -> None:
         ({"reread_factor": "2"}, "can't go with --kv-reread-factor yet"),
         ({"io_trace": "file.jsonl"}, "can't go with --kv-io-trace yet"),
         ({"enable_rag": "true"}, "can't go with --kv-enable-rag yet"),
+        ({"interference": "true"}, "can't go with --kv-interference yet"),
         ({"fill": "90%"}, "can't go with --kv-fill yet"),
         ({"phase": "prefill"}, "can't go with --kv-phase=prefill yet"),
         ({"store": "slab"}, "--kv-sharing is run, which has a way of its own to keep objects"),

@@ -173,6 +173,7 @@ OTHER_LOAD: dict[str, Any] = {
     "publish": "rename",
     "request_depth": 2,
     "sharing": "run",
+    "interference": "with-stores",
     "transfer_size": None,
     "cores": "split",
     "verify": "off",

@@ -23,6 +23,7 @@ from pytest_kvcache.errors import StorageError
 from pytest_kvcache.masking import MASK, Secrets
 from pytest_kvcache.measure.recorder import Recorder, Window
 from pytest_kvcache.measure.sections import SECTIONS
+from pytest_kvcache.plan.interference import without_stores
 from pytest_kvcache.plan.tiers import MemoryTier
 from pytest_kvcache.ranks.rank import Rank
 from pytest_kvcache.ranks.report import average_queue_depth
@@ -618,6 +619,29 @@ def test_every_rank_trial_and_run_stores_data_of_its_own(data: str) -> None:
         }
 
 
+def test_a_launch_without_stores_has_other_data_than_the_one_with_them() -> None:
+    plan = make_plan(
+        backend="memory", duration_s=None, requests=5, queue_depth=1, interference="with-stores"
+    )
+    base, alone = first_object(plan), first_object(without_stores(plan))
+    assert base[PAGE // 2 :] != alone[PAGE // 2 :]
+
+
+def test_a_rank_loads_the_same_with_stores_beside_as_without() -> None:
+    plan = make_plan(
+        backend="memory", duration_s=None, requests=40, interference="with-stores", users=4
+    )
+    found = [
+        run_rank(each, with_backend(Bookkeeper())).result for each in (plan, without_stores(plan))
+    ]
+    loaded, alone = found
+    assert [result.error for result in found] == [None, None]
+    assert (loaded.read_count, loaded.read_op_bytes) == (alone.read_count, alone.read_op_bytes)
+    assert loaded.hit_blocks == loaded.prompt_blocks == alone.hit_blocks > 0
+    assert loaded.write_count > 0
+    assert alone.write_count == 0
+
+
 def test_strict_data_is_other_data_and_verifies_too() -> None:
     plan = make_plan(backend="memory", duration_s=None, requests=20, queue_depth=1)
     strict = replace(plan, data="strict")
@@ -768,6 +792,6 @@ def test_a_population_without_every_users_context_is_refused_where_that_is_neede
     registry = registry_of(backends={"null": NullBackend}, workloads=tireless_scenarios(2))
     rank = Rank(plan, 0, HOST, None)
     rank.set_up(registry)
-    with pytest.raises(StorageError, match="of 8 users, and with --kv-phase=decode each must"):
+    with pytest.raises(StorageError, match="of 8 users, and with --kv-phase=decode or --kv-i"):
         rank.populate(lambda: False)
     rank.close()

@@ -491,8 +491,9 @@ def test_every_counter_of_a_trial_is_where_its_row_says(made: tuple[Plan, Trial]
     plan, measured = made
     data = measured.to_json()
     there = {*tier_sections(plan.tiers, plan.tier_policy), *(tier.name for tier in plan.tiers)}
-    there |= {name for name in ("request", "lookup") if getattr(measured, name) is not None}
-    not_there = {"request", "lookup", "demote", *MEMORY_SECTIONS, "gpu", "cpu"} - there
+    optional = ("request", "lookup", "sharing")
+    there |= {name for name in optional if getattr(measured, name) is not None}
+    not_there = {*optional, "demote", *MEMORY_SECTIONS, "gpu", "cpu"} - there
     for name, row in TABLE.items():
         value: Any = data
         for key in row.place:

@@ -548,6 +548,7 @@ def test_a_failed_trial_may_lack_its_data() -> None:
             "error": "rank 1 died",
             "verdicts": [],
             "sources": {},
+            "interference": None,
         }
     ]
     case["summary"] = {}

@@ -124,3 +124,41 @@ def test_the_phases_of_an_open_loop_are_open() -> None:
     script = Script([[]], open_loop=True)
     assert PrefillWorkload(script).open_loop
     assert DecodeWorkload(script).open_loop
+
+
+def test_loads_beside_stores_are_those_of_decode() -> None:
+    beside = build_workload(CHAT, CONTEXT, "both", stores_beside=True)
+    alone = build_workload(CHAT, CONTEXT, "decode")
+    assert list(beside.population()) == list(alone.population())
+    for user in (0, 1, 2, 0, 0, 1) * 5:
+        loaded, decoded = beside.next_request(user), alone.next_request(user)
+        assert loaded is not None
+        assert decoded is not None
+        looked_up = loaded.keys[: loaded.prompt_blocks]
+        assert loaded._replace(keys=looked_up) == decoded
+
+
+def test_stores_beside_loads_are_those_of_the_dialogue() -> None:
+    beside = build_workload(CHAT, CONTEXT, "both", stores_beside=True)
+    plain = CHAT.build(CONTEXT)
+    stored = {key for request in plain.population() for key in request.keys}
+    assert {key for request in beside.population() for key in request.keys} == stored
+    theirs = set(stored)
+    for user in (0, 1, 2, 0, 0, 1) * 5:
+        loaded, turn = beside.next_request(user), plain.next_request(user)
+        assert loaded is not None
+        assert turn is not None
+        theirs |= set(turn.keys)
+        stored |= set(loaded.keys)
+        assert len(set(loaded.keys)) == len(loaded.keys)
+        assert stored == theirs
+
+
+def test_what_is_stored_beside_loads_keeps_its_sizes() -> None:
+    turn = ask(0, "a", "b", "c", sizes=(7, 8, 9), beside=(b"x",))
+    script = Script([[turn]], population=[ask(0, "a", sizes=(7,))])
+    workload = stored_all(build_workload(Family(script), CONTEXT, "both", stores_beside=True))
+    request = workload.next_request(0)
+    assert request is not None
+    assert (request.keys, request.prompt_blocks) == (turn.keys, 1)
+    assert (request.sizes, list(request.beside)) == ([7, 8, 9], [b"x"])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from pytest_kvcache.measure.metrics import ALWAYS_SHOWN
 from pytest_kvcache.results.verdictcodes import Verdict
+from pytest_kvcache.results.verdicts.sides import check_sides
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +22,7 @@ _FEWEST: Final = 3  # trials, of which one can be the odd one
 
 def evaluate_case(case: CaseResult) -> tuple[Verdict, ...]:
     """All verdicts on a case as a whole; none on one that failed."""
-    return tuple(_check_noise(case))
+    return (*_check_noise(case), *check_sides(case))
 
 
 def _check_noise(case: CaseResult) -> Iterator[Verdict]:
