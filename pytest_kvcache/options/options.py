@@ -18,6 +18,7 @@ from pytest_kvcache.measure.metrics import METRICS
 from pytest_kvcache.measure.sections import TIER_SECTIONS, tier_sections
 from pytest_kvcache.options.closed import CLOSED_SCENARIOS, check_closed
 from pytest_kvcache.options.engines import brought_by, check_engine
+from pytest_kvcache.options.restart import RESTART_METRICS, check_restart
 from pytest_kvcache.options.rules import SloRule
 from pytest_kvcache.options.table import OPTIONS, OptionSpec, Trials, flag_of
 from pytest_kvcache.phases import PHASES
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.backends.calls import Lookup, Publish
     from pytest_kvcache.cache.tiers import TierPolicy
     from pytest_kvcache.options.rules import FailRule
+    from pytest_kvcache.phases import RestartBy
 
 __all__ = ["OPTIONS", "OptionSpec", "Options", "Origin", "Trials", "build_options"]
 
@@ -96,6 +98,8 @@ class Options:
     generation_mode: str = "none"
     performance_profile: str = "throughput"
     phase: str = "both"
+    restart_by: RestartBy = "scan"
+    drop_caches: bool = False
     trace: str | None = None
     trace_speedup: float = 1.0
     trace_cycles: int = 1
@@ -197,7 +201,9 @@ def build_options(given: Mapping[str, tuple[str | Sequence[str], Origin]]) -> Op
             )
         values[name] = _parse_one(by_name[name], raw, origin)
     options = Options(**{**brought_by(values.get("engine")), **values}, texts=dict(given))
-    if options.enable_autoscaling and "metrics" not in given:
+    if PHASES[options.phase].restarts and "metrics" not in given:
+        options = replace(options, metrics=RESTART_METRICS)
+    elif options.enable_autoscaling and "metrics" not in given:
         options = replace(options, metrics=(USERS_METRIC, *options.metrics))
     _check_together(options)
     options = replace(options, slo=tuple(dict.fromkeys([*options.slo, *_of_profile(options)])))
@@ -239,6 +245,7 @@ def _check_together(options: Options) -> None:
             " write --kv-trials=3..20"
         )
     _check_gates(options)
+    check_restart(options)
     _check_phase(options)
     _check_containers(options)
     _check_trace(options)
@@ -317,9 +324,10 @@ def _check_metrics(options: Options) -> None:
     """Typed metrics that can't be there would leave nothing but skipped tests."""
     why = [_never_there(options, name) for name in options.metrics]
     if None not in why:
+        known = "run.s" if PHASES[options.phase].restarts else "requests.per_s"
         raise OptionError(
             f"--kv-metrics is {','.join(options.metrics)}, but {why[0]}; name a metric that this"
-            " run has (requests.per_s), or leave one of them out"
+            f" run has ({known}), or leave one of them out"
         )
 
 

@@ -24,7 +24,12 @@ def check_contexts_fit(plan: Plan, family: WorkloadFamily, trials: int) -> None:
 
     The contexts are those that the ranks will store, drawn with the same seed.
     """
-    if PHASES[plan.phase].stores or family.needs_trace or plan.room_blocks >= plan.need_blocks:
+    if (
+        not PHASES[plan.phase].loads
+        or PHASES[plan.phase].stores
+        or family.needs_trace
+        or plan.room_blocks >= plan.need_blocks
+    ):
         return
     looked_at = 0
     for trial, rank in product(range(trials), range(plan.np)):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_kvcache.measure.counters import TIER_COUNTERS
+from pytest_kvcache.measure.counters import RESTART_COUNTERS, TIER_COUNTERS
 from pytest_kvcache.measure.latencies import Latencies
 from pytest_kvcache.measure.sections import MEMORY_SECTIONS, OPERATIONS, tier_sections
 from pytest_kvcache.units import ratio
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from pytest_kvcache.measure.recorder import Ledger, Recorder
     from pytest_kvcache.plan.plan import Plan
+    from pytest_kvcache.ranks.restart import Restart
 
 
 def window_sums(ledger: Ledger, window_ns: int, slice_ns: int) -> dict[str, Any]:
@@ -62,6 +63,13 @@ def lookup_counts(recorder: Recorder, *, asks: bool) -> dict[str, Any]:
         "asked_objects": sums["asked_objects"],
         "found_objects": sums["found_objects"],
     }
+
+
+def restart_counts(restart: Restart | None) -> dict[str, Any]:
+    """What a restart found again, and by how many calls; null where there was none."""
+    if restart is None:
+        return dict.fromkeys(RESTART_COUNTERS)
+    return restart.counted()
 
 
 def tier_counts(

@@ -51,8 +51,8 @@ DECIDES = (
     "trace_cycles", "trace_limit", "trace_time_unit", "trace_ids", "num_users", "load_steps",
     "duration", "ramp", "requests", "request_rate", "arrival", "generation_mode", "seed",
     "context_scale", "disable_multi_turn", "disable_prefix_caching", "enable_rag", "rag_num_docs",
-    "phase", "reread_factor", "precondition", "fill", "block_tokens", "tensor_parallel", "layout",
-    "store",
+    "phase", "restart_by", "reread_factor", "precondition", "fill", "block_tokens",
+    "tensor_parallel", "layout", "store",
     "queue_depth", "transfer_size", "engine", "lookup", "publish", "request_depth",
     "gpu_mem_gb", "cpu_mem_gb", "tier_policy", "cpu_tier",
     "gpu_backend", "storage_capacity_gb", "cache_dir", "backend",
@@ -64,7 +64,7 @@ UNUSED = (
     "performance_profile", "prefill_rate", "cost", "power", "io", "sync", "io_engine", "verify",
     "data", "keep", "results_dir", "metrics", "allow_invalid", "allow_preload", "compare",
     "compare_across", "fail", "allow_inconclusive", "slo", "html", "io_trace", "backend_option",
-    "enable_autoscaling", "autoscaler_mode",
+    "enable_autoscaling", "autoscaler_mode", "drop_caches",
 )  # fmt: skip
 UNUSED_BY_A_TRACE = (
     "num_users", "load_steps", "duration", "ramp", "context_scale", "generation_mode",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _ONLY_OF: Final[Mapping[str, str]] = MappingProxyType(
     {
+        "restart": "only --kv-phase=restart finds again what was stored",
         "lookup": "memory knows what is stored; add --kv-lookup=all or first-miss",
         "scheduling_lag": "only an open loop has scheduling_lag; add --kv-request-rate",
         "run": "only a fixed amount of work that was done has it; add --kv-requests, or replay a"
@@ -130,6 +131,8 @@ def _not_moved(section: str, plan: Plan) -> str:
 
 def _more_samples(plan: Plan) -> str:
     """What gives a case more operations: a replay has those of its trace."""
+    if plan.restarts:
+        return "store more objects: add users (--kv-num-users), or --kv-fill, or smaller blocks"
     if plan.requests is not None:
         return "raise --kv-requests"
     if plan.trace is None:

@@ -37,6 +37,8 @@ def build_workload(
 ) -> Workload:
     """A rank's requests in a phase of serving, by its name; each reads so often more again."""
     workload, does = family.build(context), PHASES[phase]
+    if does.restarts:
+        return workload  # of which only the population is asked for
     if does.is_whole:
         return RereadingWorkload(workload, reread_factor) if reread_factor else workload
     if not does.loads:
