@@ -510,6 +510,8 @@ def run_rank(
             if calibrates:
                 one.calibrate(tick)
             one.populate(tick)
+            if plan.restarts:
+                one.shut_down()
             one.look_around()
             gc.freeze()  # what the tests hold is much, and would be collected in the window
             origin_ns = time.monotonic_ns()

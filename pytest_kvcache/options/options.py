@@ -174,6 +174,13 @@ class Options:
         """
         return self.origins.get(name) in ("command line", "call")
 
+    def outweighs(self, name: str, other: str) -> bool:
+        """Whether an option was given in a place at least as strong as that of another one."""
+        origins = self.origins
+        return name in origins and (
+            _STRENGTH[origins[name]] >= _STRENGTH[origins.get(other, "default")]
+        )
+
 
 def _parse_one(spec: OptionSpec, raw: str | Sequence[str], origin: Origin) -> Any:
     name = spec.ini if origin == "ini" else spec.flag

@@ -17,7 +17,8 @@ RESTART_METRICS: Final = ("run.s", "restart.objects_per_s")
 """What such a run is asked for where nobody names metrics: what few objects have, too."""
 
 _OF_IT: Final = ("restart_by", "drop_caches")
-# What is of requests, or of what they read and store; an ini may have it for other runs.
+# What is of requests, or of what they read and store; given in a weaker place (an ini file, where
+# the phase is typed) it is for other runs.
 _OF_REQUESTS: Final = (
     "duration", "ramp", "requests", "request_rate", "arrival", "load_steps", "generation_mode",
     "performance_profile", "prefill_rate", "cost", "power", "lookup", "verify", "io_trace",
@@ -49,13 +50,13 @@ def check_restart(options: Options) -> None:
 def _check_no_requests(options: Options) -> None:
     """A restart is over when every index is usable again."""
     for name in _OF_REQUESTS:
-        if options.overrides(name) and getattr(options, name):
+        if options.outweighs(name, "phase") and getattr(options, name):
             hint = "; --kv-restart-by=lookups asks for every key" if name == "lookup" else ""
             raise OptionError(
                 f"{_shown(options, name)}, and --kv-phase=restart makes no requests, and reads and"
                 f" stores nothing in its window; leave one of them out{hint}"
             )
-    if options.trace is not None or "trace" in options.scenario:
+    if options.trace is not None:
         raise OptionError(
             "--kv-phase is restart, which makes no requests, and those of a trace are all that it"
             " has: nothing is stored before it begins; leave out --kv-trace, and say how much is"

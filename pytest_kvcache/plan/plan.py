@@ -502,6 +502,7 @@ class Plan:
             "lookup": self.lookup,
             "request_depth": self.request_depth,
             "publish": self.publish,
+            "restart_by": self.restart_by or brought.get("restart_by"),
         }
         return tuple(name for name, value in has.items() if brought.get(name, value) != value)
 

@@ -55,6 +55,7 @@ BLANKS = {
 ABSENT = (
     "delete",
     "lookup",
+    "restart",
     "scheduling_lag",
     "demote",
     *MEMORY_SECTIONS,

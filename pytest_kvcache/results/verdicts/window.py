@@ -214,8 +214,7 @@ def _whose_work_was_less(trial: Trial, plan: Plan) -> str:
     if plan.restarts:
         return (
             f"rank {rank.rank} on host {rank.host} had its index first, and from then on the others"
-            " had the storage for themselves: run.s is until the last one is ready, and stands;"
-            " look at what each rank has stored"
+            " had the storage for themselves: run.s, until the last one is ready, stands"
         )
     stands = "cache.*" if trial.run is None else "run.* and cache.*"
     fix = "fewer ranks"
