@@ -32,6 +32,7 @@ from tests.factories import (
     rank_result,
     sound_plan,
     sound_record,
+    sound_restart_plan,
     watch,
     watched,
 )
@@ -206,6 +207,8 @@ def test_a_counter_of_all_ranks_stands_at_its_place_in_a_trial(name: str) -> Non
     ranks = [rank_result(0, **{name: 3}), rank_result(1, **{name: 5})]
     policy = "demote" if "demote" in name else "write-through"
     plan = sound_plan(np=2, tiers=memory_tiers("gpu", "cpu"), tier_policy=policy, lookup="all")
+    if name.startswith("restart_"):
+        plan = sound_restart_plan(np=2)
     value: Any = trial_of(sound_record(plan, ranks), plan).to_json()
     for key in TABLE[name].place:
         value = value[key]
@@ -364,6 +367,7 @@ def test_a_summary_has_every_metric_that_all_trials_have() -> None:
     absent = {f"{section}.p999_ms" for section in SECTIONS} | {"load.p99_ms", "request.p99_ms"}
     # A closed loop, an endless cache, and time ended the work.
     absent |= {name for name in METRICS if name.startswith(("scheduling_lag.", "delete.", "run."))}
+    absent |= {name for name in METRICS if name.startswith("restart.")}
     without_tiers = ("demote.", "gpu_", "cpu_", "cache.gpu", "cache.cpu")
     absent |= {name for name in METRICS if name.startswith(without_tiers)}
     absent |= {name for name, spec in METRICS.items() if spec.needs is not None}
@@ -489,8 +493,9 @@ def test_every_counter_of_a_trial_is_where_its_row_says(made: tuple[Plan, Trial]
     plan, measured = made
     data = measured.to_json()
     there = {*tier_sections(plan.tiers, plan.tier_policy), *(tier.name for tier in plan.tiers)}
-    there |= {name for name in ("request", "lookup") if getattr(measured, name) is not None}
-    not_there = {"request", "lookup", "demote", *MEMORY_SECTIONS, "gpu", "cpu"} - there
+    may_lack = ("request", "lookup", "restart")
+    there |= {name for name in may_lack if getattr(measured, name) is not None}
+    not_there = {*may_lack, "demote", *MEMORY_SECTIONS, "gpu", "cpu"} - there
     for name, row in TABLE.items():
         value: Any = data
         for key in row.place:
