@@ -65,6 +65,9 @@ _BLOCK_MEMORY_BYTES = 640
 # Of each further object of a block: its place in the slabs (210 bytes were measured) and,
 # while it is asked for, in the queue.
 _OBJECT_MEMORY_BYTES = 640
+# Of an object that a restart finds again: its key and its size, as stored and as found, and the
+# time of its call (414 bytes were measured).
+_FOUND_MEMORY_BYTES = 480
 # Of a rank with a tier on a device: importing torch took 480 MiB; as much again for the driver.
 _DEVICE_MEMORY_BYTES = 1024 * MIB
 
@@ -640,6 +643,8 @@ class Plan:
         of_block = _BLOCK_MEMORY_BYTES + _OBJECT_MEMORY_BYTES * (self.objects_per_block - 1)
         rooms = (self.capacity_blocks, *self.tier_blocks)
         known = of_block * sum(min(room, self.stored_blocks) for room in rooms)
+        if self.restarts:
+            known += _FOUND_MEMORY_BYTES * self.most_blocks * self.objects_per_block
         return _RANK_BYTES + self.buffer_bytes + known + held
 
     @property

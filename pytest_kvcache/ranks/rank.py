@@ -424,6 +424,8 @@ class Rank:
             threads=None if self.plan.restart_by == "scan" else self.plan.lookup_threads,
             host=self.host,
         )
+        gc.collect()
+        gc.freeze()  # or the collection before the window would take so long that it begins late
 
     def drop_caches(self) -> None:
         """The first rank of a host has it forget what it knows of files, when all have closed."""
@@ -517,12 +519,14 @@ class Rank:
     def read_back(self, tick: Callable[[], object]) -> None:
         """Outside every span: read some of what the run has stored, and compare all of it.
 
-        Where nothing is ever read (prefill), only this finds what never arrived.
+        Where nothing is ever read (prefill), only this finds what never arrived. What a restart
+        has found is compared with what was stored before it.
         """
         assert self.engine is not None
-        if self._payload_used is None or self.plan.verify == "off" or self.engine.first_error:
+        if self._restart is not None:
+            self._restart.compare()
             return
-        if self._restart is not None:  # it stores nothing
+        if self._payload_used is None or self.plan.verify == "off" or self.engine.first_error:
             return
         self._read_back.examine(
             [entry for entry in self.index.stored() if entry.object_version > self._stored_before],

@@ -62,8 +62,8 @@ class Asking:
 class Restart:
     """Makes an index over the ``stored`` objects (key → bytes) usable again; ``run`` it once.
 
-    By a ``scan`` in one thread, else by lookups in so many ``threads``. ``error`` is what failed
-    first, or in which the index that came of it differs from what was stored.
+    By a scan in one thread, else by lookups in so many ``threads``. ``error`` is what failed
+    first, or, once it was ``compare``d, how the index that came of it differs from what was stored.
     """
 
     def __init__(
@@ -116,6 +116,9 @@ class Restart:
             if not isinstance(failure, StorageError):
                 raise failure
             self.error = self.error or str(failure)
+
+    def compare(self) -> None:
+        """Look for what differs; of many objects that takes seconds, so not while anyone waits."""
         if self.error is None and not self._stop:
             self.error = self._difference()
 

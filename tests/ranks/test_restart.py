@@ -58,6 +58,7 @@ def filled(directory: Path, calls: Calls | None = None) -> StoreBackend:
 def restarted(backend: StoreBackend, threads: int | None, **more: Any) -> Restart:
     restart = Restart(backend, STORED, threads=threads, host=HOST, **more)
     restart.run(0, lambda: False)
+    restart.compare()
     return restart
 
 
@@ -179,6 +180,7 @@ def test_who_waits_for_a_storage_that_does_not_answer_ticks_and_may_stop() -> No
         return True
 
     restart.run(0, tick)
+    restart.compare()
     assert waits[0] > 0
     assert restart.longest_wait_ns == 0
     assert restart.error is None  # who stops it knows why
@@ -234,6 +236,7 @@ def rank_that_loses(tmp_path: Path, change: Callable[[Path], None]) -> str | Non
     change(next(path for path in tmp_path.rglob("rank-0/*/*")))
     rank.look_around()
     rank.run(0, lambda: False)
+    rank.read_back(lambda: False)
     error = rank.progress()["error"]
     rank.close()
     rank.leave()
