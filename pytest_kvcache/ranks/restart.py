@@ -176,8 +176,10 @@ class Restart:
         if self._scan is None:
             return None
         foreign = sorted(self._scan.found.keys() - self._stored.keys())
-        strange = self._scan.strange or (foreign and foreign[0])
-        if strange:
+        strange = self._scan.strange
+        if foreign and strange is None:
+            strange = f"{foreign[0]} below {self._scan.root}"
+        if strange is not None:
             return (
                 f"the restart finds {strange}, which is no object that was stored; look for what"
                 " else writes in the cache directory"

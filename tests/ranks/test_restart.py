@@ -103,7 +103,7 @@ def test_a_foreign_file_is_named(tmp_path: Path, name: str, suffix: str) -> None
     (place / f"{name}{suffix}").touch()
     restart = restarted(backend, None)
     assert restart.error is not None
-    assert f"finds {name}, which is no object that was stored" in restart.error
+    assert f"finds {name} below {tmp_path}, which is no object that was" in restart.error
 
 
 def test_a_file_without_the_suffix_is_foreign_by_its_path(tmp_path: Path) -> None:
@@ -140,6 +140,20 @@ def test_a_directory_that_can_not_be_read_fails_with_its_path(tmp_path: Path) ->
     scan = Scan(ObjectFileNames(root=str(missing), suffix=""), array("q"), HOST)
     with pytest.raises(StorageError, match=f"{HOST}: can't scan {missing}: No such file"):
         scan.run(lambda: False)
+
+
+def test_slabs_name_no_object(tmp_path: Path) -> None:
+    backend = StoreBackend()
+    backend.open(
+        BackendPlan(
+            directory=str(tmp_path), object_bytes=PAGE, chunk_bytes=PAGE, io="buffered",
+            sync="none", host=HOST, namespace="test", store="slab", capacity_objects=4,
+        )
+    )  # fmt: skip
+    for ask in (lambda: backend.look_up(KEYS), backend.object_files):
+        with pytest.raises(StorageError, match="keeps none in files of their own"):
+            ask()
+    backend.close()
 
 
 class Failing(StoreBackend):

@@ -44,6 +44,11 @@ class Scan:
         self._host = host
         self._clock = clock
 
+    @property
+    def root(self) -> str:
+        """Below which everything is read."""
+        return self._files.root
+
     def run(self, stop_asked: Callable[[], bool]) -> None:
         """Walk until all is read, or stopping is asked for. StorageError where the system fails."""
         waiting = [self._files.root]
