@@ -353,6 +353,7 @@ class Rank:
 
     def precondition(self, tick: Callable[[], bool]) -> None:
         """Overwrite objects in place. Raises StorageError if that fails or does not arrive."""
+        self.make_ready()
         assert self.engine is not None
         plan, backend = self.plan, self._storage.backend
         self._precondition = Precondition(

@@ -240,6 +240,25 @@ def test_a_rank_finds_its_objects_again_and_its_record_stands(
     assert not codes & {"SHORT_WINDOW", "UNSATURATED", "CACHED_READS", "CACHED_WRITES"}
 
 
+def test_what_was_overwritten_before_is_not_found_again(tmp_path: Path) -> None:
+    plan = restart_plan(tmp_path, io="direct", precondition_bytes=PAGE)
+    rank = Rank(plan, 0, HOST, None)
+    _set_up(rank, build_registry(()))
+    for phase in plan.phases_before_window:
+        {
+            "precondition": lambda: rank.precondition(lambda: False),
+            "population": lambda: rank.populate(lambda: False),
+            "shut-down": rank.shut_down,
+        }[phase]()
+    rank.look_around()
+    rank.run(0, lambda: False)
+    rank.read_back(lambda: False)
+    error = rank.progress()["error"]
+    rank.close()
+    rank.leave()
+    assert error is None
+
+
 def rank_that_loses(tmp_path: Path, change: Callable[[Path], None]) -> str | None:
     """What a rank says whose directory was changed between the population and the window."""
     plan = restart_plan(tmp_path)
