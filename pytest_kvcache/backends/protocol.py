@@ -165,6 +165,26 @@ class LooksUp(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectFileNames:
+    """Files in a tree of directories below ``root``, named by an object's key and ``suffix``."""
+
+    root: str
+    suffix: str
+
+
+@runtime_checkable
+class NamesObjects(LooksUp, Protocol):
+    """A backend whose objects can be found again by the names of their files, by another process.
+
+    It answers so much after it was closed.
+    """
+
+    def object_files(self) -> ObjectFileNames:
+        """Where they are, and how they are called."""
+        ...
+
+
 class BackendFactory(Protocol):
     """What ``kvcache_backends`` registers: makes a backend, and says beforehand what it is like.
 

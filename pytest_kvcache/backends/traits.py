@@ -58,8 +58,9 @@ class BackendTraits:
     ``stores_data`` False means that nothing can be read back, so that no data is made and
     nothing is verified; ``never_waits``, that its calls return at once, so that nothing
     is gained by having several in flight. ``stores`` are its ways to keep objects, for
-    ``--kv-store``; ``makes_calls``: those of ``--kv-engine``, ``--kv-lookup`` and
-    ``--kv-publish``; ``options`` what it knows of ``--kv-backend-option``.
+    ``--kv-store``; ``makes_calls``: those of ``--kv-engine``, ``--kv-lookup``,
+    ``--kv-publish`` and ``--kv-phase=restart``; ``options`` what it knows of
+    ``--kv-backend-option``.
     """
 
     unit: Unit

@@ -188,6 +188,11 @@ class Loop:
                 break
         self._work_while(self._has_in_flight)
 
+    def end_population(self) -> None:
+        """Count anew from here, where nothing is run."""
+        self.blocks.begin()
+        self.counters = self.blocks.counters
+
     def run(self, *, start_ns: int, end_ns: int | None, drain_s: float) -> int:
         """Issue requests from ``start_ns`` until ``end_ns`` or the workload's end; drain.
 
@@ -195,8 +200,7 @@ class Loop:
         have ``drain_s`` to finish; what has not even begun by then is left, and what is
         in flight is waited for.
         """
-        self.blocks.begin()
-        self.counters = self.blocks.counters
+        self.end_population()
         self._end_ns = end_ns
         while (early_ns := start_ns - self._clock()) > 0:
             time.sleep(early_ns / 1e9)

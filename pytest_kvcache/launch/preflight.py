@@ -34,6 +34,7 @@ from pytest_kvcache.launchers.detect import (
     identify,
 )
 from pytest_kvcache.plan.building import FREE_SHARE
+from pytest_kvcache.system.dropcaches import check_may_drop
 from pytest_kvcache.system.filesystem import probe_filesystem
 from pytest_kvcache.system.kernelqueues import KERNEL_ENGINES, refusal
 from pytest_kvcache.system.preloads import check_preloads, inherited_preloads
@@ -134,6 +135,8 @@ def check_plan(
         return
     if options.exec_type == "mpi" and not plan.allows("PRELOADED"):
         check_preloads(inherited_preloads())
+    if options.exec_type == "mpi" and plan.drop_caches:
+        check_may_drop()
     if options.exec_type == "mpi":  # a container's seccomp profile is the ranks' to find
         _check_engine(options.io_engine, plan.queue_depth)
     _check_cores(options, ", ".join(host.name for host in here), sum(h.ranks for h in here))

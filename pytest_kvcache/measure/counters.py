@@ -175,6 +175,19 @@ class Counters:
     found_objects: int | None = field(metadata=_row(
         "operations", "of those that found the object", AtMost(whole="asked_objects"),
         place="lookup.found_objects"))
+    # --- a restart, which has no requests ---
+    restart_count: int | None = field(metadata=_row(
+        "operations", "of the restart, one for each object: a stat of its file, or a lookup of its"
+        " key; `null` without `--kv-phase=restart`", CountOf(section="restart")))
+    restart_objects: int | None = field(metadata=_row(
+        "operations", "of those that found an object which was stored, one for each",
+        AtMost(whole="restart_count"), place="restart.objects"))
+    restart_directories: int | None = field(metadata=_row(
+        "", "directories that a scan has read; `null` likewise, and by lookups",
+        place="restart.directories"))
+    restart_listing_s: float | None = field(metadata=_row(
+        "s", "of the scan that went into opening and reading directories, of the slowest rank;"
+        " `null` likewise, and by lookups", merge="largest", place="restart.listing_s"))
     # --- requests, from the start of the run until issuing stopped ---
     offered: int = field(metadata=_row(
         "requests", "that arrived, or that a user made", place="requests.offered"))
@@ -406,6 +419,8 @@ SHARING_COUNTERS: Final = tuple(
     name for name, row in TABLE.items() if row.place[:1] == ("sharing",)
 )
 """Those of a store that ranks share."""
+RESTART_COUNTERS: Final = tuple(name for name in TABLE if name.startswith("restart_"))
+"""Those of a restart."""
 
 MAY_BE_UNKNOWN: Final = frozenset(
     counter.name for counter in fields(Counters) if str(counter.type).endswith("| None")

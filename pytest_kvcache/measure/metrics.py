@@ -30,7 +30,10 @@ def samples_for(percentile: float) -> int:
     return round(100 * MIN_SAMPLES_BEYOND / (100 - percentile))
 
 
-ALWAYS_SHOWN = ("requests.per_s", "cache.hit_ratio")  # whatever --kv-metrics names
+ALWAYS_SHOWN = (  # whatever --kv-metrics names, of those that there can be
+    "restart.objects_per_s", "restart.p50_ms", "restart.p99_ms",
+    "requests.per_s", "cache.hit_ratio",
+)  # fmt: skip
 _KIND_OF = MappingProxyType(
     {
         "read": "read",
@@ -83,9 +86,10 @@ class Metric:
     def of_the_whole(self) -> bool:
         """Whether it is sound of a fixed amount of work whose ranks ended at different times.
 
-        Rates are of the common window, and latencies of loads that grew lighter meanwhile.
+        Rates are of the common window, and latencies of loads that grew lighter meanwhile. Those
+        of a restart are told with it, whose load is what the ranks have stored.
         """
-        return self.section in {"run", "cache"}
+        return self.section in {"run", "cache", "restart"}
 
     @property
     def kind(self) -> str | None:
@@ -110,6 +114,9 @@ class Metric:
 
     def impossible(self, phase: str) -> str | None:
         """Why no run in ``phase`` can have it; None: it can."""
+        restarts = PHASES[phase].restarts
+        if restarts or self.section == "restart":
+            return self._of_restart(phase, restarts=restarts)
         if self.section == "request" and not has_answers(phase):
             return (
                 f"--kv-phase={phase} makes no reads, and an answer that waits for none says nothing"
@@ -118,6 +125,13 @@ class Metric:
         if self.kind is None or not never_makes(self.kind, phase):
             return None
         return f"--kv-phase={phase} makes no {self.kind}s"
+
+    def _of_restart(self, phase: str, *, restarts: bool) -> str | None:
+        if not restarts:
+            return f"only --kv-phase=restart finds again what was stored, and this one is {phase}"
+        if self.section == "restart" or self.name == "run.s":
+            return None
+        return f"--kv-phase={phase} makes no requests"
 
     @property
     def round_name(self) -> str:
@@ -183,6 +197,7 @@ def _rate_metrics() -> Iterator[Metric]:
         ("demote.gib_per_s", "GiB/s", ("demote", "gib_per_s")),
         ("run.read_gib_per_s", "GiB/s", ("run", "read_gib_per_s")),
         ("run.write_gib_per_s", "GiB/s", ("run", "write_gib_per_s")),
+        ("restart.objects_per_s", "objects/s", ("restart", "objects_per_s")),
         ("requests.per_s", "requests/s", ("requests", "per_s")),
         ("tokens.per_s", "tokens/s", ("tokens", "per_s")),
         ("cache.hit_ratio", "ratio", ("cache", "hit_ratio")),

@@ -19,8 +19,8 @@ MEMORY_SECTIONS: Final = (
 """What is done in the memory tiers: reads of hits, writes of new blocks, moves into the tier."""
 
 SECTIONS: Final = (
-    "read", "write", "delete", "queue", "demote", "device", "lookup", "load", "request",
-    "visibility", "scheduling_lag", *MEMORY_SECTIONS,
+    "read", "write", "delete", "queue", "demote", "device", "lookup", "restart", "load",
+    "request", "visibility", "scheduling_lag", *MEMORY_SECTIONS,
 )  # fmt: skip
 """Every section has a histogram in the record of a trial, and metrics of its own."""
 

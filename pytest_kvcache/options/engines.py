@@ -44,6 +44,8 @@ def brought_by(engine: str | None) -> Mapping[str, Any]:
     }
     if not isinstance(profile.calls, SlotCalls):
         found["publish"] = profile.calls.publish
+    if profile.lookup != "memory":
+        found["restart_by"] = "lookups"  # it has no index, and asks when it needs a block
     return found
 
 

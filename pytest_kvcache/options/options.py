@@ -18,6 +18,7 @@ from pytest_kvcache.measure.metrics import METRICS
 from pytest_kvcache.measure.sections import TIER_SECTIONS, tier_sections
 from pytest_kvcache.options.closed import CLOSED_SCENARIOS, check_closed
 from pytest_kvcache.options.engines import brought_by, check_engine
+from pytest_kvcache.options.restart import RESTART_METRICS, check_restart
 from pytest_kvcache.options.rules import SloRule
 from pytest_kvcache.options.sharing import brought_by_sharing, check_sharing
 from pytest_kvcache.options.table import OPTIONS, OptionSpec, Trials, flag_of
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.cache.tiers import TierPolicy
     from pytest_kvcache.options.rules import FailRule
     from pytest_kvcache.options.sharing import Sharing
+    from pytest_kvcache.phases import RestartBy
 
 __all__ = ["OPTIONS", "OptionSpec", "Options", "Origin", "Trials", "build_options"]
 
@@ -99,6 +101,8 @@ class Options:
     generation_mode: str = "none"
     performance_profile: str = "throughput"
     phase: str = "both"
+    restart_by: RestartBy = "scan"
+    drop_caches: bool = False
     trace: str | None = None
     trace_speedup: float = 1.0
     trace_cycles: int = 1
@@ -174,6 +178,13 @@ class Options:
         """
         return self.origins.get(name) in ("command line", "call")
 
+    def outweighs(self, name: str, other: str) -> bool:
+        """Whether an option was given in a place at least as strong as that of another one."""
+        origins = self.origins
+        return name in origins and (
+            _STRENGTH[origins[name]] >= _STRENGTH[origins.get(other, "default")]
+        )
+
 
 def _parse_one(spec: OptionSpec, raw: str | Sequence[str], origin: Origin) -> Any:
     name = spec.ini if origin == "ini" else spec.flag
@@ -202,7 +213,9 @@ def build_options(given: Mapping[str, tuple[str | Sequence[str], Origin]]) -> Op
         values[name] = _parse_one(by_name[name], raw, origin)
     shared = brought_by_sharing(values.get("sharing"))
     options = Options(**{**shared, **brought_by(values.get("engine")), **values}, texts=dict(given))
-    if options.enable_autoscaling and "metrics" not in given:
+    if PHASES[options.phase].restarts and "metrics" not in given:
+        options = replace(options, metrics=RESTART_METRICS)
+    elif options.enable_autoscaling and "metrics" not in given:
         options = replace(options, metrics=(USERS_METRIC, *options.metrics))
     if options.interference and "metrics" not in given:
         options = replace(options, metrics=(INTERFERENCE_METRIC, *options.metrics))
@@ -246,6 +259,7 @@ def _check_together(options: Options) -> None:
             " write --kv-trials=3..20"
         )
     _check_gates(options)
+    check_restart(options)
     _check_phase(options)
     _check_containers(options)
     _check_trace(options)
@@ -326,9 +340,10 @@ def _check_metrics(options: Options) -> None:
     """Typed metrics that can't be there would leave nothing but skipped tests."""
     why = [_never_there(options, name) for name in options.metrics]
     if None not in why:
+        known = "run.s" if PHASES[options.phase].restarts else "requests.per_s"
         raise OptionError(
             f"--kv-metrics is {','.join(options.metrics)}, but {why[0]}; name a metric that this"
-            " run has (requests.per_s), or leave one of them out"
+            f" run has ({known}), or leave one of them out"
         )
 
 

@@ -33,7 +33,7 @@ from pytest_kvcache.options.rules import (
     parse_slo,
 )
 from pytest_kvcache.options.sharing import SHARINGS
-from pytest_kvcache.phases import PHASES
+from pytest_kvcache.phases import PHASES, RESTARTS_BY
 from pytest_kvcache.units import parse_duration_s, parse_flag, parse_float, parse_gib, parse_int
 from pytest_kvcache.workloads.workloadfile import MAX_DOCUMENTS, read_workload
 
@@ -473,10 +473,21 @@ OPTIONS: tuple[OptionSpec, ...] = (
                help="what judges the run. latency: each request has an objective by its class of"
                " service and its bytes, and 95%% of each class must keep it; throughput, if given:"
                " bytes are read and written (default: throughput)"),
-    OptionSpec(name="phase", metavar="{both,prefill,decode}",
+    OptionSpec(name="phase", metavar="{" + ",".join(PHASES) + "}",
                parse=_choice(*PHASES),
                help="disaggregated serving: prefill only stores, decode only loads what was"
-               " stored before the window (default: both)"),
+               " stored before the window; restart makes no requests: how long it takes until an"
+               " index over what was stored is usable again, as after a crash (default: both)"),
+    OptionSpec(name="restart_by", metavar="{" + ",".join(RESTARTS_BY) + "}",
+               parse=_choice(*RESTARTS_BY),
+               help="how --kv-phase=restart finds again what was stored. scan: every directory is"
+               " read, and each file's name and size; lookups: the storage is asked for each key"
+               " by a call of its own (default: scan, or with --kv-engine what the engine does)"),
+    OptionSpec(name="drop_caches", kind="flag", parse=_flag,
+               help="with --kv-phase=restart, as root: before the clock starts, the host forgets"
+               " what it knows of files and directories (sync, then 3 into"
+               " /proc/sys/vm/drop_caches), of all its filesystems (default: it is warm, and the"
+               " results say so)"),
     OptionSpec(name="trace", is_verbatim=False,
                metavar="FILE", parse=_text, selects=True,
                help="trace to replay, of any format of docs/traces.md, plain or packed; selects"

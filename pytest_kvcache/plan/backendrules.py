@@ -11,6 +11,7 @@ from pytest_kvcache.errors import OptionError, did_you_mean
 from pytest_kvcache.masking import MASK, Secrets
 from pytest_kvcache.options.engines import WHOLE_OBJECT, makes_calls
 from pytest_kvcache.options.table import flag_of
+from pytest_kvcache.phases import PHASES
 from pytest_kvcache.system.kernelqueues import KERNEL_ENGINES
 from pytest_kvcache.units import format_bytes
 
@@ -30,6 +31,7 @@ def check_backend(options: Options, traits: BackendTraits) -> None:
     _check_transfer(options, traits)
     _check_io_engine(options, traits)
     _check_calls(options, traits)
+    _check_restart(options, traits)
 
 
 def secrets_of(options: Options, traits: BackendTraits) -> Secrets:
@@ -109,6 +111,16 @@ def _check_calls(options: Options, traits: BackendTraits) -> None:
         f"{flag_of(name)} is {getattr(options, name)} and --kv-backend is {options.backend}, which"
         " moves objects in a way of its own; use --kv-backend=file, or leave it out"
     )
+
+
+def _check_restart(options: Options, traits: BackendTraits) -> None:
+    """Names that tell what is stored are those of files in the ranks' directories."""
+    if PHASES[options.phase].restarts and not (traits.directory and traits.makes_calls):
+        raise OptionError(
+            f"--kv-phase is restart, which finds objects by the names of their files, and"
+            f" --kv-backend is {options.backend}, which keeps none in a directory; use"
+            " --kv-backend=file, or leave one of them out"
+        )
 
 
 def _check_io_engine(options: Options, traits: BackendTraits) -> None:

@@ -14,6 +14,7 @@ from pytest_kvcache.launchers.protocol import binds_ranks
 from pytest_kvcache.models import block_parts
 from pytest_kvcache.options.engines import WHOLE_OBJECT, header_bytes, makes_calls
 from pytest_kvcache.options.options import objectives_of
+from pytest_kvcache.phases import PHASES
 from pytest_kvcache.plan.backendrules import shown_settings
 from pytest_kvcache.plan.origins import origins_of
 from pytest_kvcache.plan.plan import DECIDED_BY, Plan, padded, unit_bytes
@@ -108,11 +109,12 @@ def build_plan(
 ) -> Plan:
     """Everything of one case decided; raises OptionError where that is impossible."""
     replays = facts.trace is not None
-    requests = None if replays else options.requests
-    is_timed = not replays and requests is None
+    restarts = PHASES[options.phase].restarts
+    requests = None if replays or restarts else options.requests
+    is_timed = not replays and not restarts and requests is None
 
     def stands(name: str) -> bool:
-        return is_timed or (requests is None and options.overrides(name))
+        return is_timed or (replays and options.overrides(name))
 
     duration_s = options.duration if stands("duration") else None
     ramp_s = options.ramp if stands("ramp") else 0.0
@@ -126,16 +128,13 @@ def build_plan(
     if facts.own_block_bytes is not None:
         sizes = [padded(facts.own_block_bytes, traits)]
     calls = makes_calls(options)
-    asked_store = "file" if facts.sizes_differ or calls else options.store
+    # The names of files tell what is stored; what slabs hold is in memory.
+    has_names = facts.sizes_differ or calls or (restarts and options.store == "auto")
+    asked_store = "file" if has_names else options.store
     tiers = tiers_of(options, facts.gpu_kind)
     beside = header_bytes(options.engine) * len(sizes)
     capacity_blocks = _capacity_blocks(options, traits, sum(sizes) + beside, facts)
-    fill_blocks = math.floor((options.fill or 0) * capacity_blocks)
-    if options.fill and not fill_blocks:
-        raise OptionError(
-            f"--kv-fill is {options.fill:.4%} of {format_count(capacity_blocks, 'block')} per rank,"
-            " which is less than one; raise it or --kv-storage-capacity-gb"
-        )
+    fill_blocks = _fill_blocks(options, capacity_blocks, facts)
     plan = Plan(
         version=facts.version,
         run_id=facts.run_id,
@@ -196,6 +195,8 @@ def build_plan(
         request_depth=options.request_depth,
         sharing=options.sharing,
         interference="with-stores" if options.interference else None,
+        restart_by=options.restart_by if restarts else None,
+        drop_caches=options.drop_caches and restarts,
         search=tuple(map(str, objectives_of(options))),
         search_mode=(options.autoscaler_mode or "qos") if options.enable_autoscaling else None,
         service=options.workload.service if options.performance_profile == "latency" else None,
@@ -239,6 +240,23 @@ def _capacity_blocks(
     return has_room if options.fill else min(need, has_room)
 
 
+def _fill_blocks(options: Options, capacity_blocks: int, facts: CaseFacts) -> int:
+    """How many blocks are stored before the window, asked for or not; 0: only the contexts.
+
+    A restart has nothing but these: all that its users need at most, as far as it has room.
+    """
+    if options.fill is None:
+        need = facts.need.working_set_blocks
+        return min(capacity_blocks, max(1, need)) if PHASES[options.phase].restarts else 0
+    fill_blocks = math.floor(options.fill * capacity_blocks)
+    if not fill_blocks:
+        raise OptionError(
+            f"--kv-fill is {options.fill:.4%} of {format_count(capacity_blocks, 'block')} per rank,"
+            " which is less than one; raise it or --kv-storage-capacity-gb"
+        )
+    return fill_blocks
+
+
 def _no_room(options: Options, traits: BackendTraits, stored_bytes: int, facts: CaseFacts) -> str:
     """Where the need decides the capacity, raising it makes no room."""
     ranks = f" divided by the {facts.sharers} ranks on it" if facts.sharers > 1 else ""
@@ -258,7 +276,7 @@ def default_deadline_s(plan: Plan, need: Need) -> float:
 
     Start and end, the window with its drain, and, at 20 MB/s and 200 objects per second of a
     host, everything that is written before the window, or read and written in a replay or by a
-    fixed number of requests;
+    fixed number of requests, or found again by a restart;
     and, at 200 MB/s, what memory tiers hold.
     """
     ranks_per_host = max(host.ranks for host in plan.layout.hosts)
@@ -271,6 +289,8 @@ def default_deadline_s(plan: Plan, need: Need) -> float:
     bytes_s = plan.stored_bytes / _SLOWEST_BYTES_PER_S
     objects_s = plan.objects_per_block / _SLOWEST_OBJECTS_PER_S
     moved_s = blocks * ranks_per_host * (bytes_s + objects_s)
+    if plan.restarts:
+        moved_s += plan.fill_blocks * ranks_per_host * objects_s
     preconditioned = plan.precondition_bytes / plan.stored_bytes
     moved_s += preconditioned * ranks_per_host * (bytes_s + objects_s)
     held_bytes = sum(tier.capacity_bytes for tier in plan.tiers if tier.holds_bytes)

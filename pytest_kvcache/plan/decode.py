@@ -24,7 +24,8 @@ def check_contexts_fit(plan: Plan, family: WorkloadFamily, trials: int) -> None:
 
     The contexts are those that the ranks will store, drawn with the same seed.
     """
-    loads_stored = plan.interference is not None or not PHASES[plan.phase].stores
+    does = PHASES[plan.phase]
+    loads_stored = plan.interference is not None or (does.loads and not does.stores)
     if not loads_stored or family.needs_trace or plan.room_blocks >= plan.need_blocks:
         return
     looked_at = 0

@@ -91,6 +91,8 @@ def describe_forecast(found: Forecast, plan: Plan, trials: int) -> Iterator[str]
     """
     if plan.needs_directory:
         yield _writes(found, plan, trials)
+    if plan.restarts:  # nothing is asked for
+        return
     yield describe_hits(found)
     for tier, room in zip(plan.tiers, plan.tier_blocks, strict=True):
         if room >= plan.need_blocks:
@@ -351,7 +353,11 @@ def _of_dialogues(plan: Plan, family: WorkloadFamily) -> Forecast:
     population = max(plan.fill_blocks, min(plan.capacity_blocks, population))
     need = plan.need_blocks
     span_s = None if plan.requests is not None else plan.ramp_s + (plan.duration_s or 0.0)
-    stored, read = rehearsal.work() if span_s is None else rehearsal.run(span_s)
+    if plan.restarts:
+        stored = read = 0.0
+        span_s = None
+    else:
+        stored, read = rehearsal.work() if span_s is None else rehearsal.run(span_s)
     # With evictions there are fewer hits: more is written then, and less read. Where nothing is
     # ever hit, as much is written whatever is evicted.
     fits = need <= plan.room_blocks or rehearsal.hit_ratio == 0
@@ -359,7 +365,7 @@ def _of_dialogues(plan: Plan, family: WorkloadFamily) -> Forecast:
     is_by_users = plan.request_rate is None and plan.requests is None
     scale = _active_users(plan) / users * ranks if is_by_users else ranks
     return Forecast(
-        exact=False,
+        exact=plan.restarts,
         population_bytes=population * block_bytes * ranks,
         written_bytes=int(stored * scale) if at_least_hits else None,
         read_bytes=int(read * scale) if not plan.unlike_parts else None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pytest_kvcache.options.engines import brought_by
 from pytest_kvcache.options.sharing import brought_by_sharing
 from pytest_kvcache.options.table import OPTIONS
+from pytest_kvcache.phases import PHASES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -39,9 +40,7 @@ def origins_of(
     for name, spec in deciding.items() if facts.trace is not None else ():
         if spec.trace_has_own and not options.overrides(spec.name):
             found[name] = "scenario"
-    if options.requests is not None and facts.trace is None:
-        timed = ("duration_s", "ramp_s", "request_rate", "load_steps")
-        found |= dict.fromkeys(timed, "requests")
+    found |= _of_untimed(options, facts)
     if facts.block_why and found["block_tokens"] == "scenario":
         found["block_tokens"] = facts.block_why
     if options.data is None and facts.on_network:
@@ -54,6 +53,17 @@ def origins_of(
         if getattr(options, name) and found["scenario"] == "default":
             found["scenario"] = given.get(name, "default")
     return found | _of_tiers(options) | _of_whole_objects(facts) | _beside(options, facts)
+
+
+def _of_untimed(options: Options, facts: CaseFacts) -> dict[str, str]:
+    """A fixed amount of work, or a restart, has no time and no schedule."""
+    by = "requests" if options.requests is not None and facts.trace is None else None
+    by = "phase" if PHASES[options.phase].restarts else by
+    timed = ("duration_s", "ramp_s", "request_rate", "load_steps")
+    found = {} if by is None else dict.fromkeys(timed, by)
+    if PHASES[options.phase].restarts and options.fill is None:
+        found["fill_blocks"] = "phase"
+    return found
 
 
 def _of_engine(deciding: Mapping[str, OptionSpec], options: Options) -> dict[str, str]:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.backends.protocol import Store
     from pytest_kvcache.cache.tiers import TierPolicy
     from pytest_kvcache.options.sharing import Sharing
+    from pytest_kvcache.phases import RestartBy
     from pytest_kvcache.plan.interference import Interference
     from pytest_kvcache.plan.loadsteps import LoadStep
     from pytest_kvcache.traces.read import Trace
@@ -67,6 +68,9 @@ _BLOCK_MEMORY_BYTES = 640
 # Of each further object of a block: its place in the slabs (210 bytes were measured) and,
 # while it is asked for, in the queue.
 _OBJECT_MEMORY_BYTES = 640
+# Of an object that a restart finds again: its key and its size, as stored and as found, and the
+# time of its call (414 bytes were measured).
+_FOUND_MEMORY_BYTES = 480
 # Of a rank with a tier on a device: importing torch took 480 MiB; as much again for the driver.
 _DEVICE_MEMORY_BYTES = 1024 * MIB
 
@@ -147,6 +151,8 @@ class Plan:
     ``search_mode`` is how the number of users is searched for, None: it is given; ``search`` are
     the objectives that the answer must keep, of a step those that it is judged by.
     ``search_step``: the case tries one number of them.
+    ``restart_by`` is how an index is made usable again by a phase that restarts, None elsewhere;
+    ``drop_caches``: the hosts forget what they know of files before that.
     ``engine`` is whose calls store and load objects, where it is one's; ``lookup`` who knows what
     is stored, ``publish`` how a file gets its name; ``request_depth`` objects of one request are
     under way at the same time, None: all. ``sharing`` is who stores in one place.
@@ -218,6 +224,8 @@ class Plan:
     request_depth: int | None = None
     sharing: Sharing = "rank"
     interference: Interference | None = None
+    restart_by: RestartBy | None = None
+    drop_caches: bool = False
 
     def __post_init__(self) -> None:
         if not os.path.isabs(self.cache_dir):  # noqa: PTH117  as text, whatever is there
@@ -246,6 +254,7 @@ class Plan:
         self._check_fill()
         self._check_slots()
         self._check_sharing()
+        self._check_restart()
         check_load_steps(self)
         check_interference(self)
 
@@ -388,6 +397,30 @@ class Plan:
     def _hosts(self) -> list[str]:
         return [host.name for host in self.layout.hosts]
 
+    def _check_restart(self) -> None:
+        """What restarts has a way to, and no time: it is over when it is done."""
+        if self.restarts != (self.restart_by is not None):
+            raise OptionError(
+                f"restart_by is {self.restart_by!r} and phase is {self.phase}; a restart has a way"
+                " to find objects again, and no other phase has one"
+            )
+        if self.drop_caches and not self.restarts:
+            raise OptionError(
+                f"--kv-drop-caches is given, and --kv-phase is {self.phase}; only a restart begins"
+                " with caches that were dropped, so leave it out"
+            )
+        if self.restarts and (self.duration_s is not None or self.ramp_s or self.tiers):
+            raise OptionError(
+                f"--kv-phase is {self.phase}, with a duration, a ramp or memory tiers; it has none"
+                " of them, leave them out"
+            )
+        if self.restarts and (self.store == "slab" or isinstance(self.calls, SlotCalls)):
+            raise OptionError(
+                f"--kv-phase is {self.phase}, which finds objects by the names of their files, and"
+                f" those of this plan have none (store {self.store}, engine {self.engine}); use"
+                " --kv-store=file"
+            )
+
     def _check_arrivals(self) -> None:
         rate = self.request_rate
         if (rate is None) != (self.arrival is None):
@@ -420,6 +453,7 @@ class Plan:
     def _check_rereads(self) -> None:
         if self.reread_factor and not PHASES[self.phase].is_whole:
             kind = "reads" if PHASES[self.phase].stores else "stores"
+            kind = "reads and stores" if self.restarts else kind
             raise OptionError(
                 f"--kv-reread-factor is {self.reread_factor}, which reads what was stored, and"
                 f" --kv-phase={self.phase} {kind} nothing; leave one of them out"
@@ -525,6 +559,7 @@ class Plan:
             "lookup": self.lookup,
             "request_depth": self.request_depth,
             "publish": self.publish,
+            "restart_by": self.restart_by or brought.get("restart_by"),
         }
         return tuple(name for name, value in has.items() if brought.get(name, value) != value)
 
@@ -663,6 +698,8 @@ class Plan:
         of_block = _BLOCK_MEMORY_BYTES + _OBJECT_MEMORY_BYTES * (self.objects_per_block - 1)
         rooms = (self.capacity_blocks, *self.tier_blocks)
         known = of_block * sum(min(room, self.stored_blocks) for room in rooms)
+        if self.restarts:
+            known += _FOUND_MEMORY_BYTES * self.most_blocks * self.objects_per_block
         return _RANK_BYTES + self.buffer_bytes + known + held
 
     @property
@@ -683,7 +720,15 @@ class Plan:
     @property
     def phases_before_window(self) -> tuple[str, ...]:
         """What ranks do together before they run, once the storage is open."""
-        return ("calibration", *["precondition"] * bool(self.precondition_bytes), "population")
+        before = ["precondition"] * bool(self.precondition_bytes)
+        if self.restarts:  # it has no operations that could be calibrated
+            return (*before, "population", "shut-down", *["drop-caches"] * self.drop_caches)
+        return ("calibration", *before, "population")
+
+    @property
+    def restarts(self) -> bool:
+        """Whether there are no requests: what was stored before is found again."""
+        return PHASES[self.phase].restarts
 
     @property
     def scenarios_of_its_own(self) -> tuple[str, ...]:
@@ -780,7 +825,8 @@ class Plan:
     @property
     def ends_by_itself(self) -> bool:
         """Whether a rank is done when its work is, which may be more than another's."""
-        return self.duration_s is None and (self.requests is not None or self.trace is not None)
+        has_work = self.requests is not None or self.trace is not None or self.restarts
+        return self.duration_s is None and has_work
 
     @property
     def replays_operations(self) -> bool:

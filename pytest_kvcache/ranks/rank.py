@@ -18,14 +18,14 @@ from tempfile import gettempdir
 from typing import TYPE_CHECKING
 
 from pytest_kvcache.backends.null import NullBackend
-from pytest_kvcache.backends.protocol import PAGE_BYTES, LooksUp
+from pytest_kvcache.backends.protocol import PAGE_BYTES, LooksUp, NamesObjects
 from pytest_kvcache.cache.index import CacheIndex, ContentEntry
 from pytest_kvcache.cache.tiers import Tier, TierStack
 from pytest_kvcache.engine.engine import Engine
 from pytest_kvcache.engine.iotracer import IoTracer, untraced
 from pytest_kvcache.engine.load import NOTICE_NS, LoadChange
 from pytest_kvcache.engine.lookups import Lookups
-from pytest_kvcache.engine.operations import TransferSettings
+from pytest_kvcache.engine.operations import TransferSettings, object_key_of
 from pytest_kvcache.engine.payload import make_payload
 from pytest_kvcache.engine.shared import SharedCache
 from pytest_kvcache.engine.tiered import Tiers
@@ -49,13 +49,16 @@ from pytest_kvcache.ranks.report import (
     average_queue_depth,
     lookup_counts,
     recorded,
+    restart_counts,
     sharing_counts,
     tier_counts,
     window_sums,
 )
+from pytest_kvcache.ranks.restart import Restart
 from pytest_kvcache.ranks.sharing import RankSharing
 from pytest_kvcache.ranks.storage import RankStorage
 from pytest_kvcache.results.record import IoTraceFacts, RankResult
+from pytest_kvcache.system.dropcaches import check_may_drop, drop_caches
 from pytest_kvcache.system.filesystem import (
     IoCounters,
     probe_filesystem,
@@ -124,6 +127,7 @@ class Rank:
         self._tracer: IoTracer | None = None
         self._read_back = ReadBack()
         self._precondition: Precondition | None = None
+        self._restart: Restart | None = None
         self._populates = False
         self._payload_used: Payload | None = None
         self._stored_before = 0  # versions of blocks, when the run began
@@ -151,6 +155,8 @@ class Rank:
         self._surroundings.find_preloads()
         if not plan.allows("PRELOADED"):
             check_preloads(self._surroundings.preloads)
+        if plan.drop_caches:
+            check_may_drop()
         self._storage.open(registry.backend(plan.backend))
         self._choice = choose_engine(plan.io_engine, self._situation(self._storage.backend))
         if plan.traits.kernel_counts:
@@ -373,6 +379,7 @@ class Rank:
 
     def precondition(self, tick: Callable[[], bool]) -> None:
         """Overwrite objects in place. Raises StorageError if that fails or does not arrive."""
+        self.make_ready()
         assert self.engine is not None
         plan, backend = self.plan, self._storage.backend
         self._precondition = Precondition(
@@ -409,6 +416,48 @@ class Rank:
         contexts = self._build_workload(plan.context(self.rank, self._trace)).population()
         identity = f"{plan.seed}/{plan.trial}/{self.rank}"
         return filling(plan.fill_blocks, contexts, identity, plan.capacity_blocks)
+
+    def shut_down(self) -> None:
+        """Forget what a process that ends forgets, and close what it holds open.
+
+        What was stored is known from here on to compare with alone. Raises StorageError where
+        there is nothing that could be found again.
+        """
+        assert self.engine is not None
+        backend, settings = self._storage.backend, self.engine.settings
+        if not isinstance(backend, NamesObjects):
+            raise StorageError(
+                f"{self.host}: the backend {self.plan.backend} does not say how the files of its"
+                " objects are named, so that a restart can't find them; use --kv-backend=file"
+            )
+        self.engine.close()
+        self.engine.loop.end_population()
+        backend.close()
+        several = settings.objects_per_block > 1
+        parts = range(settings.objects_per_block) if several else (None,)
+        stored = {
+            object_key_of(entry, part): settings.stored_bytes_of(entry, part)
+            for entry in self.index.stored()
+            for part in parts
+        }
+        if not stored:
+            raise StorageError(
+                "it stored no object before its restart: no context of a user fits into the cache;"
+                " raise --kv-storage-capacity-gb, or lower --kv-context-scale"
+            )
+        self._restart = Restart(
+            backend,
+            stored,
+            threads=None if self.plan.restart_by == "scan" else self.plan.lookup_threads,
+            host=self.host,
+        )
+        gc.collect()
+        gc.freeze()  # or the collection before the window would take so long that it begins late
+
+    def drop_caches(self) -> None:
+        """The first rank of a host has it forget what it knows of files, when all have closed."""
+        if not self.plan.layout.local_index(self.rank):
+            drop_caches(self.plan.cache_dir)
 
     def look_around(self) -> None:
         """While no rank does I/O: what others do to this host's disks, and whether sync syncs.
@@ -447,16 +496,26 @@ class Rank:
             counters, cpu_s = sample_io(), _cpu_s()
             self._pauses.begin(begin_ns - time.monotonic_ns())
             self._surroundings.until(end_ns)
-            self.stopped_ns = self.engine.run(
-                start_ns=start_ns, end_ns=end_ns, drain_s=plan.drain_s, tick=self._looking(tick)
-            )
-            self.drained_ns = time.monotonic_ns()
+            if self._restart is not None:
+                self._run_restart(self._restart, start_ns, self._looking(tick))
+            else:
+                self.stopped_ns = self.engine.run(
+                    start_ns=start_ns, end_ns=end_ns, drain_s=plan.drain_s, tick=self._looking(tick)
+                )
+                self.start_ns = self.engine.began_ns
+                self.drained_ns = time.monotonic_ns()
             self._surroundings.end()
             self._cpu_s = _cpu_s() - cpu_s
             self._io = sample_io().since(counters)
         self._pauses.look()
         self._clock_fault = self._pauses.clock_fault()
-        self.start_ns = self.engine.began_ns
+
+    def _run_restart(self, restart: Restart, start_ns: int, tick: Callable[[], bool]) -> None:
+        """The window of a phase without requests."""
+        restart.run(start_ns, tick)
+        self.start_ns = restart.began_ns
+        self.stopped_ns = self.drained_ns = restart.done_ns
+        self.recorder.histograms["restart"].record(restart.times_ns)
 
     def change_load(self, change: LoadChange) -> None:
         """From a moment of this host's clock on another number of users is active.
@@ -487,9 +546,13 @@ class Rank:
     def read_back(self, tick: Callable[[], object]) -> None:
         """Outside every span: read some of what the run has stored, and compare all of it.
 
-        Where nothing is ever read (prefill), only this finds what never arrived.
+        Where nothing is ever read (prefill), only this finds what never arrived. What a restart
+        has found is compared with what was stored before it.
         """
         assert self.engine is not None
+        if self._restart is not None:
+            self._restart.compare()
+            return
         if self._payload_used is None or self.plan.verify == "off" or self.engine.first_error:
             return
         self._read_back.examine(
@@ -523,7 +586,7 @@ class Rank:
         if self.engine is None:
             return {"error": None}
         counters = self.engine.counters
-        error = self.engine.first_error or self._trace_fault
+        error = self._first_error or self._trace_fault
         (prompt_blocks, hit_blocks), before = (
             self.engine.loop.blocks.looked_up, self._admitted_blocks,
         )  # fmt: skip
@@ -536,13 +599,27 @@ class Rank:
             "write_bytes": counters.requested_write_bytes
             if self._populates
             else self._preconditioned_bytes,
-            "completed": counters.completed,
+            "completed": counters.completed if self._restart is None else self._restart.calls,
             "prompt_blocks": prompt_blocks - before[0],
             "hit_blocks": hit_blocks - before[1],
             "cached_bytes": self.index.present_bytes,
-            "waiting_s": self.engine.longest_wait_ns() / 1e9,
+            "waiting_s": self._longest_wait_ns / 1e9,
             "recent": self.recorder.take_recent(time.monotonic_ns()),
         }
+
+    @property
+    def _first_error(self) -> str | None:
+        """Of the engine, or of the restart that came after it."""
+        assert self.engine is not None
+        restart = None if self._restart is None else self._restart.error
+        return self.engine.first_error or restart
+
+    @property
+    def _longest_wait_ns(self) -> int:
+        assert self.engine is not None
+        if self._restart is not None:
+            return self._restart.longest_wait_ns
+        return self.engine.longest_wait_ns()
 
     @property
     def _preconditioned_bytes(self) -> int:
@@ -640,6 +717,7 @@ class Rank:
             **self._worth_counts(),
             **window_sums(self.recorder.ledger, window_ns, slice_ns),
             **lookup_counts(self.recorder, asks=self.plan.asks_storage),
+            **restart_counts(self._restart),
             **self._operation_counts(),
             **self._io_facts(),
         )
@@ -691,7 +769,7 @@ class Rank:
             "checked": loop.checked + self._read_back.checked,
             "corrupt": loop.corrupt + self._read_back.corrupt,
             "read_back": self._read_back.checked,
-            "error": self._with_its_cause(self.engine.first_error or self._read_back.error or lost),
+            "error": self._with_its_cause(self._first_error or self._read_back.error or lost),
         }
 
     @property

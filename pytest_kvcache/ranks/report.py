@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_kvcache.measure.counters import SHARING_COUNTERS, TIER_COUNTERS
+from pytest_kvcache.measure.counters import RESTART_COUNTERS, SHARING_COUNTERS, TIER_COUNTERS
 from pytest_kvcache.measure.latencies import Latencies
 from pytest_kvcache.measure.sections import MEMORY_SECTIONS, OPERATIONS, tier_sections
 from pytest_kvcache.units import ratio
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from pytest_kvcache.measure.recorder import Ledger, Recorder
     from pytest_kvcache.plan.plan import Plan
+    from pytest_kvcache.ranks.restart import Restart
     from pytest_kvcache.ranks.sharing import RankSharing
 
 
@@ -87,6 +88,13 @@ def sharing_counts(
         "longest_stale_s": None if late_ns is None else late_ns / 1e9,
         "lost_blocks": found.unexplained,
     }
+
+
+def restart_counts(restart: Restart | None) -> dict[str, Any]:
+    """What a restart found again, and by how many calls; null where there was none."""
+    if restart is None:
+        return dict.fromkeys(RESTART_COUNTERS)
+    return restart.counted()
 
 
 def tier_counts(

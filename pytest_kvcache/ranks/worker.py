@@ -155,6 +155,8 @@ def _measure(comm: Comm, rank: Rank) -> int:
         "calibration": partial(_calibrate, rank),
         "precondition": rank.precondition,
         "population": rank.populate,
+        "shut-down": lambda _tick: rank.shut_down(),
+        "drop-caches": lambda _tick: rank.drop_caches(),
     }
     for phase in plan.phases_before_window:
         step = steps[phase]

@@ -51,8 +51,8 @@ DECIDES = (
     "trace_cycles", "trace_limit", "trace_time_unit", "trace_ids", "num_users", "load_steps",
     "duration", "ramp", "requests", "request_rate", "arrival", "generation_mode", "seed",
     "context_scale", "disable_multi_turn", "disable_prefix_caching", "enable_rag", "rag_num_docs",
-    "phase", "reread_factor", "precondition", "fill", "block_tokens", "tensor_parallel", "layout",
-    "store",
+    "phase", "restart_by", "reread_factor", "precondition", "fill", "block_tokens",
+    "tensor_parallel", "layout", "store",
     "queue_depth", "transfer_size", "engine", "lookup", "publish", "request_depth",
     "sharing", "gpu_mem_gb", "cpu_mem_gb", "tier_policy", "cpu_tier",
     "gpu_backend", "storage_capacity_gb", "cache_dir", "backend",
@@ -64,7 +64,7 @@ UNUSED = (
     "performance_profile", "prefill_rate", "cost", "power", "io", "sync", "io_engine", "verify",
     "data", "keep", "results_dir", "metrics", "allow_invalid", "allow_preload", "compare",
     "compare_across", "fail", "allow_inconclusive", "slo", "html", "io_trace", "backend_option",
-    "enable_autoscaling", "autoscaler_mode", "interference",
+    "enable_autoscaling", "autoscaler_mode", "interference", "drop_caches",
 )  # fmt: skip
 UNUSED_BY_A_TRACE = (
     "num_users", "load_steps", "duration", "ramp", "context_scale", "generation_mode",
@@ -327,11 +327,7 @@ def _case(options: Options, registry: Registry, sizes: CaseSizes, screen: Screen
     if trace is None:
         yield f"  working set per user      {format_bytes(need // plan.users)} on average"
     yield from _tier_lines(plan, need)
-    yield f"  storage capacity per rank {format_bytes(plan.capacity_bytes)}{_why_less(plan)}"
-    if trace is None and plan.capacity_blocks < plan.need_blocks:
-        held = plan.capacity_blocks / plan.need_blocks
-        yield f"{_INDENT}{held:.0%} of the working set; how much is hit then depends"
-        yield f"{_INDENT}on the storage's speed too"
+    yield from _capacity_lines(plan)
     memory, buffers = format_bytes(plan.memory_bytes), format_bytes(plan.buffer_bytes)
     yield f"  memory per rank           {memory}, of them {buffers} buffers"
     yield from _fill_lines(sizes)
@@ -349,6 +345,19 @@ def _case(options: Options, registry: Registry, sizes: CaseSizes, screen: Screen
             if sizes.of_trace.behind is None:
                 found = forecast(plan, trace, family)
                 yield from _noted("through these tiers", describe_hits(found))
+
+
+def _capacity_lines(plan: Plan) -> Iterator[str]:
+    """What a rank has room for, and what comes of it where that is less than it needs."""
+    yield f"  storage capacity per rank {format_bytes(plan.capacity_bytes)}{_why_less(plan)}"
+    if plan.trace is not None or plan.capacity_blocks >= plan.need_blocks:
+        return
+    held = f"{plan.capacity_blocks / plan.need_blocks:.0%} of the working set"
+    if plan.restarts:
+        yield f"{_INDENT}{held}, all of it stored and found again"
+        return
+    yield f"{_INDENT}{held}; how much is hit then depends"
+    yield f"{_INDENT}on the storage's speed too"
 
 
 def _fill_lines(sizes: CaseSizes) -> Iterator[str]:
@@ -377,6 +386,9 @@ def _run_lines(sizes: CaseSizes) -> Iterator[str]:
         if run.written_bytes is not None:
             most = f"up to {format_bytes(run.written_bytes)}"
         before = format_bytes(run.population_bytes)
+        if plan.restarts:
+            yield from _noted("a trial of one rank", f"writes {before}, and finds them again")
+            return
         yield from _noted(
             "a trial of one rank", f"writes {before} before the window, and {most} in it"
         )

@@ -214,6 +214,7 @@ def _load(found: DryRun) -> Iterator[_Value]:
     yield _value(found, "trials", options.trials)
     yield _value(found, "phase", plan.phase, "phase")
     yield _value(found, "interference", plan.interference is not None, "interference")
+    yield from _of_restart(found)
     yield _value(found, "generation_mode", plan.generation_mode, "generation_mode")
     yield from _of_worth(found)
     if PHASES[plan.phase].is_whole:
@@ -228,6 +229,14 @@ def _load(found: DryRun) -> Iterator[_Value]:
     if plan.dialogues is not None:
         yield from _of_dialogues(found, plan.dialogues)
     yield _value(found, "seed", plan.seed, "seed")
+
+
+def _of_restart(found: DryRun) -> Iterator[_Value]:
+    """How objects are found again, where that is what is measured."""
+    plan = found.plan
+    if plan.restarts:
+        yield _value(found, "restart_by", plan.restart_by, "restart_by")
+        yield _value(found, "drop_caches", plan.drop_caches, "drop_caches")
 
 
 def _of_worth(found: DryRun) -> Iterator[_Value]:

@@ -58,6 +58,8 @@ def describe_aim(plan: Plan) -> str:
 def _asked(plan: Plan) -> str:
     model = f"{plan.scenario}, {plan.model.name}"
     users = format_count(plan.users * plan.np, "user")
+    if plan.restarts:
+        return f"{format_count(plan.np, 'rank')} restarted ({model})"
     if plan.request_rate is not None:
         return f"{plan.request_rate:g} requests/s asked for by {users} ({model})"
     if plan.load_steps:
@@ -70,6 +72,9 @@ def _asked(plan: Plan) -> str:
 
 
 def _reached(median: Median, *, asked_less: bool) -> Iterator[str]:
+    ready, found = median("run.s"), median("restart.objects_per_s")
+    if ready is not None and found is not None:
+        yield f"what they had stored was found again within {ready} s, {found} objects/s"
     requests, load = median("requests.per_s"), median("load.p95_ms")
     if requests is not None:
         yield f"{requests} requests/s answered"

@@ -149,6 +149,8 @@ def _texts(
         yield "rates", f"{format_bytes(event['cached_bytes'])} stored"
     elif event["phase"] == "precondition":
         yield "rates", f"{format_bytes(event['write_bytes'])} written"
+    elif event["phase"] == "window" and plan.restarts:
+        yield "rates", f"{event['completed']:,} found"
     elif event["phase"] == "window":
         yield from _figures(event["interval" if averaged else "recent"])
         asked = event["prompt_blocks"]

@@ -18,6 +18,7 @@ from pytest_kvcache.report.engine import describe_engine, engine_lines, sharing_
 from pytest_kvcache.report.headline import describe_users, sum_up
 from pytest_kvcache.report.interference import interference_lines
 from pytest_kvcache.report.load import describe_changes, describe_room
+from pytest_kvcache.report.restart import describe_found, describe_restart
 from pytest_kvcache.report.service import class_lines
 from pytest_kvcache.report.text import figure, row, wrapped
 from pytest_kvcache.report.usersearch import path_lines
@@ -117,7 +118,8 @@ def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
         yield from wrapped(sum_up(case.plan, verdicts, _median_of(judged)), indent="  ")
         yield ""
         shown = possible(metrics, case.plan)
-        always = ALWAYS_SHOWN if case.plan.requests is None else ("run.s", *ALWAYS_SHOWN)
+        of_run = case.plan.requests is not None or case.plan.restarts
+        always = possible(("run.s", *ALWAYS_SHOWN) if of_run else ALWAYS_SHOWN, case.plan)
         yield from _table(case, judged, [*shown, *(m for m in always if m not in shown)])
         yield from class_lines(case.plan, judged)
         yield from interference_lines(case.plan, judged)
@@ -125,7 +127,7 @@ def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
         yield from ["", *wrapped(worth, indent="  ")] if worth else []
         yield from _tier_lines(case.plan, judged[-1])
         yield from _load_step_lines(judged)
-        yield from _proof_lines(judged)
+        yield from _last_trial_lines(case.plan, judged)
         last = judged[-1].measured
         yield from [] if last is None else engine_lines(case.plan, last)
         yield from [] if last is None else sharing_lines(case.plan, last)
@@ -164,6 +166,8 @@ def describe_window(plan: Plan) -> str:
     """How long it is, or what ends it."""
     if plan.requests is not None:
         return f"until {format_count(plan.requests, 'request')} of each rank are done"
+    if plan.restarts:
+        return "until the index of each rank is usable again"
     return "until the trace ends" if plan.duration_s is None else f"{plan.duration_s:g} s"
 
 
@@ -192,6 +196,8 @@ def describe_plan(plan: Plan, *, in_memory: bool = False, flushes: bool = True) 
     phase = "" if PHASES[plan.phase].is_whole else f"{plan.phase} only; "
     if plan.interference is not None:
         phase = "loads of stored contexts, with stores beside them and without; "
+    if plan.restarts:
+        phase = f"{describe_restart(plan)}, of what was stored for "
     changes = "".join(f"; {change}" for change in describe_changes(plan))
     if plan.request_rate is not None:
         users = f"{plan.request_rate:g} requests/s ({plan.arrival}) by {users}"
@@ -405,16 +411,31 @@ def _tier_row(tier: str, *cells: str) -> str:
     return f"  {tier:<32}" + "".join(f"{cell:>11}" for cell in cells)
 
 
-def _proof_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
-    """Where the bytes went, of the last trial."""
+def _last_trial_lines(plan: Plan, trials: Sequence[TrialResult]) -> Iterator[str]:
+    """What the last trial did, and what carried it out."""
     trial = trials[-1].measured
     assert trial is not None
+    yield ""
+    if plan.restarts:
+        yield from wrapped(describe_found(plan, trial), indent="  ")
+    else:
+        yield from _proof_lines(trial)
+    for engine in dict.fromkeys(rank.io_engine for rank in trial.ranks):
+        reasons = [r.io_engine_reason for r in trial.ranks if r.io_engine == engine]
+        ranks = format_count(len(reasons), "rank")
+        yield from wrapped(f"I/O engine {engine} ({ranks}): {reasons[0]}", indent="  ")
+    notes = {rank.io_note for rank in trial.ranks if rank.io_note}
+    for note in sorted(notes):
+        yield from wrapped(f"note: {note}", indent="  ")
+
+
+def _proof_lines(trial: Trial) -> Iterator[str]:
+    """Where the bytes went."""
     counted = trial.counters
     sections = {kind: getattr(trial, kind) for kind in OPERATIONS}
     done = [format_count(s.count, kind) for kind, s in sections.items() if s is not None]
     answered = format_count(counted.completed_in_window, "request")
     checked = format_count(counted.checked, "transfer")
-    yield ""
     yield from wrapped(
         f"last trial, in the window: {', '.join(done)}, {answered} answered;"
         f"{''.join(_beside_prefixes(counted))} {describe_io(trial)}. In the"
@@ -424,13 +445,6 @@ def _proof_lines(trials: Sequence[TrialResult]) -> Iterator[str]:
         f"{_scheduling_lag(trial.scheduling_lag)}",
         indent="  ",
     )
-    for engine in dict.fromkeys(rank.io_engine for rank in trial.ranks):
-        reasons = [r.io_engine_reason for r in trial.ranks if r.io_engine == engine]
-        ranks = format_count(len(reasons), "rank")
-        yield from wrapped(f"I/O engine {engine} ({ranks}): {reasons[0]}", indent="  ")
-    notes = {rank.io_note for rank in trial.ranks if rank.io_note}
-    for note in sorted(notes):
-        yield from wrapped(f"note: {note}", indent="  ")
 
 
 def _preconditioned(counted: Counters) -> str:

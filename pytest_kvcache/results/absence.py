@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _ONLY_OF: Final[Mapping[str, str]] = MappingProxyType(
     {
+        "restart": "only --kv-phase=restart finds again what was stored",
         "lookup": "memory knows what is stored; add --kv-lookup=all or first-miss",
         "visibility": "only hosts that share a store see what others stored; add --kv-sharing=run"
         " and hosts (--kv-hosts)",
@@ -146,6 +147,8 @@ def _not_moved(section: str, plan: Plan) -> str:
 
 def _more_samples(plan: Plan) -> str:
     """What gives a case more operations: a replay has those of its trace."""
+    if plan.restarts:
+        return "store more objects: add users (--kv-num-users), or --kv-fill, or smaller blocks"
     if plan.requests is not None:
         return "raise --kv-requests"
     if plan.trace is None:

@@ -24,6 +24,7 @@ from pytest_kvcache.results.trial import (
     Moved,
     Proof,
     Requests,
+    RestartFigures,
     RunFigures,
     Section,
     ServiceFigures,
@@ -92,6 +93,7 @@ def _measured(record: TrialRecord, plan: Plan) -> Trial:
         demote=_moved(record, "demote", counted.demote_bytes) if "demote" in tiered else None,
         device=Section.of(histograms["device"]),
         lookup=Section.of(histograms["lookup"]) if plan.asks_storage else None,
+        restart=_restart(record, counted, plan),
         load=Section.of(histograms["load"], counted.load_censored),
         request=request if has_answers(plan.phase) else None,
         visibility=Section.of(histograms["visibility"]) if plan.shares_between_hosts else None,
@@ -148,6 +150,21 @@ def _run(ranks: Sequence[RankResult], counted: Counters, plan: Plan) -> RunFigur
         s=took_s,
         read_gib_per_s=_per_s(counted.read_op_bytes / GIB, took_s),
         write_gib_per_s=_per_s(counted.write_op_bytes / GIB, took_s),
+    )
+
+
+def _restart(record: TrialRecord, counted: Counters, plan: Plan) -> RestartFigures | None:
+    """What was found again until the last rank was ready."""
+    if plan.restart_by is None:
+        return None
+    histogram, run = record.histograms["restart"], _run(record.ranks, counted, plan)
+    objects = counted.restart_objects or 0
+    return RestartFigures(
+        ms=Latencies.of(histogram),
+        histogram=histogram,
+        by=plan.restart_by,
+        dropped_caches=plan.drop_caches,
+        objects_per_s=None if run is None else _per_s(objects, run.s),
     )
 
 

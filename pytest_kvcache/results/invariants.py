@@ -15,6 +15,7 @@ from pytest_kvcache.errors import OptionError, ResultError
 from pytest_kvcache.masking import MASK
 from pytest_kvcache.measure.counters import (
     MAY_BE_UNKNOWN,
+    RESTART_COUNTERS,
     SHARING_COUNTERS,
     TABLE,
     TIER_COUNTERS,
@@ -86,6 +87,7 @@ def record_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
     yield from _judged_faults(record, plan)
     yield from _length_faults(record, plan)
     yield from _work_faults(record, plan)
+    yield from _found_again_faults(record, plan)
     yield from _load_step_faults(record, plan)
 
 
@@ -116,6 +118,7 @@ def _rank_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
     yield from _request_faults(rank, plan)
     yield from _lookup_faults(rank, plan)
     yield from _sharing_faults(rank, plan)
+    yield from _restart_faults(rank, plan)
     yield from _fill_faults(rank, plan)
     yield from _precondition_faults(rank, plan)
     yield from _surroundings_faults(rank.surroundings)
@@ -293,6 +296,34 @@ def _sharing_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
             f"stale_lookups is {rank.stale_lookups} and longest_stale_s {rank.longest_stale_s}; the"
             " latter must be there where there are some, and nowhere else"
         )
+
+
+def _restart_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
+    """What restarts counts what it finds, and a scan its directories; nothing else has that."""
+    of_scan = ("restart_directories", "restart_listing_s")
+    for name in RESTART_COUNTERS:
+        value = getattr(rank, name)
+        known = plan.restart_by == "scan" if name in of_scan else plan.restarts
+        if (value is not None) != known:
+            must = "a number" if known else "null"
+            yield f"{name} is {value}; with phase {plan.phase} it must be {must}"
+    if (rank.restart_listing_s or 0.0) > rank.drained_s - rank.start_s + _CLOCK_S:
+        yield f"restart_listing_s is {rank.restart_listing_s}; the rank ran shorter than that"
+
+
+def _found_again_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
+    """A restart without an error has found all that is stored, and nothing else."""
+    if not plan.restarts or any(rank.error for rank in record.ranks):
+        return
+    for rank in record.ranks:
+        stored = rank.cached_blocks * plan.objects_per_block
+        for name in ("restart_objects", "restart_count"):
+            found = getattr(rank, name)
+            if found is not None and found != stored:
+                yield (
+                    f"rank {rank.rank} on host {rank.host}: {name} is {found}; it must be {stored},"
+                    " the objects that are stored"
+                )
 
 
 def _precondition_faults(rank: RankResult, plan: Plan) -> Iterator[str]:

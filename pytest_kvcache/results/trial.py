@@ -148,6 +148,19 @@ class RunFigures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RestartFigures(Section):
+    """Calls that found again what was stored, one for each object: how long each of them took.
+
+    ``objects_per_s`` are those of all ranks in ``run.s``; ``by`` how they were found,
+    ``dropped_caches``: the hosts had forgotten what they knew of files.
+    """
+
+    by: str
+    dropped_caches: bool
+    objects_per_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TierFigures:
     """A tier of all ranks: what it is, what it may hold, its share of all prompt blocks.
 
@@ -288,7 +301,7 @@ class StepFigures:
 _PROMOTED = {"promoted_in_bytes": None}  # into the storage nothing can be: none is slower
 
 
-def _timed(section: Section, **facts: float | None) -> dict[str, Any]:
+def _timed(section: Section, **facts: float | str | None) -> dict[str, Any]:
     """A section of the run file: how many, these facts of them, how long they took."""
     return {
         "count": section.count,
@@ -314,6 +327,7 @@ class Trial:
 
     ``counters`` are those of all ranks together. ``run`` is None where time ended the work,
     ``request`` where answers wait for no reads, ``lookup`` where memory knows what is stored,
+    ``restart`` where there are requests,
     ``visibility`` and ``sharing`` where ranks share no store, and the former where one host has it
     for itself, ``scheduling_lag`` where no request had a time to come at; ``demote`` and the
     sections of memory tiers where the plan has no tier that it could be done in.
@@ -332,6 +346,7 @@ class Trial:
     demote: Moved | None
     device: Section
     lookup: Section | None
+    restart: RestartFigures | None
     load: Section
     request: Section | None
     visibility: Section | None
@@ -391,6 +406,13 @@ class Trial:
             and self._section("demote", gib_per_s=self.demote.gib_per_s),
             "device": self._section("device"),
             "lookup": self._section("lookup"),
+            "restart": self.restart
+            and self._section(
+                "restart",
+                by=self.restart.by,
+                dropped_caches=self.restart.dropped_caches,
+                objects_per_s=self.restart.objects_per_s,
+            ),
             "load": self._section("load"),
             "request": self._section("request"),
             "visibility": self._section("visibility"),
@@ -416,7 +438,7 @@ class Trial:
             "ranks": _plain(self.ranks),
         }  # fmt: skip
 
-    def _section(self, name: str, **facts: float | None) -> dict[str, Any] | None:
+    def _section(self, name: str, **facts: float | str | None) -> dict[str, Any] | None:
         section: Section | None = getattr(self, name)
         if section is None:
             return None

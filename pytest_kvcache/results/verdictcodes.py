@@ -45,6 +45,7 @@ SEVERITIES: Final[Mapping[str, Severity]] = MappingProxyType(
         "UNPROVEN": "warning",
         "UNSATURATED": "warning",
         "VIRTUAL_DISK": "warning",
+        "WARM_METADATA": "warning",
     }
 )
 """Code → ``invalid`` (fails the trial unless --kv-allow-invalid) or ``warning`` (is shown)."""

@@ -47,6 +47,8 @@ def build_workload(
     workload, does = family.build(context), PHASES[phase]
     if stores_beside:
         return LoadsBesideStores(workload)
+    if does.restarts:
+        return workload  # of which only the population is asked for
     if does.is_whole:
         return RereadingWorkload(workload, reread_factor) if reread_factor else workload
     if not does.loads:

@@ -17,7 +17,16 @@ from pytest_kvcache.results.figures import trial_of
 from pytest_kvcache.results.outcome import TrialResult
 from pytest_kvcache.results.pairs import paired
 from pytest_kvcache.results.verdicts.trial import evaluate_trial
-from tests.factories import layout_of, memory_tiers, rank_result, sound_plan, sound_record
+from tests.factories import (
+    layout_of,
+    memory_tiers,
+    rank_result,
+    restart_result,
+    sound_plan,
+    sound_record,
+    sound_restart_plan,
+    sound_restart_record,
+)
 
 if TYPE_CHECKING:
     from pytest_kvcache.results.trial import Trial
@@ -53,6 +62,9 @@ def test_every_metric_is_found_in_a_trial(name: str) -> None:
     if name.startswith(("visibility.", "sharing.")):
         plan = sound_plan(sharing="run", lookup="all", publish="link", layout=layout_of(n1=1, n2=1))
     trial = trial_of(sound_record(plan, [rank_result()]), plan)
+    if name.startswith("restart."):
+        plan = sound_restart_plan()
+        trial = trial_of(sound_restart_record(plan, [restart_result()]), plan)
     metric = METRICS[name]
     if metric.of_a_pair:
         result = TrialResult(index=0, error=None, measured=trial)
@@ -81,24 +93,21 @@ def test_lower_is_better_of_what_is_spent_alone(name: str) -> None:
     assert metric.better == ("lower" if name.endswith(spent) else "higher")
     assert metric.latency == (metric.unit == "ms") == name.endswith("_ms")
     assert (metric.impossible("prefill") is not None) == name.startswith(
-        (
-            "interference.",
-            "read.",
-            "lookup.",
-            "load.",
-            "request.",
-            "gpu_read.",
-            "cpu_read.",
-            "run.read",
-            *_OF_SHARING,
-            *_OF_LOADS,
-        )
-    )
+        ("interference.", "read.", "lookup.", "load.", "request.", "gpu_read.", "cpu_read.",
+         "run.read", "restart.", *_OF_SHARING, *_OF_LOADS)
+    )  # fmt: skip
     moves = tuple(f"{section}." for section in MEMORY_SECTIONS if not section.endswith("_read"))
     assert (metric.impossible("decode") is not None) == name.startswith(
-        ("write.", "delete.", "demote.", "run.write", "worth.dwpd", *moves)
+        ("write.", "delete.", "demote.", "run.write", "worth.dwpd", "restart.", *moves)
     )
-    assert metric.impossible("both") is None
+    assert (metric.impossible("both") is not None) == name.startswith("restart.")
+    assert (metric.impossible("restart") is None) == name.startswith(("restart.", "run.s"))
+
+
+def test_a_phase_without_requests_says_so_and_another_one_that_it_does_not_restart() -> None:
+    assert METRICS["requests.per_s"].impossible("restart") == "--kv-phase=restart makes no requests"
+    said = METRICS["restart.p99_ms"].impossible("decode")
+    assert said == "only --kv-phase=restart finds again what was stored, and this one is decode"
 
 
 def test_percentiles_know_which_they_are() -> None:

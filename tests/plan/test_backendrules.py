@@ -15,6 +15,7 @@ from tests.factories import OBJECTS, traits_of
 if TYPE_CHECKING:
     from pytest_kvcache.backends.traits import BackendTraits
     from pytest_kvcache.options.options import Options
+    from tests.desk import Desk
 
 
 def check(backend: str, **given: tuple[Any, Any]) -> None:
@@ -200,3 +201,11 @@ def test_a_transfer_size_that_the_backend_takes_is_none_of_its_business(size: st
         {"backend": ("mine", "command line"), "transfer_size": (size, "command line")}
     )
     check_backend(asked, replace(OBJECTS, unit="range"))
+
+
+@pytest.mark.parametrize("backend", ["null", "memory"])
+def test_a_restart_needs_objects_in_a_directory(backend: str, desk: Desk) -> None:
+    words = ("--kv-phase=restart", f"--kv-backend={backend}")
+    said = desk.refusal(*words, without=("--kv-duration", "--kv-ramp"))
+    assert said.startswith("--kv-phase is restart, which finds objects by the names of their files")
+    assert f"--kv-backend is {backend}, which keeps none in a directory" in said

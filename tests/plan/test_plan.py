@@ -174,6 +174,8 @@ OTHER_LOAD: dict[str, Any] = {
     "request_depth": 2,
     "sharing": "run",
     "interference": "with-stores",
+    "restart_by": "lookups",
+    "drop_caches": True,
     "transfer_size": None,
     "cores": "split",
     "verify": "off",
@@ -182,6 +184,9 @@ OTHER_LOAD: dict[str, Any] = {
     "tiers": (MemoryTier(name="cpu", capacity_bytes=MIB, kind="memory"),),
     "tier_policy": "demote",
 }
+RESTART: dict[str, Any] = {
+    "backend": "file", "phase": "restart", "restart_by": "scan", "duration_s": None,
+}  # fmt: skip
 OTHER_TRACE: dict[str, Any] = {
     "digest": "e" * 64,
     "requests": 4,
@@ -309,10 +314,41 @@ def test_what_changes_the_load_changes_the_workload_digest(name: str) -> None:
         base = {"backend": "file"}
     if name == "sharing":
         base = {"backend": "file", "lookup": "all", "publish": "link"}
+    if name in {"restart_by", "drop_caches"}:
+        base = RESTART
     plan = make_plan(**{"duration_s": 4.0, **base})
     other = replace(plan, **{name: OTHER_LOAD[name]})
     assert other.workload_digest != plan.workload_digest
     assert other.digest != plan.digest
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"restart_by": None}, "restart_by is None and phase is restart"),
+        ({"phase": "both"}, "restart_by is 'scan' and phase is both"),
+        ({"phase": "both", "restart_by": None, "drop_caches": True}, "caches that were dropped"),
+        ({"duration_s": 1.0}, "with a duration, a ramp or memory tiers"),
+        ({"ramp_s": 1.0}, "with a duration, a ramp or memory tiers"),
+        ({"tiers": OTHER_LOAD["tiers"]}, "with a duration, a ramp or memory tiers"),
+        ({"store": "slab"}, "those of this plan have none"),
+        ({"engine": "vllm-disk"}, "those of this plan have none"),
+        ({"reread_factor": 1}, "--kv-phase=restart reads and stores nothing"),
+    ],
+)
+def test_a_plan_that_restarts_has_a_way_and_no_time(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(OptionError, match=said):
+        make_plan(**RESTART | changes)
+
+
+def test_a_restart_calibrates_nothing_and_ends_by_itself() -> None:
+    plan = make_plan(**RESTART)
+    assert plan.phases_before_window == ("population", "shut-down")
+    assert plan.ends_by_itself
+    dropping = replace(plan, drop_caches=True, precondition_bytes=1)
+    assert dropping.phases_before_window == (
+        "precondition", "population", "shut-down", "drop-caches",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", OTHER_TRACE)

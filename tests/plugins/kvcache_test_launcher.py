@@ -57,6 +57,7 @@ ABSENT = (
     "delete",
     "lookup",
     "visibility",
+    "restart",
     "scheduling_lag",
     "demote",
     *MEMORY_SECTIONS,

@@ -32,6 +32,7 @@ from tests.factories import (
     rank_result,
     sound_plan,
     sound_record,
+    sound_restart_plan,
     watch,
     watched,
 )
@@ -208,6 +209,8 @@ def test_a_counter_of_all_ranks_stands_at_its_place_in_a_trial(name: str) -> Non
     plan = sound_plan(np=2, tiers=memory_tiers("gpu", "cpu"), tier_policy=policy, lookup="all")
     if TABLE[name].place[0] == "sharing":
         plan = sound_plan(np=2, lookup="all", publish="link", sharing="run")
+    if name.startswith("restart_"):
+        plan = sound_restart_plan(np=2)
     value: Any = trial_of(sound_record(plan, ranks), plan).to_json()
     for key in TABLE[name].place:
         value = value[key]
@@ -366,6 +369,7 @@ def test_a_summary_has_every_metric_that_all_trials_have() -> None:
     absent = {f"{section}.p999_ms" for section in SECTIONS} | {"load.p99_ms", "request.p99_ms"}
     # A closed loop, an endless cache, and time ended the work.
     absent |= {name for name in METRICS if name.startswith(("scheduling_lag.", "delete.", "run."))}
+    absent |= {name for name in METRICS if name.startswith("restart.")}
     without_tiers = ("demote.", "gpu_", "cpu_", "cache.gpu", "cache.cpu")
     absent |= {name for name in METRICS if name.startswith(without_tiers)}
     absent |= {name for name, spec in METRICS.items() if spec.needs is not None}
@@ -491,9 +495,9 @@ def test_every_counter_of_a_trial_is_where_its_row_says(made: tuple[Plan, Trial]
     plan, measured = made
     data = measured.to_json()
     there = {*tier_sections(plan.tiers, plan.tier_policy), *(tier.name for tier in plan.tiers)}
-    optional = ("request", "lookup", "sharing")
-    there |= {name for name in optional if getattr(measured, name) is not None}
-    not_there = {*optional, "demote", *MEMORY_SECTIONS, "gpu", "cpu"} - there
+    may_lack = ("request", "lookup", "restart", "sharing")
+    there |= {name for name in may_lack if getattr(measured, name) is not None}
+    not_there = {*may_lack, "demote", *MEMORY_SECTIONS, "gpu", "cpu"} - there
     for name, row in TABLE.items():
         value: Any = data
         for key in row.place:

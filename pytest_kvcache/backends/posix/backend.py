@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from pytest_kvcache.backends.calls import Calls
-    from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
+    from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan, ObjectFileNames
     from pytest_kvcache.backends.traits import BackendTraits
 
 _STORES: Mapping[str, Callable[[], FileBackend | SlabBackend]] = {
@@ -75,16 +75,26 @@ class StoreBackend:
 
     def look_up(self, keys: Sequence[str]) -> Sequence[bool]:
         """Ask the filesystem which objects there are."""
-        if not isinstance(self._opened, EngineFiles):
-            raise StorageError(
-                "the file backend is asked which objects it has, by no engine's calls"
-            )
-        return self._opened.look_up(keys)
+        return self._named.look_up(keys)
+
+    def object_files(self) -> ObjectFileNames:
+        """Where the files of objects are, and how they are called."""
+        return self._named.object_files()
 
     def close(self) -> None:
         """Close the store, if it was opened."""
         if self._opened is not None:
             self._opened.close()
+
+    @property
+    def _named(self) -> FileBackend | EngineFiles:
+        """The store, if its files are named by their objects."""
+        if not isinstance(self._opened, FileBackend | EngineFiles):
+            raise StorageError(
+                "the file backend is asked which objects it has, and keeps none in files of their"
+                " own"
+            )
+        return self._opened
 
     def _store(self, key: str) -> _Store:
         if self._opened is None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_kvcache.backends.posix.fileio import StoreDirectory, direct_refusal, facts_of
+from pytest_kvcache.backends.protocol import ObjectFileNames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -114,6 +115,10 @@ class EngineFiles:
         except OSError as error:
             raise self._place.failure("look up", path(keys[len(found)]), error) from error
         return found
+
+    def object_files(self) -> ObjectFileNames:
+        """Files called like their objects, with the engine's suffix, in its directories."""
+        return ObjectFileNames(root=self._root, suffix=self._calls.suffix)
 
     # --- a store ---------------------------------------------------------------------------
 

@@ -18,9 +18,10 @@ from pytest_kvcache.backends.posix.fileio import (
     move,
 )
 from pytest_kvcache.backends.posix.openfiles import OpenFiles
+from pytest_kvcache.backends.protocol import ObjectFileNames
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pytest_kvcache.backends.posix.fileio import Transfer
     from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
@@ -122,6 +123,25 @@ class FileBackend:
                 os.close(fd)
         except OSError as error:
             raise self.failure("sync", key, error) from error
+
+    def look_up(self, keys: Sequence[str]) -> list[bool]:
+        """Which objects have a file: a stat(2) each."""
+        found: list[bool] = []
+        for key in keys:
+            path = self.path(key)
+            try:
+                os.stat(path)  # noqa: PTH116
+            except FileNotFoundError:
+                found.append(False)
+            except OSError as error:
+                raise self.failure("look up", key, error) from error
+            else:
+                found.append(True)
+        return found
+
+    def object_files(self) -> ObjectFileNames:
+        """Files called like their objects, in the directories of the fan-out."""
+        return ObjectFileNames(root=self._place.directory, suffix="")
 
     def close(self) -> None:
         """Close the files that are still open."""

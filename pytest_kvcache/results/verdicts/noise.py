@@ -29,12 +29,13 @@ def _check_noise(case: CaseResult) -> Iterator[Verdict]:
     shown = dict.fromkeys([*case.metrics, *ALWAYS_SHOWN])
     found = [case.series(metric) for metric in shown]
     noisy = [s for s in found if s is not None and (s.cv or 0.0) >= NOISY_CV]
+    longer = "more objects (--kv-num-users)" if case.plan.restarts else "a longer --kv-duration"
     if noisy:
         noisy.sort(key=lambda series: -(series.cv or 0.0))
         yield Verdict.of(
             "NOISY",
             f"the trials differ: {', '.join(map(_spread, noisy))}; look for what disturbed them,"
-            " take more trials (--kv-trials) or a longer --kv-duration",
+            f" take more trials (--kv-trials) or {longer}",
         )
 
 

@@ -100,18 +100,20 @@ def check_other_users(trial: Trial) -> Iterator[Verdict]:
         yield Verdict.of(
             "BUSY_DEVICE",
             f"others used {'+'.join(group.disks)} of {group.hosts[0]} as well:"
-            f" {'; '.join(_used_by_others(group))}; this is the speed of a device under their"
-            " load, stop them or take a device of your own",
+            f" {'; '.join(_used_by_others(group, trial))}; this is the speed of a device under"
+            " their load, stop them or take a device of your own",
         )
 
 
 def busy_group(trial: Trial) -> DeviceGroup | None:
     """The first group of disks that others used as well."""
-    return next((group for group in trial.proof.devices if any(_used_by_others(group))), None)
+    groups = trial.proof.devices
+    return next((group for group in groups if any(_used_by_others(group, trial))), None)
 
 
-def _used_by_others(group: DeviceGroup) -> Iterator[str]:
-    yield from _during(group)
+def _used_by_others(group: DeviceGroup, trial: Trial) -> Iterator[str]:
+    if trial.restart is None:  # its metadata is read of the disks, and no byte of it was asked for
+        yield from _during(group)
     yield from _around(group)
 
 
