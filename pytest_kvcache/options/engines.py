@@ -36,7 +36,7 @@ def brought_by(engine: str | None) -> Mapping[str, Any]:
         "block_tokens": profile.block_tokens,
         "io": profile.io,
         "sync": "none",
-        "layout": "block",
+        "layout": profile.layout,
         "queue_depth": profile.depth,
         "transfer_size": WHOLE_OBJECT,
         "lookup": profile.lookup,
@@ -67,8 +67,13 @@ def check_engine(options: Options) -> None:
     value = options.lookup if options.lookup != "memory" else options.publish
     told = f"{knob} is {value}" if options.engine is None else f"--kv-engine is {options.engine}"
     _check_calls(options, told)
-    if options.engine is not None and isinstance(PROFILES[options.engine].calls, SlotCalls):
+    if options.engine is None:
+        return
+    calls = PROFILES[options.engine].calls
+    if isinstance(calls, SlotCalls):
         _check_slots(options, told)
+    elif calls.batch_submits is not None:
+        _check_batches(options, told)
 
 
 def _check_calls(options: Options, told: str) -> None:
@@ -113,6 +118,20 @@ def _check_depth(options: Options) -> None:
         raise OptionError(
             f"--kv-request-depth is {depth} and --kv-queue-depth is {options.queue_depth}, the most"
             " that is under way of all requests together; lower one or raise the other"
+        )
+
+
+def _check_batches(options: Options, told: str) -> None:
+    """The files of a batch are opened under their names, and each moved by one call."""
+    told = f"{told}, which opens all files of a batch before it moves any"
+    if options.publish != "in-place":
+        raise OptionError(
+            f"{told}, under their own names, and --kv-publish is {options.publish}; leave one of"
+            " them out"
+        )
+    if options.transfer_size != WHOLE_OBJECT:
+        raise OptionError(
+            f"{told}, each by one call, and --kv-transfer-size is given; leave one of them out"
         )
 
 
