@@ -73,7 +73,7 @@ def whole(lines: Sequence[str]) -> Iterator[str]:
 def descriptor_of(name: str, arguments: str) -> str:
     """Which open file a call is on; of an io_submit, the first one."""
     if name == "io_submit":
-        return _OF_FILES.findall(arguments)[0][1]
+        return str(_OF_FILES.findall(arguments)[0][1])
     return arguments.partition(",")[0]
 
 

@@ -100,7 +100,7 @@ _ROWS = (
     ),
     EngineProfile(
         name="sglang-nixl",
-        version="SGLang 0.5.23, HiCache, backend nixl, nixl 1.5.1 POSIX, --page-size 64",
+        version="SGLang 0.5.23, HiCache, backend nixl (read), nixl 1.5.1 POSIX, --page-size 64",
         seen=True,
         block_tokens=64,
         io="direct",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pytest_kvcache.backends.calls import SlotCalls
+from pytest_kvcache.backends.calls import FileCalls, SlotCalls
 from pytest_kvcache.backends.profiles import NOT_BUILT, PROFILES
 from pytest_kvcache.errors import OptionError, UnknownNameError
 from pytest_kvcache.phases import PHASES
@@ -58,6 +58,12 @@ def header_bytes(engine: str | None) -> int:
     return calls.header_room_bytes if isinstance(calls, SlotCalls) else 0
 
 
+def makes_batches(engine: str) -> bool:
+    """Whether an engine opens all files of a batch before it moves any."""
+    calls = PROFILES[engine].calls
+    return isinstance(calls, FileCalls) and calls.batch_submits is not None
+
+
 def check_engine(options: Options) -> None:
     """Refuse what contradicts the profile, or the calls that a knob of it makes."""
     _check_depth(options)
@@ -69,10 +75,9 @@ def check_engine(options: Options) -> None:
     _check_calls(options, told)
     if options.engine is None:
         return
-    calls = PROFILES[options.engine].calls
-    if isinstance(calls, SlotCalls):
+    if isinstance(PROFILES[options.engine].calls, SlotCalls):
         _check_slots(options, told)
-    elif calls.batch_submits is not None:
+    elif makes_batches(options.engine):
         _check_batches(options, told)
 
 
@@ -91,8 +96,11 @@ def _check_calls(options: Options, told: str) -> None:
     if options.lookup != "memory" and options.overrides("lookup"):
         _check_asks(options)
     if options.io_engine not in ("auto", "threads"):
+        how = "one after the other"
+        if options.engine is not None and makes_batches(options.engine):
+            how = "in batches"
         raise OptionError(
-            f"{told}, whose calls are made one after the other by threads, and --kv-io-engine is"
+            f"{told}, whose calls are made {how} by threads, and --kv-io-engine is"
             f" {options.io_engine}; leave one of them out"
         )
     if options.precondition:

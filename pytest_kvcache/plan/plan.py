@@ -427,8 +427,9 @@ class Plan:
         """The objects of a block where some are not as large, or not read for every block."""
         if self.own_block_bytes is not None:
             return ()
-        alike = self.model.keeps_all and len(set(self._stored_sizes)) == 1
-        return () if alike else self.parts
+        parts = self.parts
+        alike = self.model.keeps_all and len({part.object_bytes for part in parts}) == 1
+        return () if alike else parts
 
     @property
     def object_bytes(self) -> int:

@@ -26,6 +26,7 @@ from tests.systemcalls import calls_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from pytest_kvcache.ioengines.kernel import Queue
     from pytest_kvcache.ioengines.protocol import Completion
 
 SIZE = 4 * PAGE_BYTES
@@ -175,7 +176,7 @@ def test_without_files_calls_are_the_backends_own() -> None:
 
 
 def test_a_kernel_without_such_io_is_told_before_anything_is_moved(files: EngineFiles) -> None:
-    def refused(slots: int) -> batches.Queue:
+    def refused(slots: int) -> Queue:
         raise OSError(errno.EAGAIN, f"io_setup of {slots}")
 
     engine = BatchEngine(files, 4, files, 2, refused)

@@ -34,7 +34,15 @@ from pytest_kvcache.plan.tiers import MemoryTier
 from pytest_kvcache.registry import build_registry
 from pytest_kvcache.system.filesystem import probe_filesystem
 from pytest_kvcache.system.preloads import Preloads, Wrapper
-from tests.factories import FILESYSTEM, host_facts, layout_of, make_plan, on_backend, survey_of
+from tests.factories import (
+    FILESYSTEM,
+    host_facts,
+    layout_of,
+    make_plan,
+    on_backend,
+    survey_of,
+    traits_of,
+)
 from tests.site import runs_as_root
 
 if TYPE_CHECKING:
@@ -221,6 +229,13 @@ def test_an_engine_that_this_machine_refuses_is_refused_before_the_launch() -> N
     check(plan, io_engine="auto")
     with pytest.raises(OptionError, match="--kv-io-engine is libaio, which can't be had on this"):
         check(plan, io_engine="libaio")
+
+
+def test_batches_that_this_machine_can_not_move_are_refused_before_the_launch() -> None:
+    null = make_plan(engine="sglang-nixl", queue_depth=2**30)
+    check(null)
+    with pytest.raises(OptionError, match="--kv-engine is sglang-nixl, which moves files in batch"):
+        check(replace(null, backend="file", traits=traits_of("file"), store="file"))
 
 
 def test_root_needs_a_word_of_the_user_for_open_mpi() -> None:
