@@ -100,7 +100,7 @@ _ROWS = (
     ),
     EngineProfile(
         name="sglang-nixl",
-        version="SGLang 0.5.23, HiCache, backend nixl (read), nixl 1.5.1 POSIX, --page-size 64",
+        version="SGLang 0.5.23, HiCache, backend nixl with nixl 1.5.1 POSIX, --page-size 64",
         seen=True,
         block_tokens=64,
         io="direct",
@@ -108,8 +108,7 @@ _ROWS = (
         calls=FileCalls(levels=(2,), truncates=False, batch_submits=64),
         readers=256, writers=256, request_depth=None, lookup="all",
         evicts="a cleaner, every 30 seconds: at 80 % of the disk the oldest files, down to 70 %",
-        misses="that cleaner; idle polls of io_getevents, as the kernel's ring of answers is looked"
-        f" at instead; {_TIER}",
+        misses=f"that cleaner; {_TIER}",
     ),
     EngineProfile(
         name="lmcache-fs",
@@ -215,8 +214,10 @@ PROFILES: Final[Mapping[str, EngineProfile]] = MappingProxyType({row.name: row f
 
 NOT_BUILT: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "mooncake-bucket": "it packs objects into buckets of 256 MiB in memory, of which reads are"
-        " served until they are full; mooncake-offset is Mooncake's other backend",
+        "mooncake-bucket": "it gathers objects of all requests in memory, serves reads of them from"
+        " there until a bucket of 256 MiB is full and written by one call, and evicts whole"
+        " buckets; here room is made object by object, and reads of what is not written yet would"
+        " have to be told from the storage's; mooncake-offset is Mooncake's other backend",
     }
 )
 """Name of an engine that has no profile → why, and what to use instead."""

@@ -142,24 +142,18 @@ class Batch:
                 self._fail(place, error)
 
     def _move(self, queue: Queue, places: Sequence[int], submits: int) -> None:
-        """Begin so many at a time; look for answers until there are as many."""
+        """Begin so many; then look for answers, begin as many more, and sleep, until all ended."""
         for place in places:
             _slot, _kind, _key, offset, view = self._items[place]
             queue.prepare(place, _CALLS[self._kind], self._fds[place], offset, len(view))
-        waiting, flying, refusals = list(places), 0, 0
+        waiting = list(places)
+        flying, refusals = _begin(queue, waiting, submits), 0
         while waiting or flying:
-            while waiting:
-                now = waiting[:submits]
-                begun = queue.enter(now, None)
-                del waiting[:begun]
-                flying += begun
-                if begun < len(now):
-                    break
             if queue.peek():
                 for place, answer in queue.harvest():
                     flying -= 1
                     self._answered(place, answer)
-                continue
+            flying += _begin(queue, waiting, submits)
             refusals = 0 if flying else refusals + 1
             if refusals > _PATIENCE_POLLS:
                 self._give_up(waiting)
@@ -190,3 +184,12 @@ class Batch:
             problem = self._files.failure(_ACTIONS[self._kind], self._items[place][2], error)
             problem.__cause__ = error
             self._errors[place] = problem
+
+
+def _begin(queue: Queue, waiting: list[int], submits: int) -> int:
+    """Begin so many of those that wait, or as many as the kernel takes; return how many."""
+    if not waiting:
+        return 0
+    begun = queue.enter(waiting[:submits], None)
+    del waiting[:begun]
+    return begun

@@ -207,7 +207,8 @@ def _own_problems(options: Options, plan: Plan, host: HostRanks, facts: HostFact
             f"has {memory_words(facts.memory_bytes, facts.memory_limit_bytes)} for"
             f" {format_count(host.ranks, 'rank')} that need {format_bytes(wanted)}{taken}; {fix}"
         )
-    files = _OPEN_FILES + 2 * plan.queue_depth + plan.slab_files
+    each = 2 if plan.calls is None else 1  # an engine's worker, or batch, closes what it opens
+    files = _OPEN_FILES + each * plan.queue_depth + plan.slab_files
     if plan.needs_directory and facts.open_files is not None and facts.open_files < files:
         yield (
             f"allows {facts.open_files} open files, a rank needs {files}; raise 'ulimit -n' for"

@@ -116,6 +116,7 @@ class Answering:
     notes: Sequence[str] = ()
 
     def __init__(self, answer: int, *, takes: bool = True) -> None:
+        self.made: list[str] = []
         self._answer = answer
         self._takes = takes
         self._ended: list[tuple[int, int]] = []
@@ -133,12 +134,14 @@ class Answering:
 
     def enter(self, slots: Sequence[int], timeout_ns: int | None) -> int:
         assert timeout_ns is None
+        self.made.append(f"begin {len(slots)}")
         if not self._takes:
             return 0
         self._ended += [(slot, self._answer) for slot in slots]
         return len(slots)
 
     def peek(self) -> bool:
+        self.made.append("look")
         return bool(self._ended)
 
     def harvest(self) -> Sequence[tuple[int, int]]:
@@ -147,6 +150,16 @@ class Answering:
 
     def close(self) -> None:
         pass
+
+
+def test_more_of_a_batch_begin_after_each_look_whether_others_have_ended_or_not(
+    engine: BatchEngine,
+) -> None:
+    queue = Answering(SIZE)
+    engine._queues[READ] = queue
+    moved(engine, WRITE, buffers(1))
+    moved(engine, READ, buffers())
+    assert queue.made == ["begin 2", "look", "begin 2", "look", "begin 1", "look"]
 
 
 def test_a_kernel_that_takes_nothing_is_given_up_in_the_end(
