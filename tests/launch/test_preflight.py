@@ -462,6 +462,12 @@ def test_a_host_must_allow_a_rank_its_files(files: int | None, *, fits: bool) ->
     assert problems(on_hosts(queue_depth=4, backend="null"), {"open_files": files}) == {}
 
 
+def test_what_an_engine_opens_it_closes_before_it_opens_another() -> None:
+    plan = on_hosts(queue_depth=4, engine="vllm-fs")
+    assert problems(plan, {"open_files": 164}) == {}
+    assert list(problems(plan, {"open_files": 163})) == ["n1"]
+
+
 def test_ranks_of_all_hosts_that_share_a_directory_need_its_space() -> None:
     plan = on_hosts()
     three = int(30 * plan.stored_bytes / FREE_SHARE) + 1
