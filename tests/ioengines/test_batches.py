@@ -111,14 +111,15 @@ def test_a_full_disk_is_told_of_each_object(engine: BatchEngine) -> None:
 
 
 class Answering:
-    """A queue of the kernel with one answer for all."""
+    """A queue of the kernel with one answer for all, as soon as ``holds`` are under way."""
 
     notes: Sequence[str] = ()
 
-    def __init__(self, answer: int, *, takes: bool = True) -> None:
+    def __init__(self, answer: int, *, takes: bool = True, holds: int = 0) -> None:
         self.made: list[str] = []
         self._answer = answer
         self._takes = takes
+        self._holds = holds
         self._ended: list[tuple[int, int]] = []
 
     def register(self, buffers: Sequence[memoryview]) -> None:
@@ -142,7 +143,7 @@ class Answering:
 
     def peek(self) -> bool:
         self.made.append("look")
-        return bool(self._ended)
+        return len(self._ended) > self._holds
 
     def harvest(self) -> Sequence[tuple[int, int]]:
         ended, self._ended = self._ended, []
@@ -155,9 +156,13 @@ class Answering:
 def test_more_of_a_batch_begin_after_each_look_whether_others_have_ended_or_not(
     engine: BatchEngine,
 ) -> None:
+    moved(engine, WRITE, buffers(1))
     queue = Answering(SIZE)
     engine._queues[READ] = queue
-    moved(engine, WRITE, buffers(1))
+    moved(engine, READ, buffers())
+    assert queue.made == ["begin 2", "look", "begin 2", "look", "begin 1", "look"]
+    queue = Answering(SIZE, holds=len(KEYS) - 1)
+    engine._queues[READ] = queue
     moved(engine, READ, buffers())
     assert queue.made == ["begin 2", "look", "begin 2", "look", "begin 1", "look"]
 
