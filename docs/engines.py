@@ -36,7 +36,8 @@ def facts(profile: EngineProfile) -> Iterator[str]:
     """What it does, in the order of an object's life."""
     calls = profile.calls
     how = "direct I/O, where a probe finds that it works" if profile.io == "direct" else "buffered"
-    yield f"object: a block of {profile.block_tokens} tokens, {how}; nothing is synced"
+    apart = ", its keys and its values apart" if profile.layout == "kv" else ""
+    yield f"object: a block of {profile.block_tokens} tokens{apart}, {how}; nothing is synced"
     if isinstance(calls, FileCalls):
         yield from of_files(profile, calls)
     else:
@@ -50,14 +51,23 @@ def of_files(profile: EngineProfile, calls: FileCalls) -> Iterator[str]:
     """A file per object."""
     levels = " and ".join(str(16**digits) for digits in calls.levels)
     where = f"two levels of {levels} directories" if calls.levels else "one directory"
+    if len(calls.levels) == 1:
+        where = f"{levels} directories"
     yield f"a file per object, in {where}"
     if profile.lookup != "memory":
         which = "for every block of a prompt" if profile.lookup == "all" else "up to the first miss"
         threads = profile.lookup_threads
         by = "one thread" if threads == 1 else f"{threads} threads"
-        yield f"lookup: `{calls.lookup_call}` {which}, by {by}"
+        files = " (of both files)" if profile.layout == "kv" else ""
+        yield f"lookup: `{calls.lookup_call}` {which}{files}, by {by}"
     else:
         yield "lookup: none, an index in memory"
+    if calls.batch_submits is not None:
+        moved = f"open × n, io_submit of {calls.batch_submits} at a time, close × n"
+        yield f"store: `{moved}`, under the files' own names"
+        yield f"load: `{moved}`"
+        yield "delete: `unlink`"
+        return
     opened = [_ASKED[call] for call in calls.store_opened]
     write = "write" if calls.write_bytes is None else f"write × n of {calls.write_bytes >> 20} MiB"
     publish = [] if calls.publish == "in-place" else [calls.publish]
@@ -92,6 +102,9 @@ def of_slots(calls: SlotCalls) -> Iterator[str]:
 
 def at_once(profile: EngineProfile) -> str:
     """How many objects are under way, of all requests and of one."""
+    if isinstance(profile.calls, FileCalls) and profile.calls.batch_submits is not None:
+        batch = f"a batch of one request, of at most {profile.readers} objects"
+        return f"{batch}, that is read, and one that is written"
     if profile.shares_workers:
         workers = f"{profile.depth} objects, read or written"
     else:

@@ -1,7 +1,7 @@
 """The system calls that engines were seen to make for an object; not a test module.
 
 As strace showed them of their released wheels, or as their source has them; `read` stands for
-`readv` of one buffer.
+`readv` of one buffer, `io_submit:pread` for an io_submit(2) that begins one read.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ SEEN = {
     "vllm-fs": ("access", f"access {PUBLISHED}", "open read close", "unlink"),
     "sglang-file": (
         "stat", f"stat {PYTHON_OPEN} write close rename", "open fstat read close", "unlink",
+    ),
+    "sglang-nixl": (
+        "stat", "open io_submit:pwrite close", "open io_submit:pread close", "unlink",
     ),
     "lmcache-fs": (
         "stat", f"stat {PYTHON_OPEN} write close rename", f"{PYTHON_OPEN} read close",

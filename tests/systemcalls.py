@@ -22,8 +22,10 @@ _ASKED = (
     "access,faccessat,faccessat2,stat,newfstatat,fstat,open,openat,write,close,ioctl,rename"
     ",renameat,renameat2,link,linkat,unlink,unlinkat,mkdir,mkdirat,lseek,read,readv,pread64,preadv"
     ",preadv2,pwrite64,pwritev,pwritev2,fsync,fdatasync,fadvise64,fallocate,ftruncate,fcntl"
+    ",io_submit"
 )
 _CALL = re.compile(r"\d+ +(\w+)\((.*)\) += (-?\d+)")
+_OF_FILES = re.compile(r"aio_lio_opcode=IOCB_CMD_(\w+), .*?aio_fildes=(\d+)")
 _PLAIN = {
     "openat": "open", "newfstatat": "stat", "faccessat": "access", "faccessat2": "access",
     "pwritev": "pwrite", "pwritev2": "pwrite", "pwrite64": "pwrite", "preadv": "pread",
@@ -68,6 +70,22 @@ def whole(lines: Sequence[str]) -> Iterator[str]:
             yield line
 
 
+def descriptor_of(name: str, arguments: str) -> str:
+    """Which open file a call is on; of an io_submit, the first one."""
+    if name == "io_submit":
+        return str(_OF_FILES.findall(arguments)[0][1])
+    return arguments.partition(",")[0]
+
+
+def word_of(name: str, arguments: str) -> str:
+    """How a call on an open file is told: of an io_submit what it begins, and how often."""
+    if name != "io_submit":
+        return "dup" if "F_DUPFD" in arguments else name
+    count = int(arguments.split(", ")[1])
+    (operation,) = {operation.lower() for operation, _fd in _OF_FILES.findall(arguments)}
+    return f"io_submit:{operation}" if count == 1 else f"io_submit:{count}*{operation}"
+
+
 def told(lines: Sequence[str], root: str) -> dict[str, str]:
     """What strace's lines say of files below ``root``, and of descriptors that they were given."""
     found: dict[str, list[str]] = {}
@@ -79,7 +97,7 @@ def told(lines: Sequence[str], root: str) -> dict[str, str]:
             continue
         name, arguments, result = _PLAIN.get(match[1], match[1]), match[2], match[3]
         mark = re.search(r'"/mark/([^"]*)"', arguments)
-        descriptor = arguments.partition(",")[0]
+        descriptor = descriptor_of(name, arguments)
         if mark is not None:
             place = found.setdefault(mark[1], [])
         elif name == "stat" and ', "", ' in arguments:
@@ -89,7 +107,7 @@ def told(lines: Sequence[str], root: str) -> dict[str, str]:
             if name == "open" and int(result) >= 0:
                 opened.add(result)
         elif descriptor in opened:
-            place.append("dup" if "F_DUPFD" in arguments else name)
+            place.append(word_of(name, arguments))
             if name == "close":
                 opened.discard(descriptor)
             elif place[-1] == "dup":

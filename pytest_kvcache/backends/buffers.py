@@ -17,13 +17,15 @@ class Workers:
     """How many objects an engine reads and writes at a time, and how many of one request.
 
     ``lanes`` None: all of a request. With ``tiles`` each lane has an equal part of the request's
-    objects, else the next one that is left.
+    objects, else the next one that is left. With ``batches`` what is under way of a kind is of one
+    request, begun together, and nothing follows before all of it has ended.
     """
 
     readers: int
     writers: int
     lanes: int | None
     tiles: bool = False
+    batches: bool = False
 
     def slot_counts(self, transfer_bytes: int) -> tuple[int, int]:
         """Buffers for reading, with spare ones to check what was read, and for writing."""
@@ -33,6 +35,12 @@ class Workers:
     def of_all(cls, depth: int, lanes: int | None, *, tiles: bool = False) -> Workers:
         """So many that read or write, whatever there is."""
         return cls(readers=depth, writers=depth, lanes=lanes, tiles=tiles)
+
+    @classmethod
+    def of_batches(cls, objects: int, lanes: int | None) -> Workers:
+        """A batch of at most so many objects that are read, and one that are written."""
+        most = max(1, objects if lanes is None else min(objects, lanes))
+        return cls(readers=most, writers=most, lanes=None, batches=True)
 
 
 def slot_counts(depth: int, transfer_bytes: int) -> tuple[int, int]:

@@ -51,7 +51,11 @@ class FileCalls:
     A temporary name is another one each time, or ``shares_temporary``: the object's with ``.tmp``.
     Of a load: ``before_load``, open, ``load_opened``, one read, close; ``reads_on``: the read asks
     for a byte more than there is, and another one for what may follow. Of a delete:
-    ``before_delete``, unlink. A lookup is one ``lookup_call`` per block.
+    ``before_delete``, unlink. A lookup is one ``lookup_call`` per object.
+
+    With ``batch_submits`` (in place alone) what is stored, or loaded, of a request is a batch: all
+    its files are opened, moved by asynchronous I/O that each io_submit(2) begins for so many of
+    them, and when all have ended, closed.
     """
 
     publish: Publish = "in-place"
@@ -71,6 +75,7 @@ class FileCalls:
     read_bytes: int | None = None
     reads_on: bool = False
     before_delete: tuple[PathCall, ...] = ()
+    batch_submits: int | None = None
 
     def __post_init__(self) -> None:
         if sum(self.levels) > _PATH_DIGITS or min(self.levels, default=1) < 1:

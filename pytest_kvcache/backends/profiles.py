@@ -27,7 +27,8 @@ class EngineProfile:
     ``readers`` and ``writers`` are how many objects are read and written at the same time;
     ``shares_workers``: each of them does the other's work when it has none. Of one request
     ``request_depth`` objects are under way (None: all), which are its leading ones, or, if it
-    ``tiles``, the first of as many equal parts of it. ``lookup_threads`` ask for what is stored.
+    ``tiles``, the first of as many equal parts of it. A block is one object, or by ``layout`` one
+    of its keys and one of its values. ``lookup_threads`` ask for what is stored.
     ``evicts`` says who makes room. ``misses`` is what it does that the profile does not.
     """
 
@@ -36,6 +37,7 @@ class EngineProfile:
     seen: bool
     block_tokens: int
     io: Literal["direct", "buffered"]
+    layout: Literal["block", "kv"] = "block"
     calls: Calls
     readers: int
     writers: int
@@ -95,6 +97,18 @@ _ROWS = (
         evicts="nobody, unless a limit is set; then LRU",
         misses="a second copy of what was read; idle calls of numpy's tofile beyond three;"
         f" {_TIER}",
+    ),
+    EngineProfile(
+        name="sglang-nixl",
+        version="SGLang 0.5.23, HiCache, backend nixl with nixl 1.5.1 POSIX, --page-size 64",
+        seen=True,
+        block_tokens=64,
+        io="direct",
+        layout="kv",
+        calls=FileCalls(levels=(2,), truncates=False, batch_submits=64),
+        readers=256, writers=256, request_depth=None, lookup="all",
+        evicts="a cleaner, every 30 seconds: at 80 % of the disk the oldest files, down to 70 %",
+        misses=f"that cleaner; {_TIER}",
     ),
     EngineProfile(
         name="lmcache-fs",
@@ -200,10 +214,10 @@ PROFILES: Final[Mapping[str, EngineProfile]] = MappingProxyType({row.name: row f
 
 NOT_BUILT: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "sglang-nixl": "it opens all files of a batch before it moves any of them, which no engine"
-        " here does; sglang-file is SGLang's other backend",
-        "mooncake-bucket": "it packs objects into buckets of 256 MiB in memory, of which reads are"
-        " served until they are full; mooncake-offset is Mooncake's other backend",
+        "mooncake-bucket": "it gathers objects of all requests in memory, serves reads of them from"
+        " there until a bucket of 256 MiB is full and written by one call, and evicts whole"
+        " buckets; here room is made object by object, and reads of what is not written yet would"
+        " have to be told from the storage's; mooncake-offset is Mooncake's other backend",
     }
 )
 """Name of an engine that has no profile → why, and what to use instead."""

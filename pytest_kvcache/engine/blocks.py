@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from pytest_kvcache.backends.protocol import absent_name
 from pytest_kvcache.cache.index import Admission, Beside, CacheIndex, unpin
+from pytest_kvcache.engine.batches import make_dispatcher
 from pytest_kvcache.engine.iotracer import untraced
-from pytest_kvcache.engine.jobs import make_dispatcher
 from pytest_kvcache.engine.lookups import Question
 from pytest_kvcache.engine.operations import all_parts, object_key_of, parts_of_prefix
 from pytest_kvcache.ioengines.protocol import DELETE, READ, WRITE

@@ -254,16 +254,20 @@ class Dispatcher:
         else:
             self._staged -= io.submit(depth - io.in_flight, wait_until_ns)
         if self._look():
-            todo.extend(io.reap())
+            self._reap()
             if self._staged:  # before anything is checked
                 self._staged -= io.submit(depth - io.in_flight)
         look, end = self._look, self._end
         for _ in range(len(todo)):
             end(todo.popleft())
             if look():
-                todo.extend(io.reap())
+                self._reap()
             if not io.in_flight:
                 self._submit_batch()
+
+    def _reap(self) -> None:
+        """Take what has ended, to be dealt with one after the other."""
+        self._todo.extend(self._io.reap())
 
     def _submit_batch(self) -> None:
         """Submit as much as may be in flight, if there is so much, and room for it."""

@@ -131,7 +131,8 @@ class JobDispatcher(Dispatcher):
         assert settings.workers is not None
         self._jobs = JobQueue(settings.workers)
         self._tell = on_complete
-        self._idle = {READ: settings.workers.readers, WRITE: settings.workers.writers}
+        self._most = {READ: settings.workers.readers, WRITE: settings.workers.writers}
+        self._idle = dict(self._most)
         super().__init__(settings=settings, on_complete=self._ended, **parts)
         self._ready = self._jobs
 
@@ -148,10 +149,14 @@ class JobDispatcher(Dispatcher):
 
     def _free_worker(self, kind: int) -> None:
         if kind != SYNC:
-            self._idle[_WORKER_OF[kind]] += 1
+            self._idle[WORKER_OF[kind]] += 1
 
     def _end(self, completion: Completion) -> None:
         """Let the worker go on, and then look at what it has moved."""
+        self._go_on_after(completion)
+        super()._end(completion)
+
+    def _go_on_after(self, completion: Completion) -> None:
         slot, _started_ns, _done_ns, problem = completion
         operation = self._at(slot)
         is_sync = operation.kind == WRITE and not self._lengths[slot]
@@ -160,7 +165,6 @@ class JobDispatcher(Dispatcher):
             self._jobs.ended(operation)
             self._fill_slots()
             self._staged -= self._io.submit(self._depth - self._io.in_flight)
-        super()._end(completion)
 
     def _submit_batch(self) -> None:
         """Nothing ahead of its turn: what is staged is what the workers have."""
@@ -172,7 +176,7 @@ class JobDispatcher(Dispatcher):
         jobs, idle = self._jobs, self._idle
         jobs.arrange()
         for kind, queue in jobs.startable.items():
-            free, worker = self._free[kind], _WORKER_OF[kind]
+            free, worker = self._free[kind], WORKER_OF[kind]
             while queue and free and idle[worker]:
                 operation = queue[0]
                 idle[worker] -= 1
@@ -187,10 +191,4 @@ class JobDispatcher(Dispatcher):
                     queue.popleft()
 
 
-_WORKER_OF = {READ: READ, WRITE: WRITE, DELETE: WRITE}
-
-
-def make_dispatcher(*, settings: TransferSettings, **parts: Any) -> Dispatcher:
-    """The dispatcher of a storage: as an engine's workers would, where settings name some."""
-    kind = Dispatcher if settings.workers is None else JobDispatcher
-    return kind(settings=settings, **parts)
+WORKER_OF = {READ: READ, WRITE: WRITE, DELETE: WRITE}

@@ -20,10 +20,10 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from pytest_kvcache.cache.index import Blocked
+from pytest_kvcache.engine.batches import make_dispatcher
 from pytest_kvcache.engine.blocks import Blocks
 from pytest_kvcache.engine.dispatch import Dispatcher
 from pytest_kvcache.engine.iotracer import untraced
-from pytest_kvcache.engine.jobs import make_dispatcher
 from pytest_kvcache.ioengines.inline import PacedEngine
 from pytest_kvcache.ioengines.protocol import DELETE, READ, WRITE
 from pytest_kvcache.measure.counters import Tally

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pytest_kvcache.backends.posix.infiles import ObjectFiles, Slabs
 from pytest_kvcache.errors import StorageError
+from pytest_kvcache.ioengines.batches import BatchEngine
 from pytest_kvcache.ioengines.inline import InlineEngine
 from pytest_kvcache.ioengines.libaio import Context
 from pytest_kvcache.ioengines.probe import ProbePlan, probe, seen
@@ -45,7 +46,8 @@ class Situation:
     """What a choice depends on.
 
     ``files`` is where the objects are, None for a backend that moves their bytes itself;
-    ``directory`` the rank's own, for the probe.
+    ``directory`` the rank's own, for the probe. ``batch_submits``: objects move in batches, of
+    which the kernel is told so many at a time; None: each by itself.
     """
 
     host: str
@@ -54,17 +56,25 @@ class Situation:
     depth: int
     transfer_bytes: int
     never_waits: bool = False
+    batch_submits: int | None = None
 
 
 def choose_engine(
     asked: str, situation: Situation, *, call: SystemCall = system_call
 ) -> EngineChoice:
     """The engine for what was asked: ``auto`` or a name; StorageError if it can't be had."""
+    if situation.batch_submits is not None and not situation.never_waits:
+        return _batches(situation, call)
     for name in KERNEL_ENGINES:
         if name == asked:
             return _named(name, situation, call)
     if asked == "threads":
         return EngineChoice(name="threads", reason="asked for by --kv-io-engine=threads")
+    return _plain_calls(situation) or _first_that_works(situation, call)
+
+
+def _plain_calls(situation: Situation) -> EngineChoice | None:
+    """Where the kernel has nothing to move by itself, or one thing at a time; None: elsewhere."""
     if situation.never_waits:
         return EngineChoice(name="inline", reason="the backend never waits")
     if situation.depth == 1:
@@ -75,7 +85,22 @@ def choose_engine(
         return EngineChoice(
             name="threads", reason="the backend moves bytes itself, in calls that block"
         )
-    return _first_that_works(situation, call)
+    return None
+
+
+def _batches(situation: Situation, call: SystemCall) -> EngineChoice:
+    """Threads that have the kernel move a batch at a time, as an engine does."""
+    problem = refusal("libaio", situation.depth, call)
+    if problem is not None:
+        raise StorageError(
+            f"{situation.host}: --kv-engine names one that moves its files in batches by io_submit,"
+            f" which can't be had there: {problem}; or name another engine"
+        )
+    return EngineChoice(
+        name="threads",
+        reason="the engine's files move in batches by io_submit, for which reads and writes have a"
+        " thread each",
+    )
 
 
 def _first_that_works(situation: Situation, call: SystemCall) -> EngineChoice:
@@ -147,6 +172,9 @@ def make_engine(name: IoEngineName, backend: Backend, situation: Situation) -> I
     files, depth = situation.files, situation.depth
     if name == "inline":
         return InlineEngine(backend, depth)
+    if name == "threads" and situation.batch_submits is not None:
+        assert not isinstance(files, Slabs)
+        return BatchEngine(backend, depth, files, situation.batch_submits)
     if name == "threads":
         return ThreadsEngine(backend, depth)
     assert files is not None

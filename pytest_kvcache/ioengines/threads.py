@@ -16,12 +16,12 @@ from pytest_kvcache.errors import StorageError
 from pytest_kvcache.ioengines.inline import call_backend
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from pytest_kvcache.backends.protocol import Backend
     from pytest_kvcache.ioengines.protocol import Completion, IoEngineName
 
-_Staged = tuple[int, int, str, int, memoryview]
+Staged = tuple[int, int, str, int, memoryview]
 
 # Calls shorter than this are over before another thread is awake (a wake-up was measured at
 # 5 to 50 µs), so one thread carries all of a batch out faster than several.
@@ -30,7 +30,7 @@ _CALLS_REMEMBERED = 16
 
 
 class ThreadsEngine:
-    """Makes calls of a backend on ``depth`` threads (implements ``IoEngine``).
+    """Makes calls of a backend on ``depth`` threads, or so many (implements ``IoEngine``).
 
     Threads and loop share two queues, whose items move once each; all else belongs to one.
     """
@@ -38,22 +38,27 @@ class ThreadsEngine:
     name: IoEngineName = "threads"
 
     def __init__(
-        self, backend: Backend, depth: int, clock: Callable[[], int] = time.monotonic_ns
+        self,
+        backend: Backend,
+        depth: int,
+        clock: Callable[[], int] = time.monotonic_ns,
+        threads: int | None = None,
     ) -> None:
+        count = depth if threads is None else threads
         self.depth = depth
         self.in_flight = 0
         self.lags_ns: list[int] = []
         self._backend = backend
         self._clock = clock
-        self._staged: list[_Staged] = []
-        self._todo: SimpleQueue[list[_Staged] | None] = SimpleQueue()
+        self._staged: list[Staged] = []
+        self._todo: SimpleQueue[list[Staged] | None] = SimpleQueue()
         self._ended: SimpleQueue[Completion | BaseException | None] = SimpleQueue()
         self._done: list[Completion] = []
         self._call_ns = 10.0 * _QUICK_CALL_NS  # recent mean; slow until dozens of calls were quick
-        self._began_ns = [0] * depth  # of the call that each thread makes; 0: none
+        self._began_ns = [0] * count  # of the call that each thread makes; 0: none
         self._threads = [
             threading.Thread(target=self._run, args=(number,), name="kvcache-io", daemon=True)
-            for number in range(depth)
+            for number in range(count)
         ]
         for thread in self._threads:
             thread.start()
@@ -73,14 +78,18 @@ class ThreadsEngine:
         staged = self._staged
         now, self._staged = staged[:limit], staged[limit:]
         self.in_flight += len(now)
-        if now and self._call_ns < _QUICK_CALL_NS:
+        if now:
+            self._hand_over(now)
+        if wait_until_ns is not None and not self._done:
+            self._wait(wait_until_ns)
+        return len(now)
+
+    def _hand_over(self, now: list[Staged]) -> None:
+        if self._call_ns < _QUICK_CALL_NS:
             self._todo.put(now)
         else:
             for item in now:
                 self._todo.put([item])
-        if wait_until_ns is not None and not self._done:
-            self._wait(wait_until_ns)
-        return len(now)
 
     def _wait(self, until_ns: int) -> None:
         try:
@@ -136,12 +145,17 @@ class ThreadsEngine:
         """One thread's life: take calls, make them, report their ends."""
         try:
             while (items := self._todo.get()) is not None:
-                for item in items:
-                    self._ended.put(self._carried_out(number, item))
+                for completion in self._all_carried_out(number, items):
+                    self._ended.put(completion)
         except BaseException as error:  # noqa: BLE001  the loop raises it again
             self._ended.put(error)
 
-    def _carried_out(self, number: int, item: _Staged) -> Completion:
+    def _all_carried_out(self, number: int, items: list[Staged]) -> Iterable[Completion]:
+        """One after the other."""
+        for item in items:
+            yield self._carried_out(number, item)
+
+    def _carried_out(self, number: int, item: Staged) -> Completion:
         slot, kind, key, offset, view = item
         error = None
         self._began_ns[number] = began = self._clock()

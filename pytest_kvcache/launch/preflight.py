@@ -139,6 +139,7 @@ def check_plan(
         check_may_drop()
     if options.exec_type == "mpi":  # a container's seccomp profile is the ranks' to find
         _check_engine(options.io_engine, plan.queue_depth)
+        _check_batches(plan)
     _check_cores(options, ", ".join(host.name for host in here), sum(h.ranks for h in here))
     _check_is_no_memory(options, plan)
     if len(here) == len(plan.layout.hosts):
@@ -155,6 +156,17 @@ def _check_engine(asked: str, depth: int) -> None:
                 f"--kv-io-engine is {asked}, which can't be had on this machine ({problem}); or"
                 " take auto"
             )
+
+
+def _check_batches(plan: Plan) -> None:
+    """What moves the batches of an engine is to be had here; on other hosts ranks look."""
+    batches = plan.batch_submits is not None and plan.traits.stores_data
+    problem = refusal("libaio", plan.queue_depth) if batches else None
+    if problem is not None:
+        raise OptionError(
+            f"--kv-engine is {plan.engine}, which moves files in batches by io_submit, and that"
+            f" can't be had on this machine ({problem}); or name another engine"
+        )
 
 
 def host_problems(options: Options, plan: Plan, survey: Survey) -> dict[str, list[str]]:
@@ -199,7 +211,8 @@ def _own_problems(options: Options, plan: Plan, host: HostRanks, facts: HostFact
             f"has {memory_words(facts.memory_bytes, facts.memory_limit_bytes)} for"
             f" {format_count(host.ranks, 'rank')} that need {format_bytes(wanted)}{taken}; {fix}"
         )
-    files = _OPEN_FILES + 2 * plan.queue_depth + plan.slab_files
+    each = 2 if plan.calls is None else 1  # an engine's worker, or batch, closes what it opens
+    files = _OPEN_FILES + each * plan.queue_depth + plan.slab_files
     if plan.needs_directory and facts.open_files is not None and facts.open_files < files:
         yield (
             f"allows {facts.open_files} open files, a rank needs {files}; raise 'ulimit -n' for"
@@ -241,7 +254,9 @@ def _space_problems(plan: Plan, facts: HostFacts, ranks: int) -> Iterator[str]:
             f" {FREE_SHARE:.0%}, free some or lower --kv-storage-capacity-gb"
         )
     if inodes is not None and files > inodes:
-        of = "layer" if plan.object_layout == "layer" else "group of layers"
+        of = {"layer": "layer", "kv": "part (keys and values)"}.get(
+            plan.object_layout, "group of layers"
+        )
         each = "a file each" if plan.objects_per_block == 1 else f"a file for each {of}"
         each += " and directories for them" if plan.calls is not None else ""
         instead = "use --kv-store=slab, " if plan.store == "file" and plan.calls is None else ""

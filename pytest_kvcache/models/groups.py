@@ -156,6 +156,12 @@ class LayerGroup:
             return self.layers * (self.state_bytes // shards + self._group_state_bytes(shards))
         return block_tokens * self.token_bytes(dtype) // shards
 
+    def key_bytes(self, size: int) -> int | None:
+        """Of so many bytes of heads, those of the keys; None: it has no keys apart from values."""
+        if self.kind == STATE or self.head_dim is None:
+            return None
+        return size * self.head_dim // (self.head_dim + (self.v_head_dim or self.head_dim))
+
     # --- of a prefix -----------------------------------------------------------------------
 
     def read_blocks(self, hit_blocks: int, block_tokens: int) -> int:

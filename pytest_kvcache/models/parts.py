@@ -35,22 +35,30 @@ class BlockPart:
 def block_parts(
     model: ModelSpec, object_layout: str, block_tokens: int, tensor_parallel: int, unit_bytes: int
 ) -> tuple[BlockPart, ...]:
-    """The objects of a block: one of each group of layers, or (``layer``) of each layer.
+    """The objects of a block: one of each group of layers, or of what the layout divides it into.
 
+    ``layer``: of each layer; ``kv``: of a group's keys, and of its values, where it has both.
     Padded to whole ``unit_bytes``.
     """
-    parts: list[BlockPart] = []
     sizes = model.group_bytes(block_tokens, tensor_parallel)
-    for group, size in zip(model.layer_groups, sizes, strict=True):
-        count = group.layers if object_layout == "layer" else 1
-        part = BlockPart(
+    return tuple(
+        BlockPart(
             group=group,
             block_tokens=block_tokens,
-            object_bytes=size // count,
-            stored_bytes=-(-(size // count) // unit_bytes) * unit_bytes,
+            object_bytes=object_bytes,
+            stored_bytes=-(-object_bytes // unit_bytes) * unit_bytes,
         )
-        parts += [part] * count
-    return tuple(parts)
+        for group, size in zip(model.layer_groups, sizes, strict=True)
+        for object_bytes in _object_sizes(group, size, object_layout)
+    )
+
+
+def _object_sizes(group: LayerGroup, size: int, object_layout: str) -> list[int]:
+    """What a group's bytes of a block are divided into."""
+    if object_layout == "layer":
+        return [size // group.layers] * group.layers
+    key_bytes = group.key_bytes(size) if object_layout == "kv" else None
+    return [size] if key_bytes is None else [key_bytes, size - key_bytes]
 
 
 def read_bytes(parts: Sequence[BlockPart], hit_blocks: int) -> int:

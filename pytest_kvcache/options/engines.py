@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pytest_kvcache.backends.calls import SlotCalls
+from pytest_kvcache.backends.calls import FileCalls, SlotCalls
 from pytest_kvcache.backends.profiles import NOT_BUILT, PROFILES
 from pytest_kvcache.errors import OptionError, UnknownNameError
 from pytest_kvcache.phases import PHASES
@@ -36,7 +36,7 @@ def brought_by(engine: str | None) -> Mapping[str, Any]:
         "block_tokens": profile.block_tokens,
         "io": profile.io,
         "sync": "none",
-        "layout": "block",
+        "layout": profile.layout,
         "queue_depth": profile.depth,
         "transfer_size": WHOLE_OBJECT,
         "lookup": profile.lookup,
@@ -60,6 +60,12 @@ def header_bytes(engine: str | None) -> int:
     return calls.header_room_bytes if isinstance(calls, SlotCalls) else 0
 
 
+def makes_batches(engine: str) -> bool:
+    """Whether an engine opens all files of a batch before it moves any."""
+    calls = PROFILES[engine].calls
+    return isinstance(calls, FileCalls) and calls.batch_submits is not None
+
+
 def check_engine(options: Options) -> None:
     """Refuse what contradicts the profile, or the calls that a knob of it makes."""
     _check_depth(options)
@@ -72,8 +78,12 @@ def check_engine(options: Options) -> None:
         knob, value = "--kv-sharing", options.sharing
     told = f"{knob} is {value}" if options.engine is None else f"--kv-engine is {options.engine}"
     _check_calls(options, told)
-    if options.engine is not None and isinstance(PROFILES[options.engine].calls, SlotCalls):
+    if options.engine is None:
+        return
+    if isinstance(PROFILES[options.engine].calls, SlotCalls):
         _check_slots(options, told)
+    elif makes_batches(options.engine):
+        _check_batches(options, told)
 
 
 def _check_calls(options: Options, told: str) -> None:
@@ -91,8 +101,11 @@ def _check_calls(options: Options, told: str) -> None:
     if options.lookup != "memory" and options.overrides("lookup"):
         _check_asks(options)
     if options.io_engine not in ("auto", "threads"):
+        how = "one after the other"
+        if options.engine is not None and makes_batches(options.engine):
+            how = "in batches"
         raise OptionError(
-            f"{told}, whose calls are made one after the other by threads, and --kv-io-engine is"
+            f"{told}, whose calls are made {how} by threads, and --kv-io-engine is"
             f" {options.io_engine}; leave one of them out"
         )
     if options.precondition:
@@ -118,6 +131,20 @@ def _check_depth(options: Options) -> None:
         raise OptionError(
             f"--kv-request-depth is {depth} and --kv-queue-depth is {options.queue_depth}, the most"
             " that is under way of all requests together; lower one or raise the other"
+        )
+
+
+def _check_batches(options: Options, told: str) -> None:
+    """The files of a batch are opened under their names, and each moved by one call."""
+    told = f"{told}, which opens all files of a batch before it moves any"
+    if options.publish != "in-place":
+        raise OptionError(
+            f"{told}, under their own names, and --kv-publish is {options.publish}; leave one of"
+            " them out"
+        )
+    if options.transfer_size != WHOLE_OBJECT:
+        raise OptionError(
+            f"{told}, each by one call, and --kv-transfer-size is given; leave one of them out"
         )
 
 

@@ -60,7 +60,7 @@ def _check_beside(options: Options, told: str) -> None:
     refused = {
         "--kv-gpu-mem-gb": bool(options.gpu_mem_gb),
         "--kv-cpu-mem-gb": bool(options.cpu_mem_gb),
-        "--kv-layout=layer": options.layout == "layer",
+        f"--kv-layout={options.layout}": options.layout != "block",
         "--kv-reread-factor": bool(options.reread_factor),
         "--kv-io-trace": options.io_trace is not None,
         "--kv-enable-rag": options.enable_rag,

@@ -620,8 +620,9 @@ OPTIONS: tuple[OptionSpec, ...] = (
     OptionSpec(name="sync", metavar="{none,data}", parse=_choice("none", "data"),
                help="durability of each put (default: none with direct, data with buffered)"),
     OptionSpec(name="layout", decides="object_layout",
-               metavar="{block,layer}", parse=_choice("block", "layer"),
-               help="one object per block, or one per layer of a block (default: block)"),
+               metavar="{block,layer,kv}", parse=_choice("block", "layer", "kv"),
+               help="one object per block, or one per layer of a block, or one of its keys and one"
+               " of its values (default: block, or the engine's)"),
     OptionSpec(name="store", is_verbatim=False,
                metavar="{auto,file,slab}", parse=_choice("auto", "file", "slab"),
                help="how --kv-backend=file keeps objects: a file each, or in preallocated slabs"

@@ -123,7 +123,8 @@ class Plan:
 
     ``duration_s`` None: until the trace ends, or ``requests`` of each rank are done, where that
     is given. ``capacity_blocks`` is per rank.
-    ``object_layout`` is ``block`` (a block is one object) or ``layer`` (one per layer);
+    ``object_layout`` is ``block`` (a block is one object), ``layer`` (one per layer) or ``kv`` (one
+    of its keys, one of its values);
     ``layout`` is where the ranks are.
     ``traits`` are what the backend is like, ``backend_options`` the settings that were given
     for it, with a mask in the place of what is secret, ``store`` which of its ways to keep
@@ -279,6 +280,8 @@ class Plan:
             return
         kinds = ", ".join(dict.fromkeys(group.kind for group in self.model.layer_groups))
         why = f"{self.model.name} has groups of layers ({kinds}) that are stored and read apart"
+        if self.model.keeps_all:
+            why = f"{self.model.name} has keys and values of two sizes, and --kv-layout is kv"
         if self.tiers:
             raise OptionError(
                 f"{self.tiers[0].flag} is {format_bytes(self.tiers[0].capacity_bytes)}; {why},"
@@ -509,9 +512,12 @@ class Plan:
 
     @property
     def unlike_parts(self) -> tuple[BlockPart, ...]:
-        """The objects of a block where they are not all read for every block; else none."""
-        has_own = self.own_block_bytes is not None
-        return () if has_own or self.model.keeps_all else self.parts
+        """The objects of a block where some are not as large, or not read for every block."""
+        if self.own_block_bytes is not None:
+            return ()
+        parts = self.parts
+        alike = self.model.keeps_all and len({part.object_bytes for part in parts}) == 1
+        return () if alike else parts
 
     @property
     def object_bytes(self) -> int:
@@ -577,6 +583,11 @@ class Plan:
         return calls if size is None else replace(calls, write_bytes=size, read_bytes=size)
 
     @property
+    def batch_submits(self) -> int | None:
+        """Files of a batch that each io_submit(2) begins to move; None: there are no batches."""
+        return self.calls.batch_submits if isinstance(self.calls, FileCalls) else None
+
+    @property
     def workers(self) -> Workers | None:
         """How many objects are under way, where it is so many of each kind or of a request."""
         if self.profile is None:
@@ -584,6 +595,8 @@ class Plan:
                 return None
             return Workers.of_all(self.queue_depth, self.request_depth)
         found = self.profile
+        if self.batch_submits is not None:
+            return Workers.of_batches(self.queue_depth // 2, self.request_depth)
         if found.shares_workers or self.queue_depth != found.depth:
             return Workers.of_all(self.queue_depth, self.request_depth, tiles=found.tiles)
         return Workers(

@@ -359,6 +359,7 @@ class Rank:
             depth=plan.queue_depth,
             transfer_bytes=plan.chunk_bytes,
             never_waits=plan.traits.never_waits,
+            batch_submits=plan.batch_submits,
         )
 
     def _payload_seed(self) -> int:

@@ -37,7 +37,9 @@ def describe_engine(plan: Plan) -> str:
     if plan.asks_storage:
         which = "up to the first miss" if plan.lookup == "first-miss" else "all of them"
         told.append(f"the storage asked for blocks ({which})")
-    if plan.request_depth is not None:
+    if plan.workers is not None and plan.workers.batches:
+        told.append(f"a request's in batches of up to {plan.workers.readers} objects")
+    elif plan.request_depth is not None:
         told.append(f"{plan.request_depth} of a request at a time")
     return "".join(f", {part}" for part in told)
 

@@ -237,10 +237,11 @@ def describe_block(plan: Plan) -> str:
     if plan.unlike_parts:
         parts = ", ".join(_describe_parts(plan))
         return f"{size} in {format_count(plan.objects_per_block, 'object')}: {parts}"
-    if plan.object_layout == "block":
+    if plan.object_layout == "block" or plan.objects_per_block == 1:
         return size
     objects = format_count(plan.objects_per_block, "object")
-    return f"{size} in {objects} of {format_bytes(plan.object_bytes)} (a layer each)"
+    which = "a layer each" if plan.object_layout == "layer" else "its keys and its values"
+    return f"{size} in {objects} of {format_bytes(plan.object_bytes)} ({which})"
 
 
 def _describe_parts(plan: Plan) -> Iterator[str]:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from pytest_kvcache.backends.buffers import Workers
 from pytest_kvcache.backends.null import NullBackend
 from pytest_kvcache.cache.index import Admission
+from pytest_kvcache.engine.batches import make_dispatcher
 from pytest_kvcache.engine.dispatch import Dispatcher
-from pytest_kvcache.engine.jobs import JobDispatcher, make_dispatcher
+from pytest_kvcache.engine.jobs import JobDispatcher
 from pytest_kvcache.measure.recorder import DELETE, READ, WRITE, Recorder
 from tests.factories import FakeClock, Script, ask, key_of
 from tests.rig import Rig, Shuffled, Stage, index_of, settings_of

@@ -34,7 +34,15 @@ from pytest_kvcache.plan.tiers import MemoryTier
 from pytest_kvcache.registry import build_registry
 from pytest_kvcache.system.filesystem import probe_filesystem
 from pytest_kvcache.system.preloads import Preloads, Wrapper
-from tests.factories import FILESYSTEM, host_facts, layout_of, make_plan, on_backend, survey_of
+from tests.factories import (
+    FILESYSTEM,
+    host_facts,
+    layout_of,
+    make_plan,
+    on_backend,
+    survey_of,
+    traits_of,
+)
 from tests.site import runs_as_root
 
 if TYPE_CHECKING:
@@ -221,6 +229,13 @@ def test_an_engine_that_this_machine_refuses_is_refused_before_the_launch() -> N
     check(plan, io_engine="auto")
     with pytest.raises(OptionError, match="--kv-io-engine is libaio, which can't be had on this"):
         check(plan, io_engine="libaio")
+
+
+def test_batches_that_this_machine_can_not_move_are_refused_before_the_launch() -> None:
+    null = make_plan(engine="sglang-nixl", queue_depth=2**30)
+    check(null)
+    with pytest.raises(OptionError, match="--kv-engine is sglang-nixl, which moves files in batch"):
+        check(replace(null, backend="file", traits=traits_of("file"), store="file"))
 
 
 def test_root_needs_a_word_of_the_user_for_open_mpi() -> None:
@@ -445,6 +460,12 @@ def test_a_host_must_allow_a_rank_its_files(files: int | None, *, fits: bool) ->
     if not fits:
         assert found["n1"][0].startswith("allows 167 open files, a rank needs 168; raise 'ulimit")
     assert problems(on_hosts(queue_depth=4, backend="null"), {"open_files": files}) == {}
+
+
+def test_what_an_engine_opens_it_closes_before_it_opens_another() -> None:
+    plan = on_hosts(queue_depth=4, engine="vllm-fs")
+    assert problems(plan, {"open_files": 164}) == {}
+    assert list(problems(plan, {"open_files": 163})) == ["n1"]
 
 
 def test_ranks_of_all_hosts_that_share_a_directory_need_its_space() -> None:

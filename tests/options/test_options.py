@@ -143,6 +143,7 @@ GOOD = [
     ("np", "2", (2,)),
     ("store", "slab", "slab"),
     ("layout", "layer", "layer"),
+    ("layout", "kv", "kv"),
     ("gpu_mem_gb", "0", 0),
     ("cpu_mem_gb", "0.5", 1 << 29),
     ("np", "1, 2,4", (1, 2, 4)),

@@ -76,6 +76,8 @@ def test_only_hosts_that_share_one_store_see_what_others_stored() -> None:
         ({"cpu_mem_gb": "1GiB"}, "can't go with --kv-cpu-mem-gb yet"),
         ({"gpu_mem_gb": "1GiB"}, "can't go with --kv-gpu-mem-gb yet"),
         ({"layout": "layer"}, "can't go with --kv-layout=layer yet"),
+        ({"layout": "kv"}, "can't go with --kv-layout=kv yet"),
+        ({"engine": "sglang-nixl"}, "where others would find them half written"),
         ({"reread_factor": "2"}, "can't go with --kv-reread-factor yet"),
         ({"io_trace": "file.jsonl"}, "can't go with --kv-io-trace yet"),
         ({"enable_rag": "true"}, "can't go with --kv-enable-rag yet"),

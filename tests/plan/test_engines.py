@@ -83,6 +83,10 @@ def test_a_transfer_size_is_the_largest_call_of_an_object_that_moves_whole() -> 
         ({"engine": "sglang-file", "queue_depth": "6"}, Workers.of_all(6, 1)),
         ({"engine": "lmcache-fs-native"}, Workers.of_all(4, 4, tiles=True)),
         ({"engine": "lmcache-local-disk"}, Workers(readers=4, writers=4, lanes=None)),
+        ({"engine": "sglang-nixl"}, Workers.of_batches(256, None)),
+        ({"engine": "sglang-nixl", "queue_depth": "9"}, Workers.of_batches(4, None)),
+        ({"engine": "sglang-nixl", "queue_depth": "1"}, Workers.of_batches(1, None)),
+        ({"engine": "sglang-nixl", "request_depth": "8"}, Workers.of_batches(8, None)),
     ],
 )
 def test_workers_are_those_of_the_engine_unless_a_depth_is_given(
@@ -95,6 +99,16 @@ def test_buffers_are_one_for_each_worker_and_some_to_check_what_was_read() -> No
     plan = planned(engine="sglang-file")
     assert plan.buffer_bytes == (2 + 1 + 2) * plan.chunk_bytes
     assert plan.chunk_bytes < MIB
+
+
+def test_keys_and_values_apart_are_two_objects_in_one_batch() -> None:
+    plan = planned(engine="sglang-nixl")
+    assert (plan.object_layout, plan.objects_per_block) == ("kv", 2)
+    assert 2 * plan.object_bytes == plan.block_bytes
+    assert plan.batch_submits == 64
+    assert "a request's in batches of up to 256 objects" in describe_plan(plan)
+    assert "2 objects of 64 B (its keys and its values)" in describe_plan(plan)
+    assert planned(engine="sglang-file").batch_submits is planned().batch_submits is None
 
 
 def test_phases_without_loads_ask_for_nothing() -> None:
@@ -164,6 +178,7 @@ def test_what_is_allocated_ahead_is_all_of_the_capacity() -> None:
         ({"engine": "vllm-fs"}, 3 * 1_000),
         ({"engine": "aibrix-shfs"}, 1_000 + 256 + 1_000),
         ({"engine": "vllm-disk"}, 0),
+        ({"engine": "sglang-nixl"}, 2 * 1_000 + 256),
     ],
 )
 def test_a_plan_knows_how_many_files_and_directories_there_will_be(

@@ -506,6 +506,9 @@ SLIDES = LayerGroup(kind="sliding", layers=2, kv_heads=1, head_dim=512, window_t
 FULL = LayerGroup(kind="full", layers=1, kv_heads=4, head_dim=512)
 STATE = LayerGroup(kind="state", layers=3, state_bytes=PAGE, state_heads=1)
 HYBRID = ModelSpec(name="hybrid", layers=6, dtype="int8", groups=(FULL, SLIDES, STATE))
+WIDE_KEYS = ModelSpec(name="wide", layers=1, dtype="int8", groups=(
+    LayerGroup(kind="full", layers=1, kv_heads=1, head_dim=1024, v_head_dim=512),
+))  # fmt: skip
 
 
 def test_a_block_of_a_hybrid_takes_what_all_its_objects_take() -> None:
@@ -521,6 +524,34 @@ def test_by_layer_a_hybrid_has_an_object_of_each_layer() -> None:
     plan = make_plan(model=HYBRID, block_tokens=4, object_layout="layer")
     assert [part.object_bytes // PAGE for part in plan.parts] == [4, 1, 1, 1, 1, 1]
     assert plan.stored_bytes == 9 * PAGE
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes"),
+    [
+        (SMALL, [SMALL.block_bytes(4, 1) // 2] * 2),
+        (HYBRID, [2 * 4096] * 2 + [2 * 2048] * 2 + [3 * PAGE]),
+        (MODELS["deepseek-v3"], [MODELS["deepseek-v3"].block_bytes(4, 1)]),
+        (WIDE_KEYS, [4 * 1024, 4 * 512]),
+    ],
+)
+def test_keys_and_values_apart_are_objects_where_a_group_has_both(
+    model: ModelSpec, sizes: list[int]
+) -> None:
+    plan = make_plan(model=model, block_tokens=4, object_layout="kv")
+    assert [part.object_bytes for part in plan.parts] == sizes
+    assert sum(sizes) == plan.block_bytes
+    assert plan.objects_per_block == len(sizes)
+
+
+def test_keys_and_values_of_two_sizes_are_refused_by_what_takes_objects_for_equal() -> None:
+    plan = make_plan(model=WIDE_KEYS, block_tokens=8, object_layout="kv")
+    assert plan.unlike_parts == plan.parts
+    assert make_plan(model=WIDE_KEYS, block_tokens=8).unlike_parts == ()
+    with pytest.raises(OptionError, match="wide has keys and values of two sizes, and --kv-layout"):
+        replace(plan, tiers=(MemoryTier(name="cpu", capacity_bytes=1 << 30, kind="memory"),))
+    # of sizes that differ in what they hold, and not in what they take, too
+    assert make_plan(model=WIDE_KEYS, block_tokens=1, object_layout="kv").unlike_parts
 
 
 def test_objects_of_a_hybrid_are_padded_each() -> None:

@@ -34,13 +34,14 @@ class StoreBackend:
     """One file per object, or slabs, as the plan's ``store`` says.
 
     ``in_files`` is that store once it is open: it knows where objects are. With an engine's calls
-    in the plan, these are made instead, and nobody else may move an object.
+    in the plan, these are made instead, and nobody else may move an object, unless they are made
+    of batches: then ``in_files`` is where these find their files.
     """
 
     traits: ClassVar[BackendTraits] = replace(IN_FILES, stores=tuple(_STORES), makes_calls=True)
 
     def __init__(self) -> None:
-        self.in_files: FileBackend | SlabBackend | None = None
+        self.in_files: FileBackend | SlabBackend | EngineFiles | None = None
         self._opened: _Store | None = None
 
     def open(self, plan: BackendPlan) -> BackendFacts:
@@ -51,6 +52,9 @@ class StoreBackend:
             made = _by_calls(plan.calls)
             facts = made.open(plan)
             self._opened = made
+            if isinstance(plan.calls, FileCalls) and plan.calls.batch_submits is not None:
+                assert isinstance(made, EngineFiles)
+                self.in_files = made
             return facts
         store = _STORES[plan.store]()
         facts = store.open(plan)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from pytest_kvcache.backends.calls import FileCall, FileCalls, PathCall
     from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
+    from pytest_kvcache.errors import StorageError
 
 _MODE = 0o644
 
@@ -29,8 +30,11 @@ _MODE = 0o644
 class EngineFiles:
     """Stores and loads whole objects; ``look_up`` asks the filesystem for them.
 
-    ``probe`` tells why direct I/O is refused at a path, None if it works.
+    ``probe`` tells why direct I/O is refused at a path, None if it works. Where calls are made of
+    batches, an I/O engine moves objects (ioengines/batches.py), and asks here where they are.
     """
+
+    holds_for_sync = False
 
     def __init__(
         self, calls: FileCalls, *, probe: Callable[[str], str | None] = direct_refusal
@@ -42,7 +46,7 @@ class EngineFiles:
         ends = [*accumulate(calls.levels)]
         self._cuts = tuple(map(slice, [0, *ends], ends))  # of the digits, one for each level
         self._direct = False
-        self._read_flags = self._write_flags = 0
+        self.read_flags = self.write_flags = 0
 
     def open(self, plan: BackendPlan) -> BackendFacts:
         """Find out how files can be opened; make the directories that are made ahead."""
@@ -56,15 +60,34 @@ class EngineFiles:
         except OSError as error:
             raise self._place.failure("prepare", self._root, error) from error
         direct = os.O_DIRECT if self._direct else 0
-        self._read_flags = os.O_RDONLY | direct
-        self._write_flags = os.O_WRONLY | os.O_CREAT | direct
-        self._write_flags |= os.O_TRUNC if calls.truncates else 0
-        self._write_flags |= os.O_EXCL if calls.exclusive else 0
+        self.read_flags = os.O_RDONLY | direct
+        access = os.O_WRONLY if calls.batch_submits is None else os.O_RDWR
+        self.write_flags = access | os.O_CREAT | direct
+        self.write_flags |= os.O_TRUNC if calls.truncates else 0
+        self.write_flags |= os.O_EXCL if calls.exclusive else 0
         return facts_of(direct=self._direct, notes=notes)
 
     def path(self, key: str) -> str:
         """Where an object is: by a checksum of its block, for keys need not begin random."""
         return f"{self._leaf(key)}/{key}{self._calls.suffix}"
+
+    @property
+    def host(self) -> str:
+        """This machine, for messages."""
+        return self._place.host
+
+    @property
+    def buffered(self) -> bool:
+        """Whether objects go through the page cache."""
+        return not self._direct
+
+    def failure(self, action: str, key: str, error: OSError) -> StorageError:
+        """What to say when the system refuses something of an object's file."""
+        return self._place.failure(action, self.path(key), error)
+
+    def short(self, action: str, key: str, offset: int, wanted: int, got: int) -> StorageError:
+        """What to say when fewer bytes were moved than wanted."""
+        return self._place.short(action, self.path(key), offset, wanted, got)
 
     def put_from(self, key: str, offset: int, buffer: memoryview) -> None:
         """Store a whole object."""
@@ -131,7 +154,7 @@ class EngineFiles:
         elif calls.directories == "mkdir":
             self._try_directory(_parent(path))
         written = path if calls.publish == "in-place" else self._temporary(path)
-        fd = os.open(written, self._write_flags, _MODE)
+        fd = os.open(written, self.write_flags, _MODE)
         try:
             _ask(calls.store_opened, fd)
             moved = _write(fd, buffer, calls.write_bytes or len(buffer))
@@ -169,7 +192,7 @@ class EngineFiles:
         calls = self._calls
         for call in calls.before_load:
             _is_there(call, path)
-        fd = os.open(path, self._read_flags)
+        fd = os.open(path, self.read_flags)
         try:
             _ask(calls.load_opened, fd)
             if offset:  # never while anything is measured

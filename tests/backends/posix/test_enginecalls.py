@@ -30,15 +30,25 @@ SIZE = 16 * PAGE_BYTES
 KEY, OTHER = f"{1:032x}.1", f"{2:032x}.1"
 
 SCRIPT = """
-import mmap, os, sys
+import mmap, os, sys, time
 from pytest_kvcache.backends.calls import FileCalls
 from pytest_kvcache.backends.posix.enginefiles import EngineFiles
 from pytest_kvcache.backends.posix.engineslots import EngineSlots
 from pytest_kvcache.backends.profiles import PROFILES
 from pytest_kvcache.backends.protocol import BackendPlan
+from pytest_kvcache.ioengines.batches import BatchEngine
+from pytest_kvcache.ioengines.protocol import READ, WRITE
 
 root, size = sys.argv[1], int(sys.argv[2])
 buffer = memoryview(mmap.mmap(-1, size))
+
+def in_a_batch(kind):
+    engine.stage(0, kind, "KEY", 0, buffer, 1)
+    engine.submit(1)
+    while not engine.look():
+        engine.submit(0, time.monotonic_ns() + 10**9)
+    assert engine.reap()[0][3] is None
+
 for name, profile in PROFILES.items():
     calls = profile.calls
     files = isinstance(calls, FileCalls)
@@ -47,15 +57,21 @@ for name, profile in PROFILES.items():
     backend.open(BackendPlan(
         directory=f"{root}/{name}", object_bytes=size, chunk_bytes=size, io=profile.io,
         sync="none", host="here", namespace="n", capacity_objects=4))
-    backend.put_from("KEY", 0, buffer)
+    store = lambda: backend.put_from("KEY", 0, buffer)
+    load = lambda: backend.get_into("KEY", 0, buffer)
+    if files and calls.batch_submits is not None:
+        engine = BatchEngine(backend, 1, backend, calls.batch_submits)
+        engine.register([])
+        store, load = lambda: in_a_batch(WRITE), lambda: in_a_batch(READ)
+    store()
     backend.delete("KEY")
     os.access(f"/mark/{name}/store", 0)
-    backend.put_from("KEY", 0, buffer)
+    store()
     os.access(f"/mark/{name}/lookup", 0)
     if files:
         backend.look_up(["KEY"])
     os.access(f"/mark/{name}/load", 0)
-    backend.get_into("KEY", 0, buffer)
+    load()
     os.access(f"/mark/{name}/delete", 0)
     backend.delete("KEY")
     os.access(f"/mark/{name}/end", 0)

@@ -131,6 +131,64 @@ def test_sglangs_files_are_what_their_profile_does_but_for_idle_calls(tmp_path: 
     assert done == [call for call in store.split() if call not in IDLE]
 
 
+NIXL = """
+import os, sys, torch, types
+
+pools = types.ModuleType("sglang.srt.mem_cache.pool_host")  # which needs most of the engine
+pools.HostKVCache = object
+sys.modules[pools.__name__] = pools
+from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig
+from sglang.srt.mem_cache.storage.nixl.hicache_nixl import HiCacheNixl
+
+size, pages, latent = 65536, int(sys.argv[2]), bool(int(sys.argv[3]))
+each = 1 if latent else 2
+
+class Pool:
+    layout, page_size = "page_first", 1
+
+    def __init__(self):
+        self.memory = torch.zeros((each * pages + 1) * size, dtype=torch.uint8)
+        begin = -self.memory.data_ptr() % 4096
+        self.kv_buffer = self.memory[begin : begin + each * pages * size]
+
+    def is_stride_page_aligned(self, alignment):
+        return True
+
+    def get_page_buffer_meta(self, indices):
+        count, base = each * len(indices), self.kv_buffer.data_ptr()
+        return [base + number * size for number in range(count)], [size] * count
+
+config = HiCacheStorageConfig(
+    tp_rank=0, tp_size=1, pp_rank=0, pp_size=1, attn_cp_rank=0, attn_cp_size=1,
+    is_mla_model=latent, enable_storage_metrics=False, is_page_first_layout=True, model_name="m",
+    extra_config={"plugin": {"posix": {"active": True}}, "l3_cleaner_enabled": False},
+)
+storage, keys = HiCacheNixl(config, sys.argv[1]), [f"page{number}" for number in range(pages)]
+storage.register_mem_pool_host(Pool())
+indices = torch.arange(pages)
+for mark, call in (
+    ("store", lambda: all(storage.batch_set_v1(keys, indices))),
+    ("lookup", lambda: storage.batch_exists(keys) == pages),
+    ("load", lambda: all(storage.batch_get_v1(keys, indices))),
+):
+    os.access(f"/mark/{mark}", 0)
+    assert call()
+os.access("/mark/end", 0)
+"""
+
+
+@needs("sglang", "torch", "nixl")
+def test_sglangs_batches_through_nixl_are_what_their_profile_does(tmp_path: Path) -> None:
+    latent = calls_of(NIXL, tmp_path / "latent", "1", "1")  # keys and values in one file
+    made = [latent[name] for name in ("lookup", "store", "load")]
+    assert made == list(SEEN["sglang-nixl"][:3])
+    made_of_40 = calls_of(NIXL, tmp_path / "40", "40", "0")
+    assert made_of_40["lookup"] == " ".join(["stat"] * 80)
+    for name, operation in (("store", "pwrite"), ("load", "pread")):
+        begun = [f"io_submit:64*{operation}", f"io_submit:16*{operation}"]
+        assert made_of_40[name].split() == ["open"] * 80 + begun + ["close"] * 80
+
+
 def assert_seen(engine: str, made: dict[str, str]) -> None:
     names = ("lookup", "store", "load", "delete")
     assert [made[name] for name in names] == list(SEEN[engine])
