@@ -70,6 +70,7 @@ class Blocks:
     """The blocks of one rank; what all implementations have in common.
 
     ``stores`` objects wait to be stored; users wait while they are more than ``most_stores``.
+    With ``drops_stores`` none waits, and a request that comes then stores nothing.
     ``blocked_on`` is what the first request that waits can't be decided before.
     """
 
@@ -91,7 +92,15 @@ class Blocks:
         self._block_bytes = settings.block_bytes
         self._parts = settings.objects_per_block
         self._writes = stores
+        self.drops_stores = settings.drops_stores
         self._stopping = False
+
+    @property
+    def may_store(self) -> bool:
+        """Whether a request that is decided now stores what is missing."""
+        if self.populating:
+            return True
+        return self._writes and not (self.drops_stores and self.stores > self.most_stores)
 
     def sizes_of(self, request: Request) -> int | Sequence[int]:
         """The bytes of its blocks: all as large as the plan says, unless it says itself."""
@@ -308,7 +317,8 @@ class OneTier(Blocks):
         """By the index alone."""
         request = inflight.request
         beside = self.beside_of(request) if request.beside else None
-        if self._writes or self.populating:
+        stores = self.may_store
+        if stores:
             sizes = self._block_bytes if request.sizes is None else request.sizes
             admission = (
                 self._index.admit_after_deletes(
@@ -323,12 +333,20 @@ class OneTier(Blocks):
             self.blocked_on = admission.entry
             return False
         self.blocked_on = None
+        if self.drops_stores and not stores:
+            self._note_dropped(request, admission)
         inflight.admission = admission
         inflight.hit_blocks = len(admission.hits)
         inflight.beside_hit_blocks = len(admission.beside_hits)
         if request.rereads and not self.populating:
             self._will_read_again(inflight, [admission.inserts])
         return True
+
+    def _note_dropped(self, request: Request, admission: Admission) -> None:
+        """Count what it would have stored; what it has found was used all the same."""
+        kept, _sizes = self._all_of(request)
+        self.counters.dropped_blocks += self._index.find(kept).count(None)
+        self._index.refresh([entry.key for entry in admission.hits])
 
     def storage_hits_of(self, inflight: InFlightRequest) -> list[BlockEntry]:
         """All its hits."""

@@ -647,7 +647,8 @@ class Loop:
 
     def _go_on_with(self, user: int, done_ns: int) -> None:
         """The user has its answer."""
-        if self.blocks.stores > self.blocks.most_stores and not self._workload.open_loop:
+        waits = not (self._workload.open_loop or self.blocks.drops_stores)
+        if waits and self.blocks.stores > self.blocks.most_stores:
             self.stalled.append((user, self._clock()))
         else:
             self._next_turn(user, done_ns)

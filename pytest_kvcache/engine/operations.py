@@ -36,6 +36,7 @@ class TransferSettings:
     is discarded. ``most_stores`` objects wait to be stored before users wait; None: as many as
     the queue depth gives. ``workers``: operations are made as an engine's would make them.
     ``shared``: others store and delete the same objects, and may be faster (`was_raced`).
+    ``drops_stores``: where too many objects wait, requests store nothing, instead of users waiting.
     """
 
     queue_depth: int
@@ -50,6 +51,7 @@ class TransferSettings:
     most_stores: int | None = None
     workers: Workers | None = None
     shared: bool = False
+    drops_stores: bool = False
 
     @property
     def slot_counts(self) -> tuple[int, int]:

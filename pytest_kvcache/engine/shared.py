@@ -128,6 +128,10 @@ class SharedStore(OneTier):
         if not isinstance(admission, Admission):
             self.blocked_on = admission.entry
             return False
+        if self.drops_stores and not self.may_store:
+            missing = self._index.find(keys[inflight.found_blocks :])
+            self.counters.dropped_blocks += missing.count(None)
+            self._index.refresh([entry.key for entry in admission.hits])
         hits = [
             self._entry_of_other(inflight, at) if entry is None else entry
             for at, entry in enumerate(own)
@@ -156,7 +160,7 @@ class SharedStore(OneTier):
         mine = [at for at, own in enumerate(is_own) if own]
         kept = [*mine, *range(found, len(request.keys))]
         keys = [request.keys[at] for at in kept]
-        if not (self._writes or self.populating):
+        if not self.may_store:
             return self._index.look_up(keys[: len(mine)], len(mine))
         sizes = request.sizes
         of_kept = self._block_bytes if sizes is None else [sizes[at] for at in kept]

@@ -333,6 +333,9 @@ class Counters:
         " does not count them"))
     store_stall_s: float = field(metadata=_row(
         "s", "users were held back by a full store queue, summed over users"))
+    dropped_blocks: int | None = field(metadata=_row(
+        "blocks", "that requests did not store as too many waited to be stored, from the start of"
+        " the run; `null` without `--kv-full-queue=drop`", place="cache.dropped_blocks"))
     load_censored: int = field(metadata=_row(
         "requests", "whose load had not ended when the drain did", place="load.censored"))
     request_censored: int = field(metadata=_row(
@@ -485,6 +488,7 @@ class Tally:
     generating: int = 0
     storing: int = 0
     store_stall_ns: int = 0
+    dropped_blocks: int = 0
 
     def counted(self) -> dict[str, Any]:
         """The counters that it is about, by their names in the table."""

@@ -98,6 +98,7 @@ class Options:
     publish: Publish = "in-place"
     request_depth: int | None = None
     sharing: Sharing = "rank"
+    full_queue: str = "wait"
     generation_mode: str = "none"
     performance_profile: str = "throughput"
     phase: str = "both"
@@ -271,12 +272,31 @@ def _check_together(options: Options) -> None:
     _check_profile(options)
     check_sharing(options)
     check_engine(options)
+    _check_full_queue(options)
     _check_needs(options)
     _check_datasize(options)
     if options.overrides("arrival") and options.request_rate is None:
         raise OptionError(
             f"--kv-arrival is {options.arrival}; it belongs to an open loop, so add"
             " --kv-request-rate or leave it out"
+        )
+
+
+def _check_full_queue(options: Options) -> None:
+    """Stores are dropped where the storage alone holds what requests store."""
+    if options.full_queue != "drop":
+        return
+    tiers = {"--kv-gpu-mem-gb": options.gpu_mem_gb, "--kv-cpu-mem-gb": options.cpu_mem_gb}
+    beside = next((flag for flag, size in tiers.items() if size), None)
+    if not PHASES[options.phase].stores:
+        beside = f"--kv-phase={options.phase}, which stores nothing"
+    elif options.reread_factor:
+        beside = "--kv-reread-factor, which reads all that was stored"
+    elif options.interference:
+        beside = "--kv-interference, whose sides load and store the same"
+    if beside is not None:
+        raise OptionError(
+            f"--kv-full-queue is drop, which can't go with {beside}; leave one of them out"
         )
 
 

@@ -654,6 +654,10 @@ OPTIONS: tuple[OptionSpec, ...] = (
     OptionSpec(name="request_depth", metavar="N|all", parse=_request_depth,
                help="objects of one request that are loaded, or stored, at the same time (default:"
                " all, or the engine's)"),
+    OptionSpec(name="full_queue", metavar="{wait,drop}", parse=_choice("wait", "drop"),
+               help="when more objects wait to be stored than four for each transfer in flight."
+               " wait: users wait for them; drop: what their requests would store is not stored,"
+               " and counted (default: wait)"),
     OptionSpec(name="sharing", metavar="{" + ",".join(SHARINGS) + "}", parse=_choice(*SHARINGS),
                help="whose store it is: each rank's own, of the ranks of a host, or of all in the"
                " run, which then find what others have stored (default: rank)"),

@@ -194,6 +194,7 @@ def build_plan(
         publish=options.publish,
         request_depth=options.request_depth,
         sharing=options.sharing,
+        full_queue=options.full_queue,
         interference="with-stores" if options.interference else None,
         restart_by=options.restart_by if restarts else None,
         drop_caches=options.drop_caches and restarts,

@@ -156,7 +156,8 @@ class Plan:
     ``drop_caches``: the hosts forget what they know of files before that.
     ``engine`` is whose calls store and load objects, where it is one's; ``lookup`` who knows what
     is stored, ``publish`` how a file gets its name; ``request_depth`` objects of one request are
-    under way at the same time, None: all. ``sharing`` is who stores in one place.
+    under way at the same time, None: all. ``sharing`` is who stores in one place;
+    ``full_queue`` says whether users ``wait`` for a full store queue, or their stores ``drop``.
     ``interference``: loads of stored contexts, the same in a launch ``with-stores`` beside them and
     in one ``without-stores``; None: nobody asked for that.
     """
@@ -224,6 +225,7 @@ class Plan:
     publish: Publish = "in-place"
     request_depth: int | None = None
     sharing: Sharing = "rank"
+    full_queue: str = "wait"
     interference: Interference | None = None
     restart_by: RestartBy | None = None
     drop_caches: bool = False
@@ -255,6 +257,7 @@ class Plan:
         self._check_fill()
         self._check_slots()
         self._check_sharing()
+        self._check_full_queue()
         self._check_restart()
         check_load_steps(self)
         check_interference(self)
@@ -353,6 +356,14 @@ class Plan:
                 f"--kv-engine is {self.engine}, which keeps objects in slots of one size, and"
                 f" {self.scenario} with {self.model.name} has objects of several; leave the engine"
                 " out, or name one with a file per object"
+            )
+
+    def _check_full_queue(self) -> None:
+        """Stores that others depend on are not dropped."""
+        if self.full_queue == "drop" and (self.replays_operations or self.own_block_bytes):
+            raise OptionError(
+                f"--kv-full-queue is drop, and the requests of {self.scenario} read again what they"
+                " stored, whatever became of it; leave one of them out"
             )
 
     def _check_sharing(self) -> None:

@@ -259,6 +259,7 @@ class Rank:
                 most_stores=plan.most_stores,
                 workers=plan.workers,
                 shared=isinstance(cache, SharedCache),
+                drops_stores=plan.full_queue == "drop",
             ),
             block_tokens=plan.block_tokens,
             generation_s_per_token=generation_s_per_token,
@@ -757,10 +758,12 @@ class Rank:
     def _operation_counts(self) -> dict[str, Any]:
         """What the engine, its log and its index counted."""
         assert self.engine is not None
-        loop = self.engine.loop
+        loop, counters = self.engine.loop, self.engine.counters
+        drops = self.plan.full_queue == "drop"
         lost = None if self.sharing is None else self.sharing.error
         return {
-            **self.engine.counters.counted(),
+            **counters.counted(),
+            "dropped_blocks": counters.dropped_blocks if drops else None,
             **sharing_counts(self.recorder, self.sharing, self._others_objects),
             **recorded(self.recorder),
             **tier_counts(self.plan, self.recorder, loop.blocks.counted()),

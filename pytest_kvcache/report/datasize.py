@@ -54,7 +54,7 @@ DECIDES = (
     "phase", "restart_by", "reread_factor", "precondition", "fill", "block_tokens",
     "tensor_parallel", "layout", "store",
     "queue_depth", "transfer_size", "engine", "lookup", "publish", "request_depth",
-    "sharing", "gpu_mem_gb", "cpu_mem_gb", "tier_policy", "cpu_tier",
+    "sharing", "full_queue", "gpu_mem_gb", "cpu_mem_gb", "tier_policy", "cpu_tier",
     "gpu_backend", "storage_capacity_gb", "cache_dir", "backend",
 )  # fmt: skip
 _INDENT = " " * 28

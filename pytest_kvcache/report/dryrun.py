@@ -291,6 +291,8 @@ def _storage(found: DryRun) -> Iterator[_Value]:
         yield _value(found, "request_depth", plan.request_depth or "all", "request_depth")
     if plan.shares:
         yield _value(found, "sharing", plan.sharing, "sharing")
+    if PHASES[plan.phase].stores:
+        yield _value(found, "full_queue", plan.full_queue, "full_queue")
     for name in (
         "io",
         "sync",

@@ -69,6 +69,18 @@ def engine_lines(plan: Plan, trial: Trial) -> Iterator[str]:
         )
 
 
+def drop_lines(plan: Plan, trial: Trial) -> Iterator[str]:
+    """What was not stored because too much waited to be."""
+    dropped = trial.counters.dropped_blocks
+    if dropped is not None:
+        what = "the store queue was full" if dropped else "the store queue was never full"
+        yield from wrapped(
+            f"stores dropped: {format_count(dropped, 'block')}, for {what} (--kv-full-queue="
+            f"{plan.full_queue})",
+            indent="  ",
+        )
+
+
 def sharing_lines(plan: Plan, trial: Trial) -> Iterator[str]:
     """What ranks had of each other's blocks."""
     counted, sharing = trial.counters, trial.sharing

@@ -118,6 +118,7 @@ def _rank_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
     yield from _request_faults(rank, plan)
     yield from _lookup_faults(rank, plan)
     yield from _sharing_faults(rank, plan)
+    yield from _drop_faults(rank, plan)
     yield from _restart_faults(rank, plan)
     yield from _fill_faults(rank, plan)
     yield from _precondition_faults(rank, plan)
@@ -269,6 +270,19 @@ def _lookup_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
             f"asked_objects is {rank.asked_objects}; it must be at least lookup_count, which is"
             f" {rank.lookup_count}"
         )
+
+
+def _drop_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
+    """Dropped stores are counted where they are dropped, and nobody waits then."""
+    drops = plan.full_queue == "drop"
+    if (rank.dropped_blocks is not None) != drops:
+        must = "a number" if drops else "null"
+        yield (
+            f"dropped_blocks is {rank.dropped_blocks}; with full_queue {plan.full_queue} it must be"
+            f" {must}"
+        )
+    if drops and rank.store_stall_s:
+        yield f"store_stall_s is {rank.store_stall_s}; with full_queue drop nobody waits"
 
 
 def _sharing_faults(rank: RankResult, plan: Plan) -> Iterator[str]:

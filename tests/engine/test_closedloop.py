@@ -87,6 +87,27 @@ def test_a_full_store_queue_makes_users_wait_and_the_time_is_reported(
     assert rig.loop.counters.store_stall_ns == 2 * 7 * S
 
 
+def test_a_full_store_queue_may_drop_what_would_be_stored_and_nobody_waits(
+    clock: FakeClock, stage: Stage
+) -> None:
+    turns = [
+        [ask(user, f"{user}{turn}x", f"{user}{turn}y") for turn in range(4)] for user in (0, 1)
+    ]
+    script = Script(turns)
+    rig = Rig(script, stage, clock=clock, queue_depth=1, drops_stores=True)
+    rig.start()
+    # Four objects may wait per queue depth: three requests find no more, the other five do.
+    assert not rig.loop.stalled
+    assert script.asked == [4, 4]
+    clock.advance(7 * S)
+    stage.release_all()
+    rig.finish()
+    counters = rig.loop.counters
+    assert (counters.requested_writes, counters.dropped_blocks) == (6, 10)
+    assert counters.store_stall_ns == 0
+    assert rig.index.present_blocks == 6
+
+
 def test_a_scenario_may_say_how_many_objects_wait_before_users_do(
     clock: FakeClock, stage: Stage
 ) -> None:

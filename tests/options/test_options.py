@@ -665,3 +665,19 @@ def test_a_fixed_amount_of_work_and_a_time_exclude_each_other(name: str, text: s
 def test_a_trace_has_an_amount_of_its_own() -> None:
     with pytest.raises(OptionError, match="--kv-requests is 7; a trace ends with its last request"):
         build_options({"requests": ("7", "command line"), "trace": ("x", "command line")})
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        ({"cpu_mem_gb": "1GiB"}, "can't go with --kv-cpu-mem-gb"),
+        ({"phase": "decode"}, "can't go with --kv-phase=decode, which stores nothing"),
+        ({"reread_factor": "1"}, "can't go with --kv-reread-factor, which reads all"),
+        ({"interference": "true"}, "can't go with --kv-interference, whose sides"),
+        ({"full_queue": "skip"}, "--kv-full-queue is 'skip'; it must be one of wait, drop"),
+    ],
+)
+def test_stores_that_something_depends_on_are_not_dropped(texts: dict[str, str], said: str) -> None:
+    given = {"full_queue": "drop", **texts}
+    with pytest.raises(OptionError, match=re.escape(said)):
+        build_options({name: (text, "command line") for name, text in given.items()})

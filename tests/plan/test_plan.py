@@ -173,6 +173,7 @@ OTHER_LOAD: dict[str, Any] = {
     "publish": "rename",
     "request_depth": 2,
     "sharing": "run",
+    "full_queue": "drop",
     "interference": "with-stores",
     "restart_by": "lookups",
     "drop_caches": True,

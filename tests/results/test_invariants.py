@@ -523,3 +523,54 @@ def test_clocks_of_a_record_are_possible(changes: dict[str, Any], reported: str)
     record = sound_record(plan, [rank_result()], clock=clock_record(**changes))
     (fault,) = record_faults(record, plan)
     assert reported in fault
+
+
+# --- stores that are dropped, and a store that is shared ---------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("plan", "changes", "said"),
+    [
+        ({}, {"dropped_blocks": 3}, "dropped_blocks is 3; with full_queue wait it must be null"),
+        ({"full_queue": "drop"}, {}, "dropped_blocks is None; with full_queue drop it must be a"),
+        (
+            {"full_queue": "drop"},
+            {"dropped_blocks": 0, "store_stall_s": 1.0},
+            "store_stall_s is 1.0; with full_queue drop nobody waits",
+        ),
+    ],
+)
+def test_stores_are_dropped_where_the_plan_drops_them(
+    plan: dict[str, Any], changes: dict[str, Any], said: str
+) -> None:
+    assert any(said in fault for fault in of_rank(sound_plan(**plan), **changes))
+
+
+SHARED = sound_plan(sharing="run", lookup="all", publish="link")
+OF_SHARED: dict[str, Any] = {
+    "lookup_count": 0, "asked_objects": 0, "found_objects": 0, "own_hit_blocks": 400,
+    "other_hit_blocks": 600, "others_objects": 0, "vanished_blocks": 0, "races_lost": 0,
+    "stale_lookups": 0, "longest_stale_s": None, "lost_blocks": 0, "io_engine": "threads",
+    "io_engine_asynchronous": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, None),
+        ({"other_hit_blocks": 601}, "own_hit_blocks and other_hit_blocks are 1001 together"),
+        ({"races_lost": None}, "races_lost is None; with sharing run it must be a number"),
+        ({"lost_blocks": 2}, "lost_blocks is 2; a rank that has lost some has an error"),
+        ({"stale_lookups": 1}, "stale_lookups is 1 and longest_stale_s None"),
+        ({"longest_stale_s": 0.1}, "stale_lookups is 0 and longest_stale_s 0.1"),
+    ],
+)
+def test_what_ranks_say_of_a_shared_store_agrees(changes: dict[str, Any], said: str | None) -> None:
+    told = [fault for fault in of_rank(SHARED, **OF_SHARED | changes) if fault.startswith("rank 0")]
+    assert (said is None and not told) or any(said and said in fault for fault in told)
+
+
+def test_without_a_shared_store_nobody_counts_one() -> None:
+    told = of_rank(sound_plan(), own_hit_blocks=0)
+    assert any("own_hit_blocks is 0; with sharing rank it must be null" in each for each in told)
