@@ -100,6 +100,8 @@ class Blocks:
         """Whether a request that is decided now stores what is missing."""
         if self.populating:
             return True
+        if self._stopping:
+            return False
         return self._writes and not (self.drops_stores and self.stores > self.most_stores)
 
     def sizes_of(self, request: Request) -> int | Sequence[int]:

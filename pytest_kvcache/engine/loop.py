@@ -351,14 +351,26 @@ class Loop:
             self._note_backlog()
             self._count_overdue(now)
         self.counters.store_stall_ns += sum(now - since_ns for _user, since_ns in self.stalled)
-        for inflight in (*self.unasked, *self.waiting):
+        for inflight in self.unasked:
             self._give_up(inflight.request, inflight.intended_ns)
         self.unasked.clear()
-        self.waiting.clear()
+        if self._shared is None:
+            self._leave_waiting()
         self.stalled.clear()
         self._resting.clear()
         self._timers.keep_answers()
         self.blocks.stop()
+        if self._shared is not None:  # what is answered loads; from here on nothing is stored
+            self._admit_waiting()
+            self._leave_waiting()
+
+    def _leave_waiting(self) -> None:
+        """What is not decided by now will not be."""
+        for inflight in self.waiting:
+            if inflight.found_blocks and self._reads:  # its load began with its question
+                self._recorder.censor("load", inflight.issued_ns)
+            self._give_up(inflight.request, inflight.intended_ns)
+        self.waiting.clear()
 
     def _give_up(self, request: Request, intended_ns: int) -> None:
         """A request without an answer has no latency, and was not in time."""
@@ -489,6 +501,8 @@ class Loop:
         self._admit_waiting()
         if self._shared is not None:
             while self._ask_first(self._shared):  # one of these may need no answer
+                if self._lookups is not None and self._lookups.answers_at_once:
+                    self._take_answers(self._lookups)
                 self._admit_waiting()
         self._pumping = False
 
@@ -501,8 +515,9 @@ class Loop:
             self._admit(inflight)
 
     def _admit(self, inflight: InFlightRequest) -> None:
+        inflight.loaded_ns = self._clock()
         if self._shared is None:
-            inflight.issued_ns = inflight.loaded_ns = self._clock()
+            inflight.issued_ns = inflight.loaded_ns
         if self.blocks.populating:
             self.blocks.release(inflight)
             self.blocks.store(inflight)
@@ -545,13 +560,19 @@ class Loop:
                 self._load(inflight)
             return not self._has_left
         self._shared.note_answer(answer)
-        if not self._stopping:
-            self.waiting.append(inflight)
-        return not self._stopping
+        if self._has_left:
+            return False
+        self.waiting.append(inflight)
+        if self._stopping:
+            self._admit_waiting()
+            self._leave_waiting()
+        return True
 
     def _leave_asking(self, inflight: InFlightRequest) -> None:
         """Nothing of what it asked for will be loaded."""
-        if self._shared is not None:  # nothing was decided
+        if self._shared is not None:  # nothing was decided, and nobody knows what it would load
+            if self._reads and not self.blocks.populating:
+                self._recorder.censor("load", inflight.issued_ns)
             self._give_up(inflight.request, inflight.intended_ns)
             return
         self.blocks.release(inflight)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_kvcache.cache.index import Admission, ContentEntry, content_name, first_pending
 from pytest_kvcache.engine.blocks import OneTier
 from pytest_kvcache.engine.lookups import PrefixQuestion
-from pytest_kvcache.measure.sharing import DELETED, FOUND, LOST, MISSED, STORED
+from pytest_kvcache.measure.sharing import DELETED, FOUND, GIVEN_UP, LOST, MISSED, STORED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,17 +30,22 @@ if TYPE_CHECKING:
     from pytest_kvcache.measure.sharing import SharingLog
 
 
+_LONG_NS = 60_000_000_000  # no question is open for so long
+
+
 @dataclass(frozen=True, slots=True)
 class SharedCache:
     """One rank's part of a shared store: the index of its own blocks, and what it notes.
 
-    ``origin`` is what its blocks' heads say of who wrote them.
+    ``origin`` is what its blocks' heads say of who wrote them; ``trusts_heads``: whoever a head
+    names is whose block it is, for no two write into one temporary file.
     """
 
     index: CacheIndex
     log: SharingLog
     origin: int
     to_first_miss: bool
+    trusts_heads: bool
 
 
 class SharedStore(OneTier):
@@ -55,8 +60,10 @@ class SharedStore(OneTier):
         self._to_first_miss = cache.to_first_miss
         self._others: dict[bytes, BlockEntry] = {}  # by key, what others had stored
         self._stored_ns: dict[bytes, int] = {}  # by key, when this rank's own was there
-        self._going: set[bytes] = set()  # victims that are not deleted yet
-        self._gone_ns: dict[bytes, int] = {}  # by key, when it last was
+        self._going: dict[bytes, int] = {}  # victims that are not deleted yet: stored when
+        self._gone_ns: dict[bytes, int] = {}  # by key, when it last was, in this order
+        self._seen_ns: dict[bytes, int] = {}  # by key, when another's was last found
+        self._trusts_heads = cache.trusts_heads
         self._asked_blocks = self._found_blocks = 0
         self._unasked = requests.unasked
         self._held_by: BlockEntry | None = None  # what the first of them waits for
@@ -96,6 +103,9 @@ class SharedStore(OneTier):
         there_ns = self._stored_ns.get(missed)
         if own is not None and there_ns is not None and there_ns < answer.started_ns:
             self._lose(own, there_ns, answer.done_ns)
+        elif (seen_ns := self._seen_ns.pop(missed, None)) is not None:  # it was visible before
+            self._others.pop(missed, None)
+            self._noted.note(LOST, missed, seen_ns, answer.done_ns)
         else:
             self._noted.note(MISSED, missed, answer.started_ns, answer.done_ns)
 
@@ -120,7 +130,7 @@ class SharedStore(OneTier):
         """Hits are what the storage has told; the index decides what is stored and displaced."""
         keys, self.blocked_on = inflight.request.keys, None
         inflight.found_blocks = self._still_there(inflight)
-        if not self._going.isdisjoint(keys[inflight.found_blocks :]):
+        if not self._going.keys().isdisjoint(keys[inflight.found_blocks :]):
             return False  # of one name, a write must not come before a delete
         found = keys[: inflight.found_blocks]
         own = self._index.find(found)
@@ -128,7 +138,7 @@ class SharedStore(OneTier):
         if not isinstance(admission, Admission):
             self.blocked_on = admission.entry
             return False
-        if self.drops_stores and not self.may_store:
+        if self.drops_stores and not (self._stopping or self.may_store):
             missing = self._index.find(keys[inflight.found_blocks :])
             self.counters.dropped_blocks += missing.count(None)
             self._index.refresh([entry.key for entry in admission.hits])
@@ -136,9 +146,8 @@ class SharedStore(OneTier):
             self._entry_of_other(inflight, at) if entry is None else entry
             for at, entry in enumerate(own)
         ]
-        self._going.update(entry.key for entry in admission.victims)
         for entry in admission.victims:
-            self._stored_ns.pop(entry.key, None)
+            self._going[entry.key] = self._stored_ns.pop(entry.key, inflight.asked_ns)
         inflight.admission = replace(admission, hits=hits)
         inflight.hit_blocks = len(hits)
         inflight.beside_hit_blocks = 0
@@ -149,6 +158,8 @@ class SharedStore(OneTier):
     def _still_there(self, inflight: InFlightRequest) -> int:
         """How many of the leading blocks that were found this rank has not displaced since."""
         going, gone_ns = self._going, self._gone_ns
+        while gone_ns and gone_ns[next(iter(gone_ns))] < inflight.asked_ns - _LONG_NS:
+            del gone_ns[next(iter(gone_ns))]
         for at, key in enumerate(inflight.request.keys[: inflight.found_blocks]):
             if key in going or gone_ns.get(key, -1) >= inflight.asked_ns:
                 return at
@@ -176,6 +187,7 @@ class SharedStore(OneTier):
             padded = self._index.padded_bytes(size)
             entry = self._others[key] = ContentEntry(self._origin, key, 0, 0, size, padded)
             self._noted.note(FOUND, key, inflight.asked_ns, inflight.answered_ns)
+        self._seen_ns[key] = inflight.answered_ns
         entry.pins += 1
         return entry
 
@@ -195,21 +207,24 @@ class SharedStore(OneTier):
     def _note_read(self, operation: Operation, inflight: InFlightRequest) -> None:
         if not operation.raced:
             super()._note_read(operation, inflight)
-            if operation.is_others and operation.entry.object_version:
+            if self._trusts_heads and operation.is_others and operation.entry.object_version:
                 self._give_away(operation.entry)
             return
         self._noted.vanished += 1
         at = inflight.admission.hits.index(operation.entry)
         inflight.hit_blocks = min(inflight.hit_blocks, at)
         inflight.loaded_ns = max(inflight.loaded_ns, operation.done_ns)
-        self._noted.note(LOST, operation.entry.key, inflight.answered_ns, operation.done_ns)
+        key = operation.entry.key
+        self._noted.note(LOST, key, inflight.answered_ns, operation.done_ns)
+        self._seen_ns.pop(key, None)
+        self._others.pop(key, None)
         if operation.entry.object_version:
             self._forget_own(operation.entry)
 
     def _note_write(self, operation: Operation, inflight: InFlightRequest) -> None:
         entry = operation.entry
         if operation.raced:
-            self._noted.given_up += 1
+            self._noted.note(GIVEN_UP, entry.key, inflight.asked_ns, operation.done_ns)
             self._index.roll_back(entry)
             return
         super()._note_write(operation, inflight)
@@ -219,7 +234,11 @@ class SharedStore(OneTier):
 
     def _note_delete(self, operation: Operation) -> None:
         super()._note_delete(operation)
-        key = operation.entry.key
-        self._going.discard(key)
-        self._gone_ns[key] = operation.done_ns
-        self._noted.note(DELETED, key, operation.submitted_ns, operation.done_ns)
+        key, done_ns = operation.entry.key, operation.done_ns
+        stored_ns = self._going.pop(key)
+        self._gone_ns.pop(key, None)
+        self._gone_ns[key] = done_ns
+        if operation.raced:  # nothing was deleted
+            self._noted.note(LOST, key, stored_ns, done_ns)
+        elif not operation.failed:
+            self._noted.note(DELETED, key, operation.submitted_ns, done_ns)

@@ -246,8 +246,8 @@ class Counters:
         "blocks", "that a lookup had found, and that were deleted before they were read: the prefix"
         " ends there", place="sharing.vanished_blocks"))
     races_lost: int | None = field(metadata=_row(
-        "blocks", "stored, from the very start, when another rank had stored them meanwhile: given"
-        " up, or written over the other's", place="sharing.races_lost"))
+        "blocks", "that a rank was storing, from the very start, when another one had stored them"
+        " since it had asked: given up, or written over the other's", place="sharing.races_lost"))
     stale_lookups: int | None = field(metadata=_row(
         "requests", "from the very start, whose lookup began over 1 ms after another rank had"
         " stored a block, and did not find it though nobody had deleted it",

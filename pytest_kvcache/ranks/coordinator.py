@@ -23,6 +23,7 @@ from pytest_kvcache.measure.iospool import spool_name
 from pytest_kvcache.measure.live import LiveFigures
 from pytest_kvcache.measure.sections import SECTIONS
 from pytest_kvcache.measure.series import CommonRange, TimeSeries, empty_dense
+from pytest_kvcache.measure.sharing import CLOCK_ERROR_NS
 from pytest_kvcache.measure.steps import StepLedger, histograms_of
 from pytest_kvcache.plan.plan import Plan
 from pytest_kvcache.plan.secretfile import take_secrets
@@ -275,7 +276,7 @@ def _conduct(comm: Comm, plan: Plan, run_dir: Path, watch: _Watch) -> int:
     clock = _clock(offsets_ns, comm.measure_offsets_ns(leaders), span_s)
     comm.wait_all(what="read-back", deadline_s=plan.deadline_s, tick=watch.tick)
     comm.wait_all(what="clean-up", deadline_s=plan.deadline_s, tick=watch.tick)
-    record = _gather(comm, plan, clock)
+    record = _gather(comm, plan, clock, _clock_error_ns(clock, watch.elapsed_s()))
     fault = _keep_io_trace(comm, plan, run_dir) if plan.io_trace else None
     _leave(comm, watch, plan)
     if fault is not None:
@@ -322,10 +323,20 @@ def _clock(before_ns: Sequence[int], after_ns: Sequence[int], span_s: float) -> 
     )
 
 
-def _gather(comm: Comm, plan: Plan, clock: ClockRecord) -> TrialRecord:
+def _clock_error_ns(clock: ClockRecord, elapsed_s: float) -> int:
+    """How far apart two moments must be on the ranks' clocks to have an order.
+
+    They may have drifted before the window as they did in it.
+    """
+    share = elapsed_s / clock.coordinator_s if clock.coordinator_s else 1.0
+    return CLOCK_ERROR_NS + int(abs(clock.drift_s) * 1e9 * max(1.0, share))
+
+
+def _gather(comm: Comm, plan: Plan, clock: ClockRecord, clock_error_ns: int) -> TrialRecord:
     """The common window ends where the first rank stopped; then everything is summed."""
     if plan.shares:
         comm.exchange({})
+        comm.broadcast(clock_error_ns)
     spans = comm.gather(None)
     assert spans is not None
     slice_ns = max(slice_ns for _span, slice_ns, _used, _steps in spans[1:])

@@ -283,8 +283,13 @@ class Rank:
         self._payload_used = payload if plan.traits.stores_data else None
         cache: CacheIndex | Tiers | SharedCache = self.index
         if self.sharing is not None:
-            first_miss = plan.lookup == "first-miss"
-            cache = SharedCache(self.index, self.sharing.log, self.sharing.origin, first_miss)
+            cache = SharedCache(
+                self.index,
+                self.sharing.log,
+                origin=self.sharing.origin,
+                to_first_miss=plan.lookup == "first-miss",
+                trusts_heads=not getattr(plan.calls, "shares_temporary", False),
+            )
         elif self.stack is not None:
             cache = Tiers(stack=self.stack, memories=tuple(self._storage.memories), payload=payload)
         io = make_engine(self._choice.name, backend, self._situation(backend))
@@ -370,7 +375,9 @@ class Rank:
         """
         plan = self.plan
         side = "" if plan.interference is None else f"/{plan.interference}"
-        owner = self.rank if self.sharing is None else f"shared-{plan.group_of(self.rank)}"
+        owner = str(self.rank)
+        if self.sharing is not None:
+            owner = f"shared-{plan.group_of(self.rank)}-{plan.digest}"
         identity = f"{plan.run_id}/{plan.seed}/{plan.trial}/{owner}{side}".encode()
         return int.from_bytes(blake2b(identity, digest_size=8).digest(), "big")
 
@@ -637,10 +644,10 @@ class Rank:
         assert self.sharing is not None
         return self.sharing.dealt(origin_ns)
 
-    def join_moments(self, parts: Sequence[bytes]) -> None:
-        """Join what the others have dealt to this rank."""
+    def join_moments(self, parts: Sequence[bytes], clock_error_ns: int) -> None:
+        """Join what the others have dealt to this rank, by clocks that may differ by so much."""
         assert self.sharing is not None
-        self.sharing.join(parts, self.recorder.histograms["visibility"])
+        self.sharing.join(parts, self.recorder.histograms["visibility"], clock_error_ns)
 
     def close(self) -> str | None:
         """End the threads, give the storage back; returns what went wrong in cleaning up."""

@@ -83,7 +83,7 @@ def sharing_counts(
         "other_hit_blocks": sums["other_hit_blocks"],
         "others_objects": others_objects,
         "vanished_blocks": noted.vanished,
-        "races_lost": noted.given_up + found.races,
+        "races_lost": found.races,
         "stale_lookups": found.stale,
         "longest_stale_s": None if late_ns is None else late_ns / 1e9,
         "lost_blocks": found.unexplained,

@@ -27,6 +27,7 @@ class RankSharing:
         self._layout = plan.layout
         self._rank = rank
         self._sharers = plan.sharers_of(rank)
+        self._exclusive = plan.publish == "link"
 
     @property
     def origin(self) -> int:
@@ -37,8 +38,8 @@ class RankSharing:
     def error(self) -> str | None:
         """What is wrong with the store."""
         key = self.joined.lost_key
-        if key is None:
-            return None
+        if key is None or self.log.error is not None:
+            return self.log.error
         return (
             f"block {key.hex()}, which was stored and which no rank has deleted, was gone when it"
             " was looked for again; look for what else deletes in the cache directory, or for a"
@@ -49,8 +50,8 @@ class RankSharing:
         """Rank → what it is to join; ``origin_ns`` is the run's start on this host's clock."""
         return self.log.dealt(self._rank, self._sharers, origin_ns)
 
-    def join(self, parts: Iterable[bytes], visibility: Histogram) -> None:
+    def join(self, parts: Iterable[bytes], visibility: Histogram, clock_error_ns: int) -> None:
         """Join what was dealt to this rank."""
         host_of = {rank: self._layout.host_of(rank) for rank in self._sharers}
-        self.joined = joined(parts, host_of)
+        self.joined = joined(parts, host_of, exclusive=self._exclusive, error_ns=clock_error_ns)
         visibility.record(np.array(self.joined.visible_ns, dtype=np.int64))

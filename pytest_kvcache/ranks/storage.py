@@ -148,7 +148,7 @@ class RankStorage:
         plan = self._plan
         if plan.shares:  # it goes with the run's, when all have closed
             group = plan.group_of(self._rank)
-            return claim_shared_dir(plan.cache_dir, plan.run_id, group, plan.trial, self._host)
+            return claim_shared_dir(plan.cache_dir, plan.run_id, group, plan.digest, self._host)
         self._owns_directory = True
         return claim_rank_dir(plan.cache_dir, plan.run_id, self._rank, self._host)
 

@@ -191,7 +191,8 @@ def _report(comm: Comm, heart: _Heartbeat, rank: Rank, origin_ns: int) -> None:
     comm.wait_all(what="clean-up", deadline_s=rank.plan.deadline_s, tick=heart.wait)
     if rank.plan.shares:
         dealt = rank.dealt_moments(origin_ns)
-        rank.join_moments(comm.exchange({to + 1: moments for to, moments in dealt.items()}))
+        parts = comm.exchange({to + 1: moments for to, moments in dealt.items()})
+        rank.join_moments(parts, comm.broadcast(None))
     recorder = rank.recorder
     span_ns = rank.stopped_ns - rank.window_begin_ns
     used = recorder.series.used_range()

@@ -303,6 +303,10 @@ def _sharing_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
             f"own_hit_blocks and other_hit_blocks are {found} together; they must be hit_blocks,"
             f" which is {rank.hit_blocks}"
         )
+    alone = len(plan.sharers_of(rank.rank)) == 1
+    for name in ("other_hit_blocks", "others_objects", "races_lost", "stale_lookups"):
+        if alone and getattr(rank, name):
+            yield f"{name} is {getattr(rank, name)}; a rank that is alone with its store has none"
     if rank.lost_blocks and rank.error is None:
         yield f"lost_blocks is {rank.lost_blocks}; a rank that has lost some has an error"
     if bool(rank.stale_lookups) != (rank.longest_stale_s is not None):

@@ -56,7 +56,7 @@ _ROOTS = ("/", "/var")
 
 _REMOVE_ATTEMPTS = 100
 _REMOVE_PAUSE_S = 0.01
-_RANK_NAME = re.compile(r"rank-\d+|shared-\d+-trial-\d+")
+_RANK_NAME = re.compile(r"rank-\d+|shared-\d+-[0-9a-f]+")
 
 
 def validate_cache_dir(path: str, *, option: str = "--kv-cache-dir") -> None:
@@ -125,19 +125,20 @@ def claim_rank_dir(cache_dir: str, run_id: str, rank: int, host: str) -> str:
     return str(own)
 
 
-def claim_shared_dir(cache_dir: str, run_id: str, group: int, trial: int, host: str) -> str:
+def claim_shared_dir(cache_dir: str, run_id: str, group: int, launch: str, host: str) -> str:
     """Create the run's directory with its marker, and that of a store that some ranks share.
 
-    All of them may race for both. What a previous trial of the same run left of it is removed.
+    All of them may race for both. ``launch`` is hexadecimal, and another one for every launch: what
+    a previous one of the same run left of it is removed.
     Raises StorageError if it can't, or if something else is there.
     """
     directory = run_dir(cache_dir, run_id)
-    shared = directory / f"shared-{group}-trial-{trial + 1}"
+    shared = directory / f"shared-{group}-{launch}"
     try:
         if not os.path.lexists(directory):
             _create_run_dir(directory, run_id, host)
         _check_marker(directory, run_id, host)
-        for left in directory.glob(f"shared-{group}-trial-*"):
+        for left in directory.glob(f"shared-{group}-*"):
             if left != shared:
                 _remove_tree(left)
         shared.mkdir(0o700, exist_ok=True)

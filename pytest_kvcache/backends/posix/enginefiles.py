@@ -176,7 +176,7 @@ class EngineFiles:
         try:
             os.rename(written, path)  # noqa: PTH104
         except FileNotFoundError as error:
-            if not self._calls.shares_temporary or not os.path.lexists(path):
+            if not self._calls.shares_temporary:
                 raise
             text = "another one has published it meanwhile"
             raise FileExistsError(errno.EEXIST, text, path) from error

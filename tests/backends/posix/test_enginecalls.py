@@ -7,6 +7,7 @@ wheels (or as their source has them); `readv` and `preadv` with one buffer stand
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -243,3 +244,24 @@ def test_a_file_of_slots_that_finds_no_room_is_closed(
         EngineSlots(SlotCalls(allocates=True)).open(plan_of(tmp_path))
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(opened[0])
+
+
+def test_who_finds_the_common_temporary_file_taken_was_not_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another rank has published it, and may have deleted it again by now."""
+    files = EngineFiles(FileCalls(publish="rename", shares_temporary=True))
+    files.open(
+        BackendPlan(
+            directory=str(tmp_path), object_bytes=4096, chunk_bytes=4096, io="buffered",
+            sync="none", host="n1", namespace="mine",
+        )
+    )  # fmt: skip
+
+    def taken(source: str, target: str) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", source, None, target)
+
+    monkeypatch.setattr("os.rename", taken)
+    with pytest.raises(StorageError) as failed:
+        files.put_from("ab.0", 0, memoryview(bytearray(4096)))
+    assert isinstance(failed.value.__cause__, FileExistsError)
