@@ -41,6 +41,7 @@ class TerminalProgress(Progress):
         self._wrote_s = 0.0
         self._shown = ""
         self._in_log = False
+        self._told_of_waiting = False
 
     def surveyed(self, survey: Survey) -> None:
         """Show what the hosts are, and what is wrong with them."""
@@ -73,7 +74,8 @@ class TerminalProgress(Progress):
 
     def waiting(self, problem: str, waited_s: float, limit_s: float) -> None:
         """Show for whom, and how much patience there is."""
-        if not self._shown and not self._in_log:
+        if not self._told_of_waiting:
+            self._told_of_waiting = True
             self.noted(f"{problem}: waiting for its end")
             self._wrote_s = 0.0
         if self._rewrites or time.monotonic() - self._wrote_s >= _LOG_INTERVAL_S:
@@ -81,6 +83,7 @@ class TerminalProgress(Progress):
 
     def waited(self) -> None:
         """The host is ours, or not to be had."""
+        self._told_of_waiting = False
         self._wipe()
         self._wrote_s = 0.0
 

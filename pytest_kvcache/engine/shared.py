@@ -129,7 +129,9 @@ class SharedStore(OneTier):
     def decide(self, inflight: InFlightRequest) -> bool:
         """Hits are what the storage has told; the index decides what is stored and displaced."""
         keys, self.blocked_on = inflight.request.keys, None
-        inflight.found_blocks = self._still_there(inflight)
+        there = self._still_there(inflight)
+        self._noted.displaced += inflight.found_blocks - there
+        inflight.found_blocks = there
         if not self._going.keys().isdisjoint(keys[inflight.found_blocks :]):
             return False  # of one name, a write must not come before a delete
         found = keys[: inflight.found_blocks]

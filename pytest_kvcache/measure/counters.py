@@ -242,6 +242,10 @@ class Counters:
         "operations", "verified reads, from the very start, of objects whose head names another"
         " rank as who wrote them; `null` with `--kv-verify=off`", AtMost(whole="checked"),
         place="sharing.others_objects"))
+    displaced_blocks: int | None = field(metadata=_row(
+        "blocks", "that a lookup had found, from the very start, and that the rank which asked had"
+        " displaced itself before it could decide the request: no hits",
+        place="sharing.displaced_blocks"))
     vanished_blocks: int | None = field(metadata=_row(
         "blocks", "that a lookup had found, and that were deleted before they were read: the prefix"
         " ends there", place="sharing.vanished_blocks"))

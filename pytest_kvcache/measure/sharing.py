@@ -50,12 +50,14 @@ class Moment(NamedTuple):
 class SharingLog:
     """The moments of one rank, in the order in which they were noted: 40 bytes each.
 
-    ``vanished`` counts the blocks that it had found and that were gone when it read them; ``error``
+    ``vanished`` counts the blocks that it had found and that were gone when it read them,
+    ``displaced`` those that it displaced itself before it could decide what to read; ``error``
     says that there were more than can be kept, so that nothing follows from them.
     """
 
     def __init__(self) -> None:
         self.vanished = 0
+        self.displaced = 0
         self.error: str | None = None
         self._keys = bytearray()
         self._kinds = array("q")

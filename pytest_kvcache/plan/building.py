@@ -246,14 +246,21 @@ def _fill_blocks(options: Options, capacity_blocks: int, facts: CaseFacts) -> in
 
     A restart has nothing but these: all that its users need at most, as far as it has room.
     """
+    restarts = PHASES[options.phase].restarts
+    wanted = min(capacity_blocks, max(1, facts.need.working_set_blocks)) if restarts else 0
     if options.fill is None:
-        need = facts.need.working_set_blocks
-        return min(capacity_blocks, max(1, need)) if PHASES[options.phase].restarts else 0
+        return wanted
     fill_blocks = math.floor(options.fill * capacity_blocks)
     if not fill_blocks:
         raise OptionError(
             f"--kv-fill is {options.fill:.4%} of {format_count(capacity_blocks, 'block')} per rank,"
             " which is less than one; raise it or --kv-storage-capacity-gb"
+        )
+    if fill_blocks < wanted:
+        raise OptionError(
+            f"--kv-fill is {options.fill:.4%}, {format_count(fill_blocks, 'block')} per rank, and"
+            f" --kv-phase=restart stores the {wanted:,} of its users' contexts in any case; raise"
+            " it or --kv-storage-capacity-gb, or lower --kv-num-users"
         )
     return fill_blocks
 

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 def why_impossible(metric: str, plan: Plan) -> str | None:
     """Why no trial of the plan can have a metric; None: it can."""
     why = why_impossible_by_options(metric, plan.phase, plan.scenario)
+    if why is None and METRICS[metric].section == "visibility" and not plan.shares_between_hosts:
+        return (
+            "no other host looks where these ranks store; it takes --kv-sharing=run and --kv-hosts"
+        )
     if why is not None or plan.trace is None:
         return why
     if plan.replays_operations and METRICS[metric].tells_of_loads:

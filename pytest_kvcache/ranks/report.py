@@ -82,6 +82,7 @@ def sharing_counts(
         "own_hit_blocks": sums["own_hit_blocks"],
         "other_hit_blocks": sums["other_hit_blocks"],
         "others_objects": others_objects,
+        "displaced_blocks": noted.displaced,
         "vanished_blocks": noted.vanished,
         "races_lost": found.races,
         "stale_lookups": found.stale,

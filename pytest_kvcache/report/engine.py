@@ -34,6 +34,9 @@ def describe_engine(plan: Plan) -> str:
             "rename": "published by rename",
             "link": "published by link",
         }[plan.publish])  # fmt: skip
+    if plan.shares:
+        whose = "the ranks of each host" if plan.sharing == "host" else "all ranks"
+        told.append(f"one store of {whose}")
     if plan.asks_storage:
         which = "up to the first miss" if plan.lookup == "first-miss" else "all of them"
         told.append(f"the storage asked for blocks ({which})")
@@ -87,9 +90,13 @@ def sharing_lines(plan: Plan, trial: Trial) -> Iterator[str]:
     if sharing is None:
         return
     hits = format_count(counted.hit_blocks, "hit")
-    told = [f"{counted.other_hit_blocks:,} of {hits} were of blocks that another rank had stored"]
+    displaced = format_count(counted.displaced_blocks or 0, "block")
+    told = [
+        f"{counted.other_hit_blocks:,} of {hits} in the window were of blocks that another had stored",
+        f"in the whole run {displaced} found, and displaced before being read",
+    ]
     if counted.others_objects is not None:
-        told.append(f"{counted.others_objects:,} heads read that name another")
+        told.append(f"{counted.others_objects:,} heads read that name another rank")
     told += [
         f"{format_count(counted.races_lost or 0, 'race')} lost",
         f"{format_count(counted.vanished_blocks or 0, 'block')} gone before being read",

@@ -30,7 +30,7 @@ def describe_changes(plan: Plan) -> Iterator[str]:
     if plan.trace is not None and plan.trace.cycles > 1:
         yield f"the trace {plan.trace.cycles:,} times over"
     if plan.trace is not None:
-        yield from _of_parts(plan.trace, plan.np)
+        yield from [] if plan.shares else _of_parts(plan.trace, plan.np)
     if plan.precondition_bytes:
         yield f"preconditioned by {format_bytes(plan.precondition_bytes)} per rank"
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_kvcache.errors import OptionError
 from pytest_kvcache.options.options import build_options
 from pytest_kvcache.plan.forecast import describe_forecast, forecast
 from pytest_kvcache.registry import build_registry
@@ -39,6 +40,8 @@ def test_all_that_users_need_is_stored_as_far_as_there_is_room_or_so_much_as_is_
     assert (wide.fill_blocks, wide.capacity_blocks) == (1_000, 4_000)
     told = planned(storage_capacity_gb=f"{plan.stored_bytes * 4_000}B", fill="50%")
     assert told.fill_blocks == 2_000
+    with pytest.raises(OptionError, match="400 blocks per rank, and --kv-phase=restart stores the"):
+        planned(storage_capacity_gb=f"{plan.stored_bytes * 4_000}B", fill="10%")
     assert plan.origins["fill_blocks"] == "phase"
     assert told.origins["fill_blocks"] == "command line"
 

@@ -548,8 +548,9 @@ def test_stores_are_dropped_where_the_plan_drops_them(
 
 SHARED = sound_plan(sharing="run", lookup="all", publish="link")
 OF_SHARED: dict[str, Any] = {
-    "lookup_count": 0, "asked_objects": 0, "found_objects": 0, "own_hit_blocks": 400,
-    "other_hit_blocks": 600, "others_objects": 0, "vanished_blocks": 0, "races_lost": 0,
+    "lookup_count": 0, "asked_objects": 0, "found_objects": 0, "own_hit_blocks": 1_000,
+    "other_hit_blocks": 0, "others_objects": 0, "displaced_blocks": 0, "vanished_blocks": 0,
+    "races_lost": 0,
     "stale_lookups": 0, "longest_stale_s": None, "lost_blocks": 0, "io_engine": "threads",
     "io_engine_asynchronous": None,
 }  # fmt: skip
@@ -559,7 +560,8 @@ OF_SHARED: dict[str, Any] = {
     ("changes", "said"),
     [
         ({}, None),
-        ({"other_hit_blocks": 601}, "own_hit_blocks and other_hit_blocks are 1001 together"),
+        ({"other_hit_blocks": 1}, "own_hit_blocks and other_hit_blocks are 1001 together"),
+        ({"own_hit_blocks": 400, "other_hit_blocks": 600}, "a rank that is alone with its store"),
         ({"races_lost": None}, "races_lost is None; with sharing run it must be a number"),
         ({"lost_blocks": 2}, "lost_blocks is 2; a rank that has lost some has an error"),
         ({"stale_lookups": 1}, "stale_lookups is 1 and longest_stale_s None"),

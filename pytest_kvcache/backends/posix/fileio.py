@@ -179,12 +179,22 @@ class StoreDirectory:
         """What the system said, with the fix where the filesystem is full."""
         reason = error.strerror or str(error)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            what, fix = "is full", "lower --kv-storage-capacity-gb"
+            if error.errno == errno.ENOSPC and self._lacks_inodes():
+                what, fix = "has no inode left", "use longer --kv-block-tokens or --kv-store=slab"
             return StorageError(
-                f"the filesystem of {self.directory} on {self.host} is full (can't {action}"
-                f" {path}: {reason}); lower --kv-storage-capacity-gb or give another"
-                " --kv-cache-dir"
+                f"the filesystem of {self.directory} on {self.host} {what} (can't {action}"
+                f" {path}: {reason}); {fix} or give another --kv-cache-dir"
             )
         return StorageError(f"{self.host}: can't {action} {path}: {reason}")
+
+    def _lacks_inodes(self) -> bool:
+        """Whether there is room, and nothing that a file could begin with."""
+        try:
+            found = os.statvfs(self.directory)
+        except OSError:
+            return False
+        return found.f_files > 0 and not found.f_favail and found.f_bavail > 0
 
     def short(self, action: str, path: str, offset: int, wanted: int, got: int) -> StorageError:
         """A transfer that moved too little."""

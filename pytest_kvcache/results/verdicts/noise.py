@@ -29,7 +29,9 @@ def _check_noise(case: CaseResult) -> Iterator[Verdict]:
     shown = dict.fromkeys([*case.metrics, *ALWAYS_SHOWN])
     found = [case.series(metric) for metric in shown]
     noisy = [s for s in found if s is not None and (s.cv or 0.0) >= NOISY_CV]
-    longer = "more objects (--kv-num-users)" if case.plan.restarts else "a longer --kv-duration"
+    longer = "more --kv-requests" if case.plan.requests is not None else "a longer --kv-duration"
+    if case.plan.restarts:
+        longer = "more objects (--kv-num-users)"
     if noisy:
         noisy.sort(key=lambda series: -(series.cv or 0.0))
         yield Verdict.of(
