@@ -128,6 +128,50 @@ def test_metadata_that_was_dropped_is_cold_but_not_on_a_file_server() -> None:
     assert "what the file server has in memory" in codes_of(record, plan)["WARM_METADATA"]
 
 
+def said_of_dropped(*ranks: dict[str, Any], **plan: Any) -> str:
+    """What is said of metadata after caches were dropped; empty: nothing."""
+    planned = sound_restart_plan(drop_caches=True, np=len(ranks), **plan)
+    results = [restart_result(number, **changes) for number, changes in enumerate(ranks)]
+    return codes_of(sound_restart_record(planned, results), planned).get("WARM_METADATA", "")
+
+
+def test_a_restart_after_which_a_host_has_read_nothing_was_warm_whatever_was_asked_for() -> None:
+    text = said_of_dropped({"device_read_bytes": 0})
+    assert "test-host read nothing of any device while it looked at 500 objects" in text
+    assert said_of_dropped({"device_read_bytes": 4096}) == ""
+    assert said_of_dropped({"device_read_bytes": 0, "restart_count": 0}) == ""
+    # A rank may find what another one of its host has read; one of another host can't.
+    assert said_of_dropped({"device_read_bytes": 0}, {"device_read_bytes": 4096}) == ""
+    there = {"host": "n2", "device_read_bytes": 0}
+    assert "n2 read nothing of any device" in said_of_dropped({"device_read_bytes": 4096}, there)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"device_read_bytes": None}, "the kernel counts nothing that tells whether test-host"),
+        (
+            {"filesystem": {**FILESYSTEM, "options": "rw,dax"}},
+            "the kernel counts nothing that tells whether test-host",
+        ),
+        (
+            {
+                "filesystem": {
+                    **FILESYSTEM,
+                    "type": "zfs",
+                    "chain": [
+                        {**FILESYSTEM["chain"][0], "name": "zfs", "end": "unseen", "note": "ARC"}
+                    ],
+                }
+            },
+            "can't be told on test-host (zfs: ARC)",
+        ),
+    ],
+)
+def test_what_nobody_can_see_is_not_called_cold(changes: dict[str, Any], said: str) -> None:
+    assert said in said_of_dropped(changes)
+
+
 def test_what_is_short_or_asks_for_little_is_no_fault_of_a_restart() -> None:
     plan = sound_restart_plan(drop_caches=True)
     record = sound_restart_record(
