@@ -136,7 +136,7 @@ class Restart:
     def longest_wait_ns(self) -> int:
         """For how long the oldest call under way has been waited for; 0: none is."""
         workers: list[Scan | Asking] = [*self._asking] if self._scan is None else [self._scan]
-        begun = [each.call_began_ns for each in workers if each.call_began_ns]
+        begun = [began_ns for each in workers if (began_ns := each.call_began_ns)]
         return max(0, self._clock() - min(begun)) if begun else 0
 
     def counted(self) -> dict[str, Any]:
