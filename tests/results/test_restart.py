@@ -60,6 +60,23 @@ def test_a_sound_record_has_no_fault() -> None:
             "restart_directories is 257; with phase restart it must be",
         ),
         ({}, {"restart_listing_s": 61.0}, "restart_listing_s is 61.0; the rank ran shorter"),
+        (
+            {},
+            {"restart_directories": 0},
+            "restart_directories is 0; it must be at least 1, for",
+        ),
+        ({}, {"restart_listing_s": 0.0}, "restart_listing_s is 0.0; it must be more than 0, for"),
+        ({}, {"stop_s": 30.0}, "stop_s is 30.0; with phase restart it must be drained_s, which is"),
+        (
+            {},
+            {"stop_s": 1.55, "drained_s": 1.55},
+            "500 calls took 0.1 s and listing 1.5 s, one after the other; it ran 1.55 s",
+        ),
+        (
+            {"restart_by": "lookups"},
+            {**LOOKUPS, "stop_s": 0.05, "drained_s": 0.05},
+            "of 1 restart 500 calls took 0.1 s, 1 at a time; it ran 0.05 s",
+        ),
         ({}, {"restart_objects": 501}, "restart_objects is 501; it must be at most restart_count"),
         ({}, {"restart_objects": 499}, "restart_objects is 499; it must be 500, the objects that"),
         ({}, {"restart_count": 501}, "restart_count is 501; it must be 500, the objects that are"),
@@ -72,6 +89,18 @@ def test_what_a_record_of_a_restart_can_not_say(
     plan: dict[str, Any], changes: dict[str, Any], said: str
 ) -> None:
     assert any(said in fault for fault in faults(plan, **changes))
+
+
+def test_lookups_in_several_threads_take_less_than_their_sum() -> None:
+    apart: dict[str, Any] = {**LOOKUPS, "stop_s": 0.05, "drained_s": 0.05}
+    threads = {"restart_by": "lookups", "engine": "aibrix-shfs", "lookup": "all"}
+    assert not any("at a time" in fault for fault in faults(threads, **apart))
+
+
+def test_a_scan_that_was_stopped_before_it_began_has_read_no_directory() -> None:
+    none: dict[str, Any] = {"restart_count": 0, "restart_directories": 0, "restart_listing_s": 0.0}
+    told = faults(**none, error="another rank failed")
+    assert not any("restart_directories" in fault or "listing" in fault for fault in told)
 
 
 def test_another_phase_counts_no_restart() -> None:
