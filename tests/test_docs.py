@@ -16,8 +16,10 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from pytest_kvcache.backends.profiles import PROFILES
 from pytest_kvcache.measure.metrics import METRICS, PERCENTILES
 from pytest_kvcache.measure.steps import StepCounts
+from pytest_kvcache.options.engines import brought_by
 from pytest_kvcache.options.options import Options, build_options
 from pytest_kvcache.options.table import OPTIONS
 from pytest_kvcache.plan.forecast import forecast
@@ -288,6 +290,17 @@ def test_the_page_of_engines_is_what_its_generator_writes() -> None:
     page = runpy.run_path(str(DOCS / "engines.py"))["page"]
     text = (DOCS / "engines.md").read_text(encoding="utf-8")
     assert page(text) == text, "run python docs/engines.py"
+
+
+def test_the_page_of_engines_says_of_each_what_a_restart_of_it_is() -> None:
+    text = (DOCS / "engines.md").read_text(encoding="utf-8")
+    section = text.partition("\n## After a restart\n")[2].partition("\n## ")[0]
+    rows = [line.split("|") for line in section.splitlines() if line.startswith("| ")]
+    told = {name.strip(): row[3] for row in rows for name in row[1].split(",")}
+    assert [name for name in PROFILES if name not in told] == []
+    for name in PROFILES:
+        by_lookups = brought_by(name).get("restart_by") == "lookups"
+        assert ("`--kv-restart-by=lookups`, by the profile" in told[name]) == by_lookups
 
 
 def test_the_ini_file_of_the_page_of_options_is_accepted(site: Site) -> None:

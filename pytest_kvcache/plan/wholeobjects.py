@@ -97,6 +97,12 @@ def check_whole_objects(options: Options, scenario: str, family: WorkloadFamily)
             raise OptionError(
                 f"{flag} is {value}, and --kv-scenario is {scenario}, where {why}; leave it out"
             )
+    only, why = _ONLY["layout"]
+    if options.layout not in only and not options.given("layout"):
+        raise OptionError(
+            f"--kv-engine is {options.engine}, whose layout is {options.layout}, and --kv-scenario"
+            f" is {scenario}, where {why}; leave one of them out, or add --kv-layout={only[0]}"
+        )
 
 
 def block_tokens_of(options: Options, family: WorkloadFamily) -> int | None:

@@ -136,8 +136,8 @@ class Restart:
     def longest_wait_ns(self) -> int:
         """For how long the oldest call under way has been waited for; 0: none is."""
         workers: list[Scan | Asking] = [*self._asking] if self._scan is None else [self._scan]
-        begun = [each.call_began_ns for each in workers if each.call_began_ns]
-        return max(0, self._clock() - min(begun)) if begun and not self.done_ns else 0
+        begun = [began_ns for each in workers if (began_ns := each.call_began_ns)]
+        return max(0, self._clock() - min(begun)) if begun else 0
 
     def counted(self) -> dict[str, Any]:
         """Its counters, by their names in the table."""
@@ -161,6 +161,7 @@ class Restart:
         except BaseException as error:  # noqa: BLE001  raised again by whoever waits
             failures.append(error)
             self._stop = True
+        worker.call_began_ns = 0
         self.done_ns = max(self.done_ns, self._clock())
 
     def _difference(self) -> str | None:

@@ -16,8 +16,8 @@ _WAYS: Final = {"scan": "a scan of their directories", "lookups": "a lookup of e
 
 def describe_restart(plan: Plan) -> str:
     """How an index is made usable again, as a part of the sentence on what runs."""
-    caches = "dropped" if plan.drop_caches else "warm"
-    return f"restart by {_WAYS[plan.restart_by or '']}, metadata {caches}"
+    caches = "caches dropped before" if plan.drop_caches else "metadata warm"
+    return f"restart by {_WAYS[plan.restart_by or '']}, {caches}"
 
 
 def describe_found(plan: Plan, trial: Trial) -> str:

@@ -88,6 +88,7 @@ def record_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
     yield from _length_faults(record, plan)
     yield from _work_faults(record, plan)
     yield from _found_again_faults(record, plan)
+    yield from _restart_time_faults(record, plan)
     yield from _load_step_faults(record, plan)
 
 
@@ -327,6 +328,40 @@ def _restart_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
             yield f"{name} is {value}; with phase {plan.phase} it must be {must}"
     if (rank.restart_listing_s or 0.0) > rank.drained_s - rank.start_s + _CLOCK_S:
         yield f"restart_listing_s is {rank.restart_listing_s}; the rank ran shorter than that"
+    if not plan.restarts:
+        return
+    if rank.stop_s != rank.drained_s:
+        yield (
+            f"stop_s is {rank.stop_s}; with phase {plan.phase} it must be drained_s, which is"
+            f" {rank.drained_s}"
+        )
+    if rank.restart_count and rank.restart_directories == 0:
+        yield f"restart_directories is 0; it must be at least 1, for {rank.restart_count} objects"
+    if rank.restart_count and rank.restart_listing_s == 0:
+        yield (
+            f"restart_listing_s is {rank.restart_listing_s}; it must be more than 0, for"
+            f" {rank.restart_count} objects"
+        )
+
+
+def _restart_time_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:
+    """A thread makes one call after the other, and a scan has one, which lists as well."""
+    if not plan.restarts:
+        return
+    scans = plan.restart_by == "scan"
+    threads = 1 if scans else plan.lookup_threads
+    calls = record.histograms["restart"]
+    calls_s = calls.sum_ns / 1e9
+    listing_s = sum(rank.restart_listing_s or 0.0 for rank in record.ranks)
+    ran_s = sum(rank.drained_s - rank.start_s for rank in record.ranks)
+    count = len(record.ranks)
+    if calls_s + listing_s <= threads * (ran_s + count * _CLOCK_S):
+        return
+    listing = f" and listing {listing_s:.6g} s, one after the other"
+    yield (
+        f"of {count} restart{'s' * (count > 1)} {calls.count} calls took {calls_s:.6g} s"
+        f"{listing if scans else f', {threads} at a time'}; it ran {ran_s:.6g} s"
+    )
 
 
 def _found_again_faults(record: TrialRecord, plan: Plan) -> Iterator[str]:

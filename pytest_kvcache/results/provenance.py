@@ -59,12 +59,12 @@ _DISTURBED: Final = frozenset(
     }
 )
 """Verdicts under which figures may look better than the storage is, or worse."""
-_NOT_SHOWN: Final = INVALIDATING | {"NOT_STORAGE", "UNPROVEN"}
+_NOT_SHOWN: Final = INVALIDATING | {"NOT_STORAGE", "UNPROVEN", "WARM_METADATA"}
 """Verdicts under which figures may be those of something else: a cache, the harness, a clock.
 
 Whoever allows them, or can't help them, judges the figures all the same, and is warned.
 """
-_UNCERTAIN: Final = _DISTURBED | {"UNPROVEN"}
+_UNCERTAIN: Final = _DISTURBED | {"UNPROVEN", "WARM_METADATA"}
 """Verdicts that leave nothing ``ok`` where only one side has them."""
 _SHOWN_ONE_SIDED: Final = _UNCERTAIN | {"SATURATED", "UNSATURATED"}
 _OPTIONS: Final = "mount options"
@@ -307,7 +307,7 @@ def other_settings(baseline: Provenance, now: Provenance, across: frozenset[str]
 
 
 def uncertain(baseline: Provenance, now: Provenance) -> str | None:
-    """Why a better figure may be none: one side was disturbed or unproven, the other was not."""
+    """Why a better figure may be none: one side alone was disturbed, unproven or warm."""
     for side, codes in _one_sided(baseline, now, _UNCERTAIN):
         if disturbances := codes & _DISTURBED:
             shown = ", ".join(sorted(disturbances))

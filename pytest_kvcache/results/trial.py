@@ -152,7 +152,7 @@ class RestartFigures(Section):
     """Calls that found again what was stored, one for each object: how long each of them took.
 
     ``objects_per_s`` are those of all ranks in ``run.s``; ``by`` how they were found,
-    ``dropped_caches``: the hosts had forgotten what they knew of files.
+    ``dropped_caches``: the hosts were told to forget what they knew of files.
     """
 
     by: str

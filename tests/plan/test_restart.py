@@ -96,7 +96,7 @@ def test_a_dry_run_tells_what_is_stored_and_no_hits() -> None:
     ("changes", "said"),
     [
         ({}, "restart by a scan of their directories, metadata warm, of what was stored for"),
-        ({"restart_by": "lookups", "drop_caches": True}, "by a lookup of each key, metadata dro"),
+        ({"restart_by": "lookups", "drop_caches": True}, "by a lookup of each key, caches dro"),
     ],
 )
 def test_the_sentence_on_what_runs_says_how(changes: dict[str, Any], said: str) -> None:

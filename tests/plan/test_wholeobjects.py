@@ -96,6 +96,26 @@ def test_what_objects_of_whole_turns_can_not_be_is_refused(
         name_cases(options, registry)
 
 
+def test_an_engine_that_stores_keys_and_values_apart_has_no_objects_of_whole_turns(
+    registry: Registry,
+) -> None:
+    engine = {"scenario": "mlperf-1", "engine": "sglang-nixl", "backend": "file"}
+    options = build_options({name: (text, "command line") for name, text in engine.items()})
+    with pytest.raises(OptionError) as refused:
+        name_cases(options, registry)
+    assert str(refused.value) == (
+        "--kv-engine is sglang-nixl, whose layout is kv, and --kv-scenario is mlperf-1, where an"
+        " object holds all layers of a turn; leave one of them out, or add --kv-layout=block"
+    )
+    engine["layout"] = "block"
+    options = build_options({name: (text, "command line") for name, text in engine.items()})
+    assert len(name_cases(options, registry)) == 1
+    others = {**engine, "engine": "vllm-fs"}
+    del others["layout"]
+    options = build_options({name: (text, "command line") for name, text in others.items()})
+    assert len(name_cases(options, registry)) == 1
+
+
 def test_the_need_is_that_of_the_users_of_the_scenario(registry: Registry) -> None:
     (plan,) = plans_of(registry, scenario="mlperf-1")
     tokens = 50 * sum(user.context_tokens for user in draw_users(42, 200))

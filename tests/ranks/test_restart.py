@@ -201,6 +201,35 @@ def test_who_waits_for_a_storage_that_does_not_answer_ticks_and_may_stop() -> No
     assert 1 <= restart.counted()["restart_objects"] < len(KEYS)
 
 
+class HangingOnOne(Waiting):
+    """Answers no lookup of the last key before it may."""
+
+    def look_up(self, keys: Sequence[str]) -> Sequence[bool]:
+        return super().look_up(keys) if KEYS[-1] in keys else [True] * len(keys)
+
+
+def test_a_lookup_that_hangs_is_seen_when_other_threads_have_ended() -> None:
+    backend = HangingOnOne()
+    restart = Restart(backend, STORED, threads=2, host=HOST)
+    waits = []
+
+    def tick() -> bool:
+        assert backend.begun.wait(30)
+        if restart.done_ns:  # of the thread that has no such key
+            waits.append(restart.longest_wait_ns)
+            backend.may_answer.set()
+        return False
+
+    restart.run(0, tick)
+    assert waits[0] > 0
+    assert restart.longest_wait_ns == 0
+    assert restart.counted()["restart_objects"] == len(KEYS)
+
+
+def test_nothing_is_waited_for_when_a_lookup_has_failed() -> None:
+    assert restarted(Failing(), 2).longest_wait_ns == 0
+
+
 # --- a rank -----------------------------------------------------------------------------------
 
 

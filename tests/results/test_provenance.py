@@ -277,17 +277,20 @@ def test_a_disturbance_of_one_side_makes_it_uncertain(code: str) -> None:
     assert list(describe_differences(SAME, disturbed)) == [f"verdicts: only this run has {code}"]
 
 
-def test_what_only_one_side_proves_makes_it_uncertain() -> None:
-    unproven = provenance(verdicts=("UNPROVEN",))
-    assert "only this run has UNPROVEN, so its figures may be of a cache" in (
+@pytest.mark.parametrize("code", ["UNPROVEN", "WARM_METADATA"])
+def test_what_only_one_side_proves_makes_it_uncertain(code: str) -> None:
+    unproven = provenance(verdicts=(code,))
+    assert f"only this run has {code}, so its figures may be of a cache" in (
         uncertain(SAME, unproven) or ""
     )
-    assert "only the baseline has UNPROVEN" in (uncertain(unproven, SAME) or "")
+    assert f"only the baseline has {code}" in (uncertain(unproven, SAME) or "")
     assert uncertain(unproven, unproven) is None
-    assert list(describe_differences(SAME, unproven)) == ["verdicts: only this run has UNPROVEN"]
+    assert list(describe_differences(SAME, unproven)) == [f"verdicts: only this run has {code}"]
 
 
-@pytest.mark.parametrize("code", ["NOT_STORAGE", "UNPROVEN", *sorted(INVALIDATING)])
+@pytest.mark.parametrize(
+    "code", ["NOT_STORAGE", "UNPROVEN", "WARM_METADATA", *sorted(INVALIDATING)]
+)
 def test_what_may_be_no_figure_of_the_storage_is_reported_of_both_sides_and_of_one(
     code: str,
 ) -> None:

@@ -60,6 +60,23 @@ def test_a_sound_record_has_no_fault() -> None:
             "restart_directories is 257; with phase restart it must be",
         ),
         ({}, {"restart_listing_s": 61.0}, "restart_listing_s is 61.0; the rank ran shorter"),
+        (
+            {},
+            {"restart_directories": 0},
+            "restart_directories is 0; it must be at least 1, for",
+        ),
+        ({}, {"restart_listing_s": 0.0}, "restart_listing_s is 0.0; it must be more than 0, for"),
+        ({}, {"stop_s": 30.0}, "stop_s is 30.0; with phase restart it must be drained_s, which is"),
+        (
+            {},
+            {"stop_s": 1.55, "drained_s": 1.55},
+            "500 calls took 0.1 s and listing 1.5 s, one after the other; it ran 1.55 s",
+        ),
+        (
+            {"restart_by": "lookups"},
+            {**LOOKUPS, "stop_s": 0.05, "drained_s": 0.05},
+            "of 1 restart 500 calls took 0.1 s, 1 at a time; it ran 0.05 s",
+        ),
         ({}, {"restart_objects": 501}, "restart_objects is 501; it must be at most restart_count"),
         ({}, {"restart_objects": 499}, "restart_objects is 499; it must be 500, the objects that"),
         ({}, {"restart_count": 501}, "restart_count is 501; it must be 500, the objects that are"),
@@ -72,6 +89,18 @@ def test_what_a_record_of_a_restart_can_not_say(
     plan: dict[str, Any], changes: dict[str, Any], said: str
 ) -> None:
     assert any(said in fault for fault in faults(plan, **changes))
+
+
+def test_lookups_in_several_threads_take_less_than_their_sum() -> None:
+    apart: dict[str, Any] = {**LOOKUPS, "stop_s": 0.05, "drained_s": 0.05}
+    threads = {"restart_by": "lookups", "engine": "aibrix-shfs", "lookup": "all"}
+    assert not any("at a time" in fault for fault in faults(threads, **apart))
+
+
+def test_a_scan_that_was_stopped_before_it_began_has_read_no_directory() -> None:
+    none: dict[str, Any] = {"restart_count": 0, "restart_directories": 0, "restart_listing_s": 0.0}
+    told = faults(**none, error="another rank failed")
+    assert not any("restart_directories" in fault or "listing" in fault for fault in told)
 
 
 def test_another_phase_counts_no_restart() -> None:
@@ -126,6 +155,50 @@ def test_metadata_that_was_dropped_is_cold_but_not_on_a_file_server() -> None:
     remote["chain"] = [{**FILESYSTEM["chain"][0], "name": "nfs4", "end": "network"}]
     record = sound_restart_record(plan, [restart_result(0, filesystem=remote)])
     assert "what the file server has in memory" in codes_of(record, plan)["WARM_METADATA"]
+
+
+def said_of_dropped(*ranks: dict[str, Any], **plan: Any) -> str:
+    """What is said of metadata after caches were dropped; empty: nothing."""
+    planned = sound_restart_plan(drop_caches=True, np=len(ranks), **plan)
+    results = [restart_result(number, **changes) for number, changes in enumerate(ranks)]
+    return codes_of(sound_restart_record(planned, results), planned).get("WARM_METADATA", "")
+
+
+def test_a_restart_after_which_a_host_has_read_nothing_was_warm_whatever_was_asked_for() -> None:
+    text = said_of_dropped({"device_read_bytes": 0})
+    assert "test-host read nothing of any device while it looked at 500 objects" in text
+    assert said_of_dropped({"device_read_bytes": 4096}) == ""
+    assert said_of_dropped({"device_read_bytes": 0, "restart_count": 0}) == ""
+    # A rank may find what another one of its host has read; one of another host can't.
+    assert said_of_dropped({"device_read_bytes": 0}, {"device_read_bytes": 4096}) == ""
+    there = {"host": "n2", "device_read_bytes": 0}
+    assert "n2 read nothing of any device" in said_of_dropped({"device_read_bytes": 4096}, there)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"device_read_bytes": None}, "the kernel counts nothing that tells whether test-host"),
+        (
+            {"filesystem": {**FILESYSTEM, "options": "rw,dax"}},
+            "the kernel counts nothing that tells whether test-host",
+        ),
+        (
+            {
+                "filesystem": {
+                    **FILESYSTEM,
+                    "type": "zfs",
+                    "chain": [
+                        {**FILESYSTEM["chain"][0], "name": "zfs", "end": "unseen", "note": "ARC"}
+                    ],
+                }
+            },
+            "can't be told on test-host (zfs: ARC)",
+        ),
+    ],
+)
+def test_what_nobody_can_see_is_not_called_cold(changes: dict[str, Any], said: str) -> None:
+    assert said in said_of_dropped(changes)
 
 
 def test_what_is_short_or_asks_for_little_is_no_fault_of_a_restart() -> None:

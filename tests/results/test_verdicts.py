@@ -1224,6 +1224,35 @@ def test_operations_that_wait_longer_than_they_are_served_are_queueing(
         assert "operations still waited 12,658 ms on average" in verdicts[0].text
 
 
+# Served in 1.33 ms on average, as above; of 512 objects a direction's batch may have 256.
+@pytest.mark.parametrize(
+    ("waited_ns", "average_queue_depth", "codes"),
+    [
+        (116_000_000, 27.5, {"SATURATED"}),
+        (1_340_000, 27.5, {"SATURATED"}),
+        (1_330_000, 27.5, set()),
+        (670_000, 27.5, set()),
+        (660_000, 27.5, {"UNSATURATED"}),
+        (0, 300.0, set()),
+    ],
+)
+def test_batches_are_judged_by_how_long_operations_waited_for_another_ones(
+    waited_ns: int, average_queue_depth: float, codes: set[str]
+) -> None:
+    plan = sound_plan(engine="sglang-nixl", queue_depth=512)
+    assert plan.workers is not None
+    assert plan.workers.batches
+    rank = rank_result(0, average_queue_depth=average_queue_depth)
+    verdicts = evaluate_trial(with_queue(sound_record(plan, [rank]), waited_ns), plan)[1]
+    told = {each.code: each.text for each in verdicts}
+    assert told.keys() & {"SATURATED", "UNSATURATED"} == codes
+    if codes == {"SATURATED"}:
+        text = told["SATURATED"]
+        assert "on average, a batch of one request at a time (27.5 transfers in flight): " in text
+        assert "this is the limit of one batch at a time, and the storage may do more" in text
+        assert text.endswith("For latency fewer --kv-num-users, for more bandwidth more ranks")
+
+
 def test_an_overloaded_trial_is_not_called_saturated_as_well() -> None:
     plan = sound_plan(**POISSON)
     record = sound_record(plan, [rank_result(0, backlog=100)])

@@ -2,7 +2,8 @@
 
 At most one of three is said of a trial. ``OVERLOADED``: requests of an open loop pile up.
 ``UNSATURATED``: the storage had fewer operations than it may have at a time. ``SATURATED``:
-it had all it may have, and more waited in our own queue than were served.
+it had all it may have, and more waited in our own queue than were served. Where operations move
+in batches of one request, however many others wait, all it may have is one of these.
 
 Apart from these, ``LATE_REPLAY``: what came was not the recorded load, for the harness was late.
 """
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.results.trial import Trial
 
 _SATURATED_SHARE = 0.5  # of the queue depth in flight on average
+_BATCHES_WAIT_SHARE = 0.5  # of a service time: as in a queue of one server that is half busy
 _BACKLOG_SHARE = 0.05  # of the offered requests that may wait for the storage at the end
 _CHANCE = 3.0  # standard deviations that chance may make
 _CHANCE_WHEN_FULL = 2.0  # likewise, where the storage has all it may have, and more waits
@@ -34,8 +36,10 @@ _LATE_MS = 10.0  # in time: an engine admits requests between two steps, which t
 def check_load(trial: Trial, plan: Plan) -> Iterator[Verdict]:
     """Queues of an open loop, depths below the storage's limit, and our own queue."""
     depth = trial.counters.average_queue_depth
-    busy = depth is None or depth >= _SATURATED_SHARE * plan.most_in_flight
     waits = _waits(trial)
+    busy = depth is None or depth >= _SATURATED_SHARE * plan.most_in_flight
+    if waits is not None and _in_batches(plan):
+        busy = busy or waits[0] >= _BATCHES_WAIT_SHARE * waits[1]
     waited_for_room = waits is not None and waits[0] > waits[1]
     full = busy and waited_for_room
     piled = None
@@ -120,14 +124,25 @@ def _saturated(waited_ms: float, served_ms: float, trial: Trial, plan: Plan) -> 
     fewer = "fewer --kv-num-users"
     if plan.open_loop:
         fewer = f"a lower {'--kv-request-rate' if plan.trace is None else '--kv-trace-speedup'}"
+    at_a_time, more = f"{plan.most_in_flight} at a time", "another --kv-queue-depth or more ranks"
+    limit = "the limit, at it, of the storage and of whatever else the verdicts name"
+    if _in_batches(plan):
+        at_a_time, more = "a batch of one request at a time", "more ranks"
+        if (depth := trial.counters.average_queue_depth) is not None:
+            at_a_time = f"{at_a_time} ({depth:.1f} transfers in flight)"
+        limit = "the limit of one batch at a time, and the storage may do more"
     return Verdict.of(
         "SATURATED",
         f"operations waited {format_short(waited_ms)} ms{tail} in the rank's own queue and were"
-        f" served in {format_short(served_ms)} ms on average, {plan.most_in_flight} at a time:"
-        " load.* and request.* are mostly queueing, read.* and write.* are service times at this"
-        " depth; this is the limit, at it, of the storage and of whatever else the verdicts name."
-        f" For latency {fewer}, for more bandwidth another --kv-queue-depth or more ranks",
+        f" served in {format_short(served_ms)} ms on average, {at_a_time}: load.* and request.* are"
+        " mostly queueing, read.* and write.* are service times at this depth; this is"
+        f" {limit}. For latency {fewer}, for more bandwidth {more}",
     )
+
+
+def _in_batches(plan: Plan) -> bool:
+    """Whether a request's operations wait for the whole batch of another one."""
+    return plan.workers is not None and plan.workers.batches
 
 
 def _waits(trial: Trial) -> tuple[float, float] | None:
