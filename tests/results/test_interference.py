@@ -29,7 +29,8 @@ WITH = make_plan(np=2, interference="with-stores")
 ALONE = without_stores(WITH)
 P99 = "interference.load_p99_ratio"
 SIDE = SideFigures(
-    loads=2_000, loads_per_s=100.0, bytes_per_load=1_000.0, load_p50_ms=4.0, load_p99_ms=30.0,
+    loads=2_000, loads_per_s=100.0, bytes_per_load=1_000.0, load_mean_ms=5.0, load_p50_ms=4.0,
+    load_p99_ms=30.0, request_mean_ms=6.0, request_p50_ms=5.0, request_p99_ms=32.0,
     read_p99_ms=6.0, write_gib_per_s=0.5, verdicts=(),
 )  # fmt: skip
 
@@ -37,17 +38,24 @@ SIDE = SideFigures(
 def pair(*, loaded: dict[str, Any] | None = None, **alone: Any) -> InterferenceFigures:
     """A side with stores as above, and one without that is as fast again."""
     without: dict[str, Any] = {
-        "load_p50_ms": 2.0, "load_p99_ms": 15.0, "read_p99_ms": 3.0, "write_gib_per_s": None,
+        "load_mean_ms": 2.5, "load_p50_ms": 2.0, "load_p99_ms": 15.0, "request_mean_ms": 3.5,
+        "request_p50_ms": 2.5, "request_p99_ms": 16.0, "read_p99_ms": 3.0, "write_gib_per_s": None,
     }  # fmt: skip
     return InterferenceFigures(
         with_stores=replace(SIDE, **loaded or {}), without_stores=replace(SIDE, **without | alone)
     )
 
 
+def taking(trial: TrialResult, value_ns: int, *, waited_ns: int = 0) -> TrialResult:
+    """The launch, had each load taken so long, and each request waited so long before it."""
+    request = section_of(2_000, value_ns=value_ns + waited_ns)
+    return measuring(trial, load=section_of(2_000, value_ns=value_ns), request=request)
+
+
 def launched(index: int = 0, *, alone_ns: int = 1_000_000) -> tuple[TrialResult, TrialResult]:
     """The launches of a pair; loads take 2 ms with stores, and so long without."""
-    with_stores = measuring(trial_of(WITH, index), load=section_of(2_000, value_ns=2_000_000))
-    alone = measuring(trial_of(ALONE, index), load=section_of(2_000, value_ns=alone_ns))
+    with_stores = taking(trial_of(WITH, index), 2_000_000)
+    alone = taking(trial_of(ALONE, index), alone_ns)
     return with_stores, alone
 
 
@@ -65,7 +73,8 @@ def cases_of(*pairs: tuple[TrialResult, TrialResult]) -> list[CaseResult]:
 def test_a_ratio_is_how_many_times_as_long_it_takes_with_stores() -> None:
     figures = pair()
     assert (figures.load_p99_ratio, figures.load_p50_ratio, figures.read_p99_ratio) == (2, 2, 2)
-    assert (figures.unlike, figures.few) == (None, None)
+    assert (figures.request_p99_ratio, figures.request_p50_ratio) == (2, 2)
+    assert (figures.unlike, figures.waited, figures.few) == (None, None, None)
 
 
 def test_the_ratio_of_a_case_is_the_median_of_its_pairs_ratios() -> None:
@@ -81,6 +90,7 @@ def test_the_ratio_of_a_case_is_the_median_of_its_pairs_ratios() -> None:
 def test_loads_of_other_sizes_give_no_ratio(bytes_per_load: float) -> None:
     figures = pair(bytes_per_load=bytes_per_load)
     assert (figures.load_p99_ratio, figures.load_p50_ratio, figures.read_p99_ratio) == (None,) * 3
+    assert (figures.request_p99_ratio, figures.request_p50_ratio) == (None, None)
     assert figures.unlike is not None
     assert figures.unlike.startswith("an average load was 1000 B with stores and")
     assert pair(bytes_per_load=1_049.0).load_p99_ratio == 2
@@ -99,6 +109,30 @@ def test_a_side_without_loads_gives_no_ratio() -> None:
     assert figures.load_p50_ratio is None
 
 
+def test_loads_before_which_requests_waited_on_one_side_have_no_ratio() -> None:
+    figures = pair(loaded={"load_mean_ms": 1.0, "load_p99_ms": 3.0, "request_mean_ms": 9.0})
+    assert (figures.load_p99_ratio, figures.load_p50_ratio, figures.read_p99_ratio) == (None,) * 3
+    assert (figures.request_p99_ratio, figures.request_p50_ratio) == (2, 2)
+    assert figures.waited is not None
+    assert figures.waited.startswith(
+        "an average request took 8 ms beside its load with stores and 1 ms without"
+    )
+
+
+def test_a_wait_of_a_tenth_of_a_request_is_none() -> None:
+    assert pair(loaded={"load_mean_ms": 8.0, "request_mean_ms": 10.0}).load_p99_ratio == 2
+    assert pair(loaded={"load_mean_ms": 7.9, "request_mean_ms": 10.0}).load_p99_ratio is None
+    assert pair(load_mean_ms=1.0, request_mean_ms=3.5).load_p99_ratio is None  # without stores
+
+
+def test_loads_whose_requests_never_ended_have_no_ratio() -> None:
+    figures = pair(request_mean_ms=None)
+    assert figures.load_p99_ratio is None
+    assert figures.waited == (
+        "of a side no request was seen to end, so nothing tells how long they waited"
+    )
+
+
 def test_too_few_loads_for_a_p99_leave_the_other_ratios() -> None:
     figures = pair(loads=990, load_p99_ms=None)
     assert (figures.load_p99_ratio, figures.load_p50_ratio) == (None, 2)
@@ -110,7 +144,9 @@ def test_a_side_whose_ranks_ended_apart_has_no_times() -> None:
     assert trial.measured is not None
     side = SideFigures.of(trial.measured, (), withholds=True)
     assert (side.load_p99_ms, side.read_p99_ms, side.write_gib_per_s) == (None, None, None)
-    figures = pair(load_p99_ms=None)
+    assert (side.request_p99_ms, side.request_p50_ms, side.beside_load_ms) == (None, None, None)
+    figures = pair(load_mean_ms=None, request_mean_ms=None, load_p99_ms=None)
+    assert figures.waited is None
     assert (
         figures.few == "ranks ended apart (UNEVEN), or too much had not ended (2,000 without "
         "stores had)"
@@ -120,11 +156,17 @@ def test_a_side_whose_ranks_ended_apart_has_no_times() -> None:
 def test_a_side_says_what_it_loaded() -> None:
     trial, _alone = launched()
     assert trial.measured is not None
+    assert trial.measured.request is not None
     side = SideFigures.of(trial.measured, trial.verdicts, withholds=False)
     assert side.loads == 2_000
     assert side.bytes_per_load == trial.measured.counters.read_op_bytes / 2_000
     assert side.loads_per_s == 2_000 / trial.measured.window_s
     assert side.write_gib_per_s == trial.measured.write.gib_per_s
+    assert (side.request_p50_ms, side.request_p99_ms) == (
+        trial.measured.request.ms.p50,
+        trial.measured.request.ms.p99,
+    )
+    assert (side.load_mean_ms, side.request_mean_ms, side.beside_load_ms) == (2.0, 2.0, 0.0)
     assert side.verdicts == tuple(dict.fromkeys(verdict.code for verdict in trial.verdicts))
 
 
@@ -167,7 +209,8 @@ def test_too_few_loads_are_told_with_what_makes_more(
 
 def test_only_the_pairs_that_are_none_are_named() -> None:
     good, few = launched(0), launched(1)
-    few = (measuring(few[0], load=section_of(10)), measuring(few[1], load=section_of(10)))
+    ten = {"load": section_of(10), "request": section_of(10)}
+    few = (measuring(few[0], **ten), measuring(few[1], **ten))
     case = cases_of(good, few)[1]
     (verdict,) = (v for v in case.verdicts if v.code == "INCOMPARABLE")
     assert verdict.text.startswith("trial 2: there is no ratio")
@@ -184,7 +227,43 @@ def test_loads_that_were_faster_with_stores_are_odd() -> None:
     case = CaseResult(plan=WITH, trials=trials, looks=(3,))
     (verdict,) = (v for v in evaluate_case(case) if v.code == "FASTER_WITH_STORES")
     assert verdict.severity == "warning"
-    assert "without (trial 1: 0.882 (PAUSED, STALL)), and stores make none faster" in verdict.text
+    assert "without (trial 1: that of loads 0.882 times (PAUSED, STALL))" in verdict.text
+
+
+def test_requests_that_were_faster_with_stores_are_odd_whatever_they_waited() -> None:
+    figures = pair(loaded={"load_mean_ms": 1.0}, request_p99_ms=64.0)
+    trial = replace(launched()[0], interference=figures)
+    case = CaseResult(plan=WITH, trials=(trial,), looks=(1,))
+    found = {verdict.code: verdict.text for verdict in evaluate_case(case)}
+    assert {"FASTER_WITH_STORES", "INCOMPARABLE"} <= found.keys()
+    assert "(trial 1: that of requests 0.5 times)" in found["FASTER_WITH_STORES"]
+
+
+def test_waits_before_loads_are_told_and_close_a_gate_on_loads_alone() -> None:
+    """Requests take 2.7 times as long, and loads less: with stores fewer compete."""
+    loaded = taking(trial_of(WITH), 1_000_000, waited_ns=4_400_000)
+    case = cases_of((loaded, taking(trial_of(ALONE), 2_000_000)))[1]
+    found = {verdict.code: verdict for verdict in case.verdicts}
+    assert "FASTER_WITH_STORES" not in found
+    verdict = found["INCOMPARABLE"]
+    assert verdict.severity == "warning"
+    assert "took 4.4 ms beside its load with stores and 0 ms without" in verdict.text
+    assert "what counts are interference.request_p99_ratio and" in verdict.text
+    assert "raise --kv-storage-capacity-gb" in verdict.text
+    for of_loads in (P99, "interference.load_p50_ratio", "interference.read_p99_ratio"):
+        assert case.series(of_loads) is None
+        assert why_absent(case, of_loads) in verdict.text
+    series = case.series("interference.request_p99_ratio")
+    assert series is not None
+    assert series.values == pytest.approx((2.7,), rel=1e-2)
+
+
+def test_too_few_requests_are_no_matter_of_loads() -> None:
+    trial = replace(launched()[0], interference=pair(request_p99_ms=None))
+    case = CaseResult(plan=WITH, trials=(trial,), looks=(1,))
+    assert case.series(P99) is not None
+    why = why_absent(case, "interference.request_p99_ratio")
+    assert why == "a side of a trial has too few samples for its request.p99"
 
 
 def test_without_stores_beside_them_nothing_is_told_of_interference() -> None:
@@ -228,6 +307,8 @@ def test_a_run_file_has_both_launches_and_shows_the_pair() -> None:
     ("forge", "reported"),
     [
         (lambda pair: pair.update(load_p99_ratio=0.5), "interference.load_p99_ratio is 0.5"),
+        (lambda pair: pair.update(request_p99_ratio=0.5), "interference.request_p99_ratio is 0.5"),
+        (lambda pair: pair["with_stores"].update(request_mean_ms=9.0), "by its two launches"),
         (lambda pair: pair["without_stores"].update(load_p99_ms=9.0), "by its two launches"),
         (lambda pair: pair["without_stores"].update(loads=3), "by its two launches it must be"),
         (lambda pair: pair["with_stores"].update(verdicts=[]), "by its two launches it must be"),
@@ -314,7 +395,8 @@ def test_the_table_has_a_row_for_each_side_and_the_spread_of_the_ratios() -> Non
     ] in table
     said = " ".join(" ".join(text).split())
     assert "medians of 3 pairs of launches; p50 and p99 in ms" in said
-    assert "load p99 2 (1.5 to 3), load p50 2 (2 to 2), read p99 2 (2 to 2)" in said
+    assert "load p99 2 (1.5 to 3), load p50 2 (2 to 2), read p99 2 (2 to 2)," in said
+    assert "request p99 2 (2 to 2), request p50 2 (2 to 2)" in said
 
 
 def test_sides_of_a_closed_loop_that_asked_for_more_are_told() -> None:
