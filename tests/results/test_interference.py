@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_kvcache.gates.compare import judge_slo
+from pytest_kvcache.options.rules import parse_slo
 from pytest_kvcache.plan.interference import without_stores
 from pytest_kvcache.report.interference import interference_lines
 from pytest_kvcache.results.absence import absent_in_brief, why_absent
 from pytest_kvcache.results.case import CaseResult
 from pytest_kvcache.results.interference import InterferenceFigures, SideFigures
 from pytest_kvcache.results.pairs import paired
+from pytest_kvcache.results.provenance import incomparable, uncertain
 from pytest_kvcache.results.run import RunResult
+from pytest_kvcache.results.verdictcodes import Verdict
 from pytest_kvcache.results.verdicts.noise import evaluate_case
 from pytest_kvcache.results.verify import verify_run
-from tests.canned import counting, measuring, run_of, section_of, trial_of
+from tests.canned import case_of, counting, measuring, run_of, section_of, trial_of
 from tests.factories import make_plan
 
 if TYPE_CHECKING:
@@ -272,6 +276,55 @@ def test_without_stores_beside_them_nothing_is_told_of_interference() -> None:
     assert case.series(P99) is None
     assert "--kv-interference makes one without stores" in why_absent(case, P99)
     assert list(interference_lines(plan, case.trials)) == []
+
+
+# --- the gates ------------------------------------------------------------------------------
+
+
+def gated(beside: tuple[str, ...] = (), ours: tuple[str, ...] = ()) -> tuple[CaseResult, RunResult]:
+    """A case on storage whose launches have these verdicts alone, and its run."""
+    trial = launched()[0]
+    assert trial.measured is not None
+    ranks = tuple(replace(rank, is_storage=True) for rank in trial.measured.ranks)
+    trial = measuring(trial, ranks=ranks)
+    verdicts = tuple(Verdict.of(code, "it is so") for code in ours)
+    figures = pair(loaded={"verdicts": ours}, verdicts=beside)
+    case = case_of(WITH, replace(trial, verdicts=verdicts, interference=figures))
+    return case, run_of(case)
+
+
+@pytest.mark.parametrize("code", ["PAUSED", "STALL"])
+@pytest.mark.parametrize("side", ["beside", "ours"])
+def test_a_standstill_of_either_side_passes_no_gate_on_a_ratio(side: Any, code: str) -> None:
+    case, run = gated(**{side: (code,)})
+    slo = parse_slo(f"{P99}<3")
+    judgement = judge_slo(slo, case.series(P99), provenance=run.provenance(case))
+    assert judgement.status == "inconclusive"
+    assert f"({code}) in a launch with stores or without" in judgement.reason
+    assert f"this run had {code}" in judgement.note
+    case, run = gated()
+    assert judge_slo(slo, case.series(P99), provenance=run.provenance(case)).status == "ok"
+
+
+def test_verdicts_on_the_side_without_stores_are_told_by_gates() -> None:
+    (clean, run), (dirty, other) = gated(), gated(beside=("BUSY_DEVICE",))
+    before, now = run.provenance(clean), other.provenance(dirty)
+    judgement = judge_slo(parse_slo(f"{P99}<3"), dirty.series(P99), provenance=now)
+    assert judgement.note == "this run had BUSY_DEVICE"
+    assert "only this run has BUSY_DEVICE" in (uncertain(before, now) or "")
+    (cached, third) = gated(beside=("CACHED_READS",))
+    why = incomparable(before, third.provenance(cached))
+    assert why is not None
+    assert why.startswith("only this run has the invalidating verdict CACHED_READS")
+
+
+def test_a_ratio_to_launches_on_no_storage_is_judged_by_no_gate() -> None:
+    case, run = gated(beside=("NOT_STORAGE",))
+    provenance = run.provenance(case)
+    assert provenance.is_storage is False
+    assert judge_slo(parse_slo(f"{P99}<3"), case.series(P99), provenance=provenance).status == (
+        "incomparable"
+    )
 
 
 # --- the run file ---------------------------------------------------------------------------
