@@ -390,6 +390,28 @@ def test_launches_without_stores_that_are_left_out_are_found() -> None:
     assert "has no launches without stores of it: chat-small-np2-without-stores" in problem
 
 
+def test_launches_without_stores_that_are_swapped_are_found() -> None:
+    """Everything else of such a file is as its trials say, for its pairs are of these."""
+
+    def of(result: TrialResult, case: str, launched: int) -> TrialResult:
+        return replace(result, sources={f"{case}/trial-{launched}/trial.json": "0" * 64})
+
+    def run(*order: int) -> list[str]:
+        data = written(
+            *(
+                (of(trial, WITH.case, index + 1), of(alone, ALONE.case, order[index]))
+                for index, (trial, alone) in enumerate((sound_pair(), sound_pair(1)))
+            )
+        )
+        return [p for p in verify_run(data) if "directory" in p]
+
+    assert run(1, 2) == []
+    (first, second) = run(2, 1)
+    assert first.endswith("trial 1: it was made of chat-small-np2-without-stores/trial-2/trial.json"
+                          ", which is not of its directory trial-1")  # fmt: skip
+    assert "trial 2: it was made of" in second
+
+
 def test_launches_without_stores_belong_to_some_with_them() -> None:
     data = written(sound_pair())
     del data["cases"][1]
