@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_kvcache.results.verify import verify_run
+from pytest_kvcache.launch.trial import Launch
+from pytest_kvcache.results.leftbehind import LeftBehind
+from pytest_kvcache.results.verify import source_faults, verify_run
 from tests.site import output
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pytest_kvcache.results.record import TrialRecord
     from tests.desk import Desk
     from tests.site import Site
 
@@ -126,6 +131,39 @@ def test_an_interrupted_pair_leaves_the_pairs_before_it(
     assert series is not None
     assert len(series.values) == 1
     assert len(cases(desk)["mixed-tiny-1b-np2-without-stores"]["trials"]) == 2
+
+
+@pytest.mark.parametrize("launch", [2, 3, 4])
+def test_a_run_that_is_interrupted_in_either_launch_is_sound(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, launch: int
+) -> None:
+    """Launches 2 and 3 are without stores, and left a record that was not read."""
+    begun = 0
+    record = Launch.record
+
+    def interrupted(self: Launch, environ: Mapping[str, str]) -> TrialRecord:
+        nonlocal begun
+        begun += 1
+        found = record(self, environ)
+        if begun == launch:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(Launch, "record", interrupted)
+    with desk.benchmark_session(*PAIRS) as session:
+        session.check(session.names)
+        with pytest.raises(KeyboardInterrupt):
+            session.run(session.names[0])
+    found = cases(desk)
+    data = json.loads(desk.run_file().read_text())
+    problems, compared = source_faults(data, LeftBehind(desk.run_file()))
+    assert problems == []
+    assert compared == launch
+    ours, alone = found["mixed-tiny-1b-np2"], found["mixed-tiny-1b-np2-without-stores"]
+    assert [trial["interrupted"] for trial in ours["trials"]][-1]
+    assert [trial["interrupted"] for trial in alone["trials"]] == (
+        {2: [True], 3: [False, True], 4: [False, False]}[launch]
+    )
 
 
 def test_a_ratio_is_compared_with_one_of_before(

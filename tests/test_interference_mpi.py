@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.mpi, pytest.mark.thorough]
 
 RANKS, REQUESTS = 2, 700
-P99 = "interference.load_p99_ratio"
+P99 = "interference.request_p99_ratio"
 
 
 def test_both_sides_load_the_very_same_bytes_and_one_stores(
@@ -54,4 +54,4 @@ def test_both_sides_load_the_very_same_bytes_and_one_stores(
         assert trial["cache"]["evictions"] > 0
         assert trial["write"]["count"] > 0
         assert (alone["write"]["count"], alone["write"]["gib_per_s"]) == (0, None)
-        assert sides["load_p99_ratio"] > 0
+        assert sides["request_p99_ratio"] > 0

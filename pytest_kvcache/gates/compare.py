@@ -333,10 +333,18 @@ def _bearing_on(metric: str, provenance: Provenance) -> Provenance:
 
 
 def _hidden_standstill(metric: str, provenance: Provenance) -> str | None:
-    """Why a metric looks better than what users would have met while something stalled."""
+    """Why a metric looks better than what users would have met while something stalled.
+
+    Of two launches either may have made their ratio.
+    """
     codes = [code for code in _STANDSTILLS if code in (provenance.verdicts or ())]
     if not codes or metric in _HAVE_STALLS_IN_THEM:
         return None
+    if METRICS[metric].of_a_pair:
+        return (
+            f"{_STANDSTILLS[codes[0]]} ({codes[0]}) in a launch with stores or without, which"
+            " decides a ratio as much as stores do: repeat the run"
+        )
     plan = {} if provenance.facts is None else provenance.facts["plan"]
     is_open = plan.get("request_rate") is not None or plan.get("trace.speedup")
     if (is_open and metric.startswith("request.")) or not METRICS[metric].latency:

@@ -342,17 +342,25 @@ class Controller:
         ended = {}
         sides = [ours, beside] if is_with_stores_first(index) else [beside, ours]
         for number, side in enumerate(sides):
-            self._progress.trial_started(side.result, 2 * index + number, 2 * trials)
-            trial = self._run_trial(options, side.case, index, side.directory, None)
+            try:
+                self._progress.trial_started(side.result, 2 * index + number, 2 * trials)
+                trial = self._run_trial(options, side.case, index, side.directory, None)
+            except BaseException as error:
+                if side is beside:  # what it left behind lies beside the run file
+                    self._keep_beside(options, beside, _cut_short(error, index, options.trials))
+                raise
             if side is beside:
-                question = _Question.of(options, beside.case)
-                beside.result = self._keep(question, beside.result.with_trial(trial))
+                self._keep_beside(options, beside, trial)
             if not trial.ok:
                 return trial if side is ours else _failed_beside(trial)
             ended[side.case.plan.interference] = trial
             if not number:
                 self._progress.side_finished()
         return paired(ended["with-stores"], ended["without-stores"])
+
+    def _keep_beside(self, options: Options, beside: _Side, trial: TrialResult) -> None:
+        question = _Question.of(options, beside.case)
+        beside.result = self._keep(question, beside.result.with_trial(trial))
 
     def fail_case(self, options: Options, case: Case, path: PathOfSearch, error: str) -> CaseResult:
         """A case that is not launched, for the search for its users found none."""

@@ -241,7 +241,7 @@ def _user_metrics() -> Iterator[Metric]:
 
 def _interference_metrics() -> Iterator[Metric]:
     """How many times as long it takes with stores as without; of a pair of launches."""
-    for name in ("load_p99", "load_p50", "read_p99"):
+    for name in ("load_p99", "load_p50", "read_p99", "request_p99", "request_p50"):
         yield Metric(
             name=f"interference.{name}_ratio",
             unit="times",

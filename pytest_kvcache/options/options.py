@@ -219,7 +219,7 @@ def build_options(given: Mapping[str, tuple[str | Sequence[str], Origin]]) -> Op
     elif options.enable_autoscaling and "metrics" not in given:
         options = replace(options, metrics=(USERS_METRIC, *options.metrics))
     if options.interference and "metrics" not in given:
-        options = replace(options, metrics=(INTERFERENCE_METRIC, *options.metrics))
+        options = replace(options, metrics=(*INTERFERENCE_METRICS, *options.metrics))
     _check_together(options)
     options = replace(options, slo=tuple(dict.fromkeys([*options.slo, *_of_profile(options)])))
     _check_autoscaling(options)
@@ -512,7 +512,7 @@ def _check_tier_metrics(options: Options) -> None:
             )
 
 
-INTERFERENCE_METRIC: Final = "interference.load_p99_ratio"
+INTERFERENCE_METRICS: Final = ("interference.load_p99_ratio", "interference.request_p99_ratio")
 
 # What goes with no pair of launches of the same loads, and why.
 _NO_PAIR: Final[Mapping[str, str]] = MappingProxyType(

@@ -92,7 +92,7 @@ def sharing_lines(plan: Plan, trial: Trial) -> Iterator[str]:
     hits = format_count(counted.hit_blocks, "hit")
     displaced = format_count(counted.displaced_blocks or 0, "block")
     told = [
-        f"{counted.other_hit_blocks:,} of {hits} in the window were of blocks that another had stored",
+        f"in the window {counted.other_hit_blocks:,} of {hits} were of blocks of other ranks",
         f"in the whole run {displaced} found, and displaced before being read",
     ]
     if counted.others_objects is not None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.results.interference import InterferenceFigures, SideFigures
     from pytest_kvcache.results.outcome import TrialResult
 
-_RATIOS: Final = ("load_p99", "load_p50", "read_p99")
+_RATIOS: Final = ("load_p99", "load_p50", "read_p99", "request_p99", "request_p50")
 _OTHER_RATE: Final = 0.05
 """From how much more loads per second on it is said that the sides had another load."""
 

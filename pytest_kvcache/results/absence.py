@@ -10,7 +10,7 @@ from pytest_kvcache.measure.sections import OPERATIONS
 from pytest_kvcache.options.table import OPTIONS, flag_of
 from pytest_kvcache.plan.possible import why_impossible
 from pytest_kvcache.results.trial import Section
-from pytest_kvcache.results.verdicts.sides import why_no_ratio
+from pytest_kvcache.results.verdicts.sides import why_no_ratio, why_no_ratio_of_requests
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -95,7 +95,9 @@ def _no_ratio(spec: Metric, result: CaseResult) -> str:
     if result.plan.interference is None:
         return "each trial is one launch; --kv-interference makes one without stores beside it"
     pairs = [trial.interference for trial in result.counted if trial.interference is not None]
-    why = next(filter(None, (why_no_ratio(pair, result.plan) for pair in pairs)), None)
+    whole = spec.name.startswith("interference.request_")
+    told = why_no_ratio_of_requests if whole else why_no_ratio
+    why = next(filter(None, (told(pair, result.plan) for pair in pairs)), None)
     what = spec.name.removeprefix("interference.").removesuffix("_ratio").replace("_", ".")
     return why or f"a side of a trial has too few samples for its {what}"
 

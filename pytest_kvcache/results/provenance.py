@@ -59,7 +59,8 @@ _DISTURBED: Final = frozenset(
     }
 )
 """Verdicts under which figures may look better than the storage is, or worse."""
-_NOT_SHOWN: Final = INVALIDATING | {"NOT_STORAGE", "UNPROVEN", "WARM_METADATA"}
+_NO_STORAGE: Final = "NOT_STORAGE"
+_NOT_SHOWN: Final = INVALIDATING | {_NO_STORAGE, "UNPROVEN", "WARM_METADATA"}
 """Verdicts under which figures may be those of something else: a cache, the harness, a clock.
 
 Whoever allows them, or can't help them, judges the figures all the same, and is warned.
@@ -87,9 +88,9 @@ class Provenance:
     """What a case's values were measured on; None is what an older file does not have."""
 
     is_storage: bool | None = None
-    """Whether every rank of every trial wrote to storage, not to memory or nowhere."""
+    """Whether every rank of every launch wrote to storage, not to memory or nowhere."""
     verdicts: tuple[str, ...] | None = None
-    """The codes of all trials' verdicts, sorted, each once."""
+    """The codes of all verdicts on the launches, those without stores too; sorted, each once."""
     facts: Facts | None = field(default=None, hash=False)
     """Kind → field → value."""
     hit_ratio: float | None = None
@@ -199,18 +200,23 @@ def provenance_of(
 
     ``plan`` is what of the plan decides what is measured (`Plan.workload`); without it
     and the run's ``environment`` there are no facts. A trial that left no record has no
-    ranks, and says nothing about the storage.
+    ranks, and says nothing about the storage. Of a trial of two launches both count.
     """
     trials = list(trials)
     measured = [trial.measured for trial in trials if trial.measured is not None]
     ranks = [rank for trial in measured for rank in trial.ranks]
     hits = [t.cache.hit_ratio for t in measured if t.cache.hit_ratio is not None]
+    codes = {verdict.code for trial in trials for verdict in trial.verdicts}
+    pairs = [trial.interference for trial in trials if trial.interference is not None]
+    beside = {code for pair in pairs for code in pair.without_stores.verdicts}
     facts = None
     if plan is not None and environment is not None:
         facts = facts_of(plan, environment, ranks)
     return Provenance(
-        is_storage=all(rank.is_storage for rank in ranks) if ranks else None,
-        verdicts=tuple(sorted({verdict.code for trial in trials for verdict in trial.verdicts})),
+        is_storage=all(rank.is_storage for rank in ranks) and _NO_STORAGE not in beside
+        if ranks
+        else None,
+        verdicts=tuple(sorted(codes | beside)),
         facts=facts,
         hit_ratio=sum(hits) / len(hits) if hits else None,
     )

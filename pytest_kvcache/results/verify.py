@@ -193,8 +193,15 @@ def _case(case: CaseResult, written: Mapping[str, Any]) -> Iterator[str]:
     if not all(trial.ok for trial in case.trials[:-1]):
         yield "a trial that failed or was interrupted is followed by another one"
     for trial, of_file in zip(case.trials, written["trials"], strict=True):
-        for problem in _trial(trial, of_file, case.plan):
+        for problem in (*_numbering(trial), *_trial(trial, of_file, case.plan)):
             yield f"trial {trial.index + 1}: {problem}"
+
+
+def _numbering(trial: TrialResult) -> Iterator[str]:
+    """Which of its files are those of another trial: two may have been swapped."""
+    for path in trial.sources:
+        if _number_of(path) != trial.index + 1:
+            yield f"it was made of {path}, which is not of its directory trial-{trial.index + 1}"
 
 
 def _design_faults(case: CaseResult) -> Iterator[str]:

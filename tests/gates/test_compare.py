@@ -590,6 +590,9 @@ def test_an_slo_that_a_disturbed_run_keeps_names_the_disturbance(code: str) -> N
         ("request.p95_ms<20", {"trace.speedup": 2.0}, "ok"),
         ("load.p95_ms<20", {"request_rate": 5.0}, "inconclusive"),
         ("read.p95_ms<9", {}, "worse"),
+        ("interference.load_p99_ratio<20", {}, "inconclusive"),
+        ("interference.request_p99_ratio<20", {"request_rate": 5.0}, "inconclusive"),
+        ("interference.load_p99_ratio<9", {}, "worse"),
     ],
 )
 @pytest.mark.parametrize(("code", "what"), STANDSTILLS)
@@ -615,6 +618,7 @@ def test_a_latency_that_hides_a_standstill_keeps_no_slo(
         ("request.p95_ms", {}, "inconclusive"),
         ("request.p95_ms", {"request_rate": 5.0}, "ok"),
         ("read.gib_per_s", {}, "ok"),
+        ("interference.read_p99_ratio", {}, "inconclusive"),
     ],
 )
 def test_a_latency_that_hides_a_standstill_passes_no_gate_whatever_the_baseline_had(

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 
 _FASTER: Final = 0.9  # of the time without stores; nearer to 1 it may be chance
+_SPARED: Final = (
+    "what counts are interference.request_p99_ratio and interference.request_p50_ratio, from"
+    " arrival to answer; to compare loads, raise --kv-storage-capacity-gb, so that none waits for"
+    " room"
+)
 
 
 def check_sides(case: CaseResult) -> Iterator[Verdict]:
@@ -24,22 +29,31 @@ def check_sides(case: CaseResult) -> Iterator[Verdict]:
 
 
 def _faster(case: CaseResult) -> Iterator[Verdict]:
-    """Stores make no load faster: the launch without them had something else beside it."""
+    """Stores make nothing faster: the launch without them had something else beside it."""
     odd = []
     for trial in case.trials:
         pair = trial.interference
-        times = None if pair is None else pair.load_p99_ratio
-        if pair is not None and times is not None and times < _FASTER:
+        times = [] if pair is None else list(_shorter(pair))
+        if pair is not None and times:
             codes = ", ".join(pair.without_stores.verdicts)
-            odd.append(f"trial {trial.index + 1}: {times:.3g}{f' ({codes})' if codes else ''}")
+            said = " and ".join(times)
+            odd.append(f"trial {trial.index + 1}: {said}{f' ({codes})' if codes else ''}")
     if odd:
         yield Verdict.of(
             "FASTER_WITH_STORES",
-            f"the p99 of loads was shorter with stores than without ({'; '.join(odd)}), and stores"
-            " make none faster: something else slowed the launch without them, so the ratios may be"
-            " too low; look for what it was, take more trials (--kv-trials) or a longer"
-            " --kv-duration",
+            f"the p99 was shorter with stores than without ({'; '.join(odd)}), and stores spare"
+            " nothing that is loaded: either something else slowed the launch without them, or"
+            " requests waited for stores before their loads, of which fewer then competed, so the"
+            " ratios may be too low; hold loads against requests, look for what it was, take more"
+            " trials (--kv-trials) or a longer --kv-duration",
         )
+
+
+def _shorter(pair: InterferenceFigures) -> Iterator[str]:
+    """Of what the p99 was shorter with stores, and how many times as long."""
+    for what, times in (("loads", pair.load_p99_ratio), ("requests", pair.request_p99_ratio)):
+        if times is not None and times < _FASTER:
+            yield f"that of {what} {times:.3g} times"
 
 
 def _incomparable(case: CaseResult) -> Iterator[Verdict]:
@@ -59,10 +73,17 @@ def _incomparable(case: CaseResult) -> Iterator[Verdict]:
     )
 
 
+def why_no_ratio_of_requests(figures: InterferenceFigures, plan: Plan) -> str | None:
+    """Why a pair has no ratios of requests, but for too few; None: nothing stands against it."""
+    return None if figures.unlike is None else f"{figures.unlike}; {_fix(figures, plan)}"
+
+
 def why_no_ratio(figures: InterferenceFigures, plan: Plan) -> str | None:
     """Why a pair has no ratio of the p99 of loads, and what to change; None: it has one."""
     if figures.unlike is not None:
         return f"{figures.unlike}; {_fix(figures, plan)}"
+    if figures.waited is not None:
+        return f"{figures.waited}; {_SPARED}"
     return None if figures.few is None else f"{figures.few}; {_longer(plan)}"
 
 
