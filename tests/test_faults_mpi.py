@@ -196,10 +196,11 @@ def test_a_full_disk_is_reported_with_host_and_directory(real_site: Site) -> Non
     assert "No space left on device" in cause
 
 
-def test_no_inodes_left_is_a_full_disk(real_site: Site) -> None:
+def test_no_inodes_left_is_named_as_that(real_site: Site) -> None:
     with small_filesystem(real_site.cache_dir, "size=64m,nr_inodes=400"):
         cause = the_cause(failed(real_site, *FILES[:2], "--kv-store=file"))
-    assert "is full" in cause
+    assert "has no inode left" in cause
+    assert "--kv-store=slab" in cause
     assert str(real_site.cache_dir) in cause
 
 

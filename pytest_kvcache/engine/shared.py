@@ -132,7 +132,7 @@ class SharedStore(OneTier):
         there = self._still_there(inflight)
         self._noted.displaced += inflight.found_blocks - there
         inflight.found_blocks = there
-        if not self._going.keys().isdisjoint(keys[inflight.found_blocks :]):
+        if self.may_store and not self._going.keys().isdisjoint(keys[there:]):
             return False  # of one name, a write must not come before a delete
         found = keys[: inflight.found_blocks]
         own = self._index.find(found)

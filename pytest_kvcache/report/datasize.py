@@ -54,7 +54,7 @@ DECIDES = (
     "phase", "restart_by", "reread_factor", "precondition", "fill", "block_tokens",
     "tensor_parallel", "layout", "store",
     "queue_depth", "transfer_size", "engine", "lookup", "publish", "request_depth",
-    "sharing", "full_queue", "gpu_mem_gb", "cpu_mem_gb", "tier_policy", "cpu_tier",
+    "gpu_mem_gb", "cpu_mem_gb", "tier_policy", "cpu_tier",
     "gpu_backend", "storage_capacity_gb", "cache_dir", "backend",
 )  # fmt: skip
 _INDENT = " " * 28
@@ -64,7 +64,8 @@ UNUSED = (
     "performance_profile", "prefill_rate", "cost", "power", "io", "sync", "io_engine", "verify",
     "data", "keep", "results_dir", "metrics", "allow_invalid", "allow_preload", "compare",
     "compare_across", "fail", "allow_inconclusive", "slo", "html", "io_trace", "backend_option",
-    "enable_autoscaling", "autoscaler_mode", "interference", "drop_caches",
+    "enable_autoscaling", "autoscaler_mode", "interference", "drop_caches", "sharing",
+    "full_queue",
 )  # fmt: skip
 UNUSED_BY_A_TRACE = (
     "num_users", "load_steps", "duration", "ramp", "context_scale", "generation_mode",
