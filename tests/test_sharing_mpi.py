@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_kvcache.backends.calls import FileCalls
 from pytest_kvcache.backends.profiles import PROFILES
 from pytest_kvcache.results.verify import verify_run
 from tests.site import PATIENCE_S, PYTEST, SUITE, output
@@ -22,7 +23,9 @@ SMALL = "[small]\nlayers = 1\nkv_heads = 1\nhead_dim = 128\ndtype = 'int8'\n"
 SHARING = [
     name
     for name, row in PROFILES.items()
-    if row.lookup != "memory" and getattr(row.calls, "publish", "in-place") != "in-place"
+    if row.lookup != "memory"
+    and isinstance(row.calls, FileCalls)
+    and row.calls.publish != "in-place"
 ]  # those of slots know in memory what is where
 
 

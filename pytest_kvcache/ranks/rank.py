@@ -17,6 +17,7 @@ from hashlib import blake2b
 from tempfile import gettempdir
 from typing import TYPE_CHECKING
 
+from pytest_kvcache.backends.calls import FileCalls
 from pytest_kvcache.backends.null import NullBackend
 from pytest_kvcache.backends.protocol import PAGE_BYTES, LooksUp, NamesObjects
 from pytest_kvcache.cache.index import CacheIndex, ContentEntry
@@ -283,12 +284,13 @@ class Rank:
         self._payload_used = payload if plan.traits.stores_data else None
         cache: CacheIndex | Tiers | SharedCache = self.index
         if self.sharing is not None:
+            assert isinstance(plan.calls, FileCalls)  # as the plan has made sure
             cache = SharedCache(
                 self.index,
                 self.sharing.log,
                 origin=self.sharing.origin,
                 to_first_miss=plan.lookup == "first-miss",
-                trusts_heads=not getattr(plan.calls, "shares_temporary", False),
+                trusts_heads=not plan.calls.shares_temporary,
             )
         elif self.stack is not None:
             cache = Tiers(stack=self.stack, memories=tuple(self._storage.memories), payload=payload)

@@ -115,9 +115,7 @@ def claim_rank_dir(cache_dir: str, run_id: str, rank: int, host: str) -> str:
     directory = run_dir(cache_dir, run_id)
     own = directory / f"rank-{rank}"
     try:
-        if not os.path.lexists(directory):
-            _create_run_dir(directory, run_id, host)
-        _check_marker(directory, run_id, host)
+        _enter_run_dir(directory, run_id, host)
         _remove_tree(own)
         own.mkdir(0o700)
     except OSError as error:
@@ -135,9 +133,7 @@ def claim_shared_dir(cache_dir: str, run_id: str, group: int, launch: str, host:
     directory = run_dir(cache_dir, run_id)
     shared = directory / f"shared-{group}-{launch}"
     try:
-        if not os.path.lexists(directory):
-            _create_run_dir(directory, run_id, host)
-        _check_marker(directory, run_id, host)
+        _enter_run_dir(directory, run_id, host)
         for left in directory.glob(f"shared-{group}-*"):
             if left != shared:
                 _remove_tree(left)
@@ -145,6 +141,13 @@ def claim_shared_dir(cache_dir: str, run_id: str, group: int, launch: str, host:
     except OSError as error:
         raise _failure("prepare", shared, host, error) from error
     return str(shared)
+
+
+def _enter_run_dir(directory: Path, run_id: str, host: str) -> None:
+    """Have the run's directory, with its marker, whichever rank makes it."""
+    if not os.path.lexists(directory):
+        _create_run_dir(directory, run_id, host)
+    _check_marker(directory, run_id, host)
 
 
 def remove_rank_dir(cache_dir: str, run_id: str, rank: int, host: str | None = None) -> None:
