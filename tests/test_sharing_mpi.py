@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.mpi, pytest.mark.thorough]
 
 SMALL = "[small]\nlayers = 1\nkv_heads = 1\nhead_dim = 128\ndtype = 'int8'\n"
-SHARING = [
-    name
+SHARING = {
+    name: row.calls
     for name, row in PROFILES.items()
     if row.lookup != "memory"
     and isinstance(row.calls, FileCalls)
     and row.calls.publish != "in-place"
-]  # those of slots know in memory what is where
+}  # those of slots know in memory what is where
 
 
 def measured(site: Site, *words: str) -> dict[str, Any]:
@@ -74,7 +74,13 @@ def test_blocks_that_are_deleted_under_others_are_no_errors(real_site: Site) -> 
 @pytest.mark.parametrize("name", SHARING)
 def test_an_engine_that_asks_the_storage_can_share_it(real_site: Site, name: str) -> None:
     trial = measured(real_site, f"--kv-engine={name}", "--kv-block-tokens=64")
-    assert trial["sharing"]["other_hit_blocks"] > 0
+    sharing = trial["sharing"]
+    assert sharing["others_objects"] > 0  # of two that stored one prompt, one reads the other's
+    # Where two write into one temporary file, a head does not tell whose the block is: what both
+    # stored at once can count as each one's own.
+    assert sharing["other_hit_blocks"] > 0 or (
+        SHARING[name].shares_temporary and sharing["races_lost"] > 0
+    )
     assert trial["sharing"]["lost_blocks"] == 0
     assert trial["integrity"]["failed"] == 0
 

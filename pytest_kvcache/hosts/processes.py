@@ -156,6 +156,11 @@ class LaunchProcesses:
         return stat.name in _as_processes(self.leaves.daemons)
 
 
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process: one that only waits to be reaped is none any more."""
+    return _Stat.of(pid) is not None
+
+
 def is_running(names: Collection[str]) -> bool:
     """Whether a process of one of these names runs here, whoever started it."""
     wanted = _as_processes(names)

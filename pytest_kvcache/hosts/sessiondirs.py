@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_kvcache.hosts.processes import is_running
+from pytest_kvcache.hosts.processes import is_alive, is_running
 from pytest_kvcache.launchers.families import BUILT_IN_LEFTOVERS
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _remove(path: Path, kind: Leftover) -> None:
         return
     match = None if kind.pid is None else re.fullmatch(kind.pid, path.name)
     if match is not None:
-        gone = not Path(f"/proc/{match['pid']}").exists()
+        gone = not is_alive(int(match["pid"]))
     elif kind.unless_running:
         gone = not is_running(kind.unless_running)
     else:

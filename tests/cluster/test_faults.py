@@ -12,7 +12,6 @@ import pytest
 from tests.cluster.faults import BAD, DEADLINE_S, FAULTS, RANK, Fault
 from tests.cluster.launchers import COLUMNS, Column, chosen
 from tests.cluster.session import Session
-from tests.site import wait_for
 
 if TYPE_CHECKING:
     from tests.cluster.cluster import Cluster
@@ -54,6 +53,14 @@ def left_on(cluster: Cluster, *hosts: str) -> list[str]:
     return [what for what in found if "kvcache-test-fault" not in what and "ballast" not in what]
 
 
+def wait_until_nothing_is_left_on(cluster: Cluster, *hosts: str) -> None:
+    """Hosts clean themselves up; fail the test with what is still there if they don't."""
+    until_s = time.monotonic() + SELF_CLEANING_S
+    while left := left_on(cluster, *hosts):
+        assert time.monotonic() < until_s, f"still there after {SELF_CLEANING_S} s: {left}"
+        time.sleep(0.1)
+
+
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_fault_fails_its_trial_soon_and_leaves_nothing(
     scene: Cluster, fault: Fault, column: Column, fault_table: FaultTable
@@ -68,7 +75,7 @@ def test_a_fault_fails_its_trial_soon_and_leaves_nothing(
     took_s = session.wait_for_trials(2) - began_s
     if fault.cut:  # the next case can't use it either; it must clean itself up
         text = session.end()
-        wait_for(lambda: not left_on(scene, BAD), limit_s=SELF_CLEANING_S)
+        wait_until_nothing_is_left_on(scene, BAD)
     fault.mend(session)
     text = text if fault.cut else session.end()
     finished, failed = session.trials()
@@ -81,7 +88,7 @@ def test_a_fault_fails_its_trial_soon_and_leaves_nothing(
     rest = [trial["ok"] for trial in session.trials(case=1)]
     assert rest in _then(fault), text
     # What ssh was still starting on another host when all was ended, ends itself.
-    wait_for(lambda: not left_on(scene, *scene.names), limit_s=SELF_CLEANING_S)
+    wait_until_nothing_is_left_on(scene, *scene.names)
 
 
 def _then(fault: Fault) -> list[list[bool]]:
@@ -116,7 +123,7 @@ def test_a_session_that_is_ended_leaves_nothing_on_any_host(
     began_s = time.monotonic()
     session.kill(sig)
     session.end()
-    wait_for(lambda: not left_on(scene, *scene.names), limit_s=SELF_CLEANING_S)
+    wait_until_nothing_is_left_on(scene, *scene.names)
     took_s = time.monotonic() - began_s
     fault_table.note(f"pytest ended by {sig.name}", column.name, took_s, "(time until all is gone)")
     if sig != signal.SIGKILL:

@@ -57,6 +57,19 @@ def test_the_directory_of_a_process_that_runs_is_kept(tmp_path: Path) -> None:
     assert path.exists()
 
 
+def test_the_directory_of_a_dead_process_is_removed_though_nobody_has_reaped_it(
+    tmp_path: Path,
+) -> None:
+    before = SessionDirs.now(tmp_path)
+    process = subprocess.Popen(["true"])
+    path = make(tmp_path, f"prterun.{process.pid}")
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert Path(f"/proc/{process.pid}").exists()
+    before.remove_new()
+    process.wait()
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("name", [f"prte.{GONE}", f"other.{GONE}", f"my-prted.{GONE}"])
 def test_a_directory_of_another_name_is_kept(tmp_path: Path, name: str) -> None:
     before = SessionDirs.now(tmp_path)
