@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_kvcache.backends.calls import FileCalls
-from pytest_kvcache.backends.profiles import NOT_BUILT, PROFILES
+from pytest_kvcache.backends.calls import FileCalls, SlotCalls
+from pytest_kvcache.backends.profiles import PROFILES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_kvcache.backends.calls import SlotCalls
+    from pytest_kvcache.backends.calls import BucketCalls
     from pytest_kvcache.backends.profiles import EngineProfile
 
 PAGE = Path(__file__).with_name("engines.md")
@@ -40,8 +40,10 @@ def facts(profile: EngineProfile) -> Iterator[str]:
     yield f"object: a block of {profile.block_tokens} tokens{apart}, {how}; nothing is synced"
     if isinstance(calls, FileCalls):
         yield from of_files(profile, calls)
-    else:
+    elif isinstance(calls, SlotCalls):
         yield from of_slots(calls)
+    else:
+        yield from of_buckets(calls)
     yield f"at the same time: {at_once(profile)}"
     yield f"evicts: {profile.evicts}"
     yield f"not imitated: {profile.misses}"
@@ -100,8 +102,20 @@ def of_slots(calls: SlotCalls) -> Iterator[str]:
     yield "delete: no call"
 
 
+def of_buckets(calls: BucketCalls) -> Iterator[str]:
+    """Files of many objects."""
+    size = f"{calls.size_bytes >> 20} MiB, or {calls.objects} objects"
+    yield f"files of up to {size}, and one beside each that says what is where; one directory"
+    yield "lookup: none, an index in memory"
+    yield "store, when a file's objects are all there: `open, pwritev, close, open, write, close`"
+    yield "load, of what a request reads of one file: `open, pread × n, close`"
+    yield "delete, of a whole file: `unlink, unlink`"
+
+
 def at_once(profile: EngineProfile) -> str:
     """How many objects are under way, of all requests and of one."""
+    if not isinstance(profile.calls, FileCalls | SlotCalls):
+        return "a file that is written, and an object that is read, of one request after the other"
     if isinstance(profile.calls, FileCalls) and profile.calls.batch_submits is not None:
         batch = f"a batch of one request, of at most {profile.readers} objects"
         return f"{batch}, that is read, and one that is written"
@@ -122,9 +136,7 @@ def page(text: str) -> str:
     if not (found and ended):
         raise SystemExit(f"{PAGE} must have the lines {MARK!r} and {END!r} around its table")
     body = [line for profile in PROFILES.values() for line in described(profile)]
-    body += ["### No profile yet", ""]
-    body += [f"- `{name}`: {why}." for name, why in NOT_BUILT.items()]
-    return f"{head}{MARK}\n\n" + "\n".join(body) + f"\n\n{END}{tail}"
+    return f"{head}{MARK}\n\n" + "\n".join(body) + f"\n{END}{tail}"
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.cache.buckets import BucketIndex
 from pytest_kvcache.cache.index import CacheIndex
 from pytest_kvcache.cache.tiers import Tier, TierStack
 from pytest_kvcache.engine.loop import Loop
@@ -351,6 +352,7 @@ class Rig:
         service: ServiceBook | None = None,
         lookups: Lookups | None = None,
         to_first_miss: bool = False,
+        bucket_blocks: int = 0,
         **changes: Any,
     ) -> None:
         self.settings = settings_of(**changes)
@@ -365,6 +367,12 @@ class Rig:
         worth = None if prefill_tokens_per_s is None else WorthBook(prefill_tokens_per_s)
         self.recorder = Recorder(service, worth)
         self.index = index_of(capacity_blocks, self.settings)
+        if bucket_blocks:
+            assert capacity_blocks is not None
+            self.index = BucketIndex(
+                capacity_blocks * self.settings.stored_bytes, page_bytes=PAGE,
+                block_bytes=self.settings.object_bytes, bucket_blocks=bucket_blocks,
+            )  # fmt: skip
         cache: CacheIndex | Tiers = self.index
         if memory is not None:
             blocks = {name: most for name, (most, _backend) in memory.items()}

@@ -1,6 +1,7 @@
 """Which calls of the system an engine makes for an object: the words that profiles are written in.
 
-Pure. A file per object, or slots of one file; profiles.py has the table of engines.
+Pure. A file per object, slots of one file, or files of many objects; profiles.py has the table of
+engines.
 """
 
 from __future__ import annotations
@@ -113,7 +114,36 @@ class SlotCalls:
         return PAGE_BYTES if self.header else 0
 
 
-Calls = FileCalls | SlotCalls
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BucketCalls:
+    """The calls for objects that are packed into buckets, each a file that is written at once.
+
+    A bucket is full with so many ``objects``, or where one more would make it larger than
+    ``size_bytes``. It is written under its own name by one call, of each object its name and its
+    data; then there is a second file, of where each begins. Of what is loaded of a request, a
+    bucket's are read by a call each after one open. What goes are both files.
+    """
+
+    objects: int
+    size_bytes: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.objects <= _MOST_VECTORS // 2:
+            raise OptionError(
+                f"objects are {self.objects}; a bucket must have one, and at most"
+                f" {_MOST_VECTORS // 2}, for one call takes two buffers of each"
+            )
+
+    def blocks(self, object_bytes: int) -> int:
+        """How many objects of a size a bucket has: one at least."""
+        return max(1, min(self.objects, self.size_bytes // object_bytes))
+
+
+Calls = FileCalls | SlotCalls | BucketCalls
+
+BUCKET_ROOM_BYTES = 256
+"""What an object takes in its bucket and the file beside it, its data apart, at most."""
+_MOST_VECTORS = 1024  # IOV_MAX of Linux
 
 _PATH_DIGITS = 8  # of the checksum that directories are named by
 

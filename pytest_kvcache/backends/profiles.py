@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal
 
-from pytest_kvcache.backends.calls import FileCalls, SlotCalls
+from pytest_kvcache.backends.calls import BucketCalls, FileCalls, SlotCalls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -150,6 +150,19 @@ _ROWS = (
         misses=f"priorities of its queue (prefetch, delete, put); {_TIER}",
     ),
     EngineProfile(
+        name="mooncake-bucket",
+        version="Mooncake store 0.3.13.post1, bucket_storage_backend, which is its default",
+        seen=True,
+        block_tokens=16,
+        io="buffered",
+        calls=BucketCalls(objects=500, size_bytes=256 * _MIB),
+        readers=500, writers=500, request_depth=None,
+        evicts="whole buckets, the oldest first",
+        misses="lookups by RPC; a heartbeat of ten seconds between writes; watermarks of its"
+        " eviction; that what waits for a bucket can be evicted in memory; its own host memory in"
+        " front, but for what waits",
+    ),
+    EngineProfile(
         name="mooncake-offset",
         version="Mooncake store 0.3.13.post1, offset_allocator_storage_backend",
         seen=True,
@@ -211,13 +224,3 @@ _ROWS = (
 
 PROFILES: Final[Mapping[str, EngineProfile]] = MappingProxyType({row.name: row for row in _ROWS})
 """Name of a profile → it."""
-
-NOT_BUILT: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "mooncake-bucket": "it gathers objects of all requests in memory, serves reads of them from"
-        " there until a bucket of 256 MiB is full and written by one call, and evicts whole"
-        " buckets; here room is made object by object, and reads of what is not written yet would"
-        " have to be told from the storage's; mooncake-offset is Mooncake's other backend",
-    }
-)
-"""Name of an engine that has no profile → why, and what to use instead."""

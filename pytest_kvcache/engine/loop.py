@@ -17,7 +17,9 @@ from collections import deque
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from pytest_kvcache.cache.buckets import BucketIndex
 from pytest_kvcache.engine.blocks import OneTier
+from pytest_kvcache.engine.buckets import BucketStore
 from pytest_kvcache.engine.iotracer import untraced
 from pytest_kvcache.engine.load import NOTICE_NS
 from pytest_kvcache.engine.requests import InFlightRequest, Timers
@@ -135,6 +137,8 @@ class Loop:
             self.blocks = self._shared = SharedStore(self, settings, cache=cache, **parts)
         elif isinstance(cache, Tiers):
             self.blocks = SeveralTiers(self, settings, tiers=cache, **parts)
+        elif isinstance(cache, BucketIndex):
+            self.blocks = BucketStore(self, settings, index=cache, **parts)
         else:
             self.blocks = OneTier(self, settings, index=cache, **parts)
         self.counters = self.blocks.counters  # since the run began

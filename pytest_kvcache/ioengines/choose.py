@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pytest_kvcache.backends.posix.infiles import ObjectFiles, Slabs
 from pytest_kvcache.errors import StorageError
 from pytest_kvcache.ioengines.batches import BatchEngine
+from pytest_kvcache.ioengines.buckets import BucketEngine
 from pytest_kvcache.ioengines.inline import InlineEngine
 from pytest_kvcache.ioengines.libaio import Context
 from pytest_kvcache.ioengines.probe import ProbePlan, probe, seen
@@ -22,6 +23,7 @@ from pytest_kvcache.ioengines.uring import Ring
 from pytest_kvcache.system.kernelqueues import KERNEL_ENGINES, explained, refusal, system_call
 
 if TYPE_CHECKING:
+    from pytest_kvcache.backends.posix.enginebuckets import EngineBuckets
     from pytest_kvcache.backends.protocol import Backend
     from pytest_kvcache.ioengines.kernel import Queue
     from pytest_kvcache.ioengines.protocol import IoEngine, IoEngineName
@@ -47,7 +49,8 @@ class Situation:
 
     ``files`` is where the objects are, None for a backend that moves their bytes itself;
     ``directory`` the rank's own, for the probe. ``batch_submits``: objects move in batches, of
-    which the kernel is told so many at a time; None: each by itself.
+    which the kernel is told so many at a time; None: each by itself. ``in_buckets``: they are
+    packed, into ``buckets``, which a backend that stores nothing does not have.
     """
 
     host: str
@@ -57,6 +60,8 @@ class Situation:
     transfer_bytes: int
     never_waits: bool = False
     batch_submits: int | None = None
+    in_buckets: bool = False
+    buckets: EngineBuckets | None = None
 
 
 def choose_engine(
@@ -65,6 +70,12 @@ def choose_engine(
     """The engine for what was asked: ``auto`` or a name; StorageError if it can't be had."""
     if situation.batch_submits is not None and not situation.never_waits:
         return _batches(situation, call)
+    if situation.in_buckets and not situation.never_waits:
+        return EngineChoice(
+            name="threads",
+            reason="the engine's buckets are written by one call each, for which reads and writes"
+            " have a thread each",
+        )
     for name in KERNEL_ENGINES:
         if name == asked:
             return _named(name, situation, call)
@@ -175,6 +186,8 @@ def make_engine(name: IoEngineName, backend: Backend, situation: Situation) -> I
     if name == "threads" and situation.batch_submits is not None:
         assert not isinstance(files, Slabs)
         return BatchEngine(backend, depth, files, situation.batch_submits)
+    if name == "threads" and situation.in_buckets:
+        return BucketEngine(backend, depth, situation.buckets)
     if name == "threads":
         return ThreadsEngine(backend, depth)
     assert files is not None

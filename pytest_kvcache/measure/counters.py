@@ -223,6 +223,10 @@ class Counters:
     hit_blocks: int = field(metadata=_row(
         "blocks", "of those that were found", AtMost(whole="prompt_blocks"),
         place="cache.hit_blocks"))
+    staged_hit_blocks: int | None = field(metadata=_row(
+        "blocks", "of `hit_blocks`, those that were in memory, as the bucket that they go with was"
+        " not written yet: nothing is read of them; `null` where no engine packs blocks into"
+        " buckets", AtMost(whole="hit_blocks"), place="cache.staged_hit_blocks"))
     beside_blocks: int = field(metadata=_row(
         "blocks", "that requests which arrived in the window had beside their prefixes, to be read"
         " where they are there: in `prompt_blocks` and hit ratios they are not; 0 in replays and"

@@ -51,7 +51,8 @@ REREAD = 13  # a read of what the request itself has stored; it is one of the re
 SERVICE = 14  # of an answered request, where requests have objectives
 LOOKUP = 15  # of all that a request asks the storage for
 SHARED = 16  # of a request's hits, where ranks share a store
-MEMORY_ROWS = {name: number for number, name in enumerate(MEMORY_SECTIONS, 17)}
+STAGED = 17  # of a request's hits, where blocks wait in memory for a bucket
+MEMORY_ROWS = {name: number for number, name in enumerate(MEMORY_SECTIONS, 18)}
 """Section of a memory tier → the kind of its rows."""
 
 _COLUMNS = 6
@@ -77,6 +78,7 @@ _SAMPLE = _row_type("waiting", "started_ns", "done_ns", "_", "_")
 _TIER_HITS = _row_type("gpu", "started_ns", "_", "cpu", "storage")
 _LOOKUP = _row_type("asked", "started_ns", "done_ns", "found", "_")
 _SHARED = _row_type("own_hit_blocks", "started_ns", "other_hit_blocks", "_", "_")
+_STAGED = _row_type("staged_hit_blocks", "started_ns", "_", "_", "_")
 _BESIDE = _row_type("beside_blocks", "started_ns", "beside_hit_blocks", "_", "_")
 
 _OBJECTS = ((READ, "read"), (WRITE, "write"), (DEMOTE, "demote"))
@@ -97,6 +99,7 @@ LEDGER_COLUMNS = (
     "beside_hit_blocks",
     "own_hit_blocks",
     "other_hit_blocks",
+    "staged_hit_blocks",
     "asked_objects",
     "found_objects",
     "arrived_tokens",
@@ -380,6 +383,7 @@ class Recorder:
             (SERVICE, lambda every, _inside: self._book_service(every.view(_SERVICE))),
             (LOOKUP, lambda _every, inside: self._book_lookups(inside.view(_LOOKUP))),
             (SHARED, lambda _every, inside: self._book_shared(inside.view(_SHARED))),
+            (STAGED, lambda _every, inside: self._book_staged(inside.view(_STAGED))),
             (BESIDE, lambda _every, inside: self._book_beside(inside.view(_BESIDE))),
             (WAITING, lambda every, _inside: self._book_samples(every.view(_SAMPLE))),
         )
@@ -429,6 +433,9 @@ class Recorder:
     def _book_shared(self, rows: _Rows) -> None:
         counted = {name: rows[name] for name in ("own_hit_blocks", "other_hit_blocks")}
         self.ledger.add(rows["started_ns"], counted)
+
+    def _book_staged(self, rows: _Rows) -> None:
+        self.ledger.add(rows["started_ns"], {"staged_hit_blocks": rows["staged_hit_blocks"]})
 
     def _book_beside(self, rows: _Rows) -> None:
         counted = {name: rows[name] for name in ("beside_blocks", "beside_hit_blocks")}

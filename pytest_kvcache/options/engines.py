@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pytest_kvcache.backends.calls import FileCalls, SlotCalls
-from pytest_kvcache.backends.profiles import NOT_BUILT, PROFILES
+from pytest_kvcache.backends.calls import BUCKET_ROOM_BYTES, BucketCalls, FileCalls, SlotCalls
+from pytest_kvcache.backends.profiles import PROFILES
 from pytest_kvcache.errors import OptionError, UnknownNameError
 from pytest_kvcache.phases import PHASES
 
@@ -20,8 +20,6 @@ WHOLE_OBJECT = "object"
 
 def parse_engine(text: str, option: str) -> str:
     """The name of a profile."""
-    if text in NOT_BUILT:
-        raise OptionError(f"{option} is {text}, which has no profile yet: {NOT_BUILT[text]}")
     if text not in PROFILES:
         raise UnknownNameError("engine", text, PROFILES, option=option)
     return text
@@ -42,7 +40,7 @@ def brought_by(engine: str | None) -> Mapping[str, Any]:
         "lookup": profile.lookup,
         "request_depth": profile.request_depth,
     }
-    if not isinstance(profile.calls, SlotCalls):
+    if isinstance(profile.calls, FileCalls):
         found["publish"] = profile.calls.publish
     if profile.lookup != "memory":
         found["restart_by"] = "lookups"  # it has no index, and asks when it needs a block
@@ -55,8 +53,10 @@ def makes_calls(options: Options) -> bool:
 
 
 def header_bytes(engine: str | None) -> int:
-    """What lies before each object of an engine, and takes room."""
+    """What lies beside the data of each object of an engine, and takes room, at most."""
     calls = None if engine is None else PROFILES[engine].calls
+    if isinstance(calls, BucketCalls):
+        return BUCKET_ROOM_BYTES
     return calls.header_room_bytes if isinstance(calls, SlotCalls) else 0
 
 
@@ -80,8 +80,11 @@ def check_engine(options: Options) -> None:
     _check_calls(options, told)
     if options.engine is None:
         return
-    if isinstance(PROFILES[options.engine].calls, SlotCalls):
+    calls = PROFILES[options.engine].calls
+    if isinstance(calls, SlotCalls):
         _check_slots(options, told)
+    elif isinstance(calls, BucketCalls):
+        _check_buckets(options, told)
     elif makes_batches(options.engine):
         _check_batches(options, told)
 
@@ -146,6 +149,28 @@ def _check_batches(options: Options, told: str) -> None:
         raise OptionError(
             f"{told}, each by one call, and --kv-transfer-size is given; leave one of them out"
         )
+
+
+def _check_buckets(options: Options, told: str) -> None:
+    """Who packs objects into buckets writes, reads and displaces them in one way."""
+    told = f"{told}, which packs objects into buckets and"
+    profile = PROFILES[options.engine or ""]
+    refused = {
+        f"--kv-publish={options.publish}": options.publish != "in-place",
+        f"--kv-lookup={options.lookup}": options.lookup != "memory",
+        f"--kv-store={options.store}": options.store != "auto",
+        f"--kv-io={options.io}": options.io != profile.io,
+        "--kv-transfer-size": options.transfer_size != WHOLE_OBJECT,
+        "--kv-queue-depth": options.queue_depth != profile.depth,
+        "--kv-request-depth": options.request_depth != profile.request_depth,
+        f"--kv-layout={options.layout}": options.layout != profile.layout,
+        "--kv-fill": options.fill is not None,
+        "--kv-interference": options.interference,
+        "--kv-io-trace": options.io_trace is not None,
+    }
+    for what, is_there in refused.items():
+        if is_there:
+            raise OptionError(f"{told} can't go with {what}; leave one of them out")
 
 
 def _check_slots(options: Options, told: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from pytest_kvcache.backends.calls import SlotCalls
+from pytest_kvcache.backends.calls import BucketCalls, SlotCalls
 from pytest_kvcache.backends.profiles import PROFILES
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.options.table import flag_of
@@ -81,6 +81,12 @@ def _check_no_tiers(options: Options) -> None:
 def _check_profile(options: Options, engine: str) -> None:
     """An engine whose objects have no names, or that forgets them, finds nothing again."""
     profile = PROFILES[engine]
+    if isinstance(profile.calls, BucketCalls):
+        raise OptionError(
+            f"--kv-engine is {engine}, which packs objects into buckets, and --kv-phase=restart"
+            " finds objects by the names of their files: the tables beside the buckets would have"
+            " to be read; name an engine with a file per object, or leave it out"
+        )
     if isinstance(profile.calls, SlotCalls):
         what = "which of them holds what is known in memory alone, and lost"
         if profile.calls.header:

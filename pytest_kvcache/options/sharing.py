@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pytest_kvcache.backends.calls import SlotCalls
+from pytest_kvcache.backends.calls import FileCalls, SlotCalls
 from pytest_kvcache.backends.profiles import PROFILES
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.phases import PHASES
@@ -35,10 +35,12 @@ def check_sharing(options: Options) -> None:
         return
     told = f"--kv-sharing is {options.sharing}"
     engine = None if options.engine is None else PROFILES[options.engine]
-    if engine is not None and isinstance(engine.calls, SlotCalls):
+    if engine is not None and not isinstance(engine.calls, FileCalls):
+        slots = isinstance(engine.calls, SlotCalls)
+        kept = "keeps objects in slots of a file" if slots else "packs objects into buckets"
         raise OptionError(
-            f"{told} and --kv-engine is {engine.name}, which keeps objects in slots of a file of"
-            " its own; leave one of them out, or name an engine with a file per object"
+            f"{told} and --kv-engine is {engine.name}, which {kept} of its own; leave one of them"
+            " out, or name an engine with a file per object"
         )
     if options.lookup == "memory":
         of_engine = engine is not None and engine.lookup == "memory"

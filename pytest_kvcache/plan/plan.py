@@ -14,7 +14,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_kvcache.backends.buffers import Workers, buffer_bytes
-from pytest_kvcache.backends.calls import OURS, FileCalls, SlotCalls
+from pytest_kvcache.backends.calls import (
+    BUCKET_ROOM_BYTES,
+    OURS,
+    BucketCalls,
+    FileCalls,
+    SlotCalls,
+)
 from pytest_kvcache.backends.posix.allocator import slab_count
 from pytest_kvcache.backends.profiles import PROFILES
 from pytest_kvcache.backends.protocol import PAGE_BYTES
@@ -61,6 +67,7 @@ _MIN_DRAIN_S = 30.0
 # Of a rank's memory, without pages that ranks share: interpreter, numpy, MPI and histograms
 # (31 MiB were measured), logs, and the 32 MiB that calibration copies back and forth.
 _RANK_BYTES = 96 * MIB
+_WAITING_BUCKETS = 4  # of 256 MiB, beside one that is written: Mooncake has 1.25 GiB for them
 _ARENA_BYTES = 32 * MIB  # of these, calibration's; more only for longer transfers
 # Of a block: its key, its place in the index and in the users' contexts (430 to 510 bytes
 # were measured).
@@ -256,6 +263,7 @@ class Plan:
         self._check_precondition()
         self._check_fill()
         self._check_slots()
+        self._check_buckets()
         self._check_sharing()
         self._check_full_queue()
         self._check_restart()
@@ -351,12 +359,40 @@ class Plan:
     def _check_slots(self) -> None:
         """All slots of a file are as large as the largest object."""
         differ = self.own_block_bytes is not None or len(set(self._stored_sizes)) > 1
-        if isinstance(self.calls, SlotCalls) and differ:
+        kept = {SlotCalls: "keeps objects in slots", BucketCalls: "packs objects into buckets, all"}
+        if not isinstance(self.calls, FileCalls | None) and differ:
             raise OptionError(
-                f"--kv-engine is {self.engine}, which keeps objects in slots of one size, and"
+                f"--kv-engine is {self.engine}, which {kept[type(self.calls)]} of one size, and"
                 f" {self.scenario} with {self.model.name} has objects of several; leave the engine"
                 " out, or name one with a file per object"
             )
+
+    def _check_buckets(self) -> None:
+        """What is packed into buckets goes with them, and is read of one storage alone."""
+        if not self.in_buckets:
+            return
+        told = f"--kv-engine is {self.engine}, which packs objects into buckets"
+        bucket = self.bucket_blocks * self.stored_bytes
+        if self.capacity_blocks < self.bucket_blocks:
+            raise OptionError(
+                f"{told} of {format_bytes(bucket)}, and the storage capacity per rank is"
+                f" {format_bytes(self.capacity_bytes)}, which holds none; raise"
+                " --kv-storage-capacity-gb"
+            )
+        retrieves = self.dialogues is not None and self.dialogues.retrieval is not None
+        why = None
+        if self.objects_per_block > 1:
+            why = f"a block of {self.model.name} is {self.objects_per_block} objects"
+        elif self.tiers:
+            why = f"{self.tiers[0].flag} puts a memory tier in front"
+        elif retrieves:
+            why = f"users of {self.scenario} read documents beside their prefixes"
+        elif self.replays_operations:
+            why = f"{self.scenario} deletes objects one by one"
+        elif self.reread_factor:
+            why = f"--kv-reread-factor is {self.reread_factor}"
+        if why is not None:
+            raise OptionError(f"{told}, and {why}, which can't go together yet; leave one out")
 
     def _check_full_queue(self) -> None:
         """Stores that others depend on are not dropped."""
@@ -428,7 +464,7 @@ class Plan:
                 f"--kv-phase is {self.phase}, with a duration, a ramp or memory tiers; it has none"
                 " of them, leave them out"
             )
-        if self.restarts and (self.store == "slab" or isinstance(self.calls, SlotCalls)):
+        if self.restarts and (self.store == "slab" or not isinstance(self.calls, FileCalls | None)):
             raise OptionError(
                 f"--kv-phase is {self.phase}, which finds objects by the names of their files, and"
                 f" those of this plan have none (store {self.store}, engine {self.engine}); use"
@@ -587,7 +623,7 @@ class Plan:
             return None
         ours = replace(OURS, before_store=("access",)) if self.shares else OURS
         calls = ours if self.profile is None else self.profile.calls
-        if isinstance(calls, SlotCalls):
+        if not isinstance(calls, FileCalls):
             return calls
         calls = replace(calls, publish=self.publish)
         size = self.transfer_size
@@ -599,6 +635,24 @@ class Plan:
         return self.calls.batch_submits if isinstance(self.calls, FileCalls) else None
 
     @property
+    def in_buckets(self) -> bool:
+        """Whether blocks are packed into buckets, which are written and displaced whole."""
+        return isinstance(self.calls, BucketCalls)
+
+    @property
+    def bucket_blocks(self) -> int:
+        """How many blocks a bucket has; 0: there are none."""
+        calls = self.calls
+        return calls.blocks(self.object_stored_bytes) if isinstance(calls, BucketCalls) else 0
+
+    @property
+    def most_waiting_stores(self) -> int | None:
+        """How many objects wait to be stored before users wait; None: as the queue depth gives."""
+        if self.in_buckets:
+            return _WAITING_BUCKETS * self.bucket_blocks
+        return self.most_stores
+
+    @property
     def workers(self) -> Workers | None:
         """How many objects are under way, where it is so many of each kind or of a request."""
         if self.profile is None:
@@ -606,6 +660,8 @@ class Plan:
                 return None
             return Workers.of_all(self.queue_depth, self.request_depth)
         found = self.profile
+        if self.in_buckets:
+            return Workers.of_batches(self.bucket_blocks, None)
         if self.batch_submits is not None:
             return Workers.of_batches(self.queue_depth // 2, self.request_depth)
         if found.shares_workers or self.queue_depth != found.depth:
@@ -634,6 +690,8 @@ class Plan:
         """What a block takes with what lies before its objects."""
         calls = self.calls
         beside = calls.header_room_bytes if isinstance(calls, SlotCalls) else 0
+        if self.in_buckets:
+            beside = BUCKET_ROOM_BYTES
         return self.stored_bytes + beside * self.objects_per_block
 
     @property
@@ -685,6 +743,8 @@ class Plan:
         calls, objects = self.calls, self.most_blocks * self.objects_per_block
         if self.store == "slab" or isinstance(calls, SlotCalls):
             return 0
+        if self.in_buckets:
+            return 2 * -(-objects // self.bucket_blocks)
         directories, below = 0, 1
         for digits in calls.levels if isinstance(calls, FileCalls) else ():
             below *= 16**digits

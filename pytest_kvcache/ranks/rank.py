@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from pytest_kvcache.backends.calls import FileCalls
 from pytest_kvcache.backends.null import NullBackend
 from pytest_kvcache.backends.protocol import PAGE_BYTES, LooksUp, NamesObjects
+from pytest_kvcache.cache.buckets import BucketIndex
 from pytest_kvcache.cache.index import CacheIndex, ContentEntry
 from pytest_kvcache.cache.tiers import Tier, TierStack
 from pytest_kvcache.engine.engine import Engine
@@ -52,6 +53,7 @@ from pytest_kvcache.ranks.report import (
     recorded,
     restart_counts,
     sharing_counts,
+    staged_hits,
     tier_counts,
     window_sums,
 )
@@ -171,6 +173,11 @@ class Rank:
     def _empty_index(self) -> CacheIndex:
         """Of what this rank has stored."""
         plan = self.plan
+        if plan.in_buckets:
+            return BucketIndex(
+                plan.capacity_bytes, page_bytes=plan.page_bytes, block_bytes=plan.object_bytes,
+                bucket_blocks=plan.bucket_blocks,
+            )  # fmt: skip
         if self.sharing is None:
             return CacheIndex(plan.capacity_bytes, **_index_sizes(plan))
         entry = partial(ContentEntry, self.sharing.origin)
@@ -257,7 +264,7 @@ class Rank:
                 discards_findings=discards_findings,
                 objects_per_block=plan.objects_per_block,
                 parts=plan.unlike_parts,
-                most_stores=plan.most_stores,
+                most_stores=plan.most_waiting_stores,
                 workers=plan.workers,
                 shared=isinstance(cache, SharedCache),
                 drops_stores=plan.full_queue == "drop",
@@ -368,6 +375,8 @@ class Rank:
             transfer_bytes=plan.chunk_bytes,
             never_waits=plan.traits.never_waits,
             batch_submits=plan.batch_submits,
+            in_buckets=plan.in_buckets,
+            buckets=getattr(backend, "buckets", None),
         )
 
     def _payload_seed(self) -> int:
@@ -773,6 +782,7 @@ class Rank:
         return {
             **counters.counted(),
             "dropped_blocks": counters.dropped_blocks if drops else None,
+            "staged_hit_blocks": staged_hits(self.recorder, in_buckets=self.plan.in_buckets),
             **sharing_counts(self.recorder, self.sharing, self._others_objects),
             **recorded(self.recorder),
             **tier_counts(self.plan, self.recorder, loop.blocks.counted()),

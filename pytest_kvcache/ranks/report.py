@@ -54,6 +54,13 @@ def window_sums(ledger: Ledger, window_ns: int, slice_ns: int) -> dict[str, Any]
     }
 
 
+def staged_hits(recorder: Recorder, *, in_buckets: bool) -> int | None:
+    """Hits of blocks that waited in memory; null: none has to."""
+    if not in_buckets:
+        return None
+    return recorder.ledger.sums(0, recorder.ledger.end_ns)["staged_hit_blocks"]
+
+
 def lookup_counts(recorder: Recorder, *, asks: bool) -> dict[str, Any]:
     """What requests asked the storage for, and what was there; null: they ask memory."""
     if not asks:
@@ -110,7 +117,7 @@ def tier_counts(
     hits = recorder.ledger.sums(0, recorder.ledger.end_ns)
     found = dict.fromkeys(TIER_COUNTERS) | dict(counted)
     if not names:
-        return found | {"storage_hit_blocks": hits["hit_blocks"]}
+        return found | {"storage_hit_blocks": hits["hit_blocks"] - hits["staged_hit_blocks"]}
     found |= {f"{name}_hit_blocks": hits[f"{name}_hit_blocks"] for name in (*names, "storage")}
     moved = {s: recorder.section_bytes[s] for s in MEMORY_SECTIONS if s in sections}
     return found | {f"{section}_bytes": size for section, size in moved.items()}

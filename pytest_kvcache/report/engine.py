@@ -8,7 +8,7 @@ from pytest_kvcache.backends.calls import FileCalls
 from pytest_kvcache.options.table import flag_of
 from pytest_kvcache.phases import PHASES
 from pytest_kvcache.report.text import figure, wrapped
-from pytest_kvcache.units import format_count
+from pytest_kvcache.units import format_bytes, format_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +40,9 @@ def describe_engine(plan: Plan) -> str:
     if plan.asks_storage:
         which = "up to the first miss" if plan.lookup == "first-miss" else "all of them"
         told.append(f"the storage asked for blocks ({which})")
+    if plan.in_buckets:
+        size = format_bytes(plan.bucket_blocks * plan.object_stored_bytes)
+        told.append(f"packed into buckets of {size} ({format_count(plan.bucket_blocks, 'block')})")
     if plan.workers is not None and plan.workers.batches:
         told.append(f"a request's in batches of up to {plan.workers.readers} objects")
     elif plan.request_depth is not None:
@@ -51,10 +54,13 @@ def engine_lines(plan: Plan, trial: Trial) -> Iterator[str]:
     """Which engine that is, what was changed of it, and what was asked of the storage."""
     if plan.profile is not None:
         changed = ", ".join(map(flag_of, plan.changed)) or "nothing"
+        displaced = "blocks are displaced at the capacity, LRU"
+        if plan.in_buckets:
+            displaced = "buckets are displaced at the capacity, FIFO"
         yield from wrapped(
             f"{plan.engine}: {plan.profile.version}; changed: {changed}. It does not imitate"
             f" {plan.profile.misses}. Of its own accord it evicts: {plan.profile.evicts}; here"
-            " blocks are displaced at the capacity, LRU",
+            f" {displaced}",
             indent="  ",
         )
     lookup, counted = trial.lookup, trial.counters
@@ -68,6 +74,17 @@ def engine_lines(plan: Plan, trial: Trial) -> Iterator[str]:
             f"lookups: {format_count(lookup.count, 'request')} asked for"
             f" {counted.asked_objects:,} objects, of which {counted.found_objects:,} were"
             f" there{shown}",
+            indent="  ",
+        )
+
+
+def staged_lines(plan: Plan, trial: Trial) -> Iterator[str]:
+    """What was hit in memory, where blocks wait there for their bucket."""
+    staged, hits = trial.counters.staged_hit_blocks, trial.counters.hit_blocks
+    if plan.in_buckets and staged is not None:
+        yield from wrapped(
+            f"buckets: {staged:,} of {format_count(hits, 'hit')} were of blocks in memory, which"
+            " waited for their bucket to be full or written: nothing was read of them",
             indent="  ",
         )
 

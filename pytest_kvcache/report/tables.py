@@ -14,7 +14,13 @@ from pytest_kvcache.measure.series import DONE, KINDS
 from pytest_kvcache.phases import PHASES
 from pytest_kvcache.plan.possible import possible
 from pytest_kvcache.plan.tiers import describe_tiers
-from pytest_kvcache.report.engine import describe_engine, drop_lines, engine_lines, sharing_lines
+from pytest_kvcache.report.engine import (
+    describe_engine,
+    drop_lines,
+    engine_lines,
+    sharing_lines,
+    staged_lines,
+)
 from pytest_kvcache.report.headline import describe_users, sum_up
 from pytest_kvcache.report.interference import interference_lines
 from pytest_kvcache.report.load import describe_changes, describe_room
@@ -132,6 +138,7 @@ def _case(case: CaseResult, metrics: Sequence[str]) -> Iterator[str]:
         yield from [] if last is None else engine_lines(case.plan, last)
         yield from [] if last is None else sharing_lines(case.plan, last)
         yield from [] if last is None else drop_lines(case.plan, last)
+        yield from [] if last is None else staged_lines(case.plan, last)
     yield from path_lines(case)
     for trial in case.trials:
         if trial.error is not None:

@@ -120,6 +120,7 @@ def _rank_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
     yield from _lookup_faults(rank, plan)
     yield from _sharing_faults(rank, plan)
     yield from _drop_faults(rank, plan)
+    yield from _bucket_faults(rank, plan)
     yield from _restart_faults(rank, plan)
     yield from _fill_faults(rank, plan)
     yield from _precondition_faults(rank, plan)
@@ -163,13 +164,7 @@ def _tier_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
         yield f"memory_tiers_s is {rank.memory_tiers_s}; by the plan it must {not_null}be null"
     if (rank.memory_tiers_s or 0.0) > rank.drained_s - rank.start_s + _CLOCK_S:
         yield f"memory_tiers_s is {rank.memory_tiers_s}; the rank ran shorter than that"
-    names = [tier.name for tier in plan.tiers]
-    served = {name: getattr(rank, f"{name}_hit_blocks") or 0 for name in (*names, "storage")}
-    if sum(served.values()) != rank.hit_blocks:
-        stated = " + ".join(f"{count} ({name})" for name, count in served.items())
-        yield (
-            f"the tiers served {stated} blocks; together that must be hit_blocks, {rank.hit_blocks}"
-        )
+    yield from _served_faults(rank, plan)
     for each in plan.tiers:
         used = getattr(rank, f"{each.name}_bytes") or 0
         if used > each.capacity_bytes:
@@ -181,6 +176,17 @@ def _tier_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
         value = getattr(rank, f"demote_{what}")
         if value and "demote" not in tier_sections(plan.tiers, plan.tier_policy):
             yield f"demote_{what} is {value}; it must be 0, as the plan has no tier to demote from"
+
+
+def _served_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
+    """Each hit was served by one of the tiers, or from where blocks wait for a bucket."""
+    names = [*(tier.name for tier in plan.tiers), "storage", *["staged"] * plan.in_buckets]
+    served = {name: getattr(rank, f"{name}_hit_blocks") or 0 for name in names}
+    if sum(served.values()) != rank.hit_blocks:
+        stated = " + ".join(f"{count} ({name})" for name, count in served.items())
+        yield (
+            f"the tiers served {stated} blocks; together that must be hit_blocks, {rank.hit_blocks}"
+        )
 
 
 def _service_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
@@ -284,6 +290,25 @@ def _drop_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
         )
     if drops and rank.store_stall_s:
         yield f"store_stall_s is {rank.store_stall_s}; with full_queue drop nobody waits"
+
+
+def _bucket_faults(rank: RankResult, plan: Plan) -> Iterator[str]:
+    """Hits in memory are counted where blocks wait there; what is stored are whole buckets."""
+    if (rank.staged_hit_blocks is not None) != plan.in_buckets:
+        must = "a number" if plan.in_buckets else "null"
+        yield (
+            f"staged_hit_blocks is {rank.staged_hit_blocks}; with engine {plan.engine} it must be"
+            f" {must}"
+        )
+    if not plan.in_buckets or rank.error is not None:
+        return
+    for name in ("cached_blocks", "evictions"):
+        value = getattr(rank, name)
+        if value % plan.bucket_blocks:
+            yield (
+                f"{name} is {value}; it must be a multiple of {plan.bucket_blocks}, the blocks of a"
+                " bucket"
+            )
 
 
 def _sharing_faults(rank: RankResult, plan: Plan) -> Iterator[str]:

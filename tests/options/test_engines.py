@@ -7,7 +7,7 @@ import re
 import pytest
 
 from pytest_kvcache.backends.calls import FileCalls
-from pytest_kvcache.backends.profiles import NOT_BUILT, PROFILES
+from pytest_kvcache.backends.profiles import PROFILES
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.options.engines import brought_by
 from pytest_kvcache.options.options import Options, Origin, build_options
@@ -47,7 +47,6 @@ def test_without_a_profile_nothing_is_another_way() -> None:
     ("texts", "said"),
     [
         ({"engine": "vllm"}, "--kv-engine is 'vllm'"),
-        *(({"engine": name}, f"engine is {name}, which has no profile yet") for name in NOT_BUILT),
         ({"engine": "vllm-fs", "store": "slab"}, "engine is vllm-fs, which has a way of its own"),
         ({"engine": "vllm-fs", "sync": "data"}, "no engine syncs what it stores"),
         ({"publish": "rename", "sync": "data"}, "--kv-publish is rename, and --kv-sync is data"),
@@ -67,6 +66,22 @@ def test_without_a_profile_nothing_is_another_way() -> None:
          "give at least 8"),
         ({"engine": "mooncake-offset", "io": "direct"}, "headers of a few bytes before them"),
         ({"engine": "kvbm-disk", "transfer_size": "4MiB"}, "each moved by one call"),
+        *(
+            ({"engine": "mooncake-bucket", name: text}, f"buckets and can't go with {flag}")
+            for name, text, flag in (
+                ("publish", "rename", "--kv-publish=rename"),
+                ("lookup", "all", "--kv-lookup=all"),
+                ("store", "file", "--kv-store=file"),
+                ("io", "direct", "--kv-io=direct"),
+                ("transfer_size", "4MiB", "--kv-transfer-size"),
+                ("queue_depth", "16", "--kv-queue-depth"),
+                ("request_depth", "1", "--kv-request-depth"),
+                ("layout", "kv", "--kv-layout=kv"),
+                ("fill", "50%", "--kv-fill"),
+                ("interference", "true", "--kv-interference"),
+                ("io_trace", "trace", "--kv-io-trace"),
+            )
+        ),
         ({"request_depth": "0"}, "--kv-request-depth is 0; it must be at least 1, or all"),
         ({"request_depth": "some"}, "or all"),
         ({"lookup": "some"}, "--kv-lookup is 'some'; it must be one of memory, first-miss, all"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_kvcache.backends.calls import SlotCalls
+from pytest_kvcache.backends.calls import BucketCalls, SlotCalls
 from pytest_kvcache.backends.profiles import PROFILES
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.options.options import Options, Origin, build_options
@@ -34,7 +34,9 @@ def test_an_engine_finds_its_objects_again_as_it_does_or_is_refused(name: str) -
         return
     with pytest.raises(OptionError, match=f"--kv-engine is {name}, ") as refused:
         typed(phase="restart", engine=name)
-    if isinstance(profile.calls, SlotCalls):
+    if isinstance(profile.calls, BucketCalls):
+        assert "packs objects into buckets" in str(refused.value)
+    elif isinstance(profile.calls, SlotCalls):
         assert "slots of one file" in str(refused.value)
         assert ("read from the header" in str(refused.value)) == bool(profile.calls.header)
     else:

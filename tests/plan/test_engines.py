@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_kvcache.backends.buffers import Workers
-from pytest_kvcache.backends.calls import OURS, FileCalls, SlotCalls
+from pytest_kvcache.backends.calls import OURS, BucketCalls, FileCalls, SlotCalls
 from pytest_kvcache.backends.profiles import PROFILES
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.options.options import build_options
@@ -168,6 +168,40 @@ def test_what_is_allocated_ahead_is_all_of_the_capacity() -> None:
     assert allocated.most_blocks == allocated.capacity_blocks
 
 
+def test_a_bucket_has_as_many_blocks_as_fit_into_it() -> None:
+    plan = planned(engine="mooncake-bucket", storage_capacity_gb="1GiB")
+    assert (plan.in_buckets, plan.bucket_blocks) == (True, 500)
+    assert plan.workers == Workers.of_batches(500, None)
+    assert plan.most_waiting_stores == 2_000
+    assert plan.disk_bytes_per_block == plan.stored_bytes + 256
+    assert "packed into buckets of " in describe_plan(plan)
+    assert (planned().in_buckets, planned().bucket_blocks) == (False, 0)
+    assert BucketCalls(objects=500, size_bytes=256 * MIB).blocks(2 * MIB) == 128
+    assert BucketCalls(objects=500, size_bytes=256 * MIB).blocks(300 * MIB) == 1
+    with pytest.raises(OptionError, match="objects are 513; a bucket must have one"):
+        BucketCalls(objects=513, size_bytes=MIB)
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        ({"storage_capacity_gb": "32KiB"}, r"which holds none; raise --kv-storage-capacity-gb"),
+        ({"cpu_mem_gb": "1GiB"}, "--kv-cpu-mem-gb puts a memory tier in front"),
+        ({"reread_factor": "2"}, "--kv-reread-factor is 2"),
+        ({"layout": "layer"}, "objects into buckets"),
+    ],
+)
+def test_what_can_not_be_packed_into_buckets_is_refused(texts: dict[str, str], said: str) -> None:
+    with pytest.raises(OptionError, match=said):
+        planned(engine="mooncake-bucket", **texts)
+
+
+def test_buckets_refuse_objects_of_several_sizes() -> None:
+    options = build_options({"engine": ("mooncake-bucket", "command line")})
+    with pytest.raises(OptionError, match="packs objects into buckets, all of one size"):
+        plan_of(options, block_tokens=16, own_block_bytes=1 << 20, sizes_differ=True)
+
+
 @pytest.mark.parametrize(
     ("texts", "inodes"),
     [
@@ -178,6 +212,7 @@ def test_what_is_allocated_ahead_is_all_of_the_capacity() -> None:
         ({"engine": "vllm-fs"}, 3 * 1_000),
         ({"engine": "aibrix-shfs"}, 1_000 + 256 + 1_000),
         ({"engine": "vllm-disk"}, 0),
+        ({"engine": "mooncake-bucket"}, 2 * 2),
         ({"engine": "sglang-nixl"}, 2 * 1_000 + 256),
     ],
 )

@@ -546,6 +546,35 @@ def test_stores_are_dropped_where_the_plan_drops_them(
     assert any(said in fault for fault in of_rank(sound_plan(**plan), **changes))
 
 
+BUCKETS = sound_plan(engine="mooncake-bucket", io="buffered", capacity_blocks=1000)
+OF_BUCKETS: dict[str, Any] = {
+    "staged_hit_blocks": 300, "storage_hit_blocks": 700, "cached_blocks": 500, "evictions": 0,
+    "cached_bytes": 500 * BUCKETS.stored_bytes,
+    "io_engine": "threads", "io_engine_asynchronous": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, None),
+        ({"staged_hit_blocks": None, "storage_hit_blocks": 1_000}, "it must be a number"),
+        ({"staged_hit_blocks": 301}, "700 (storage) + 301 (staged) blocks; together that must be"),
+        ({"cached_blocks": 499}, "cached_blocks is 499; it must be a multiple of 500"),
+        ({"evictions": 250}, "evictions is 250; it must be a multiple of 500"),
+        ({"evictions": 250, "error": "it broke"}, None),
+    ],
+)
+def test_what_is_said_of_buckets_agrees(changes: dict[str, Any], said: str | None) -> None:
+    told = [each for each in of_rank(BUCKETS, **OF_BUCKETS | changes) if "rank 0" in each]
+    assert (said is None and not told) or any(said and said in fault for fault in told)
+
+
+def test_without_buckets_nothing_is_staged() -> None:
+    told = of_rank(sound_plan(), staged_hit_blocks=0)
+    assert any("staged_hit_blocks is 0; with engine None it must be null" in each for each in told)
+
+
 SHARED = sound_plan(sharing="run", lookup="all", publish="link")
 OF_SHARED: dict[str, Any] = {
     "lookup_count": 0, "asked_objects": 0, "found_objects": 0, "own_hit_blocks": 1_000,

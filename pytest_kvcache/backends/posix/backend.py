@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-from pytest_kvcache.backends.calls import FileCalls
+from pytest_kvcache.backends.calls import FileCalls, SlotCalls
+from pytest_kvcache.backends.posix.enginebuckets import EngineBuckets
 from pytest_kvcache.backends.posix.enginefiles import EngineFiles
 from pytest_kvcache.backends.posix.engineslots import EngineSlots
 from pytest_kvcache.backends.posix.file import FileBackend
@@ -27,7 +28,7 @@ _STORES: Mapping[str, Callable[[], FileBackend | SlabBackend]] = {
     "file": FileBackend, "slab": SlabBackend,
 }  # fmt: skip
 
-_Store = FileBackend | SlabBackend | EngineFiles | EngineSlots
+_Store = FileBackend | SlabBackend | EngineFiles | EngineSlots | EngineBuckets
 
 
 class StoreBackend:
@@ -35,13 +36,15 @@ class StoreBackend:
 
     ``in_files`` is that store once it is open: it knows where objects are. With an engine's calls
     in the plan, these are made instead, and nobody else may move an object, unless they are made
-    of batches: then ``in_files`` is where these find their files.
+    of batches: then ``in_files`` is where these find their files. ``buckets`` is where objects are
+    packed, if they are.
     """
 
     traits: ClassVar[BackendTraits] = replace(IN_FILES, stores=tuple(_STORES), makes_calls=True)
 
     def __init__(self) -> None:
         self.in_files: FileBackend | SlabBackend | EngineFiles | None = None
+        self.buckets: EngineBuckets | None = None
         self._opened: _Store | None = None
 
     def open(self, plan: BackendPlan) -> BackendFacts:
@@ -55,6 +58,7 @@ class StoreBackend:
             if isinstance(plan.calls, FileCalls) and plan.calls.batch_submits is not None:
                 assert isinstance(made, EngineFiles)
                 self.in_files = made
+            self.buckets = made if isinstance(made, EngineBuckets) else None
             return facts
         store = _STORES[plan.store]()
         facts = store.open(plan)
@@ -106,5 +110,7 @@ class StoreBackend:
         return self._opened
 
 
-def _by_calls(calls: Calls) -> EngineFiles | EngineSlots:
-    return EngineFiles(calls) if isinstance(calls, FileCalls) else EngineSlots(calls)
+def _by_calls(calls: Calls) -> EngineFiles | EngineSlots | EngineBuckets:
+    if isinstance(calls, FileCalls):
+        return EngineFiles(calls)
+    return EngineSlots(calls) if isinstance(calls, SlotCalls) else EngineBuckets()

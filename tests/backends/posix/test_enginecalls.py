@@ -32,12 +32,14 @@ KEY, OTHER = f"{1:032x}.1", f"{2:032x}.1"
 
 SCRIPT = """
 import mmap, os, sys, time
-from pytest_kvcache.backends.calls import FileCalls
+from pytest_kvcache.backends.calls import BucketCalls, FileCalls
+from pytest_kvcache.backends.posix.enginebuckets import EngineBuckets
 from pytest_kvcache.backends.posix.enginefiles import EngineFiles
 from pytest_kvcache.backends.posix.engineslots import EngineSlots
 from pytest_kvcache.backends.profiles import PROFILES
 from pytest_kvcache.backends.protocol import BackendPlan
 from pytest_kvcache.ioengines.batches import BatchEngine
+from pytest_kvcache.ioengines.buckets import BucketEngine
 from pytest_kvcache.ioengines.protocol import READ, WRITE
 
 root, size = sys.argv[1], int(sys.argv[2])
@@ -53,7 +55,8 @@ def in_a_batch(kind):
 for name, profile in PROFILES.items():
     calls = profile.calls
     files = isinstance(calls, FileCalls)
-    backend = EngineFiles(calls) if files else EngineSlots(calls)
+    buckets = isinstance(calls, BucketCalls)
+    backend = EngineFiles(calls) if files else EngineBuckets() if buckets else EngineSlots(calls)
     os.mkdir(f"{root}/{name}")
     backend.open(BackendPlan(
         directory=f"{root}/{name}", object_bytes=size, chunk_bytes=size, io=profile.io,
@@ -63,6 +66,9 @@ for name, profile in PROFILES.items():
     if files and calls.batch_submits is not None:
         engine = BatchEngine(backend, 1, backend, calls.batch_submits)
         engine.register([])
+    elif buckets:
+        engine = BucketEngine(backend, 1, backend)
+    if buckets or (files and calls.batch_submits is not None):
         store, load = lambda: in_a_batch(WRITE), lambda: in_a_batch(READ)
     store()
     backend.delete("KEY")
