@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import pytest
 
 from pytest_kvcache.hosts.sharedmemory import Segments
 from tests.site import is_locked, wait_for
@@ -31,13 +34,27 @@ def processes_of(path: Path) -> list[str]:
     return found
 
 
+def stored_in(site: Site) -> list[Path]:
+    """What sessions have left below the cache directory."""
+    return [path for path in site.cache_dir.glob("*") if path.name != "ballast"]
+
+
 @contextmanager
-def leaving_nothing(site: Site) -> Iterator[None]:
-    """Afterwards no process, lock, shared memory or stored data of the session is left."""
+def leaving_nothing(site: Site, *, device_breaks: bool = False) -> Iterator[None]:
+    """Afterwards no process, lock, shared memory or stored data of the session is left.
+
+    Where the ``device_breaks``: no data that anybody can remove. Once the kernel has forgotten a
+    directory that is beyond the device's end, nobody can any more.
+    """
     before = Segments.now()
     yield
     wait_for(lambda: not processes_of(site.path))
-    wait_for(lambda: not [p for p in site.cache_dir.glob("*") if p.name != "ballast"])
+    if device_breaks:
+        for path in stored_in(site):
+            with pytest.raises(OSError):  # noqa: PT011  whatever the filesystem makes of it
+                shutil.rmtree(path)
+    else:
+        wait_for(lambda: not stored_in(site))
     assert not is_locked(os.uname().nodename)
     wait_for(lambda: Segments.now().names <= before.names)  # others may run MPI meanwhile
 

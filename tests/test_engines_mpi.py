@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_kvcache.backends.calls import BucketCalls
 from pytest_kvcache.backends.profiles import PROFILES
 from pytest_kvcache.results.verify import verify_run
 from tests.site import PATIENCE_S, PYTEST, SUITE
@@ -38,7 +39,10 @@ def measured(site: Site, *words: str) -> dict[str, Any]:
     return trial
 
 
-@pytest.mark.parametrize("name", PROFILES)
+IN_BUCKETS = [name for name, row in PROFILES.items() if isinstance(row.calls, BucketCalls)]
+
+
+@pytest.mark.parametrize("name", [name for name in PROFILES if name not in IN_BUCKETS])
 def test_ranks_do_the_same_work_with_the_calls_of_an_engine(real_site: Site, name: str) -> None:
     trial = measured(real_site, f"--kv-engine={name}", "--kv-block-tokens=64")
     assert {rank["io_engine"] for rank in trial["ranks"]} == {"threads"}
@@ -53,6 +57,27 @@ def test_ranks_do_the_same_work_with_the_calls_of_an_engine(real_site: Site, nam
         assert lookup["asked_objects"] >= lookup["found_objects"]
     if PROFILES[name].lookup == "all":
         assert lookup["asked_objects"] == each * trial["cache"]["prompt_blocks"]
+
+
+@pytest.mark.parametrize("capacity", ["1GiB", "10MiB"])
+@pytest.mark.parametrize("name", IN_BUCKETS)
+def test_ranks_pack_blocks_into_buckets(real_site: Site, name: str, capacity: str) -> None:
+    trial = measured(
+        real_site, f"--kv-engine={name}", "--kv-block-tokens=8", "--kv-scenario=agent",
+        "--kv-context-scale=0.5", f"--kv-storage-capacity-gb={capacity}",
+    )  # fmt: skip
+    cache, bucket = trial["cache"], 500
+    assert trial["write"]["count"] > 0
+    assert trial["read"]["count"] > 0
+    assert trial["write"]["count"] % bucket == 0
+    assert trial["integrity"]["failed"] == 0
+    assert trial["integrity"]["checked"] >= trial["read"]["count"]
+    assert cache["staged_hit_blocks"] > 0
+    storage = cache["tiers"]["storage"]
+    assert cache["staged_hit_blocks"] + storage["hit_blocks"] == cache["hit_blocks"]
+    assert trial["delete"]["count"] * bucket == cache["evictions"]
+    assert (cache["evictions"] > 0) == (capacity == "10MiB")
+    assert all(rank["cached_bytes"] <= 10 << 20 for rank in trial["ranks"]) or capacity != "10MiB"
 
 
 def test_hits_are_the_same_whoever_makes_the_calls(real_site: Site) -> None:

@@ -39,9 +39,12 @@ LINGER_S = 12.0  # longer than a rank may be silent
 
 
 @contextmanager
-def measuring(site: Site, *args: str) -> Iterator[subprocess.Popen[str]]:
+def measuring(
+    site: Site, *args: str, device_breaks: bool = False
+) -> Iterator[subprocess.Popen[str]]:
     """A session whose ranks have just begun to measure; it leaves nothing behind."""
-    with leaving_nothing(site), site.started(*site.real_args(*args)) as process:
+    left = leaving_nothing(site, device_breaks=device_breaks)
+    with left, site.started(*site.real_args(*args)) as process:
         site.wait_for_window(process)
         yield process
 
@@ -111,7 +114,9 @@ def test_a_disk_that_fills_up_takes_nothing_from_slabs(real_site: Site, kind: st
 def test_a_device_that_fails_ends_the_trial_with_its_own_error(real_site: Site) -> None:
     with (
         loop_disk(real_site.cache_dir, 64 * MIB) as disk,
-        measuring(real_site, *FILES, *EACH_ITS_FILE, "--kv-io=direct") as process,
+        measuring(
+            real_site, *FILES, *EACH_ITS_FILE, "--kv-io=direct", device_breaks=True
+        ) as process,
     ):
         disk.lose_all_but(MIB)
         cause = failed(real_site, process)
