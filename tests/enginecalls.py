@@ -9,7 +9,7 @@ from __future__ import annotations
 PUBLISHED = "stat open write close rename"
 PYTHON_OPEN = "open fstat ioctl lseek"
 # Engine → the calls of a lookup of an object that is there, its store into a directory that is
-# there, its load and its delete.
+# there, its load and its delete; of mooncake-bucket, the store and the delete of a whole bucket.
 SEEN = {
     "vllm-fs": ("access", f"access {PUBLISHED}", "open read close", "unlink"),
     "sglang-file": (
@@ -36,5 +36,8 @@ SEEN = {
         None, "open pwrite close open write close", "open pread close", "unlink unlink",
     ),
     "mooncake-offset": (None, "pwrite", "pread pread pread", ""),
+    "mooncake-bucket": (
+        None, "open pwrite open write close close", "open pread close", "unlink unlink",
+    ),
     "kvbm-disk": (None, "pwrite", "pread", ""),
 }  # fmt: skip

@@ -12,11 +12,12 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -252,6 +253,15 @@ def wait_for(condition: Callable[[], object], limit_s: float = PATIENCE_S) -> No
     while not condition():
         assert time.monotonic() < until_s, "it did not come"
         time.sleep(0.02)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens on, each another one."""
+    with ExitStack() as sockets:
+        found = [sockets.enter_context(socket.socket()) for _ in range(count)]
+        for each in found:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in found]
 
 
 def output(result: pytest.RunResult) -> str:

@@ -24,7 +24,16 @@ from pytest_kvcache.launch.diagnosis import cause_of_death
 from pytest_kvcache.launchers.detect import find_launcher, identify
 from pytest_kvcache.launchers.families import FAMILIES
 from pytest_kvcache.launchers.protocol import LaunchJob
-from tests.site import PATIENCE_S, PLUGINS, PYTEST, SMALL, SUITE, machine_to_oneself, wait_for
+from tests.site import (
+    PATIENCE_S,
+    PLUGINS,
+    PYTEST,
+    SMALL,
+    SUITE,
+    free_ports,
+    machine_to_oneself,
+    wait_for,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -138,14 +147,6 @@ def configure(directory: Path) -> None:
     key = directory / "key"
     key.write_bytes(os.urandom(1024))
     key.chmod(0o600)
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as sockets:
-        found = [sockets.enter_context(socket.socket()) for _ in range(count)]
-        for each in found:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in found]
 
 
 def munged(directory: Path) -> list[str]:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
+import re
+import socket
+import subprocess
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.enginecalls import SEEN
-from tests.systemcalls import calls_of
+from tests.site import PATIENCE_S, free_ports, wait_for
+from tests.systemcalls import calls_of, whole
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.peers
@@ -187,6 +194,136 @@ def test_sglangs_batches_through_nixl_are_what_their_profile_does(tmp_path: Path
     for name, operation in (("store", "pwrite"), ("load", "pread")):
         begun = [f"io_submit:64*{operation}", f"io_submit:16*{operation}"]
         assert made_of_40[name].split() == ["open"] * 80 + begun + ["close"] * 80
+
+
+# A bucket is four objects, or one that is as large. What is stored as soon as a bucket is there
+# is ahead of the next heartbeat, so that none finds half of it.
+BUCKETS = """
+import os, sys, time
+
+root, port, patience_s = sys.argv[1], sys.argv[2], float(sys.argv[3])
+size, most = 65536, 4 * 65536
+for name in ("MC_STORE_CLIENT_{}_PORT", "MC_{}_PRC_PORT", "MC_{}_RPC_PORT"):
+    os.environ[name.format("MIN")], os.environ[name.format("MAX")] = "20000", "30000"
+for name, value in (
+    ("HEARTBEAT_INTERVAL_SECONDS", 3),
+    ("LOCAL_BUFFER_SIZE_BYTES", 16 << 20),  # where loads are staged
+    ("BUCKET_SIZE_LIMIT_BYTES", most),
+    ("BUCKET_MAX_TOTAL_SIZE", 7 * most // 2),  # three buckets are below nine tenths of it
+):
+    os.environ[f"MOONCAKE_OFFLOAD_{name}"] = str(value)
+os.mkdir(root)
+from mooncake.store import MooncakeDistributedStore
+
+store = MooncakeDistributedStore()
+assert not store.setup({
+    "local_hostname": "127.0.0.1", "metadata_server": "P2PHANDSHAKE", "protocol": "tcp",
+    "global_segment_size": str(64 << 20), "local_buffer_size": str(16 << 20),
+    "master_server_addr": f"127.0.0.1:{port}", "rdma_devices": "",
+    "enable_ssd_offload": "true", "ssd_offload_path": root,
+})
+
+def until(condition):
+    end = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.05)
+
+def on_disk(key):
+    return any(replica.is_local_disk_replica() for replica in store.get_replica_desc(key))
+
+def put(values):
+    assert not store.put_batch(list(values), list(values.values()))
+    until(lambda: all(on_disk(key) for key in values))
+
+def load(*keys):
+    assert store.get_batch(list(keys)) == [objects[key] for key in keys]
+
+def find(key):
+    assert store.is_exist(key) == 1
+
+def remove(key):
+    assert not store.remove(key, True)
+
+def leave_memory(keys):
+    left = set(keys)
+    def cleared():
+        left.difference_update(store.batch_replica_clear(sorted(left), store.get_hostname()))
+        return not left
+    until(cleared)
+
+first = {f"first{number}": bytes([number]) * size for number in range(4)}
+second = {f"second{number}": bytes([4 + number]) * size for number in range(4)}
+objects = {**first, **second}
+for mark, call in (
+    ("oldest", lambda: put({"oldest": bytes(most)})),
+    ("store", lambda: put(first)),
+    ("second", lambda: put(second)),
+    ("in memory", lambda: load(*first)),
+    ("leave memory", lambda: leave_memory(objects)),
+    ("lookup", lambda: find("first0")),
+    ("load", lambda: load("first0")),
+    ("batch", lambda: load(*first)),
+    ("batch of two", lambda: load("first0", "second0", "first1", "second1")),
+    ("remove", lambda: remove("first0")),
+    ("delete", lambda: put({"newest": bytes(most)})),
+):
+    os.access(f"/mark/{mark}", 0)
+    call()
+os.access("/mark/end", 0)
+store.close()
+"""
+
+
+@needs("mooncake")
+def test_mooncakes_buckets_are_what_its_profile_does(tmp_path: Path) -> None:
+    root = tmp_path / "buckets"
+    with mooncakes_master(tmp_path / "master.log") as port:
+        made = calls_of(BUCKETS, root, str(port), str(PATIENCE_S))
+    _lookup, store, load, delete = SEEN["mooncake-bucket"]
+    for mark in ("in memory", "leave memory", "lookup", "remove"):
+        assert not made[mark]
+    assert (made["store"], made["load"], made["delete"]) == (store, load, f"{delete} {store}")
+    assert made["batch"] == "open pread pread pread pread close"
+    assert made["batch of two"] == "open pread pread close open pread pread close"
+    log = "\n".join(whole(root.with_suffix(".strace").read_text(errors="replace").splitlines()))
+    parts = re.findall(r"pwritev\(.*], (\d+), 0\) +=", log)
+    assert parts == ["2", "8", "8", "2"]  # the key and the bytes of each object
+    oldest, *_others = re.findall(rf'"{root}/(\d+)\.bucket", O_WRONLY', log)
+    assert re.findall(rf'unlink\("{root}/(.*)"', log) == [f"{oldest}.meta", f"{oldest}.bucket"]
+
+
+@contextmanager
+def mooncakes_master(log: Path) -> Iterator[int]:
+    """The port of the process that knows where objects are, which a client needs."""
+    try:
+        ctypes.CDLL("libibverbs.so.1")
+    except OSError:
+        pytest.skip("Mooncake's wheel needs libibverbs.so.1, which is not installed")
+    spec = importlib.util.find_spec("mooncake")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    port, metrics_port = free_ports(2)
+    command = [
+        f"{spec.submodule_search_locations[0]}/mooncake_master", "-rpc_address=127.0.0.1",
+        f"-rpc_port={port}", f"-metrics_port={metrics_port}", "-enable_offload",
+        "-default_kv_lease_ttl=100ms",
+    ]  # fmt: skip
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(command, stdout=output, stderr=output) as master,
+    ):
+        try:
+            wait_for(lambda: master.poll() is not None or listens(port))
+            assert master.poll() is None, log.read_text(errors="replace")
+            yield port
+        finally:
+            master.kill()
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as client:
+        return not client.connect_ex(("127.0.0.1", port))
 
 
 def assert_seen(engine: str, made: dict[str, str]) -> None:
