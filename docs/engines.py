@@ -107,7 +107,7 @@ def of_buckets(calls: BucketCalls) -> Iterator[str]:
     size = f"{calls.size_bytes >> 20} MiB, or {calls.objects} objects"
     yield f"files of up to {size}, and one beside each that says what is where; one directory"
     yield "lookup: none, an index in memory"
-    yield "store, when a file's objects are all there: `open, pwritev, close, open, write, close`"
+    yield "store, when a file's objects are all there: `open, pwritev, open, write, close, close`"
     yield "load, of what a request reads of one file: `open, pread × n, close`"
     yield "delete, of a whole file: `unlink, unlink`"
 
@@ -115,7 +115,10 @@ def of_buckets(calls: BucketCalls) -> Iterator[str]:
 def at_once(profile: EngineProfile) -> str:
     """How many objects are under way, of all requests and of one."""
     if not isinstance(profile.calls, FileCalls | SlotCalls):
-        return "a file that is written, and an object that is read, of one request after the other"
+        calls = profile.calls
+        return (
+            f"a file that is written, and an object of each of {calls.readers} requests that load"
+        )
     if isinstance(profile.calls, FileCalls) and profile.calls.batch_submits is not None:
         batch = f"a batch of one request, of at most {profile.readers} objects"
         return f"{batch}, that is read, and one that is written"

@@ -32,9 +32,6 @@ SEEN = {
         "stat", f"open {PUBLISHED}", "open lseek lseek lseek read close", "unlink",
     ),
     "vllm-disk": (None, "pwrite", "pread", ""),
-    "mooncake-bucket": (
-        None, "open pwrite close open write close", "open pread close", "unlink unlink",
-    ),
     "mooncake-offset": (None, "pwrite", "pread pread pread", ""),
     "mooncake-bucket": (
         None, "open pwrite open write close close", "open pread close", "unlink unlink",

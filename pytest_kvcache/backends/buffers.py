@@ -18,7 +18,9 @@ class Workers:
 
     ``lanes`` None: all of a request. With ``tiles`` each lane has an equal part of the request's
     objects, else the next one that is left. With ``batches`` what is under way of a kind is of one
-    request, begun together, and nothing follows before all of it has ended.
+    request, begun together, and nothing follows before all of it has ended; of reads there are up
+    to ``read_batches`` at a time, as far as there are buffers for all of each. One that ``packs``
+    writes a batch by one call.
     """
 
     readers: int
@@ -26,6 +28,8 @@ class Workers:
     lanes: int | None
     tiles: bool = False
     batches: bool = False
+    read_batches: int = 1
+    packs: bool = False
 
     def slot_counts(self, transfer_bytes: int) -> tuple[int, int]:
         """Buffers for reading, with spare ones to check what was read, and for writing."""

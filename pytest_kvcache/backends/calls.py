@@ -120,12 +120,14 @@ class BucketCalls:
 
     A bucket is full with so many ``objects``, or where one more would make it larger than
     ``size_bytes``. It is written under its own name by one call, of each object its name and its
-    data; then there is a second file, of where each begins. Of what is loaded of a request, a
-    bucket's are read by a call each after one open. What goes are both files.
+    data; then there is a second file, of where each begins. ``readers`` load what a request wants
+    each, of one bucket after the other: an open, and a call for each object. What goes are both
+    files.
     """
 
     objects: int
     size_bytes: int
+    readers: int
 
     def __post_init__(self) -> None:
         if not 1 <= self.objects <= _MOST_VECTORS // 2:

@@ -155,12 +155,13 @@ _ROWS = (
         seen=True,
         block_tokens=16,
         io="buffered",
-        calls=BucketCalls(objects=500, size_bytes=256 * _MIB),
+        calls=BucketCalls(objects=500, size_bytes=256 * _MIB, readers=16),
         readers=500, writers=500, request_depth=None,
         evicts="whole buckets, the oldest first",
-        misses="lookups by RPC; a heartbeat of ten seconds between writes; watermarks of its"
-        " eviction; that what waits for a bucket can be evicted in memory; its own host memory in"
-        " front, but for what waits",
+        misses="lookups by RPC; a reader per core (16 here); a heartbeat of ten seconds between"
+        " writes, after which what is left over for no full bucket is never written; an eviction"
+        " down to 80 % of the disk's part where 90 % of it are full; its own host memory in front,"
+        " but for what waits",
     ),
     EngineProfile(
         name="mooncake-offset",

@@ -1,7 +1,7 @@
 """Operations in batches: what is to be read, or written, of one request begins and ends together.
 
-Rank-side; imports neither pytest nor MPI. There is one batch of each kind under way at most, and
-deletes are written batches. The next one begins before what the last one has read is checked,
+Rank-side; imports neither pytest nor MPI. There are so many batches of each kind under way at most,
+and deletes are written batches. The next one begins before what the last one has read is checked,
 as far as there are buffers for all of it.
 """
 
@@ -20,44 +20,84 @@ if TYPE_CHECKING:
     from pytest_kvcache.ioengines.protocol import Completion
 
 
+class _Batch:
+    """So many operations of a kind are ``left``."""
+
+    __slots__ = ("left", "worker")
+
+    def __init__(self, worker: int, left: int) -> None:
+        self.worker = worker
+        self.left = left
+
+
 class BatchDispatcher(JobDispatcher):
-    """Carries operations out in batches; takes what `Dispatcher` takes."""
+    """Carries operations out in batches; takes what `Dispatcher` takes.
+
+    Each batch is submitted by itself. All of them together have no more objects than there are
+    workers.
+    """
 
     def __init__(self, *, settings: TransferSettings, **parts: Any) -> None:
         assert not settings.sync  # no engine syncs
+        assert settings.workers is not None
+        self._most_batches = {READ: settings.workers.read_batches, WRITE: 1}
+        self._packs = settings.workers.packs
+        self._under_way = {READ: 0, WRITE: 0}
+        self._batch_at: dict[int, _Batch] = {}  # by slot
         super().__init__(settings=settings, **parts)
 
     def _go_on_after(self, completion: Completion) -> None:
         """Go on with nothing: when all of its batch had ended, the next one began."""
+
+    def _note(self, operation: Operation, calls: int) -> None:
+        """What is packed has no call of its own."""
+        super()._note(operation, 0 if self._packs and operation.kind == WRITE else calls)
 
     def _reap(self) -> None:
         """Note what of a batch has ended; where that is all of it, begin the next one."""
         ended = self._io.reap()
         for slot, _started_ns, _done_ns, _problem in ended:
             self._free_worker(self._at(slot).kind)
+            self._leave(slot)
         self._todo.extend(ended)
         self._fill_slots()
         self._staged -= self._io.submit(self._depth - self._io.in_flight)
 
-    def _fill_slots(self) -> None:
-        """A batch of each kind, where none is under way."""
-        for kind, queue in self._jobs.startable.items():
-            if queue and self._idle[WORKER_OF[kind]] == self._most[WORKER_OF[kind]]:
-                self._stage_batch(kind, queue)
+    def _give_up(self, slot: int, kind: int) -> None:
+        self._leave(slot)
+        super()._give_up(slot, kind)
 
-    def _stage_batch(self, kind: int, queue: deque[Operation]) -> None:
+    def _leave(self, slot: int) -> None:
+        """One of a batch has ended, or will not begin; after the last one another batch can."""
+        batch = self._batch_at.pop(slot)
+        batch.left -= 1
+        if not batch.left:
+            self._under_way[batch.worker] -= 1
+
+    def _fill_slots(self) -> None:
+        """Batches of each kind, as many as there may be."""
+        for kind, queue in self._jobs.startable.items():
+            worker = WORKER_OF[kind]
+            while queue and self._under_way[worker] < self._most_batches[worker]:
+                if not self._stage_batch(kind, queue):
+                    break
+
+    def _stage_batch(self, kind: int, queue: deque[Operation]) -> bool:
         """All of the first request, up to the most; nothing before there are buffers for it."""
-        most, owner, count = self._most[WORKER_OF[kind]], queue[0].owner, 0
+        worker, owner, count = WORKER_OF[kind], queue[0].owner, 0
         for operation in queue:
-            if count == most or operation.owner is not owner:
+            if count == self._most[worker] or operation.owner is not owner:
                 break
             count += 1
         free = self._free[kind]
-        if len(free) < count:
-            return
-        self._idle[WORKER_OF[kind]] -= count
+        if len(free) < count or self._idle[worker] < count:
+            return False
+        self._idle[worker] -= count
+        self._under_way[worker] += 1
+        batch = _Batch(worker, count)
         for _ in range(count):
             operation = queue.popleft()
+            self._batch_at[free[-1]] = batch
             if kind == READ:
                 self._stage_read(operation, free.pop())
             elif kind == WRITE:
@@ -65,6 +105,8 @@ class BatchDispatcher(JobDispatcher):
             else:
                 operation.staged_bytes = operation.stored_bytes
                 self._stage_call(kind, operation)
+        self._staged -= self._io.submit(self._depth - self._io.in_flight)
+        return True
 
 
 def make_dispatcher(*, settings: TransferSettings, **parts: Any) -> Dispatcher:

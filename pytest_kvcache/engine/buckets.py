@@ -15,7 +15,7 @@ from pytest_kvcache.cache.buckets import BucketAdmission, BucketEntry, in_memory
 from pytest_kvcache.cache.index import unpin
 from pytest_kvcache.engine.blocks import OneTier
 from pytest_kvcache.ioengines.protocol import DELETE, WRITE
-from pytest_kvcache.measure.recorder import STAGED
+from pytest_kvcache.measure.recorder import STAGED, TRANSFER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,10 +122,17 @@ class BucketStore(OneTier):
 
     # --- ends of operations ---------------------------------------------------------------
 
+    def _note_call(self, last: Operation, write: BucketWrite) -> None:
+        """Book the one call that the bucket took."""
+        if not write.failed:
+            moved = sum(entry.block_bytes for entry in write.bucket.entries)
+            self._rows.add(TRANSFER, 0, last.started_ns, last.done_ns, moved, 0)
+
     def _complete_write(self, operation: Operation, write: Any) -> None:
         self._note_write(operation, write)
         self.stores -= 1
         if not write.left:
+            self._note_call(operation, write)
             request: InFlightRequest = write.request
             request.failed = request.failed or write.failed
             request.left -= 1

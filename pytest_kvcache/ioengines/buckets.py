@@ -1,9 +1,10 @@
 """Buckets of objects: each written by one call, and read from by one call per object.
 
-Rank side: imports neither pytest nor MPI. What is staged of one kind when it is submitted is one
-batch, which a thread carries out: to be written, it is a bucket; to be read, each run of objects of
-one bucket is read after one open. An object that is written takes as long as its bucket; one that
-is read, its own call, the first of a run with the open and the last one with the close.
+Rank side: imports neither pytest nor MPI. What is staged of one kind when it is submitted is a
+batch, which a thread carries out: to be written, it is a bucket; to be read, those of one bucket
+are read after one open, bucket by bucket. An object that is written takes as long as its bucket;
+one that is read, its own call, the first one of a bucket with the open and the last one with the
+close.
 """
 
 from __future__ import annotations
@@ -26,11 +27,9 @@ if TYPE_CHECKING:
     from pytest_kvcache.ioengines.protocol import Completion
     from pytest_kvcache.ioengines.threads import Staged
 
-_THREADS = 2  # one that reads, one that writes and deletes
-
 
 class BucketEngine(ThreadsEngine):
-    """Carries out a batch of reads and one of writes at a time (implements ``IoEngine``).
+    """Carries out so many batches of reads, and one of writes, at a time (an ``IoEngine``).
 
     ``buckets`` None: a backend without any, whose calls are made one after the other.
     """
@@ -40,9 +39,10 @@ class BucketEngine(ThreadsEngine):
         backend: Backend,
         depth: int,
         buckets: EngineBuckets | None,
+        readers: int,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        super().__init__(backend, depth, clock, threads=_THREADS)
+        super().__init__(backend, depth, clock, threads=readers + 1)
         self._buckets = buckets
 
     def _hand_over(self, now: list[Staged]) -> None:
@@ -74,8 +74,11 @@ class BucketEngine(ThreadsEngine):
     def _read(
         self, buckets: EngineBuckets, number: int, items: Sequence[Staged]
     ) -> Iterator[Completion]:
-        for path, run in groupby(items, key=lambda item: buckets.bucket_of(item[2])):
-            yield from self._read_run(buckets, number, path, list(run))
+        runs: dict[str, list[Staged]] = {}
+        for item in items:
+            runs.setdefault(buckets.bucket_of(item[2]), []).append(item)
+        for path, run in runs.items():
+            yield from self._read_run(buckets, number, path, run)
 
     def _read_run(
         self, buckets: EngineBuckets, number: int, path: str, items: Sequence[Staged]

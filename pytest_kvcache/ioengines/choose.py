@@ -49,8 +49,8 @@ class Situation:
 
     ``files`` is where the objects are, None for a backend that moves their bytes itself;
     ``directory`` the rank's own, for the probe. ``batch_submits``: objects move in batches, of
-    which the kernel is told so many at a time; None: each by itself. ``in_buckets``: they are
-    packed, into ``buckets``, which a backend that stores nothing does not have.
+    which the kernel is told so many at a time; None: each by itself. With so many
+    ``bucket_readers`` they are packed, into ``buckets``, which not every backend has.
     """
 
     host: str
@@ -60,7 +60,7 @@ class Situation:
     transfer_bytes: int
     never_waits: bool = False
     batch_submits: int | None = None
-    in_buckets: bool = False
+    bucket_readers: int | None = None
     buckets: EngineBuckets | None = None
 
 
@@ -70,11 +70,11 @@ def choose_engine(
     """The engine for what was asked: ``auto`` or a name; StorageError if it can't be had."""
     if situation.batch_submits is not None and not situation.never_waits:
         return _batches(situation, call)
-    if situation.in_buckets and not situation.never_waits:
+    if situation.bucket_readers is not None and not situation.never_waits:
         return EngineChoice(
             name="threads",
-            reason="the engine's buckets are written by one call each, for which reads and writes"
-            " have a thread each",
+            reason="the engine's buckets are written by one call each, for which there is a thread,"
+            f" and {situation.bucket_readers} read of them, a request each",
         )
     for name in KERNEL_ENGINES:
         if name == asked:
@@ -186,8 +186,8 @@ def make_engine(name: IoEngineName, backend: Backend, situation: Situation) -> I
     if name == "threads" and situation.batch_submits is not None:
         assert not isinstance(files, Slabs)
         return BatchEngine(backend, depth, files, situation.batch_submits)
-    if name == "threads" and situation.in_buckets:
-        return BucketEngine(backend, depth, situation.buckets)
+    if name == "threads" and situation.bucket_readers is not None:
+        return BucketEngine(backend, depth, situation.buckets, situation.bucket_readers)
     if name == "threads":
         return ThreadsEngine(backend, depth)
     assert files is not None

@@ -646,6 +646,11 @@ class Plan:
         return calls.blocks(self.object_stored_bytes) if isinstance(calls, BucketCalls) else 0
 
     @property
+    def bucket_readers(self) -> int | None:
+        """How many requests are loaded from buckets at a time; None: there are none."""
+        return self.calls.readers if isinstance(self.calls, BucketCalls) else None
+
+    @property
     def most_waiting_stores(self) -> int | None:
         """How many objects wait to be stored before users wait; None: as the queue depth gives."""
         if self.in_buckets:
@@ -661,7 +666,8 @@ class Plan:
             return Workers.of_all(self.queue_depth, self.request_depth)
         found = self.profile
         if self.in_buckets:
-            return Workers.of_batches(self.bucket_blocks, None)
+            batches = Workers.of_batches(self.bucket_blocks, None)
+            return replace(batches, read_batches=self.bucket_readers or 1, packs=True)
         if self.batch_submits is not None:
             return Workers.of_batches(self.queue_depth // 2, self.request_depth)
         if found.shares_workers or self.queue_depth != found.depth:
@@ -680,6 +686,8 @@ class Plan:
     def most_in_flight(self) -> int:
         """Transfers that can be under way in this phase: of readers and writers apart, its own."""
         workers, phase = self.workers, PHASES[self.phase]
+        if self.bucket_readers is not None:
+            return self.bucket_readers * phase.loads + phase.stores
         if workers is None:
             return self.queue_depth
         each = workers.readers * phase.loads + workers.writers * phase.stores

@@ -375,7 +375,7 @@ class Rank:
             transfer_bytes=plan.chunk_bytes,
             never_waits=plan.traits.never_waits,
             batch_submits=plan.batch_submits,
-            in_buckets=plan.in_buckets,
+            bucket_readers=plan.bucket_readers,
             buckets=getattr(backend, "buckets", None),
         )
 

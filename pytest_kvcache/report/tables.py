@@ -218,7 +218,7 @@ def describe_plan(plan: Plan, *, in_memory: bool = False, flushes: bool = True) 
         f"{format_count(plan.np, 'rank')} on {hosts}; {phase}{users}{changes}; {blocks};"
         f" {plan.backend}{where}{describe_engine(plan)}, {durable}{data}{describe_room(plan)}"
         f"{before};"
-        f" depth {plan.queue_depth}; window {window}"
+        f" depth {plan.most_in_flight}; window {window}"
     )
 
 
@@ -317,7 +317,7 @@ def _table(
         yield "  INVALID: what was reached all the same, for no comparison"
     head = f"{'unit':<11}{'median':>10}{'95 % CI of the mean':>23}{'CV':>7}{'n':>4}"
     yield from row("metric", _NAME_WIDTH, head)
-    depth = f"@{case.plan.queue_depth}"
+    depth = f"@{case.plan.most_in_flight}"
     of_depth = [name for name in metrics if _depends_on_depth(name)]
     for name in metrics:
         label = f"{name} {depth}" if name in of_depth else name
@@ -326,7 +326,7 @@ def _table(
         absent = "" if series else absent_in_brief(trials, name)
         yield from row(label, _NAME_WIDTH, _cells(METRICS[name].unit, series, absent))
     if of_depth:
-        yield f"  {depth}: service time with up to {case.plan.queue_depth} in flight per rank"
+        yield f"  {depth}: service time with up to {case.plan.most_in_flight} in flight per rank"
 
 
 def _load_step_lines(trials: Sequence[TrialResult]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -122,6 +123,21 @@ def test_a_batch_waits_for_buffers_for_all_of_it(clock: FakeClock, stage: Stage)
     rig.finish()
 
 
+def test_so_many_requests_are_read_at_a_time_as_far_as_there_are_workers(
+    clock: FakeClock, stage: Stage
+) -> None:
+    asked = [ask(0, "a", "b"), ask(1, "c"), ask(2, "d"), ask(3, "e")]
+    workers = replace(Workers.of_batches(4, None), read_batches=3)
+    script = Script([[request] for request in asked], population=asked)
+    rig = Rig(script, stage, clock=clock, queue_depth=8, workers=workers)
+    rig.start()
+    first, second, third, fourth = stage.expect("get a", "get b", "get c", "get d")
+    stage.release(first, third)
+    stage.release(second, fourth, *stage.expect("get b", "get d", "get e")[2:])
+    rig.finish()
+    assert rig.loop.counters.completed == 4
+
+
 def test_a_batch_that_has_not_begun_when_the_time_is_over_does_not(
     clock: FakeClock, stage: Stage
 ) -> None:
@@ -138,13 +154,15 @@ def test_a_batch_that_has_not_begun_when_the_time_is_over_does_not(
 @given(
     jobs=st.lists(st.tuples(st.sampled_from([READ, WRITE, DELETE]), st.integers(1, 7)), max_size=6),
     most=st.integers(1, 5),
+    batches=st.integers(1, 3),
     seed=st.integers(0, 1000),
 )
-def test_every_operation_is_done_once_and_a_kind_has_one_request_under_way(
-    jobs: list[tuple[int, int]], most: int, seed: int
+def test_every_operation_is_done_once_and_a_kind_has_so_many_batches_under_way(
+    jobs: list[tuple[int, int]], most: int, batches: int, seed: int
 ) -> None:
     done: list[Operation] = []
-    settings = settings_of(queue_depth=2 * most, workers=Workers.of_batches(most, None))
+    workers = replace(Workers.of_batches(most, None), read_batches=batches)
+    settings = settings_of(queue_depth=2 * most, workers=workers)
     io = Shuffled(NullBackend(), 2 * most, random.Random(seed))
     dispatcher = BatchDispatcher(
         settings=settings, io=io, payload=None, log=Recorder().log, on_complete=done.append
@@ -159,10 +177,11 @@ def test_every_operation_is_done_once_and_a_kind_has_one_request_under_way(
         dispatcher.turn(0)
         slots = [item[0] for item in (*io._staged, *io._begun)] + [item[0] for item in io._made]
         held = [dispatcher._at(slot) for slot in slots]
-        for kinds in ([READ], [WRITE, DELETE]):
+        for kinds, at_once in (([READ], batches), ([WRITE, DELETE], 1)):
             of_kind = [op for op in held if op.kind in kinds]
-            assert len({op.owner for op in of_kind}) <= 1
+            assert len({op.owner for op in of_kind}) <= at_once
             assert len(of_kind) <= most
     keys = [[op.entry.key for op in done if op.owner == owner] for owner in range(len(jobs))]
     assert [sorted(of_job) for of_job in keys] == [sorted(of_job) for of_job in asked]
     assert dispatcher._idle == dispatcher._most
+    assert not any(dispatcher._under_way.values())

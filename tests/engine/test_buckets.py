@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,7 +20,7 @@ def rig_of(script: Script, stage: Stage, clock: FakeClock, **changes: Any) -> Ri
     values |= changes
     return Rig(
         script, stage, clock=clock, queue_depth=2 * values["bucket_blocks"],
-        workers=Workers.of_batches(values["bucket_blocks"], None), **values,
+        workers=replace(Workers.of_batches(values["bucket_blocks"], None), packs=True), **values,
     )  # fmt: skip
 
 
@@ -38,6 +39,22 @@ def test_nothing_is_written_before_a_bucket_is_full_and_then_all_of_it(
     assert len(stage.calls) == 2  # c is in memory to the end
     assert rig.loop.counters.completed == 3
     assert (rig.index.present_blocks, rig.index.used_blocks) == (2, 2)
+
+
+def test_a_bucket_is_one_call_and_each_object_takes_as_long_as_that(
+    clock: FakeClock, stage: Stage
+) -> None:
+    rig = rig_of(Script([[ask(0, "a"), ask(0, "b")]]), stage, clock)
+    rig.start()
+    puts = stage.expect("put a", "put b")
+    clock.advance(S)
+    stage.release(*puts)
+    rig.finish()
+    recorder = rig.recorder
+    write, device = recorder.histograms["write"], recorder.histograms["device"]
+    assert (write.count, device.count) == (2, 1)
+    assert recorder.section_bytes["device"] == recorder.section_bytes["write"]
+    assert recorder.in_flight_ns == S
 
 
 def test_what_is_in_memory_is_a_hit_and_nothing_is_read_of_it(

@@ -46,7 +46,7 @@ def store(tmp_path: Path) -> EngineBuckets:
 
 @pytest.fixture
 def engine(store: EngineBuckets) -> Iterator[BucketEngine]:
-    made = BucketEngine(store, 2 * len(KEYS), store)
+    made = BucketEngine(store, 2 * len(KEYS), store, 1)
     made.register([])
     yield made
     made.close()
@@ -169,7 +169,7 @@ def test_a_backend_without_buckets_has_its_calls_made_one_by_one(tmp_path: Path)
 
 def situation() -> Situation:
     return Situation(
-        host=HOST, files=None, directory=None, depth=10, transfer_bytes=SIZE, in_buckets=True
+        host=HOST, files=None, directory=None, depth=10, transfer_bytes=SIZE, bucket_readers=3
     )
 
 
@@ -190,7 +190,7 @@ from pytest_kvcache.backends.protocol import BackendPlan
 store = EngineBuckets()
 store.open(BackendPlan(directory=sys.argv[1], object_bytes={SIZE}, chunk_bytes={SIZE},
     io="buffered", sync="none", host="here", namespace="n"))
-engine = BucketEngine(store, 16, store)
+engine = BucketEngine(store, 16, store, 1)
 keys = {KEYS!r}
 views = [memoryview(mmap.mmap(-1, {SIZE})) for _key in keys]
 
@@ -214,7 +214,25 @@ engine.close()
 """
 
 
+def test_several_requests_are_read_at_a_time(store: EngineBuckets, tmp_path: Path) -> None:
+    """The first one waits for a writer of its pipe, the second one does not wait for it."""
+    engine = BucketEngine(store, 2 * len(KEYS), store, 2)
+    carried_out(engine, WRITE, KEYS[:1], buffers()[:1])
+    carried_out(engine, WRITE, KEYS[1:], buffers(byte=5)[1:])
+    held = tmp_path / "1.bucket"
+    held.rename(tmp_path / "kept")
+    os.mkfifo(held)
+    engine.stage(9, READ, KEYS[0], 0, buffers()[0], 1)
+    engine.submit(1)
+    found = buffers()[1:]
+    carried_out(engine, READ, KEYS[1:], found)
+    assert found == buffers(byte=5)[1:]
+    assert engine.in_flight == 1
+    os.close(os.open(held, os.O_WRONLY))
+    engine.close()
+
+
 def test_a_bucket_takes_one_open_however_much_is_moved_of_it(tmp_path: Path) -> None:
     made = calls_of(SCRIPT, tmp_path)
-    assert made["first"] == made["second"] == "open pwrite close open write close"
-    assert made["load"] == "open pread pread close open pread close open pread close"
+    assert made["first"] == made["second"] == "open pwrite open write close close"
+    assert made["load"] == "open pread pread pread close open pread close"

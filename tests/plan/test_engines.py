@@ -171,15 +171,16 @@ def test_what_is_allocated_ahead_is_all_of_the_capacity() -> None:
 def test_a_bucket_has_as_many_blocks_as_fit_into_it() -> None:
     plan = planned(engine="mooncake-bucket", storage_capacity_gb="1GiB")
     assert (plan.in_buckets, plan.bucket_blocks) == (True, 500)
-    assert plan.workers == Workers.of_batches(500, None)
+    assert plan.workers == replace(Workers.of_batches(500, None), read_batches=16, packs=True)
+    assert plan.bucket_readers == 16
     assert plan.most_waiting_stores == 2_000
     assert plan.disk_bytes_per_block == plan.stored_bytes + 256
     assert "packed into buckets of " in describe_plan(plan)
     assert (planned().in_buckets, planned().bucket_blocks) == (False, 0)
-    assert BucketCalls(objects=500, size_bytes=256 * MIB).blocks(2 * MIB) == 128
-    assert BucketCalls(objects=500, size_bytes=256 * MIB).blocks(300 * MIB) == 1
+    assert BucketCalls(objects=500, size_bytes=256 * MIB, readers=1).blocks(2 * MIB) == 128
+    assert BucketCalls(objects=500, size_bytes=256 * MIB, readers=1).blocks(300 * MIB) == 1
     with pytest.raises(OptionError, match="objects are 513; a bucket must have one"):
-        BucketCalls(objects=513, size_bytes=MIB)
+        BucketCalls(objects=513, size_bytes=MIB, readers=1)
 
 
 @pytest.mark.parametrize(

@@ -1253,6 +1253,24 @@ def test_batches_are_judged_by_how_long_operations_waited_for_another_ones(
         assert text.endswith("For latency fewer --kv-num-users, for more bandwidth more ranks")
 
 
+@pytest.mark.parametrize(
+    ("average_queue_depth", "said"),
+    [
+        (8.6, "on average, 17 at a time: load.* and request.* are mostly queueing"),
+        (8.4, "8.4 of 17 transfers were in flight per rank on average"),
+    ],
+)
+def test_a_bucket_is_one_call_of_the_seventeen_that_may_be_in_flight(
+    average_queue_depth: float, said: str
+) -> None:
+    plan = sound_plan(engine="mooncake-bucket", io="buffered", queue_depth=1000)
+    rank = rank_result(0, average_queue_depth=average_queue_depth, staged_hit_blocks=0)
+    verdicts = evaluate_trial(with_queue(sound_record(plan, [rank]), 10**8), plan)[1]
+    (text,) = (each.text for each in verdicts if "SATURATED" in each.code)
+    assert said in text
+    assert "--kv-queue-depth" not in text
+
+
 def test_an_overloaded_trial_is_not_called_saturated_as_well() -> None:
     plan = sound_plan(**POISSON)
     record = sound_record(plan, [rank_result(0, backlog=100)])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from pytest_kvcache.backends.protocol import BackendFacts, BackendPlan
 
+_CREATES = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 _MODE = 0o644
 
 
@@ -35,7 +36,7 @@ class EngineBuckets:
     """Stores objects in buckets (``put_bucket``), and loads each from within one.
 
     ``probe`` tells why direct I/O is refused at a path, None if it works. One thread writes and
-    deletes, one reads.
+    deletes, any number read.
     """
 
     def __init__(self, *, probe: Callable[[str], str | None] = direct_refusal) -> None:
@@ -72,23 +73,14 @@ class EngineBuckets:
             vectors += (name, buffer)
             end += len(name) + len(buffer)
         table = "".join(f"{key} {place.offset}\n" for key, place in places.items()).encode()
-        self._create(path, end, lambda fd: os.pwritev(fd, vectors, 0))
-        self._create(_meta(path), len(table), lambda fd: os.write(fd, table))
-        self._objects[path] = tuple(keys)
-        self._places |= places
-
-    def _create(self, path: str, wanted: int, write: Callable[[int], int]) -> None:
-        """Make a file by one call that moves so many bytes."""
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _MODE)
-            try:
-                moved = write(fd)
-            finally:
-                os.close(fd)
+            moved = _write(path, vectors, table)
         except OSError as error:
             raise self._place.failure("write", path, error) from error
-        if moved != wanted:
-            raise self._place.short("write", path, 0, wanted, moved)
+        if moved != end + len(table):
+            raise self._place.short("write", path, 0, end + len(table), moved)
+        self._objects[path] = tuple(keys)
+        self._places |= places
 
     def bucket_of(self, key: str) -> str:
         """The path of the bucket that has an object; StorageError where none has."""
@@ -135,7 +127,7 @@ class EngineBuckets:
         """Remove the bucket that has an object, with all that is in it."""
         path = self._where("delete", key).path
         try:
-            for each in (path, _meta(path)):
+            for each in (_meta(path), path):
                 os.unlink(each)  # noqa: PTH108  a Path costs more than the call
         except OSError as error:
             raise self._place.failure("delete", path, error) from error
@@ -156,6 +148,20 @@ class EngineBuckets:
                 f"{self._place.host}: can't {action} {key}: no bucket has it; report this"
             )
         return place
+
+
+def _write(path: str, vectors: Sequence[bytes | memoryview], table: bytes) -> int:
+    """Make both files, that of the table while the other one is open; the bytes that were moved."""
+    fd = os.open(path, _CREATES, _MODE)
+    try:
+        moved = os.pwritev(fd, vectors, 0)
+        beside = os.open(_meta(path), _CREATES, _MODE)
+        try:
+            return moved + os.write(beside, table)
+        finally:
+            os.close(beside)
+    finally:
+        os.close(fd)
 
 
 def _meta(path: str) -> str:

@@ -106,9 +106,11 @@ def _unsaturated(depth: float, trial: Trial, plan: Plan) -> Verdict:
     waits = _waits(trial)
     if waits is not None and waits[0] > waits[1]:
         ahead, knob = "that were asked for at the same moment", "--kv-queue-depth"
-        if plan.request_depth is not None:
+        if plan.request_depth is not None or plan.in_buckets:
             ahead = "of the same request that went before, or for a worker"
             knob = "--kv-request-depth and --kv-queue-depth"
+        if plan.in_buckets:
+            knob = "--kv-engine"
         speed = (
             f"{speed}; operations still waited {format_short(waits[0])} ms on average, for those"
             f" {ahead}: load.* is as long with this {knob} only"
@@ -126,6 +128,8 @@ def _saturated(waited_ms: float, served_ms: float, trial: Trial, plan: Plan) -> 
         fewer = f"a lower {'--kv-request-rate' if plan.trace is None else '--kv-trace-speedup'}"
     at_a_time, more = f"{plan.most_in_flight} at a time", "another --kv-queue-depth or more ranks"
     limit = "the limit, at it, of the storage and of whatever else the verdicts name"
+    if plan.in_buckets:
+        more = "more ranks"
     if _in_batches(plan):
         at_a_time, more = "a batch of one request at a time", "more ranks"
         if (depth := trial.counters.average_queue_depth) is not None:
@@ -142,7 +146,7 @@ def _saturated(waited_ms: float, served_ms: float, trial: Trial, plan: Plan) -> 
 
 def _in_batches(plan: Plan) -> bool:
     """Whether a request's operations wait for the whole batch of another one."""
-    return plan.workers is not None and plan.workers.batches
+    return plan.batch_submits is not None
 
 
 def _waits(trial: Trial) -> tuple[float, float] | None:

@@ -67,7 +67,7 @@ for name, profile in PROFILES.items():
         engine = BatchEngine(backend, 1, backend, calls.batch_submits)
         engine.register([])
     elif buckets:
-        engine = BucketEngine(backend, 1, backend)
+        engine = BucketEngine(backend, 1, backend, 1)
     if buckets or (files and calls.batch_submits is not None):
         store, load = lambda: in_a_batch(WRITE), lambda: in_a_batch(READ)
     store()
