@@ -96,15 +96,8 @@ class BatchDispatcher(JobDispatcher):
         self._under_way[worker] += 1
         batch = _Batch(worker, count)
         for _ in range(count):
-            operation = queue.popleft()
             self._batch_at[free[-1]] = batch
-            if kind == READ:
-                self._stage_read(operation, free.pop())
-            elif kind == WRITE:
-                self._stage_write(operation, free.pop())
-            else:
-                operation.staged_bytes = operation.stored_bytes
-                self._stage_call(kind, operation)
+            self._stage_one(queue.popleft())
         self._staged -= self._io.submit(self._depth - self._io.in_flight)
         return True
 

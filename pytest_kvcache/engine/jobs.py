@@ -180,15 +180,20 @@ class JobDispatcher(Dispatcher):
             while queue and free and idle[worker]:
                 operation = queue[0]
                 idle[worker] -= 1
-                if kind == READ:
-                    self._stage_read(operation, free.pop())
-                elif kind == WRITE:
-                    self._stage_write(operation, free.pop())
-                else:
-                    operation.staged_bytes = operation.stored_bytes
-                    self._stage_call(kind, operation)
+                self._stage_one(operation)
                 if operation.staged_bytes >= operation.stored_bytes:
                     queue.popleft()
+
+    def _stage_one(self, operation: Operation) -> None:
+        """Stage what an operation has next, in the last free slot of its kind."""
+        kind = operation.kind
+        if kind == READ:
+            self._stage_read(operation, self._free_reads.pop())
+        elif kind == WRITE:
+            self._stage_write(operation, self._free_writes.pop())
+        else:
+            operation.staged_bytes = operation.stored_bytes
+            self._stage_call(kind, operation)
 
 
 WORKER_OF = {READ: READ, WRITE: WRITE, DELETE: WRITE}
