@@ -163,7 +163,8 @@ def test_hosts_may_share_a_store_over_the_network(
     assert sharing["other_hit_blocks"] > 0
     assert sharing["lost_blocks"] == 0
     assert trial["integrity"]["failed"] == 0
-    assert seen["count"] > 0
+    # Who renames last has it, and the other one finds that by reading, not by a lookup.
+    assert seen["count"] > 0 or (publish == "rename" and sharing["races_lost"] > 0)
 
 
 def test_a_store_of_each_host_is_seen_by_none_of_the_others(
