@@ -186,7 +186,7 @@ def test_a_bucket_has_as_many_blocks_as_fit_into_it() -> None:
 @pytest.mark.parametrize(
     ("texts", "said"),
     [
-        ({"storage_capacity_gb": "32KiB"}, r"which holds none; raise --kv-storage-capacity-gb"),
+        ({"storage_capacity_gb": "32KiB"}, "holds 7 of the 500 blocks of one; raise --kv-st"),
         ({"cpu_mem_gb": "1GiB"}, "--kv-cpu-mem-gb puts a memory tier in front"),
         ({"reread_factor": "2"}, "--kv-reread-factor is 2"),
         ({"layout": "layer"}, "objects into buckets"),
