@@ -253,12 +253,11 @@ def _whole_buckets(
         return capacity_blocks
     bucket_blocks = calls.blocks(max(sizes))
     if capacity_blocks >= facts.need.working_set_blocks:
-        return (
-            capacity_blocks if options.storage_capacity_gb else max(bucket_blocks, capacity_blocks)
-        )
-    return max(
-        capacity_blocks // bucket_blocks * bucket_blocks, min(capacity_blocks, bucket_blocks)
-    )
+        least_blocks = 0 if options.storage_capacity_gb else bucket_blocks
+        return max(least_blocks, capacity_blocks)
+    if capacity_blocks < bucket_blocks:
+        return capacity_blocks  # which is refused
+    return capacity_blocks // bucket_blocks * bucket_blocks
 
 
 def _fill_blocks(options: Options, capacity_blocks: int, facts: CaseFacts) -> int:
