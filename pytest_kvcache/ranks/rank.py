@@ -210,10 +210,9 @@ class Rank:
         workload = closed_loop(self._build_workload, plan.context(self.rank, self._trace))
         if workload is None:
             return None
-        alone = CacheIndex(plan.capacity_bytes, **_index_sizes(plan))
         engine = self._make_engine(
             io,
-            self._empty_index() if plan.in_buckets else alone,
+            CacheIndex(plan.capacity_bytes, **_index_sizes(plan)),
             workload,
             self._payload(),
             recorder,

@@ -312,7 +312,7 @@ def _storage(found: DryRun) -> Iterator[_Value]:
 def _depth_of_buckets(plan: Plan) -> str:
     """What is under way of a store that packs: its queue depth is that of objects in memory."""
     phase = PHASES[plan.phase]
-    written, read = "a bucket written", f"{plan.bucket_readers} requests read"
+    written, read = "a bucket", f"{plan.bucket_readers} loads"
     return " and ".join([written] * phase.stores + [read] * phase.loads)
 
 
