@@ -73,8 +73,8 @@ def choose_engine(
     if situation.bucket_readers is not None and not situation.never_waits:
         return EngineChoice(
             name="threads",
-            reason="the engine's buckets are written by one call each, for which there is a thread,"
-            f" and {situation.bucket_readers} read of them, a request each",
+            reason="a thread writes the engine's buckets, each by one call, and"
+            f" {situation.bucket_readers} read out of them, each for one request",
         )
     for name in KERNEL_ENGINES:
         if name == asked:

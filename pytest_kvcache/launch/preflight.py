@@ -211,13 +211,19 @@ def _own_problems(options: Options, plan: Plan, host: HostRanks, facts: HostFact
             f"has {memory_words(facts.memory_bytes, facts.memory_limit_bytes)} for"
             f" {format_count(host.ranks, 'rank')} that need {format_bytes(wanted)}{taken}; {fix}"
         )
-    each = 2 if plan.calls is None else 1  # an engine's worker, or batch, closes what it opens
-    files = _OPEN_FILES + each * plan.queue_depth + plan.slab_files
+    files = _OPEN_FILES + _files_at_a_time(plan) + plan.slab_files
     if plan.needs_directory and facts.open_files is not None and facts.open_files < files:
         yield (
             f"allows {facts.open_files} open files, a rank needs {files}; raise 'ulimit -n' for"
-            " ssh logins there, or lower --kv-queue-depth"
+            f" ssh logins there{'' if plan.in_buckets else ', or lower --kv-queue-depth'}"
         )
+
+
+def _files_at_a_time(plan: Plan) -> int:
+    """How many of the cache's files a rank has open; an engine's worker closes what it opens."""
+    if plan.in_buckets:
+        return plan.most_in_flight + 1  # what a bucket is written to is two
+    return plan.queue_depth * (2 if plan.calls is None else 1)
 
 
 def _sharing_problems(plan: Plan, sharers: frozenset[str]) -> Iterator[str]:
@@ -392,7 +398,8 @@ def _memory_advice(plan: Plan, ranks: int) -> tuple[str, str]:
     """What of the need memory tiers take, and what to lower."""
     held = {tier: ranks * tier.host_bytes for tier in plan.tiers if tier.host_bytes}
     if not held:
-        return "", "lower --kv-np, --kv-queue-depth or the capacity"
+        depth = "--kv-block-tokens" if plan.in_buckets else "--kv-queue-depth"
+        return "", f"lower --kv-np, {depth} or the capacity"
     taken = " and ".join(f"{format_bytes(size)} for the {t.name} tier" for t, size in held.items())
     index = ", or take --kv-cpu-tier=index, which needs none"
     lower = f"lower {', '.join(tier.flag for tier in held)} or --kv-np"

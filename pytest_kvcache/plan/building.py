@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from pytest_kvcache.backends.calls import BucketCalls
+from pytest_kvcache.backends.profiles import PROFILES
 from pytest_kvcache.errors import OptionError
 from pytest_kvcache.launchers.protocol import binds_ranks
 from pytest_kvcache.models import block_parts
@@ -23,7 +25,7 @@ from pytest_kvcache.units import MIB, format_bytes, format_count
 from pytest_kvcache.workloads.openloop import DEFAULT_ARRIVAL
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from pytest_kvcache.backends.protocol import Store
     from pytest_kvcache.backends.tiers import TierKind
@@ -134,6 +136,7 @@ def build_plan(
     tiers = tiers_of(options, facts.gpu_kind)
     beside = header_bytes(options.engine) * len(sizes)
     capacity_blocks = _capacity_blocks(options, traits, sum(sizes) + beside, facts)
+    capacity_blocks = _whole_buckets(capacity_blocks, options, sizes, facts)
     fill_blocks = _fill_blocks(options, capacity_blocks, facts)
     plan = Plan(
         version=facts.version,
@@ -239,6 +242,22 @@ def _capacity_blocks(
         raise OptionError(_no_room(options, traits, stored_bytes, facts))
     has_room = math.floor(share / stored_bytes)
     return has_room if options.fill else min(need, has_room)
+
+
+def _whole_buckets(
+    capacity_blocks: int, options: Options, sizes: Sequence[int], facts: CaseFacts
+) -> int:
+    """What a capacity holds of an engine's buckets; where the need decides, at least one."""
+    calls = None if options.engine is None else PROFILES[options.engine].calls
+    if not isinstance(calls, BucketCalls):
+        return capacity_blocks
+    bucket_blocks = calls.blocks(max(sizes))
+    if capacity_blocks >= facts.need.working_set_blocks:
+        least_blocks = 0 if options.storage_capacity_gb else bucket_blocks
+        return max(least_blocks, capacity_blocks)
+    if capacity_blocks < bucket_blocks:
+        return capacity_blocks  # which is refused
+    return capacity_blocks // bucket_blocks * bucket_blocks
 
 
 def _fill_blocks(options: Options, capacity_blocks: int, facts: CaseFacts) -> int:

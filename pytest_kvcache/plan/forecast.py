@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pytest_kvcache.cache.index import Beside, Blocked, CacheIndex
+from pytest_kvcache.cache.buckets import BucketEntry, BucketIndex
+from pytest_kvcache.cache.index import Beside, Blocked, CacheIndex, unpin
 from pytest_kvcache.cache.tiers import Tier, TierStack
 from pytest_kvcache.phases import PHASES
 from pytest_kvcache.traces.operations import OVERWRITE, READ, WRITE
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 # Of one rank, rehearsed; others are like them, and the rest of the window like its start.
 _MOST_USERS = 500
 _MOST_REQUESTS = 4_000
-# Of a replay through tiers, which is carried out: about 10 s of work.
+# Of a replay through tiers or into buckets, which is carried out: about 10 s of work.
 _MOST_BLOCKS = 2_000_000
 
 
@@ -181,8 +182,9 @@ def _of_replay(plan: Plan, trace: Trace) -> Forecast:
     elif plan.trace.speedup:
         window_s = _span_s(trace, cycles, plan.trace.speedup)
     phase = PHASES[plan.phase]
-    if plan.tiers and phase.stores and sum(len(p.block_ids) for p in parts) * cycles > _MOST_BLOCKS:
-        why = why or f"of more than {_MOST_BLOCKS:,} blocks in tiers it is not counted beforehand"
+    where = "in tiers" if plan.tiers else "in buckets" if plan.in_buckets else ""
+    if where and phase.stores and sum(len(p.block_ids) for p in parts) * cycles > _MOST_BLOCKS:
+        why = why or f"of more than {_MOST_BLOCKS:,} blocks {where} it is not counted beforehand"
     counted = [] if why else [_counted(plan, part, cycles) for part in parts]
     blocks = sum(each.blocks for each in counted)
     by_tier = [sum(hits) for hits in zip(*(each.hits for each in counted), strict=True)]
@@ -203,6 +205,7 @@ def _of_replay(plan: Plan, trace: Trace) -> Forecast:
     reads = 0 if not phase.loads else again + (by_tier[-1] if is_split else hits)
     reads_told = is_known and (is_split or not plan.tiers or not phase.loads)
     reads_told = reads_told and not plan.unlike_parts  # windows and states are read in part
+    reads_told = reads_told and not plan.in_buckets  # what waits for its bucket is not read
     names = [*(tier.name for tier in plan.tiers), "storage"] if is_split else []
     return Forecast(
         exact=is_known,
@@ -271,7 +274,7 @@ class _Counted:
 
 
 def _counted(plan: Plan, part: Trace, cycles: int) -> _Counted:
-    """What an exact LRU-prefix cache of one rank does with its part.
+    """What an exact LRU-prefix cache of one rank, or one of buckets, does with its part.
 
     Heads are always touched after tails, so what is present of a prompt is a leading run:
     all the rest that fits into the cache is stored. Several tiers decide request by request.
@@ -282,6 +285,9 @@ def _counted(plan: Plan, part: Trace, cycles: int) -> _Counted:
         (*before, storage), alone = _replayed(plan, part, cycles)
         by_tier = (*(counts.hit_blocks for counts in before), storage.hit_blocks)
         return _Counted(curve.prompt_blocks, by_tier, storage.stored_blocks, alone, best)
+    if plan.in_buckets and PHASES[plan.phase].stores:
+        hits, stored = _packed(plan, part, cycles)
+        return _Counted(curve.prompt_blocks, (hits,), stored, stored, best)
     kept = int(np.minimum(np.diff(part.offsets), capacity_blocks).sum()) * cycles
     hits = curve.hit_blocks(capacity_blocks)
     return _Counted(curve.prompt_blocks, (hits,), kept - hits, kept - hits, best)
@@ -298,10 +304,8 @@ def _replayed(plan: Plan, part: Trace, cycles: int) -> tuple[tuple[TierCounts, .
         for name, room in (*rooms.items(), ("storage", plan.capacity_blocks))
     ]
     stack = TierStack(tiers, plan.tier_policy, promotes=PHASES[plan.phase].loads)
-    ids = [block.to_bytes(16, "big", signed=True) for block in part.block_ids.tolist()]
-    prompts = [ids[begin:end] for begin, end in pairwise(part.offsets.tolist())]
     alone = 0
-    for keys in chain.from_iterable(repeat(prompts, cycles)):
+    for keys in _prompts(part, cycles):
         admission = stack.admit(keys, len(keys), 1)
         assert not isinstance(admission, Blocked)  # nothing is ever under way
         stack.settle(admission)
@@ -309,6 +313,34 @@ def _replayed(plan: Plan, part: Trace, cycles: int) -> tuple[tuple[TierCounts, .
         there = {entry.key for entries in faster for entry in entries}
         alone += sum(entry.key not in there for entry in last)
     return stack.counts, alone
+
+
+def _packed(plan: Plan, part: Trace, cycles: int) -> tuple[int, int]:
+    """Hits of one rank that packs blocks into buckets, and blocks of those that were full."""
+    index = BucketIndex(
+        plan.capacity_blocks, page_bytes=1, block_bytes=1, bucket_blocks=plan.bucket_blocks
+    )
+    hits = stored = 0
+    for keys in _prompts(part, cycles):
+        admission = index.admit(keys, len(keys), 1)
+        assert not isinstance(admission, Blocked)  # nothing is ever under way
+        hits += len(admission.hits)
+        for entry in admission.inserts:
+            assert isinstance(entry, BucketEntry)
+            entry.put()
+        for bucket in admission.sealed:
+            stored += len(bucket.entries)
+            for entry in bucket.entries:
+                index.commit(entry)
+        unpin(admission.hits)
+    return hits, stored
+
+
+def _prompts(part: Trace, cycles: int) -> Iterator[list[bytes]]:
+    """The keys of each request of one rank, in the order in which they are decided."""
+    ids = [block.to_bytes(16, "big", signed=True) for block in part.block_ids.tolist()]
+    prompts = [ids[begin:end] for begin, end in pairwise(part.offsets.tolist())]
+    return chain.from_iterable(repeat(prompts, cycles))
 
 
 def _served(plan: Plan, parts: list[Trace]) -> list[Trace] | None:

@@ -36,7 +36,7 @@ from pytest_kvcache.plan.loadsteps import check_load_steps, schedule_of
 from pytest_kvcache.plan.origins import decided_by
 from pytest_kvcache.plan.peaksearch import PeakSearch
 from pytest_kvcache.plan.tiers import MemoryTier
-from pytest_kvcache.units import MIB, format_bytes
+from pytest_kvcache.units import MIB, format_bytes, format_count
 from pytest_kvcache.workloads.openloop import MAX_ARRIVALS
 from pytest_kvcache.workloads.protocol import WorkloadContext
 from pytest_kvcache.workloads.scenarios import Dialogues, Service
@@ -374,9 +374,11 @@ class Plan:
         told = f"--kv-engine is {self.engine}, which packs objects into buckets"
         bucket = self.bucket_blocks * self.stored_bytes
         if self.capacity_blocks < self.bucket_blocks:
+            takes = format_bytes(self.bucket_blocks * self.disk_bytes_per_block)
             raise OptionError(
-                f"{told} of {format_bytes(bucket)}, and the storage capacity per rank is"
-                f" {format_bytes(self.capacity_bytes)}, which holds none; raise"
+                f"{told} of {format_bytes(bucket)}, each {takes} with the table beside it, and the"
+                f" storage capacity per rank holds {self.capacity_blocks:,} of the"
+                f" {format_count(self.bucket_blocks, 'block')} of one; raise"
                 " --kv-storage-capacity-gb"
             )
         retrieves = self.dialogues is not None and self.dialogues.retrieval is not None
@@ -638,6 +640,11 @@ class Plan:
     def in_buckets(self) -> bool:
         """Whether blocks are packed into buckets, which are written and displaced whole."""
         return isinstance(self.calls, BucketCalls)
+
+    @property
+    def never_direct(self) -> bool:
+        """Whether the engine's objects lie so that whole pages can't be moved."""
+        return self.in_buckets or (isinstance(self.calls, SlotCalls) and bool(self.calls.header))
 
     @property
     def bucket_blocks(self) -> int:

@@ -340,6 +340,13 @@ def _case(options: Options, registry: Registry, sizes: CaseSizes, screen: Screen
     yield from _ranks_table(sizes)
     if sizes.of_trace is not None and trace is not None:
         yield from _hit_lines(sizes.of_trace, screen)
+        if plan.in_buckets and sizes.of_trace.reachable_hit_ratio:
+            yield ""
+            yield from textwrap.wrap(
+                f"{plan.engine} displaces whole buckets, the oldest first, and hits other blocks"
+                " than LRU: --kv-dry-run counts them.",
+                79, initial_indent="  ", subsequent_indent="  ",
+            )  # fmt: skip
         if plan.tiers:
             yield ""
             yield from _behind_lines(sizes.of_trace)

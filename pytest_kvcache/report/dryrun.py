@@ -288,7 +288,8 @@ def _storage(found: DryRun) -> Iterator[_Value]:
         yield _value(found, "engine", plan.engine or "none", "engine")
         yield _value(found, "lookup", plan.lookup, "lookup")
         yield _value(found, "publish", plan.publish, "publish")
-        yield _value(found, "request_depth", plan.request_depth or "all", "request_depth")
+        depth = "one after the other" if plan.in_buckets else plan.request_depth or "all"
+        yield _value(found, "request_depth", depth, "request_depth")
     if plan.shares:
         yield _value(found, "sharing", plan.sharing, "sharing")
     if PHASES[plan.phase].stores:
@@ -303,7 +304,16 @@ def _storage(found: DryRun) -> Iterator[_Value]:
         "data",
         "keep",
     ):
-        yield _value(found, name, getattr(plan, name), name)
+        packed = name == "queue_depth" and plan.in_buckets
+        shown = _depth_of_buckets(plan) if packed else getattr(plan, name)
+        yield _value(found, name, shown, name)
+
+
+def _depth_of_buckets(plan: Plan) -> str:
+    """What is under way of a store that packs: its queue depth is that of objects in memory."""
+    phase = PHASES[plan.phase]
+    written, read = "a bucket", f"{plan.bucket_readers} loads"
+    return " and ".join([written] * phase.stores + [read] * phase.loads)
 
 
 def _tier_values(found: DryRun) -> Iterator[_Value]:

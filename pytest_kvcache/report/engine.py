@@ -41,13 +41,20 @@ def describe_engine(plan: Plan) -> str:
         which = "up to the first miss" if plan.lookup == "first-miss" else "all of them"
         told.append(f"the storage asked for blocks ({which})")
     if plan.in_buckets:
-        size = format_bytes(plan.bucket_blocks * plan.object_stored_bytes)
-        told.append(f"packed into buckets of {size} ({format_count(plan.bucket_blocks, 'block')})")
-    if plan.workers is not None and plan.workers.batches:
+        told += _packing(plan)
+    elif plan.workers is not None and plan.workers.batches:
         told.append(f"a request's in batches of up to {plan.workers.readers} objects")
     elif plan.request_depth is not None:
         told.append(f"{plan.request_depth} of a request at a time")
     return "".join(f", {part}" for part in told)
+
+
+def _packing(plan: Plan) -> Iterator[str]:
+    """How large buckets are, and how they are read."""
+    size = format_bytes(plan.bucket_blocks * plan.object_stored_bytes)
+    yield f"packed into buckets of {size} ({format_count(plan.bucket_blocks, 'block')})"
+    if PHASES[plan.phase].loads:
+        yield f"read an object of each of {plan.bucket_readers} requests at a time"
 
 
 def engine_lines(plan: Plan, trial: Trial) -> Iterator[str]:

@@ -176,7 +176,7 @@ def situation() -> Situation:
 def test_threads_are_chosen_with_the_reason() -> None:
     choice = choose_engine("auto", situation())
     assert choice.name == "threads"
-    assert "buckets are written by one call each" in choice.reason
+    assert "a thread writes the engine's buckets, each by one call" in choice.reason
 
 
 SCRIPT = f"""

@@ -468,6 +468,17 @@ def test_what_an_engine_opens_it_closes_before_it_opens_another() -> None:
     assert list(problems(plan, {"open_files": 163})) == ["n1"]
 
 
+def test_buckets_need_the_files_that_are_open_and_no_depth_is_to_be_lowered() -> None:
+    plan = on_hosts(queue_depth=1000, engine="mooncake-bucket", io="buffered")
+    assert problems(plan, {"open_files": 178}) == {}
+    (reported,) = problems(plan, {"open_files": 177})["n1"]
+    assert reported.endswith(
+        "allows 177 open files, a rank needs 178; raise 'ulimit -n' for ssh logins there"
+    )
+    (reported,) = problems(plan, {"memory_bytes": 1})["n1"]
+    assert reported.endswith("; lower --kv-np, --kv-block-tokens or the capacity")
+
+
 def test_ranks_of_all_hosts_that_share_a_directory_need_its_space() -> None:
     plan = on_hosts()
     three = int(30 * plan.stored_bytes / FREE_SHARE) + 1

@@ -17,6 +17,7 @@ from pytest_kvcache.plan.plan import Plan
 from pytest_kvcache.report.engine import describe_engine
 from pytest_kvcache.report.tables import describe_plan
 from pytest_kvcache.units import MIB
+from pytest_kvcache.workloads.protocol import Need
 from tests.factories import traits_of
 from tests.plan.planned import plan_of
 
@@ -186,7 +187,7 @@ def test_a_bucket_has_as_many_blocks_as_fit_into_it() -> None:
 @pytest.mark.parametrize(
     ("texts", "said"),
     [
-        ({"storage_capacity_gb": "32KiB"}, r"which holds none; raise --kv-storage-capacity-gb"),
+        ({"storage_capacity_gb": "32KiB"}, "holds 7 of the 500 blocks of one; raise --kv-st"),
         ({"cpu_mem_gb": "1GiB"}, "--kv-cpu-mem-gb puts a memory tier in front"),
         ({"reread_factor": "2"}, "--kv-reread-factor is 2"),
         ({"layout": "layer"}, "objects into buckets"),
@@ -195,6 +196,36 @@ def test_a_bucket_has_as_many_blocks_as_fit_into_it() -> None:
 def test_what_can_not_be_packed_into_buckets_is_refused(texts: dict[str, str], said: str) -> None:
     with pytest.raises(OptionError, match=said):
         planned(engine="mooncake-bucket", **texts)
+
+
+@pytest.mark.parametrize(
+    ("given", "need_blocks", "capacity_blocks"),
+    [
+        ("5MiB", 10_000, 1_000),  # two buckets of 2.08 MiB, and what would be 230 blocks more
+        ("5MiB", 1_100, 1_204),  # all there will be
+        ("0", 1_100, 1_100),
+        ("0", 3, 500),  # the need decides, and is less than a bucket
+    ],
+)
+def test_a_capacity_is_of_whole_buckets_unless_all_blocks_fit(
+    given: str, need_blocks: int, capacity_blocks: int
+) -> None:
+    options = build_options({
+        "engine": ("mooncake-bucket", "ini"), "storage_capacity_gb": (given, "ini"),
+    })  # fmt: skip
+    plan = plan_of(options, need=Need(working_set_blocks=need_blocks))
+    assert plan.bucket_blocks == 500
+    assert plan.capacity_blocks == capacity_blocks
+
+
+def test_the_words_on_buckets_are_those_of_the_phase() -> None:
+    def said(phase: str) -> str:
+        return describe_engine(planned(engine="mooncake-bucket", phase=phase))
+
+    reads = ", read an object of each of 16 requests at a time"
+    assert said("both").endswith(reads)
+    assert "of a request at a time" not in said("both")
+    assert reads not in said("prefill")
 
 
 def test_buckets_refuse_objects_of_several_sizes() -> None:

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_kvcache.backends.calls import BucketCalls
+from pytest_kvcache.backends.profiles import PROFILES
 from pytest_kvcache.cache.index import Blocked, CacheIndex
 from pytest_kvcache.models import MODELS
 from pytest_kvcache.plan.forecast import Forecast, describe_forecast, describe_hits, forecast
@@ -98,6 +100,21 @@ def test_every_rank_of_a_replay_has_a_cache_of_its_own(ranks: int) -> None:
     assert found.hit_ratio == pytest.approx(sum(hits for hits, _ in expected) / 9)
     assert found.written_bytes == sum(stored for _, stored in expected) * BLOCK
     assert found.capacity_bytes == 3 * ranks * BLOCK
+
+
+def test_a_replay_into_buckets_hits_what_went_into_one_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = BucketCalls(objects=2, size_bytes=1 << 40, readers=16)
+    of_two = replace(PROFILES["mooncake-bucket"], calls=calls)
+    monkeypatch.setattr("pytest_kvcache.plan.plan.PROFILES", {"mooncake-bucket": of_two})
+    trace = small_trace([[1, 2], [3, 4], [1, 2], [5, 6], [1, 2], [7]])  # 1 is used, and oldest
+    packs = {"engine": "mooncake-bucket", "io": "buffered", "queue_depth": 1000}
+    found = replayed(trace, capacity_blocks=4, **packs)
+    assert found.hit_ratio == pytest.approx(2 / 11)
+    assert replayed(trace, capacity_blocks=4).hit_ratio == pytest.approx(4 / 11)
+    assert found.written_bytes == 8 * BLOCK  # 1 2, 3 4, 5 6, 1 2; the 7 waits
+    assert found.read_bytes is None
 
 
 @pytest.mark.thorough

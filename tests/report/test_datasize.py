@@ -262,6 +262,12 @@ def test_a_trace_gets_its_hit_ratio_by_capacity(trace: str) -> None:
     ]
 
 
+def test_a_curve_of_lru_is_not_called_that_of_buckets(trace: str) -> None:
+    told = "mooncake-bucket displaces whole buckets, the oldest first, and hits other"
+    assert told in report(trace=trace, model="tiny-1b", engine="mooncake-bucket")
+    assert "displaces whole buckets" not in report(trace=trace, model="tiny-1b")
+
+
 def test_the_users_own_capacity_has_a_row_of_its_own(trace: str) -> None:
     text = report(trace=trace, model="tiny-1b", storage_capacity_gb="24MiB")  # two blocks
     (own,) = [row for row in rows(text, CURVE_ROW) if row[0] == "yours"]

@@ -62,6 +62,23 @@ def test_what_is_written_before_the_cache_is_filled_takes_time() -> None:
     assert "each with 10m38s before it" in endless
 
 
+@pytest.mark.parametrize(
+    ("phase", "depth"),
+    [("both", "a bucket and 16 loads"), ("prefill", "a bucket"), ("decode", "16 loads")],
+)
+def test_the_depth_of_buckets_is_that_of_their_calls(phase: str, depth: str) -> None:
+    plan = make_plan(
+        engine="mooncake-bucket", io="buffered", queue_depth=1000, phase=phase,
+        backend="file", cache_dir="/data", origins={"queue_depth": "mooncake-bucket"},
+    )  # fmt: skip
+    found = DryRun(
+        plan=plan, options=build_options({}), forecast=forecast_of(), storage=(), argv=()
+    )
+    text = "\n".join(describe_dry_run(found, whole=True))
+    assert re.search(rf"queue_depth +{depth} \(mooncake-bucket\)", text)
+    assert re.search("request_depth +one after the other", text)
+
+
 def test_where_the_storage_decides_no_time_is_claimed() -> None:
     reported = time_needed(make_plan(), forecast_of(window_s=None), build_options({}))
     assert reported.startswith("as long as the storage needs for it: 3 trials")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_kvcache.backends.profiles import PROFILES
 from pytest_kvcache.measure.histogram import Histogram
 from pytest_kvcache.measure.series import TimeSeriesLedger, coarse_index
 from pytest_kvcache.measure.stalls import Stall
@@ -213,6 +215,16 @@ def test_what_reads_too_little_is_advised_what_it_does_not_do_yet(
     (text,) = (each.text for each in verdicts if each.code == "CACHED_READS")
     assert advice in text
     assert ("--kv-io" in text) == (io_mode == "buffered")
+
+
+@pytest.mark.parametrize("engine", ["mooncake-bucket", "mooncake-offset"])
+def test_direct_io_is_not_advised_where_the_engine_refuses_it(engine: str) -> None:
+    plan = sound_plan(engine=engine, io="buffered", queue_depth=PROFILES[engine].depth)
+    staged = {"staged_hit_blocks": 0} if plan.in_buckets else {}
+    ranks = [rank_result(0, io_mode="buffered", device_read_bytes=0, **staged)]
+    _trial, verdicts = evaluate_trial(sound_record(plan, ranks), plan)
+    (text,) = (each.text for each in verdicts if each.code == "CACHED_READS")
+    assert text.endswith(f"use more data than memory (--kv-io=direct does not go with {engine})")
 
 
 def test_what_the_kernel_counted_for_a_rank_may_still_come_from_a_cache_below() -> None:
@@ -1269,6 +1281,23 @@ def test_a_bucket_is_one_call_of_the_seventeen_that_may_be_in_flight(
     (text,) = (each.text for each in verdicts if "SATURATED" in each.code)
     assert said in text
     assert "--kv-queue-depth" not in text
+
+
+def test_one_bucket_that_is_always_written_is_what_the_engine_can_do() -> None:
+    plan = sound_plan(engine="mooncake-bucket", io="buffered", queue_depth=1000)
+    rank = rank_result(0, average_queue_depth=1.0, staged_hit_blocks=0)
+
+    def told(write_ms: int) -> dict[str, str]:
+        record = with_queue(sound_record(plan, [rank]), 10**12)
+        spent = Histogram()
+        spent.record(np.full(rank.write_count, write_ms * 10**6, dtype=np.int64))
+        record = replace(record, histograms=dict(record.histograms) | {"write": spent})
+        return {each.code: each.text for each in evaluate_trial(record, plan)[1]}
+
+    buckets = rank.write_count / plan.bucket_blocks
+    half_ms = math.ceil(30_000 / buckets)
+    assert "a bucket that is written at a time: load.*" in told(2 * half_ms)["SATURATED"]
+    assert "UNSATURATED" in told(half_ms // 2)
 
 
 def test_an_overloaded_trial_is_not_called_saturated_as_well() -> None:

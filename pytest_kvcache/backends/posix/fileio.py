@@ -197,8 +197,19 @@ class StoreDirectory:
         return found.f_files > 0 and not found.f_favail and found.f_bavail > 0
 
     def short(self, action: str, path: str, offset: int, wanted: int, got: int) -> StorageError:
-        """A transfer that moved too little."""
-        return StorageError(
-            f"{self.host}: short {action} of {path} at offset {offset}:"
-            f" wanted {wanted} bytes, got {got}"
-        )
+        """A transfer that moved too little; a write, for the filesystem has no more room."""
+        told = f"short {action} of {path} at offset {offset}: wanted {wanted} bytes, got {got}"
+        if action == "write" and self._lacks_room(wanted - got):
+            return StorageError(
+                f"the filesystem of {self.directory} on {self.host} is full ({told}); lower"
+                " --kv-storage-capacity-gb or give another --kv-cache-dir"
+            )
+        return StorageError(f"{self.host}: {told}")
+
+    def _lacks_room(self, wanted_bytes: int) -> bool:
+        """Whether so much has no room any more."""
+        try:
+            found = os.statvfs(self.directory)
+        except OSError:
+            return False
+        return found.f_bavail * found.f_frsize < wanted_bytes

@@ -40,6 +40,7 @@ def check_load(trial: Trial, plan: Plan) -> Iterator[Verdict]:
     busy = depth is None or depth >= _SATURATED_SHARE * plan.most_in_flight
     if waits is not None and _in_batches(plan):
         busy = busy or waits[0] >= _BATCHES_WAIT_SHARE * waits[1]
+    busy = busy or _writes_all_the_time(trial, plan)
     waited_for_room = waits is not None and waits[0] > waits[1]
     full = busy and waited_for_room
     piled = None
@@ -135,6 +136,9 @@ def _saturated(waited_ms: float, served_ms: float, trial: Trial, plan: Plan) -> 
         if (depth := trial.counters.average_queue_depth) is not None:
             at_a_time = f"{at_a_time} ({depth:.1f} transfers in flight)"
         limit = "the limit of one batch at a time, and the storage may do more"
+    if _writes_all_the_time(trial, plan):
+        at_a_time = "a bucket that is written at a time"
+        limit = "the limit of one bucket at a time, and the storage may do more"
     return Verdict.of(
         "SATURATED",
         f"operations waited {format_short(waited_ms)} ms{tail} in the rank's own queue and were"
@@ -147,6 +151,15 @@ def _saturated(waited_ms: float, served_ms: float, trial: Trial, plan: Plan) -> 
 def _in_batches(plan: Plan) -> bool:
     """Whether a request's operations wait for the whole batch of another one."""
     return plan.batch_submits is not None
+
+
+def _writes_all_the_time(trial: Trial, plan: Plan) -> bool:
+    """Whether there mostly is a bucket that is written: there is never more than one of a rank."""
+    if not plan.in_buckets or trial.write.ms.mean is None:
+        return False
+    buckets = trial.write.count / plan.bucket_blocks
+    busy_s = buckets * trial.write.ms.mean / 1e3
+    return busy_s >= _SATURATED_SHARE * plan.np * trial.window_s
 
 
 def _waits(trial: Trial) -> tuple[float, float] | None:

@@ -54,7 +54,7 @@ def _hosts(filesystems: Sequence[FilesystemFacts]) -> str:
     return f"{first} and {more} more" if more else first
 
 
-def check_io_accounting(trial: Trial) -> Iterator[Verdict]:
+def check_io_accounting(trial: Trial, plan: Plan) -> Iterator[Verdict]:
     """Reads and writes apart; rank by rank and device by device.
 
     One that reads ahead must not stand in for one that reads a cache.
@@ -65,7 +65,7 @@ def check_io_accounting(trial: Trial) -> Iterator[Verdict]:
     if reads.verdict == "CACHED_READS":
         yield Verdict.of(
             "CACHED_READS",
-            f"{reads.why}; the rest came out of a cache, {_out_of_caches(trial.proof.io_mode)}",
+            f"{reads.why}; the rest came out of a cache, {_out_of_caches(trial, plan)}",
         )
     if writes.verdict == "CACHED_WRITES":
         yield Verdict.of(
@@ -82,12 +82,14 @@ def check_io_accounting(trial: Trial) -> Iterator[Verdict]:
         yield Verdict.of("UNPROVEN", "not proven to have reached a device: " + "; ".join(unproven))
 
 
-def _out_of_caches(io_mode: str) -> str:
-    if io_mode == "direct":
+def _out_of_caches(trial: Trial, plan: Plan) -> str:
+    if trial.proof.io_mode == "direct":
         return (
             "although the files are opened for direct I/O: look for a loop device without it, a"
             " filesystem that ignores it or a preloaded library, or use more data than memory"
         )
+    if plan.never_direct:
+        return f"use more data than memory (--kv-io=direct does not go with {plan.engine})"
     return "use --kv-io=direct or more data than memory"
 
 

@@ -82,7 +82,7 @@ def idle_error(ranks: Sequence[RankResult]) -> str | None:
 
 def _judge(trial: Trial, plan: Plan) -> Iterator[Verdict]:
     yield from check_storage(trial, plan)
-    yield from check_io_accounting(trial)
+    yield from check_io_accounting(trial, plan)
     yield from check_other_users(trial)
     yield from check_metadata(trial, plan)
     yield from check_window(trial, plan)

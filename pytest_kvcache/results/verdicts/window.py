@@ -170,12 +170,14 @@ def _check_stalls(trial: Trial, plan: Plan) -> Iterator[Verdict]:
     if stalls.count > 1:
         how_long = f"{stalls.count} times, for {stalls.total_s:.1f} s in all, the longest {longest}"
     what = "operation" if EVERY in stalls.kinds else " and no ".join(stalls.kinds)
+    slow = f"at most {plan.queue_depth} operations per rank are slow by that, so percentiles of"
+    slow += " reads and writes look no worse for it"
+    if plan.in_buckets:
+        slow = "each time a bucket that is written, and what is read meanwhile, is slow by that"
     yield Verdict.of(
         "STALL",
         f"the storage stalled {how_long}: no {what}{_of_whom(trial, plan)} was completed while"
-        f" some were in flight; at most {plan.queue_depth} operations per rank are slow by that, so"
-        " percentiles of reads and writes look no worse for it: see load.max_ms, request.p99_ms"
-        " and the series",
+        f" some were in flight; {slow}: see load.max_ms, request.p99_ms and the series",
     )
 
 

@@ -356,6 +356,16 @@ def test_a_write_that_moves_too_little_is_an_error(
         buffered.put_from("ab", 0, memoryview(bytes(CHUNK)))
 
 
+def test_a_write_that_finds_no_more_room_says_that_the_disk_is_full(
+    buffered: FileBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = os.statvfs_result((4096, 4096, 9, 0, 0, 9, 9, 9, 0, 255))
+    monkeypatch.setattr(os, "pwritev", lambda *_: 0)
+    monkeypatch.setattr(os, "statvfs", lambda _: free)
+    with pytest.raises(StorageError, match=r"on n1 is full \(short write .*\); lower --kv-st"):
+        buffered.put_from("ab", 0, memoryview(bytes(CHUNK)))
+
+
 def test_a_system_error_keeps_its_number(buffered: FileBackend) -> None:
     with pytest.raises(StorageError, match=r"n1: can't read .*/ab: No such file") as caught:
         buffered.get_into("ab", 0, memoryview(bytearray(CHUNK)))
