@@ -19,7 +19,8 @@ class Workers:
     ``lanes`` None: all of a request. With ``tiles`` each lane has an equal part of the request's
     objects, else the next one that is left. With ``batches`` what is under way of a kind is of one
     request, begun together, and nothing follows before all of it has ended; of reads there are up
-    to ``read_batches`` at a time, as far as there are buffers for all of each. One that ``packs``
+    to ``read_batches`` at a time, each with its part of the buffers; with a lane the next ones
+    that are begun are of the same request. One that ``packs``
     writes a batch by one call.
     """
 
@@ -30,6 +31,11 @@ class Workers:
     batches: bool = False
     read_batches: int = 1
     packs: bool = False
+
+    @property
+    def read_batch(self) -> int:
+        """How many objects a batch of reads has at most."""
+        return max(1, self.readers // self.read_batches)
 
     def slot_counts(self, transfer_bytes: int) -> tuple[int, int]:
         """Buffers for reading, with spare ones to check what was read, and for writing."""

@@ -14,20 +14,21 @@ from pytest_kvcache.engine.jobs import WORKER_OF, JobDispatcher
 from pytest_kvcache.ioengines.protocol import READ, WRITE
 
 if TYPE_CHECKING:
-    from collections import deque
+    from collections.abc import Sequence
 
     from pytest_kvcache.engine.operations import Operation, TransferSettings
     from pytest_kvcache.ioengines.protocol import Completion
 
 
 class _Batch:
-    """So many operations of a kind are ``left``."""
+    """So many operations of a kind are ``left``; the ``last`` one was begun last."""
 
-    __slots__ = ("left", "worker")
+    __slots__ = ("last", "left", "worker")
 
-    def __init__(self, worker: int, left: int) -> None:
+    def __init__(self, worker: int, operations: Sequence[Operation]) -> None:
         self.worker = worker
-        self.left = left
+        self.left = len(operations)
+        self.last = operations[-1]
 
 
 class BatchDispatcher(JobDispatcher):
@@ -41,6 +42,7 @@ class BatchDispatcher(JobDispatcher):
         assert not settings.sync  # no engine syncs
         assert settings.workers is not None
         self._most_batches = {READ: settings.workers.read_batches, WRITE: 1}
+        self._most_of_batch = {READ: settings.workers.read_batch, WRITE: settings.workers.writers}
         self._packs = settings.workers.packs
         self._under_way = {READ: 0, WRITE: 0}
         self._batch_at: dict[int, _Batch] = {}  # by slot
@@ -73,31 +75,30 @@ class BatchDispatcher(JobDispatcher):
         batch.left -= 1
         if not batch.left:
             self._under_way[batch.worker] -= 1
+            self._jobs.ended(batch.last)
 
     def _fill_slots(self) -> None:
         """Batches of each kind, as many as there may be."""
+        self._jobs.arrange()
         for kind, queue in self._jobs.startable.items():
             worker = WORKER_OF[kind]
             while queue and self._under_way[worker] < self._most_batches[worker]:
-                if not self._stage_batch(kind, queue):
+                if not self._stage_batch(kind):
                     break
 
-    def _stage_batch(self, kind: int, queue: deque[Operation]) -> bool:
+    def _stage_batch(self, kind: int) -> bool:
         """All of the first request, up to the most; nothing before there are buffers for it."""
-        worker, owner, count = WORKER_OF[kind], queue[0].owner, 0
-        for operation in queue:
-            if count == self._most[worker] or operation.owner is not owner:
-                break
-            count += 1
-        free = self._free[kind]
+        worker, free = WORKER_OF[kind], self._free[kind]
+        count = self._jobs.size_of_batch(kind, self._most_of_batch[worker])
         if len(free) < count or self._idle[worker] < count:
             return False
         self._idle[worker] -= count
         self._under_way[worker] += 1
-        batch = _Batch(worker, count)
-        for _ in range(count):
+        operations = self._jobs.take_batch(kind, count)
+        batch = _Batch(worker, operations)
+        for operation in operations:
             self._batch_at[free[-1]] = batch
-            self._stage_one(queue.popleft())
+            self._stage_one(operation)
         self._staged -= self._io.submit(self._depth - self._io.in_flight)
         return True
 

@@ -20,7 +20,7 @@ from pytest_kvcache.measure.recorder import STAGED, TRANSFER
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_kvcache.cache.buckets import Bucket
+    from pytest_kvcache.cache.buckets import Bucket, BucketIndex
     from pytest_kvcache.engine.blocks import Requests
     from pytest_kvcache.engine.operations import Operation, TransferSettings
     from pytest_kvcache.engine.requests import InFlightRequest
@@ -28,9 +28,12 @@ if TYPE_CHECKING:
 
 
 class BucketWrite:
-    """A bucket on its way to the storage: who filled it, and how many of its blocks are left."""
+    """A bucket on its way to the storage: who filled it, and how many of its blocks are left.
 
-    __slots__ = ("bucket", "failed", "has_room", "left", "request")
+    ``began_ns`` and ``ended_ns`` are those of the first and the last of its blocks.
+    """
+
+    __slots__ = ("began_ns", "bucket", "ended_ns", "failed", "has_room", "left", "request")
 
     def __init__(self, bucket: Bucket, request: InFlightRequest) -> None:
         self.bucket = bucket
@@ -38,15 +41,24 @@ class BucketWrite:
         self.has_room = False
         self.left = 0
         self.failed = False
+        self.began_ns = self.ended_ns = 0
 
 
 class BucketStore(OneTier):
     """The storage by itself, in buckets; takes what `OneTier` takes, with a `BucketIndex`."""
 
     def __init__(
-        self, requests: Requests, settings: TransferSettings, *, log: Log, **parts: Any
+        self,
+        requests: Requests,
+        settings: TransferSettings,
+        *,
+        index: BucketIndex,
+        log: Log,
+        **parts: Any,
     ) -> None:
-        super().__init__(requests, settings, log=log, **parts)
+        super().__init__(requests, settings, index=index, log=log, **parts)
+        # What is in the open bucket waits as well, and must never be what users wait for.
+        assert self.most_stores >= index.bucket_blocks - 1
         self._rows = log
         self._on_their_way: dict[Bucket, BucketWrite] = {}
 
@@ -122,17 +134,19 @@ class BucketStore(OneTier):
 
     # --- ends of operations ---------------------------------------------------------------
 
-    def _note_call(self, last: Operation, write: BucketWrite) -> None:
+    def _note_call(self, write: BucketWrite) -> None:
         """Book the one call that the bucket took."""
         if not write.failed:
             moved = sum(entry.block_bytes for entry in write.bucket.entries)
-            self._rows.add(TRANSFER, 0, last.started_ns, last.done_ns, moved, 0)
+            self._rows.add(TRANSFER, 0, write.began_ns, write.ended_ns, moved, 0)
 
     def _complete_write(self, operation: Operation, write: Any) -> None:
         self._note_write(operation, write)
+        write.began_ns = min(write.began_ns or operation.started_ns, operation.started_ns)
+        write.ended_ns = max(write.ended_ns, operation.done_ns)
         self.stores -= 1
         if not write.left:
-            self._note_call(operation, write)
+            self._note_call(write)
             request: InFlightRequest = write.request
             request.failed = request.failed or write.failed
             request.left -= 1

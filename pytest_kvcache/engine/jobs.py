@@ -8,6 +8,7 @@ begun when its last one has ended, before other jobs have their turn: the worker
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.engine.dispatch import Dispatcher
@@ -90,6 +91,28 @@ class JobQueue:
                 self._lane_of[first] = following
                 self.startable[kind].append(first)
                 self._held -= 1
+
+    def size_of_batch(self, kind: int, most: int) -> int:
+        """How many objects of the first job can begin together, up to so many."""
+        queue = self.startable[kind]
+        first = queue[0]
+        lane = self._lane_of.get(first)
+        if lane is not None:
+            return min(most, 1 + len(lane))
+        same = takewhile(lambda operation: operation.owner is first.owner, islice(queue, most))
+        return sum(1 for _operation in same)
+
+    def take_batch(self, kind: int, count: int) -> list[Operation]:
+        """Take so many of them; what follows in their lane can begin when the last has ended."""
+        queue = self.startable[kind]
+        taken = [queue.popleft()]
+        lane = self._lane_of.pop(taken[0], None)
+        source = queue if lane is None else lane
+        taken += [source.popleft() for _ in range(count - 1)]
+        if lane is not None:
+            self._held -= count - 1
+            self._lane_of[taken[-1]] = lane
+        return taken
 
     def _lanes(self, operations: list[Operation]) -> Iterator[tuple[Operation, _Lane]]:
         """The first object of each lane, and what follows it there."""

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pytest_kvcache.cache.buckets import BucketEntry, BucketIndex
-from pytest_kvcache.cache.index import Beside, Blocked, CacheIndex, unpin
+from pytest_kvcache.cache.buckets import BucketAdmission, BucketEntry, BucketIndex
+from pytest_kvcache.cache.index import Beside, Blocked, CacheIndex
 from pytest_kvcache.cache.tiers import Tier, TierStack
 from pytest_kvcache.phases import PHASES
 from pytest_kvcache.traces.operations import OVERWRITE, READ, WRITE
@@ -182,9 +182,10 @@ def _of_replay(plan: Plan, trace: Trace) -> Forecast:
     elif plan.trace.speedup:
         window_s = _span_s(trace, cycles, plan.trace.speedup)
     phase = PHASES[plan.phase]
-    where = "in tiers" if plan.tiers else "in buckets" if plan.in_buckets else ""
-    if where and phase.stores and sum(len(p.block_ids) for p in parts) * cycles > _MOST_BLOCKS:
-        why = why or f"of more than {_MOST_BLOCKS:,} blocks {where} it is not counted beforehand"
+    is_long = sum(len(part.block_ids) for part in parts) * cycles > _MOST_BLOCKS
+    if (plan.tiers or plan.in_buckets) and phase.stores and is_long:
+        where = "tiers" if plan.tiers else "buckets"
+        why = why or f"of more than {_MOST_BLOCKS:,} blocks in {where} it is not counted beforehand"
     counted = [] if why else [_counted(plan, part, cycles) for part in parts]
     blocks = sum(each.blocks for each in counted)
     by_tier = [sum(hits) for hits in zip(*(each.hits for each in counted), strict=True)]
@@ -205,7 +206,8 @@ def _of_replay(plan: Plan, trace: Trace) -> Forecast:
     reads = 0 if not phase.loads else again + (by_tier[-1] if is_split else hits)
     reads_told = is_known and (is_split or not plan.tiers or not phase.loads)
     reads_told = reads_told and not plan.unlike_parts  # windows and states are read in part
-    reads_told = reads_told and not plan.in_buckets  # what waits for its bucket is not read
+    if plan.in_buckets and phase.loads:
+        reads_told = False  # what is in memory when it is asked for, the storage decides
     names = [*(tier.name for tier in plan.tiers), "storage"] if is_split else []
     return Forecast(
         exact=is_known,
@@ -274,7 +276,7 @@ class _Counted:
 
 
 def _counted(plan: Plan, part: Trace, cycles: int) -> _Counted:
-    """What an exact LRU-prefix cache of one rank, or one of buckets, does with its part.
+    """What the cache of one rank does with its part: an exact LRU-prefix one, or one of buckets.
 
     Heads are always touched after tails, so what is present of a prompt is a leading run:
     all the rest that fits into the cache is stored. Several tiers decide request by request.
@@ -286,7 +288,7 @@ def _counted(plan: Plan, part: Trace, cycles: int) -> _Counted:
         by_tier = (*(counts.hit_blocks for counts in before), storage.hit_blocks)
         return _Counted(curve.prompt_blocks, by_tier, storage.stored_blocks, alone, best)
     if plan.in_buckets and PHASES[plan.phase].stores:
-        hits, stored = _packed(plan, part, cycles)
+        hits, stored = _bucketed(plan, part, cycles)
         return _Counted(curve.prompt_blocks, (hits,), stored, stored, best)
     kept = int(np.minimum(np.diff(part.offsets), capacity_blocks).sum()) * cycles
     hits = curve.hit_blocks(capacity_blocks)
@@ -315,29 +317,25 @@ def _replayed(plan: Plan, part: Trace, cycles: int) -> tuple[tuple[TierCounts, .
     return stack.counts, alone
 
 
-def _packed(plan: Plan, part: Trace, cycles: int) -> tuple[int, int]:
-    """Hits of one rank that packs blocks into buckets, and blocks of those that were full."""
-    index = BucketIndex(
+def _bucketed(plan: Plan, part: Trace, cycles: int) -> tuple[int, int]:
+    """What a rank that packs blocks into buckets finds of its part, and what it writes."""
+    index = BucketIndex(  # a block is a byte
         plan.capacity_blocks, page_bytes=1, block_bytes=1, bucket_blocks=plan.bucket_blocks
     )
-    hits = stored = 0
     for keys in _prompts(part, cycles):
         admission = index.admit(keys, len(keys), 1)
-        assert not isinstance(admission, Blocked)  # nothing is ever under way
-        hits += len(admission.hits)
+        assert isinstance(admission, BucketAdmission)  # nothing is ever under way
         for entry in admission.inserts:
             assert isinstance(entry, BucketEntry)
             entry.put()
-        for bucket in admission.sealed:
-            stored += len(bucket.entries)
-            for entry in bucket.entries:
-                index.commit(entry)
-        unpin(admission.hits)
-    return hits, stored
+        index.release(admission)
+        for entry in chain.from_iterable(bucket.entries for bucket in admission.sealed):
+            index.commit(entry)
+    return index.hit_blocks, index.committed_blocks
 
 
 def _prompts(part: Trace, cycles: int) -> Iterator[list[bytes]]:
-    """The keys of each request of one rank, in the order in which they are decided."""
+    """The keys of its requests, again and again."""
     ids = [block.to_bytes(16, "big", signed=True) for block in part.block_ids.tolist()]
     prompts = [ids[begin:end] for begin, end in pairwise(part.offsets.tolist())]
     return chain.from_iterable(repeat(prompts, cycles))
@@ -367,6 +365,22 @@ def _span_s(trace: Trace, cycles: int, speedup: float) -> float:
 # --- dialogues of synthetic users -----------------------------------------------------------
 
 
+def _why_evictions(plan: Plan, stored_blocks: float) -> str:
+    """Why what is still used may go, of what one rank stores in all; empty: it does not."""
+    if plan.need_blocks > plan.room_blocks:
+        return (
+            "the working set is larger than the capacity, and what is evicted depends on how"
+            " many turns the storage lets the users take"
+        )
+    bucket = plan.bucket_blocks
+    if plan.in_buckets and stored_blocks > plan.room_blocks // bucket * bucket:
+        return (
+            "all that is stored is more than the capacity, and buckets go whole, with what is"
+            " still used of them"
+        )
+    return ""
+
+
 def _of_dialogues(plan: Plan, family: WorkloadFamily) -> Forecast:
     users = min(plan.users, _MOST_USERS)
     context = replace(plan.context(0, None), users=users)
@@ -392,10 +406,11 @@ def _of_dialogues(plan: Plan, family: WorkloadFamily) -> Forecast:
         stored, read = rehearsal.work() if span_s is None else rehearsal.run(span_s)
     # With evictions there are fewer hits: more is written then, and less read. Where nothing is
     # ever hit, as much is written whatever is evicted.
-    fits = need <= plan.room_blocks or rehearsal.hit_ratio == 0
-    at_least_hits = fits or not PHASES[plan.phase].stores
     is_by_users = plan.request_rate is None and plan.requests is None
     scale = _active_users(plan) / users * ranks if is_by_users else ranks
+    why = _why_evictions(plan, population + stored * scale / ranks / block_bytes)
+    fits = not why or rehearsal.hit_ratio == 0
+    at_least_hits = fits or not PHASES[plan.phase].stores
     return Forecast(
         exact=plan.restarts,
         population_bytes=population * block_bytes * ranks,
@@ -403,10 +418,7 @@ def _of_dialogues(plan: Plan, family: WorkloadFamily) -> Forecast:
         read_bytes=int(read * scale) if not plan.unlike_parts else None,
         window_s=span_s,
         hit_ratio=rehearsal.hit_ratio if fits else None,
-        why_no_hit_ratio=""
-        if fits
-        else "the working set is larger than the capacity, and what is evicted depends on how"
-        " many turns the storage lets the users take",
+        why_no_hit_ratio="" if fits else why,
         best_hit_ratio=rehearsal.hit_ratio,
         capacity_bytes=plan.capacity_blocks * block_bytes * ranks,
         room_bytes=plan.room_blocks * block_bytes * ranks,

@@ -674,7 +674,8 @@ class Plan:
         found = self.profile
         if self.in_buckets:
             batches = Workers.of_batches(self.bucket_blocks, None)
-            return replace(batches, read_batches=self.bucket_readers or 1, packs=True)
+            readers = self.bucket_readers or 1
+            return replace(batches, lanes=1, read_batches=readers, packs=True)
         if self.batch_submits is not None:
             return Workers.of_batches(self.queue_depth // 2, self.request_depth)
         if found.shares_workers or self.queue_depth != found.depth:
@@ -694,7 +695,7 @@ class Plan:
         """Transfers that can be under way in this phase: of readers and writers apart, its own."""
         workers, phase = self.workers, PHASES[self.phase]
         if self.bucket_readers is not None:
-            return self.bucket_readers * phase.loads + phase.stores
+            return min(self.bucket_readers, self.bucket_blocks) * phase.loads + phase.stores
         if workers is None:
             return self.queue_depth
         each = workers.readers * phase.loads + workers.writers * phase.stores

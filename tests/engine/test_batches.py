@@ -127,9 +127,9 @@ def test_so_many_requests_are_read_at_a_time_as_far_as_there_are_workers(
     clock: FakeClock, stage: Stage
 ) -> None:
     asked = [ask(0, "a", "b"), ask(1, "c"), ask(2, "d"), ask(3, "e")]
-    workers = replace(Workers.of_batches(4, None), read_batches=3)
+    workers = replace(Workers.of_batches(6, None), read_batches=3)
     script = Script([[request] for request in asked], population=asked)
-    rig = Rig(script, stage, clock=clock, queue_depth=8, workers=workers)
+    rig = Rig(script, stage, clock=clock, queue_depth=12, workers=workers)
     rig.start()
     first, second, third, fourth = stage.expect("get a", "get b", "get c", "get d")
     stage.release(first, third)

@@ -18,9 +18,13 @@ if TYPE_CHECKING:
 def rig_of(script: Script, stage: Stage, clock: FakeClock, **changes: Any) -> Rig:
     values: dict[str, Any] = {"bucket_blocks": 2, "capacity_blocks": 4, "most_stores": 8}
     values |= changes
+    readers = values.pop("readers", 1)
+    workers = replace(
+        Workers.of_batches(values["bucket_blocks"], None), lanes=1, read_batches=readers, packs=True
+    )
     return Rig(
-        script, stage, clock=clock, queue_depth=2 * values["bucket_blocks"],
-        workers=replace(Workers.of_batches(values["bucket_blocks"], None), packs=True), **values,
+        script, stage, clock=clock, queue_depth=2 * values["bucket_blocks"], workers=workers,
+        **values,
     )  # fmt: skip
 
 
@@ -78,6 +82,50 @@ def test_what_is_written_is_read(clock: FakeClock, stage: Stage) -> None:
     stage.release(*stage.expect("get a", "get b"))
     rig.finish()
     assert (rig.index.hit_blocks, staged(rig)) == (3, 1)
+
+
+def test_a_long_request_leaves_buffers_for_those_that_are_read_beside_it(
+    clock: FakeClock, stage: Stage
+) -> None:
+    asked = [ask(0, "a", "b", "c", "d"), ask(1, "e", "f", "g", "h")]
+    script = Script([[request] for request in asked], population=asked)
+    rig = rig_of(script, stage, clock, bucket_blocks=4, capacity_blocks=8, readers=2)
+    rig.start()
+    stage.release(*stage.expect("get a", "get b", "get e", "get f")[:2])
+    stage.release(*stage.expect("get c", "get d", "get e", "get f"))
+    stage.release(*stage.expect("get g", "get h"))
+    rig.finish()
+
+
+def test_a_request_is_read_by_one_reader_and_keeps_it(clock: FakeClock, stage: Stage) -> None:
+    asked = [ask(0, "a", "b", "c", "d"), ask(1, "e"), ask(2, "f", "g", "h")]
+    script = Script([[request] for request in asked], population=asked)
+    rig = rig_of(script, stage, clock, bucket_blocks=4, capacity_blocks=8, readers=2)
+    rig.start()
+    first, second, *_ = stage.expect("get a", "get b", "get e")
+    stage.release(first)
+    stage.expect("get b", "get e")  # though there are buffers for more of it
+    stage.release(second)
+    stage.release(*stage.expect("get c", "get d", "get e")[2:])
+    stage.release_all()
+    rig.finish()
+    assert rig.loop.counters.completed == 3
+
+
+def test_what_a_reader_has_left_when_the_time_is_over_is_not_read(
+    clock: FakeClock, stage: Stage
+) -> None:
+    asked = [ask(0, "a", "b", "c", "d")]
+    script = Script([asked], population=asked)
+    rig = rig_of(script, stage, clock, bucket_blocks=4, readers=2)
+    rig.start(window_ns=10, drain_s=0.0)
+    begun = stage.expect("get a", "get b")
+    clock.advance(20)
+    stage.wake()
+    stage.release(*begun)
+    rig.finish()
+    assert [str(call) for call in stage.calls] == ["get a", "get b"]
+    assert rig.recorder.censored["load"] == 1
 
 
 def test_a_bucket_makes_room_by_one_delete_before_it_is_written(
@@ -195,3 +243,19 @@ def test_dropped_stores_leave_what_is_in_memory_alone(
     kept = most + 1
     assert rig.loop.counters.dropped_blocks == 8 - kept
     assert rig.index.present_blocks == kept // 2 * 2
+
+
+def test_a_backend_that_moves_objects_one_by_one_has_taken_as_long_as_all_of_a_bucket(
+    clock: FakeClock, stage: Stage
+) -> None:
+    rig = rig_of(Script([[ask(0, "a", "b")]]), stage, clock)
+    rig.start()
+    first, second = stage.expect("put a", "put b")
+    clock.advance(S)
+    second.at_ns = clock()  # it began when the first one had ended
+    stage.release(first)
+    clock.advance(S)
+    stage.release(second)
+    rig.finish()
+    assert rig.recorder.in_flight_ns == 2 * S
+    assert rig.recorder.histograms["device"].sum_ns == 2 * S

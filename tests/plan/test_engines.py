@@ -172,7 +172,9 @@ def test_what_is_allocated_ahead_is_all_of_the_capacity() -> None:
 def test_a_bucket_has_as_many_blocks_as_fit_into_it() -> None:
     plan = planned(engine="mooncake-bucket", storage_capacity_gb="1GiB")
     assert (plan.in_buckets, plan.bucket_blocks) == (True, 500)
-    assert plan.workers == replace(Workers.of_batches(500, None), read_batches=16, packs=True)
+    assert plan.workers == replace(
+        Workers.of_batches(500, None), lanes=1, read_batches=16, packs=True
+    )
     assert plan.bucket_readers == 16
     assert plan.most_waiting_stores == 2_000
     assert plan.disk_bytes_per_block == plan.stored_bytes + 256

@@ -92,6 +92,27 @@ def test_what_is_stored_is_read_again_as_often_as_was_asked_for() -> None:
     assert tiered.read_bytes == (1 + 2 * 2) * BLOCK
 
 
+def test_of_buckets_the_oldest_goes_whole_and_what_is_read_of_the_storage_is_not_told() -> None:
+    first, second = [*range(300)], [*range(300, 600)]
+    trace = small_trace([first, second, first, second])
+    found = replayed(trace, engine="mooncake-bucket", capacity_blocks=500)  # a bucket
+    assert found.hit_ratio == pytest.approx(600 / 1200)
+    assert (found.written_bytes, found.read_bytes) == (500 * BLOCK, None)
+    prefill = replayed(trace, engine="mooncake-bucket", capacity_blocks=500, phase="prefill")
+    assert (prefill.written_bytes, prefill.read_bytes) == (500 * BLOCK, 0)
+
+
+@pytest.mark.parametrize(("capacity", "told"), [(500, "buckets go whole"), (100_000, "")])
+def test_the_hits_of_users_are_told_where_no_bucket_goes(capacity: int, told: str) -> None:
+    found = synthetic(
+        scenario="chat", engine="mooncake-bucket", capacity_blocks=capacity, requests=200,
+        duration_s=None,
+    )  # fmt: skip
+    assert found.need_bytes < 500 * BLOCK
+    assert (found.hit_ratio is None) == bool(told)
+    assert told in found.why_no_hit_ratio
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_every_rank_of_a_replay_has_a_cache_of_its_own(ranks: int) -> None:
     trace = small_trace([[1, 2], [3, 4], [1, 2], [3, 4, 5]])

@@ -109,9 +109,7 @@ def _unsaturated(depth: float, trial: Trial, plan: Plan) -> Verdict:
         ahead, knob = "that were asked for at the same moment", "--kv-queue-depth"
         if plan.request_depth is not None or plan.in_buckets:
             ahead = "of the same request that went before, or for a worker"
-            knob = "--kv-request-depth and --kv-queue-depth"
-        if plan.in_buckets:
-            knob = "--kv-engine"
+            knob = "--kv-engine" if plan.in_buckets else "--kv-request-depth and --kv-queue-depth"
         speed = (
             f"{speed}; operations still waited {format_short(waits[0])} ms on average, for those"
             f" {ahead}: load.* is as long with this {knob} only"
