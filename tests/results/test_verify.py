@@ -143,6 +143,17 @@ def is_free(path: Path) -> bool:
     return any(re.fullmatch(pattern, ".".join(map(str, path))) for pattern in FREE)
 
 
+def is_of_some_ranks(data: dict[str, Any], path: Path) -> bool:
+    """Whether another rank does not know this number: then nothing in the file follows from it.
+
+    Of a run of milliseconds one rank may have looked how many requests wait, and the other not.
+    """
+    if len(path) != 7 or path[4] != "ranks":
+        return False
+    ranks = data["cases"][path[1]]["trials"][path[3]]["ranks"]
+    return any(rank[path[6]] is None for rank in ranks)
+
+
 def repeats_another(path: Path) -> bool:
     """Whether a part is one of many alike; checking one of them saves a lot of time."""
     return (
@@ -166,7 +177,8 @@ def test_no_number_can_be_changed_unseen(real_run: dict[str, Any]) -> None:
     assert len(found) > 150
     for path, value in found:
         with forged(real_run, path, value + 1):
-            if not is_free(path) and not complaints(real_run):
+            free = is_free(path) or is_of_some_ranks(real_run, path)
+            if not free and not complaints(real_run):
                 unseen.append(".".join(map(str, path)))
     assert unseen == []
     assert verify_run(real_run) == []
