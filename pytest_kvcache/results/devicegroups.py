@@ -187,11 +187,20 @@ def _most_bytes(ranks: Sequence[RankResult], plan: Plan) -> tuple[int, int]:
         if not is_durable(rank):  # the population may not have left the page cache before
             data_bytes += rank.populated_blocks * plan.stored_bytes
             changed += rank.populated_blocks * plan.objects_per_block
-        beside = SYNCED_METADATA_BLOCKS if rank.sync == "data" else METADATA_BLOCKS
-        written += copies * (data_bytes + changed * beside * _BLOCK_BYTES)
+        written += copies * (data_bytes + _most_beside_bytes(changed, rank, plan))
         if copies > 1:  # parity: old data is read to write new
             read += copies * data_bytes
     return read, written
+
+
+def _most_beside_bytes(changed_objects: int, rank: RankResult, plan: Plan) -> int:
+    """What is written beside the data of objects that were stored or removed, at most."""
+    files, names_bytes = changed_objects, 0
+    if plan.in_buckets:
+        files = 2 * -(-changed_objects // plan.bucket_blocks)
+        names_bytes = changed_objects * (plan.disk_bytes_per_block - plan.stored_bytes)
+    blocks = SYNCED_METADATA_BLOCKS if rank.sync == "data" else METADATA_BLOCKS
+    return files * blocks * _BLOCK_BYTES + names_bytes
 
 
 def _copies(rank: RankResult) -> int:

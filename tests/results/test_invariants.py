@@ -14,6 +14,7 @@ from pytest_kvcache.errors import ResultError
 from pytest_kvcache.masking import MASK
 from pytest_kvcache.measure.histogram import Histogram
 from pytest_kvcache.measure.series import KINDS
+from pytest_kvcache.results.devicegroups import _most_beside_bytes
 from pytest_kvcache.results.invariants import check_record, plan_faults, record_faults
 from pytest_kvcache.results.record import RankResult
 from pytest_kvcache.workloads.scenarios import TABLE
@@ -568,6 +569,16 @@ OF_BUCKETS: dict[str, Any] = {
 def test_what_is_said_of_buckets_agrees(changes: dict[str, Any], said: str | None) -> None:
     told = [each for each in of_rank(BUCKETS, **OF_BUCKETS | changes) if "rank 0" in each]
     assert (said is None and not told) or any(said and said in fault for fault in told)
+
+
+def test_a_bucket_is_two_files_to_what_others_did_on_its_disk() -> None:
+    """Not as many as it has objects: else others' writes would pass for ours."""
+    rank = rank_result(0)
+    in_one, each_its_file = (
+        _most_beside_bytes(1_000, rank, plan) for plan in (BUCKETS, sound_plan())
+    )
+    assert each_its_file == 1_000 * 4 * 4096
+    assert in_one == 2 * 2 * 4 * 4096 + 1_000 * 256
 
 
 def test_without_buckets_nothing_is_staged() -> None:
